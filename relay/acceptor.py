@@ -1,0 +1,252 @@
+"""Who lets clients in: the relay thread itself at a listening socket, a thread of its own at a listener object."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .bridge import as_stream
+from .loop import Timer
+from .poller import IN
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from .tunnel import Tunnel
+
+__all__ = ["Acceptor", "ObjectAcceptor", "SocketAcceptor", "check_listener", "make_acceptor"]
+
+logger = logging.getLogger("relay")
+
+_BATCH = 32  # clients accepted in one turn
+_BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Acceptor(Protocol):
+    """What a tunnel wants of whoever lets clients in. All of it is called in the relay thread."""
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer. Idempotent."""
+
+    def close(self) -> None:
+        """Never again; closes the listener."""
+
+    def join(self, seconds: float) -> None:
+        """Wait for whatever still accepts, but not for longer."""
+
+
+def check_listener(receive: Any) -> None:
+    """Refuse what cannot be a listener.
+
+    :raises TypeError: if it is a TLS socket, or neither a socket nor an object with ``accept`` and ``close``.
+    :raises ValueError: if it is a socket that does not listen for streams.
+    """
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(receive, ssl.SSLSocket):
+        raise TypeError("receive: an SSLSocket cannot listen here; use relay.listen('tls://HOST:PORT?cert=FILE')")
+    if isinstance(receive, socket.socket):
+        if receive.fileno() < 0:
+            raise ValueError("receive: the socket is closed; a listening one is wanted")
+        if receive.type != socket.SOCK_STREAM:
+            raise ValueError(f"receive: a stream socket is wanted, not {receive.type.name}")
+        if not receive.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("receive: the socket does not listen; call its listen() first")
+    elif not (callable(getattr(receive, "accept", None)) and callable(getattr(receive, "close", None))):
+        kind = type(receive).__name__
+        raise TypeError(f"receive: a listening socket, or an object with accept() and close(), is wanted, not {kind}")
+
+
+def make_acceptor(tunnel: Tunnel, receive: Any) -> Acceptor:
+    """The acceptor for this kind of listener."""
+    return SocketAcceptor(tunnel, receive) if isinstance(receive, socket.socket) else ObjectAcceptor(tunnel, receive)
+
+
+class SocketAcceptor:
+    """Accepts in the relay thread.
+
+    :param tunnel: whose.
+    :param receive: a listening socket.
+    """
+
+    def __init__(self, tunnel: Tunnel, receive: socket.socket) -> None:
+        self._tunnel = tunnel
+        self._receive = receive
+        self._descriptor = receive.fileno()
+        self._listening = False
+        self._backoff = _BACKOFF[0]
+        self._retry = Timer(tunnel.loop.timers, self._try_again)
+        receive.setblocking(False)
+        # Linux gives these to every socket that is accepted here, and saves a system call for each.
+        self._inherits = sys.platform == "linux"
+        if receive.family in (socket.AF_INET, socket.AF_INET6):
+            prepare(receive)
+        else:
+            self._inherits = True
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        if not wanted:
+            self._retry.stop()
+            self._tunnel.loop.forget(self._descriptor)
+        elif self._tunnel.has_spare():
+            self._tunnel.loop.watch(self._descriptor, IN, self._ready)
+        else:
+            self._back_off(time.monotonic())
+
+    def close(self) -> None:
+        """Never again."""
+        self.listen(False)
+        self._receive.close()
+
+    def join(self, seconds: float) -> None:
+        """Nothing to wait for."""
+
+    def _ready(self, event: int, now: float) -> None:
+        accept = self._receive.accept
+        tunnel = self._tunnel
+        for _ in range(_BATCH):
+            try:
+                client, peer = accept()
+            except BlockingIOError:
+                break
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._failed(error, now)
+                return
+            client.setblocking(False)
+            if not self._inherits:
+                prepare(client)
+            tunnel.accepted(client, None, peer, now)
+            if not self._listening:
+                return
+            if not tunnel.has_spare():
+                self._back_off(now)
+                return
+        self._backoff = _BACKOFF[0]
+
+    def _failed(self, error: OSError, now: float) -> None:
+        name = self._tunnel.name
+        if self._receive.fileno() < 0:
+            logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
+            self._tunnel.loop.forget(self._descriptor)
+            return
+        if self._backoff == _BACKOFF[0]:
+            hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
+            logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
+        self._back_off(now)
+
+    def _back_off(self, now: float) -> None:
+        self._tunnel.loop.forget(self._descriptor)
+        self._retry.start(now + self._backoff, now)
+        self._backoff = min(self._backoff * 2, _BACKOFF[1])
+
+    def _try_again(self, now: float) -> None:
+        if self._tunnel.has_spare():
+            self._tunnel.loop.watch(self._descriptor, IN, self._ready)
+        else:
+            self._back_off(now)
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: go on accepting after a while."""
+        self._back_off(now)
+
+
+class ObjectAcceptor:
+    """Accepts on a daemon thread, for ``accept`` of a listener object may block and cannot be waited for.
+
+    :param tunnel: whose.
+    :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
+    """
+
+    def __init__(self, tunnel: Tunnel, receive: Any) -> None:
+        self._tunnel = tunnel
+        self._receive = receive
+        self._changed = threading.Condition()
+        self._wanted = False
+        self._closed = False
+        self.thread = threading.Thread(target=self._work, name=f"{tunnel.name} accept", daemon=True)
+        self.thread.start()
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        with self._changed:
+            self._wanted = wanted
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Never again. A thread that ``accept`` does not let go is abandoned."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        try:
+            self._receive.close()
+        except Exception:
+            logger.exception("%s: closing the listener failed", self._tunnel.name)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread, but not for longer."""
+        self.thread.join(seconds)
+
+    def _work(self) -> None:
+        backoff = _BACKOFF[0]
+        while self._wait_until_wanted():
+            try:
+                stream = self._accept()
+            except Exception as error:  # whatever a foreign object raises: it must not end the tunnel
+                if self._closed:
+                    return
+                if backoff == _BACKOFF[0]:
+                    logger.warning("%s: the listener failed: %s", self._tunnel.name, error, exc_info=True)
+                if self._wait_to_be_closed(backoff):
+                    return
+                backoff = min(backoff * 2, _BACKOFF[1])
+            else:
+                backoff = _BACKOFF[0]
+                self._hand_over(*stream)
+
+    def _accept(self) -> tuple[Stream, Any]:
+        accepted, peer = self._receive.accept()
+        return as_stream(accepted), peer
+
+    def _hand_over(self, stream: Stream, peer: Any) -> None:
+        # One at a time, so that the limit of connections holds: the next accept waits for the answer to this one.
+        answered = threading.Event()
+        if self._tunnel.loop.call(functools.partial(self._handed_over, stream, peer, answered)):
+            answered.wait()
+        else:
+            stream.reset()
+
+    def _handed_over(self, stream: Stream, peer: Any, answered: threading.Event) -> None:
+        try:
+            self._tunnel.offered(stream, peer, time.monotonic())
+        finally:
+            answered.set()
+
+    def _wait_until_wanted(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted or self._closed)
+            return not self._closed
+
+    def _wait_to_be_closed(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
+
+def prepare(sock: socket.socket) -> None:
+    """Send small messages at once, and notice peers that have vanished (after 60 s and three probes, 10 s apart)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,0 +1,321 @@
+"""One relayed pair: two flows, their limits, and the reason it ended."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .flow import Flow
+from .poller import ERR, HUP, IN
+from .stream import Stream, reset
+
+if TYPE_CHECKING:
+    from .flow import Workspace
+    from .tunnel import Tunnel
+
+__all__ = ["Connection", "ConnectionRecord", "Limits", "State", "Stats"]
+
+logger = logging.getLogger("relay")
+
+_QUIET = 1.0  # seconds; apis: how long the end of a target is held back from a client stream without half-close
+
+
+class State(enum.Enum):
+    """Where a connection stands."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    HALF_CLOSED = "half-closed"
+    CLOSED = "closed"
+
+
+class ConnectionRecord(NamedTuple):
+    """What is to be known of one connection."""
+
+    peer: Any
+    """The address that the client came from, as ``accept()`` told it."""
+    target: str | None
+    """The name of the outgoing stream, once it is known."""
+    age: float
+    """Seconds from its acceptance until now, or until it ended."""
+    received: int
+    """Bytes from the client."""
+    sent: int
+    """Bytes to the client."""
+    engine: str
+    """``splice`` once either direction has been spliced, else ``copy``."""
+    state: str
+    """``connecting``, ``open``, ``half-closed`` or ``closed``."""
+    reason: str | None = None
+    """Why it ended; ``None`` while it lives."""
+
+
+class Stats(NamedTuple):
+    """What a tunnel has done so far."""
+
+    accepted: int
+    """Connections accepted."""
+    active: int
+    """Connections that live, connecting ones included."""
+    received: int
+    """Bytes from clients."""
+    sent: int
+    """Bytes to clients."""
+    failed: Mapping[str, int]
+    """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
+
+
+class Limits(NamedTuple):
+    """How long a connection may do what, in seconds; ``None`` for ever."""
+
+    lifetime: float | None
+    connect: float | None
+    idle: float | None
+    linger: float | None
+
+
+class Connection:
+    """One accepted client and the stream that was made for it. Belongs to the relay thread."""
+
+    __slots__ = (
+        "tunnel",
+        "limits",
+        "client",
+        "target",
+        "client_stream",
+        "target_stream",
+        "attempt",
+        "up",
+        "down",
+        "state",
+        "reason",
+        "peer",
+        "name",
+        "started",
+        "opened",
+        "finished",
+        "received",
+        "sent",
+        "spliced",
+        "over",
+        "tick",
+    )
+
+    up: Flow  # from the client to the target
+    down: Flow  # from the target to the client
+
+    def __init__(self, tunnel: Tunnel, client: socket.socket, stream: Stream | None, peer: Any, now: float) -> None:
+        self.tunnel = tunnel
+        self.limits = tunnel.limits
+        self.client = client
+        self.client_stream = stream  # None for a plain socket
+        self.target: socket.socket | None = None
+        self.target_stream: Stream | None = None
+        self.attempt: Any = None  # what makes the outgoing stream; None once there is one
+        self.state = State.CONNECTING
+        self.reason: str | None = None
+        self.peer = peer
+        self.name: str | None = None
+        self.started = now
+        self.opened = 0.0
+        self.finished = 0.0
+        self.received = self.sent = 0
+        self.spliced = False
+        self.over = False
+        self.tick = 0
+
+    # -- its life -------------------------------------------------------------------------------------------------
+
+    def wait_for_target(self, now: float) -> None:
+        """Read nothing from the client yet, but see its reset."""
+        self.tunnel.loop.watch(self.client.fileno(), 0, self.client_event)
+        self.set_deadline(now)
+
+    def client_event(self, event: int, now: float) -> None:
+        """The client hung up while its stream was being made."""
+        if event & ERR and not event & HUP and not self.client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return
+        if event & (ERR | HUP):
+            self.close("client_reset", now)
+
+    def open(self, target: socket.socket, stream: Stream | None, work: Workspace, now: float) -> None:
+        """The outgoing stream is there: relay."""
+        client = self.client
+        loop = work.loop
+        self.target = target
+        self.target_stream = stream
+        self.state = State.OPEN
+        self.opened = now
+        up = self.up = Flow(self, work, client, target)
+        down = self.down = Flow(self, work, target, client)
+        up.reverse = down
+        down.reverse = up
+        up.mask = down.mask = IN
+        if self.attempt is None:
+            loop.watch(up.descriptor, IN, up.handler)
+        else:
+            self.attempt = None
+            loop.poller.modify(up.descriptor, IN)
+            loop.handlers[up.descriptor] = up.handler
+        loop.watch(down.descriptor, IN, down.handler)
+        self.set_deadline(now)
+
+    def flow_ended(self, flow: Flow, now: float) -> None:
+        """One direction has come to its end: pass that on."""
+        source = self.client_stream if flow is self.up else self.target_stream
+        sink = self.target_stream if flow is self.up else self.client_stream
+        if source is not None and source.failure is not None and (error := source.failure()) is not None:
+            lost = "client_reset" if flow is self.up else "target_reset"
+            self.close(getattr(error, "reason", lost), now)
+        elif flow.reverse.ended:
+            self.close("done", now)
+        elif source is not None and not source.half_close:
+            self._end_both(flow, now)
+        else:
+            self.state = State.HALF_CLOSED
+            if sink is None or sink.half_close:
+                try:
+                    flow.sink.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # it was reset; the flow that reads from it will see that
+            self.set_deadline(now)
+
+    def _end_both(self, flow: Flow, now: float) -> None:
+        # What the other side still sends has nowhere to go. Closing with it unread would reset that side and cost it
+        # the last bytes of what it was sent, so it is read and dropped.
+        self.state = State.HALF_CLOSED
+        reverse = flow.reverse
+        reverse.held = None
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close("done", now)
+        reverse.use(reverse.discard)
+        reverse.want(IN)
+        flow.want(-1)
+        self.set_deadline(now)
+
+    def broken(self, flow: Flow, sock: socket.socket, now: float) -> None:
+        """A socket failed: whose?"""
+        self.close("client_reset" if sock is self.client else "target_reset", now)
+
+    def close(self, reason: str, now: float) -> None:
+        """End it, for this reason: by a close if all was said, else by a reset."""
+        if self.over:
+            return
+        self.over = True
+        if self.state is State.CONNECTING:
+            if self.attempt is not None:
+                self.attempt.abandon()
+                self.tunnel.loop.forget(self.client.fileno())
+        else:
+            up, down = self.up, self.down
+            self.received, self.sent = up.moved, down.moved
+            self.spliced = up.spliced or down.spliced
+            up.release()
+            down.release()
+            del self.up, self.down
+        self.tunnel.loop.timers.cancel(self)
+        clean = reason == "done"
+        self._let_go(self.client, self.client_stream, clean)
+        if self.target is not None:
+            self._let_go(self.target, self.target_stream, clean)
+        self.state = State.CLOSED
+        self.reason = reason
+        self.finished = now
+        self.target = self.target_stream = self.client_stream = self.attempt = None
+        self.tunnel.connection_over(self)
+
+    def _let_go(self, sock: socket.socket, stream: Stream | None, clean: bool) -> None:
+        if stream is not None:
+            self.tunnel.let_go(stream, clean)
+        elif clean:
+            self.tunnel.loop.discard(sock)
+        else:
+            reset(sock)
+
+    def after_fork(self) -> None:
+        """Close a forked child's copies of the sockets; nothing is told to the peers."""
+        self.over = True
+        self.client.close()
+        if self.target is not None:
+            self.target.close()
+        if self.attempt is not None:
+            self.attempt.after_fork()
+
+    # -- its limits -----------------------------------------------------------------------------------------------
+
+    def set_deadline(self, now: float) -> None:
+        """Have :meth:`expire` called when the next limit may be reached."""
+        due, _ = self.next_limit()
+        if due is not None:
+            self.tunnel.loop.timers.set(self, due, now)
+
+    def expire(self, now: float) -> None:
+        """A limit may have been reached. Bytes that moved meanwhile have put some of them off."""
+        if self.over:
+            return
+        due, reason = self.next_limit()
+        if due is None:
+            return
+        if now < due:
+            self.tunnel.loop.timers.set(self, due, now)
+        else:
+            self.close(reason, now)
+
+    def next_limit(self) -> tuple[float | None, str]:
+        """When the next limit is reached if no byte moves until then, and which."""
+        limits = self.limits
+        found: list[tuple[float, str]] = []
+        if limits.lifetime is not None:
+            found.append((self.started + limits.lifetime, "lifetime"))
+        if self.state is State.CONNECTING:
+            if limits.connect is not None:
+                found.append((self.started + limits.connect, "connect_timeout"))
+        else:
+            if limits.idle is not None:
+                found.append((max(self.opened, self.up.last, self.down.last) + limits.idle, "idle"))
+            if self.state is State.HALF_CLOSED:
+                found += self._half_closed_limits()
+        return min(found, default=(None, ""))
+
+    def _half_closed_limits(self) -> list[tuple[float, str]]:
+        ended = self.up if self.up.ended else self.down
+        other = ended.reverse
+        found = []
+        if self.limits.linger is not None:
+            found.append((max(ended.ended, other.last) + self.limits.linger, "linger"))
+        if other.handler == other.discard:
+            return [(ended.ended + (self.limits.linger or _QUIET), "done")]
+        held_back = self.client_stream is not None and not self.client_stream.half_close
+        if held_back and ended is self.down:
+            found.append((max(ended.ended, other.last + _QUIET), "done"))
+        return found
+
+    # -- what is told of it ---------------------------------------------------------------------------------------
+
+    def record(self, now: float) -> ConnectionRecord:
+        """Its record; safe from any thread."""
+        received, sent, spliced = self.received, self.sent, self.spliced
+        if not self.over:
+            try:
+                up, down = self.up, self.down
+                received, sent, spliced = up.moved, down.moved, up.spliced or down.spliced
+            except AttributeError:
+                pass  # it is not open yet, or no longer
+        return ConnectionRecord(
+            peer=self.peer,
+            target=self.name,
+            age=(self.finished or now) - self.started,
+            received=received,
+            sent=sent,
+            engine="splice" if spliced else "copy",
+            state=self.state.value,
+            reason=self.reason,
+        )
+
+    def __repr__(self) -> str:
+        return f"<connection from {self.peer} to {self.name}: {self.reason or self.state.value}>"

@@ -1,0 +1,319 @@
+"""One direction of a connection: bytes from a source socket to a sink socket, copied or spliced.
+
+The loop calls :attr:`Flow.handler` for the events of the flow's *source*. A flow reads only when all that it read before
+is written, so that what it holds is bounded by one buffer or one pipe whatever the peers do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from .poller import ERR, HUP, IN, OUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import Connection
+    from .loop import Loop
+    from .pipes import Pipe, PipePool
+
+__all__ = ["BUFFER", "Flow", "Workspace"]
+
+BUFFER = 65536  # bytes that one step copies at most
+_BULK_AFTER = 3  # full buffers in a row that make a flow splice
+_SMALL = 16384  # a splice below this many bytes costs more than copying them
+_LAST_WORDS = 16  # buffers that are still passed on after a reset
+_COPY_AFTER = 8  # small splices in a row that make a flow copy again
+
+
+class Workspace:
+    """What all flows of one thread share.
+
+    :param loop: the thread's loop.
+    :param pipes: its pipes, or ``None`` where there is no ``splice``.
+    """
+
+    __slots__ = ("loop", "pipes", "view")
+
+    def __init__(self, loop: Loop, pipes: PipePool | None) -> None:
+        self.loop = loop
+        self.pipes = pipes
+        self.view = memoryview(bytearray(BUFFER))
+
+
+class Flow:
+    """One direction. It ends by an end of file at its source, which it passes on to its sink.
+
+    The interest in a socket's events is kept by the flow that reads from it; the flow that writes to it asks its
+    :attr:`reverse`.
+    """
+
+    __slots__ = (
+        "connection",
+        "reverse",
+        "work",
+        "source",
+        "sink",
+        "descriptor",
+        "mask",
+        "receive",
+        "send",
+        "view",
+        "handler",
+        "held",
+        "pipe",
+        "piped",
+        "streak",
+        "spliceable",
+        "spliced",
+        "moved",
+        "last",
+        "ended",
+    )
+
+    reverse: Flow
+
+    def __init__(self, connection: Connection, work: Workspace, source: socket.socket, sink: socket.socket) -> None:
+        self.connection = connection
+        self.work = work
+        self.source = source
+        self.sink = sink
+        self.descriptor = source.fileno()
+        self.mask = -1  # not registered
+        self.receive = source.recv_into
+        self.send = sink.send
+        self.view = work.view
+        self.handler: Callable[[int, float], None] = self.copy
+        self.held: memoryview | None = None
+        self.pipe: Pipe | None = None
+        self.piped = 0
+        self.streak = 0
+        self.spliceable = work.pipes is not None
+        self.spliced = False
+        self.moved = 0  # bytes that the sink has taken
+        self.last = 0.0  # when it last took some, monotonic seconds
+        self.ended = 0.0  # when the source came to its end; 0.0 while it has not
+
+    # -- the hot path ---------------------------------------------------------------------------------------------
+    #
+    # One read, one write, and back to the loop, which serves everybody else before it comes again. A read that does not
+    # fill the buffer has drained the source; a second one would only say so at the price of a system call.
+
+    def copy(self, event: int, now: float) -> None:
+        """Move what the source has, by way of the shared buffer."""
+        if event != IN:
+            return self.other(event, now)
+        view = self.view
+        try:
+            size = self.receive(view)
+        except OSError as error:
+            return self.source_failed(error, now)
+        if not size:
+            return self.end(now)
+        try:
+            sent = self.send(view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            return self.sink_failed(error, now)
+        self.moved += sent
+        self.last = now
+        if sent != size:
+            self.held = memoryview(bytes(view[sent:size]))
+            self.block()
+        elif size == BUFFER:
+            self.full()
+        elif self.streak:
+            self.streak = 0
+
+    def splice(self, event: int, now: float) -> None:
+        """Move what the source has without bringing it into this process."""
+        if event != IN:
+            return self.other(event, now)
+        pipes = self.work.pipes
+        pipe = pipes.take()  # type: ignore[union-attr]
+        if pipe is None:
+            self.use(self.copy)
+            return self.copy(event, now)
+        try:
+            size = os.splice(self.descriptor, pipe.writer, pipe.size, flags=_NONBLOCK)
+        except OSError as error:
+            pipes.give(pipe)  # type: ignore[union-attr]
+            if error.errno == errno.EINVAL:
+                return self.never_splice(event, now)
+            return self.source_failed(error, now)
+        if not size:
+            pipes.give(pipe)  # type: ignore[union-attr]
+            return self.end(now)
+        try:
+            sent = os.splice(pipe.reader, self.sink.fileno(), size, flags=_NONBLOCK)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            pipes.destroy(pipe)  # type: ignore[union-attr]
+            return self.sink_failed(error, now)
+        self.moved += sent
+        self.last = now
+        if sent != size:
+            self.pipe, self.piped = pipe, size - sent
+            self.block()
+        else:
+            pipes.give(pipe)  # type: ignore[union-attr]
+        if size >= _SMALL:
+            self.streak = 0
+        else:
+            self.small()
+
+    # -- back pressure --------------------------------------------------------------------------------------------
+
+    def block(self) -> None:
+        """The sink takes no more: stop reading, wait until it does."""
+        self.want(max(self.mask, 0) & ~IN)
+        self.reverse.want(max(self.reverse.mask, 0) | OUT)
+
+    def drain(self, now: float) -> None:
+        """The sink takes bytes again."""
+        try:
+            if self.held is not None:
+                sent = self.send(self.held)
+                self.held = self.held[sent:] or None
+            elif self.pipe is not None:
+                sent = os.splice(self.pipe.reader, self.sink.fileno(), self.piped, flags=_NONBLOCK)
+                self.piped -= sent
+                if not self.piped:
+                    self.work.pipes.give(self.pipe)  # type: ignore[union-attr]
+                    self.pipe = None
+            else:
+                sent = 0
+        except BlockingIOError:
+            return
+        except OSError as error:
+            return self.sink_failed(error, now)
+        if sent:
+            self.moved += sent
+            self.last = now
+        if self.held is None and self.pipe is None:
+            self.reverse.want(self.reverse.mask & ~OUT)
+            if not self.ended:
+                self.want(max(self.mask, 0) | IN)
+
+    def other(self, event: int, now: float) -> None:
+        """Whatever is not simply "the source has bytes"."""
+        connection = self.connection
+        if event & OUT:
+            self.reverse.drain(now)
+            if connection.over:
+                return
+        if self.mask & IN and self.mask > 0:
+            if event & (IN | ERR | HUP):
+                self.handler(IN, now)
+        elif event & ERR and (number := self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            self.source_failed(OSError(number, os.strerror(number)), now)
+        elif event & HUP:
+            # Nothing can be waited for here any more, and a hang-up is reported without end.
+            self.want(-1)
+
+    def want(self, mask: int) -> None:
+        """Wait for these events of the source; −1 takes it out of the loop."""
+        if mask == self.mask:
+            return
+        loop = self.work.loop
+        if mask < 0:
+            loop.forget(self.descriptor)
+        elif self.mask < 0:
+            loop.watch(self.descriptor, mask, self.handler)
+        else:
+            loop.poller.modify(self.descriptor, mask)
+        self.mask = mask
+
+    # -- which engine ---------------------------------------------------------------------------------------------
+
+    def use(self, handler: Callable[[int, float], None]) -> None:
+        """Move bytes in another way from now on."""
+        self.handler = handler
+        self.streak = 0
+        if self.mask >= 0:
+            self.work.loop.handlers[self.descriptor] = handler
+
+    def full(self) -> None:
+        """A read filled the buffer: several in a row are a bulk transfer."""
+        self.streak += 1
+        if self.streak >= _BULK_AFTER and self.spliceable:
+            self.spliced = True
+            self.use(self.splice)
+
+    def small(self) -> None:
+        """A splice moved little: several in a row are not a bulk transfer any more."""
+        self.streak += 1
+        if self.streak >= _COPY_AFTER:
+            self.use(self.copy)
+
+    def never_splice(self, event: int, now: float) -> None:
+        """These sockets cannot be spliced."""
+        self.spliceable = False
+        self.use(self.copy)
+        self.copy(event, now)
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def end(self, now: float) -> None:
+        """The source came to its end. It is data that travels: it ends this direction only."""
+        self.ended = now
+        self.want(max(self.mask, 0) & ~IN)
+        self.connection.flow_ended(self, now)
+
+    def source_failed(self, error: OSError, now: float) -> None:
+        """Reading failed."""
+        if not isinstance(error, BlockingIOError):
+            self.connection.broken(self, self.source, now)
+
+    def sink_failed(self, error: OSError, now: float) -> None:
+        """Writing failed. What the sink's peer said before it reset is still passed on, as the kernel does."""
+        self.reverse.last_words()
+        self.connection.broken(self, self.sink, now)
+
+    def last_words(self) -> None:
+        """Pass on what has arrived, as far as that needs no waiting."""
+        try:
+            for _ in range(_LAST_WORDS):
+                if self.held is not None or self.pipe is not None or self.ended:
+                    return
+                size = self.receive(self.view)
+                if not size:
+                    return
+                sent = self.send(self.view[:size])
+                self.moved += sent
+                if sent != size:
+                    return
+        except OSError:
+            pass  # either end is gone: nothing more can be passed on
+
+    def discard(self, event: int, now: float) -> None:
+        """Read and drop, until the source ends: what a peer still sends to a stream that has ended."""
+        try:
+            if self.receive(self.view):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.connection.close("done", now)
+
+    def release(self) -> None:
+        """Let everything go but the figures."""
+        if self.mask >= 0:
+            self.want(-1)
+        if self.pipe is not None:
+            self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
+        self.held = self.pipe = None
+        del self.reverse, self.receive, self.send, self.handler, self.source, self.sink, self.connection
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: end the connection."""
+        self.connection.close("factory_error", now)
+
+
+_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)

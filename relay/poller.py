@@ -1,0 +1,56 @@
+"""Readiness of descriptors: ``epoll`` where there is one, the same over ``select.poll`` elsewhere."""
+
+from __future__ import annotations
+
+import math
+import select
+from typing import Protocol
+
+__all__ = ["ERR", "HUP", "IN", "OUT", "Poller", "make_poller"]
+
+# The four have the same values for epoll and poll, on every system that has either.
+IN, OUT, ERR, HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
+
+
+class Poller(Protocol):
+    """What :class:`select.epoll` offers. A mask of 0 still reports ERR and HUP: a reset is seen without reading."""
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch a descriptor that is not yet watched."""
+
+    def modify(self, fd: int, eventmask: int, /) -> None:
+        """Change what is waited for."""
+
+    def unregister(self, fd: int, /) -> None:
+        """Watch it no longer."""
+
+    def poll(self, timeout: float | None = None, maxevents: int = -1, /) -> list[tuple[int, int]]:
+        """Wait for events, for at most ``timeout`` seconds (−1 or ``None``: for ever)."""
+
+    def close(self) -> None:
+        """Let the system's resources go."""
+
+
+class PollPoller:
+    """:class:`select.poll` with the manners of :class:`select.epoll`: level-triggered, seconds, a limit of events."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self.register = self._poll.register
+        self.modify = self._poll.modify
+        self.unregister = self._poll.unregister
+
+    def poll(self, timeout: float | None = None, maxevents: int = -1, /) -> list[tuple[int, int]]:
+        """Wait for events; all that are ready are returned, so that none starves behind the limit."""
+        if timeout is None or timeout < 0:
+            return self._poll.poll()
+        return self._poll.poll(math.ceil(timeout * 1000))
+
+    def close(self) -> None:
+        """Nothing to let go: the set of descriptors lives in this process."""
+
+
+def make_poller() -> Poller:
+    """The best poller of this system."""
+    epoll = getattr(select, "epoll", None)
+    return epoll() if epoll is not None else PollPoller()  # type: ignore[no-any-return]

@@ -1,0 +1,247 @@
+"""Which address to try next, and when: connection racing after RFC 8305 ("happy eyeballs").
+
+:class:`Race` does no I/O and reads no clock. The engine drives it beside its other work, :func:`connect` drives it in
+the caller's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from .errors import ConnectError
+from .stream import Stream
+
+__all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket"]
+
+ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last one; RFC 8305, section 5
+
+
+class Endpoint(NamedTuple):
+    """One thing that ``connect(2)`` takes."""
+
+    family: int
+    address: Any
+
+    def __str__(self) -> str:
+        if self.family == socket.AF_INET:
+            return "{}:{}".format(*self.address)
+        if self.family == socket.AF_INET6:
+            return "[{}]:{}".format(*self.address[:2])
+        return str(self.address)
+
+
+class Cancel(Protocol):
+    """What tells a factory that nobody waits for its stream any more."""
+
+    def is_set(self) -> bool:
+        """Whether the attempt was given up."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the attempt is given up."""
+
+
+def interleave(endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+    """Order addresses so that families alternate, the first one's family first (RFC 8305, section 4)."""
+    families: dict[int, list[Endpoint]] = {}
+    for endpoint in dict.fromkeys(endpoints):
+        families.setdefault(endpoint.family, []).append(endpoint)
+    queues = list(families.values())
+    longest = max(map(len, queues), default=0)
+    return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
+
+
+class Race:
+    """The order and the times of the attempts to reach one target.
+
+    Whoever drives it asks :meth:`next` for an address, tells :meth:`failed` of each attempt that failed, and asks again
+    when an attempt fails or the time in :attr:`again` has come.
+
+    :param endpoints: the addresses, in the resolver's order.
+    """
+
+    __slots__ = ("_waiting", "_running", "again", "error")
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._waiting = interleave(endpoints)[::-1]
+        self._running = 0
+        self.again: float | None = None
+        self.error: OSError | None = None
+
+    def next(self, now: float) -> Endpoint | None:
+        """The address to try now, or ``None`` if it is not yet time or none is left."""
+        if not self._waiting or (self.again is not None and now < self.again):
+            return None
+        endpoint = self._waiting.pop()
+        self._running += 1
+        self.again = now + ATTEMPT_DELAY if self._waiting else None
+        return endpoint
+
+    def failed(self, error: OSError) -> None:
+        """One attempt failed, and the next may begin at once.
+
+        The first error is kept, for it belongs to the address that the resolver likes best.
+        """
+        self._running -= 1
+        self.again = None
+        if self.error is None:
+            self.error = error
+
+    @property
+    def lost(self) -> bool:
+        """Whether no attempt runs and no address is left."""
+        return not self._running and not self._waiting
+
+
+def open_socket(endpoint: Endpoint) -> tuple[socket.socket, int]:
+    """Begin a non-blocking connect.
+
+    :returns: the socket and the error number of the connect: 0 if it is connected, ``EINPROGRESS`` if it is under way,
+        ``EAGAIN`` if a Unix listener's backlog is full and the connect has *not* begun, else why it failed.
+    :raises OSError: if there is no socket to be had.
+    """
+    family, address = endpoint
+    made = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
+    try:
+        made.setblocking(False)
+        if family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        status = made.connect_ex(address)
+        if status == errno.EINPROGRESS:
+            # A connect over loopback is over by now, and asking again is cheaper than waiting for an event.
+            status = made.connect_ex(address)
+            if status in (errno.EALREADY, errno.EISCONN):
+                status = 0 if status == errno.EISCONN else errno.EINPROGRESS
+    except BaseException:
+        made.close()
+        raise
+    return made, status
+
+
+def connect(endpoints: Sequence[Endpoint], target: str, deadline: float | None, cancel: Cancel | None) -> socket.socket:
+    """Connect to the first of several addresses that answers.
+
+    :param endpoints: the addresses, in the resolver's order.
+    :param target: its name, for the error.
+    :param deadline: monotonic seconds, or ``None`` for as long as the system tries.
+    :param cancel: gives the attempt up when set.
+    :returns: a connected, non-blocking socket.
+    :raises ConnectError: refused, unreachable, timed out or given up; ``.reason`` tells.
+    """
+    race = Race(endpoints)
+    poller = select.poll()
+    running: dict[int, tuple[socket.socket, Endpoint]] = {}
+    if cancel is not None:
+        poller.register(cancel.fileno(), select.POLLIN)
+    try:
+        while True:
+            winner = _start(race, poller, running, deadline)
+            if winner is not None:
+                return winner
+            if race.lost:
+                raise connect_error(target, race.error)
+            now = time.monotonic()
+            waits = [at - now for at in (race.again, deadline) if at is not None]
+            if deadline is not None and now >= deadline:
+                raise connect_error(target, TimeoutError())
+            events = poller.poll(max(0.0, min(waits)) * 1000 + 1 if waits else None)
+            for descriptor, _ in events:
+                if descriptor not in running:
+                    raise ConnectError(f"{target}: the attempt was given up", reason="unreachable")
+                poller.unregister(descriptor)
+                made, endpoint = running.pop(descriptor)
+                error = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error == 0:
+                    return made
+                made.close()
+                race.failed(OSError(error, f"{endpoint}: {os.strerror(error)}"))
+    finally:
+        for made, _ in running.values():
+            made.close()
+
+
+def _start(
+    race: Race,
+    poller: select.poll,
+    running: dict[int, tuple[socket.socket, Endpoint]],
+    deadline: float | None,
+) -> socket.socket | None:
+    """Begin every attempt whose time has come; returns a socket if one connected at once."""
+    while (endpoint := race.next(time.monotonic())) is not None:
+        try:
+            made, status = open_socket(endpoint)
+        except OSError as error:
+            race.failed(error)
+            continue
+        if status == errno.EAGAIN:
+            status = connect_patiently(made, endpoint, deadline)
+        if status == 0:
+            return made
+        if status == errno.EINPROGRESS:
+            running[made.fileno()] = (made, endpoint)
+            poller.register(made, select.POLLOUT)
+        else:
+            made.close()
+            race.failed(OSError(status, f"{endpoint}: {os.strerror(status)}"))
+    return None
+
+
+def connect_patiently(made: socket.socket, endpoint: Endpoint, deadline: float | None) -> int:
+    """Connect to a Unix listener whose backlog is full: poll has no event for that, only a blocking connect waits.
+
+    :returns: 0, or the error number.
+    """
+    made.settimeout(None)
+    wait = max(0.001, deadline - time.monotonic()) if deadline is not None else 0.0
+    seconds = int(wait)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", seconds, int((wait - seconds) * 1e6)))
+    status = made.connect_ex(endpoint.address)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+    made.setblocking(False)
+    return errno.ETIMEDOUT if status in (errno.EAGAIN, errno.EINPROGRESS) else status
+
+
+def connect_error(target: str, error: OSError | None) -> ConnectError:
+    """The error of a connect as one sentence with its reason."""
+    if isinstance(error, ConnectError):
+        return error
+    number = error.errno if error is not None else None
+    if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
+        return ConnectError(f"{target}: no answer in time; is the host up and the port open?", reason="connect_timeout")
+    if number == errno.ECONNREFUSED:
+        return ConnectError(f"{target}: connection refused; is the service running?", reason="refused")
+    text = error.strerror or str(error) if error is not None else "no address"
+    return ConnectError(f"{target}: {text}", reason="unreachable")
+
+
+class Direct:
+    """A factory that needs nothing but a connect, so that an engine can make it itself.
+
+    :param target: its name in records, such as ``db.internal:5432``.
+    :param resolve: returns the addresses; may block (a name) and then runs on a thread of its own.
+    :param literal: whether ``resolve`` never blocks (an address, a path).
+    """
+
+    def __init__(self, target: str, resolve: Callable[[], Sequence[Endpoint]], *, literal: bool) -> None:
+        self.target = target
+        self.resolve = resolve
+        self.literal = literal
+
+    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Connect, and wait for it.
+
+        :param deadline: monotonic seconds, or ``None`` for as long as the system tries.
+        :param cancel: gives the attempt up when set.
+        :returns: a connected stream.
+        :raises ConnectError: refused, unreachable, timed out or given up; ``.reason`` tells.
+        """
+        return Stream(connect(self.resolve(), self.target, deadline, cancel), target=self.target)
+
+    def __repr__(self) -> str:
+        return f"<relay factory to {self.target}>"

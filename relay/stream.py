@@ -1,0 +1,103 @@
+"""What a factory returns and a listener accepts: a kernel socket, and what a socket cannot say of itself."""
+
+from __future__ import annotations
+
+import socket as sockets
+import struct
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+__all__ = ["Stream", "nonblocking"]
+
+_RESET = struct.pack("ii", 1, 0)
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Stream:
+    """A kernel socket with what else is to be known of it.
+
+    :param socket: a connected stream socket, or a non-blocking one whose connect is in progress. The stream owns it.
+    :param half_close: whether its transport can end one direction alone (TCP, Unix and our TLS can; SAM cannot).
+    :param target: its name in records and log lines, such as ``db.internal:5432``.
+    :param failure: called without argument at the end of file; returns an exception if that end was a failure (a lost
+        carrier, a truncated TLS stream) and ``None`` if it was a clean one. Must not block.
+    :param on_close: called without argument, exactly once, when the stream is over, on a thread that may block.
+    :raises TypeError: if ``socket`` is not a :class:`socket.socket`.
+
+    Source: ``Stream`` of the project's API, section 1.
+    """
+
+    __slots__ = ("socket", "half_close", "target", "failure", "on_close")
+
+    def __init__(
+        self,
+        socket: sockets.socket,
+        *,
+        half_close: bool = True,
+        target: str | None = None,
+        failure: Callable[[], BaseException | None] | None = None,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        if not isinstance(socket, sockets.socket):
+            raise TypeError(f"socket: a socket.socket is wanted, not {type(socket).__name__}")
+        self.socket = socket
+        self.half_close = half_close
+        self.target = target
+        self.failure = failure
+        self.on_close = on_close
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; −1 once it is closed."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket and call ``on_close``. Idempotent; may block if ``on_close`` does."""
+        self.socket.close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+
+    def reset(self) -> None:
+        """Close so that the far end learns that the transfer was cut, where its transport can say so. Idempotent."""
+        reset(self.socket)
+        self.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<relay.Stream to {self.target or 'a socket'}, descriptor {self.fileno()}>"
+
+
+def reset(socket: sockets.socket) -> None:
+    """Close ``socket`` so that its peer sees a reset and not an end of file, where its transport can say so.
+
+    TCP sends RST (``SO_LINGER`` with a time of zero); a Unix peer sees an end of file, or ECONNRESET if it left bytes
+    that were not read.
+    """
+    try:
+        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
+    except OSError:
+        pass
+    socket.close()
+
+
+def nonblocking(factory: Factory) -> Factory:
+    """Mark a factory that never blocks: a tunnel then calls it in its own thread, which saves a thread switch.
+
+    :param factory: any callable that returns at once, for instance with a socket whose connect is in progress.
+    :returns: the same callable.
+    :raises TypeError: if it cannot carry the mark (a bound method can not: mark its function, or wrap it).
+    """
+    try:
+        factory.nonblocking = True  # type: ignore[attr-defined]
+    except AttributeError:
+        raise TypeError(f"factory: {factory!r} cannot be marked; wrap it in a function or a lambda") from None
+    return factory

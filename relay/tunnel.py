@@ -1,0 +1,428 @@
+"""The relay thread: accepts from one listener, makes a stream for each client, and moves bytes both ways."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import inspect
+import logging
+import math
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from .acceptor import check_listener, make_acceptor
+from .connection import Connection, ConnectionRecord, Limits, Stats
+from .connector import MOST_CALLS, Connector
+from .flow import Workspace
+from .loop import Loop, Timer
+from .pipes import PipePool
+from .stream import Stream
+
+__all__ = ["Tunnel"]
+
+logger = logging.getLogger("relay")
+
+_REMEMBERED = 100  # ended connections that recent() tells of
+_LET_GO = 0.5  # seconds that close() waits for threads which are closing streams
+_tunnels: weakref.WeakSet[Tunnel] = weakref.WeakSet()
+_numbers = iter(range(1, 1 << 62))
+
+
+class Tunnel:
+    """Relays connections from a listener to streams that a factory makes.
+
+    A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both ways
+    until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction only, and a
+    reset is passed on as a reset. Socket errors never shut the tunnel down.
+
+    The original exchanged data "until one socket is closed", which loses the reply to a client that ends its request by
+    a half-close; here both directions end for themselves, and ``linger`` bounds how long the second may be silent.
+
+    The original warned that an attacker could keep a tunnel's socket open by pinging it regularly, and left it to the
+    accepted sockets to prevent that. Here ``timeout`` does: it bounds the whole life of a connection, whatever moves.
+
+    :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)`` and
+        ``close()``. The tunnel owns it and closes it.
+    :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
+        with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
+        ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may
+        name the keywords ``peer``, ``deadline`` (monotonic seconds) and ``cancel``. Closed with the tunnel if it has a
+        ``close``.
+    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit callers
+        wait in the listen backlog.
+    :param timeout: seconds that a connection may last from its acceptance, whatever it does; ``None`` for ever.
+    :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for ever.
+    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
+    :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
+        ever.
+    :param name: in the log, in ``repr`` and of the thread.
+    :raises TypeError: if an argument is of a wrong kind; ``make_send`` must not be a coroutine function.
+    :raises ValueError: if ``receive`` does not listen, or a number is out of range.
+    :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
+
+    Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are ours.
+    """
+
+    def __init__(
+        self,
+        receive: Any,
+        make_send: Callable[..., Any],
+        nconnect: int = -1,
+        timeout: float | None = 60.0,
+        *,
+        connect_timeout: float | None = 30.0,
+        idle_timeout: float | None = None,
+        linger: float | None = 60.0,
+        name: str | None = None,
+    ) -> None:
+        check_listener(receive)
+        _check_factory(make_send)
+        self._nconnect = _check_count(nconnect)
+        self.limits = Limits(
+            lifetime=_check_time("timeout", timeout),
+            connect=_check_time("connect_timeout", connect_timeout),
+            idle=_check_time("idle_timeout", idle_timeout),
+            linger=_check_time("linger", linger, zero=True),
+        )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: text is wanted, not {type(name).__name__}")
+        self.name = name or f"relay tunnel {next(_numbers)}"
+        self._receive = receive
+        self._make_send = make_send
+        self._address = _address_of(receive)
+        if hasattr(receive, "handshake_timeout"):
+            receive.handshake_timeout = self.limits.connect
+        self._connections: dict[Connection, None] = {}
+        self._recent: collections.deque[Connection] = collections.deque(maxlen=_REMEMBERED)
+        self._offered: collections.deque[tuple[Stream, Any]] = collections.deque()
+        self._accepted = self._received = self._sent = 0
+        self._failed: collections.Counter[str] = collections.Counter()
+        self._paused = False
+        self._closing = False
+        self._forked = False
+        self._over = threading.Event()
+        self.loop = Loop()
+        try:
+            self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._pipes = PipePool() if hasattr(os, "splice") else None
+            self.workspace = Workspace(self.loop, self._pipes)
+            self._connector = Connector(self, make_send)
+            self._drained = Timer(self.loop.timers, self._stop)
+            self._acceptor = make_acceptor(self, receive)
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            _tunnels.add(self)
+            self._thread.start()
+        except BaseException:
+            self.loop.close()
+            raise
+
+    # -- for everybody, from any thread -----------------------------------------------------------------------------
+
+    @property
+    def address(self) -> Any:
+        """Where it listens: ``receive.getsockname()``, else the listener object's ``address``, else ``None``."""
+        return self._address
+
+    def connections(self) -> list[ConnectionRecord]:
+        """The connections that live, oldest first."""
+        now = time.monotonic()
+        return [connection.record(now) for connection in list(self._connections)]
+
+    def recent(self) -> list[ConnectionRecord]:
+        """The last 100 connections that ended, oldest first, each with its reason."""
+        now = time.monotonic()
+        return [connection.record(now) for connection in self._recent.copy()]
+
+    def stats(self) -> Stats:
+        """Figures since the tunnel was made."""
+        living = self.connections()
+        return Stats(
+            accepted=self._accepted,
+            active=len(living),
+            received=self._received + sum(record.received for record in living),
+            sent=self._sent + sum(record.sent for record in living),
+            failed=dict(self._failed),
+        )
+
+    def pause(self, close: bool = False) -> None:
+        """Let nobody in until :meth:`resume`; callers wait in the listen backlog. In force when it returns.
+
+        :param close: whether to end the connections that live, by a reset.
+        """
+        self._in_loop(functools.partial(self._pause, close))
+
+    def resume(self) -> None:
+        """Let clients in again. In force when it returns."""
+        self._in_loop(self._resume)
+
+    def close(self, drain: float = 0.0) -> None:
+        """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.
+
+        Called from inside ``make_send`` or a callback it marks the tunnel as closing and returns.
+
+        :param drain: seconds that connections may take to finish first; those that are left are reset.
+        :raises TypeError: if ``drain`` is not a number.
+        :raises ValueError: if it is negative.
+        """
+        seconds = _check_time("drain", drain, zero=True)
+        if self._forked:
+            return
+        self.loop.call(functools.partial(self._close, seconds))
+        if threading.current_thread() is not self._thread and not self._connector.is_mine():
+            self._over.wait()
+            self._thread.join()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the tunnel has ended.
+
+        :param timeout: seconds to wait at most; ``None`` for ever.
+        """
+        if not self._forked and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def __enter__(self) -> Tunnel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._over.is_set() else "closing" if self._closing else "paused" if self._paused else "open"
+        return f"<{type(self).__name__} {self.name!r} at {self._address}, {len(self._connections)} connections, {state}>"
+
+    # -- the relay thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # Splicing into a socket whose peer has gone raises SIGPIPE, which no flag of splice prevents.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        self.update_listening(time.monotonic())
+        try:
+            self.loop.run()
+        finally:
+            self._tear_down()
+
+    def accepted(self, client: socket.socket, stream: Stream | None, peer: Any, now: float) -> None:
+        """A client is here: make its stream."""
+        self._accepted += 1
+        connection = Connection(self, client, stream, peer, now)
+        self._connections[connection] = None
+        if self._nconnect > 0:
+            self.update_listening(now)
+        self._connector.connect(connection, now)
+        if self._connector.calls:
+            self.update_listening(now)
+
+    def offered(self, stream: Stream, peer: Any, now: float) -> None:
+        """A listener object has accepted a client, perhaps at a time when none was wanted: then it is held."""
+        if self._closing or self._paused:
+            self.let_go(stream, clean=False)
+        elif self._offered or not self._has_room():
+            self._offered.append((stream, peer))
+        else:
+            self.accepted(stream.socket, stream, peer, now)
+
+    def connection_over(self, connection: Connection) -> None:
+        """A connection has ended."""
+        del self._connections[connection]
+        self._recent.append(connection)
+        self._received += connection.received
+        self._sent += connection.sent
+        reason = connection.reason
+        if reason not in ("done", "closed"):
+            self._failed[str(reason)] += 1
+        if logger.isEnabledFor(logging.INFO):
+            record = connection.record(connection.finished)
+            logger.info("%s: %s", self.name, _in_one_line(record), extra={"connection": record})
+        if self._closing:
+            if not self._connections:
+                self.loop.stop()
+        elif self._nconnect > 0 or self._offered:
+            self.update_listening(connection.finished)
+
+    def let_go(self, stream: Stream, clean: bool) -> None:
+        """Close a stream, or reset it; what is to be done afterwards may block and is done elsewhere."""
+        self.loop.forget(stream.fileno())
+        on_close, stream.on_close = stream.on_close, None
+        if clean:
+            self.loop.discard(stream.socket)
+        else:
+            stream.reset()
+        if on_close is not None:
+            self._connector.submit(on_close)
+
+    def update_listening(self, now: float) -> None:
+        """Listen if and only if somebody more may come."""
+        while self._offered and not self._closing and self._has_room():
+            stream, peer = self._offered.popleft()
+            self.accepted(stream.socket, stream, peer, now)
+        self._acceptor.listen(not self._closing and not self._paused and not self._offered and self._has_room())
+
+    def _has_room(self) -> bool:
+        limit = self._nconnect
+        most_calls = min(limit, MOST_CALLS) if limit > 0 else MOST_CALLS
+        return (limit < 0 or len(self._connections) < limit) and self._connector.calls < most_calls
+
+    # The spare descriptor is what the outgoing stream of the last accepted client is made of when there is no other:
+    # whoever is let in can be served.
+
+    def has_spare(self) -> bool:
+        """Whether the spare descriptor is there; takes it again if it can."""
+        if self._spare is None:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return False
+        return True
+
+    def spend_spare(self) -> bool:
+        """Let the spare descriptor go, if it is there."""
+        if self._spare is None:
+            return False
+        os.close(self._spare)
+        self._spare = None
+        return True
+
+    def _pause(self, close: bool) -> None:
+        now = time.monotonic()
+        self._paused = True
+        while self._offered:
+            self.let_go(self._offered.popleft()[0], clean=False)
+        self.update_listening(now)
+        if close:
+            self._end_all(now)
+
+    def _resume(self) -> None:
+        self._paused = False
+        self.update_listening(time.monotonic())
+
+    def _close(self, drain: float | None) -> None:
+        now = time.monotonic()
+        if not self._closing:
+            self._closing = True
+            self._acceptor.listen(False)
+            self._acceptor.close()
+            while self._offered:
+                self.let_go(self._offered.popleft()[0], clean=False)
+        due = now + drain if drain is not None else math.inf
+        if not self._connections or due <= now:
+            self._stop(now)
+        elif due < self._drained.due:
+            self._drained.start(due, now)
+
+    def _stop(self, now: float) -> None:
+        self._end_all(now)
+        self.loop.stop()
+
+    def _end_all(self, now: float) -> None:
+        for connection in list(self._connections):
+            connection.close("closed", now)
+
+    def _tear_down(self) -> None:
+        self._connector.close()
+        until = time.monotonic() + _LET_GO
+        self._acceptor.join(_LET_GO)
+        self._connector.join(until - time.monotonic())
+        self.spend_spare()
+        if self._pipes is not None:
+            self._pipes.close()
+        self.loop.close()
+        _tunnels.discard(self)
+        close = None if isinstance(self._make_send, type) else getattr(self._make_send, "close", None)
+        if callable(close):
+            try:
+                close()
+            except Exception:
+                logger.exception("%s: closing the factory failed", self.name)
+        self._over.set()
+
+    def _in_loop(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called in the relay thread, and wait until it was; nothing happens once the tunnel ended."""
+        if self._forked:
+            return
+        if threading.current_thread() is self._thread:
+            function()
+            return
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        if self.loop.call(call):
+            done.wait()
+
+    # -- a forked child -----------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """Close this process's copies of the descriptors. The parent's sockets and its epoll are not touched."""
+        self._forked = self._closing = True
+        self._over.set()
+        for connection in list(self._connections):
+            connection.after_fork()
+        self._connections.clear()
+        self.spend_spare()
+        if self._pipes is not None:
+            self._pipes.close()
+        self.loop.close()
+        if isinstance(self._receive, socket.socket):
+            self._receive.close()
+
+
+def _after_fork_in_child() -> None:
+    for tunnel in list(_tunnels):
+        tunnel._after_fork()
+    _tunnels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _check_factory(make_send: Any) -> None:
+    if not callable(make_send):
+        raise TypeError(f"make_send: a callable is wanted, not {type(make_send).__name__}")
+    for function in (make_send, getattr(make_send, "__call__", None)):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
+
+
+def _check_count(nconnect: Any) -> int:
+    if isinstance(nconnect, bool) or not isinstance(nconnect, int):
+        raise TypeError(f"nconnect: a whole number is wanted, not {type(nconnect).__name__}")
+    if nconnect < -1 or nconnect == 0:
+        raise ValueError(f"nconnect: {nconnect} is not allowed; at least 1, or -1 for no limit")
+    return nconnect
+
+
+def _check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, (bool, str, bytes)) or not hasattr(seconds, "__float__"):
+        raise TypeError(f"{name}: a number of seconds or None is wanted, not {type(seconds).__name__}")
+    value = float(seconds)
+    if math.isnan(value) or value < 0 or (value == 0 and not zero):
+        allowed = "zero or more" if zero else "more than zero"
+        raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")
+    return value if value < math.inf else None
+
+
+def _address_of(receive: Any) -> Any:
+    getsockname = getattr(receive, "getsockname", None)
+    if callable(getsockname):
+        return getsockname()
+    return getattr(receive, "address", None)
+
+
+def _in_one_line(record: ConnectionRecord) -> str:
+    return (
+        f"{record.peer or 'a local client'} -> {record.target}: {record.reason} after {record.age:.3f} s, "
+        f"{record.received} bytes received, {record.sent} sent, {record.engine}"
+    )

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .flow import Flow
-from .poller import ERR, HUP, IN
-from .stream import Stream, reset
+from .poller import ERR, HUP, READ
+from .stream import Stream, keep_alive, set_to_reset
 
 if TYPE_CHECKING:
     from .flow import Workspace
@@ -68,13 +68,24 @@ class Stats(NamedTuple):
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
 
 
-class Limits(NamedTuple):
+class Limits:
     """How long a connection may do what, in seconds; ``None`` for ever."""
 
-    lifetime: float | None
-    connect: float | None
-    idle: float | None
-    linger: float | None
+    __slots__ = ("lifetime", "connect", "idle", "linger", "first")
+
+    def __init__(
+        self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None
+    ) -> None:
+        self.lifetime = lifetime
+        self.connect = connect
+        self.idle = idle
+        self.linger = linger
+        # When to look at an open connection for the first time. Counting linger in saves setting a second deadline for
+        # the many connections that end soon after their first end of file; a short one would only wake for nothing.
+        looks = [limit for limit in (lifetime, idle) if limit is not None]
+        if linger is not None and linger >= 1:
+            looks.append(linger)
+        self.first = min(looks) if looks else None
 
 
 class Connection:
@@ -101,6 +112,8 @@ class Connection:
         "sent",
         "spliced",
         "over",
+        "kept_alive",
+        "due",
         "tick",
     )
 
@@ -125,6 +138,8 @@ class Connection:
         self.received = self.sent = 0
         self.spliced = False
         self.over = False
+        self.kept_alive = False
+        self.due = 0.0  # when expire() is to be called; later than a limit only if bytes moved meanwhile
         self.tick = 0
 
     # -- its life -------------------------------------------------------------------------------------------------
@@ -153,15 +168,20 @@ class Connection:
         down = self.down = Flow(self, work, target, client)
         up.reverse = down
         down.reverse = up
-        up.mask = down.mask = IN
+        up.mask = down.mask = READ
+        loop.watch(down.descriptor, READ, down.handler)
         if self.attempt is None:
-            loop.watch(up.descriptor, IN, up.handler)
+            loop.watch(up.descriptor, READ, up.handler)
+            if self.limits.first is not None:
+                self.due = due = now + self.limits.first
+                loop.timers.set(self, due, now)
         else:
             self.attempt = None
-            loop.poller.modify(up.descriptor, IN)
+            loop.poller.modify(up.descriptor, READ)
             loop.handlers[up.descriptor] = up.handler
-        loop.watch(down.descriptor, IN, down.handler)
-        self.set_deadline(now)
+            self.set_deadline(now)
+            if now - self.started > 1:
+                self.keep_alive()
 
     def flow_ended(self, flow: Flow, now: float) -> None:
         """One direction has come to its end: pass that on."""
@@ -181,7 +201,16 @@ class Connection:
                     flow.sink.shutdown(socket.SHUT_WR)
                 except OSError:
                     pass  # it was reset; the flow that reads from it will see that
-            self.set_deadline(now)
+                linger = self.limits.linger
+                if linger is not None and not (self.tick and self.due <= now + linger):
+                    self.set_deadline(now)
+            else:
+                self.set_deadline(now)
+
+    def passes_end_of(self, flow: Flow) -> bool:
+        """Whether the end of this flow's source will be passed on to its sink at once."""
+        sink = self.target_stream if flow is self.up else self.client_stream
+        return sink is None or sink.half_close
 
     def _end_both(self, flow: Flow, now: float) -> None:
         # What the other side still sends has nowhere to go. Closing with it unread would reset that side and cost it
@@ -194,9 +223,24 @@ class Connection:
         except OSError:
             return self.close("done", now)
         reverse.use(reverse.discard)
-        reverse.want(IN)
-        flow.want(-1)
+        reverse.want(READ)
         self.set_deadline(now)
+
+    def keep_alive(self) -> bool:
+        """Turn TCP keep-alive on, both ways.
+
+        :returns: whether it was not on before.
+        """
+        if self.kept_alive:
+            return False
+        if self.target is not None and self.state is not State.CONNECTING:
+            self.kept_alive = True
+            try:
+                keep_alive(self.client)
+                keep_alive(self.target)
+            except OSError as error:
+                logger.debug("%r: keep-alive: %s", self, error)
+        return True
 
     def broken(self, flow: Flow, sock: socket.socket, now: float) -> None:
         """A socket failed: whose?"""
@@ -210,13 +254,13 @@ class Connection:
         if self.state is State.CONNECTING:
             if self.attempt is not None:
                 self.attempt.abandon()
-                self.tunnel.loop.forget(self.client.fileno())
+                self.tunnel.loop.forget(self.client.fileno(), closing=True)
         else:
             up, down = self.up, self.down
             self.received, self.sent = up.moved, down.moved
             self.spliced = up.spliced or down.spliced
-            up.release()
-            down.release()
+            up.release(own=self.client_stream is None)
+            down.release(own=self.target_stream is None)
             del self.up, self.down
         self.tunnel.loop.timers.cancel(self)
         clean = reason == "done"
@@ -235,7 +279,8 @@ class Connection:
         elif clean:
             self.tunnel.loop.discard(sock)
         else:
-            reset(sock)
+            set_to_reset(sock)
+            self.tunnel.loop.discard(sock)
 
     def after_fork(self) -> None:
         """Close a forked child's copies of the sockets; nothing is told to the peers."""
@@ -251,7 +296,8 @@ class Connection:
     def set_deadline(self, now: float) -> None:
         """Have :meth:`expire` called when the next limit may be reached."""
         due, _ = self.next_limit()
-        if due is not None:
+        if due is not None and not (self.tick and self.due <= due):
+            self.due = due
             self.tunnel.loop.timers.set(self, due, now)
 
     def expire(self, now: float) -> None:
@@ -262,6 +308,7 @@ class Connection:
         if due is None:
             return
         if now < due:
+            self.due = due
             self.tunnel.loop.timers.set(self, due, now)
         else:
             self.close(reason, now)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from .poller import IN, Poller, make_poller
+from .poller import IN, Poller, PollPoller, make_poller
 
 __all__ = ["Loop", "Timed", "Timer", "Timers"]
 
@@ -106,14 +106,24 @@ class Timers:
     def cancel(self, item: Timed) -> None:
         """Forget the deadline of ``item``, if it has one."""
         if item.tick:
-            self._buckets[item.tick].discard(item)
+            bucket = self._buckets[item.tick]
+            bucket.discard(item)
+            if not bucket and item.tick == self._heap[0]:
+                self._trim()
             item.tick = 0
+
+    def _trim(self) -> None:
+        """Drop the empty buckets in front: nobody is to be woken for them."""
+        heap, buckets = self._heap, self._buckets
+        while heap and not buckets[heap[0]]:
+            del buckets[heapq.heappop(heap)]
+        self.first = heap[0] / _TICKS if heap else math.inf
 
     def run(self, now: float) -> None:
         """Call every item whose bucket's time has come."""
         while self.first <= now:
             items = self._buckets.pop(heapq.heappop(self._heap))
-            self.first = self._heap[0] / _TICKS if self._heap else math.inf
+            self._trim()
             for item in items:
                 item.tick = 0
             for item in items:
@@ -133,6 +143,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.poller: Poller = make_poller()
+        self.closing_forgets = not isinstance(self.poller, PollPoller)
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
         self._garbage: list[socket.socket] = []
@@ -151,9 +162,13 @@ class Loop:
         self.poller.register(descriptor, mask)
         self.handlers[descriptor] = handler
 
-    def forget(self, descriptor: int) -> None:
-        """Watch a descriptor no longer."""
-        if self.handlers.pop(descriptor, None) is not None:
+    def forget(self, descriptor: int, closing: bool = False) -> None:
+        """Watch a descriptor no longer.
+
+        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a forked child
+            holds a copy of it.
+        """
+        if self.handlers.pop(descriptor, None) is not None and not (closing and self.closing_forgets):
             self.poller.unregister(descriptor)
 
     def discard(self, sock: socket.socket) -> None:

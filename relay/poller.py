@@ -6,10 +6,13 @@ import math
 import select
 from typing import Protocol
 
-__all__ = ["ERR", "HUP", "IN", "OUT", "Poller", "make_poller"]
+__all__ = ["END", "ERR", "HUP", "IN", "OUT", "READ", "Poller", "make_poller"]
 
 # The four have the same values for epoll and poll, on every system that has either.
 IN, OUT, ERR, HUP = select.POLLIN, select.POLLOUT, select.POLLERR, select.POLLHUP
+
+END = getattr(select, "POLLRDHUP", 0)  # the peer has ended its direction; it need not be reported
+READ = IN | END
 
 
 class Poller(Protocol):
@@ -53,4 +56,4 @@ class PollPoller:
 def make_poller() -> Poller:
     """The best poller of this system."""
     epoll = getattr(select, "epoll", None)
-    return epoll() if epoll is not None else PollPoller()  # type: ignore[no-any-return]
+    return epoll() if epoll is not None else PollPoller()

@@ -20,6 +20,7 @@ from .stream import Stream
 
 __all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket"]
 
+_NONBLOCKING_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last one; RFC 8305, section 5
 
 
@@ -107,9 +108,10 @@ def open_socket(endpoint: Endpoint) -> tuple[socket.socket, int]:
     :raises OSError: if there is no socket to be had.
     """
     family, address = endpoint
-    made = socket.socket(family, socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0))
+    made = socket.socket(family, _NONBLOCKING_STREAM)
     try:
-        made.setblocking(False)
+        if _NONBLOCKING_STREAM == socket.SOCK_STREAM:
+            made.setblocking(False)
         if family != socket.AF_UNIX:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         status = made.connect_ex(address)

@@ -82,11 +82,27 @@ def reset(socket: sockets.socket) -> None:
     TCP sends RST (``SO_LINGER`` with a time of zero); a Unix peer sees an end of file, or ECONNRESET if it left bytes
     that were not read.
     """
+    set_to_reset(socket)
+    socket.close()
+
+
+def set_to_reset(socket: sockets.socket) -> None:
+    """Make the close that follows a reset."""
     try:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
     except OSError:
-        pass
-    socket.close()
+        pass  # it is closed, or of a kind that has no such thing
+
+
+def keep_alive(socket: sockets.socket) -> None:
+    """Notice a TCP peer that has vanished: after 60 s of silence, and three probes 10 s apart without an answer."""
+    if socket.family not in (sockets.AF_INET, sockets.AF_INET6):
+        return
+    socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        option = getattr(sockets, name, None)
+        if option is not None:
+            socket.setsockopt(sockets.IPPROTO_TCP, option, value)
 
 
 def nonblocking(factory: Factory) -> Factory:

@@ -29,6 +29,7 @@ __all__ = ["Tunnel"]
 
 logger = logging.getLogger("relay")
 
+_SETTLED = 15.0  # seconds after an accept when keep-alive is turned on
 _REMEMBERED = 100  # ended connections that recent() tells of
 _LET_GO = 0.5  # seconds that close() waits for threads which are closing streams
 _tunnels: weakref.WeakSet[Tunnel] = weakref.WeakSet()
@@ -85,6 +86,7 @@ class Tunnel:
         check_listener(receive)
         _check_factory(make_send)
         self._nconnect = _check_count(nconnect)
+        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
         self.limits = Limits(
             lifetime=_check_time("timeout", timeout),
             connect=_check_time("connect_timeout", connect_timeout),
@@ -114,6 +116,7 @@ class Tunnel:
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
             self._connector = Connector(self, make_send)
+            self._settle = Timer(self.loop.timers, self._keep_alive)
             self._drained = Timer(self.loop.timers, self._stop)
             self._acceptor = make_acceptor(self, receive)
             self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
@@ -213,11 +216,13 @@ class Tunnel:
         self._accepted += 1
         connection = Connection(self, client, stream, peer, now)
         self._connections[connection] = None
-        if self._nconnect > 0:
+        if len(self._connections) == self._nconnect:
             self.update_listening(now)
         self._connector.connect(connection, now)
-        if self._connector.calls:
+        if self._connector.calls >= self._most_calls:
             self.update_listening(now)
+        if self._settle.due == math.inf:
+            self._settle.start(now + _SETTLED, now)
 
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
         """A listener object has accepted a client, perhaps at a time when none was wanted: then it is held."""
@@ -243,12 +248,11 @@ class Tunnel:
         if self._closing:
             if not self._connections:
                 self.loop.stop()
-        elif self._nconnect > 0 or self._offered:
+        elif not self._acceptor.listening:
             self.update_listening(connection.finished)
 
     def let_go(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; what is to be done afterwards may block and is done elsewhere."""
-        self.loop.forget(stream.fileno())
         on_close, stream.on_close = stream.on_close, None
         if clean:
             self.loop.discard(stream.socket)
@@ -266,8 +270,13 @@ class Tunnel:
 
     def _has_room(self) -> bool:
         limit = self._nconnect
-        most_calls = min(limit, MOST_CALLS) if limit > 0 else MOST_CALLS
-        return (limit < 0 or len(self._connections) < limit) and self._connector.calls < most_calls
+        return (limit < 0 or len(self._connections) < limit) and self._connector.calls < self._most_calls
+
+    def _keep_alive(self, now: float) -> None:
+        """Have vanished peers noticed, for the connections that turned out to last: short ones are spared the cost."""
+        for connection in reversed(self._connections):
+            if not connection.keep_alive():
+                break
 
     # The spare descriptor is what the outgoing stream of the last accepted client is made of when there is no other:
     # whoever is let in can be served.
@@ -383,7 +392,13 @@ def _after_fork_in_child() -> None:
     _tunnels.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _before_fork() -> None:
+    # From now on a child may hold copies of the descriptors that are open.
+    for tunnel in list(_tunnels):
+        tunnel.loop.closing_forgets = False
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 def _check_factory(make_send: Any) -> None:

@@ -89,7 +89,7 @@ class Flow:
         self.streak = 0
         self.spliceable = work.pipes is not None
         self.spliced = False
-        self.moved = 0  # bytes that the sink has taken
+        self.moved = 0  # bytes that the sink has taken, or is about to take
         self.last = 0.0  # when it last took some, monotonic seconds
         self.ended = 0.0  # when the source came to its end; 0.0 while it has not
 
@@ -111,15 +111,17 @@ class Flow:
         if not data:
             return self.end(now)
         size = len(data)
+        self.moved += size  # before the sink's peer can see them, so that no record is behind what anybody has seen
+        self.last = now
         try:
             sent = write(self.outlet, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
+            self.moved -= size
             return self.sink_failed(error, now)
-        self.moved += sent
-        self.last = now
         if sent != size:
+            self.moved -= size - sent
             self.hold(memoryview(data)[sent:])
         elif size == BUFFER:
             self.full()
@@ -135,17 +137,19 @@ class Flow:
             return self.source_failed(error, now)
         if not data:
             return self.end(now)
+        size = len(data)
+        self.moved += size
+        self.last = now
         try:
             sent = self.sink.send(data, more)
         except BlockingIOError:
             sent = 0
         except OSError as error:
+            self.moved -= size
             return self.sink_failed(error, now)
-        self.moved += sent
-        self.last = now
-        if sent != len(data):
-            self.hold(memoryview(data)[sent:])
-            return
+        if sent != size:
+            self.moved -= size - sent
+            return self.hold(memoryview(data)[sent:])
         # What was sent waits for more, so this must end with an end or with more.
         try:
             data = read(self.descriptor, BUFFER)
@@ -175,16 +179,18 @@ class Flow:
         if not size:
             pipes.give(pipe)  # type: ignore[union-attr]
             return self.end(now)
+        self.moved += size
+        self.last = now
         try:
             sent = os.splice(pipe.reader, self.outlet, size, flags=_NONBLOCK)
         except BlockingIOError:
             sent = 0
         except OSError as error:
+            self.moved -= size
             pipes.destroy(pipe)  # type: ignore[union-attr]
             return self.sink_failed(error, now)
-        self.moved += sent
-        self.last = now
         if sent != size:
+            self.moved -= size - sent
             self.pipe, self.piped = pipe, size - sent
             self.block()
         else:

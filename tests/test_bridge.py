@@ -1,0 +1,165 @@
+"""Objects with the socket interface as kernel sockets; that bytes and ends pass is in the promises."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from typing import Any
+
+import pytest
+from helpers import BLOCK, receive_all, receive_exactly, wait_until
+
+from relay.bridge import as_stream
+from relay.stream import Stream
+from relay.testing import check_stream
+
+
+class Double:
+    """As little as a stream may have: ``recv``, ``send`` that takes only a part, ``close``."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.closed = 0
+
+    def recv(self, size: int) -> bytes:
+        return self.socket.recv(size)
+
+    def send(self, data: Any) -> int:
+        return self.socket.send(data[:1000])
+
+    def close(self) -> None:
+        self.closed += 1
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.socket.close()
+
+
+class HalfClosing(Double):
+    """One that can end its output, in paramiko's words."""
+
+    def shutdown_write(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+
+def test_a_socket_is_taken_as_it_is() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, as_stream(ours) as stream:
+        assert stream.socket is ours
+        assert not ours.getblocking()
+        assert stream.half_close
+
+
+@pytest.mark.parametrize("nonsense", [None, 17, "text", object(), b""])
+def test_nonsense_is_named(nonsense: Any) -> None:
+    with pytest.raises(TypeError, match=type(nonsense).__name__):
+        as_stream(nonsense)
+
+
+def test_a_coroutine_is_nonsense_and_leaves_no_warning() -> None:
+    async def connect() -> None: ...
+
+    with pytest.raises(TypeError, match="coroutine"):
+        as_stream(connect())
+
+
+def test_a_closed_or_datagram_socket_is_refused() -> None:
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(ValueError, match="closed socket"):
+        as_stream(closed)
+    with socket.socket(type=socket.SOCK_DGRAM) as datagram, pytest.raises(ValueError, match="SOCK_DGRAM"):
+        as_stream(datagram)
+
+
+@pytest.mark.parametrize("kind", [Double, HalfClosing])
+def test_a_bridged_object_keeps_the_contract(kind: type[Double]) -> None:
+    def make_pair() -> tuple[Any, socket.socket]:
+        ours, theirs = socket.socketpair()
+        return kind(ours), theirs
+
+    check_stream(make_pair)
+
+
+def test_an_object_without_shutdown_has_no_half_close() -> None:
+    ours, theirs = socket.socketpair()
+    double = Double(ours)
+    with theirs:
+        stream = as_stream(double)
+        assert not stream.half_close
+        stream.close()
+        assert receive_all(theirs) == b""
+        wait_until(lambda: double.closed)
+    assert double.closed == 1
+
+
+def test_what_the_object_raises_is_the_failure_of_the_stream() -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.go = threading.Event()
+
+        def recv(self, size: int) -> bytes:
+            self.go.wait(10)
+            raise RuntimeError("the carrier broke")
+
+        def sendall(self, data: bytes) -> None: ...
+
+        def close(self) -> None:
+            self.go.set()
+
+    failing = Failing()
+    stream = as_stream(failing)
+    assert stream.failure is not None
+    assert stream.failure() is None
+    failing.go.set()
+    stream.socket.setblocking(True)
+    stream.socket.settimeout(10)
+    assert stream.socket.recv(1) == b""
+    assert str(stream.failure()) == "the carrier broke"
+    stream.close()
+
+
+def test_end_and_close_of_an_object_never_overlap() -> None:
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Watched(HalfClosing):
+        def shutdown_write(self) -> None:
+            calls.put("end begins")
+            super().shutdown_write()
+            calls.put("end is over")
+
+        def close(self) -> None:
+            calls.put("close")
+            super().close()
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = as_stream(Watched(ours))
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert receive_all(theirs) == b""
+        stream.close()
+        assert [calls.get(timeout=10) for _ in range(3)] == ["end begins", "end is over", "close"]
+
+
+def test_short_sends_of_an_object_lose_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(10)
+        stream = as_stream(HalfClosing(ours))
+        stream.socket.setblocking(True)
+        thread = threading.Thread(target=lambda: (stream.socket.sendall(BLOCK), stream.socket.shutdown(1)))
+        thread.start()
+        assert receive_exactly(theirs, len(BLOCK)) == BLOCK
+        assert theirs.recv(1) == b""
+        thread.join(10)
+        stream.close()
+
+
+def test_a_stream_passes_through() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = Stream(ours, target="there")
+        assert as_stream(stream) is stream
+        stream.close()

@@ -1,0 +1,254 @@
+"""The members of a tunnel; what it promises end to end is in ``promises/``."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import BLOCK, Relayed, Server, Thread, ended, ending, exchange, receive_all, receive_exactly, wait_until
+
+import relay
+from relay import tunnel as tunnel_module
+from relay.testing import FakeListener
+
+
+def test_a_tunnel_says_where_it_listens_and_what_it_is(echo_server: Server) -> None:
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory(), name="to the echo") as tunnel:
+        host, port = tunnel.address
+        assert host == "127.0.0.1"
+        assert repr(tunnel) == f"<Tunnel 'to the echo' at ('127.0.0.1', {port}), 0 connections, open>"
+        assert "to the echo" in [thread.name for thread in threading.enumerate()]
+        tunnel.pause()
+        assert repr(tunnel).endswith("paused>")
+    assert repr(tunnel).endswith("closed>")
+
+
+def test_records_tell_who_where_how_much_and_why(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far, b"four")
+    (record,) = made.tunnel.connections()
+    assert record.peer == client.getsockname()
+    assert record.target == "{}:{}".format(*made.target.getsockname())
+    assert (record.received, record.sent, record.engine, record.state, record.reason) == (4, 4, "copy", "open", None)
+    assert 0 < record.age < 10
+    with pytest.raises(AttributeError):
+        record.age = 0  # type: ignore[misc]
+    client.shutdown(socket.SHUT_WR)
+    assert far.recv(1) == b""
+    assert made.tunnel.connections()[0].state == "half-closed"
+    far.close()
+    assert ended(made.tunnel) == ["done"]
+    (record,) = made.tunnel.recent()
+    assert (record.received, record.sent, record.state, record.reason) == (4, 4, "closed", "done")
+    assert made.tunnel.connections() == []
+
+
+def test_a_connection_that_has_no_stream_yet_has_a_record(echo_server: Server) -> None:
+    go = threading.Event()
+
+    def factory() -> socket.socket:
+        go.wait(10)
+        return socket.create_connection(echo_server.address)
+
+    with (
+        relay.Tunnel(relay.listen(":0"), factory) as tunnel,
+        socket.create_connection(tunnel.address) as client,
+    ):
+        wait_until(tunnel.connections)
+        (record,) = tunnel.connections()
+        assert (record.target, record.state) == (None, "connecting")
+        go.set()
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+        assert tunnel.connections()[0].target == "{}:{}".format(*echo_server.address)
+
+
+def test_stats_count_what_lives_and_what_has_ended(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    for _ in range(3):
+        client, far = made.connect()
+        exchange(client, far, b"abc")
+        client.close()
+        far.close()
+    client, far = made.connect()
+    exchange(client, far, b"de")
+    wait_until(lambda: made.tunnel.stats().active == 1)
+    stats = made.tunnel.stats()
+    assert (stats.accepted, stats.received, stats.sent, stats.failed) == (4, 11, 11, {})
+
+
+def test_only_the_last_hundred_are_remembered_oldest_first(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    ports = []
+    for _ in range(105):
+        client, far = made.connect()
+        ports.append(client.getsockname()[1])
+        client.close()
+        far.close()
+    wait_until(lambda: made.tunnel.stats().active == 0)
+    assert sorted(record.peer[1] for record in made.tunnel.recent()) == sorted(ports[5:]) or len(
+        made.tunnel.recent()
+    ) == 100
+
+
+def test_a_paused_tunnel_lets_callers_wait(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    made.tunnel.pause()
+    made.tunnel.pause()
+    waiting = made.client()
+    exchange(client, far)  # live connections go on
+    assert made.tunnel.stats().accepted == 1
+    made.tunnel.resume()
+    exchange(waiting, made.accept())
+
+
+def test_pause_can_end_the_live_ones(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far)
+    made.tunnel.pause(close=True)
+    assert made.tunnel.connections() == []
+    assert ending(client) == ending(far) == "reset"
+    assert ended(made.tunnel) == ["closed"]
+    assert made.tunnel.stats().failed == {}
+
+
+def test_members_of_a_closed_tunnel_answer(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    made.tunnel.close()
+    made.tunnel.close()
+    made.tunnel.pause()
+    made.tunnel.resume()
+    made.tunnel.join(1)
+    assert made.tunnel.stats().active == 0
+    assert made.tunnel.address[1] > 0
+    with pytest.raises(ConnectionRefusedError):
+        made.client()
+
+
+@pytest.mark.parametrize(("drain", "error"), [(-1, ValueError), ("now", TypeError), (float("nan"), ValueError)])
+def test_a_bad_drain_is_named_and_closes_nothing(relayed: Callable[..., Relayed], drain: Any, error: type) -> None:
+    made = relayed()
+    with pytest.raises(error, match="drain"):
+        made.tunnel.close(drain)
+    exchange(*made.connect())
+
+
+def test_a_shorter_drain_overtakes_a_longer_one(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far)
+    draining = Thread(made.tunnel.close, 60)
+    wait_until(lambda: repr(made.tunnel).endswith("closing>"))
+    exchange(client, far)
+    made.tunnel.close()
+    draining.result()
+    assert ending(client) == "reset"
+
+
+def test_the_factory_is_closed_with_the_tunnel() -> None:
+    class Factory:
+        closed = 0
+
+        def __call__(self) -> socket.socket:
+            return socket.socketpair()[0]
+
+        def close(self) -> None:
+            self.closed += 1
+
+    factory = Factory()
+    relay.Tunnel(relay.listen(":0"), factory).close()
+    assert factory.closed == 1
+
+
+def test_a_constructor_that_raises_leaves_everything_with_the_caller() -> None:
+    with relay.listen(":0") as receive:
+        with pytest.raises(ValueError, match="nconnect"):
+            relay.Tunnel(receive, lambda: None, nconnect=0)
+        assert receive.fileno() >= 0
+
+
+def test_short_connections_are_spared_the_cost_of_keep_alive(
+    relayed: Callable[..., Relayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(tunnel_module, "_SETTLED", 0.2)
+    monkeypatch.setattr("relay.connection.keep_alive", lambda sock: kept.append(sock.fileno()))
+    made = relayed()
+    lasting = made.connect()
+    exchange(*lasting)
+    wait_until(lambda: len(kept) == 2)
+    again = made.connect()
+    exchange(*again)
+    wait_until(lambda: len(kept) == 4)
+    assert len(set(kept)) == 4
+
+
+def test_each_end_of_a_connection_is_one_line_at_info(
+    relayed: Callable[..., Relayed], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "relay"):
+        made = relayed(name="logged")
+        client, far = made.connect()
+        exchange(client, far)
+        client.close()
+        far.close()
+        ended(made.tunnel)
+    (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert record.connection == made.tunnel.recent()[0]
+    assert record.getMessage().startswith("logged: ")
+    assert "done" in record.getMessage()
+
+
+def test_many_tunnels_do_not_share_anything(relayed: Callable[..., Relayed]) -> None:
+    many = [relayed() for _ in range(8)]
+    pairs = [made.connect() for made in many]
+    threads = [Thread(lambda client=client: (client.sendall(BLOCK * 4), client.shutdown(1))) for client, _ in pairs]
+    readers = [Thread(receive_all, far) for _, far in pairs]
+    assert all(reader.result() == BLOCK * 4 for reader in readers)
+    for thread in threads:
+        thread.result()
+
+
+def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
+    inside = threading.Event()
+
+    class Listener(FakeListener):
+        def accept(self) -> tuple[Any, Any]:
+            inside.set()
+            return super().accept()
+
+    listener = Listener()
+    with relay.Tunnel(listener, lambda: socket.socketpair()[0]) as tunnel:
+        assert inside.wait(10)
+        tunnel.pause()
+        with listener.connect(socket.AF_INET) as client:
+            client.settimeout(10)
+            assert ending(client) == "reset"
+        assert tunnel.stats().accepted == 0
+
+
+def test_a_stream_that_is_accepted_at_the_limit_is_held(echo_server: Server) -> None:
+    listener = FakeListener()
+    with relay.Tunnel(listener, echo_server.factory(), nconnect=1) as tunnel:
+        with listener.connect() as first:
+            exchange_with_echo(first)
+            second = listener.connect()
+            with second:
+                second.sendall(b"held")
+                assert tunnel.stats().active == 1
+                first.close()
+                second.settimeout(10)
+                assert receive_exactly(second, 4) == b"held"
+
+
+def exchange_with_echo(client: socket.socket) -> None:
+    client.settimeout(10)
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"

@@ -45,7 +45,7 @@ def as_stream(made: Any) -> Stream:
             made.close()
             raise ValueError(f"a stream socket is wanted, not {made.type.name}")
         made.setblocking(False)
-        if made.family in (socket.AF_INET, socket.AF_INET6):
+        if made.family != socket.AF_UNIX:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Stream(made)
     if _can(made, "recv") and _can(made, "close") and (_can(made, "sendall") or _can(made, "send")):

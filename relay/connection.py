@@ -73,9 +73,7 @@ class Limits:
 
     __slots__ = ("lifetime", "connect", "idle", "linger", "first")
 
-    def __init__(
-        self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None
-    ) -> None:
+    def __init__(self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None) -> None:
         self.lifetime = lifetime
         self.connect = connect
         self.idle = idle

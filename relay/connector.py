@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging
 import os
-import queue
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from .loop import Timer
 from .poller import OUT
 from .race import Direct, Endpoint, Race, connect_error, connect_patiently, open_socket
 from .stream import Stream
+from .workers import Workers
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -30,7 +30,6 @@ __all__ = ["MOST_CALLS", "Connector", "keywords_of", "reason_of"]
 logger = logging.getLogger("relay")
 
 MOST_CALLS = 1024  # calls of a factory at one time
-_IDLE = 30.0  # seconds after which a thread without work ends
 _NOT_OURS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -98,7 +97,7 @@ class Cancellation:
 
 
 class Connector:
-    """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_work`.
+    """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_run_call`.
 
     :param tunnel: whose.
     :param factory: its ``make_send``.
@@ -115,10 +114,7 @@ class Connector:
         self._nonblocking = bool(getattr(factory, "nonblocking", False))
         self.target: str | None = getattr(factory, "target", None)
         self.calls = 0  # of the factory, under way
-        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._unfinished = 0
-        self._started = 0
-        self.threads: set[threading.Thread] = set()
+        self.workers = Workers(tunnel.loop, f"{tunnel.name} connector")
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
@@ -194,7 +190,7 @@ class Connector:
 
     def _call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
         self.calls += 1
-        self.submit(functools.partial(self._run_call, attempt, function))
+        self.workers.submit(functools.partial(self._run_call, attempt, function))
 
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
         outcome = self._outcome(function)
@@ -204,74 +200,24 @@ class Connector:
             _dispose(outcome)
 
     def _called(self, attempt: Attempt, outcome: Any) -> None:
-        self.calls -= 1
         now = time.monotonic()
-        if attempt.connection.over:
-            if isinstance(outcome, Stream):
-                self.submit(outcome.close)
-        else:
+        self.calls -= 1
+        if not attempt.connection.over:
             attempt.finished(outcome, now)
-        self._tunnel.update_listening(now)
-
-    # -- threads --------------------------------------------------------------------------------------------------
+        elif isinstance(outcome, Stream):
+            self.submit(outcome.close)
+        if not self._tunnel.listening:
+            self._tunnel.update_listening(now)
 
     def submit(self, job: Callable[[], object]) -> None:
         """Have ``job`` called on a thread that may block."""
-        self._unfinished += 1
-        self._jobs.put(job)
-        self._staff()
+        self.workers.submit(functools.partial(self._run_job, job))
 
-    def _staff(self) -> None:
-        if self._unfinished > len(self.threads):
-            self._started += 1
-            name = f"{self._tunnel.name} connector {self._started}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self.threads.add(thread)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads to be had: those that there are take it in turn
-                self.threads.discard(thread)
-                if not self.threads:
-                    raise
-
-    def _work(self) -> None:
-        loop = self._tunnel.loop
-        while True:
-            try:
-                job = self._jobs.get(timeout=_IDLE)
-            except queue.Empty:
-                loop.call(functools.partial(self._retired, threading.current_thread()))
-                return
-            if job is None:
-                return
-            try:
-                job()
-            except Exception:
-                logger.exception("%s: closing a stream failed", self._tunnel.name)
-            loop.call(self._job_done)
-
-    def _job_done(self) -> None:
-        self._unfinished -= 1
-
-    def _retired(self, thread: threading.Thread) -> None:
-        self.threads.discard(thread)
-        if self._unfinished:
-            self._staff()
-
-    def close(self) -> None:
-        """Let the threads end when they have done what they do."""
-        for _ in self.threads:
-            self._jobs.put(None)
-
-    def join(self, seconds: float) -> None:
-        """Wait for the threads, but not for long: a call that is still blocked does not hold anybody up."""
-        until = time.monotonic() + seconds
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def is_mine(self) -> bool:
-        """Whether the current thread is one of those that call the factory."""
-        return threading.current_thread() in self.threads
+    def _run_job(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except Exception:
+            logger.exception("%s: closing a stream failed", self._tunnel.name)
 
 
 class Attempt:
@@ -313,16 +259,17 @@ class Attempt:
 
     def _begun_elsewhere(self, stream: Stream, now: float) -> None:
         sock = stream.socket
-        if self.connection.name is None:
-            self.connection.name = stream.target or _peer_name(sock)
-        self.connection.target, self.connection.target_stream = sock, stream
+        connection = self.connection
+        connection.target, connection.target_stream = sock, stream
+        connection.name = stream.target or connection.name
         try:
-            sock.getpeername()
+            peer = sock.getpeername()
         except OSError:
             self._tunnel.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
             self._running[sock.fileno()] = (sock, Endpoint(sock.family, stream.target))
         else:
-            self._won(sock, stream, now)
+            connection.name = connection.name or _name_of(peer)
+            self._opened(sock, stream, now)
 
     def _elsewhere(self, stream: Stream, event: int, now: float) -> None:
         sock = stream.socket
@@ -330,7 +277,7 @@ class Attempt:
         try:
             if number:
                 raise OSError(number, os.strerror(number))
-            sock.getpeername()
+            peer = sock.getpeername()
         except OSError as error:
             name = self.connection.name or "the target"
             if error.errno == errno.ENOTCONN:
@@ -338,6 +285,7 @@ class Attempt:
                 error = ConnectError(text, reason="factory_error")
             self._connector.failed(self.connection, connect_error(name, error), now)
         else:
+            self.connection.name = self.connection.name or _name_of(peer)
             self._won(sock, stream, now)
 
     # -- a race that is run here ----------------------------------------------------------------------------------
@@ -402,6 +350,9 @@ class Attempt:
         self._running.pop(sock.fileno(), None)
         self._tunnel.loop.forget(sock.fileno())
         self._stop_racing()
+        self._opened(sock, stream, now)
+
+    def _opened(self, sock: socket.socket, stream: Stream | None, now: float) -> None:
         self.connection.open(sock, stream, self._tunnel.workspace, now)
 
     def _stop_racing(self) -> None:
@@ -446,11 +397,8 @@ def _dispose(outcome: Any) -> None:
         outcome.close()
 
 
-def _peer_name(sock: socket.socket) -> str | None:
-    try:
-        address = sock.getpeername()
-    except OSError:
-        return None
-    if sock.family == socket.AF_UNIX:
-        return f"unix://{os.fsdecode(address)}" if address else None
-    return str(Endpoint(sock.family, address))
+def _name_of(peer: Any) -> str | None:
+    """What ``getpeername`` told, as the target of a record."""
+    if isinstance(peer, tuple):
+        return (f"[{peer[0]}]" if ":" in peer[0] else str(peer[0])) + f":{peer[1]}"
+    return f"unix://{os.fsdecode(peer)}" if peer else None

@@ -21,7 +21,7 @@ logger = logging.getLogger("relay")
 Handler = Callable[[int, float], object]
 
 _BATCH = 128  # events taken at once
-_TICKS = 64  # ticks in a second: the precision of a deadline
+_TICKS = 1024  # ticks in a second: the precision of a near deadline
 
 
 class Timed(Protocol):
@@ -85,12 +85,13 @@ class Timers:
     def set(self, item: Timed, due: float, now: float) -> None:
         """Let ``item.expire`` be called at ``due`` (monotonic seconds), in place of any time set before."""
         left = due - now
-        if left < 16:
-            tick = int(due * _TICKS) + 1
-        elif left < 1024:
-            tick = int(due) * _TICKS
-        else:
-            tick = (int(due) & ~63) * _TICKS
+        tick = int(due * _TICKS) + 1
+        if left >= 1024:
+            tick &= ~65535  # 64 s wide, and early
+        elif left >= 16:
+            tick &= ~1023  # 1 s wide, and early
+        elif left >= 0.5:
+            tick = (tick | 15) + 1  # 1/64 s wide, and late
         if item.tick:
             if item.tick == tick:
                 return

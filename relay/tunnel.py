@@ -178,7 +178,7 @@ class Tunnel:
         if self._forked:
             return
         self.loop.call(functools.partial(self._close, seconds))
-        if threading.current_thread() is not self._thread and not self._connector.is_mine():
+        if threading.current_thread() is not self._thread and not self._connector.workers.is_one():
             self._over.wait()
             self._thread.join()
 
@@ -193,12 +193,18 @@ class Tunnel:
     def __enter__(self) -> Tunnel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._over.is_set() else "closing" if self._closing else "paused" if self._paused else "open"
-        return f"<{type(self).__name__} {self.name!r} at {self._address}, {len(self._connections)} connections, {state}>"
+        state = (
+            "closed" if self._over.is_set() else "closing" if self._closing else "paused" if self._paused else "open"
+        )
+        return (
+            f"<{type(self).__name__} {self.name!r} at {self._address}, {len(self._connections)} connections, {state}>"
+        )
 
     # -- the relay thread -------------------------------------------------------------------------------------------
 
@@ -248,7 +254,7 @@ class Tunnel:
         if self._closing:
             if not self._connections:
                 self.loop.stop()
-        elif not self._acceptor.listening:
+        elif not self.listening:
             self.update_listening(connection.finished)
 
     def let_go(self, stream: Stream, clean: bool) -> None:
@@ -260,6 +266,11 @@ class Tunnel:
             stream.reset()
         if on_close is not None:
             self._connector.submit(on_close)
+
+    @property
+    def listening(self) -> bool:
+        """Whether clients are let in at this moment."""
+        return self._acceptor.listening
 
     def update_listening(self, now: float) -> None:
         """Listen if and only if somebody more may come."""
@@ -334,10 +345,10 @@ class Tunnel:
             connection.close("closed", now)
 
     def _tear_down(self) -> None:
-        self._connector.close()
+        self._connector.workers.close()
         until = time.monotonic() + _LET_GO
         self._acceptor.join(_LET_GO)
-        self._connector.join(until - time.monotonic())
+        self._connector.workers.join(until - time.monotonic())
         self.spend_spare()
         if self._pipes is not None:
             self._pipes.close()

@@ -14,7 +14,6 @@ import pytest
 from helpers import Server, receive_exactly, wait_until
 
 import relay
-from relay import connector
 from relay.connector import Cancellation, keywords_of, reason_of
 
 
@@ -95,28 +94,6 @@ def test_a_factory_that_names_everything_is_given_everything(echo_server: Server
         assert seen["peer"] == client.getsockname()
         assert seen["set"] is False
         assert seen["deadline"] > 0
-
-
-def test_threads_are_used_again_and_end_when_they_have_nothing_to_do(
-    echo_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connector, "_IDLE", 0.05)
-    used = []
-
-    def factory() -> socket.socket:
-        used.append(threading.current_thread())
-        return socket.create_connection(echo_server.address)
-
-    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-        for _ in range(10):
-            with socket.create_connection(tunnel.address) as client:
-                client.sendall(b"x")
-                assert receive_exactly(client, 1) == b"x"
-        assert len(set(used)) < 10
-        wait_until(lambda: not any(thread.is_alive() for thread in used))
-        with socket.create_connection(tunnel.address) as client:
-            client.sendall(b"y")
-            assert receive_exactly(client, 1) == b"y"
 
 
 def test_calls_beyond_the_limit_wait_in_the_backlog(echo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ __all__ = ["Workers"]
 logger = logging.getLogger("relay")
 
 _IDLE = 30.0  # seconds after which a thread without work ends
+_AGAIN = 0.25  # seconds after which a thread is tried to be made again, when the system had none to give
 _PROMPT = 0.001  # seconds: a thread that took a job so recently is expected to take the next one, too
 
 
@@ -41,10 +42,7 @@ class Workers:
         self._left_over = Timer(loop.timers, self._hurry)
 
     def submit(self, work: Callable[[], object]) -> None:
-        """Have ``work`` called on a thread; it must not raise.
-
-        :raises RuntimeError: if there is no thread and none can be made.
-        """
+        """Have ``work`` called on a thread; it must not raise. Where no thread can be made it waits for one."""
         now = time.monotonic()
         with self._lock:
             self._work.append(work)
@@ -89,8 +87,8 @@ class Workers:
                 thread.start()
             except RuntimeError:  # no more threads to be had: those that there are take it in turn
                 self._threads.discard(thread)
-                if not self._threads:
-                    raise
+                now = time.monotonic()
+                self._left_over.start(now + _AGAIN, now)
                 return
 
     def _run(self) -> None:

@@ -91,22 +91,20 @@ def test_what_was_submitted_before_the_close_is_done(loop: Loop, pool: Workers) 
     wait_until(lambda: not pool._threads)
 
 
-def test_without_a_new_thread_the_others_take_it_in_turn(
+def test_work_waits_for_a_system_that_is_out_of_threads(
     loop: Loop, pool: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, seen = threading.Event(), []  # type: ignore[var-annotated]
-    entered = threading.Event()
-    loop.call(lambda: pool.submit(lambda: (entered.set(), go.wait(10))))
-    assert entered.wait(10)
+    monkeypatch.setattr(workers, "_AGAIN", 0.01)
+    done, refused = threading.Event(), threading.Event()
+    start = threading.Thread.start
 
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def refuse_once(self: threading.Thread) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        asked = threading.Event()
-        loop.call(lambda: (pool._hurry(0.0), pool.submit(lambda: seen.append(1)), pool._hurry(0.0), asked.set()))
-        assert asked.wait(10)
-    assert not seen
-    go.set()
-    wait_until(lambda: seen)
+    monkeypatch.setattr(threading.Thread, "start", refuse_once)
+    loop.call(lambda: pool.submit(done.set))
+    assert done.wait(10)
+    assert refused.is_set()

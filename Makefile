@@ -1,0 +1,50 @@
+# `make demo` and `make test` need nothing but Python 3.11 and make; CONTRIBUTING.md describes the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+
+.PHONY: demo test install check bench
+
+demo: $(VENV)/.installed
+	@$(BIN)/relay demo
+
+test: install
+	@tests/debian-packages tests/debian-packages.txt
+	@$(BIN)/python -m pytest $(ARGS)
+
+install: $(VENV)/.installed-dev
+
+check: install
+	@$(BIN)/ruff format --check --quiet . || { echo 'format: run $(BIN)/ruff format .' >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+	@echo 'format, lint, types and import directions are clean'
+
+bench: $(VENV)/.installed-bench
+	@tests/debian-packages benchmarks/debian-packages.txt
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Where Debian's python3-venv is missing, the pip outside fills the environment.
+$(BIN)/python:
+	@echo 'making $(VENV)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "relay needs Python 3.11 or newer: make PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) \
+	    && $(PYTHON) -m pip --quiet --python $(BIN)/python install pip; }
+
+# Stamps: the environment is brought up to date only when pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo 'installing relay into $(VENV)'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo 'installing relay and the tools of its tests into $(VENV)'
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(VENV)/.installed-dev
+	@$(PIP) --editable '.[dev,bench]'
+	@touch $@

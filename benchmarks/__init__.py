@@ -1,0 +1,5 @@
+"""The relay and its peers under the same load, side by side in one run: ``python -m benchmarks --help``.
+
+``peers`` says how each is started, ``loads`` what load there is, ``rows`` what is measured of whom and what is to be
+reached, ``report`` and ``picture`` how it is told. ``machine`` holds what the operating system knows of a process.
+"""

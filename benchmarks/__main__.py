@@ -1,0 +1,114 @@
+"""``python -m benchmarks``: measure, print, and keep the results of a whole run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from .loads import Lab
+from .machine import MeasurementError, UnavailableError, describe, raise_limit
+from .peers import PEERS, VERSIONS
+from .report import Results, markdown, text
+from .rows import ROWS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """An option that takes names out of a table, separated by commas."""
+
+    def parse(given: str) -> list[str]:
+        chosen = given.split(",")
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+        return chosen
+
+    return parse
+
+
+def positive(given: str) -> int:
+    """An option that takes a whole number above 0."""
+    if not given.isdecimal() or int(given) == 0:
+        raise argparse.ArgumentTypeError(f"{given}: a whole number above 0 is wanted")
+    return int(given)
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure relay beside its peers. A run of everything is kept in benchmarks/results.",
+        epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
+    )
+    parser.add_argument("--rows", type=names(ROWS), default=list(ROWS), metavar="NAME,…", help=", ".join(ROWS))
+    parser.add_argument("--peers", type=names(PEERS), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of every row (default 3)")
+    parser.add_argument("--seconds", type=positive, default=3, metavar="S", help="of load in a measurement (default 3)")
+    parser.add_argument("--markdown", action="store_true", help="print the kept results for the README")
+    return parser.parse_args()
+
+
+def measure(lab: Lab, row: str, peer: str, results: Results) -> None:
+    """One measurement; one that fails leaves its reason."""
+    print(f"{row:15} {peer:15} ", end="", flush=True)
+    try:
+        sample = ROWS[row].measure(lab, peer)
+    except UnavailableError as error:
+        results.missing(row, peer, f"not available: {error}")
+        print(f"not available: {error}", flush=True)
+    except (MeasurementError, OSError) as error:
+        results.missing(row, peer, f"failed: {error}")
+        print(f"FAILED: {error}", flush=True)
+    else:
+        results.add(row, peer, sample)
+        figures = [f"{m.title} {sample[m.key] * m.scale:,.2f}" for m in ROWS[row].metrics if m.key in sample]
+        print(" · ".join(figures), flush=True)
+
+
+def run(chosen: argparse.Namespace) -> Results:
+    """All rounds of all rows, the peers of a row in turn within each round."""
+    results = Results.begin(time.strftime("%Y-%m-%d %H:%M"), describe(VERSIONS), chosen.rounds, chosen.seconds)
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as directory:
+        lab = Lab(Path(directory), chosen.seconds)
+        for row in chosen.rows:
+            for _ in range(chosen.rounds):
+                for peer in ROWS[row].peers:
+                    if peer in chosen.peers:
+                        measure(lab, row, peer, results)
+    return results
+
+
+def keep(results: Results) -> None:
+    """Write the figures, the report and the picture."""
+    from .picture import draw
+
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "latest.json").write_text(json.dumps(results.data, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / "latest.txt").write_text(text(results))
+    draw(results, RESULTS / "latest.svg")
+
+
+def main() -> int:
+    chosen = options()
+    if chosen.markdown:
+        print(markdown(Results.load(RESULTS / "latest.json")))
+        return 0
+    raise_limit()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the programs under test are ended too
+    results = run(chosen)
+    print()
+    print(text(results), end="")
+    if chosen.rows == list(ROWS) and chosen.peers == list(PEERS):
+        keep(results)
+    return 1 if results.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The targets, and the public tools that load a relay in front of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import create_connection, socket
+from typing import Any
+
+import trustme
+
+from .machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
+from .peers import DIRECT, HELD, PEERS, Job, Target, inside
+
+__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "wrk"]
+
+HERE = Path(__file__).parent
+GIB = 2**30
+FILE = 256 * 2**20  # bytes of the file to download
+PATIENCE = 60.0  # seconds that a load may take beyond its own time
+ANSWERS = 15.0  # seconds for one answer
+ANSWER = "fifty bytes, which is what every request receives"
+
+NGINX = """daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr;
+worker_rlimit_nofile 10000;
+events {{ worker_connections 8000; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    log_format reused '$ssl_session_reused';
+    server {{
+        listen {address}{options};
+        {tls}
+        root .;
+        location = / {{ return 200 "{answer}\\n"; }}
+        location = /file {{ }}
+    }}
+}}
+"""
+TLS = """ssl_certificate server.pem;
+        ssl_certificate_key server.key;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_tickets {tickets};
+        access_log reused.log reused;"""
+
+
+@dataclass
+class Relay:
+    """One peer at work: where to reach it, and what it has cost since its load began (nothing if there is no relay)."""
+
+    port: int
+    process: Process | None = None
+    _before: float = field(default=0.0, init=False)
+
+    def begin(self) -> None:
+        """Its load begins."""
+        self._before = self.process.cpu() if self.process else 0.0
+
+    def cost(self, amount: float) -> dict[str, float]:
+        """The processor time since :meth:`begin`, in seconds for each of ``amount`` pieces of work."""
+        return {"cpu": (self.process.cpu() - self._before) / amount} if self.process else {}
+
+
+class Lab:
+    """Where the measurements are made: starts targets and peers, each afresh, and ends them.
+
+    :param directory: for configurations, logs and compiled programs.
+    :param seconds: of load in one measurement.
+    """
+
+    def __init__(self, directory: Path, seconds: int) -> None:
+        self.directory = directory
+        self.seconds = seconds
+        self.cores = sorted(os.sched_getaffinity(0))
+        self._jobs = 0
+
+    def _job(self, target: Target) -> Job:
+        self._jobs += 1
+        directory = self.directory / str(self._jobs)
+        directory.mkdir()
+        return Job(directory, free_port(), target, self.cores[-1])
+
+    @contextmanager
+    def relay(self, name: str, target: Target) -> Iterator[Relay]:
+        """One peer in front of ``target``."""
+        if name == DIRECT:
+            yield Relay(target.port)
+            return
+        job = self._job(target)
+        with Process(PEERS[name].start(job), job.port, job.directory / "log") as process:
+            yield Relay(job.port, process)
+
+    @contextmanager
+    def one_core(self) -> Iterator[None]:
+        """Whatever is started inside shares one core, and not the one of busy threads if there is another."""
+        with pinned(self.cores[0]):
+            yield
+
+    @contextmanager
+    def busy_program(self) -> Iterator[None]:
+        """A program that keeps the other core busy."""
+        job = self._job(Target(0))
+        with Process(inside("beside")(job), job.port, job.directory / "log"):
+            yield
+
+    @contextmanager
+    def iperf3_server(self) -> Iterator[Target]:
+        """An iperf3 server for one test."""
+        job = self._job(Target(0))
+        arguments = ["iperf3", "-s", "-1", "-B", LOOPBACK, "-p", str(job.port)]
+        with Process(arguments, job.port, job.directory / "log"):
+            yield Target(job.port)
+
+    @contextmanager
+    def echo_server(self) -> Iterator[Target]:
+        """A server that sends back what it gets."""
+        job = self._job(Target(0))
+        with Process([self._pingpong(), "echo", str(job.port)], job.port, job.directory / "log"):
+            yield Target(job.port)
+
+    @contextmanager
+    def web_server(self) -> Iterator[Target]:
+        """A server, nginx, which answers 50 bytes."""
+        job = self._job(Target(0))
+        with self._nginx(job, " backlog=4096", ""):
+            yield Target(job.port)
+
+    @contextmanager
+    def tls_server(self, tickets: bool = True) -> Iterator[tuple[Target, Path]]:
+        """The same with TLS, a large file, and a log of one line for each request: ``r`` if its session was resumed.
+
+        :param tickets: whether sessions can be resumed.
+        """
+        job = self._job(Target(0))
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        authority.cert_pem.write_to_path(str(job.directory / "ca.pem"))
+        certificate.private_key_pem.write_to_path(str(job.directory / "server.key"))
+        for pem in certificate.cert_chain_pems:
+            pem.write_to_path(str(job.directory / "server.pem"), append=True)
+        with (job.directory / "file").open("wb") as file:
+            file.truncate(FILE)
+        with self._nginx(job, " ssl backlog=4096", TLS.format(tickets="on" if tickets else "off")):
+            yield Target(job.port, job.directory / "ca.pem"), job.directory / "reused.log"
+
+    def _nginx(self, job: Job, options: str, tls: str) -> Process:
+        address = f"{LOOPBACK}:{job.port}"
+        path = job.write("target.conf", NGINX.format(address=address, options=options, tls=tls, answer=ANSWER))
+        arguments = [program("nginx"), "-p", str(job.directory), "-c", path, "-e", "stderr"]
+        return Process(arguments, job.port, job.directory / "log")
+
+    def _pingpong(self) -> str:
+        return compiled(HERE / "pingpong.c", self.directory)
+
+    def ping(self, port: int) -> dict[str, float]:
+        """64 bytes to and fro: ``count``, ``seconds``, and ``p50`` and ``p99`` in microseconds."""
+        return _numbers(run([self._pingpong(), "ping", str(port), str(self.seconds)], self.seconds + PATIENCE))
+
+
+def iperf3(port: int, streams: int, seconds: int) -> tuple[int, float]:
+    """iperf3 from here to its server; returns the bytes that arrived and in how many seconds."""
+    arguments = ["iperf3", "-J", "-c", LOOPBACK, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
+    total = json.loads(run(arguments, seconds + PATIENCE))["end"]["sum_received"]
+    return total["bytes"], total["seconds"]
+
+
+def wrk(port: int, seconds: int, *, keep: bool) -> dict[str, float]:
+    """wrk, one thread and 32 connections; returns ``requests`` and ``seconds``.
+
+    :param keep: whether connections are kept, or each request has one of its own.
+    :raises MeasurementError: if a request failed.
+    """
+    header = [] if keep else ["-H", "Connection: close"]
+    script = ["-s", str(HERE / "wrk.lua")]
+    url = f"http://{LOOPBACK}:{port}/"
+    said = run(["wrk", "-t", "1", "-c", "32", "-d", str(seconds), *script, *header, url], seconds + PATIENCE)
+    numbers = _numbers(said.splitlines()[-1])
+    if numbers["errors"] or not numbers["requests"]:
+        raise MeasurementError(f"wrk: {numbers['errors']:.0f} errors, {numbers['requests']:.0f} requests")
+    return numbers
+
+
+def downloads(port: int, gibibytes: int) -> tuple[int, float]:
+    """curl, which fetches the large file over and over on one connection; returns the bytes and the seconds."""
+    url = f"http://{LOOPBACK}:{port}/file?[1-{gibibytes * GIB // FILE}]"
+    start = time.monotonic()
+    said = run(["curl", "-sSf", "-o", "/dev/null", "-w", "%{size_download}\n", url], gibibytes * 10 + PATIENCE)
+    return sum(map(int, said.split())), time.monotonic() - start
+
+
+@contextmanager
+def held(port: int, listener: socket) -> Iterator[None]:
+    """9,000 idle connections, each of which has carried a byte both ways.
+
+    :param port: where the relay listens.
+    :param listener: where it leads.
+    """
+    with ExitStack() as stack:
+        for _ in range(HELD):
+            client = stack.enter_context(create_connection((LOOPBACK, port), timeout=ANSWERS))
+            client.sendall(b"?")
+            server = stack.enter_context(listener.accept()[0])
+            server.settimeout(ANSWERS)
+            server.sendall(server.recv(1))
+            if not client.recv(1):
+                raise MeasurementError("a connection ended while others were opened")
+        yield
+
+
+def _numbers(text: str) -> dict[str, float]:
+    numbers: dict[str, Any] = json.loads(text)
+    return numbers

@@ -1,0 +1,201 @@
+"""Who is measured, and how each is started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .machine import LOOPBACK, UnavailableError, compiled, program
+
+__all__ = ["DIRECT", "HELD", "PEERS", "VERSIONS", "Job", "Peer", "Target", "inside"]
+
+HELD = 9000  # connections at once, the most there are in any row
+LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a relay is to lead.
+
+    :param port: on 127.0.0.1.
+    :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
+    """
+
+    port: int
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a peer is asked to do.
+
+    :param directory: its own, for its configuration.
+    :param port: where to listen on 127.0.0.1.
+    :param target: where to lead.
+    :param core: a core that nobody else uses, for the busy thread of the programs that have one.
+    """
+
+    directory: Path
+    port: int
+    target: Target
+    core: int
+
+    def write(self, name: str, text: str) -> str:
+        """Write a configuration file; returns its path."""
+        path = self.directory / name
+        path.write_text(text)
+        return str(path)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One column of the results.
+
+    :param title: its name for people.
+    :param start: returns the argument list that does a job; raises :class:`UnavailableError`.
+    """
+
+    title: str
+    start: Callable[[Job], list[str]]
+
+
+def _relay(*options: str) -> Callable[[Job], list[str]]:
+    def start(job: Job) -> list[str]:
+        command = Path(sys.executable).with_name("relay")
+        if not command.exists():
+            raise UnavailableError(f"{command} does not exist: make install")
+        target = f"{LOOPBACK}:{job.target.port}"
+        if job.target.ca is not None:
+            target = f"tls://{target}?ca={job.target.ca}&servername=localhost"
+        return [str(command), "forward", *options, f"{LOOPBACK}:{job.port}", target]
+
+    return start
+
+
+def inside(kind: str) -> Callable[[Job], list[str]]:
+    """A program that uses the package: programs.py."""
+
+    def start(job: Job) -> list[str]:
+        words = [kind, str(job.port), str(job.target.port), str(job.core)]
+        return [sys.executable, "-m", "benchmarks.programs", *words]
+
+    return start
+
+
+def _haproxy(tuning: str, options: str) -> Callable[[Job], list[str]]:
+    def start(job: Job) -> list[str]:
+        tls = f" ssl verify required ca-file {job.target.ca} sni str(localhost)" if job.target.ca else ""
+        configuration = job.write(
+            "haproxy.cfg",
+            f"""global
+    nbthread 1
+    maxconn {HELD + 100}
+    maxpipes 500
+    {tuning}
+defaults
+    mode tcp
+    maxconn {HELD + 100}
+    {options}
+    timeout connect 30s
+    timeout client 1h
+    timeout server 1h
+listen bench
+    bind {LOOPBACK}:{job.port}
+    server target {LOOPBACK}:{job.target.port}{tls}
+""",
+        )
+        return [program("haproxy"), "-db", "-f", configuration]
+
+    return start
+
+
+def _nginx(job: Job) -> list[str]:
+    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+    if not module.exists():
+        raise UnavailableError("nginx's stream module is not installed")
+    configuration = job.write(
+        "nginx.conf",
+        f"""load_module {module};
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr;
+worker_rlimit_nofile {2 * HELD + 1000};
+events {{ worker_connections {2 * HELD + 1000}; }}
+stream {{
+    server {{
+        listen {LOOPBACK}:{job.port} backlog=4096;
+        proxy_pass {LOOPBACK}:{job.target.port};
+        proxy_timeout 1h;
+    }}
+}}
+""",
+    )
+    return [program("nginx"), "-p", str(job.directory), "-c", configuration, "-e", "stderr"]
+
+
+def _socat(job: Job) -> list[str]:
+    listen = f"TCP4-LISTEN:{job.port},bind={LOOPBACK},fork,reuseaddr,backlog=4096,nodelay"
+    return [program("socat"), listen, f"TCP4:{LOOPBACK}:{job.target.port},nodelay"]
+
+
+def _stunnel(job: Job) -> list[str]:
+    configuration = job.write(
+        "stunnel.conf",
+        f"""foreground = yes
+pid =
+debug = warning
+[bench]
+client = yes
+accept = {LOOPBACK}:{job.port}
+connect = {LOOPBACK}:{job.target.port}
+CAfile = {job.target.ca}
+verifyChain = yes
+checkHost = localhost
+sni = localhost
+""",
+    )
+    return [program("stunnel4"), configuration]
+
+
+def _c(job: Job) -> list[str]:
+    return [compiled(HERE / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
+
+
+def _direct(job: Job) -> list[str]:
+    raise AssertionError("nothing to start")
+
+
+DIRECT = "direct"
+PEERS = {
+    "relay": Peer("relay", _relay()),
+    "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
+    "haproxy": Peer("HAProxy", _haproxy("", "option splice-auto")),
+    "haproxy-tuned": Peer(
+        "HAProxy tuned",
+        _haproxy("tune.pipesize 1048576", "option splice-request\n    option splice-response"),
+    ),
+    "nginx": Peer("nginx stream", _nginx),
+    "socat": Peer("socat", _socat),
+    "stunnel": Peer("stunnel", _stunnel),
+    "c": Peer("C, epoll + splice", _c),
+    "relay-callable": Peer("relay.Tunnel, own callable", inside("callable")),
+    "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
+    "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
+    DIRECT: Peer("none (direct)", _direct),
+}
+
+VERSIONS = {
+    "relay": [str(Path(sys.executable).with_name("relay")), "--version"],
+    "HAProxy": ["haproxy", "-v"],
+    "nginx": ["nginx", "-v"],
+    "socat": ["socat", "-V"],
+    "stunnel": ["stunnel4", "-version"],
+    "gcc": ["gcc", "--version"],
+    "iperf3": ["iperf3", "-v"],
+    "wrk": ["wrk", "-v"],
+    "curl": ["curl", "-V"],
+}

@@ -1,0 +1,181 @@
+"""The results, as text for people and as Markdown for the README."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .peers import PEERS
+from .rows import ROWS, TABLES, Goal, Metric, Row, Sample
+
+__all__ = ["Results", "markdown", "text"]
+
+SIGNS = {True: "≥", False: "≤"}
+
+
+class Results:
+    """Every figure of a run.
+
+    :param data: as it stands in the file.
+    """
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+    @classmethod
+    def begin(cls, date: str, machine: dict[str, str], rounds: int, seconds: int) -> Results:
+        """No figures yet."""
+        head = {"date": date, "machine": machine, "rounds": rounds, "seconds": seconds}
+        return cls(head | {"samples": {}, "missing": {}})
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Those that were kept."""
+        return cls(json.loads(path.read_text()))
+
+    def add(self, row: str, peer: str, sample: Sample) -> None:
+        """One measurement."""
+        self.data["samples"].setdefault(row, {}).setdefault(peer, []).append(sample)
+
+    def missing(self, row: str, peer: str, reason: str) -> None:
+        """One measurement that could not be made."""
+        self.data["missing"].setdefault(row, {})[peer] = reason
+
+    @property
+    def failed(self) -> bool:
+        """Whether a measurement failed for another reason than an absent peer."""
+        return any(reason.startswith("failed") for row in self.data["missing"].values() for reason in row.values())
+
+    def rows(self) -> list[str]:
+        """The rows of which there is anything."""
+        return [row for row in ROWS if row in self.data["samples"] or row in self.data["missing"]]
+
+    def peers(self, row: str) -> list[str]:
+        """The peers of which a row has anything."""
+        seen = self.data["samples"].get(row, {}) | self.data["missing"].get(row, {})
+        return [peer for peer in PEERS if peer in seen]
+
+    def figures(self, row: str, peer: str, metric: Metric) -> list[float]:
+        """All figures of one kind, in the metric's unit."""
+        samples = self.data["samples"].get(row, {}).get(peer, [])
+        return [sample[metric.key] * metric.scale for sample in samples if metric.key in sample]
+
+    def median(self, row: str, peer: str, metric: Metric) -> float | None:
+        """The middle one of them."""
+        figures = self.figures(row, peer, metric)
+        return median(figures) if figures else None
+
+
+def number(value: float | None) -> str:
+    """A figure with as many digits as mean something."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def verdict(goal: Goal, value: float, more: bool) -> str:
+    """Whether a ratio (or a figure) reaches its goal."""
+
+    def reaches(bound: float) -> bool:
+        return value >= bound if more else value <= bound
+
+    if reaches(goal.factor):
+        return "reached"
+    return "within the limit" if goal.limit is not None and reaches(goal.limit) else "MISSED"
+
+
+def judge(results: Results, row: str, metric: Metric, goal: Goal, peer: str) -> tuple[str, str] | None:
+    """What a goal says of a peer: the ratio with its goal, and the verdict; ``None`` if a figure is missing."""
+    ours = results.median(row, peer, metric)
+    theirs = results.median(row, goal.of, metric) if goal.of else 1.0
+    if ours is None or not theirs:
+        return None
+    bound = f"{SIGNS[metric.more]} {goal.factor:g}" + (f", limit {goal.limit:g}" if goal.limit else "")
+    ratio = f"{ours / theirs:.2f}" + (f" × {PEERS[goal.of].title}" if goal.of else "")
+    return f"{ratio} ({bound})", verdict(goal, ours / theirs, metric.more)
+
+
+def judgements(results: Results, row: str, metric: Metric) -> list[tuple[str, str, str]]:
+    """Peer, ratio and verdict of every goal; what relay is to reach, it is to reach with limits set too."""
+    return [
+        (peer, *said)
+        for goal in metric.goals
+        for peer in (goal.peer, f"{goal.peer}-limits")
+        if peer in ROWS[row].peers and (said := judge(results, row, metric, goal, peer))
+    ]
+
+
+def _spread(results: Results, row: str, peer: str, metric: Metric) -> str:
+    figures = results.figures(row, peer, metric)
+    if not figures:
+        return "–"
+    return f"{number(median(figures))} ({number(min(figures))}–{number(max(figures))})"
+
+
+def _table(results: Results, name: str, row: Row) -> Table:
+    table = Table(title=f"{name}: {row.title}", title_justify="left", box=box.SIMPLE_HEAD, title_style="")
+    table.add_column("")
+    for metric in row.metrics:
+        table.add_column(metric.title, justify="right")
+    for peer in results.peers(name):
+        table.add_row(PEERS[peer].title, *[_spread(results, name, peer, metric) for metric in row.metrics])
+    return table
+
+
+def _notes(results: Results, row: str) -> list[str]:
+    notes = [
+        f"  {metric.title}: {PEERS[peer].title} {ratio}: {said}"
+        for metric in ROWS[row].metrics
+        for peer, ratio, said in judgements(results, row, metric)
+    ]
+    missing = results.data["missing"].get(row, {})
+    return notes + [f"  {PEERS[peer].title}: {reason}" for peer, reason in missing.items()]
+
+
+def text(results: Results) -> str:
+    """The whole report: medians with the smallest and the largest figure, and every goal."""
+    data = results.data
+    out = StringIO()
+    console = Console(file=out, width=120, highlight=False, markup=False, color_system=None)
+    console.print(f"{data['date']}, {data['rounds']} rounds of {data['seconds']} s; median (smallest–largest)")
+    for what, value in data["machine"].items():
+        console.print(f"  {what}: {value}")
+    for row in results.rows():
+        console.print()
+        console.print(_table(results, row, ROWS[row]))
+        for note in _notes(results, row):
+            console.print(note)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def markdown(results: Results) -> str:
+    """The README's tables: medians, and the ratios to what is to be reached."""
+    machine = results.data["machine"]
+    parts = [f"{results.data['date'].split()[0]}, {machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
+    for name, title in TABLES.items():
+        rows = [row for row in results.rows() if ROWS[row].table == name]
+        if rows:
+            parts.append(f"**{title}**\n\n" + "\n".join(_markdown_table(results, rows)))
+    return "\n\n".join(parts)
+
+
+def _markdown_table(results: Results, rows: list[str]) -> list[str]:
+    peers = [peer for peer in PEERS if any(peer in results.peers(row) for row in rows)]
+    lines = [
+        "| | " + " | ".join(PEERS[peer].title for peer in peers) + " | relay against its goal |",
+        "| --- |" + " ---: |" * len(peers) + " --- |",
+    ]
+    for row in rows:
+        for metric in ROWS[row].metrics:
+            figures = [number(results.median(row, peer, metric)) for peer in peers]
+            said = judgements(results, row, metric)
+            goals = "<br>".join(f"{ratio}: {word}" for peer, ratio, word in said if not peer.endswith("-limits"))
+            lines.append(f"| {ROWS[row].title}: {metric.title} | " + " | ".join(figures) + f" | {goals} |")
+    return lines

@@ -1,0 +1,231 @@
+"""What is measured of whom, and what is to be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from resource import RLIMIT_NOFILE, getrlimit
+from socket import create_server
+
+from .loads import GIB, Lab, downloads, held, iperf3, wrk
+from .machine import LOOPBACK, UnavailableError
+from .peers import DIRECT, HELD, Target
+
+__all__ = ["ROWS", "TABLES", "Goal", "Metric", "Row", "Sample"]
+
+Sample = dict[str, float]  # what one measurement gives: a figure for each metric, by key
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound of one peer's figure: at least (or at most, where less is better) ``factor`` times another's.
+
+    :param of: the key of the other peer; ``None`` if ``factor`` is itself the bound.
+    :param factor: what to reach.
+    :param limit: what is just accepted, if that is less.
+    :param peer: the key of the peer that is to reach it.
+    """
+
+    of: str | None
+    factor: float
+    limit: float | None = None
+    peer: str = "relay"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a row.
+
+    :param key: its name in a :data:`Sample`.
+    :param title: what it is, with the unit.
+    :param more: whether more is better.
+    :param scale: what a sample is multiplied by to be in that unit.
+    """
+
+    key: str
+    title: str
+    more: bool
+    goals: tuple[Goal, ...] = ()
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One load.
+
+    :param title: what it is.
+    :param table: the table it stands in, a key of :data:`TABLES`.
+    :param peers: whom it is measured of, in the order of a round.
+    :param measure: makes one measurement of one peer.
+    """
+
+    title: str
+    table: str
+    peers: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    measure: Callable[[Lab, str], Sample]
+
+
+def bulk(lab: Lab, peer: str, streams: int) -> Sample:
+    """iperf3 for as long as the lab says."""
+    with lab.iperf3_server() as target, lab.relay(peer, target) as relay:
+        relay.begin()
+        size, seconds = iperf3(relay.port, streams, lab.seconds)
+        return {"rate": size * 8 / seconds} | relay.cost(size / GIB)
+
+
+def requests(lab: Lab, peer: str, keep: bool) -> Sample:
+    """Requests of wrk to nginx, which answers 50 bytes."""
+    with lab.web_server() as target, lab.relay(peer, target) as relay:
+        relay.begin()
+        done = wrk(relay.port, lab.seconds, keep=keep)
+        return {"rate": done["requests"] / done["seconds"]} | relay.cost(done["requests"])
+
+
+def ping_pong(lab: Lab, peer: str) -> Sample:
+    """64 bytes to and fro; client, relay and server share a core."""
+    with lab.one_core(), lab.echo_server() as target, lab.relay(peer, target) as relay:
+        relay.begin()
+        done = lab.ping(relay.port)
+        return {"rate": done["count"] / done["seconds"], "p50": done["p50"], "p99": done["p99"]} | relay.cost(
+            done["count"]
+        )
+
+
+def busy_ping_pong(lab: Lab, peer: str) -> Sample:
+    """The same with a busy thread on the other core: in the program that relays, or beside the command.
+
+    So the command has no more of the machine than the others, and only what the interpreter's lock costs is compared.
+    """
+    with lab.busy_program() if peer == "relay" else nullcontext():
+        return ping_pong(lab, peer)
+
+
+def idle(lab: Lab, peer: str) -> Sample:
+    """The memory that connections take which are held and do nothing."""
+    if getrlimit(RLIMIT_NOFILE)[0] < 2 * HELD + 500:
+        raise UnavailableError(f"{HELD} connections need a hard limit of {2 * HELD + 500} descriptors (ulimit -Hn)")
+    with create_server((LOOPBACK, 0), backlog=4096) as listener:
+        listener.settimeout(15)
+        with lab.relay(peer, Target(listener.getsockname()[1])) as relay:
+            assert relay.process is not None
+            before = relay.process.memory()
+            with held(relay.port, listener):
+                return {"memory": (relay.process.memory() - before) / HELD}
+
+
+def tls_bulk(lab: Lab, peer: str) -> Sample:
+    """A large file from nginx over TLS, fetched in the clear through the relay."""
+    with lab.tls_server() as (target, _), lab.relay(peer, target) as relay:
+        relay.begin()
+        size, seconds = downloads(relay.port, lab.seconds)
+        return {"rate": size * 8 / seconds} | relay.cost(size / GIB)
+
+
+def tls_connections(lab: Lab, peer: str, tickets: bool) -> Sample:
+    """Requests with a connection for each, and so a handshake with the target."""
+    with lab.tls_server(tickets) as (target, log), lab.relay(peer, target) as relay:
+        relay.begin()
+        done = wrk(relay.port, lab.seconds, keep=False)
+        sample = {"rate": done["requests"] / done["seconds"]} | relay.cost(done["requests"])
+        lines = log.read_text().split()
+        return sample | {"resumed": lines.count("r") / len(lines)}
+
+
+GBIT = partial(Metric, "rate", "Gbit/s", True, scale=1e-9)
+CPU_BULK = partial(Metric, "cpu", "CPU ms per GiB", False, scale=1e3)
+RATE = partial(Metric, "rate", more=True)
+CPU = partial(Metric, "cpu", more=False, scale=1e6)
+
+BULK = (
+    GBIT((Goal("haproxy-tuned", 1.0), Goal("c", 0.95), Goal("haproxy", 1.4))),
+    CPU_BULK((Goal("c", 1.05, 1.1),)),
+)
+TLS_GOALS = (Goal("haproxy", 0.8), Goal("stunnel", 1.0))
+HANDSHAKES = (
+    RATE(title="connections/s", goals=TLS_GOALS),
+    CPU(title="CPU µs per connection"),
+    Metric("resumed", "sessions resumed, %", True, scale=100),
+)
+RELAYS = ("relay", "relay-limits", "haproxy", "haproxy-tuned", "nginx", "socat", "c")
+TLS_PEERS = ("relay", "relay-limits", "haproxy", "stunnel")
+
+TABLES = {
+    "tcp": "Relaying TCP",
+    "program": "Inside a Python program",
+    "tls": "TLS to the target",
+}
+ROWS = {
+    "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
+    "bulk-8": Row("bulk, 8 streams", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=8)),
+    "requests": Row(
+        "keep-alive requests",
+        "tcp",
+        (*RELAYS, DIRECT),
+        (
+            RATE(title="requests/s", goals=(Goal("haproxy", 1.0),)),
+            CPU(title="CPU µs per request", goals=(Goal("haproxy", 1.05, 1.15), Goal("haproxy-tuned", 0.9))),
+        ),
+        partial(requests, keep=True),
+    ),
+    "connections": Row(
+        "new connections",
+        "tcp",
+        (*RELAYS, DIRECT),
+        (
+            RATE(title="connections/s", goals=(Goal("haproxy", 1.0),)),
+            CPU(title="CPU µs per connection", goals=(Goal("haproxy", 1.15, 1.3),)),
+        ),
+        partial(requests, keep=False),
+    ),
+    "ping-pong": Row(
+        "64 bytes to and fro on one core",
+        "tcp",
+        (*RELAYS, DIRECT),
+        (
+            Metric("p50", "p50 µs", False, (Goal("haproxy", 1.1),)),
+            Metric("p99", "p99 µs", False, (Goal("haproxy", 1.1),)),
+            CPU(title="CPU µs per round trip"),
+        ),
+        ping_pong,
+    ),
+    "idle": Row(
+        "9,000 idle connections",
+        "tcp",
+        ("relay", "relay-limits", "haproxy", "haproxy-tuned", "nginx", "c"),
+        (Metric("memory", "KiB per connection", False, (Goal(None, 2.0),), scale=1 / 1024),),
+        idle,
+    ),
+    "callable": Row(
+        "new connections, own callable",
+        "program",
+        ("relay", "relay-callable", "haproxy"),
+        (
+            RATE(title="connections/s", goals=(Goal("haproxy", 0.7, peer="relay-callable"),)),
+            CPU(title="CPU µs per connection"),
+        ),
+        partial(requests, keep=False),
+    ),
+    "busy": Row(
+        "64 bytes to and fro beside a busy thread",
+        "program",
+        ("relay", "relay-spawn", "relay-thread"),
+        (
+            RATE(title="round trips/s", goals=(Goal("relay", 0.9, peer="relay-spawn"),)),
+            Metric("p50", "p50 µs", False),
+            Metric("p99", "p99 µs", False),
+        ),
+        busy_ping_pong,
+    ),
+    "tls-bulk": Row("TLS, bulk", "tls", TLS_PEERS, (GBIT(TLS_GOALS), CPU_BULK()), tls_bulk),
+    "tls-handshakes": Row("TLS, new connections", "tls", TLS_PEERS, HANDSHAKES, partial(tls_connections, tickets=True)),
+    "tls-full": Row(
+        "TLS, new connections, target without sessions",
+        "tls",
+        TLS_PEERS,
+        HANDSHAKES,
+        partial(tls_connections, tickets=False),
+    ),
+}

@@ -1,0 +1,78 @@
+"""A stream relay that is right in every corner.
+
+The public names are loaded when they are first used, so that ``import relay`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        AddressError,
+        AuthenticationError,
+        CarrierError,
+        ConnectError,
+        ForwardError,
+        HostKeyError,
+        RelayError,
+        SAMError,
+    )
+    from .private import local
+    from .process import spawn
+    from .registry import connect, listen, target
+    from .senders.tcp import tcp
+    from .senders.tls import tls
+    from .senders.unix import unix
+    from .stream import Stream, nonblocking
+    from .tunnel import Tunnel
+
+__all__ = [
+    "AddressError",
+    "AuthenticationError",
+    "CarrierError",
+    "ConnectError",
+    "ForwardError",
+    "HostKeyError",
+    "RelayError",
+    "SAMError",
+    "Stream",
+    "Tunnel",
+    "connect",
+    "listen",
+    "local",
+    "nonblocking",
+    "spawn",
+    "target",
+    "tcp",
+    "tls",
+    "unix",
+]
+
+# No module at this level may have the name of one of these: its import would put it in the name's place.
+_MODULES = {
+    "Stream": "stream",
+    "Tunnel": "tunnel",
+    "connect": "registry",
+    "listen": "registry",
+    "local": "private",
+    "nonblocking": "stream",
+    "spawn": "process",
+    "target": "registry",
+    "tcp": "senders.tcp",
+    "tls": "senders.tls",
+    "unix": "senders.unix",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

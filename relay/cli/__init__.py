@@ -1,0 +1,56 @@
+"""The command ``relay``: the only place that prints, exits or configures logging."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from . import demo, forward
+from .output import complain, drop_stdout
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Relay streams: TCP, Unix sockets and TLS, from one listening address to another.",
+    epilog="relay COMMAND --help tells more of each.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command(epilog=forward.EXAMPLES)(forward.forward)
+app.command()(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"relay {version('relay-toolkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version.", callback=_show_version, is_eager=True),
+) -> None:
+    pass
+
+
+def main() -> int:
+    """Run the command with the program's arguments.
+
+    :returns: the exit status: 0 done, 1 a failure at run time, 2 a wrong command line.
+    """
+    try:
+        status = app(standalone_mode=False, prog_name="relay")
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except typer.TyperException as error:
+        complain(f"{' '.join(error.format_message().split()).rstrip('.')}; relay --help tells what is allowed")
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 1
+    except BrokenPipeError:
+        drop_stdout()
+        return 1
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,175 @@
+"""``relay demo``: a web server, a relay in front of it, and every byte compared."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+import relay
+
+from ..process import PIPE, start
+from ..registry import listen
+from ..senders.tcp import tcp
+from ..tunnel import Tunnel
+from .output import failures_reported, place, say
+
+__all__ = ["demo"]
+
+CONNECTIONS = 4
+Pages = Mapping[str, Path]
+
+
+def demo(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Whose files are served; without it those of relay.")
+    ] = None,
+) -> None:
+    """Relay a web server on real files, fetch all of them through the relay, and compare every byte."""
+    with failures_reported(debug=False):
+        root = (directory or _own_files()).resolve(strict=True)
+        pages = find_pages(root)
+        if not pages:
+            raise FileNotFoundError(2, "no files to serve; name a directory that has some", str(root))
+        with web_server(pages) as server:
+            say(f"web server   {place(server)}, on the {len(pages)} files of {root}")
+            with Tunnel(listen(":0"), tcp(*server)) as tunnel:
+                say(f"relay        {place(tunnel.address)} → {place(server)}")
+                show(tunnel, pages)
+    say("\nNow your own service, for example one on port 8000:\n")
+    say(f"    {command()} forward :0 127.0.0.1:8000")
+
+
+def show(tunnel: Tunnel, pages: Pages) -> None:
+    """Fetch every page through the relay and say what happened."""
+    total = sum(fetch_all(tunnel.address, pages))
+    say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")
+    if shutil.which("curl"):
+        name = max(pages, key=lambda page: pages[page].stat().st_size)
+        size = compare(name, pages[name], curl(f"http://{place(tunnel.address)}{name}"))
+        say(f"curl         {name}, {size:,} bytes; as on disk")
+    tunnel.close(drain=10.0)
+    stats = tunnel.stats()
+    engines = " and ".join(sorted({record.engine for record in tunnel.recent()}))
+    say(
+        f"relayed      {stats.accepted} connections: {stats.received:,} bytes from clients and {stats.sent:,} to them, "
+        f"by {engines}; {sum(stats.failed.values())} failed"
+    )
+
+
+def find_pages(root: Path) -> dict[str, Path]:
+    """The files below a directory by their path in a URL; no hidden ones, no links, nothing that was built."""
+    pages = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")) and "." not in name)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file() and not path.is_symlink():
+                pages["/" + quote(path.relative_to(root).as_posix())] = path
+    return pages
+
+
+def fetch_all(address: tuple[str, int], pages: Pages) -> list[int]:
+    """Fetch all pages over several connections.
+
+    :returns: their sizes.
+    :raises OSError: if one differs from its file.
+    """
+    names = list(pages)
+    parts = [names[first::CONNECTIONS] for first in range(CONNECTIONS)]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return [size for sizes in pool.map(lambda part: fetch(address, part, pages), parts) for size in sizes]
+
+
+def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages) -> list[int]:
+    """Fetch some pages over one connection, with the HTTP client of Python's library."""
+    client = http.client.HTTPConnection(*address, timeout=30)
+    sizes = []
+    try:
+        for name in names:
+            client.request("GET", name)
+            answer = client.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise OSError(f"{name}: the web server answers {answer.status} {answer.reason}")
+            sizes.append(compare(name, pages[name], body))
+    except http.client.HTTPException as error:
+        raise OSError(f"{name}: no complete answer came through the relay ({error!r})") from error
+    finally:
+        client.close()
+    return sizes
+
+
+def compare(name: str, path: Path, body: bytes) -> int:
+    """The size of a page that came through the relay.
+
+    :raises OSError: if it differs from its file.
+    """
+    if body != path.read_bytes():
+        raise OSError(f"{name}: what came through the relay is not what {path} holds")
+    return len(body)
+
+
+def curl(url: str) -> bytes:
+    """What curl fetches."""
+    with start(
+        ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", url], stdout=PIPE
+    ) as client:
+        body, _ = client.communicate()
+    return bytes(body)
+
+
+@contextmanager
+def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
+    """A web server on the loopback that serves these pages and nothing else; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body leave together: no Nagle's delay for the body
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path)
+            body = page.read_bytes() if page else b"no such page\n"
+            self.send_response(200 if page else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        # Python's server looks that often whether it is to end.
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="demo web server", daemon=True)
+        thread.start()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def command() -> str:
+    """How the user calls this ``relay`` from the working directory."""
+    here = Path(sys.executable).parent / "relay"
+    found = shutil.which("relay")
+    if not here.exists() or (found and Path(found).resolve() == here.resolve()):
+        return "relay"
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
+
+
+def _own_files() -> Path:
+    package = Path(relay.__file__).parent
+    return package.parent if (package.parent / "pyproject.toml").exists() else package

@@ -1,0 +1,199 @@
+"""What the commands print: the address, log lines, the live table, one line for an error."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console, Group
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from ..connection import ConnectionRecord, Stats
+from ..tunnel import Tunnel
+
+__all__ = ["LiveTable", "complain", "drop_stdout", "failures_reported", "log_to_stderr", "say", "summary"]
+
+
+def say(line: str) -> None:
+    """Print a line on standard output at once; it is no failure if nobody reads there (``| head``)."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def drop_stdout() -> None:
+    """Nobody reads standard output any more: what is left in its buffer must not fail when the interpreter ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def complain(problem: str) -> None:
+    """Print one line about a failure on standard error."""
+    note(f"relay: {' '.join(problem.split())}")
+
+
+def note(line: str) -> None:
+    """Print a line on standard error; where that is closed, nowhere."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+@contextmanager
+def failures_reported(*, debug: bool) -> Iterator[None]:
+    """End the command by one line on standard error: status 2 for a wrong value, 1 for what the system said.
+
+    :param debug: whether a traceback is printed before it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        complain(reason(error))
+        raise typer.Exit(2 if isinstance(error, (ValueError, TypeError)) else 1) from error
+
+
+def reason(error: Exception) -> str:
+    """An exception as one sentence, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def log_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> None:
+    """Send the ``relay`` log to standard error."""
+    handler = _Lines()
+    handler.setFormatter(_JSON() if log_format == "json" else _Text(debug=debug))
+    logger = logging.getLogger("relay")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("relay.cli").setLevel(logging.INFO)
+
+
+class _Lines(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the time: the live table takes its place, to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
+class _Text(logging.Formatter):
+    """Lines for people; tracebacks only for those who debug."""
+
+    def __init__(self, *, debug: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        self._debug = debug
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._debug:
+            return super().format(record)
+        plain = {**record.__dict__, "exc_info": None, "exc_text": None, "stack_info": None}
+        if (connection := getattr(record, "connection", None)) is not None:
+            plain |= {"msg": _finished(connection), "args": None}
+        return " ".join(super().format(logging.makeLogRecord(plain)).splitlines())
+
+
+def _finished(record: ConnectionRecord) -> str:
+    return (
+        f"{place(record.peer) or 'a local client'} → {record.target}: {record.reason} after {record.age:.3f} s, "
+        f"{decimal(record.received)} received, {decimal(record.sent)} sent, {record.engine}"
+    )
+
+
+class _JSON(logging.Formatter):
+    """One JSON object a line; a finished connection's record is under ``connection``, the sums under ``stats``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("connection", "stats"):
+            if (value := getattr(record, name, None)) is not None:
+                fields[name] = value._asdict()
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+def summary(stats: Stats) -> str:
+    """What a tunnel has done, as one line."""
+    failed = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.failed.items()))
+    return (
+        f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {decimal(stats.received)} from clients, "
+        f"{decimal(stats.sent)} to clients, {sum(stats.failed.values())} failed{failed and f' ({failed})'}"
+    )
+
+
+class LiveTable:
+    """What ``--watch`` shows of a tunnel on standard error; use it with ``with``.
+
+    :param tunnel: the tunnel.
+    :param title: a line above the table.
+    """
+
+    def __init__(self, tunnel: Tunnel, title: str) -> None:
+        from rich.live import Live
+
+        self._tunnel = tunnel
+        self._title = title
+        self._console = Console(stderr=True)
+        self._live = Live(self._view(), console=self._console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> LiveTable:
+        self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def refresh(self) -> None:
+        """Show how it is now."""
+        self._live.update(self._view(), refresh=True)
+
+    def _view(self) -> Group:
+        stats = self._tunnel.stats()
+        table = Table("client", "target", "age", "received", "sent", "engine", "state")
+        for record in itertools.islice(self._tunnel.connections(), max(1, self._console.height - 8)):
+            table.add_row(*map(Text, _row(record)))
+        return Group(Text(self._title), table, Text(f"{stats.active} live of {summary(stats)}"))
+
+
+def _row(record: ConnectionRecord) -> tuple[str, ...]:
+    return (
+        place(record.peer),
+        record.target or "",
+        f"{record.age:.0f} s",
+        decimal(record.received),
+        decimal(record.sent),
+        record.engine,
+        record.state,
+    )
+
+
+def place(address: Any) -> str:
+    """A socket's address as text."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")

@@ -1,0 +1,50 @@
+"""Waiting for SIGINT and SIGTERM in the main thread, without polling."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """Catches SIGINT and SIGTERM while it is entered, in the main thread.
+
+    A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait hears both.
+    """
+
+    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+
+    def __enter__(self) -> Signals:
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._before = [signal.signal(number, lambda *_: None) for number in self._CAUGHT]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(self._CAUGHT, self._before, strict=True):
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._reader.close()
+        self._writer.close()
+
+    def wake(self) -> None:
+        """End the wait; from any thread."""
+        try:
+            self._writer.send(b"\0")
+        except OSError:
+            pass  # it is full, and so wakes already, or nobody waits any more
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for a signal or for :meth:`wake`.
+
+        :param timeout: seconds, or ``None`` for as long as it takes.
+        :returns: the signal's number, 0 for :meth:`wake`, ``None`` if the time is over.
+        """
+        ready, _, _ = select.select([self._reader], [], [], timeout)
+        return self._reader.recv(1)[0] if ready else None

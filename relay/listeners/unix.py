@@ -1,0 +1,113 @@
+"""The way in over a Unix socket."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import stat
+import sys
+
+from ..address import UnixAddress, unix_path
+from .tcp import BACKLOG
+
+__all__ = ["UnixListener", "listen_unix"]
+
+_LINUX: bool = sys.platform == "linux"
+
+
+def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
+    """Listen on a Unix stream socket that its owner alone may use (mode 0600, from its first moment).
+
+    A socket that is already there is replaced if nobody answers at it; any other file is left alone.
+
+    :param path: where to make it; a relative path is taken from the working directory of now.
+    :returns: a bound, listening socket, whose ``close()`` removes the file; the caller owns it.
+    :raises TypeError: if ``path`` is not a path.
+    :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be.
+    :raises OSError: if it cannot be made there (``errno`` tells, such as EADDRINUSE).
+    """
+    place = unix_path(path)
+    made = UnixListener(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _guard(place):
+            _remove_stale(place)
+            _bind_private(made, place)
+            made.own(place)
+            made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, f"{UnixAddress(place)}: {error.strerror}") from error
+    return made
+
+
+class UnixListener(socket.socket):
+    """A listening Unix socket that removes its file when it is closed by the process that made it."""
+
+    _file: tuple[str, int, int] | None = None
+    _owner = 0
+
+    def own(self, path: str) -> None:
+        """Remember the file that ``bind`` made, to know it again."""
+        made = os.lstat(path)
+        self._file = (path, made.st_dev, made.st_ino)
+        self._owner = os.getpid()
+
+    def close(self) -> None:
+        """Remove the file, if it is still ours and this is no forked child, and close the socket. Idempotent."""
+        # The open socket holds its inode, so that the number cannot be another file's until it is closed.
+        file, self._file = self._file, None
+        if file is not None and self._owner == os.getpid():
+            try:
+                now = os.lstat(file[0])
+                if file[1:] == (now.st_dev, now.st_ino):
+                    os.unlink(file[0])
+            except OSError:
+                pass  # somebody was faster, or took the directory away
+        super().close()
+
+
+def _guard(path: str) -> socket.socket:
+    """A lock that needs no file, so that of two programs that find the same stale socket one alone replaces it.
+
+    It is an abstract Unix address (unix(7)) and ends with its socket; other systems than Linux have none.
+    """
+    guard = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if _LINUX:
+        try:
+            guard.bind(b"\0relay listens at " + hashlib.sha256(os.fsencode(path)).hexdigest().encode())
+        except OSError:
+            guard.close()
+            raise OSError(errno.EADDRINUSE, "another program is about to listen there") from None
+    return guard
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket at which nobody answers.
+
+    :raises OSError: if somebody does, or it is no socket.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "another program listens there")
+    os.unlink(path)
+
+
+def _bind_private(made: socket.socket, path: str) -> None:
+    if _LINUX:
+        os.fchmod(made.fileno(), 0o600)  # bind() takes the file's rights from the socket's
+        made.bind(path)
+        return
+    before = os.umask(0o177)
+    try:
+        made.bind(path)
+    finally:
+        os.umask(before)

@@ -1,0 +1,59 @@
+"""The way out over TCP."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from ..address import TCPAddress, check_place
+from ..errors import ConnectError
+from ..race import Direct, Endpoint
+
+__all__ = ["tcp"]
+
+
+def tcp(host: str, port: int) -> Direct:
+    """A factory that connects over TCP: to the first of the host's addresses that answers (RFC 8305).
+
+    :param host: an IPv4 or IPv6 address (no brackets, a zone is allowed) or a name, looked up for every connection.
+    :param port: from 1 to 65535.
+    :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`, and raises
+        :class:`relay.ConnectError` if it cannot.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
+    """
+    check_place(host, port)
+    target = str(TCPAddress(host, port))
+    if (endpoint := _literal(host, port)) is not None:
+        return Direct(target, lambda: (endpoint,), literal=True)
+    return Direct(target, lambda: _resolve(host, port), literal=False)
+
+
+def _literal(host: str, port: int) -> Endpoint | None:
+    """The endpoint of an address that is written out; ``None`` for a name or a zone, which are looked up."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return Endpoint(socket.AF_INET, (host, port))
+    return None if address.scope_id else Endpoint(socket.AF_INET6, (host, port, 0, 0))
+
+
+def _resolve(host: str, port: int) -> Sequence[Endpoint]:
+    """Look up the addresses; blocks as long as the system's resolver does.
+
+    :raises ConnectError: if there is none (``unreachable``).
+    """
+    literal, percent, zone = host.partition("%")
+    try:
+        if percent:
+            index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+            return [Endpoint(socket.AF_INET6, (literal, port, 0, index))]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        what = f"there is no interface {zone}" if percent else "the name cannot be looked up"
+        text = error.strerror if isinstance(error, OSError) else error
+        raise ConnectError(f"{TCPAddress(host, port)}: {what} ({text}); is it spelled right?") from error
+    return [Endpoint(family, address) for family, _, _, _, address in found]

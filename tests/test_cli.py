@@ -1,0 +1,505 @@
+"""The command ``relay``, as its users run it: real processes, signals and exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import (
+    WAIT,
+    black_hole,
+    echo,
+    ending,
+    exchange,
+    receive_all,
+    receive_exactly,
+    refusing,
+    send_and_end,
+    wait_until,
+)
+
+from relay.address import parse_listen, parse_target
+from relay.cli import forward
+
+RELAY = str(Path(sys.executable).parent / "relay")
+LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)\n")
+
+
+def run(*arguments, **options):
+    """A command that ends by itself."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([RELAY, *arguments], text=True, timeout=30, check=False, **options)
+
+
+class Command:
+    """A ``relay forward`` that runs."""
+
+    def __init__(self, *arguments, prefix=(), **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": dict(os.environ), **options}
+        options["env"].pop("PYTHONUNBUFFERED", None)  # what it does not flush shall not come
+        self.process = subprocess.Popen([*prefix, RELAY, "forward", *arguments], text=True, **options)
+        self.said = ""
+
+    def address(self):
+        """Where it says that it listens, on its first line."""
+        line = self.process.stdout.readline()
+        match = LISTENING.fullmatch(line)
+        assert match, f"{line!r}, then {self.process.communicate(timeout=WAIT)}"
+        return match[1], int(match[2])
+
+    def hear(self, words):
+        """Wait for a line on standard error."""
+        for line in self.process.stderr:
+            self.said += line
+            if words in line:
+                return line
+        raise AssertionError(f"{words!r} is not in {self.said!r}")
+
+    def end(self, number=signal.SIGTERM):
+        """Stop it; its exit status and all of its standard error."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self):
+        _, rest = self.process.communicate(timeout=WAIT)
+        self.said += rest or ""
+        return self.process.returncode, self.said
+
+
+@pytest.fixture
+def start():
+    with contextlib.ExitStack() as stack:
+
+        def make(*arguments, **options):
+            command = Command(*arguments, **options)
+            stack.enter_context(command.process)
+            stack.callback(command.process.kill)
+            return command
+
+        yield make
+
+
+@pytest.fixture
+def connect():
+    with contextlib.ExitStack() as stack:
+
+        def make(address):
+            return stack.enter_context(socket.create_connection(address, timeout=WAIT))
+
+        yield make
+
+
+@pytest.fixture
+def target(echo_server):
+    return "{}:{}".format(*echo_server.address)
+
+
+def test_it_says_where_it_listens_and_relays(start, connect, target):
+    command = start(":0", target)
+    address = command.address()
+    assert address[0] == "127.0.0.1"
+    client = connect(address)
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    status, said = command.end()
+    assert status == 0
+    assert "1 connection, 5 bytes from clients, 5 bytes to clients, 0 failed" in said
+
+
+def test_it_relays_between_unix_sockets_and_removes_its_own(start, serve, tmp_path):
+    server = serve(echo, str(tmp_path / "server"))
+    command = start(f"unix://{tmp_path}/front", f"unix://{server.address}", "-v")
+    assert command.process.stdout.readline() == f"listening on unix://{tmp_path}/front → unix://{server.address}\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(tmp_path / "front"))
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+    assert f"a local client → unix://{server.address}: done" in command.hear("done")
+    assert command.end()[0] == 0
+    assert not (tmp_path / "front").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_either_signal_ends_it_with_status_0(start, number):
+    command = start(":0", "127.0.0.1:1")
+    command.address()
+    status, said = command.end(number)
+    assert status == 0
+    assert said.splitlines()[0].endswith(f"INFO {number.name}: closing")
+    assert "0 connections" in said.splitlines()[1]
+
+
+def test_a_signal_lets_connections_finish(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()))
+    address = command.address()
+    client = connect(address)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        command.process.send_signal(signal.SIGTERM)
+        assert "1 live, 30 s to finish" in command.hear("closing")
+        wait_until(lambda: not listens(command.process.pid))
+        with pytest.raises(ConnectionRefusedError):
+            connect(address)
+        exchange(client, far)
+        client.close()
+        assert far.recv(1) == b""
+    status, said = command.wait()
+    assert status == 0
+    assert "1 connection, 8 bytes from clients, 8 bytes to clients, 0 failed" in said
+
+
+def listens(pid):
+    return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections("tcp"))
+
+
+def test_a_second_signal_ends_it_at_once(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()))
+    client = connect(command.address())
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        command.process.send_signal(signal.SIGINT)
+        command.hear("closing")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.wait()[0] == 0
+        assert ending(client) == ending(far) == "reset"
+
+
+def test_what_is_left_when_the_drain_is_over_is_reset(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()), "--drain", "0.05")
+    client = connect(command.address())
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        assert command.end()[0] == 0
+        assert ending(client) == ending(far) == "reset"
+
+
+def test_verbose_has_one_line_for_each_connection(start, connect, target):
+    command = start(":0", target, "-v")
+    address = command.address()
+    for _ in range(2):
+        client = connect(address)
+        name = client.getsockname()
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+        line = command.hear("done")
+        assert f"127.0.0.1:{name[1]} → {target}: done after " in line
+        assert "5 bytes received, 5 bytes sent, copy" in line
+    assert command.end()[0] == 0
+
+
+def test_without_verbose_a_good_connection_is_not_worth_a_line(start, connect, target):
+    command = start(":0", target)
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert len(command.end()[1].splitlines()) == 2
+
+
+def test_json_log_lines_parse(start, connect, target):
+    command = start(":0", target, "-v", "--log-format", "json")
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    command.hear('"reason": "done"')
+    status, said = command.end()
+    assert status == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
+    (record,) = [line["connection"] for line in lines if "connection" in line]
+    assert (record["target"], record["reason"], record["received"], record["sent"]) == (target, "done", 5, 5)
+    (stats,) = [line["stats"] for line in lines if "stats" in line]
+    assert (stats["accepted"], stats["active"], stats["failed"]) == (1, 0, {})
+
+
+def reason_with(start, connect, target, *options):
+    command = start(":0", target, "-v", "--log-format", "json", *options)
+    client = connect(command.address())
+    send_and_end(client, b"x") if "--linger" in options else client.sendall(b"x")
+    line = json.loads(command.hear('"connection"'))
+    assert ending(client) == "reset"
+    status, said = command.end()
+    assert status == 0
+    assert json.loads(said.splitlines()[-1])["stats"]["failed"] == {line["connection"]["reason"]: 1}
+    return line["connection"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("--timeout", "lifetime"), ("--idle-timeout", "idle"), ("--linger", "linger")]
+)
+def test_the_limits_are_those_of_the_tunnel(start, connect, listener, option, reason):
+    silent = "{}:{}".format(*listener.getsockname())
+    assert reason_with(start, connect, silent, option, "0.05") == reason
+
+
+def test_the_time_to_connect_is_limited(start, connect):
+    with black_hole() as hole:
+        silent = "{}:{}".format(*hole.getsockname())
+        assert reason_with(start, connect, silent, "--connect-timeout", "0.05") == "connect_timeout"
+
+
+def ending_of_a_client(connect, address):
+    try:
+        return ending(connect(address))
+    except ConnectionResetError:
+        return "reset"  # it came before connect() had returned
+
+
+def test_a_refused_target_is_a_warning_and_a_reset(start, connect):
+    with refusing() as place:
+        command = start(":0", "{}:{}".format(*place))
+        assert ending_of_a_client(connect, command.address()) == "reset"
+        assert "refused" in command.hear("WARNING")
+        assert "1 failed (1 refused)" in command.end()[1]
+
+
+def test_a_target_whose_name_does_not_resolve_is_a_warning_and_a_reset(start, connect):
+    command = start(":0", "no-such-host.invalid:80")
+    address = command.address()
+    for _ in range(2):
+        assert ending_of_a_client(connect, address) == "reset"
+        assert "no-such-host.invalid:80: the name cannot be looked up" in command.hear("WARNING")
+    assert command.end()[0] == 0
+
+
+def test_at_most_nconnect_connections_at_one_time(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()), "--nconnect", "1")
+    address = command.address()
+    first, second = connect(address), connect(address)
+    second.sendall(b"second")
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(first, far)
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        first.close()
+        assert far.recv(1) == b""
+    listener.settimeout(WAIT)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        assert receive_exactly(far, 6) == b"second"
+
+
+def test_it_takes_all_the_descriptors_that_the_system_allows(start):
+    soft = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"']
+    command = start(":0", "127.0.0.1:1", prefix=soft)
+    command.address()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert resource.prlimit(command.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    assert command.end()[0] == 0
+
+
+WRONG = {
+    (): "Missing command",
+    ("forwrd",): "Did you mean 'forward'?",
+    ("forward",): "Missing argument 'LISTEN'",
+    ("forward", ":0"): "Missing argument 'TARGET'",
+    ("forward", ":0", "h:1", "i:2"): "unexpected extra argument",
+    ("forward", ":0", "h:1", "--nconect", "1"): "--nconnect",
+    ("forward", ":0", "h:1", "--nconnect", "0"): "nconnect: 0 is not allowed",
+    ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
+    ("forward", ":0", "h:1", "--timeout", "-1"): "timeout: -1",
+    ("forward", ":0", "h:1", "--timeout", "nan"): "timeout: nan",
+    ("forward", ":0", "h:1", "--timeout"): "'--timeout' requires an argument",
+    ("forward", ":0", "h:1", "--drain", "-1"): "--drain",
+    ("forward", ":0", "h:1", "--drain", "nan"): "--drain",
+    ("forward", ":0", "h:1", "--log-format", "xml"): "'text', 'json'",
+    ("forward", ":0", "h:99999"): "target 'h:99999': port 99999; a port is a number from 1 to 65535",
+    ("forward", ":99999", "h:1"): "listen address ':99999': port 99999; a port is a number from 0 to 65535",
+    ("forward", ":0", "gopher://h:1"): "unknown scheme gopher://",
+    ("forward", ":0", "tpc://h:1"): "did you mean tcp://?",
+    ("forward", ":0", "ssh://h"): "ssh is not available in this version",
+    ("forward", ":0", "h:1", "--via", "ssh://h"): "hops are not available in this version",
+    ("forward", ":0", "tcp://me:hunter2@h:1"): "tcp:// takes no user or password",
+    ("forward", ":0", "h:1", "--via", "ssh://me:hunter2@h"): "hop 'ssh://me:***@h'",
+    ("forward", ":0", "tls://h:1?password=hunter2"): "unknown parameter 'password'",
+    ("forward", ":0", "h\n:1"): "a control character",
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.items())
+def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("relay: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "hunter2" not in done.stderr
+
+
+def test_what_the_machine_refuses_gets_one_line_and_status_1(listener, tmp_path):
+    port = listener.getsockname()[1]
+    (tmp_path / "file").touch()
+    refused = {
+        f":{port}": f"127.0.0.1:{port}: Address already in use",
+        "no-such-host.invalid:0": "no-such-host.invalid:0: the name cannot be looked up",
+        "192.0.2.1:0": "this machine has no such address",
+        f"unix://{tmp_path}/none/s": "No such file or directory",
+        f"unix://{tmp_path}/file": "a file that is not a socket",
+        f"tls://:0?cert={tmp_path}/none": f"{tmp_path}/none",
+    }
+    for listen, said in refused.items():
+        done = run("forward", listen, "h:1")
+        assert (done.returncode, done.stdout) == (1, ""), listen
+        assert done.stderr.startswith("relay: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_debug_adds_the_traceback():
+    done = run("forward", ":0", "h:99999", "--debug")
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("relay: target 'h:99999'")
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"relay \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_help_has_examples_and_they_are_right():
+    done = run("forward", "--help", env={**os.environ, "COLUMNS": "200"})
+    assert (done.returncode, done.stderr) == (0, "")
+    examples = re.findall(r"^relay forward (\S+) (\S+)", forward.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 4
+    for listen, target in examples:
+        assert f"relay forward {listen} {target}" in done.stdout
+        parse_listen(listen.strip("'"))
+        parse_target(target.strip("'"))
+
+
+def test_help_without_a_terminal_has_no_escapes():
+    assert "\x1b" not in run("--help").stdout
+
+
+@pytest.mark.parametrize(("words", "found"), [("relay fo", "forward"), ("relay forward --idl", "--idle-timeout")])
+def test_the_shell_completes(words, found):
+    asked = {"_RELAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert found in run(env={**os.environ, **asked}).stdout.split()
+
+
+def reach(path):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(path))
+        send_and_end(client, b"hello")
+        return receive_all(client) == b"hello"
+
+
+@pytest.mark.parametrize("how", ["a pipe that nobody reads", "closed"])
+def test_it_works_without_standard_output(start, target, tmp_path, how):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody:
+        prefix = ("sh", "-c", 'exec "$0" "$@" >&-') if how == "closed" else ()
+        command = start(f"unix://{tmp_path}/front", target, prefix=prefix, stdout=nobody)
+    wait_until(lambda: reach(tmp_path / "front"))
+    status, said = command.end()
+    assert status == 0
+    assert len(said.splitlines()) == 2
+
+
+def test_it_works_without_standard_error(start, connect, target):
+    command = start(":0", target, "-v", prefix=("sh", "-c", 'exec "$0" "$@" 2>&-'))
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert command.end() == (0, "")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_output_that_nobody_reads_is_no_traceback(option):
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with os.fdopen(writer, "w") as nobody:
+        done = run(option, stdout=nobody, env=buffered)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+class Terminal:
+    """A terminal of 100 columns, and what was written to it."""
+
+    def __init__(self, stack):
+        self.ours, self.its = pty.openpty()
+        for descriptor in (self.ours, self.its):
+            stack.callback(os.close, descriptor)
+        termios.tcsetwinsize(self.its, (40, 100))
+        self.seen = ""
+
+    def wait_for(self, *words):
+        """Read until all of the words were seen."""
+        deadline = time.monotonic() + WAIT
+        while not all(word in self.seen for word in words):
+            ready, _, _ = select.select([self.ours], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"no {words} in {self.seen!r}"
+            self.seen += os.read(self.ours, 1 << 16).decode()
+
+
+@pytest.fixture
+def terminal():
+    with contextlib.ExitStack() as stack:
+        yield Terminal(stack)
+
+
+def test_watch_shows_a_live_table(start, connect, listener, terminal):
+    place = "{}:{}".format(*listener.getsockname())
+    command = start(":0", place, "--watch", "-v", stderr=terminal.its, env={**os.environ, "TERM": "xterm"})
+    address = command.address()
+    terminal.wait_for("listening on", "client", "engine", "0 live of 0 connections")
+    client = connect(address)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far, b"x" * 1234)
+        terminal.wait_for(f"127.0.0.1:{client.getsockname()[1]}", place, "1.2 kB", "open", "1 live of")
+        send_and_end(client, b"")
+        far.shutdown(socket.SHUT_WR)
+    terminal.wait_for("done after", "0 live of 1 connection")
+    command.process.send_signal(signal.SIGTERM)
+    terminal.wait_for("INFO 1 connection, 1.2 kB from clients, 1.2 kB to clients, 0 failed\r\n")
+    assert command.wait()[0] == 0
+
+
+def test_watch_obeys_no_color(start, terminal):
+    options = {"stderr": terminal.its, "env": {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}}
+    command = start(":0", "127.0.0.1:1", "--watch", **options)
+    command.address()
+    terminal.wait_for("0 live of")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait()[0] == 0
+    terminal.wait_for("INFO 0 connections, ")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.seen)
+
+
+def test_watch_without_a_terminal_writes_no_escapes(start):
+    command = start(":0", "127.0.0.1:1", "--watch")
+    command.address()
+    status, said = command.end()
+    assert status == 0
+    assert "\x1b" not in said

@@ -1,0 +1,57 @@
+"""``relay.local``: a private Unix socket that leads anywhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+import pytest
+from helpers import receive_all, send_and_end
+
+import relay
+
+
+def test_it_leads_there(echo_server):
+    with relay.local("{}:{}".format(*echo_server.address)) as path, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(path)
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+
+
+def test_it_is_nobody_elses(echo_server):
+    with relay.local("{}:{}".format(*echo_server.address)) as path:
+        assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+    assert not os.path.exists(os.path.dirname(path))
+
+
+def test_leaving_it_ends_what_uses_it(echo_server):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        with relay.local("{}:{}".format(*echo_server.address)) as path:
+            client.connect(path)
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        assert client.recv(1) == b""
+
+
+def fail_inside(url, paths):
+    with relay.local(url) as path:
+        paths.append(path)
+        raise KeyError
+
+
+def test_it_is_removed_when_its_user_fails(echo_server):
+    paths = []
+    with pytest.raises(KeyError):
+        fail_inside("{}:{}".format(*echo_server.address), paths)
+    assert not os.path.exists(os.path.dirname(paths[0]))
+
+
+def test_a_bad_address_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="port 0"), relay.local("h:0"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -121,7 +121,7 @@ class Bridge:
     def _receive(self, receive: Callable[[int], bytes]) -> bytes:
         try:
             return receive(_CHUNK)
-        except Exception as error:  # whatever a foreign object raises: the stream has failed
+        except Exception as error:  # noqa: BLE001  (a foreign object may raise anything: the stream has failed)
             self._fail(error)
             return b""
 
@@ -147,7 +147,7 @@ class Bridge:
                 view = memoryview(data)
                 while view:
                     view = view[made.send(view) :]
-        except Exception as error:  # whatever a foreign object raises: the stream has failed
+        except Exception as error:  # noqa: BLE001  (as above)
             self._fail(error)
             return False
         return True
@@ -157,7 +157,7 @@ class Bridge:
             if not self._closed and self._end_output is not None:
                 try:
                     self._end_output()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  (as above)
                     logger.debug("%r: its output could not be ended: %s", self._made, error)
 
     def _wait_for_close(self) -> None:
@@ -186,11 +186,11 @@ class Bridge:
             try:
                 if _can(made, "shutdown"):
                     made.shutdown(socket.SHUT_RDWR)  # wakes a thread that is in recv
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (as above)
                 logger.debug("%r: %s", made, error)
             try:
                 made.close()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (as above)
                 logger.debug("%r: %s", made, error)
 
     def _thread_over(self) -> None:

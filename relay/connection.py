@@ -241,7 +241,7 @@ class Connection:
         return True
 
     def broken(self, flow: Flow, sock: socket.socket, now: float) -> None:
-        """A socket failed: whose?"""
+        """A socket failed: tell whose."""
         self.close("client_reset" if sock is self.client else "target_reset", now)
 
     def close(self, reason: str, now: float) -> None:

@@ -17,7 +17,7 @@ from .bridge import as_stream
 from .errors import ConnectError, RelayError
 from .loop import Timer
 from .poller import OUT
-from .race import Direct, Endpoint, Race, connect_error, connect_patiently, open_socket
+from .race import Direct, Endpoint, Race, connect_error, connect_patiently, open_socket, place
 from .stream import Stream
 from .workers import Workers
 
@@ -160,11 +160,11 @@ class Connector:
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
         """There will be no stream: reset the client, and say why."""
-        reason = reason_of(error)
+        name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
         if reason == "factory_error":
-            logger.error("%s: the factory failed for the client %s", self._tunnel.name, connection.peer, exc_info=error)
+            logger.error("%s: the factory failed for the client %s", name, peer, exc_info=error)
         else:
-            logger.warning("%s: %s (client %s)", self._tunnel.name, error, connection.peer)
+            logger.warning("%s: %s (client %s)", name, error, peer)
         connection.close(reason, now)
 
     # -- calls that may block -------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Connector:
         try:
             result = function()
             return result if self._direct is not None else as_stream(result)
-        except BaseException as error:  # SystemExit included: a factory ends its own connection only
+        except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
             return error
 
     def _call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
@@ -268,7 +268,7 @@ class Attempt:
             self._tunnel.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
             self._running[sock.fileno()] = (sock, Endpoint(sock.family, stream.target))
         else:
-            connection.name = connection.name or _name_of(peer)
+            connection.name = connection.name or (place(peer) or None)
             self._opened(sock, stream, now)
 
     def _elsewhere(self, stream: Stream, event: int, now: float) -> None:
@@ -285,7 +285,7 @@ class Attempt:
                 error = ConnectError(text, reason="factory_error")
             self._connector.failed(self.connection, connect_error(name, error), now)
         else:
-            self.connection.name = self.connection.name or _name_of(peer)
+            self.connection.name = self.connection.name or (place(peer) or None)
             self._won(sock, stream, now)
 
     # -- a race that is run here ----------------------------------------------------------------------------------
@@ -298,7 +298,8 @@ class Attempt:
 
     def _next(self, now: float) -> None:
         race = self._race
-        assert race is not None and self._timer is not None
+        assert race is not None
+        assert self._timer is not None
         while not self.connection.over and self._race is race and (endpoint := race.next(now)) is not None:
             try:
                 made, status = self._connector.open(endpoint)
@@ -324,7 +325,7 @@ class Attempt:
             self._connect_patiently(made, endpoint)
         else:
             made.close()
-            self._lost(endpoint, status, now)
+            self._lost(status, now)
 
     def _connected(self, made: socket.socket, endpoint: Endpoint, event: int, now: float) -> None:
         status = made.connect_ex(endpoint.address)
@@ -336,10 +337,10 @@ class Attempt:
             self._won(made, None, now)
         else:
             made.close()
-            self._lost(endpoint, status, now)
+            self._lost(status, now)
 
-    def _lost(self, endpoint: Endpoint, status: int, now: float) -> None:
-        error = OSError(status, f"{endpoint}: {os.strerror(status)}")
+    def _lost(self, status: int, now: float) -> None:
+        error = OSError(status, os.strerror(status))
         if self._race is None:
             self._connector.failed(self.connection, connect_error(str(self._connector.target), error), now)
         else:
@@ -395,10 +396,3 @@ class Attempt:
 def _dispose(outcome: Any) -> None:
     if isinstance(outcome, Stream):
         outcome.close()
-
-
-def _name_of(peer: Any) -> str | None:
-    """What ``getpeername`` told, as the target of a record."""
-    if isinstance(peer, tuple):
-        return (f"[{peer[0]}]" if ":" in peer[0] else str(peer[0])) + f":{peer[1]}"
-    return f"unix://{os.fsdecode(peer)}" if peer else None

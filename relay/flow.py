@@ -1,7 +1,7 @@
 """One direction of a connection: bytes from a source socket to a sink socket, copied or spliced.
 
-The loop calls :attr:`Flow.handler` for the events of the flow's *source*. A flow reads only when all that it read before
-is written, so that what it holds is bounded by one buffer or one pipe whatever the peers do.
+The loop calls :attr:`Flow.handler` for the events of the flow's *source*. A flow reads only when all that it read
+before is written, so that what it holds is bounded by one buffer or one pipe whatever the peers do.
 """
 
 from __future__ import annotations

@@ -207,8 +207,8 @@ class Loop:
                     handler = handlers.get(descriptor)
                     if handler is not None:
                         handler(event, now)
-            except Exception:
-                self._crashed(descriptor, now)
+            except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
+                self._crashed(descriptor, error, now)
             if timers.first <= now:
                 timers.run(now)
             if garbage:
@@ -245,9 +245,9 @@ class Loop:
             except Exception:
                 logger.exception("a call to the relay thread failed; this is a bug in relay")
 
-    def _crashed(self, descriptor: int, now: float) -> None:
+    def _crashed(self, descriptor: int, error: Exception, now: float) -> None:
         # What was not looked at in this turn is reported again in the next.
-        logger.exception("a handler failed; this is a bug in relay, and it ends one connection")
+        logger.error("a handler failed; this is a bug in relay, and it ends one connection", exc_info=error)
         handler = self.handlers.get(descriptor)
         self.forget(descriptor)
         crashed = getattr(getattr(getattr(handler, "func", handler), "__self__", None), "crashed", None)

@@ -28,7 +28,7 @@ class Pipe(NamedTuple):
 class PipePool:
     """The pipes of one relay thread. Belongs to that thread; the bound holds for the process.
 
-    A flow takes a pipe only while it has bytes in it, so that a thousand bulk transfers which are not blocked share one.
+    A flow takes a pipe only while it has bytes in it, so that a thousand bulk transfers that are not blocked share one.
     """
 
     _lock = threading.Lock()

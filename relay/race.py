@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from .errors import ConnectError
 from .stream import Stream
 
-__all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket"]
+__all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket", "place"]
 
 _NONBLOCKING_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last one; RFC 8305, section 5
@@ -31,11 +33,17 @@ class Endpoint(NamedTuple):
     address: Any
 
     def __str__(self) -> str:
-        if self.family == socket.AF_INET:
-            return "{}:{}".format(*self.address)
-        if self.family == socket.AF_INET6:
-            return "[{}]:{}".format(*self.address[:2])
-        return str(self.address)
+        return place(self.address)
+
+
+def place(address: Any) -> str:
+    """A socket's address (as ``getsockname`` tells it) as text, empty if it has none."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")
 
 
 class Cancel(Protocol):
@@ -138,7 +146,7 @@ def connect(endpoints: Sequence[Endpoint], target: str, deadline: float | None, 
     """
     race = Race(endpoints)
     poller = select.poll()
-    running: dict[int, tuple[socket.socket, Endpoint]] = {}
+    running: dict[int, socket.socket] = {}
     if cancel is not None:
         poller.register(cancel.fileno(), select.POLLIN)
     try:
@@ -157,21 +165,21 @@ def connect(endpoints: Sequence[Endpoint], target: str, deadline: float | None, 
                 if descriptor not in running:
                     raise ConnectError(f"{target}: the attempt was given up", reason="unreachable")
                 poller.unregister(descriptor)
-                made, endpoint = running.pop(descriptor)
+                made = running.pop(descriptor)
                 error = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if error == 0:
                     return made
                 made.close()
-                race.failed(OSError(error, f"{endpoint}: {os.strerror(error)}"))
+                race.failed(OSError(error, os.strerror(error)))
     finally:
-        for made, _ in running.values():
+        for made in running.values():
             made.close()
 
 
 def _start(
     race: Race,
     poller: select.poll,
-    running: dict[int, tuple[socket.socket, Endpoint]],
+    running: dict[int, socket.socket],
     deadline: float | None,
 ) -> socket.socket | None:
     """Begin every attempt whose time has come; returns a socket if one connected at once."""
@@ -186,11 +194,11 @@ def _start(
         if status == 0:
             return made
         if status == errno.EINPROGRESS:
-            running[made.fileno()] = (made, endpoint)
+            running[made.fileno()] = made
             poller.register(made, select.POLLOUT)
         else:
             made.close()
-            race.failed(OSError(status, f"{endpoint}: {os.strerror(status)}"))
+            race.failed(OSError(status, os.strerror(status)))
     return None
 
 
@@ -243,7 +251,28 @@ class Direct:
         :returns: a connected stream.
         :raises ConnectError: refused, unreachable, timed out or given up; ``.reason`` tells.
         """
-        return Stream(connect(self.resolve(), self.target, deadline, cancel), target=self.target)
+        endpoints = self.resolve() if self.literal else self._resolve_until(deadline)
+        return Stream(connect(endpoints, self.target, deadline, cancel), target=self.target)
+
+    def _resolve_until(self, deadline: float | None) -> Sequence[Endpoint]:
+        """Look the name up on a thread, because a resolver knows no deadline."""
+        answer: queue.SimpleQueue[Sequence[Endpoint] | BaseException] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                answer.put(self.resolve())
+            except BaseException as error:  # noqa: BLE001  (it is raised where the answer is waited for)
+                answer.put(error)
+
+        threading.Thread(target=look_up, name=f"relay look-up of {self.target}", daemon=True).start()
+        try:
+            found = answer.get(timeout=max(0.0, deadline - time.monotonic()) if deadline is not None else None)
+        except queue.Empty:
+            text = f"{self.target}: the name was not resolved in time; does the name server answer?"
+            raise ConnectError(text, reason="connect_timeout") from None
+        if isinstance(found, BaseException):
+            raise found
+        return found
 
     def __repr__(self) -> str:
         return f"<relay factory to {self.target}>"

@@ -23,6 +23,7 @@ from .connector import MOST_CALLS, Connector
 from .flow import Workspace
 from .loop import Loop, Timer
 from .pipes import PipePool
+from .race import place
 from .stream import Stream
 
 __all__ = ["Tunnel"]
@@ -39,9 +40,9 @@ _numbers = iter(range(1, 1 << 62))
 class Tunnel:
     """Relays connections from a listener to streams that a factory makes.
 
-    A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both ways
-    until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction only, and a
-    reset is passed on as a reset. Socket errors never shut the tunnel down.
+    A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both
+    ways until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction
+    only, and a reset is passed on as a reset. Socket errors never shut the tunnel down.
 
     The original exchanged data "until one socket is closed", which loses the reply to a client that ends its request by
     a half-close; here both directions end for themselves, and ``linger`` bounds how long the second may be silent.
@@ -49,8 +50,8 @@ class Tunnel:
     The original warned that an attacker could keep a tunnel's socket open by pinging it regularly, and left it to the
     accepted sockets to prevent that. Here ``timeout`` does: it bounds the whole life of a connection, whatever moves.
 
-    :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)`` and
-        ``close()``. The tunnel owns it and closes it.
+    :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)``
+        and ``close()``. The tunnel owns it and closes it.
     :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
         with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
         ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may
@@ -199,12 +200,13 @@ class Tunnel:
         self.close()
 
     def __repr__(self) -> str:
-        state = (
-            "closed" if self._over.is_set() else "closing" if self._closing else "paused" if self._paused else "open"
-        )
-        return (
-            f"<{type(self).__name__} {self.name!r} at {self._address}, {len(self._connections)} connections, {state}>"
-        )
+        kind, count = type(self).__name__, len(self._connections)
+        return f"<{kind} {self.name!r} at {place(self._address)}, {count} connections, {self._state()}>"
+
+    def _state(self) -> str:
+        if self._over.is_set():
+            return "closed"
+        return "closing" if self._closing else "paused" if self._paused else "open"
 
     # -- the relay thread -------------------------------------------------------------------------------------------
 
@@ -363,7 +365,7 @@ class Tunnel:
         self._over.set()
 
     def _in_loop(self, function: Callable[[], object]) -> None:
-        """Have ``function`` called in the relay thread, and wait until it was; nothing happens once the tunnel ended."""
+        """Have ``function`` called in the relay thread and wait until it was; once the tunnel has ended, do nothing."""
         if self._forked:
             return
         if threading.current_thread() is self._thread:
@@ -415,7 +417,7 @@ os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 def _check_factory(make_send: Any) -> None:
     if not callable(make_send):
         raise TypeError(f"make_send: a callable is wanted, not {type(make_send).__name__}")
-    for function in (make_send, getattr(make_send, "__call__", None)):
+    for function in (make_send, type(make_send).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
 
@@ -449,6 +451,6 @@ def _address_of(receive: Any) -> Any:
 
 def _in_one_line(record: ConnectionRecord) -> str:
     return (
-        f"{record.peer or 'a local client'} -> {record.target}: {record.reason} after {record.age:.3f} s, "
+        f"{place(record.peer) or 'a local client'} -> {record.target}: {record.reason} after {record.age:.3f} s, "
         f"{record.received} bytes received, {record.sent} sent, {record.engine}"
     )

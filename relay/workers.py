@@ -23,8 +23,8 @@ class Workers:
     """Threads that make the calls of one relay thread which may block.
 
     Waking a thread for every short call costs more than the call. So work that comes while a thread is on its way
-    through others is left to that thread; if it is still there after a millisecond, a thread is woken, or made, for each
-    piece of it. The threads are daemons: a call that never returns does not hold up the interpreter's exit.
+    through others is left to that thread; if it is still there after a millisecond, a thread is woken, or made, for
+    each piece of it. The threads are daemons: a call that never returns does not hold up the interpreter's exit.
 
     :param loop: the relay thread's loop. :meth:`submit` and :meth:`close` belong to that thread.
     :param name: of the threads.

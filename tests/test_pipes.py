@@ -45,7 +45,8 @@ def test_the_bound_holds_for_all_pools_of_the_process(pool: PipePool, monkeypatc
     assert pool.take() is None
     assert other.take() is None
     other.destroy(taken.pop())  # type: ignore[arg-type]
-    assert (last := pool.take()) is not None
+    last = pool.take()
+    assert last is not None
     for pipe in (*taken, last):
         pool.destroy(pipe)  # type: ignore[arg-type]
 

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from relay import ConnectError
 from relay.connector import Cancellation
-from relay.race import ATTEMPT_DELAY, Endpoint, Race, connect, connect_error, connect_patiently, interleave, open_socket
+from relay.race import (
+    ATTEMPT_DELAY,
+    Direct,
+    Endpoint,
+    Race,
+    connect,
+    connect_error,
+    connect_patiently,
+    interleave,
+    open_socket,
+)
 
 FOUR = [Endpoint(socket.AF_INET, (f"127.0.0.{n}", 1)) for n in range(1, 4)]
 SIX = [Endpoint(socket.AF_INET6, (f"::{n}", 1, 0, 0)) for n in range(1, 4)]
@@ -156,3 +166,24 @@ def test_a_full_unix_backlog_is_waited_for(tmp_path) -> None:  # type: ignore[no
         assert third.getblocking() is False
         first.close()
         third.close()
+
+
+def test_a_resolver_that_hangs_does_not_outlast_the_deadline() -> None:
+    go = threading.Event()
+
+    def resolve() -> list[Endpoint]:
+        go.wait(10)
+        return []
+
+    with pytest.raises(ConnectError, match="not resolved in time") as caught:
+        Direct("db:1", resolve, literal=False)(deadline=time.monotonic() + 0.05)
+    assert caught.value.reason == "connect_timeout"
+    go.set()
+
+
+def test_what_a_resolver_raises_is_raised() -> None:
+    def resolve() -> list[Endpoint]:
+        raise ConnectError("db:1: no such name")
+
+    with pytest.raises(ConnectError, match="no such name"):
+        Direct("db:1", resolve, literal=False)()

@@ -20,7 +20,7 @@ def test_a_tunnel_says_where_it_listens_and_what_it_is(echo_server: Server) -> N
     with relay.Tunnel(relay.listen(":0"), echo_server.factory(), name="to the echo") as tunnel:
         host, port = tunnel.address
         assert host == "127.0.0.1"
-        assert repr(tunnel) == f"<Tunnel 'to the echo' at ('127.0.0.1', {port}), 0 connections, open>"
+        assert repr(tunnel) == f"<Tunnel 'to the echo' at 127.0.0.1:{port}, 0 connections, open>"
         assert "to the echo" in [thread.name for thread in threading.enumerate()]
         tunnel.pause()
         assert repr(tunnel).endswith("paused>")
@@ -91,9 +91,10 @@ def test_only_the_last_hundred_are_remembered_oldest_first(relayed: Callable[...
         client.close()
         far.close()
     wait_until(lambda: made.tunnel.stats().active == 0)
-    assert sorted(record.peer[1] for record in made.tunnel.recent()) == sorted(ports[5:]) or len(
-        made.tunnel.recent()
-    ) == 100
+    assert (
+        sorted(record.peer[1] for record in made.tunnel.recent()) == sorted(ports[5:])
+        or len(made.tunnel.recent()) == 100
+    )
 
 
 def test_a_paused_tunnel_lets_callers_wait(relayed: Callable[..., Relayed]) -> None:

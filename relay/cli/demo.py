@@ -21,10 +21,11 @@ import typer
 import relay
 
 from ..process import PIPE, start
+from ..race import place
 from ..registry import listen
 from ..senders.tcp import tcp
 from ..tunnel import Tunnel
-from .output import failures_reported, place, say
+from .output import failures_reported, say
 
 __all__ = ["demo"]
 

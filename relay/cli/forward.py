@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..race import place
 from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
-from .output import LiveTable, failures_reported, log_to_stderr, place, say, summary
+from .output import LiveTable, failures_reported, log_to_stderr, say, summary
 from .signals import Signals
 
 __all__ = ["forward"]

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..connection import ConnectionRecord, Stats
+from ..race import place
 from ..tunnel import Tunnel
 
 __all__ = ["LiveTable", "complain", "drop_stdout", "failures_reported", "log_to_stderr", "say", "summary"]
@@ -187,13 +188,3 @@ def _row(record: ConnectionRecord) -> tuple[str, ...]:
         record.engine,
         record.state,
     )
-
-
-def place(address: Any) -> str:
-    """A socket's address as text."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    if isinstance(address, bytes):
-        address = os.fsdecode(address)
-    return f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")

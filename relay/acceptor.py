@@ -45,25 +45,26 @@ class Acceptor(Protocol):
         """Wait for whatever still accepts, but not for longer."""
 
 
-def check_listener(receive: Any) -> None:
+def check_listener(receive: Any, name: str = "receive") -> None:
     """Refuse what cannot be a listener.
 
+    :param name: of the argument, for the error.
     :raises TypeError: if it is a TLS socket, or neither a socket nor an object with ``accept`` and ``close``.
     :raises ValueError: if it is a socket that does not listen for streams.
     """
     ssl = sys.modules.get("ssl")
     if ssl is not None and isinstance(receive, ssl.SSLSocket):
-        raise TypeError("receive: an SSLSocket cannot listen here; use relay.listen('tls://HOST:PORT?cert=FILE')")
+        raise TypeError(f"{name}: an SSLSocket cannot listen here; use relay.listen('tls://HOST:PORT?cert=FILE')")
     if isinstance(receive, socket.socket):
         if receive.fileno() < 0:
-            raise ValueError("receive: the socket is closed; a listening one is wanted")
+            raise ValueError(f"{name}: the socket is closed; a listening one is wanted")
         if receive.type != socket.SOCK_STREAM:
-            raise ValueError(f"receive: a stream socket is wanted, not {receive.type.name}")
+            raise ValueError(f"{name}: a stream socket is wanted, not {receive.type.name}")
         if not receive.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ValueError("receive: the socket does not listen; call its listen() first")
+            raise ValueError(f"{name}: the socket does not listen; call its listen() first")
     elif not (callable(getattr(receive, "accept", None)) and callable(getattr(receive, "close", None))):
         kind = type(receive).__name__
-        raise TypeError(f"receive: a listening socket, or an object with accept() and close(), is wanted, not {kind}")
+        raise TypeError(f"{name}: a listening socket, or an object with accept() and close(), is wanted, not {kind}")
 
 
 def make_acceptor(tunnel: Tunnel, receive: Any) -> Acceptor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .flow import Workspace
     from .tunnel import Tunnel
 
-__all__ = ["Connection", "ConnectionRecord", "Limits", "State", "Stats"]
+__all__ = ["Connection", "ConnectionRecord", "State", "Stats"]
 
 logger = logging.getLogger("relay")
 
@@ -66,24 +66,6 @@ class Stats(NamedTuple):
     """Bytes to clients."""
     failed: Mapping[str, int]
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
-
-
-class Limits:
-    """How long a connection may do what, in seconds; ``None`` for ever."""
-
-    __slots__ = ("lifetime", "connect", "idle", "linger", "first")
-
-    def __init__(self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None) -> None:
-        self.lifetime = lifetime
-        self.connect = connect
-        self.idle = idle
-        self.linger = linger
-        # When to look at an open connection for the first time. Counting linger in saves setting a second deadline for
-        # the many connections that end soon after their first end of file; a short one would only wake for nothing.
-        looks = [limit for limit in (lifetime, idle) if limit is not None]
-        if linger is not None and linger >= 1:
-            looks.append(linger)
-        self.first = min(looks) if looks else None
 
 
 class Connection:

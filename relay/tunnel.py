@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from .acceptor import check_listener, make_acceptor
-from .connection import Connection, ConnectionRecord, Limits, Stats
+from .connection import Connection, ConnectionRecord, Stats
 from .connector import MOST_CALLS, Connector
 from .flow import Workspace
+from .limits import Limits, check_count, check_time
 from .loop import Loop, Timer
 from .pipes import PipePool
 from .race import place
@@ -86,13 +87,13 @@ class Tunnel:
     ) -> None:
         check_listener(receive)
         _check_factory(make_send)
-        self._nconnect = _check_count(nconnect)
+        self._nconnect = check_count(nconnect)
         self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
         self.limits = Limits(
-            lifetime=_check_time("timeout", timeout),
-            connect=_check_time("connect_timeout", connect_timeout),
-            idle=_check_time("idle_timeout", idle_timeout),
-            linger=_check_time("linger", linger, zero=True),
+            lifetime=check_time("timeout", timeout),
+            connect=check_time("connect_timeout", connect_timeout),
+            idle=check_time("idle_timeout", idle_timeout),
+            linger=check_time("linger", linger, zero=True),
         )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: text is wanted, not {type(name).__name__}")
@@ -175,7 +176,7 @@ class Tunnel:
         :raises TypeError: if ``drain`` is not a number.
         :raises ValueError: if it is negative.
         """
-        seconds = _check_time("drain", drain, zero=True)
+        seconds = check_time("drain", drain, zero=True)
         if self._forked:
             return
         self.loop.call(functools.partial(self._close, seconds))
@@ -420,26 +421,6 @@ def _check_factory(make_send: Any) -> None:
     for function in (make_send, type(make_send).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
-
-
-def _check_count(nconnect: Any) -> int:
-    if isinstance(nconnect, bool) or not isinstance(nconnect, int):
-        raise TypeError(f"nconnect: a whole number is wanted, not {type(nconnect).__name__}")
-    if nconnect < -1 or nconnect == 0:
-        raise ValueError(f"nconnect: {nconnect} is not allowed; at least 1, or -1 for no limit")
-    return nconnect
-
-
-def _check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, (bool, str, bytes)) or not hasattr(seconds, "__float__"):
-        raise TypeError(f"{name}: a number of seconds or None is wanted, not {type(seconds).__name__}")
-    value = float(seconds)
-    if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        allowed = "zero or more" if zero else "more than zero"
-        raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")
-    return value if value < math.inf else None
 
 
 def _address_of(receive: Any) -> Any:

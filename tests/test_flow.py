@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay import flow as flow_module
-from relay.connection import Connection, Limits, State
+from relay.connection import Connection, State
 from relay.flow import BUFFER, Workspace
+from relay.limits import Limits
 from relay.loop import Loop
 from relay.pipes import SIZE, PipePool
 from relay.stream import Stream

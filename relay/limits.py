@@ -1,0 +1,60 @@
+"""The limits of a tunnel, and whether they can be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["Limits", "check_count", "check_time"]
+
+
+class Limits:
+    """How long a connection may do what, in seconds; ``None`` for ever."""
+
+    __slots__ = ("lifetime", "connect", "idle", "linger", "first")
+
+    def __init__(self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None) -> None:
+        self.lifetime = lifetime
+        self.connect = connect
+        self.idle = idle
+        self.linger = linger
+        # When to look at an open connection for the first time. Counting linger in saves setting a second deadline for
+        # the many connections that end soon after their first end of file; a short one would only wake for nothing.
+        looks = [limit for limit in (lifetime, idle) if limit is not None]
+        if linger is not None and linger >= 1:
+            looks.append(linger)
+        self.first = min(looks) if looks else None
+
+
+def check_count(nconnect: Any) -> int:
+    """Check a limit of connections.
+
+    :raises TypeError: if it is not a whole number.
+    :raises ValueError: if it is 0 or less than −1.
+    """
+    if isinstance(nconnect, bool) or not isinstance(nconnect, int):
+        raise TypeError(f"nconnect: a whole number is wanted, not {type(nconnect).__name__}")
+    if nconnect < -1 or nconnect == 0:
+        raise ValueError(f"nconnect: {nconnect} is not allowed; at least 1, or -1 for no limit")
+    return nconnect
+
+
+def check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
+    """Check a time.
+
+    :param name: of the argument, for the error.
+    :param seconds: a number, or ``None`` for no limit.
+    :param zero: whether 0 is allowed.
+    :returns: the seconds; ``None`` for no limit, which infinity is, too.
+    :raises TypeError: if it is not a number.
+    :raises ValueError: if it is NaN, negative, or 0 where that is not allowed.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, (bool, str, bytes)) or not hasattr(seconds, "__float__"):
+        raise TypeError(f"{name}: a number of seconds or None is wanted, not {type(seconds).__name__}")
+    value = float(seconds)
+    if math.isnan(value) or value < 0 or (value == 0 and not zero):
+        allowed = "zero or more" if zero else "more than zero"
+        raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")
+    return value if value < math.inf else None

@@ -1,0 +1,202 @@
+"""``relay.process``: any program as a child that ends with this one."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+
+import pytest
+from helpers import WAIT, Thread
+
+import relay
+from relay import process
+from relay.process import PIPE, start
+
+
+@pytest.fixture(autouse=True, scope="module")
+def spawner():
+    """The thread that makes all children outlives every test, so it is there before the first one."""
+    start(["true"]).wait(WAIT)
+
+
+def output(argv, **options):
+    """What a child says on its standard output; it must end with status 0."""
+    with start(argv, stdout=PIPE, **options) as child:
+        said, _ = child.communicate(timeout=WAIT)
+    assert child.returncode == 0
+    return said.decode()
+
+
+def test_arguments_arrive_as_they_are():
+    assert output(["printf", "%s|", "a b", "", "$HOME", "*", "'", "--", "ü"]) == "a b||$HOME|*|'|--|ü|"
+
+
+def test_a_path_and_its_own_name():
+    assert output(["/bin/sh", "-c", "echo $0"]) == "/bin/sh\n"
+
+
+def test_standard_input():
+    with start(["cat"], stdin=PIPE, stdout=PIPE) as child:
+        assert child.communicate(b"through", timeout=WAIT)[0] == b"through"
+    assert output(["cat"]) == ""
+
+
+def test_the_environment(monkeypatch):
+    monkeypatch.setenv("INHERITED", "yes")
+    assert output(["sh", "-c", "echo $INHERITED $GIVEN"]) == "yes\n"
+    assert output(["sh", "-c", "echo $INHERITED $GIVEN"], env={"GIVEN": "too"}) == "too\n"
+
+
+def test_descriptors_are_passed_by_number_and_no_others():
+    reader, writer = os.pipe()
+    other = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(other, True)
+    try:
+        assert output(["sh", "-c", f"echo passed >/dev/fd/{writer}"], pass_fds=[writer]) == ""
+        assert os.read(reader, 100) == b"passed\n"
+        code = "import os; print([n for n in range(256) if os.path.exists(f'/dev/fd/{n}')])"
+        assert output([sys.executable, "-c", code], pass_fds=[writer]) == f"{[0, 1, 2, writer]}\n"
+    finally:
+        for descriptor in (reader, writer, other):
+            os.close(descriptor)
+
+
+def test_a_session_of_its_own_and_no_blocked_signals():
+    asked = "import os, signal; print(os.getsid(0) == os.getpid(), len(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    code = (
+        "import signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"  # which threads inherit
+        "from relay.process import start\n"
+        "start([sys.executable, '-c', sys.argv[1]], stdout=None).wait()\n"
+    )
+    program = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, timeout=WAIT, check=True)
+    assert program.stdout == b"True 0\n"
+
+
+@pytest.mark.parametrize("name", ["no-such-program-anywhere", "./no-such-program", "/", "/etc/passwd"])
+def test_what_is_no_program(name):
+    with pytest.raises(FileNotFoundError) as caught:
+        start([name])
+    assert caught.value.filename == name
+
+
+def test_an_executable_file_that_is_no_program(tmp_path):
+    path = tmp_path / "nonsense"
+    path.write_bytes(b"\x7fnonsense")
+    path.chmod(0o700)
+    with start([str(path)], stderr=PIPE) as child:
+        said = child.communicate(timeout=WAIT)[1].decode()
+    assert child.returncode == 1
+    assert said == f"{path}: Exec format error\n"
+
+
+def test_a_null_byte_is_refused_at_the_call():
+    with pytest.raises(ValueError, match="null"):
+        start(["true", "a\0b"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has PR_SET_PDEATHSIG")
+def test_a_killed_program_takes_its_child_with_it():
+    code = (
+        "from relay.process import start\n"
+        "import sys\n"
+        "child = start(['sh', '-c', 'trap : TERM HUP INT; echo ready; while :; do read line; done'], stdin=None,"
+        " stdout=None)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as program:
+        lines = {program.stdout.readline().strip() for _ in range(2)}
+        [pid] = map(int, lines - {"ready"})
+        descriptor = os.pidfd_open(pid)
+        try:
+            program.kill()
+            assert select.select([descriptor], [], [], WAIT)[0]
+        finally:
+            os.close(descriptor)
+
+
+def test_a_child_whose_program_died_at_once_does_not_begin():
+    """The parent-death signal had not been asked for yet, and will not come any more."""
+    argv = [sys.executable, "-c", process._GUARD, str(os.getpid() + 1), "/bin/echo", "echo", "begun"]
+    assert subprocess.run(argv, capture_output=True, timeout=WAIT, check=True).stdout == b""
+
+
+def test_a_child_outlives_the_thread_that_asked_for_it():
+    asked = Thread(lambda: start(["cat"], stdin=PIPE, stdout=PIPE))
+    with asked.result() as child:
+        asked.join(WAIT)
+        assert child.communicate(b"alive", timeout=WAIT)[0] == b"alive"
+
+
+def test_many_threads_and_one_spawner():
+    asked = [Thread(output, ["echo", str(number)]) for number in range(20)]
+    assert [thread.result() for thread in asked] == [f"{number}\n" for number in range(20)]
+    assert [thread.name for thread in threading.enumerate()].count("relay-spawner") == 1
+
+
+def test_a_program_without_an_interpreter(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(relay.RelayError, match="use a Tunnel"):
+        relay.spawn(":0", "127.0.0.1:1")
+
+
+def test_a_frozen_program_is_not_started_as_an_interpreter(monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(relay.RelayError, match="use a Tunnel"):
+        relay.spawn(":0", "127.0.0.1:1")
+
+
+def test_a_child_that_cannot_start_says_why(monkeypatch, capfd):
+    monkeypatch.setattr(process, "_path", list)
+    with pytest.raises(relay.RelayError, match=r"ended with status 1; see its standard error"):
+        relay.spawn(":0", "127.0.0.1:1")
+    assert "No module named 'relay'" in capfd.readouterr().err
+
+
+def test_a_child_that_is_killed_as_it_starts(monkeypatch):
+    monkeypatch.setattr(process, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(relay.RelayError, match=r"was killed by signal 9"):
+        relay.spawn(":0", "127.0.0.1:1")
+
+
+def test_a_child_that_does_not_listen_in_time(monkeypatch):
+    monkeypatch.setattr("relay.childtunnel._START", 0.2)
+    monkeypatch.setattr(process, "_CHILD", "import signal; signal.pause()")
+    with pytest.raises(relay.RelayError, match=r"did not listen within"):
+        relay.spawn(":0", "127.0.0.1:1")
+
+
+def test_a_factory_is_no_target():
+    with pytest.raises(TypeError, match=r"target: .*needs a Tunnel"):
+        relay.spawn(":0", relay.tcp("127.0.0.1", 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("listen", [8080, None, b":0", object()])
+def test_what_is_nowhere_to_listen(listen):
+    with pytest.raises(TypeError, match="listen: "):
+        relay.spawn(listen, "127.0.0.1:1")
+
+
+def test_standard_error_is_the_programs_own(capfd):
+    assert output(["sh", "-c", "echo word >&2"]) == ""
+    assert capfd.readouterr().err == "word\n"
+
+
+def test_the_child_looks_for_modules_where_the_program_does(monkeypatch, capfd):
+    monkeypatch.setattr(process, "_CHILD", process._CHILD.split("from relay")[0] + "sys.exit(sys.path[0])")
+    monkeypatch.syspath_prepend("/somewhere else")
+    with pytest.raises(relay.RelayError, match="did not start"):
+        relay.spawn(":0", "127.0.0.1:1")
+    assert capfd.readouterr().err == "/somewhere else\n"
+
+
+def test_the_child_finds_this_package_wherever_it_was_found(monkeypatch):
+    """An editable installation may find it by a hook, and its directory is not in the path then."""
+    home = os.path.dirname(os.path.dirname(relay.__file__))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if os.path.abspath(entry) != home])
+    with relay.spawn(":0", "127.0.0.1:1") as tunnel:
+        assert tunnel.stats().accepted == 0

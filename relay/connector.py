@@ -82,9 +82,9 @@ class Cancellation:
     def set(self) -> None:
         """Give the attempt up."""
         with self._lock:
-            if not self._set and self._pipe is not None:
+            was_set, self._set = self._set, True  # first, for whoever is woken looks at it
+            if not was_set and self._pipe is not None:
                 os.write(self._pipe[1], b"\0")
-            self._set = True
 
     def close(self) -> None:
         """The factory has returned."""

@@ -179,6 +179,7 @@ class Flow:
         if not size:
             pipes.give(pipe)  # type: ignore[union-attr]
             return self.end(now)
+        self.spliced = True
         self.moved += size
         self.last = now
         try:
@@ -282,7 +283,6 @@ class Flow:
         """A read filled the buffer: several in a row are a bulk transfer."""
         self.streak += 1
         if self.streak >= _BULK_AFTER and self.spliceable:
-            self.spliced = True
             self.use(self.splice)
 
     def small(self) -> None:

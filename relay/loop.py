@@ -21,6 +21,7 @@ logger = logging.getLogger("relay")
 Handler = Callable[[int, float], object]
 
 _BATCH = 128  # events taken at once
+_FAR = 1e6  # seconds; more than epoll takes
 _TICKS = 1024  # ticks in a second: the precision of a near deadline
 
 
@@ -200,7 +201,8 @@ class Loop:
         now = time.monotonic()
         while not self._stopped:
             # One clock reading a turn serves every event of it.
-            events = poll(max(timers.first - now, 0) if timers.first != math.inf else -1, _BATCH)
+            wait = timers.first - now
+            events = poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
             now = time.monotonic()
             try:
                 for descriptor, event in events:

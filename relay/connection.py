@@ -160,7 +160,7 @@ class Connection:
             loop.poller.modify(up.descriptor, READ)
             loop.handlers[up.descriptor] = up.handler
             self.set_deadline(now)
-            if now - self.started > 1:
+            if self.started <= self.tunnel.swept:  # keep-alive was turned on without it
                 self.keep_alive()
 
     def flow_ended(self, flow: Flow, now: float) -> None:

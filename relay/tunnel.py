@@ -108,6 +108,7 @@ class Tunnel:
         self._offered: collections.deque[tuple[Stream, Any]] = collections.deque()
         self._accepted = self._received = self._sent = 0
         self._failed: collections.Counter[str] = collections.Counter()
+        self.swept = 0.0  # when keep-alive was last turned on for all that are open
         self._paused = False
         self._closing = False
         self._forked = False
@@ -288,6 +289,7 @@ class Tunnel:
 
     def _keep_alive(self, now: float) -> None:
         """Have vanished peers noticed, for the connections that turned out to last: short ones are spared the cost."""
+        self.swept = now
         for connection in reversed(self._connections):
             if not connection.keep_alive():
                 break

@@ -37,6 +37,7 @@ class Bench:
             if small:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         self.now = 100.0
+        self.swept = 0.0
         self.connection = Connection(self, client, None, "a client", self.now)  # type: ignore[arg-type]
         stream = None if half_close else Stream(target, half_close=False)
         self.connection.open(target, stream, Workspace(self.loop, self.pipes), self.now)

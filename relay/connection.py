@@ -100,12 +100,12 @@ class Connection:
     up: Flow  # from the client to the target
     down: Flow  # from the target to the client
 
-    def __init__(self, tunnel: Tunnel, client: socket.socket, stream: Stream | None, peer: Any, now: float) -> None:
+    def __init__(self, tunnel: Tunnel, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         self.tunnel = tunnel
         self.limits = tunnel.limits
         self.client = client
         self.client_stream = stream  # None for a plain socket
-        self.target: socket.socket | None = None
+        self.target: socket.SocketType | None = None
         self.target_stream: Stream | None = None
         self.attempt: Any = None  # what makes the outgoing stream; None once there is one
         self.state = State.CONNECTING
@@ -136,7 +136,7 @@ class Connection:
         if event & (ERR | HUP):
             self.close("client_reset", now)
 
-    def open(self, target: socket.socket, stream: Stream | None, work: Workspace, now: float) -> None:
+    def open(self, target: socket.SocketType, stream: Stream | None, work: Workspace, now: float) -> None:
         """The outgoing stream is there: relay."""
         client = self.client
         loop = work.loop
@@ -222,7 +222,7 @@ class Connection:
                 logger.debug("%r: keep-alive: %s", self, error)
         return True
 
-    def broken(self, flow: Flow, sock: socket.socket, now: float) -> None:
+    def broken(self, flow: Flow, sock: socket.SocketType, now: float) -> None:
         """A socket failed: tell whose."""
         self.close("client_reset" if sock is self.client else "target_reset", now)
 
@@ -253,7 +253,7 @@ class Connection:
         self.target = self.target_stream = self.client_stream = self.attempt = None
         self.tunnel.connection_over(self)
 
-    def _let_go(self, sock: socket.socket, stream: Stream | None, clean: bool) -> None:
+    def _let_go(self, sock: socket.SocketType, stream: Stream | None, clean: bool) -> None:
         if stream is not None:
             self.tunnel.let_go(stream, clean)
         elif clean:

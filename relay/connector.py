@@ -149,13 +149,13 @@ class Connector:
             self.failed(connection, connect_error(str(self.target), OSError(status, os.strerror(status))), now)
         return True
 
-    def open(self, endpoint: Endpoint) -> tuple[socket.socket, int]:
+    def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
         """Begin a connect; the tunnel's spare descriptor is spent on it where there is no other."""
         try:
-            return open_socket(endpoint)
+            return open_socket(endpoint, socket.SocketType)
         except OSError as error:
             if error.errno in _NOT_OURS and self._tunnel.spend_spare():
-                return open_socket(endpoint)
+                return open_socket(endpoint, socket.SocketType)
             raise
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
@@ -231,7 +231,7 @@ class Attempt:
         self._connector = connector
         self._tunnel = tunnel
         self._race: Race | None = None
-        self._running: dict[int, tuple[socket.socket, Endpoint]] = {}
+        self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
         self._timer: Timer | None = None
 
     def deadline(self) -> float | None:
@@ -314,7 +314,7 @@ class Attempt:
         elif race.again is not None:
             self._timer.start(race.again, now)
 
-    def begun(self, made: socket.socket, endpoint: Endpoint, status: int, now: float) -> None:
+    def begun(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
         """One connect has begun, and this is how."""
         if status == 0:
             self._won(made, None, now)
@@ -327,7 +327,7 @@ class Attempt:
             made.close()
             self._lost(status, now)
 
-    def _connected(self, made: socket.socket, endpoint: Endpoint, event: int, now: float) -> None:
+    def _connected(self, made: socket.SocketType, endpoint: Endpoint, event: int, now: float) -> None:
         status = made.connect_ex(endpoint.address)
         if status in (errno.EALREADY, errno.EINPROGRESS):
             return
@@ -347,13 +347,13 @@ class Attempt:
             self._race.failed(error)
             self._next(now)
 
-    def _won(self, sock: socket.socket, stream: Stream | None, now: float) -> None:
+    def _won(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
         self._running.pop(sock.fileno(), None)
         self._tunnel.loop.forget(sock.fileno())
         self._stop_racing()
         self._opened(sock, stream, now)
 
-    def _opened(self, sock: socket.socket, stream: Stream | None, now: float) -> None:
+    def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
         self.connection.open(sock, stream, self._tunnel.workspace, now)
 
     def _stop_racing(self) -> None:
@@ -367,7 +367,7 @@ class Attempt:
                 loop.discard(made)
         self._running.clear()
 
-    def _connect_patiently(self, made: socket.socket, endpoint: Endpoint) -> None:
+    def _connect_patiently(self, made: socket.SocketType, endpoint: Endpoint) -> None:
         deadline = self.deadline()
 
         def connect() -> None:

@@ -74,7 +74,9 @@ class Flow:
 
     reverse: Flow
 
-    def __init__(self, connection: Connection, work: Workspace, source: socket.socket, sink: socket.socket) -> None:
+    def __init__(
+        self, connection: Connection, work: Workspace, source: socket.SocketType, sink: socket.SocketType
+    ) -> None:
         self.connection = connection
         self.work = work
         self.source = source

@@ -148,7 +148,7 @@ class Loop:
         self.closing_forgets = not isinstance(self.poller, PollPoller)
         self.handlers: dict[int, Handler] = {}
         self.timers = Timers()
-        self._garbage: list[socket.socket] = []
+        self._garbage: list[socket.SocketType] = []
         self._calls: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._stopped = False
@@ -173,7 +173,7 @@ class Loop:
         if self.handlers.pop(descriptor, None) is not None and not (closing and self.closing_forgets):
             self.poller.unregister(descriptor)
 
-    def discard(self, sock: socket.socket) -> None:
+    def discard(self, sock: socket.SocketType) -> None:
         """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
         self._garbage.append(sock)
 

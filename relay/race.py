@@ -15,10 +15,12 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .errors import ConnectError
 from .stream import Stream
+
+Socket = TypeVar("Socket", bound=socket.SocketType)
 
 __all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket", "place"]
 
@@ -108,15 +110,18 @@ class Race:
         return not self._running and not self._waiting
 
 
-def open_socket(endpoint: Endpoint) -> tuple[socket.socket, int]:
+def open_socket(endpoint: Endpoint, kind: type[Socket]) -> tuple[Socket, int]:
     """Begin a non-blocking connect.
 
+    :param endpoint: where to.
+    :param kind: what to make; :class:`socket.SocketType` is what :class:`socket.socket` derives from, and spares what
+        that adds in Python.
     :returns: the socket and the error number of the connect: 0 if it is connected, ``EINPROGRESS`` if it is under way,
         ``EAGAIN`` if a Unix listener's backlog is full and the connect has *not* begun, else why it failed.
     :raises OSError: if there is no socket to be had.
     """
     family, address = endpoint
-    made = socket.socket(family, _NONBLOCKING_STREAM)
+    made = kind(family, _NONBLOCKING_STREAM)
     try:
         if _NONBLOCKING_STREAM == socket.SOCK_STREAM:
             made.setblocking(False)
@@ -185,7 +190,7 @@ def _start(
     """Begin every attempt whose time has come; returns a socket if one connected at once."""
     while (endpoint := race.next(time.monotonic())) is not None:
         try:
-            made, status = open_socket(endpoint)
+            made, status = open_socket(endpoint, socket.socket)
         except OSError as error:
             race.failed(error)
             continue
@@ -202,7 +207,7 @@ def _start(
     return None
 
 
-def connect_patiently(made: socket.socket, endpoint: Endpoint, deadline: float | None) -> int:
+def connect_patiently(made: socket.SocketType, endpoint: Endpoint, deadline: float | None) -> int:
     """Connect to a Unix listener whose backlog is full: poll has no event for that, only a blocking connect waits.
 
     :returns: 0, or the error number.

@@ -86,7 +86,7 @@ def reset(socket: sockets.socket) -> None:
     socket.close()
 
 
-def set_to_reset(socket: sockets.socket) -> None:
+def set_to_reset(socket: sockets.SocketType) -> None:
     """Make the close that follows a reset."""
     try:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
@@ -94,7 +94,7 @@ def set_to_reset(socket: sockets.socket) -> None:
         pass  # it is closed, or of a kind that has no such thing
 
 
-def keep_alive(socket: sockets.socket) -> None:
+def keep_alive(socket: sockets.SocketType) -> None:
     """Notice a TCP peer that has vanished: after 60 s of silence, and three probes 10 s apart without an answer."""
     if socket.family not in (sockets.AF_INET, sockets.AF_INET6):
         return

@@ -221,7 +221,7 @@ class Tunnel:
         finally:
             self._tear_down()
 
-    def accepted(self, client: socket.socket, stream: Stream | None, peer: Any, now: float) -> None:
+    def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """A client is here: make its stream."""
         self._accepted += 1
         connection = Connection(self, client, stream, peer, now)

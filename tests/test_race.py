@@ -154,13 +154,13 @@ def test_a_full_unix_backlog_is_waited_for(tmp_path) -> None:  # type: ignore[no
         busy.bind(path)
         busy.listen(0)
         endpoint = Endpoint(socket.AF_UNIX, path)
-        first, status = open_socket(endpoint)
+        first, status = open_socket(endpoint, socket.socket)
         assert status == 0
-        second, status = open_socket(endpoint)
+        second, status = open_socket(endpoint, socket.socket)
         assert status == errno.EAGAIN
         assert connect_patiently(second, endpoint, time.monotonic() + 0.05) == errno.ETIMEDOUT
         second.close()
-        third, _ = open_socket(endpoint)
+        third, _ = open_socket(endpoint, socket.socket)
         threading.Timer(0.05, lambda: busy.accept()[0].close()).start()
         assert connect_patiently(third, endpoint, time.monotonic() + 10) == 0
         assert third.getblocking() is False

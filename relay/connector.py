@@ -207,7 +207,7 @@ class Connector:
         elif isinstance(outcome, Stream):
             self.submit(outcome.close)
         if not self._tunnel.listening:
-            self._tunnel.update_listening(now)
+            self._tunnel.update_listening()
 
     def submit(self, job: Callable[[], object]) -> None:
         """Have ``job`` called on a thread that may block."""

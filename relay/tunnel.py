@@ -105,7 +105,6 @@ class Tunnel:
             receive.handshake_timeout = self.limits.connect
         self._connections: dict[Connection, None] = {}
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_REMEMBERED)
-        self._offered: collections.deque[tuple[Stream, Any]] = collections.deque()
         self._accepted = self._received = self._sent = 0
         self._failed: collections.Counter[str] = collections.Counter()
         self.swept = 0.0  # when keep-alive was last turned on for all that are open
@@ -215,7 +214,7 @@ class Tunnel:
     def _run(self) -> None:
         # Splicing into a socket whose peer has gone raises SIGPIPE, which no flag of splice prevents.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
-        self.update_listening(time.monotonic())
+        self.update_listening()
         try:
             self.loop.run()
         finally:
@@ -227,19 +226,17 @@ class Tunnel:
         connection = Connection(self, client, stream, peer, now)
         self._connections[connection] = None
         if len(self._connections) == self._nconnect:
-            self.update_listening(now)
+            self.update_listening()
         self._connector.connect(connection, now)
         if self._connector.calls >= self._most_calls:
-            self.update_listening(now)
+            self.update_listening()
         if self._settle.due == math.inf:
             self._settle.start(now + _SETTLED, now)
 
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
-        """A listener object has accepted a client, perhaps at a time when none was wanted: then it is held."""
+        """A listener object has accepted a client. It was asked to while there was room, but perhaps not any more."""
         if self._closing or self._paused:
             self.let_go(stream, clean=False)
-        elif self._offered or not self._has_room():
-            self._offered.append((stream, peer))
         else:
             self.accepted(stream.socket, stream, peer, now)
 
@@ -259,7 +256,7 @@ class Tunnel:
             if not self._connections:
                 self.loop.stop()
         elif not self.listening:
-            self.update_listening(connection.finished)
+            self.update_listening()
 
     def let_go(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; what is to be done afterwards may block and is done elsewhere."""
@@ -276,12 +273,9 @@ class Tunnel:
         """Whether clients are let in at this moment."""
         return self._acceptor.listening
 
-    def update_listening(self, now: float) -> None:
+    def update_listening(self) -> None:
         """Listen if and only if somebody more may come."""
-        while self._offered and not self._closing and self._has_room():
-            stream, peer = self._offered.popleft()
-            self.accepted(stream.socket, stream, peer, now)
-        self._acceptor.listen(not self._closing and not self._paused and not self._offered and self._has_room())
+        self._acceptor.listen(not self._closing and not self._paused and self._has_room())
 
     def _has_room(self) -> bool:
         limit = self._nconnect
@@ -317,15 +311,13 @@ class Tunnel:
     def _pause(self, close: bool) -> None:
         now = time.monotonic()
         self._paused = True
-        while self._offered:
-            self.let_go(self._offered.popleft()[0], clean=False)
-        self.update_listening(now)
+        self.update_listening()
         if close:
             self._end_all(now)
 
     def _resume(self) -> None:
         self._paused = False
-        self.update_listening(time.monotonic())
+        self.update_listening()
 
     def _close(self, drain: float | None) -> None:
         now = time.monotonic()
@@ -333,8 +325,6 @@ class Tunnel:
             self._closing = True
             self._acceptor.listen(False)
             self._acceptor.close()
-            while self._offered:
-                self.let_go(self._offered.popleft()[0], clean=False)
         due = now + drain if drain is not None else math.inf
         if not self._connections or due <= now:
             self._stop(now)

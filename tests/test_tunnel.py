@@ -235,18 +235,18 @@ def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
         assert tunnel.stats().accepted == 0
 
 
-def test_a_stream_that_is_accepted_at_the_limit_is_held(echo_server: Server) -> None:
+def test_a_listener_object_is_not_asked_beyond_the_limit(echo_server: Server) -> None:
     listener = FakeListener()
     with relay.Tunnel(listener, echo_server.factory(), nconnect=1) as tunnel:
         with listener.connect() as first:
             exchange_with_echo(first)
             second = listener.connect()
             with second:
-                second.sendall(b"held")
+                second.sendall(b"late")
                 assert tunnel.stats().active == 1
                 first.close()
                 second.settimeout(10)
-                assert receive_exactly(second, 4) == b"held"
+                assert receive_exactly(second, 4) == b"late"
 
 
 def exchange_with_echo(client: socket.socket) -> None:

@@ -1,0 +1,17 @@
+"""What is needed to test a factory, a stream or a listener of one's own.
+
+Everything here works on real kernel sockets, opens nothing but loopback, and fails with :class:`AssertionError`, so
+that any test runner can use it::
+
+    def test_my_factory():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            relay.testing.check_factory(lambda: my_connect(server.getsockname()), server)
+"""
+
+from __future__ import annotations
+
+from .conformance import check_factory, check_stream
+from .leaks import Leaks, check_leaks
+from .pairs import FakeListener, clogged_pair, pair
+
+__all__ = ["FakeListener", "Leaks", "check_factory", "check_leaks", "check_stream", "clogged_pair", "pair"]

@@ -1,0 +1,112 @@
+"""What a piece of code leaves behind: descriptors, threads and child processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["Leaks", "check_leaks"]
+
+_DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+
+
+class Leaks:
+    """Remembers what the process holds when it is made, and tells later what has come since and not gone.
+
+    Descriptors are compared by what they are and not by their number, so a number that was closed and taken again is
+    seen. Child processes are seen on Linux only; dead ones that nobody waited for are among them.
+    """
+
+    def __init__(self) -> None:
+        self._descriptors = _descriptors()
+        self._children = _children()
+        self._threads = set(threading.enumerate())
+
+    def left(self, timeout: float = 2.0) -> list[str]:
+        """What is there now and was not before.
+
+        :param timeout: seconds for it to go: a thread that was told to end needs a moment.
+        :returns: one line for each, which says what it is; empty if nothing is left.
+        """
+        deadline = time.monotonic() + timeout
+        for thread in self._new_threads():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        while (found := self._found()) and time.monotonic() < deadline:
+            threading.Event().wait(0.01)  # nothing tells when a descriptor is closed or a child is reaped
+        return found
+
+    def _new_threads(self) -> list[threading.Thread]:
+        mine = (threading.current_thread(), threading.main_thread())
+        now = threading.enumerate()
+        foreign = threading._DummyThread  # not made by Python: it cannot be joined
+        return [t for t in now if t not in self._threads and t not in mine and not isinstance(t, foreign)]
+
+    def _found(self) -> list[str]:
+        threads = [f"thread {thread.name!r}" for thread in self._new_threads()]
+        children = [f"child {pid}: {name}" for pid, name in _children().items() if pid not in self._children]
+        descriptors = [
+            f"descriptor {number}: {_describe(number, what)}"
+            for number, what in _descriptors().items()
+            if self._descriptors.get(number) != what
+        ]
+        return threads + children + descriptors
+
+
+@contextmanager
+def check_leaks(timeout: float = 2.0) -> Iterator[None]:
+    """Fail if the body of the ``with`` leaves a descriptor, a thread or a child process behind.
+
+    :param timeout: seconds for them to go after the body has ended.
+    :raises AssertionError: with one line for each thing that is left. What the body raises is passed on unchanged.
+    """
+    leaks = Leaks()
+    yield
+    left = leaks.left(timeout)
+    if left:
+        raise AssertionError("left behind:\n  " + "\n  ".join(left))
+
+
+def _descriptors() -> dict[int, str]:
+    """Each open descriptor and what it is: the same text means the same open file, pipe or socket."""
+    found = {}
+    for number in map(int, os.listdir(_DESCRIPTORS)):
+        with suppress(OSError):  # the descriptor of the listing itself is gone by now
+            found[number] = _identity(number)
+    return found
+
+
+def _identity(number: int) -> str:
+    if _DESCRIPTORS.startswith("/proc"):
+        return os.readlink(f"{_DESCRIPTORS}/{number}")
+    status = os.fstat(number)
+    return f"device {status.st_dev}, inode {status.st_ino}, mode {status.st_mode:o}"
+
+
+def _describe(number: int, what: str) -> str:
+    """``what``, and of a socket its two addresses."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            return what
+        with socket.socket(fileno=os.dup(number)) as copy:
+            own, peer = copy.getsockname(), ""
+            with suppress(OSError):
+                peer = f" to {copy.getpeername()!r}"
+            return f"{what} {copy.family.name} {own!r}{peer}"
+    except OSError:
+        return what  # closed since
+
+
+def _children() -> dict[int, str]:
+    """The process ids of the direct children and their names."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended since
+            for pid in map(int, task.read_text().split()):
+                found[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return found

@@ -1,0 +1,147 @@
+"""Connected sockets without a server, and a listener without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+__all__ = ["FakeListener", "clogged_pair", "pair"]
+
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+def pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
+    """Two blocking stream sockets that are connected to each other.
+
+    :param family: ``AF_UNIX`` for a :func:`socket.socketpair`; ``AF_INET`` or ``AF_INET6`` for TCP over loopback, whose
+        ends can be reset.
+    :returns: both ends; the caller closes them.
+    :raises OSError: if there are no descriptors left, or no such family on this machine.
+    """
+    if family == socket.AF_UNIX:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with socket.create_server((_LOOPBACK[socket.AddressFamily(family)], 0), family=family) as listener:
+        near = socket.create_connection(listener.getsockname()[:2])
+        try:
+            while True:
+                far, peer = listener.accept()
+                if peer == near.getsockname():
+                    return near, far
+                far.close()  # a stranger found the port first
+        except BaseException:
+            near.close()
+            raise
+
+
+def clogged_pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
+    """A pair whose first end cannot send: the buffers are small, and full of zero bytes.
+
+    :param family: as for :func:`pair`.
+    :returns: the clogged end, blocking, and the end that has not read. Reading the second one frees the first.
+    :raises OSError: as for :func:`pair`.
+    """
+    clogged, reader = pair(family)
+    clogged.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    poller = select.poll()
+    poller.register(clogged, select.POLLOUT)
+    clogged.setblocking(False)
+    _fill(clogged)
+    while poller.poll(20):  # TCP moves bytes from one buffer to the other for a moment yet
+        _fill(clogged)
+    clogged.setblocking(True)
+    return clogged, reader
+
+
+def _fill(clogged: socket.socket) -> None:
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                clogged.send(bytes(size))
+
+
+class FakeListener:
+    """A listener without a network: the test says who comes.
+
+    It keeps the contract of a tunnel's ``receive``: :meth:`accept` blocks, :meth:`close` wakes it.
+    """
+
+    address = "fake"
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: deque[tuple[Any, Any] | BaseException] = deque()
+        self._closed = False
+
+    def connect(self, family: int = socket.AF_UNIX, peer: Any = "fake client") -> socket.socket:
+        """Let a client come.
+
+        :param family: as for :func:`pair`.
+        :param peer: who it is, for the records.
+        :returns: the client's end, blocking; the other one is what :meth:`accept` returns.
+        """
+        client, accepted = pair(family)
+        self.put(accepted, peer)
+        return client
+
+    def put(self, stream: Any, peer: Any = "fake client") -> None:
+        """Let the next :meth:`accept` return ``(stream, peer)``.
+
+        :param stream: a socket, a :class:`relay.Stream`, or any object with the Python socket interface.
+        :param peer: who it is, for the records.
+        """
+        self._add((stream, peer))
+
+    def fail(self, error: BaseException) -> None:
+        """Let the next :meth:`accept` raise ``error``."""
+        self._add(error)
+
+    def _add(self, item: tuple[Any, Any] | BaseException) -> None:
+        with self._condition:
+            self._waiting.append(item)
+            self._condition.notify()
+
+    def accept(self) -> tuple[Any, Any]:
+        """Wait for the next client.
+
+        :returns: the stream and its peer.
+        :raises OSError: ``EBADF`` after :meth:`close`, as a closed socket does; and whatever was given to :meth:`fail`.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            item = self._waiting.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Stop listening, wake :meth:`accept` and close what it never returned. Idempotent, from any thread."""
+        with self._condition:
+            self._closed = True
+            left = [item for item in self._waiting if isinstance(item, tuple)]
+            self._waiting.clear()
+            self._condition.notify_all()
+        for stream, _ in left:
+            stream.close()
+
+    def __enter__(self) -> FakeListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

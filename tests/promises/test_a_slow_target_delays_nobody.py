@@ -1,0 +1,152 @@
+"""A factory that sleeps, or a target that swallows SYNs, delays nobody else."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+
+import pytest
+from helpers import Thread, black_hole, ended, exchange, wait_until
+
+import relay
+
+SOON = 3.0  # seconds; one that is held up would wait for ten
+
+
+@pytest.fixture
+def sleeping(listener):
+    """A tunnel whose factory sleeps for its first client, and the event that wakes it."""
+    wake, calls = threading.Event(), itertools.count()
+
+    def make():
+        if next(calls) == 0:
+            wake.wait(10)
+        return socket.create_connection(listener.getsockname())
+
+    with relay.Tunnel(relay.listen(":0"), make) as tunnel:
+        yield tunnel, wake
+        wake.set()
+
+
+def test_a_factory_that_sleeps(sleeping, listener, any_engine):
+    tunnel, wake = sleeping
+    with socket.create_connection(tunnel.address, timeout=SOON) as first:
+        wait_until(lambda: tunnel.stats().active == 1)
+        for _ in range(5):
+            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+                far, _ = listener.accept()
+                with far:
+                    far.settimeout(SOON)
+                    exchange(client, far)
+        wake.set()
+        far, _ = listener.accept()
+        with far:
+            far.settimeout(SOON)
+            exchange(first, far)
+
+
+def test_many_factories_that_sleep_at_once(listener):
+    """Twenty sleep side by side, and each is served when it wakes."""
+    wake = threading.Event()
+
+    def make():
+        wake.wait(10)
+        return socket.create_connection(listener.getsockname())
+
+    with relay.Tunnel(relay.listen(":0"), make) as tunnel:
+        clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(20)]
+        wait_until(lambda: tunnel.stats().active == 20)
+        wake.set()
+        fars = [listener.accept()[0] for _ in clients]
+        for number, client in enumerate(clients):
+            client.sendall(bytes([number]))
+        for far in fars:
+            far.settimeout(10)
+        assert sorted(far.recv(1)[0] for far in fars) == list(range(20))
+        for end in (*clients, *fars):
+            end.close()
+
+
+def test_live_connections_do_not_notice_a_sleeping_factory(sleeping, listener):
+    tunnel, _wake = sleeping
+    with socket.create_connection(tunnel.address, timeout=SOON):
+        wait_until(lambda: tunnel.stats().active == 1)
+        with socket.create_connection(tunnel.address, timeout=SOON) as client:
+            far, _ = listener.accept()
+            with far:
+                far.settimeout(SOON)
+                for _ in range(200):
+                    exchange(client, far)
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["non-blocking", "plain callable"])
+def test_a_target_that_swallows_syns(listener, any_engine, marked):
+    with black_hole() as hole:
+        targets = itertools.chain([hole.getsockname()], itertools.repeat(listener.getsockname()))
+
+        def make():
+            made = socket.socket()
+            made.setblocking(False)
+            made.connect_ex(next(targets))
+            return made
+
+        factory = relay.nonblocking(make) if marked else make
+        with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+            with socket.create_connection(tunnel.address, timeout=SOON):
+                wait_until(lambda: [record.state for record in tunnel.connections()])
+                for _ in range(5):
+                    with socket.create_connection(tunnel.address, timeout=SOON) as client:
+                        far, _ = listener.accept()
+                        with far:
+                            far.settimeout(SOON)
+                            exchange(client, far)
+                closing = Thread(tunnel.close)
+                closing.result(1.0)
+            assert "closed" in ended(tunnel, 6)
+
+
+def test_our_own_tcp_to_a_target_that_swallows_syns():
+    """The first SYN is lost and sent again a second later; whoever comes meanwhile is served at once."""
+    with black_hole() as hole, relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname())) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=SOON):
+            wait_until(lambda: tunnel.stats().active == 1)
+            hole.accept()[0].close()  # now there is room in the backlog again
+            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+                client.sendall(b"second")
+                assert served(hole, b"second")
+
+
+def served(hole, text):
+    """Accept until somebody says ``text``; the first client of the tunnel says nothing."""
+    while True:
+        far, _ = hole.accept()
+        with far:
+            far.settimeout(0.5)
+            try:
+                if far.recv(100) == text:
+                    return True
+            except TimeoutError:
+                pass
+
+
+def test_a_name_that_resolves_slowly(monkeypatch, listener):
+    wake, calls, resolve = threading.Event(), itertools.count(), socket.getaddrinfo
+
+    def slow(host, *args, **options):
+        if host == "slow.invalid":
+            if next(calls) == 0:
+                wake.wait(10)
+            host = "127.0.0.1"
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with relay.Tunnel(relay.listen(":0"), relay.tcp("slow.invalid", listener.getsockname()[1])) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=SOON):
+            wait_until(lambda: tunnel.stats().active == 1)
+            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+                far, _ = listener.accept()
+                with far:
+                    far.settimeout(SOON)
+                    exchange(client, far)
+            wake.set()

@@ -1,0 +1,43 @@
+"""An idle tunnel with 200 idle connections uses no CPU: its thread is not even woken."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import exchange, wait_until
+
+IDLE = 200
+
+
+def switches(threads):
+    """How often each thread has waited or been put aside, from the kernel."""
+    counts = {}
+    for thread in threads:
+        text = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+        counts[thread.name] = sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
+    return counts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's counts of context switches from /proc")
+def test_200_idle_connections(relayed, any_engine):
+    before = set(threading.enumerate())
+    rig = relayed(timeout=3600, idle_timeout=600)  # limits that are far away cost nothing either
+    pairs = [rig.connect() for _ in range(IDLE)]
+    for client, far in pairs:
+        exchange(client, far)
+    for _ in range(20):  # and what has gone leaves nothing that wakes it
+        client, far = rig.connect()
+        exchange(client, far)
+        client.close()
+        far.close()
+    wait_until(lambda: rig.tunnel.stats().active == IDLE)
+    threads = [thread for thread in threading.enumerate() if thread not in before]
+    assert threads, "the tunnel has a thread"
+    threading.Event().wait(0.2)  # the last turn of the loop
+    begin = switches(threads)
+    threading.Event().wait(1.0)
+    assert switches(threads) == begin
+    exchange(*pairs[0])

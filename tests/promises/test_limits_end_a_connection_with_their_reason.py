@@ -1,0 +1,178 @@
+"""Lifetime, idle, linger and connect limits end a connection by a reset, each with its reason in the record."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import pytest
+from helpers import Thread, black_hole, ended, ending, exchange, flood, receive_all, receive_exactly
+
+import relay
+
+SHORT = 0.3  # seconds
+
+
+def pinging(end, answers):
+    """Send a byte again and again, and take what comes back, until the connection is gone; returns how many."""
+    count = 0
+    with contextlib.suppress(ConnectionError):
+        while True:
+            end.sendall(b"x")
+            if answers and not end.recv(100):
+                return count
+            count += 1
+            threading.Event().wait(0.01)
+    return count
+
+
+def test_lifetime_ends_a_connection_whatever_it_does(relayed, any_engine):
+    rig = relayed(timeout=SHORT)
+    client, far = rig.connect()
+    quiet, _ = rig.connect()
+    echo = Thread(lambda: [far.sendall(data) for data in iter(lambda: far.recv(100), b"")])
+    assert pinging(client, answers=True) > 3, "the attacker's pings were answered until its time was over"
+    assert ending(quiet) == "reset"
+    with pytest.raises(ConnectionError):
+        echo.result()
+    assert ended(rig.tunnel, 2) == ["lifetime", "lifetime"]
+
+
+def test_a_pinging_attacker_cannot_outlive_the_lifetime_though_idle_and_linger_are_put_off(relayed, any_engine):
+    rig = relayed(timeout=SHORT, idle_timeout=SHORT / 2, linger=SHORT / 2)
+    client, far = rig.connect()
+    far.shutdown(socket.SHUT_WR)
+    assert pinging(client, answers=False) > 3
+    assert ended(rig.tunnel) == ["lifetime"]
+    assert rig.tunnel.recent()[-1].age < SHORT + 1
+
+
+def test_lifetime_ends_a_transfer_that_is_clogged(relayed, any_engine):
+    rig = relayed(timeout=SHORT)
+    client, far = rig.connect()
+    with pytest.raises(ConnectionError):
+        flood(client)
+    assert ending(far) == "reset"
+    assert ended(rig.tunnel) == ["lifetime"]
+
+
+def test_lifetime_counts_from_the_acceptance(listener):
+    """A factory that takes its time takes it from the connection's life."""
+    release = threading.Event()
+
+    def make():
+        release.wait(10)
+        return socket.create_connection(listener.getsockname())
+
+    with relay.Tunnel(relay.listen(":0"), make, timeout=SHORT, connect_timeout=10) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=10) as client:
+            assert ending(client) == "reset"
+        assert ended(tunnel) == ["lifetime"]
+        release.set()
+
+
+def test_the_original_has_a_lifetime_of_a_minute_unless_told_otherwise():
+    import inspect
+
+    defaults = {name: one.default for name, one in inspect.signature(relay.Tunnel).parameters.items()}
+    assert (defaults["timeout"], defaults["nconnect"], defaults["connect_timeout"]) == (60.0, -1, 30.0)
+    assert (defaults["idle_timeout"], defaults["linger"], defaults["name"]) == (None, 60.0, None)
+
+
+def test_idle_ends_a_quiet_connection(relayed, any_engine):
+    rig = relayed(idle_timeout=SHORT)
+    client, far = rig.connect()
+    assert ending(client) == "reset"
+    assert ending(far) == "reset"
+    assert ended(rig.tunnel) == ["idle"]
+
+
+@pytest.mark.parametrize("who", ["client", "target"])
+def test_a_byte_in_either_direction_puts_idle_off(relayed, who):
+    rig = relayed(idle_timeout=SHORT)
+    client, far = rig.connect()
+    sender, receiver = (client, far) if who == "client" else (far, client)
+    for number in range(8):  # twice the limit in all
+        threading.Event().wait(SHORT / 4)
+        sender.sendall(bytes([number]))
+        assert receiver.recv(10) == bytes([number])
+    assert ending(client) == "reset"
+    assert ended(rig.tunnel) == ["idle"]
+
+
+def test_idle_counts_bytes_that_moved_and_not_bytes_that_wait(relayed, any_engine):
+    """A sender that pushes against a reader that has stopped moves nothing."""
+    rig = relayed(idle_timeout=SHORT)
+    client, far = rig.connect()
+    with pytest.raises(ConnectionError):
+        flood(client)
+    assert ending(far) == "reset"
+    assert ended(rig.tunnel) == ["idle"]
+
+
+@pytest.mark.parametrize("who", ["client", "target"])
+def test_linger_ends_what_is_left_of_a_half_closed_connection(relayed, any_engine, who):
+    rig = relayed(linger=SHORT)
+    client, far = rig.connect()
+    exchange(client, far)
+    first, other = (client, far) if who == "client" else (far, client)
+    first.shutdown(socket.SHUT_WR)
+    assert other.recv(1) == b""
+    assert ending(first) == "reset"
+    assert ended(rig.tunnel) == ["linger"]
+
+
+def test_a_byte_in_the_other_direction_puts_linger_off(relayed, any_engine):
+    rig = relayed(linger=SHORT)
+    client, far = rig.connect()
+    client.shutdown(socket.SHUT_WR)
+    assert far.recv(1) == b""
+    for number in range(8):
+        threading.Event().wait(SHORT / 4)
+        far.sendall(bytes([number]))
+    far.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == bytes(range(8))
+    assert ended(rig.tunnel) == ["done"]
+
+
+def test_linger_of_zero_leaves_nothing(relayed, any_engine):
+    rig = relayed(linger=0)
+    client, far = rig.connect()
+    exchange(client, far)
+    client.shutdown(socket.SHUT_WR)
+    ending(far)
+    ending(client)
+    assert ended(rig.tunnel) == ["linger"]
+
+
+def test_without_limits_a_quiet_half_closed_connection_lives(relayed, any_engine):
+    rig = relayed(timeout=None, linger=None, idle_timeout=None)
+    client, far = rig.connect()
+    client.shutdown(socket.SHUT_WR)
+    assert far.recv(1) == b""
+    threading.Event().wait(SHORT)
+    far.sendall(b"still here")
+    assert receive_exactly(client, 10) == b"still here"
+
+
+def test_connect_timeout_has_its_own_reason(any_engine):
+    with (
+        black_hole() as hole,
+        relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname()), connect_timeout=SHORT) as t,
+    ):
+        with socket.create_connection(t.address, timeout=10) as client:
+            assert ending(client) == "reset"
+        assert ended(t) == ["connect_timeout"]
+
+
+def test_a_limit_ends_its_own_connection_alone(relayed, any_engine):
+    rig = relayed(idle_timeout=SHORT * 2)
+    quiet, _ = rig.connect()
+    client, far = rig.connect()
+    pings = Thread(pinging, client, False)
+    assert ending(quiet) == "reset"
+    client.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):
+        pings.result()
+    assert set(receive_all(far)) == {ord("x")}

@@ -1,0 +1,158 @@
+"""What ``import relay`` loads, and which way the imports of the package point."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import relay
+
+PACKAGE = Path(relay.__file__).parent
+FOREIGN = {"paramiko", "zmq", "i2plib", "typer", "rich", "asyncio", "subprocess"}  # what no tunnel needs
+HEAVY = FOREIGN | {"ssl", "socket", "logging", "inspect", "threading"}
+
+
+def loaded_by(code):
+    """The names of the modules that a fresh interpreter has loaded after ``code``."""
+    program = f"{code}\nimport sys\nprint(*sys.modules)"
+    run = [sys.executable, "-I", "-c", f"import sys\nsys.path.insert(0, {str(PACKAGE.parent)!r})\n{program}"]
+    return set(subprocess.run(run, capture_output=True, text=True, check=True, timeout=30).stdout.split())
+
+
+def test_import_relay_loads_next_to_nothing():
+    """Which keeps it far under 100 ms on any machine."""
+    modules = loaded_by("import relay")
+    assert not modules & HEAVY
+    assert len({name for name in modules if name.startswith("relay")}) == 1
+
+
+@pytest.mark.parametrize("names", ["Tunnel, tcp, unix, Stream, nonblocking", "target, connect, listen, local, tls"])
+def test_the_names_load_no_more_than_they_need(names):
+    assert not loaded_by(f"from relay import {names}") & FOREIGN
+
+
+def test_a_tunnel_over_tcp_needs_no_tls():
+    code = "import relay\nrelay.Tunnel(relay.listen(':0'), relay.tcp('127.0.0.1', 1)).close()"
+    assert not loaded_by(code) & {"ssl", *FOREIGN}
+
+
+def test_every_public_name_is_there():
+    for name in relay.__all__:
+        assert getattr(relay, name) is not None
+        assert name in dir(relay)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = relay.nonsense
+
+
+def test_no_submodule_takes_the_place_of_a_public_name():
+    """Once everything is loaded, the names are still what they were."""
+    everything = "".join(f"import {name}\n" for name in sorted(module_names()) if not name.endswith("__main__"))
+    check = "import relay\nassert all(not isinstance(getattr(relay, n), type(relay)) for n in relay.__all__)"
+    loaded_by(everything + check)
+
+
+# Arrows.
+
+ENGINE = "tunnel connector acceptor connection flow"
+EDGE = "senders listeners registry"
+TOP = "cli process testing"
+RULES = {
+    # who: what it must never import
+    "senders": f"{ENGINE} registry {TOP}",
+    "listeners": f"{ENGINE} registry {TOP}",
+    "registry": f"{ENGINE} {TOP}",
+    "tunnel": f"{EDGE} address {TOP}",
+    "acceptor": f"tunnel {EDGE} address {TOP}",
+    "connector": f"tunnel {EDGE} address {TOP}",
+    "connection": f"tunnel connector {EDGE} address {TOP}",
+    "flow": f"tunnel connector connection bridge {EDGE} address {TOP}",
+    "bridge": f"{ENGINE} {EDGE} {TOP}",
+    "address": f"{ENGINE} bridge stream race {EDGE} {TOP}",
+    "stream": f"{ENGINE} bridge address race {EDGE} {TOP}",
+    "errors": f"{ENGINE} bridge stream address race {EDGE} {TOP}",
+}
+ALLOWED_IN = {
+    "paramiko": ("ssh/", "compat/", "testing/"),
+    "zmq": ("compat/",),
+    "i2plib": ("sam/",),
+    "subprocess": ("process.py",),
+    "typer": ("cli/",),
+    "rich": ("cli/",),
+}
+
+
+def module_names():
+    """The dotted name of every module of the package."""
+    paths = (path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return {".".join(path.parts).removesuffix(".__init__") for path in paths}
+
+
+def sources():
+    """Each file of the package with its syntax tree."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE), ast.parse(path.read_text(), str(path))
+
+
+def imports(path, tree):
+    """The modules that a file imports when it runs: dotted names, relative to the package where they are of it."""
+    for node in runtime_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                folder = ["relay", *path.parent.parts]
+                base = ".".join([*folder[: len(folder) - node.level + 1], *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def runtime_nodes(node):
+    """Every node but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from runtime_nodes(child)
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path, tree in sources():
+        forbidden = RULES.get(path.parts[0].removesuffix(".py"), "").split()
+        for name in imports(path, tree):
+            part = name.split(".")[1] if name.startswith("relay.") else ""
+            if part in forbidden:
+                wrong.append(f"{path} imports {name}")
+    assert not wrong
+
+
+def test_foreign_packages_are_imported_where_they_belong_alone():
+    wrong = []
+    for path, tree in sources():
+        for name in imports(path, tree):
+            homes = ALLOWED_IN.get(name.split(".")[0])
+            if homes is not None and not str(path).startswith(homes):
+                wrong.append(f"{path} imports {name}")
+    assert not wrong
+
+
+def test_only_the_command_prints_and_nobody_sleeps():
+    wrong = []
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                if called == "time.sleep" or (called == "print" and path.parts[0] != "cli"):
+                    wrong.append(f"{path}:{node.lineno} calls {called}")
+    assert not wrong
+
+
+def test_the_reader_of_imports_sees_them(tmp_path):
+    """A check that finds nothing because it looks at nothing would be worth nothing."""
+    tree = ast.parse("if TYPE_CHECKING:\n    import zmq\ndef f():\n    from ..tunnel import Tunnel\nimport ssl")
+    assert set(imports(Path("senders/x.py"), tree)) == {"relay.tunnel", "relay.tunnel.Tunnel", "ssl"}

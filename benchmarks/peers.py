@@ -183,6 +183,7 @@ PEERS = {
     "stunnel": Peer("stunnel", _stunnel),
     "c": Peer("C, epoll + splice", _c),
     "relay-callable": Peer("relay.Tunnel, own callable", inside("callable")),
+    "relay-beside": Peer("relay, busy program beside", _relay()),
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
     DIRECT: Peer("none (direct)", _direct),

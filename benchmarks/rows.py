@@ -95,11 +95,11 @@ def ping_pong(lab: Lab, peer: str) -> Sample:
 
 
 def busy_ping_pong(lab: Lab, peer: str) -> Sample:
-    """The same with a busy thread on the other core: in the program that relays, or beside the command.
+    """The same with a busy thread on the other core: in the program that relays, or in another one beside the command.
 
-    So the command has no more of the machine than the others, and only what the interpreter's lock costs is compared.
+    The latter tells what the busy core costs by itself, without the interpreter's lock; ``relay`` is the command alone.
     """
-    with lab.busy_program() if peer == "relay" else nullcontext():
+    with lab.busy_program() if peer == "relay-beside" else nullcontext():
         return ping_pong(lab, peer)
 
 
@@ -211,7 +211,7 @@ ROWS = {
     "busy": Row(
         "64 bytes to and fro beside a busy thread",
         "program",
-        ("relay", "relay-spawn", "relay-thread"),
+        ("relay", "relay-beside", "relay-spawn", "relay-thread"),
         (
             RATE(title="round trips/s", goals=(Goal("relay", 0.9, peer="relay-spawn"),)),
             Metric("p50", "p50 µs", False),

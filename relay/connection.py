@@ -125,9 +125,14 @@ class Connection:
     # -- its life -------------------------------------------------------------------------------------------------
 
     def wait_for_target(self, now: float) -> None:
-        """Read nothing from the client yet, but see its reset."""
+        """The stream is being made: read nothing from the client yet."""
+        if self.limits.making is not None:
+            self.due = due = now + self.limits.making
+            self.tunnel.loop.timers.set(self, due, now)
+
+    def watch_client(self) -> None:
+        """See the client's reset while the stream is being made."""
         self.tunnel.loop.watch(self.client.fileno(), 0, self.client_event)
-        self.set_deadline(now)
 
     def client_event(self, event: int, now: float) -> None:
         """The client hung up while its stream was being made."""
@@ -150,16 +155,17 @@ class Connection:
         down.reverse = up
         up.mask = down.mask = READ
         loop.watch(down.descriptor, READ, down.handler)
-        if self.attempt is None:
-            loop.watch(up.descriptor, READ, up.handler)
-            if self.limits.first is not None:
-                self.due = due = now + self.limits.first
-                loop.timers.set(self, due, now)
-        else:
-            self.attempt = None
+        if up.descriptor in loop.handlers:
             loop.poller.modify(up.descriptor, READ)
             loop.handlers[up.descriptor] = up.handler
-            self.set_deadline(now)
+        else:
+            loop.watch(up.descriptor, READ, up.handler)
+        first = self.limits.first
+        if first is not None and not (self.tick and self.due <= now + first):
+            self.due = due = now + first
+            loop.timers.set(self, due, now)
+        if self.attempt is not None:
+            self.attempt = None
             if self.started <= self.tunnel.swept:  # keep-alive was turned on without it
                 self.keep_alive()
 

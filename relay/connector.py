@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import logging
+import math
 import os
 import socket
 import threading
@@ -30,6 +31,7 @@ __all__ = ["MOST_CALLS", "Connector", "keywords_of", "reason_of"]
 logger = logging.getLogger("relay")
 
 MOST_CALLS = 1024  # calls of a factory at one time
+_YOUNG = 0.005  # seconds that a call may take before its client is watched
 _NOT_OURS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -114,6 +116,8 @@ class Connector:
         self._nonblocking = bool(getattr(factory, "nonblocking", False))
         self.target: str | None = getattr(factory, "target", None)
         self.calls = 0  # of the factory, under way
+        self._young: list[Attempt] = []
+        self._watch = Timer(tunnel.loop.timers, self._watch_clients)
         self.workers = Workers(tunnel.loop, f"{tunnel.name} connector")
 
     def connect(self, connection: Connection, now: float) -> None:
@@ -124,13 +128,15 @@ class Connector:
         attempt = connection.attempt = Attempt(self, self._tunnel, connection)
         connection.wait_for_target(now)
         if self._endpoints:
+            connection.watch_client()
             attempt.race(self._endpoints, now)
         elif self._direct is not None:
-            self._call(attempt, self._direct.resolve)
+            self._call(attempt, self._direct.resolve, now)
         elif self._nonblocking:
+            connection.watch_client()
             attempt.finished(self._outcome(self._bound(attempt)), now)
         else:
-            self._call(attempt, self._bound(attempt))
+            self._call(attempt, self._bound(attempt), now)
 
     def _connect_at_once(self, connection: Connection, endpoint: Endpoint, now: float) -> bool:
         try:
@@ -143,6 +149,7 @@ class Connector:
         elif status in (errno.EINPROGRESS, errno.EAGAIN):
             attempt = connection.attempt = Attempt(self, self._tunnel, connection)
             connection.wait_for_target(now)
+            connection.watch_client()
             attempt.begun(made, endpoint, status, now)
         else:
             made.close()
@@ -188,9 +195,19 @@ class Connector:
         except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
             return error
 
-    def _call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
+    def _call(self, attempt: Attempt, function: Callable[[], Any], now: float) -> None:
         self.calls += 1
+        self._young.append(attempt)
+        if self._watch.due == math.inf:
+            self._watch.start(now + _YOUNG, now)
         self.workers.submit(functools.partial(self._run_call, attempt, function))
+
+    def _watch_clients(self, now: float) -> None:
+        """Watch the clients whose call takes longer than most; for a quick one it would cost more than it tells."""
+        young, self._young = self._young, []
+        for attempt in young:
+            if attempt.connection.attempt is attempt:
+                attempt.connection.watch_client()
 
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
         outcome = self._outcome(function)
@@ -236,9 +253,8 @@ class Attempt:
 
     def deadline(self) -> float | None:
         """When the stream must be there, monotonic seconds."""
-        limits = self.connection.limits
-        within = [seconds for seconds in (limits.connect, limits.lifetime) if seconds is not None]
-        return self.connection.started + min(within) if within else None
+        making = self.connection.limits.making
+        return self.connection.started + making if making is not None else None
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""

@@ -1,0 +1,118 @@
+"""One thread for everything that moves bytes between a kernel socket and something else without blocking."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from typing import Protocol
+
+from .loop import Handler, Loop
+
+__all__ = ["BUFFER", "Member", "Pump", "Watch"]
+
+BUFFER = 288 << 10  # bytes that a member can move in one turn, so that none starves the others
+
+
+class Member(Protocol):
+    """What the pump works for."""
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else; every lock may be held for ever."""
+
+
+class Pump:
+    """The thread of all members in this process, with its loop, and a buffer that belongs to whoever has the turn.
+
+    It starts with the first member and ends when the last one has let go.
+    """
+
+    _current: Pump | None = None
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.buffer = memoryview(bytearray(BUFFER))
+        self._members: set[Member] = set()
+        try:
+            threading.Thread(target=self._run, name="relay pump", daemon=True).start()
+        except RuntimeError as error:
+            self.loop.close()
+            raise OSError(errno.EAGAIN, str(error)) from error
+
+    @classmethod
+    def hold(cls, member: Member) -> Pump:
+        """The pump, started if there is none; it lives until ``member``, and every other, has let go.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        with cls._lock:
+            if cls._current is None:
+                cls._current = cls()
+            cls._current._members.add(member)
+            return cls._current
+
+    def let_go(self, member: Member) -> None:
+        """End the thread if nobody else holds it; safe from any thread, idempotent."""
+        with Pump._lock:
+            self._members.discard(member)
+            if not self._members and Pump._current is self:
+                Pump._current = None
+                self.loop.call(self.loop.stop)
+
+    def _run(self) -> None:
+        self.loop.run()
+        self.loop.close()
+
+    @classmethod
+    def forked(cls) -> None:
+        """In a forked child: let go of everything without touching the parent's."""
+        cls._lock = threading.Lock()
+        current, cls._current = cls._current, None
+        if current is not None:
+            current.loop.close()
+            for member in current._members:
+                member.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Pump.forked)
+
+
+class Watch:
+    """What a member waits for at one of its sockets; errors and hang-ups always, from the first :meth:`want` on."""
+
+    __slots__ = ("mask", "hung", "_descriptor", "_watched", "_loop", "_handler")
+
+    def __init__(self, socket: socket.socket, loop: Loop, handler: Handler) -> None:
+        self.mask = 0
+        self.hung = False
+        self._descriptor = socket.fileno()
+        self._watched = False
+        self._loop = loop
+        self._handler = handler
+
+    def want(self, mask: int) -> None:
+        """Wait for these events. A hang-up is reported without end, so after one nothing is waited for in vain."""
+        watched = mask != 0 or not self.hung
+        if mask == self.mask and watched == self._watched:
+            return
+        if not watched:
+            self._loop.forget(self._descriptor)
+        elif self._watched:
+            self._loop.poller.modify(self._descriptor, mask)
+        else:
+            self._loop.watch(self._descriptor, mask, self._handler)
+        self.mask = mask
+        self._watched = watched
+
+    def use(self, handler: Handler) -> None:
+        """Call another handler from now on."""
+        self._handler = handler
+        if self._watched:
+            self._loop.handlers[self._descriptor] = handler
+
+    def end(self) -> None:
+        """Watch no longer; the socket is about to be closed."""
+        self._loop.forget(self._descriptor, closing=True)

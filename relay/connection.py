@@ -173,9 +173,8 @@ class Connection:
         """One direction has come to its end: pass that on."""
         source = self.client_stream if flow is self.up else self.target_stream
         sink = self.target_stream if flow is self.up else self.client_stream
-        if source is not None and source.failure is not None and (error := source.failure()) is not None:
-            lost = "client_reset" if flow is self.up else "target_reset"
-            self.close(getattr(error, "reason", lost), now)
+        if source is not None and source.failure is not None and source.failure() is not None:
+            self.broken(flow.source, now)
         elif flow.reverse.ended:
             self.close("done", now)
         elif source is not None and not source.half_close:
@@ -228,9 +227,13 @@ class Connection:
                 logger.debug("%r: keep-alive: %s", self, error)
         return True
 
-    def broken(self, flow: Flow, sock: socket.SocketType, now: float) -> None:
-        """A socket failed: tell whose."""
-        self.close("client_reset" if sock is self.client else "target_reset", now)
+    def broken(self, sock: socket.SocketType, now: float) -> None:
+        """A socket failed: tell whose, and why if its stream knows."""
+        stream, reason = self.target_stream, "target_reset"
+        if sock is self.client:
+            stream, reason = self.client_stream, "client_reset"
+        failure = stream.failure() if stream is not None and stream.failure is not None else None
+        self.close(getattr(failure, "reason", reason), now)
 
     def close(self, reason: str, now: float) -> None:
         """End it, for this reason: by a close if all was said, else by a reset."""

@@ -110,6 +110,7 @@ class Connector:
         self._factory = factory
         self._keywords = keywords_of(factory)
         self._direct = factory if isinstance(factory, Direct) else None
+        self.upgrade = self._direct.upgrade if self._direct is not None else None
         self._endpoints: Sequence[Endpoint] = ()
         if self._direct is not None and self._direct.literal:
             self._endpoints = self._direct.resolve()
@@ -123,8 +124,8 @@ class Connector:
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
         connection.name = self.target
-        if len(self._endpoints) == 1 and self._connect_at_once(connection, self._endpoints[0], now):
-            return
+        if len(self._endpoints) == 1 and self.upgrade is None:
+            return self._connect_at_once(connection, self._endpoints[0], now)
         attempt = connection.attempt = Attempt(self, self._tunnel, connection)
         connection.wait_for_target(now)
         if self._endpoints:
@@ -138,12 +139,12 @@ class Connector:
         else:
             self._call(attempt, self._bound(attempt), now)
 
-    def _connect_at_once(self, connection: Connection, endpoint: Endpoint, now: float) -> bool:
+    def _connect_at_once(self, connection: Connection, endpoint: Endpoint, now: float) -> None:
         try:
             made, status = self.open(endpoint)
         except OSError as error:
             self.failed(connection, connect_error(str(self.target), error), now)
-            return True
+            return
         if status == 0:
             connection.open(made, None, self._tunnel.workspace, now)
         elif status in (errno.EINPROGRESS, errno.EAGAIN):
@@ -154,7 +155,6 @@ class Connector:
         else:
             made.close()
             self.failed(connection, connect_error(str(self.target), OSError(status, os.strerror(status))), now)
-        return True
 
     def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
         """Begin a connect; the tunnel's spare descriptor is spent on it where there is no other."""
@@ -240,7 +240,7 @@ class Connector:
 class Attempt:
     """What makes the outgoing stream of one connection. Belongs to the relay thread."""
 
-    __slots__ = ("connection", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer")
+    __slots__ = ("connection", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer", "_give_up")
 
     def __init__(self, connector: Connector, tunnel: Tunnel, connection: Connection) -> None:
         self.connection = connection
@@ -250,6 +250,7 @@ class Attempt:
         self._race: Race | None = None
         self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
         self._timer: Timer | None = None
+        self._give_up: Callable[[], object] | None = None  # the upgrade
 
     def deadline(self) -> float | None:
         """When the stream must be there, monotonic seconds."""
@@ -261,6 +262,8 @@ class Attempt:
         self._stop_racing()
         if self.cancel is not None:
             self.cancel.set()
+        if self._give_up is not None:
+            self._give_up()
 
     def finished(self, outcome: Any, now: float) -> None:
         """A call has returned a stream or addresses, or raised."""
@@ -367,7 +370,32 @@ class Attempt:
         self._running.pop(sock.fileno(), None)
         self._tunnel.loop.forget(sock.fileno())
         self._stop_racing()
-        self._opened(sock, stream, now)
+        if stream is None and self._connector.upgrade is not None:
+            self._begin_upgrade(self._connector.upgrade, sock, now)
+        else:
+            self._opened(sock, stream, now)
+
+    def _begin_upgrade(self, upgrade: Callable[..., Callable[[], object]], sock: socket.SocketType, now: float) -> None:
+        # A stream is over a socket as users know them.
+        made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self._connector.target)
+        made.socket.setblocking(False)
+        try:
+            self._give_up = upgrade(made, self.deadline(), self._upgraded)
+        except OSError as error:
+            made.close()
+            self._connector.failed(self.connection, error, now)
+
+    def _upgraded(self, outcome: Stream | OSError) -> None:
+        """The upgrade is done, or has failed; in any thread."""
+        if not self._tunnel.loop.call(functools.partial(self._finish_upgrade, outcome)) and isinstance(outcome, Stream):
+            outcome.reset()
+
+    def _finish_upgrade(self, outcome: Stream | OSError) -> None:
+        self._give_up = None
+        if not self.connection.over:
+            self.finished(outcome, time.monotonic())
+        elif isinstance(outcome, Stream):
+            self._tunnel.let_go(outcome, clean=False)
 
     def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
         self.connection.open(sock, stream, self._tunnel.workspace, now)

@@ -311,12 +311,12 @@ class Flow:
     def source_failed(self, error: OSError, now: float) -> None:
         """Reading failed."""
         if not isinstance(error, BlockingIOError):
-            self.connection.broken(self, self.source, now)
+            self.connection.broken(self.source, now)
 
     def sink_failed(self, error: OSError, now: float) -> None:
         """Writing failed. What the sink's peer said before it reset is still passed on, as the kernel does."""
         self.reverse.last_words()
-        self.connection.broken(self, self.sink, now)
+        self.connection.broken(self.sink, now)
 
     def last_words(self) -> None:
         """Pass on what has arrived, as far as that needs no waiting."""

@@ -47,6 +47,10 @@ class Handshake:
         self._watch = Watch(session.transport.socket, loop, self._on_event)
         loop.call(self._begin)
 
+    def cancel(self) -> None:
+        """End it; safe from any thread."""
+        self._pump.loop.call(lambda: self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
+
     def give_up(self, error: OSError) -> None:
         """End it, by a reset of the connection."""
         if self._done is not None:

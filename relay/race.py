@@ -235,12 +235,22 @@ def connect_error(target: str, error: OSError | None) -> ConnectError:
     return ConnectError(f"{target}: {text}", reason="unreachable")
 
 
+Upgraded = Callable[["Stream | OSError"], object]
+
+
 class Direct:
     """A factory that needs nothing but a connect, so that an engine can make it itself.
 
     :param target: its name in records, such as ``db.internal:5432``.
     :param resolve: returns the addresses; may block (a name) and then runs on a thread of its own.
     :param literal: whether ``resolve`` never blocks (an address, a path).
+    """
+
+    upgrade: Callable[[Stream, float | None, Upgraded], Callable[[], object]] | None = None
+    """Makes another stream of the connected one, such as one of TLS, without blocking; ``None`` where there is no need.
+
+    It is called with the connected stream, which it owns from then on, with the deadline, and with a function that it
+    calls, in any thread, with the stream that it made or with the error. It returns a function that gives it up.
     """
 
     def __init__(self, target: str, resolve: Callable[[], Sequence[Endpoint]], *, literal: bool) -> None:

@@ -7,12 +7,13 @@ import functools
 import os
 import queue
 import ssl
+from collections.abc import Callable
 
 from ..address import TCPAddress, check_place
 from ..certificates import load_chain, trusting
 from ..errors import ConnectError
 from ..handshake import Handshake
-from ..race import Cancel
+from ..race import Cancel, Direct, Upgraded
 from ..stream import Stream
 from ..tlssession import Session, is_denial
 from .tcp import tcp
@@ -52,14 +53,14 @@ def tls(
     return TLS(host, port, servername, ca, cert, key)
 
 
-class TLS:
-    """A factory for one TLS server; made by :func:`tls`."""
+class TLS(Direct):
+    """A factory for one TLS server; made by :func:`tls`. A connect, and a handshake on it."""
 
     def __init__(
         self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
     ) -> None:
-        self._tcp = tcp(host, port)
-        self.target = f"tls://{TCPAddress(host, port)}"
+        direct = tcp(host, port)
+        super().__init__(f"tls://{TCPAddress(host, port)}", direct.resolve, literal=direct.literal)
         self._context = client_context(ca, cert, key)
         self._servername = _checked(host if servername is None else servername)
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
@@ -74,8 +75,19 @@ class TLS:
         :returns: a connected stream; its ``reset()`` resets the connection to the server.
         :raises ConnectError: refused, unreachable, timed out, given up or not trusted; ``.reason`` tells.
         """
-        session = Session(
-            self._tcp(deadline=deadline, cancel=cancel),
+        return shake_hands(self._session(super().__call__(deadline=deadline, cancel=cancel)), deadline, cancel)
+
+    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
+        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
+
+        def explain(outcome: Stream | OSError) -> None:
+            done(_explained(self.target, outcome) if isinstance(outcome, OSError) else outcome)
+
+        return Handshake(self._session(stream), deadline, None, explain).cancel
+
+    def _session(self, stream: Stream) -> Session:
+        return Session(
+            stream,
             self._context,
             peer="target",
             name=self.target,
@@ -83,7 +95,6 @@ class TLS:
             ticket=self._ticket,
             heard_first=functools.partial(self._remember, self._ticket),
         )
-        return shake_hands(session, deadline, cancel)
 
     def _remember(self, offered: ssl.SSLSession | None, tls: ssl.SSLObject) -> None:
         """Keep what a later session can take up. Servers send it before their first data.
@@ -98,9 +109,6 @@ class TLS:
                 self._vain += 1
                 made = tls.session
                 self._ticket = made if made is not None and made.has_ticket else None
-
-    def __repr__(self) -> str:
-        return f"<relay factory to {self.target}>"
 
 
 def wrap(

@@ -16,14 +16,14 @@ logger = logging.getLogger("relay")
 
 _IDLE = 30.0  # seconds after which a thread without work ends
 _AGAIN = 0.25  # seconds after which a thread is tried to be made again, when the system had none to give
-_PROMPT = 0.001  # seconds: a thread that took a job so recently is expected to take the next one, too
+_PROMPT = 0.005  # seconds: a thread that took a job so recently is expected to take the next one, too
 
 
 class Workers:
     """Threads that make the calls of one relay thread which may block.
 
     Waking a thread for every short call costs more than the call. So work that comes while a thread is on its way
-    through others is left to that thread; if it is still there after a millisecond, a thread is woken, or made, for
+    through others is left to that thread; if it is still there after five milliseconds, a thread is woken, or made, for
     each piece of it. The threads are daemons: a call that never returns does not hold up the interpreter's exit.
 
     :param loop: the relay thread's loop. :meth:`submit` and :meth:`close` belong to that thread.

@@ -213,7 +213,7 @@ class ObjectAcceptor:
         while self._wait_until_wanted():
             try:
                 stream = self._accept()
-            except Exception as error:  # whatever a foreign object raises: it must not end the tunnel
+            except BaseException as error:
                 if self._closed:
                     return
                 if backoff == _BACKOFF[0]:

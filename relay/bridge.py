@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
+import os
 import select
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .stream import Stream, reset
+from .stream import Stream, is_tls, reset
 
 if TYPE_CHECKING:
     import ssl
@@ -21,6 +22,7 @@ __all__ = ["Bridge", "as_stream"]
 logger = logging.getLogger("relay")
 
 _CHUNK = 65536  # bytes that a pump moves at once
+_PATIENCE = 10.0  # seconds without progress that the rest of what was sent may take after a clean end
 _BUFFER = 65536  # bytes of each of the socketpair's buffers, so that a bridge adds little to what is under way
 
 
@@ -34,20 +36,13 @@ def as_stream(made: Any) -> Stream:
     :raises ValueError: if it is a socket that is closed or not a stream socket.
     """
     if isinstance(made, Stream):
-        made.socket.setblocking(False)
+        if type(made) is Stream:  # ours are prepared
+            _prepared(made.socket)
         return made
+    if is_tls(made):
+        return _SSLBridge(made).stream
     if isinstance(made, socket.socket):
-        if made.fileno() < 0:
-            raise ValueError("a closed socket was returned; a connected or connecting one is wanted")
-        if _is_tls(made):
-            return _SSLBridge(made).stream
-        if made.type != socket.SOCK_STREAM:
-            made.close()
-            raise ValueError(f"a stream socket is wanted, not {made.type.name}")
-        made.setblocking(False)
-        if made.family != socket.AF_UNIX:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Stream(made)
+        return Stream(_prepared(made))
     if _can(made, "recv") and _can(made, "close") and (_can(made, "sendall") or _can(made, "send")):
         return Bridge(made).stream
     if inspect.iscoroutine(made):
@@ -62,9 +57,18 @@ def _can(made: Any, name: str) -> bool:
     return callable(getattr(made, name, None))
 
 
-def _is_tls(made: socket.socket) -> bool:
-    module = sys.modules.get("ssl")  # not imported for those who have no use for it
-    return module is not None and isinstance(made, module.SSLSocket)
+def _prepared(made: socket.socket) -> socket.socket:
+    """The socket, non-blocking, if it is one for streams."""
+    if made.fileno() < 0:
+        raise ValueError("a closed socket was returned; a connected or connecting one is wanted")
+    if made.type != socket.SOCK_STREAM:
+        kind = made.type.name
+        made.close()
+        raise ValueError(f"a stream socket is wanted, not {kind}")
+    made.setblocking(False)
+    if made.family in (socket.AF_INET, socket.AF_INET6):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
 class _BridgedStream(Stream):
@@ -73,7 +77,7 @@ class _BridgedStream(Stream):
     __slots__ = ("_bridge",)
 
     def __init__(self, sock: socket.socket, bridge: Bridge | _SSLBridge, *, half_close: bool) -> None:
-        super().__init__(sock, half_close=half_close, failure=lambda: bridge.error)
+        super().__init__(sock, half_close=half_close, failure=lambda: bridge.error, on_close=bridge.finish)
         self._bridge = bridge
 
     def reset(self) -> None:
@@ -89,7 +93,7 @@ class Bridge:
     The ``inward`` thread moves what the object receives, the ``outward`` thread what the engine sends. The object's
     ``shutdown`` and ``close`` are called under one lock: an SSH channel must not send an end of file after its close.
 
-    :param made: the object.
+    :param made: the object. One whose ``close`` does not wake a thread that is in its ``recv`` keeps that thread.
     """
 
     def __init__(self, made: Any) -> None:
@@ -98,6 +102,7 @@ class Bridge:
         self._made = made
         self._lock = threading.Lock()
         self._closed = False
+        self._sent = threading.Event()  # all that the engine sent was passed on, or cannot be
         self._left = 2
         self._end_output = _end_output(made)
         if _can(made, "settimeout"):
@@ -121,7 +126,7 @@ class Bridge:
     def _receive(self, receive: Callable[[int], bytes]) -> bytes:
         try:
             return receive(_CHUNK)
-        except Exception as error:  # noqa: BLE001  (a foreign object may raise anything: the stream has failed)
+        except BaseException as error:  # noqa: BLE001  (a foreign object may raise anything: the stream has failed)
             self._fail(error)
             return b""
 
@@ -135,8 +140,15 @@ class Bridge:
         if self.error is None and not self.cut and self._end_output is not None:
             self._half_close()
             self._wait_for_close()
+        self._sent.set()
         self._close()
         self._thread_over()
+
+    def finish(self) -> None:
+        """The engine has closed its end: let the object go, at once if it was cut, else when it has taken the rest."""
+        if not self.cut:
+            self._sent.wait(_PATIENCE)
+        self._close()
 
     def _send(self, data: bytes) -> bool:
         made = self._made
@@ -147,7 +159,7 @@ class Bridge:
                 view = memoryview(data)
                 while view:
                     view = view[made.send(view) :]
-        except Exception as error:  # noqa: BLE001  (as above)
+        except BaseException as error:  # noqa: BLE001  (as above)
             self._fail(error)
             return False
         return True
@@ -166,7 +178,7 @@ class Bridge:
         poller.register(self._inner, 0)
         poller.poll()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         if not self._closed and self.error is None:
             self.error = error
         try:
@@ -309,9 +321,15 @@ class _SSLBridge:
                 pass
             if watched:
                 poller.register(descriptor, mask)
-        for descriptor, event in poller.poll():
+        events = poller.poll(_PATIENCE * 1000 if self._hung_up else None)
+        if not events:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        for descriptor, event in events:
             if descriptor == inner and event & select.POLLHUP:
                 self._hung_up = True  # reported without end: what is left is to flush, or to stop if it was cut
+
+    def finish(self) -> None:
+        """The engine has closed its end, which the thread sees for itself."""
 
     def _finish(self) -> None:
         if self.cut or self.error is not None:
@@ -327,6 +345,7 @@ class _SSLBridge:
 
 def _small_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
+    theirs.settimeout(None)  # whatever the default
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
     ours.setblocking(False)

@@ -173,7 +173,7 @@ class Connection:
         """One direction has come to its end: pass that on."""
         source = self.client_stream if flow is self.up else self.target_stream
         sink = self.target_stream if flow is self.up else self.client_stream
-        if source is not None and source.failure is not None and source.failure() is not None:
+        if _failure(source) is not None:
             self.broken(flow.source, now)
         elif flow.reverse.ended:
             self.close("done", now)
@@ -185,7 +185,9 @@ class Connection:
                 try:
                     flow.sink.shutdown(socket.SHUT_WR)
                 except OSError:
-                    pass  # it was reset; the flow that reads from it will see that
+                    if flow.sink.fileno() < 0:
+                        return self.broken(flow.sink, now)
+                    # It was reset; the flow that reads from it will see that.
                 linger = self.limits.linger
                 if linger is not None and not (self.tick and self.due <= now + linger):
                     self.set_deadline(now)
@@ -232,8 +234,7 @@ class Connection:
         stream, reason = self.target_stream, "target_reset"
         if sock is self.client:
             stream, reason = self.client_stream, "client_reset"
-        failure = stream.failure() if stream is not None and stream.failure is not None else None
-        self.close(getattr(failure, "reason", reason), now)
+        self.close(getattr(_failure(stream), "reason", reason), now)
 
     def close(self, reason: str, now: float) -> None:
         """End it, for this reason: by a close if all was said, else by a reset."""
@@ -302,6 +303,10 @@ class Connection:
         else:
             self.close(reason, now)
 
+    def crashed(self, now: float) -> None:
+        """A bug: end it."""
+        self.close("factory_error", now)
+
     def next_limit(self) -> tuple[float | None, str]:
         """When the next limit is reached if no byte moves until then, and which."""
         limits = self.limits
@@ -355,3 +360,14 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<connection from {self.peer} to {self.name}: {self.reason or self.state.value}>"
+
+
+def _failure(stream: Stream | None) -> BaseException | None:
+    """Why the stream ended, if that was a failure."""
+    if stream is None or stream.failure is None:
+        return None
+    try:
+        return stream.failure()
+    except Exception as error:
+        logger.exception("%r: its failure() raised, which counts as one", stream)
+        return error

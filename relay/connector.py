@@ -220,7 +220,10 @@ class Connector:
         now = time.monotonic()
         self.calls -= 1
         if not attempt.connection.over:
-            attempt.finished(outcome, now)
+            try:
+                attempt.finished(outcome, now)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+                self.failed(attempt.connection, error, now)
         elif isinstance(outcome, Stream):
             self.submit(outcome.close)
         if not self._tunnel.listening:
@@ -233,7 +236,7 @@ class Connector:
     def _run_job(self, job: Callable[[], object]) -> None:
         try:
             job()
-        except Exception:
+        except BaseException:  # SystemExit included: it must not end the thread
             logger.exception("%s: closing a stream failed", self._tunnel.name)
 
 
@@ -284,6 +287,8 @@ class Attempt:
         try:
             peer = sock.getpeername()
         except OSError:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ValueError("the factory returned a socket that listens; a connected one is wanted") from None
             self._tunnel.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
             self._running[sock.fileno()] = (sock, Endpoint(sock.family, stream.target))
         else:

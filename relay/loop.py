@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .poller import IN, Poller, PollPoller, make_poller
+from .stream import close_for_good
 
 __all__ = ["Loop", "Timed", "Timer", "Timers"]
 
@@ -32,6 +33,9 @@ class Timed(Protocol):
 
     def expire(self, now: float) -> None:
         """The time has come, or is near: look again, and set the next time if there is one."""
+
+    def crashed(self, now: float) -> None:
+        """:meth:`expire` raised, which is a bug: let go of what it was about."""
 
 
 class Timer:
@@ -67,6 +71,9 @@ class Timer:
         else:
             self.due = math.inf
             self._call(now)
+
+    def crashed(self, now: float) -> None:
+        """There is nothing to let go of: whoever set it sets it again."""
 
 
 class Timers:
@@ -134,6 +141,7 @@ class Timers:
                         item.expire(now)
                     except Exception:
                         logger.exception("a deadline failed; this is a bug in relay")
+                        item.crashed(now)
 
 
 class Loop:
@@ -171,7 +179,10 @@ class Loop:
             holds a copy of it.
         """
         if self.handlers.pop(descriptor, None) is not None and not (closing and self.closing_forgets):
-            self.poller.unregister(descriptor)
+            try:
+                self.poller.unregister(descriptor)
+            except OSError:
+                pass  # somebody else has closed it, which took it out
 
     def discard(self, sock: socket.SocketType) -> None:
         """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
@@ -228,7 +239,7 @@ class Loop:
     def _close_garbage(self) -> None:
         garbage = self._garbage
         while garbage:
-            garbage.pop().close()
+            close_for_good(garbage.pop())
 
     def _woken(self, event: int, now: float) -> None:
         # Cleared before the calls are taken, so that a call made from now on signals anew.

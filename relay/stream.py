@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket as sockets
 import struct
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +26,8 @@ class Stream:
     :param failure: called without argument at the end of file; returns an exception if that end was a failure (a lost
         carrier, a truncated TLS stream) and ``None`` if it was a clean one. Must not block.
     :param on_close: called without argument, exactly once, when the stream is over, on a thread that may block.
-    :raises TypeError: if ``socket`` is not a :class:`socket.socket`.
+    :raises TypeError: if ``socket`` is not a :class:`socket.socket`, or is an :class:`ssl.SSLSocket`: the engine would
+        move its bytes past the encryption.
 
     Source: ``Stream`` of the project's API, section 1.
     """
@@ -40,8 +43,9 @@ class Stream:
         failure: Callable[[], BaseException | None] | None = None,
         on_close: Callable[[], object] | None = None,
     ) -> None:
-        if not isinstance(socket, sockets.socket):
-            raise TypeError(f"socket: a socket.socket is wanted, not {type(socket).__name__}")
+        if not isinstance(socket, sockets.socket) or is_tls(socket):
+            kind = type(socket).__name__
+            raise TypeError(f"socket: a plain socket.socket is wanted, not {kind}")
         self.socket = socket
         self.half_close = half_close
         self.target = target
@@ -76,14 +80,27 @@ class Stream:
         return f"<relay.Stream to {self.target or 'a socket'}, descriptor {self.fileno()}>"
 
 
-def reset(socket: sockets.socket) -> None:
+def is_tls(socket: object) -> bool:
+    """Whether this is an :class:`ssl.SSLSocket`; does not import :mod:`ssl` for those who have no use for it."""
+    module = sys.modules.get("ssl")
+    return module is not None and isinstance(socket, module.SSLSocket)
+
+
+def reset(socket: sockets.SocketType) -> None:
     """Close ``socket`` so that its peer sees a reset and not an end of file, where its transport can say so.
 
     TCP sends RST (``SO_LINGER`` with a time of zero); a Unix peer sees an end of file, or ECONNRESET if it left bytes
     that were not read.
     """
     set_to_reset(socket)
+    close_for_good(socket)
+
+
+def close_for_good(socket: sockets.SocketType) -> None:
+    """Close, also where a file of ``makefile()`` would keep the socket open, and its peer waiting."""
     socket.close()
+    if socket.fileno() >= 0:
+        os.close(socket.detach())
 
 
 def set_to_reset(socket: sockets.SocketType) -> None:

@@ -227,7 +227,10 @@ class Tunnel:
         self._connections[connection] = None
         if len(self._connections) == self._nconnect:
             self.update_listening()
-        self._connector.connect(connection, now)
+        try:
+            self._connector.connect(connection, now)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+            self._connector.failed(connection, error, now)
         if self._connector.calls >= self._most_calls:
             self.update_listening()
         if self._settle.due == math.inf:

@@ -48,7 +48,7 @@ def test_a_socket_is_taken_as_it_is() -> None:
     ours, theirs = socket.socketpair()
     with theirs, as_stream(ours) as stream:
         assert stream.socket is ours
-        assert not ours.getblocking()
+        assert not stream.socket.getblocking()
         assert stream.half_close
 
 
@@ -163,3 +163,54 @@ def test_a_stream_passes_through() -> None:
         stream = Stream(ours, target="there")
         assert as_stream(stream) is stream
         stream.close()
+
+
+class Clogged:
+    """An object whose far end does not read: ``sendall`` hangs until it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+
+    def recv(self, size: int) -> bytes:
+        self.closed.wait(10)
+        return b""
+
+    def sendall(self, data: bytes) -> None:
+        self.closed.wait(10)
+        raise BrokenPipeError
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_a_clogged_object_is_closed_when_it_is_given_up() -> None:
+    clogged = Clogged()
+    stream = as_stream(clogged)
+    stream.socket.send(b"x")
+    stream.reset()
+    assert clogged.closed.is_set()
+
+
+def test_a_clogged_object_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.bridge._PATIENCE", 0.05)
+    clogged = Clogged()
+    stream = as_stream(clogged)
+    stream.socket.send(b"x")
+    stream.close()
+    assert clogged.closed.is_set()
+
+
+def test_the_default_timeout_of_sockets_does_not_matter() -> None:
+    ours, theirs = socket.socketpair()
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.05)
+    try:
+        stream = as_stream(HalfClosing(ours))
+    finally:
+        socket.setdefaulttimeout(before)
+    with theirs, stream:
+        stream.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            stream.socket.recv(1)
+        theirs.sendall(b"late")
+        assert stream.socket.recv(4) == b"late"

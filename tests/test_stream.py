@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_a_stream_closes_once() -> None:
 
 
 def test_only_a_socket_makes_a_stream() -> None:
-    with pytest.raises(TypeError, match=r"socket: a socket\.socket is wanted, not str"):
+    with pytest.raises(TypeError, match=r"socket: a plain socket\.socket is wanted, not str"):
         relay.Stream("nonsense")  # type: ignore[arg-type]
 
 
@@ -68,3 +69,24 @@ def test_a_factory_can_be_marked() -> None:
 
     with pytest.raises(TypeError, match="cannot be marked"):
         relay.nonblocking(Owner().factory)
+
+
+def test_an_ssl_socket_is_not_a_plain_one() -> None:
+    ours, theirs = pair()
+    with (
+        theirs,
+        ssl.create_default_context().wrap_socket(
+            ours, server_hostname="localhost", do_handshake_on_connect=False
+        ) as tls,
+    ):
+        with pytest.raises(TypeError, match="SSLSocket"):
+            relay.Stream(tls)
+
+
+def test_a_file_of_the_socket_does_not_keep_it_open() -> None:
+    ours, theirs = pair(socket.AF_INET)
+    with theirs, ours.makefile("rb"):
+        theirs.settimeout(10)
+        reset(ours)
+        with pytest.raises(ConnectionResetError):
+            theirs.recv(1)

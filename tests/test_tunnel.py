@@ -253,3 +253,21 @@ def exchange_with_echo(client: socket.socket) -> None:
     client.settimeout(10)
     client.sendall(b"ping")
     assert receive_exactly(client, 4) == b"ping"
+
+
+def test_a_listening_socket_that_somebody_else_has_closed_does_not_hold_up_close(echo_server: Server) -> None:
+    receive = relay.listen(":0")
+    tunnel = relay.Tunnel(receive, echo_server.factory())
+    with socket.create_connection(tunnel.address) as client:
+        exchange_with_echo(client)
+        receive.close()
+        exchange_with_echo(client)
+        tunnel.close()
+        assert ending(client) == "reset"
+
+
+def test_system_exit_in_accept_does_not_end_the_accepting(echo_server: Server) -> None:
+    listener = FakeListener()
+    listener.fail(SystemExit("a bug"))
+    with relay.Tunnel(listener, echo_server.factory()), listener.connect() as client:
+        exchange_with_echo(client)

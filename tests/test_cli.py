@@ -503,3 +503,42 @@ def test_watch_without_a_terminal_writes_no_escapes(start):
     status, said = command.end()
     assert status == 0
     assert "\x1b" not in said
+
+
+def test_a_reader_of_standard_error_that_stops_does_not_stop_the_relay(start, target):
+    reader, writer = os.pipe()
+    try:
+        command = start(":0", target, "-v", stderr=writer)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, b"x" * 65536):
+                pass
+        os.set_blocking(writer, True)
+        address = command.address()
+        for _ in range(200):
+            with socket.create_connection(address, timeout=WAIT) as client:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(WAIT) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_with_standard_error_closed_nothing_else_is_written_to():
+    done = run("forward", ":0", "nope", stderr=None, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_standard_output_without_arrows_gets_a_question_mark(start, target):
+    command = start(":0", target, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert command.process.stdout.readline().endswith(f" ? {target}\n")
+    assert command.end()[0] == 0
+
+
+def test_a_hang_up_of_the_terminal_drains_and_removes_the_socket(start, target, tmp_path):
+    command = start(f"unix://{tmp_path}/socket", target)
+    command.process.stdout.readline()
+    assert command.end(signal.SIGHUP)[0] == 0
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -41,6 +42,9 @@ def main() -> int:
 
     :returns: the exit status: 0 done, 1 a failure at run time, 2 a wrong command line.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where an arrow cannot be written, a question mark can
     try:
         status = app(standalone_mode=False, prog_name="relay")
         if sys.stdout is not None:

@@ -15,7 +15,7 @@ from ..race import place
 from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
-from .output import LiveTable, failures_reported, log_to_stderr, say, summary
+from .output import LiveTable, failures_reported, logged_to_stderr, say, summary
 from .signals import Signals
 
 __all__ = ["forward"]
@@ -69,13 +69,16 @@ def forward(
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text",
     debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
 ) -> None:
-    """Listen at LISTEN and relay every connection to TARGET, until SIGINT or SIGTERM.
+    """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
 
     It listens on the loopback unless another host is written out, and prints where.
-    SIGINT and SIGTERM let the connections finish (--drain); a second one ends them at once.
+    A signal lets the connections finish (--drain); a second one ends them at once.
     """
-    log_to_stderr(log_format, verbose=verbose, debug=debug)
-    with failures_reported(debug=debug), Signals() as signals:
+    with (
+        logged_to_stderr(log_format, verbose=verbose, debug=debug),
+        failures_reported(debug=debug),
+        Signals() as signals,
+    ):
         raise_descriptor_limit()
         make_send = factory_for(target, via or ())
         receive = listen_at(listen)
@@ -97,7 +100,7 @@ def forward(
         with tunnel:
             say(title)
             run(tunnel, signals, title if watch else None, drain)
-    logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
+        logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
 
 
 def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:

@@ -6,7 +6,9 @@ import itertools
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,10 @@ from ..connection import ConnectionRecord, Stats
 from ..race import place
 from ..tunnel import Tunnel
 
-__all__ = ["LiveTable", "complain", "drop_stdout", "failures_reported", "log_to_stderr", "say", "summary"]
+__all__ = ["LiveTable", "complain", "drop_stdout", "failures_reported", "logged_to_stderr", "say", "summary"]
+
+MOST_LINES = 10_000  # that wait for a reader of standard error
+PATIENCE = 2.0  # seconds that it has for the last ones
 
 
 def say(line: str) -> None:
@@ -48,6 +53,8 @@ def complain(problem: str) -> None:
 
 def note(line: str) -> None:
     """Print a line on standard error; where that is closed, nowhere."""
+    if sys.stderr is None:
+        return  # print() would take standard output
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -76,22 +83,82 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def log_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> None:
-    """Send the ``relay`` log to standard error."""
-    handler = _Lines()
-    handler.setFormatter(_JSON() if log_format == "json" else _Text(debug=debug))
+@contextmanager
+def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> Iterator[None]:
+    """Send the ``relay`` log to standard error.
+
+    :param log_format: ``text`` or ``json``.
+    :param verbose: whether there is a line for each finished connection.
+    :param debug: whether there is everything, with tracebacks.
+    """
+    handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug))
     logger = logging.getLogger("relay")
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
     logging.getLogger("relay.cli").setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class _Lines(logging.Handler):
-    """Writes to what ``sys.stderr`` is at the time: the live table takes its place, to stay below the lines."""
+    """Writes lines on a thread of its own: a reader of standard error that stops must not stop the relay.
+
+    Beyond a limit of lines that wait, further ones are dropped and counted.
+    """
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._dropped = 0
+        self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="relay-log", daemon=True)
+        self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(self.format(record))
+        """Put the record in the queue, or count it."""
+        if self._records.qsize() >= MOST_LINES:
+            self._dropped += 1
+            return
+        if self._dropped:
+            text = f"{self._dropped} lines dropped: standard error did not take them in time"
+            self._records.put(logging.LogRecord("relay", logging.WARNING, __file__, 0, text, None, None))
+            self._dropped = 0
+        self._records.put(record)
+
+    def close(self) -> None:
+        """Wait until all is written, but not long for a reader that has stopped."""
+        self._records.put(None)
+        self._thread.join(PATIENCE)
+        super().close()
+
+    def _write(self) -> None:
+        while (record := self._records.get()) is not None:
+            try:
+                line = self.format(record)
+            except (TypeError, ValueError):
+                self.handleError(record)
+            else:
+                _write_line(line)
+
+
+def _write_line(line: str) -> None:
+    """Write to what ``sys.stderr`` is at the time: the live table takes its place, to stay below the lines.
+
+    To the system's own not through its buffer, whose lock the end of the interpreter would wait for.
+    """
+    if sys.stderr is not sys.__stderr__:
+        note(line)
+    elif sys.stderr is not None:
+        data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+        try:
+            while data:
+                data = data[os.write(sys.stderr.fileno(), data) :]
+        except OSError:
+            pass  # nobody reads there any more
 
 
 class _Text(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Waiting for SIGINT and SIGTERM in the main thread, without polling."""
+"""Waiting for signals in the main thread, without polling."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Catches SIGINT and SIGTERM while it is entered, in the main thread.
+    """Catches SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP while it is entered, in the main thread.
 
     A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait hears both.
     """
 
-    _CAUGHT = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self) -> None:
+        self._caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self._caught.append(signal.SIGHUP)
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
 
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._before = [signal.signal(number, lambda *_: None) for number in self._CAUGHT]
+        self._before = [signal.signal(number, lambda *_: None) for number in self._caught]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(self._CAUGHT, self._before, strict=True):
+        for number, handler in zip(self._caught, self._before, strict=True):
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         self._reader.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .flow import Flow
 from .poller import ERR, HUP, READ
+from .race import place
 from .stream import Stream, keep_alive, set_to_reset
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Connection:
         self.state = State.CONNECTING
         self.reason: str | None = None
         self.peer = peer
-        self.name: str | None = None
+        self.name: Any = None  # of the target, or its address, which is spelled out only when it is asked for
         self.started = now
         self.opened = 0.0
         self.finished = 0.0
@@ -349,7 +350,7 @@ class Connection:
                 pass  # it is not open yet, or no longer
         return ConnectionRecord(
             peer=self.peer,
-            target=self.name,
+            target=self.target_name(),
             age=(self.finished or now) - self.started,
             received=received,
             sent=sent,
@@ -358,8 +359,12 @@ class Connection:
             reason=self.reason,
         )
 
+    def target_name(self) -> str | None:
+        """What the outgoing stream leads to, once it is known."""
+        return place(self.name) or None
+
     def __repr__(self) -> str:
-        return f"<connection from {self.peer} to {self.name}: {self.reason or self.state.value}>"
+        return f"<connection from {self.peer} to {self.target_name()}: {self.reason or self.state.value}>"
 
 
 def _failure(stream: Stream | None) -> BaseException | None:

@@ -14,7 +14,8 @@ import pytest
 from helpers import Server, ending, receive_exactly, wait_until
 
 import relay
-from relay.connector import Cancellation, keywords_of, reason_of
+from relay.attempt import Cancellation
+from relay.connector import keywords_of, reason_of
 
 
 def takes_all(*, peer: Any, deadline: Any, cancel: Any) -> None: ...

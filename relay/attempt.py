@@ -1,0 +1,265 @@
+"""One attempt to make the outgoing stream of a connection: a call of a factory, a race of connects, an upgrade."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConnectError
+from .loop import Timer
+from .poller import OUT
+from .race import Endpoint, Race, connect_error, connect_patiently
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .connector import Connector
+    from .tunnel import Tunnel
+
+__all__ = ["Attempt", "Cancellation"]
+
+
+class Cancellation:
+    """Tells a factory that nobody waits for its stream any more; its descriptor is made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._set = False
+        self._pipe: tuple[int, int] | None = None
+
+    def is_set(self) -> bool:
+        """Whether the attempt was given up."""
+        return self._set
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the attempt is given up; valid until the factory returns."""
+        with self._lock:
+            if self._pipe is None:
+                self._pipe = os.pipe()
+                if self._set:
+                    os.write(self._pipe[1], b"\0")
+            return self._pipe[0]
+
+    def set(self) -> None:
+        """Give the attempt up."""
+        with self._lock:
+            was_set, self._set = self._set, True  # first, for whoever is woken looks at it
+            if not was_set and self._pipe is not None:
+                os.write(self._pipe[1], b"\0")
+
+    def close(self) -> None:
+        """The factory has returned."""
+        with self._lock:
+            if self._pipe is not None:
+                os.close(self._pipe[0])
+                os.close(self._pipe[1])
+                self._pipe = None
+            self._set = True
+
+
+class Attempt:
+    """What makes the outgoing stream of one connection. Belongs to the relay thread."""
+
+    __slots__ = ("connection", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer", "_give_up")
+
+    def __init__(self, connector: Connector, tunnel: Tunnel, connection: Connection) -> None:
+        self.connection = connection
+        self.cancel: Cancellation | None = None
+        self._connector = connector
+        self._tunnel = tunnel
+        self._race: Race | None = None
+        self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
+        self._timer: Timer | None = None
+        self._give_up: Callable[[], object] | None = None  # the upgrade
+
+    def deadline(self) -> float | None:
+        """When the stream must be there, monotonic seconds."""
+        making = self.connection.limits.making
+        return self.connection.started + making if making is not None else None
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self._stop_racing()
+        if self.cancel is not None:
+            self.cancel.set()
+        if self._give_up is not None:
+            self._give_up()
+
+    def finished(self, outcome: Any, now: float) -> None:
+        """A call has returned a stream or addresses, or raised."""
+        if isinstance(outcome, BaseException):
+            self._connector.failed(self.connection, outcome, now)
+        elif isinstance(outcome, Stream):
+            self._begun_elsewhere(outcome, now)
+        else:
+            self.race(outcome, now)
+
+    # -- a stream that the factory made ---------------------------------------------------------------------------
+
+    def _begun_elsewhere(self, stream: Stream, now: float) -> None:
+        sock = stream.socket
+        connection = self.connection
+        connection.target, connection.target_stream = sock, stream
+        connection.name = stream.target or connection.name
+        try:
+            peer = sock.getpeername()
+        except OSError:
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ValueError("the factory returned a socket that listens; a connected one is wanted") from None
+            self._tunnel.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
+            self._running[sock.fileno()] = (sock, Endpoint(sock.family, stream.target))
+        else:
+            connection.name = connection.name or peer
+            self._opened(sock, stream, now)
+
+    def _elsewhere(self, stream: Stream, event: int, now: float) -> None:
+        sock = stream.socket
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            if number:
+                raise OSError(number, os.strerror(number))
+            peer = sock.getpeername()
+        except OSError as error:
+            name = self.connection.name or "the target"
+            if error.errno == errno.ENOTCONN:
+                text = f"{name}: the factory returned a socket that is neither connected nor connecting"
+                error = ConnectError(text, reason="factory_error")
+            self._connector.failed(self.connection, connect_error(name, error), now)
+        else:
+            self.connection.name = self.connection.name or peer
+            self._won(sock, stream, now)
+
+    # -- a race that is run here ----------------------------------------------------------------------------------
+
+    def race(self, endpoints: Sequence[Endpoint], now: float) -> None:
+        """Connect to the first address that answers."""
+        self._race = Race(endpoints)
+        self._timer = Timer(self._tunnel.loop.timers, self._next)
+        self._next(now)
+
+    def _next(self, now: float) -> None:
+        race = self._race
+        assert race is not None
+        assert self._timer is not None
+        while not self.connection.over and self._race is race and (endpoint := race.next(now)) is not None:
+            try:
+                made, status = self._connector.open(endpoint)
+            except OSError as error:
+                race.failed(error)
+            else:
+                self.begun(made, endpoint, status, now)
+        if self.connection.over or self._race is not race:
+            return
+        if race.lost:
+            self._connector.failed(self.connection, connect_error(str(self._connector.target), race.error), now)
+        elif race.again is not None:
+            self._timer.start(race.again, now)
+
+    def begun(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        """One connect has begun, and this is how."""
+        if status == 0:
+            self._won(made, None, now)
+        elif status == errno.EINPROGRESS:
+            self._running[made.fileno()] = (made, endpoint)
+            self._tunnel.loop.watch(made.fileno(), OUT, functools.partial(self._connected, made, endpoint))
+        elif status == errno.EAGAIN:
+            self._connect_patiently(made, endpoint)
+        else:
+            made.close()
+            self._lost(status, now)
+
+    def _connected(self, made: socket.SocketType, endpoint: Endpoint, event: int, now: float) -> None:
+        status = made.connect_ex(endpoint.address)
+        if status in (errno.EALREADY, errno.EINPROGRESS):
+            return
+        self._tunnel.loop.forget(made.fileno())
+        del self._running[made.fileno()]
+        if status in (0, errno.EISCONN):
+            self._won(made, None, now)
+        else:
+            made.close()
+            self._lost(status, now)
+
+    def _lost(self, status: int, now: float) -> None:
+        error = OSError(status, os.strerror(status))
+        if self._race is None:
+            self._connector.failed(self.connection, connect_error(str(self._connector.target), error), now)
+        else:
+            self._race.failed(error)
+            self._next(now)
+
+    def _won(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
+        self._running.pop(sock.fileno(), None)
+        self._tunnel.loop.forget(sock.fileno())
+        self._stop_racing()
+        if stream is None and self._connector.upgrade is not None:
+            self._begin_upgrade(self._connector.upgrade, sock, now)
+        else:
+            self._opened(sock, stream, now)
+
+    def _begin_upgrade(self, upgrade: Callable[..., Callable[[], object]], sock: socket.SocketType, now: float) -> None:
+        # A stream is over a socket as users know them.
+        made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self._connector.target)
+        made.socket.setblocking(False)
+        try:
+            self._give_up = upgrade(made, self.deadline(), self._upgraded)
+        except OSError as error:
+            made.close()
+            self._connector.failed(self.connection, error, now)
+
+    def _upgraded(self, outcome: Stream | OSError) -> None:
+        """The upgrade is done, or has failed; in any thread."""
+        if not self._tunnel.loop.call(functools.partial(self._finish_upgrade, outcome)) and isinstance(outcome, Stream):
+            outcome.reset()
+
+    def _finish_upgrade(self, outcome: Stream | OSError) -> None:
+        self._give_up = None
+        if not self.connection.over:
+            self.finished(outcome, time.monotonic())
+        elif isinstance(outcome, Stream):
+            self._tunnel.let_go(outcome, clean=False)
+
+    def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
+        self.connection.open(sock, stream, self._tunnel.workspace, now)
+
+    def _stop_racing(self) -> None:
+        loop = self._tunnel.loop
+        self._race = None
+        if self._timer is not None:
+            self._timer.stop()
+        for descriptor, (made, _) in self._running.items():
+            loop.forget(descriptor)
+            if made is not self.connection.target:
+                loop.discard(made)
+        self._running.clear()
+
+    def _connect_patiently(self, made: socket.SocketType, endpoint: Endpoint) -> None:
+        deadline = self.deadline()
+
+        def connect() -> None:
+            status = connect_patiently(made, endpoint, deadline)
+            if not self._tunnel.loop.call(functools.partial(done, status)):
+                made.close()
+
+        def done(status: int) -> None:
+            if self.connection.over:
+                made.close()
+            else:
+                self.begun(made, endpoint, status, time.monotonic())
+
+        self._connector.submit(connect)
+
+    def after_fork(self) -> None:
+        """Close a forked child's copies of the sockets."""
+        for made, _ in self._running.values():
+            made.close()
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: end the connection."""
+        self.connection.close("factory_error", now)

@@ -101,13 +101,11 @@ class SocketAcceptor:
         if wanted == self.listening:
             return
         self.listening = wanted
-        if not wanted:
-            self._retry.stop()
-            self._tunnel.loop.forget(self._descriptor)
-        elif self._tunnel.has_spare():
-            self._tunnel.loop.watch(self._descriptor, IN, self._ready)
+        if wanted:
+            self._try_again(time.monotonic())
         else:
-            self._back_off(time.monotonic())
+            self._retry.stop()
+            self._forget()
 
     def close(self) -> None:
         """Never again."""
@@ -145,31 +143,36 @@ class SocketAcceptor:
         if self._whole_batches == _PATIENCE and self._batch < _BATCH:
             self._batch, self._whole_batches = self._batch * 2, 0
 
+    def _forget(self) -> None:
+        # Once somebody else has closed the listening socket, its number may be a connection's.
+        if self._tunnel.loop.handlers.get(self._descriptor) == self._ready:
+            self._tunnel.loop.forget(self._descriptor)
+
     def _failed(self, error: OSError, now: float) -> None:
         name = self._tunnel.name
-        if self._receive.fileno() < 0:
-            logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
-            self._tunnel.loop.forget(self._descriptor)
-            return
         if self._backoff == _BACKOFF[0]:
             hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
             logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
         self._back_off(now)
 
     def _back_off(self, now: float) -> None:
-        self._tunnel.loop.forget(self._descriptor)
+        self._forget()
         self._retry.start(now + self._backoff, now)
         self._backoff = min(self._backoff * 2, _BACKOFF[1])
 
     def _try_again(self, now: float) -> None:
-        if self._tunnel.has_spare():
+        if self._receive.fileno() < 0:
+            name = self._tunnel.name
+            logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
+        elif self._tunnel.has_spare():
             self._tunnel.loop.watch(self._descriptor, IN, self._ready)
         else:
             self._back_off(now)
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: go on accepting after a while."""
-        self._back_off(now)
+        if self.listening:
+            self._back_off(now)
 
 
 class ObjectAcceptor:

@@ -205,7 +205,8 @@ class Connection:
         # the last bytes of what it was sent, so it is read and dropped.
         self.state = State.HALF_CLOSED
         reverse = flow.reverse
-        reverse.held = None
+        reverse.drop()
+        flow.want(-1)  # whatever becomes of the stream that has ended, its end was clean
         try:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:

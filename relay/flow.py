@@ -134,7 +134,7 @@ class Flow:
 
     def copy_to_the_end(self, now: float) -> None:
         """Copy when the source has announced its end, so that the last bytes and the end travel in one segment."""
-        more = socket.MSG_MORE if self.connection.passes_end_of(self) else 0
+        more = _MORE if self.connection.passes_end_of(self) else 0
         try:
             data = self.receive(BUFFER)
         except OSError as error:
@@ -314,8 +314,8 @@ class Flow:
         """The source came to its end. It is data that travels: it ends this direction only."""
         self.ended = now
         self.connection.flow_ended(self, now)
-        if not self.connection.over:
-            self.want(max(self.mask, 0) & ~READ)
+        if not self.connection.over and self.mask >= 0:
+            self.want(self.mask & ~READ)
 
     def source_failed(self, error: OSError, now: float) -> None:
         """Reading failed."""
@@ -354,6 +354,13 @@ class Flow:
             pass
         self.connection.close("done", now)
 
+    def drop(self) -> None:
+        """Forget what the sink did not take."""
+        if self.pipe is not None:
+            self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
+        self.held = self.pipe = None
+        self.piped = 0
+
     def release(self, own: bool) -> None:
         """Let everything go but the figures.
 
@@ -361,9 +368,7 @@ class Flow:
         """
         if self.mask >= 0 and self.is_watched():
             self.work.loop.forget(self.descriptor, closing=own)
-        if self.pipe is not None:
-            self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
-        self.held = self.pipe = None
+        self.drop()
         del self.reverse, self.handler, self.receive, self.send, self.source, self.sink
 
     def crashed(self, now: float) -> None:
@@ -371,4 +376,5 @@ class Flow:
         self.connection.close("factory_error", now)
 
 
+_MORE = getattr(socket, "MSG_MORE", 0)
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)

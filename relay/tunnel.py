@@ -112,9 +112,10 @@ class Tunnel:
         self._closing = False
         self._forked = False
         self._over = threading.Event()
+        self._spare: int | None = None
         self.loop = Loop()
         try:
-            self._spare: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
             self._connector = Connector(self, make_send)
@@ -125,6 +126,7 @@ class Tunnel:
             _tunnels.add(self)
             self._thread.start()
         except BaseException:
+            self.spend_spare()
             self.loop.close()
             raise
 

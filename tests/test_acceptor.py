@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from helpers import Server, receive_exactly, wait_until
 import relay
 from relay import acceptor
 from relay.acceptor import check_listener
+from relay.poller import IN
 
 
 def test_the_argument_is_named_as_the_caller_knows_it() -> None:
@@ -78,3 +80,30 @@ def test_a_storm_is_accepted_in_growing_batches(echo_server: Server) -> None:
         assert tunnel._acceptor._batch > 1  # type: ignore[attr-defined]
         for client in clients:
             client.close()
+
+
+def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
+    echo_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    receive = relay.listen(":0")
+    with (
+        relay.Tunnel(receive, echo_server.factory()) as tunnel,
+        socket.create_connection(tunnel.address, timeout=10) as client,
+    ):
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+        number = receive.fileno()
+        receive.close()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert number in (ours.fileno(), theirs.fileno()), "the number was to be somebody else's"
+            seen = threading.Event()
+            tunnel.loop.call(lambda: tunnel.loop.watch(number, IN, lambda event, now: seen.set()))
+            tunnel.pause()
+            tunnel.resume()
+            (theirs if ours.fileno() == number else ours).send(b"x")
+            assert seen.wait(10), "another socket was taken for the listening one"
+            tunnel._in_loop(lambda: tunnel.loop.forget(number))
+        client.sendall(b"y")
+        assert receive_exactly(client, 1) == b"y"
+    assert "closed by somebody else" in caplog.text

@@ -308,3 +308,28 @@ def test_what_was_said_before_a_reset_is_passed_on() -> None:
         assert one.reasons == ["target_reset"]
     finally:
         one.close()
+
+
+@pytest.mark.parametrize("splice", [True, False], ids=["splice", "copy"])
+def test_what_a_stream_without_half_close_did_not_take_is_dropped_at_its_end(
+    bench: Callable[..., Bench], splice: bool
+) -> None:
+    one = bench(splice=splice, half_close=False)
+    if splice:
+        one.connection.up.use(one.connection.up.splice)
+    while one.turn() or send_some(one.client, BLOCK):
+        pass
+    assert one.held()
+    one.target.send(b"early reply")
+    one.target.shutdown(socket.SHUT_WR)
+    while one.turn():
+        pass
+    assert one.held() == 0
+    one.target.close()
+    one.turn()
+    assert receive_some(one.client, 100) == b"early reply"
+    assert receive_some(one.client, 100) == b""
+    one.client.close()
+    while one.turn():
+        pass
+    assert one.reasons == ["done"]

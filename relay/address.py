@@ -9,8 +9,8 @@ import ipaddress
 import os
 import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import NoReturn
 from urllib.parse import quote, unquote_to_bytes
@@ -19,6 +19,8 @@ from .errors import AddressError
 
 __all__ = [
     "Listen",
+    "SSHServer",
+    "Secret",
     "TCPAddress",
     "TLSListen",
     "TLSTarget",
@@ -97,6 +99,40 @@ class TLSListen:
 
     def __str__(self) -> str:
         return _tls_text(self.host, self.port, [(name, getattr(self, name)) for name in LISTEN_PARAMETERS])
+
+
+Secret = str | Callable[..., str]
+
+
+@dataclass(frozen=True, slots=True)
+class SSHServer:
+    """``ssh://[user@]host[:port]?…``, ``[user@]host[:port]`` or an alias of the user's SSH configuration.
+
+    Equal values share one connection. ``str`` of it shows no secret, so it is the one value that may not parse back.
+    """
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    backend: str | None = None  # paramiko or openssh
+    keyfile: str | None = None
+    passphrase: Secret | None = field(default=None, repr=False)
+    passphrase_file: str | None = None
+    passphrase_env: str | None = None
+    password: Secret | None = field(default=None, repr=False)
+    password_file: str | None = None
+    password_env: str | None = None
+    known_hosts: str | None = None
+    config: str | None = None
+    hostkey: str | None = None  # SHA256:…
+    accept_new: bool = False
+    keepalive: float | None = 15.0  # seconds
+    compress: bool | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{self.user}@" if self.user else ""
+        return f"ssh://{user}{host}{f':{self.port}' if self.port else ''}"
 
 
 Target = TCPAddress | UnixAddress | TLSTarget

@@ -1,0 +1,143 @@
+"""What both backends make: one SSH connection that is up. And what is told to them: :class:`Settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..address import SSHServer, TCPAddress, UnixAddress
+from ..errors import CarrierError
+from ..race import Cancel
+from ..stream import Stream
+
+__all__ = ["Accepted", "Connect", "Connection", "Done", "Lost", "Place", "Settings"]
+
+Place = TCPAddress | UnixAddress
+Done = Callable[[Stream | OSError], object]
+Accepted = Callable[[Stream, object], object]
+Lost = Callable[[CarrierError], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that is to be known to reach and to trust a server: the caller's wishes over the user's configuration.
+
+    :param server: what the caller asked for.
+    :param hostname: the name or address to connect to (``HostName``).
+    :param port: the port to connect to.
+    :param user: who logs in.
+    :param identities: private key files to offer, in this order; those that are missing are left out when they are
+        the configuration's and not the caller's.
+    :param identities_only: whether the agent's keys are offered only where they are among ``identities``.
+    :param agent: the path of the agent's socket; ``None`` for none.
+    :param certificates: certificate files (``CertificateFile``).
+    :param known_hosts: files to look host keys up in, the user's first.
+    :param host_key_name: what to look up there (``HostKeyAlias``, else ``hostname``, as ``[host]:port`` where the port
+        is not 22).
+    :param accept_new: whether the key of an unknown host is written down and trusted (``accept-new``).
+    :param jumps: servers on the way that the configuration asks for (``ProxyJump``), the nearest first.
+    :param command: the configuration's ``ProxyCommand``, percent signs expanded; ``None`` for none.
+    :param ciphers: an OpenSSH list (``Ciphers``), plus and minus resolved; empty for the backend's own order.
+    :param kex: likewise (``KexAlgorithms``).
+    :param macs: likewise (``MACs``).
+    :param host_key_algorithms: likewise (``HostKeyAlgorithms``).
+    :param compress: whether to compress.
+    :param needs_client: why only the OpenSSH client will do; empty if paramiko does.
+    """
+
+    server: SSHServer
+    hostname: str
+    port: int
+    user: str
+    identities: tuple[str, ...] = ()
+    identities_only: bool = False
+    agent: str | None = None
+    certificates: tuple[str, ...] = ()
+    known_hosts: tuple[str, ...] = ()
+    host_key_name: str = ""
+    accept_new: bool = False
+    jumps: tuple[SSHServer, ...] = ()
+    command: str | None = None
+    ciphers: tuple[str, ...] = ()
+    kex: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
+    host_key_algorithms: tuple[str, ...] = ()
+    compress: bool = False
+    needs_client: str = ""
+
+    @property
+    def name(self) -> str:
+        """The server in errors and in the log."""
+        return str(self.server)
+
+
+class Connection(Protocol):
+    """One SSH connection that is up. Every method may be called from any thread."""
+
+    def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
+        """Begin to make a stream to a place that the server reaches. Never blocks.
+
+        :param place: where to, seen from the server.
+        :param deadline: monotonic seconds after which ``done`` gets a :class:`ConnectError` (``connect_timeout``).
+        :param done: called exactly once, in any thread, perhaps before this returns; must not block. It gets a
+            connected stream over a non-blocking kernel socket, which its caller then owns; or a :class:`ConnectError`
+            whose reason is ``refused``, ``unreachable``, ``connect_timeout`` or ``denied``; or the
+            :class:`CarrierError` of a lost connection. The stream's ``failure`` tells of what came after.
+        :param lasting: whether the stream's socket alone must keep and let go of what is under it, because nobody will
+            call the stream's ``on_close`` or ask its ``failure`` (a socket handed to a user).
+        :returns: gives the attempt up; ``done`` is then not called any more, and nothing is left. Idempotent.
+        """
+
+    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+        """Ask the server to listen for us (RFC 4254, section 7.1). Blocks until it has answered.
+
+        :param place: where; port 0 lets the server choose.
+        :param accepted: called with each stream that comes and with its peer (``(host, port)``, or a text where the
+            server does not tell), in any thread; must not block. Called only for streams of this place, and from the
+            first one on: none is lost between the server's answer and this method's return.
+        :param deadline: monotonic seconds.
+        :returns: where the server listens.
+        :raises ForwardError: if the server does not allow it or cannot bind it.
+        :raises CarrierError: if the connection was lost meanwhile.
+        """
+
+    def stop_listening(self, place: Place) -> None:
+        """Ask the server to listen there no more; streams that are accepted go on. Never raises, waits a second at most.
+
+        :param place: what :meth:`listen` returned, or a place that a dead session of ours may still hold.
+        """
+
+    def check(self) -> None:
+        """Called by the carrier every ``keepalive`` seconds. Never blocks.
+
+        It asks the server for a sign of life, and calls ``lost`` if the last one is three times ``keepalive`` old.
+        """
+
+    def close(self) -> None:
+        """End the connection and everything on it, within a second. Idempotent; ``lost`` is not called for it."""
+
+    def abandon(self) -> None:
+        """In a forked child: close this process's descriptors and nothing else; every lock may be held for ever."""
+
+
+class Connect(Protocol):
+    """A backend: makes a connection, blocking in a thread of its own."""
+
+    def __call__(
+        self, settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost
+    ) -> Connection:
+        """Connect, verify the host's key, and only then log in.
+
+        :param settings: whom, how.
+        :param stream: a connected stream to the server, which the connection owns from now on, also if this raises;
+            ``None`` if the backend is to connect itself.
+        :param deadline: monotonic seconds for all of it.
+        :param cancel: ends it at once when set.
+        :param lost: called exactly once, in any thread, when the connection ends and nobody has closed it.
+        :raises HostKeyError: if the host's key is not to be trusted; final.
+        :raises AuthenticationError: if the server takes none of the credentials; final.
+        :raises ConnectError: if it cannot be reached or does not answer in time; worth another try.
+        :raises CarrierError: if the connection was lost meanwhile, or what answers does not speak SSH; worth another
+            try.
+        """

@@ -1,0 +1,1 @@
+"""The backend over paramiko: exact errors, nothing to install."""

@@ -103,7 +103,7 @@ class Connection(Protocol):
         """
 
     def stop_listening(self, place: Place) -> None:
-        """Ask the server to listen there no more; streams that are accepted go on. Never raises, waits a second at most.
+        """Ask the server to listen there no more; accepted streams go on. Never raises, waits a second at most.
 
         :param place: what :meth:`listen` returned, or a place that a dead session of ours may still hold.
         """

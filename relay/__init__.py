@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         RelayError,
         SAMError,
     )
+    from .listeners.ssh import ssh_listen
     from .private import local
-    from .process import spawn
     from .registry import connect, listen, target
+    from .senders.ssh import ssh
     from .senders.tcp import tcp
     from .senders.tls import tls
     from .senders.unix import unix
+    from .spawning import spawn
     from .stream import Stream, nonblocking
     from .tunnel import Tunnel
 
@@ -44,6 +46,8 @@ __all__ = [
     "local",
     "nonblocking",
     "spawn",
+    "ssh",
+    "ssh_listen",
     "target",
     "tcp",
     "tls",
@@ -58,7 +62,9 @@ _MODULES = {
     "listen": "registry",
     "local": "private",
     "nonblocking": "stream",
-    "spawn": "process",
+    "spawn": "spawning",
+    "ssh": "senders.ssh",
+    "ssh_listen": "listeners.ssh",
     "target": "registry",
     "tcp": "senders.tcp",
     "tls": "senders.tls",

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .cancellation import Cancellation
+from .dialing import Dialed
 from .errors import ConnectError
 from .loop import Timer
 from .poller import OUT
@@ -22,45 +24,7 @@ if TYPE_CHECKING:
     from .connector import Connector
     from .tunnel import Tunnel
 
-__all__ = ["Attempt", "Cancellation"]
-
-
-class Cancellation:
-    """Tells a factory that nobody waits for its stream any more; its descriptor is made when it is asked for."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._set = False
-        self._pipe: tuple[int, int] | None = None
-
-    def is_set(self) -> bool:
-        """Whether the attempt was given up."""
-        return self._set
-
-    def fileno(self) -> int:
-        """A descriptor that becomes readable when the attempt is given up; valid until the factory returns."""
-        with self._lock:
-            if self._pipe is None:
-                self._pipe = os.pipe()
-                if self._set:
-                    os.write(self._pipe[1], b"\0")
-            return self._pipe[0]
-
-    def set(self) -> None:
-        """Give the attempt up."""
-        with self._lock:
-            was_set, self._set = self._set, True  # first, for whoever is woken looks at it
-            if not was_set and self._pipe is not None:
-                os.write(self._pipe[1], b"\0")
-
-    def close(self) -> None:
-        """The factory has returned."""
-        with self._lock:
-            if self._pipe is not None:
-                os.close(self._pipe[0])
-                os.close(self._pipe[1])
-                self._pipe = None
-            self._set = True
+__all__ = ["Attempt"]
 
 
 class Attempt:
@@ -76,7 +40,7 @@ class Attempt:
         self._race: Race | None = None
         self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
         self._timer: Timer | None = None
-        self._give_up: Callable[[], object] | None = None  # the upgrade
+        self._give_up: Callable[[], object] | None = None  # what was begun: a dialed stream, an upgrade
 
     def deadline(self) -> float | None:
         """When the stream must be there, monotonic seconds."""
@@ -99,6 +63,27 @@ class Attempt:
             self._begun_elsewhere(outcome, now)
         else:
             self.race(outcome, now)
+
+    def dial(self, factory: Dialed, now: float) -> None:
+        """Begin to make the stream; it is there at once, or another thread tells."""
+        here = threading.get_ident()
+        early: list[Stream | OSError] = []
+
+        def done(outcome: Stream | OSError) -> None:
+            if beginning and threading.get_ident() == here:
+                early.append(outcome)
+            else:
+                self._told(outcome)
+
+        beginning = True
+        try:
+            give_up = factory.dial(self.deadline(), done)
+        finally:
+            beginning = False
+        if early:
+            self.finished(early[0], now)
+        else:
+            self._give_up = give_up
 
     # -- a stream that the factory made ---------------------------------------------------------------------------
 
@@ -208,17 +193,17 @@ class Attempt:
         made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self._connector.target)
         made.socket.setblocking(False)
         try:
-            self._give_up = upgrade(made, self.deadline(), self._upgraded)
+            self._give_up = upgrade(made, self.deadline(), self._told)
         except OSError as error:
             made.close()
             self._connector.failed(self.connection, error, now)
 
-    def _upgraded(self, outcome: Stream | OSError) -> None:
-        """The upgrade is done, or has failed; in any thread."""
-        if not self._tunnel.loop.call(functools.partial(self._finish_upgrade, outcome)) and isinstance(outcome, Stream):
+    def _told(self, outcome: Stream | OSError) -> None:
+        """What was begun is done, or has failed; in any thread."""
+        if not self._tunnel.loop.call(functools.partial(self._finish_begun, outcome)) and isinstance(outcome, Stream):
             outcome.reset()
 
-    def _finish_upgrade(self, outcome: Stream | OSError) -> None:
+    def _finish_begun(self, outcome: Stream | OSError) -> None:
         self._give_up = None
         if not self.connection.over:
             self.finished(outcome, time.monotonic())

@@ -1,6 +1,6 @@
 """What runs in the child of :func:`relay.spawn`: one tunnel, which ends when the program that started it does.
 
-Nothing here is called by the program itself: :mod:`relay.process` starts an interpreter that calls :func:`main`.
+Nothing here is called by the program itself: :mod:`relay.spawning` starts an interpreter that calls :func:`main`.
 """
 
 from __future__ import annotations

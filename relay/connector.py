@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .attempt import Attempt, Cancellation
+from .attempt import Attempt
 from .bridge import as_stream
+from .cancellation import Cancellation
+from .dialing import Dialed
 from .errors import RelayError
 from .loop import Timer
 from .race import Direct, Endpoint, connect_error, open_socket, place
@@ -75,6 +77,7 @@ class Connector:
         self._endpoints: Sequence[Endpoint] = ()
         if self._direct is not None and self._direct.literal:
             self._endpoints = self._direct.resolve()
+        self._dialed = factory if isinstance(factory, Dialed) else None
         self._nonblocking = bool(getattr(factory, "nonblocking", False))
         self.target: str | None = getattr(factory, "target", None)
         self.calls = 0  # of the factory, under way
@@ -94,6 +97,9 @@ class Connector:
             attempt.race(self._endpoints, now)
         elif self._direct is not None:
             self._call(attempt, self._direct.resolve, now)
+        elif self._dialed is not None:
+            connection.watch_client()
+            attempt.dial(self._dialed, now)
         elif self._nonblocking:
             connection.watch_client()
             attempt.finished(self._outcome(self._bound(attempt)), now)

@@ -41,13 +41,19 @@ class ConnectError(RelayError):
 class HostKeyError(RelayError):
     """A server's host key is unknown, changed or revoked; nothing secret has been sent."""
 
+    reason = "denied"
+
 
 class AuthenticationError(RelayError):
     """The server (or bridge) accepted none of the credentials."""
 
+    reason = "denied"
+
 
 class ForwardError(RelayError):
     """The server does not allow, or cannot bind, the forward that was asked for."""
+
+    reason = "denied"
 
 
 class CarrierError(RelayError):

@@ -1,30 +1,24 @@
-"""Child processes: :func:`start` for any program, and :func:`spawn` for a tunnel in an interpreter of its own.
+"""Child processes: the only place that makes them.
 
 Every child ends when this program does, also when that is killed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import IO, Any
 
-from .acceptor import check_listener
-from .childtunnel import ChildTunnel
 from .errors import RelayError
-from .limits import check_count, check_time
 
-__all__ = ["DEVNULL", "PIPE", "Process", "spawn", "start"]
+__all__ = ["DEVNULL", "PIPE", "Process", "end", "own_stderr", "python", "start", "start_python"]
 
 DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
@@ -43,18 +37,6 @@ if os.getppid() == int(sys.argv[1]):
         os.execv(sys.argv[2], sys.argv[3:])
     except OSError as error:
         sys.exit(f"{sys.argv[2]}: {error.strerror}")
-"""
-
-# Everything that the child must know comes over a socket: arguments and environment are there for all to read.
-_CHILD = """
-import json, os, socket, sys
-control = socket.socket(fileno=os.dup(0))
-descriptors = socket.recv_fds(control, 1, 2)[1]
-with control.makefile("rb") as lines:
-    request = json.loads(lines.readline() or sys.exit())
-sys.path[:] = request["path"]
-from relay.child import main
-main(control, descriptors, request)
 """
 
 
@@ -133,95 +115,44 @@ def start(
     path = shutil.which(argv[0])
     if path is None:
         raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
-    guard = [*_python(), "-c", _GUARD, str(os.getpid()), path] if sys.platform == "linux" else []
+    guard = [*python(), "-c", _GUARD, str(os.getpid()), path] if sys.platform == "linux" else []
     return _spawner.popen(
         [*guard, *argv],
         executable=None if guard else path,
         stdin=stdin,
         stdout=stdout,
-        stderr=_stderr() if stderr is None else stderr,
+        stderr=own_stderr() if stderr is None else stderr,
         pass_fds=pass_fds,
         env=env,
     )
 
 
-def spawn(
-    listen: str | socket.socket,
-    target: str,
-    *,
-    via: Sequence[str] = (),
-    nconnect: int = -1,
-    timeout: float | None = None,
-    connect_timeout: float | None = 30.0,
-    idle_timeout: float | None = None,
-    linger: float | None = 60.0,
-    name: str | None = None,
-) -> ChildTunnel:
-    """Relay in a child process: a :class:`~relay.Tunnel` that the program's own threads cannot slow down.
+def start_python(code: str, stdin: int) -> Process:
+    """Start this program's interpreter anew. It does not end by itself when the program does; its code sees to that.
 
-    Python runs one thread at a time, and a tunnel's thread beside a busy one waits for its turn with every message.
-    Here the tunnel has an interpreter of its own. The child ends with the program, also when that is killed. Its log
-    records come out of this program's own loggers; a level of ``relay`` that is set later reaches it with the next call
-    of :meth:`~ChildTunnel.stats` or any other member that asks it.
-
-    :param listen: an address as for :func:`relay.listen`, or a bound, listening :class:`socket.socket`, which belongs
-        to the result from then on.
-    :param target: an address as for :func:`relay.target`.
-    :param via: the hops on the way, the nearest first.
-    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit.
-    :param timeout: seconds that a connection may last, whatever it does; ``None`` for ever.
-    :param connect_timeout: seconds to get the outgoing stream; ``None`` for ever.
-    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
-    :param linger: seconds without a byte moved in the other direction after one has ended; ``None`` for ever.
-    :param name: for the log and ``repr``.
-    :returns: the tunnel, once it listens.
-    :raises AddressError: if an address cannot be understood.
-    :raises ValueError: if a limit is out of its range, or the socket does not listen.
-    :raises TypeError: if an argument is of the wrong type.
-    :raises OSError: if the address cannot be had.
-    :raises RelayError: if the child cannot be started.
-
-    Source: the project's API, section 1.
+    :param code: what it runs.
+    :param stdin: a descriptor.
+    :raises RelayError: if this program has no Python interpreter.
+    :raises OSError: if the system has no room for another process.
     """
-    receive = _check_listen(listen)
-    if not isinstance(target, str):
-        raise TypeError(f"target: an address is wanted, not {type(target).__name__}; a factory needs a Tunnel")
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name: text is wanted, not {type(name).__name__}")
-    options = {
-        "nconnect": check_count(nconnect),
-        "timeout": check_time("timeout", timeout),
-        "connect_timeout": check_time("connect_timeout", connect_timeout),
-        "idle_timeout": check_time("idle_timeout", idle_timeout),
-        "linger": check_time("linger", linger, zero=True),
-        "name": name,
-    }
-    request = {"listen": None if receive else listen, "target": target, "via": via, "options": options, "path": _path()}
-    with contextlib.ExitStack() as undo:
-        ours, theirs = socket.socketpair()
-        undo.callback(ours.close)
-        with theirs:
-            process = _spawner.popen(
-                [*_python(), "-c", _CHILD], stdin=theirs.fileno(), stdout=DEVNULL, stderr=_stderr()
-            )
-        undo.callback(process.wait)
-        undo.callback(process.kill)
-        child = ChildTunnel(process, ours, receive, request)
-        undo.pop_all()
-    return child
+    return _spawner.popen([*python(), "-c", code], stdin=stdin, stdout=DEVNULL, stderr=own_stderr())
 
 
-def _check_listen(listen: Any) -> socket.socket | None:
-    """The socket to hand to the child, if ``listen`` is one."""
-    if isinstance(listen, socket.socket):
-        check_listener(listen, "listen")
-        return listen
-    if not isinstance(listen, str):
-        raise TypeError(f"listen: an address or a listening socket is wanted, not {type(listen).__name__}")
-    return None
+def end(process: Process, seconds: float) -> None:
+    """Ask a child to end, make it end if it has not done so in time, and wait for it.
+
+    :param process: what :func:`start` returned.
+    :param seconds: for it to end by itself.
+    """
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
-def _python() -> list[str]:
+def python() -> list[str]:
     """How to start this interpreter anew, with no module from the working directory.
 
     Without ``site`` it is there in a third of the time; a child takes over this program's own path instead.
@@ -231,14 +162,7 @@ def _python() -> list[str]:
     return [sys.executable, "-P", "-S", *(["-E"] if sys.flags.ignore_environment else [])]
 
 
-def _path() -> list[str]:
-    """Where this program finds its modules; and this package for certain."""
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    home = str(Path(__file__).absolute().parent.parent)
-    return path if home in path else [*path, home]
-
-
-def _stderr() -> int | None:
+def own_stderr() -> int | None:
     """The program's own, if it has one; a child without would give the number to a connection."""
     try:
         own = os.get_inheritable(2)

@@ -36,7 +36,8 @@ class Pump:
         self.buffer = memoryview(bytearray(BUFFER))
         self._members: set[Member] = set()
         try:
-            threading.Thread(target=self._run, name="relay pump", daemon=True).start()
+            self.thread = threading.Thread(target=self._run, name="relay pump", daemon=True)
+            self.thread.start()
         except RuntimeError as error:
             self.loop.close()
             raise OSError(errno.EAGAIN, str(error)) from error

@@ -9,7 +9,7 @@ import pytest
 from helpers import Server, ending, receive_exactly, wait_until
 
 import relay
-from relay.attempt import Cancellation
+from relay.cancellation import Cancellation
 
 
 @pytest.mark.parametrize("asked_first", [True, False])

@@ -13,7 +13,7 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 import relay
-from relay import child, process
+from relay import child, spawning
 from relay.control import Channel, to_error
 
 OPTIONS = {
@@ -32,13 +32,13 @@ class Bare:
     def __init__(self, **request):
         self.control, its_control = socket.socketpair()
         self.events, its_events = socket.socketpair()
-        argv = [sys.executable, "-P", "-S", "-c", process._CHILD]
+        argv = [sys.executable, "-P", "-S", "-c", spawning._CHILD]
         self.process = subprocess.Popen(argv, stdin=its_control, start_new_session=True)
         socket.send_fds(self.control, [b"\n"], [its_events.fileno()])
         its_control.close()
         its_events.close()
         self.channel = Channel(self.control)
-        path = process._path()
+        path = spawning._path()
         self.request = {
             "listen": ":0",
             "target": "127.0.0.1:1",
@@ -136,18 +136,18 @@ def test_it_ends_when_its_last_connection_has_drained(bare):
 def test_it_does_not_end_and_the_kernel_ends_it():
     """What hangs in the child cannot keep it alive: an alarm is set before anything is asked to end."""
     hang = "import relay.tunnel, threading; relay.tunnel.Tunnel.close = lambda *_: threading.Event().wait()"
-    code = process._CHILD.replace(
+    code = spawning._CHILD.replace(
         "from relay.child", f"{hang}\nimport relay.child; relay.child._LAST = 1\nfrom relay.child"
     )
-    assert code != process._CHILD
-    original, process._CHILD = process._CHILD, code
+    assert code != spawning._CHILD
+    original, spawning._CHILD = spawning._CHILD, code
     try:
         with Bare() as bare:
             bare.begin()
             bare.control.shutdown(socket.SHUT_WR)
             assert bare.process.wait(WAIT) == -signal.SIGALRM
     finally:
-        process._CHILD = original
+        spawning._CHILD = original
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import threading
 import pytest
 from helpers import WAIT, Thread
 
-import relay
 from relay import process
 from relay.process import PIPE, start
 
@@ -138,65 +137,6 @@ def test_many_threads_and_one_spawner():
     assert [thread.name for thread in threading.enumerate()].count("relay-spawner") == 1
 
 
-def test_a_program_without_an_interpreter(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(relay.RelayError, match="use a Tunnel"):
-        relay.spawn(":0", "127.0.0.1:1")
-
-
-def test_a_frozen_program_is_not_started_as_an_interpreter(monkeypatch):
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(relay.RelayError, match="use a Tunnel"):
-        relay.spawn(":0", "127.0.0.1:1")
-
-
-def test_a_child_that_cannot_start_says_why(monkeypatch, capfd):
-    monkeypatch.setattr(process, "_path", list)
-    with pytest.raises(relay.RelayError, match=r"ended with status 1; see its standard error"):
-        relay.spawn(":0", "127.0.0.1:1")
-    assert "No module named 'relay'" in capfd.readouterr().err
-
-
-def test_a_child_that_is_killed_as_it_starts(monkeypatch):
-    monkeypatch.setattr(process, "_CHILD", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(relay.RelayError, match=r"was killed by signal 9"):
-        relay.spawn(":0", "127.0.0.1:1")
-
-
-def test_a_child_that_does_not_listen_in_time(monkeypatch):
-    monkeypatch.setattr("relay.childtunnel._START", 0.2)
-    monkeypatch.setattr(process, "_CHILD", "import signal; signal.pause()")
-    with pytest.raises(relay.RelayError, match=r"did not listen within"):
-        relay.spawn(":0", "127.0.0.1:1")
-
-
-def test_a_factory_is_no_target():
-    with pytest.raises(TypeError, match=r"target: .*needs a Tunnel"):
-        relay.spawn(":0", relay.tcp("127.0.0.1", 1))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("listen", [8080, None, b":0", object()])
-def test_what_is_nowhere_to_listen(listen):
-    with pytest.raises(TypeError, match="listen: "):
-        relay.spawn(listen, "127.0.0.1:1")
-
-
 def test_standard_error_is_the_programs_own(capfd):
     assert output(["sh", "-c", "echo word >&2"]) == ""
     assert capfd.readouterr().err == "word\n"
-
-
-def test_the_child_looks_for_modules_where_the_program_does(monkeypatch, capfd):
-    monkeypatch.setattr(process, "_CHILD", process._CHILD.split("from relay")[0] + "sys.exit(sys.path[0])")
-    monkeypatch.syspath_prepend("/somewhere else")
-    with pytest.raises(relay.RelayError, match="did not start"):
-        relay.spawn(":0", "127.0.0.1:1")
-    assert capfd.readouterr().err == "/somewhere else\n"
-
-
-def test_the_child_finds_this_package_wherever_it_was_found(monkeypatch):
-    """An editable installation may find it by a hook, and its directory is not in the path then."""
-    home = os.path.dirname(os.path.dirname(relay.__file__))
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if os.path.abspath(entry) != home])
-    with relay.spawn(":0", "127.0.0.1:1") as tunnel:
-        assert tunnel.stats().accepted == 0

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import ConnectError
-from relay.attempt import Cancellation
+from relay.cancellation import Cancellation
 from relay.race import (
     ATTEMPT_DELAY,
     Direct,

@@ -36,6 +36,7 @@ class Settings:
     :param host_key_name: what to look up there (``HostKeyAlias``, else ``hostname``, as ``[host]:port`` where the port
         is not 22).
     :param accept_new: whether the key of an unknown host is written down and trusted (``accept-new``).
+    :param hash_known_hosts: whether its name is written there as a hash (``HashKnownHosts``).
     :param jumps: servers on the way that the configuration asks for (``ProxyJump``), the nearest first.
     :param command: the configuration's ``ProxyCommand``, percent signs expanded; ``None`` for none.
     :param ciphers: an OpenSSH list (``Ciphers``), plus and minus resolved; empty for the backend's own order.
@@ -57,6 +58,7 @@ class Settings:
     known_hosts: tuple[str, ...] = ()
     host_key_name: str = ""
     accept_new: bool = False
+    hash_known_hosts: bool = False
     jumps: tuple[SSHServer, ...] = ()
     command: str | None = None
     ciphers: tuple[str, ...] = ()
@@ -106,6 +108,14 @@ class Connection(Protocol):
         """Ask the server to listen there no more; accepted streams go on. Never raises, waits a second at most.
 
         :param place: what :meth:`listen` returned, or a place that a dead session of ours may still hold.
+        """
+
+    def when_idle(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called once, in any thread, as soon as no stream is open or being opened; at once if none is.
+
+        A stream is over when its holder has closed its socket and the rest of what was sent has gone out, whoever made
+        it (:meth:`open`, ``lasting`` or not, :meth:`listen`), and when the connection is lost or closed. ``call`` must
+        not block; a later call of this method takes the earlier one's place.
         """
 
     def check(self) -> None:

@@ -1,0 +1,463 @@
+"""A connection that many streams ride on, kept up: its state, its back-off, who holds it and who waits for it.
+
+An SSH connection and a SAM session are such connections. Everything here runs in the pump's thread, but for what may
+block (connecting, closing), which has threads of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import functools
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, Protocol, TypeVar
+
+from .cancellation import Cancellation
+from .errors import CarrierError, ConnectError
+from .loop import Timer
+from .pump import Pump
+from .race import Cancel
+
+__all__ = ["Carrier", "Connector", "Link", "Lost", "State", "hold"]
+
+logger = logging.getLogger("relay")
+
+_BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
+_WANTED = 2.0  # seconds of back-off at most while somebody waits
+_STEADY = 10.0  # seconds after which a connection that was up counts as a success
+_ATTEMPT = 30.0  # seconds for one attempt to connect
+_FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
+_GONE = 0.2  # seconds for the last streams to be over when the last holder lets go
+_PROMPT = 2.0  # seconds to wait for a thread that was told to end
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+
+
+class State(enum.Enum):
+    """What a carrier is doing."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    BACKING_OFF = "backing off"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class Link(Protocol):
+    """What a carrier has while it is up; every method may be called from any thread."""
+
+    def when_idle(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called once, in any thread, as soon as no stream is open; at once if none is."""
+
+    def check(self) -> None:
+        """Ask the other side for a sign of life, and say so if it has given none for too long. Never blocks."""
+
+    def close(self) -> None:
+        """End it and everything on it, within a second. Idempotent."""
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else."""
+
+
+AnyLink = TypeVar("AnyLink", bound=Link)
+Link_co = TypeVar("Link_co", bound="Link", covariant=True)
+Lost = Callable[[CarrierError], object]
+Watcher = Callable[[State, "Exception | None"], object]
+
+
+class Connector(Protocol[Link_co]):
+    """Makes the link of a carrier, in a thread of its own."""
+
+    def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Link_co:
+        """Connect, until ``deadline`` or until it is cancelled.
+
+        :param lost: called once, in any thread, when the link that was returned is lost.
+        :raises ConnectError: and :class:`CarrierError`, if another attempt may succeed; any other exception is final.
+        """
+
+    def close(self) -> None:
+        """There will be no further attempt."""
+
+
+class Carrier(Generic[AnyLink]):
+    """One supervised connection. It begins to connect when it is made.
+
+    :param name: in the log and in errors, such as ``ssh://me@bastion``.
+    :param connector: makes the link, again after each loss.
+    :param interval: seconds between two checks of the link; ``None`` for none.
+    :raises OSError: if there is no thread or descriptor to be had.
+    """
+
+    def __init__(self, name: str, connector: Connector[AnyLink], interval: float | None) -> None:
+        self.name = name
+        self.state = State.CONNECTING
+        self.error: Exception | None = None  # why it is not up
+        self.holders = 0  # guarded by the lock of _shared
+        self.link: AnyLink | None = None
+        self._connector = connector
+        self._interval = interval
+        self._waiters: dict[_Waiter[AnyLink], None] = {}
+        self._watchers: list[Watcher] = []
+        self._failures = 0
+        self._since = 0.0  # when the state last changed
+        self._was_up = False
+        self._ended = threading.Event()
+        self._cancel = Cancellation()
+        self._thread: threading.Thread | None = None
+        self._pump = Pump.hold(self)
+        self._timer = Timer(self._pump.loop.timers, self._on_time)
+        self._pump.loop.call(self._attempt)
+
+    def wait(
+        self,
+        done: Callable[[AnyLink | Exception], object],
+        deadline: float | None,
+        *,
+        patient: bool = True,
+        instead_of: AnyLink | None = None,
+    ) -> Callable[[], object]:
+        """Have ``done`` called with the link, as soon as it is up, or with the error. Never blocks.
+
+        :param done: called once, in any thread, perhaps before this returns.
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :param patient: whether to wait for another attempt when one has failed.
+        :param instead_of: a link that is no longer wanted: it was seen to be lost.
+        :returns: gives up: ``done`` is not called any more.
+        """
+        link = self.link
+        if link is not None and link is not instead_of:
+            done(link)
+            return _nothing
+        waiter = _Waiter(self, done, deadline, patient)
+        if not self._pump.loop.call(functools.partial(self._add, waiter, instead_of)):
+            waiter.tell(self._closed_error())
+        return waiter.give_up
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Have ``watcher(state, error)`` called at each change, in the pump's thread; it must not block."""
+        self._watchers.append(watcher)
+
+    def unsubscribe(self, watcher: Watcher) -> None:
+        """Call it no more."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+
+    def retry(self) -> None:
+        """Connect again if it has failed for good, but not sooner than five minutes after that. Never blocks."""
+        self._pump.loop.call(self._retry)
+
+    def close(self) -> None:
+        """End it, at once. Idempotent, from any thread; waits only where that can do no harm."""
+        self._pump.loop.call(self._end)
+        if threading.current_thread() is not self._pump.thread:
+            self._ended.wait(_PROMPT)
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else."""
+        self.state = State.CLOSED
+        self._ended.set()
+        link, self.link = self.link, None
+        if link is not None:
+            link.abandon()
+
+    def __repr__(self) -> str:
+        return f"<relay.Carrier {self.name}, {self.state.value}>"
+
+    # -- in the pump's thread -------------------------------------------------------------------------------------
+
+    def _change(self, state: State, error: Exception | None = None) -> None:
+        self.state, self.error = state, error
+        self._since = time.monotonic()
+        logger.debug("%s: %s", self.name, state.value)
+        for watcher in tuple(self._watchers):
+            try:
+                watcher(state, error)
+            except Exception:
+                logger.exception("%s: a watcher of the state failed", self.name)
+
+    def _add(self, waiter: _Waiter[AnyLink], instead_of: AnyLink | None) -> None:
+        if instead_of is not None and self.link is instead_of:
+            self._lost(instead_of, CarrierError(f"{self.name}: the connection was lost"))
+        self._retry()
+        if self.link is not None:
+            waiter.tell(self.link)
+        elif self.state is State.CLOSED:
+            waiter.tell(self._closed_error())
+        elif self.state is State.FAILED or (self.state is State.BACKING_OFF and not waiter.patient):
+            assert self.error is not None
+            waiter.tell(self.error)
+        else:
+            self._waiters[waiter] = None
+            waiter.start(self._pump.loop.timers)
+            if self.state is State.BACKING_OFF:
+                now = time.monotonic()
+                self._timer.start(min(self._timer.due, now + _jittered(_WANTED)), now)
+
+    def _drop(self, waiter: _Waiter[AnyLink]) -> None:
+        self._waiters.pop(waiter, None)
+
+    def _tell(self, outcome: AnyLink | Exception, *, patient: bool = True) -> None:
+        for waiter in [one for one in self._waiters if patient or not one.patient]:
+            del self._waiters[waiter]
+            waiter.tell(outcome)
+
+    def _attempt(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._change(State.CONNECTING, self.error)
+        self._thread = threading.Thread(target=self._connect, name=f"relay {self.name} connecting", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._connected(None, OSError(errno.EAGAIN, str(error)))
+
+    def _connect(self) -> None:
+        """In a thread of its own."""
+        lost: list[CarrierError] = []  # it may be lost before it is known
+        made: list[AnyLink] = []
+
+        def told(error: CarrierError) -> None:
+            lost.append(error)
+            if made:
+                self._pump.loop.call(functools.partial(self._lost, made[0], error))
+
+        try:
+            link = self._connector.connect(time.monotonic() + _ATTEMPT, self._cancel, told)
+        except Exception as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
+            outcome: tuple[AnyLink | None, Exception | None] = None, error
+        else:
+            made.append(link)
+            outcome = link, (lost[0] if lost else None)
+        self._pump.loop.call(functools.partial(self._connected, *outcome))
+
+    def _connected(self, link: AnyLink | None, error: Exception | None) -> None:
+        if self.state is State.CLOSED:
+            self._finish(link)
+        elif link is None:
+            assert error is not None
+            self._failed(error)
+        else:
+            self.link = link
+            self._change(State.UP)
+            logger.log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected", self.name)
+            self._was_up = True
+            self._tell(link)
+            if error is not None:
+                self._lost(link, error)
+            elif self._interval is not None:
+                self._timer.start(self._since + self._interval, self._since)
+
+    def _failed(self, error: Exception) -> None:
+        if _is_final(error):
+            self._change(State.FAILED, error)
+            logger.error("%s: %s; not tried again by itself", self.name, _without(self.name, error))
+            self._tell(error)
+            return
+        # What has a word of its own is raised as it is; the rest is why there is no way to the target.
+        self._back_off(error)
+        self._tell(error, patient=False)
+
+    def _lost(self, link: AnyLink, error: Exception) -> None:
+        if self.link is not link:
+            return
+        self.link = None
+        steady = time.monotonic() - self._since > _STEADY
+        if steady:
+            self._failures = 0
+        threading.Thread(target=link.close, name=f"relay {self.name} closing", daemon=True).start()
+        self._back_off(error)
+
+    def _back_off(self, error: Exception) -> None:
+        most = _WANTED if self._waiters else _BACKOFF[1]
+        delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
+        self._failures += 1
+        logger.warning("%s: %s; trying again in %.1f s", self.name, _without(self.name, error), delay)
+        self._change(State.BACKING_OFF, error)
+        self._timer.start(self._since + delay, self._since)
+
+    def _on_time(self, now: float) -> None:
+        if self.state is State.BACKING_OFF:
+            self._attempt()
+        elif self.link is not None and self._interval is not None:
+            self.link.check()
+            self._timer.start(now + self._interval, now)
+
+    def _retry(self) -> None:
+        if self.state is State.FAILED and time.monotonic() - self._since > _FINAL:
+            self._attempt()
+
+    def _end(self) -> None:
+        if self.state is State.CLOSED:
+            return
+        connecting = self.state is State.CONNECTING
+        self._change(State.CLOSED, self.error)
+        self._timer.stop()
+        self._cancel.set()
+        self._tell(self._closed_error())
+        link, self.link = self.link, None
+        if not connecting:  # else when the attempt has come back
+            self._finish(link)
+
+    def _finish(self, link: AnyLink | None) -> None:
+        threading.Thread(target=self._close, args=(link,), name=f"relay {self.name} closing", daemon=True).start()
+
+    def _close(self, link: AnyLink | None) -> None:
+        """In a thread of its own."""
+        try:
+            if link is not None:
+                link.close()
+            self._connector.close()
+        except Exception:
+            logger.exception("%s: closing it failed", self.name)
+        self._cancel.close()
+        self._pump.let_go(self)
+        self._ended.set()
+
+    def _closed_error(self) -> CarrierError:
+        return CarrierError(f"{self.name}: the connection was closed")
+
+
+class _Waiter(Generic[AnyLink]):
+    """Somebody who waits for a carrier to be up."""
+
+    __slots__ = ("_carrier", "_deadline", "_done", "_lock", "_timer", "patient")
+
+    def __init__(
+        self,
+        carrier: Carrier[AnyLink],
+        done: Callable[[AnyLink | Exception], object],
+        deadline: float | None,
+        patient: bool,
+    ) -> None:
+        self.patient = patient
+        self._carrier = carrier
+        self._deadline = deadline
+        self._done: Callable[[AnyLink | Exception], object] | None = done
+        self._lock = threading.Lock()
+        self._timer: Timer | None = None
+
+    def start(self, timers: Any) -> None:
+        if self._deadline is not None:
+            self._timer = Timer(timers, self._expired)
+            self._timer.start(self._deadline, time.monotonic())
+
+    def tell(self, outcome: AnyLink | Exception) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        with self._lock:
+            done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._done = None
+        self._carrier._pump.loop.call(self._forget)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._carrier._drop(self)
+
+    def _expired(self, now: float) -> None:
+        carrier = self._carrier
+        carrier._drop(self)
+        why = _without(carrier.name, carrier.error) if carrier.error is not None else "no answer yet"
+        self.tell(ConnectError(f"{carrier.name}: not connected in time: {why}", reason="connect_timeout"))
+
+
+class _Shared:
+    """The carriers of this process, by what their users have asked for."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew; in a forked child, where the pump tells each carrier."""
+        self.lock = threading.Lock()
+        self.carriers: dict[Hashable, Carrier[Any]] = {}
+
+
+_shared = _Shared()
+
+
+def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[AnyLink], Callable[[], None]]:
+    """The carrier that everybody shares who asks with an equal key, made if there is none.
+
+    :param key: the server, every option, every hop.
+    :param make: makes it.
+    :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
+        last holder has let go, the carrier is closed as soon as no stream rides on it.
+    :raises OSError: what ``make`` raises.
+    """
+    with _shared.lock:
+        carrier = _shared.carriers.get(key)
+        if carrier is None or carrier.state is State.CLOSED:
+            carrier = _shared.carriers[key] = make()
+        carrier.holders += 1
+    held = carrier
+    once = threading.Lock()
+
+    def let_go() -> None:
+        if once.acquire(blocking=False):
+            _let_go(key, held)
+
+    return carrier, let_go
+
+
+def _let_go(key: Hashable, carrier: Carrier[Any]) -> None:
+    with _shared.lock:
+        carrier.holders -= 1
+        if carrier.holders:
+            return
+    link = carrier.link
+    if link is None:
+        return _end(key, carrier)
+    idle = threading.Event()
+    late = threading.Event()
+
+    def ended() -> None:
+        idle.set()
+        if late.is_set():
+            threading.Thread(target=_end, args=(key, carrier), name=f"relay {carrier.name} end", daemon=True).start()
+
+    link.when_idle(ended)
+    if not idle.wait(_GONE):
+        late.set()
+    if idle.is_set():
+        _end(key, carrier)
+
+
+def _end(key: Hashable, carrier: Carrier[Any]) -> None:
+    with _shared.lock:
+        if carrier.holders:
+            return
+        if _shared.carriers.get(key) is carrier:
+            del _shared.carriers[key]
+    carrier.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.forget)
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, (ConnectError, CarrierError, TimeoutError)):
+        return False
+    return not (isinstance(error, OSError) and error.errno in _TRANSIENT)
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (so that fifty programs do not come back at once)
+
+
+def _without(name: str, error: Exception) -> str:
+    return str(error).removeprefix(f"{name}: ")
+
+
+def _nothing() -> None:
+    pass

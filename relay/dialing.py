@@ -1,0 +1,242 @@
+"""Factories that begin at once and tell later, so that an engine needs no thread for each stream."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from .cancellation import Cancellation
+from .errors import ConnectError
+from .race import Cancel
+from .stream import Stream
+
+__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded"]
+
+Value = TypeVar("Value")
+Done = Callable[[Stream | OSError], object]
+GiveUp = Callable[[], object]
+Upgrade = Callable[[Stream, float | None, Done], GiveUp]
+
+_LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
+
+
+class Dialed:
+    """A factory whose streams are made without blocking.
+
+    :param target: the name of the target in records, such as ``db.internal:5432``.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream. Never blocks.
+
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :param done: called once, in any thread, perhaps before this returns, with the stream or with the error.
+        :param lasting: whether closing the stream's socket must let go of all that lies under it.
+        :param patient: whether to wait, until the deadline, for a lost connection to come back.
+        :returns: gives the attempt up: ``done`` is not called after that, and nothing is left.
+        """
+        raise NotImplementedError
+
+    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Make a stream, and wait for it.
+
+        :param deadline: monotonic seconds, until which a lost connection on the way is waited for; ``None`` for one
+            attempt, as long as it takes.
+        :param cancel: gives the attempt up when set.
+        :returns: a connected stream.
+        :raises ConnectError: refused, unreachable, timed out, denied or given up; ``.reason`` tells.
+        :raises RelayError: why the way there cannot be had: a host key, credentials.
+        """
+        return self._wait(deadline, cancel, lasting=False, patient=deadline is not None)
+
+    def connect(self, deadline: float | None) -> socket.socket:
+        """Make a stream whose socket alone keeps what lies under it, and wait for it; one attempt.
+
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :returns: a connected, non-blocking socket.
+        :raises OSError: as a call does.
+        """
+        return self._wait(deadline, None, lasting=True, patient=False).socket
+
+    def _wait(self, deadline: float | None, cancel: Cancel | None, *, lasting: bool, patient: bool) -> Stream:
+        answer: Answer[Stream] = Answer()
+        give_up = self.dial(deadline, answer.put, lasting=lasting, patient=patient)
+        try:
+            outcome = answer.get(deadline, cancel)
+        finally:
+            give_up()
+        if outcome is not None:
+            return outcome
+        if cancel is not None and cancel.is_set():
+            raise ConnectError(f"{self.target}: the attempt was given up")
+        raise ConnectError(f"{self.target}: no answer in time", reason="connect_timeout")
+
+    def __repr__(self) -> str:
+        return f"<relay factory to {self.target}>"
+
+
+class Answer(Generic[Value]):
+    """One outcome, for a thread that waits for it or for something else. A stream that comes too late is closed."""
+
+    def __init__(self) -> None:
+        self._there = Cancellation()
+        self._lock = threading.Lock()
+        self._outcome: Value | Exception | None = None
+        self._unwanted = False
+
+    def put(self, outcome: Value | Exception) -> None:
+        """Tell the outcome; from any thread."""
+        with self._lock:
+            unwanted = self._unwanted
+            if not unwanted:
+                self._outcome = outcome
+                self._there.set()
+        if unwanted and isinstance(outcome, Stream):
+            outcome.close()
+
+    def get(self, deadline: float | None, cancel: Cancel | None) -> Value | None:
+        """Wait for the outcome; this is called once.
+
+        :param deadline: monotonic seconds, a moment after which it is waited for no longer; ``None`` for ever.
+        :param cancel: ends the wait when set.
+        :returns: the value; ``None`` if nothing came in time.
+        :raises Exception: if that is the outcome.
+        """
+        try:
+            self._wait(deadline, cancel)
+        finally:
+            with self._lock:
+                outcome, self._unwanted = self._outcome, True
+                self._there.close()
+        if isinstance(outcome, Exception):
+            raise copy.copy(outcome)  # it may be told to others, too
+        return outcome
+
+    def _wait(self, deadline: float | None, cancel: Cancel | None) -> None:
+        poller = select.poll()
+        poller.register(self._there.fileno(), select.POLLIN)
+        if cancel is not None:
+            poller.register(cancel.fileno(), select.POLLIN)
+        poller.poll(None if deadline is None else max(0.0, deadline + _LATE - time.monotonic()) * 1000)
+
+
+class Upgraded(Dialed):
+    """Streams of one factory, each made into another one, such as one of TLS.
+
+    :param inner: makes the streams; it is closed with this factory.
+    :param upgrade: as :attr:`relay.race.Direct.upgrade`.
+    :param target: the name of the target in records.
+    """
+
+    def __init__(self, inner: Dialed, upgrade: Upgrade, target: str) -> None:
+        super().__init__(target)
+        self._inner = inner
+        self._upgrade = upgrade
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+        steps = Steps(done)
+
+        def upgrade(outcome: Stream | OSError) -> None:
+            if isinstance(outcome, OSError):
+                steps.finish(outcome)
+            else:
+                steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish)
+
+        steps.begin(functools.partial(self._inner.dial, deadline, patient=patient), upgrade)
+        return steps.give_up
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Wait until the way to the target is there; see the inner factory."""
+        ready = getattr(self._inner, "ready", None)
+        if ready is not None:
+            ready(timeout)
+
+    def close(self) -> None:
+        """Let the inner factory go."""
+        close = getattr(self._inner, "close", None)
+        if close is not None:
+            close()
+
+
+class Steps:
+    """Things that are begun one after the other until there is an outcome, and can be given up in the meantime.
+
+    Every method may be called from any thread.
+
+    :param done: called once with the outcome, unless it was given up.
+    """
+
+    __slots__ = ("_done", "_given_up", "_lock", "_number", "_undo")
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._number = 0
+        self._undo: GiveUp | None = None
+
+    def begin(self, begin: Callable[[Callable[[Any], object]], GiveUp], then: Callable[[Any], object]) -> None:
+        """Begin the next step.
+
+        :param begin: takes whom to tell the step's outcome, perhaps at once; returns what gives the step up.
+        :param then: called with the outcome, unless all was given up: begins the next step, or finishes.
+        """
+        with self._lock:
+            if self._given_up:
+                return
+            self._number += 1
+            number = self._number
+            self._undo = None
+
+        def told(outcome: Any) -> None:
+            if not self._given_up:
+                then(outcome)
+            elif isinstance(outcome, Stream):
+                outcome.close()
+
+        try:
+            undo = begin(told)
+        except OSError as error:
+            return self.finish(error)
+        if not self._keep(number, undo):
+            undo()
+
+    def _keep(self, number: int, undo: GiveUp) -> bool:
+        """Keep what gives a step up, if that is still under way.
+
+        :returns: whether nobody has given it up meanwhile.
+        """
+        with self._lock:
+            if number != self._number:
+                return True  # it was over before it returned, and the next one may have begun
+            self._undo = undo
+            return not self._given_up
+
+    def finish(self, outcome: Stream | OSError) -> None:
+        """There is an outcome, and no further step."""
+        with self._lock:
+            given_up = self._given_up
+            self._number += 1
+            self._undo = None
+        if not given_up:
+            self._done(outcome)
+        elif isinstance(outcome, Stream):
+            outcome.close()
+
+    def give_up(self) -> None:
+        """End it; nobody is told any more. Idempotent, and without effect once it is finished."""
+        with self._lock:
+            self._given_up = True
+            undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()

@@ -1,0 +1,273 @@
+"""The way in over SSH: a server listens for us (RFC 4254, section 7.1)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
+from ..carrier import State
+from ..errors import CarrierError, ForwardError
+from ..parsing import parse_hops
+from ..secureshell.carriers import Holder, wait_for
+from ..secureshell.connection import Connection, Place
+from ..senders.ssh import Path, server_with
+from ..senders.tcp import tcp
+from ..stream import Stream
+
+__all__ = ["SSHListener", "listen_ssh", "ssh_listen"]
+
+logger = logging.getLogger("relay.ssh")
+
+_MOST = 128  # streams that wait for accept(); one more is closed
+_PATIENCE = 30.0  # seconds for the server to grant the first forward
+_BACKOFF = (0.5, 30.0)  # seconds until it is asked again after a refusal, and at most
+_ANSWER = 10.0  # seconds for the server to answer one request
+_FINAL = 300.0  # seconds after which a login that failed is tried again
+
+
+def ssh_listen(
+    server: str,
+    bind_host: str = "127.0.0.1",
+    bind_port: int = 0,
+    *,
+    backend: str | None = None,
+    keyfile: Path | None = None,
+    passphrase: Secret | None = None,
+    password: Secret | None = None,
+    known_hosts: Path | None = None,
+    config: Path | None = None,
+    hostkey: str | None = None,
+    accept_new: bool = False,
+    keepalive: float | None = 15.0,
+    compress: bool | None = None,
+    via: Sequence[str] = (),
+) -> SSHListener:
+    """Have an SSH server listen for us: ``ssh -R``. What connects there is accepted here.
+
+    The forward is asked for again, with the same port, whenever the connection has been lost and made again.
+
+    :param server: and all keywords: as for :func:`relay.ssh`.
+    :param bind_host: where the server listens; anything but its loopback needs its ``GatewayPorts``.
+    :param bind_port: from 0 to 65535; 0 lets the server choose a port, which is then kept.
+    :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
+    :raises ForwardError: if the server does not allow it, or cannot bind it.
+    :raises HostKeyError: if the server's host key is not to be trusted.
+    :raises AuthenticationError: if the server takes none of the credentials.
+    :raises ConnectError: if the server cannot be reached or does not answer within 30 seconds.
+    :raises CarrierError: if the connection is lost before that.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if an argument cannot be right; :class:`relay.AddressError` for ``server`` and ``via``.
+
+    Source: the project's API, section 2; ssh(1), ``-R``.
+    """
+    check_place(bind_host, bind_port, least=0)
+    options = {
+        "backend": backend,
+        "keyfile": keyfile,
+        "passphrase": passphrase,
+        "password": password,
+        "known_hosts": known_hosts,
+        "config": config,
+        "hostkey": hostkey,
+        "accept_new": accept_new,
+        "keepalive": keepalive,
+        "compress": compress,
+    }
+    return listen_ssh(server_with(server, options), TCPAddress(bind_host, bind_port), parse_hops(via))
+
+
+def listen_ssh(server: SSHServer, place: TCPAddress | UnixAddress, via: tuple[SSHServer, ...] = ()) -> SSHListener:
+    """Have an SSH server listen for us.
+
+    :param server: the server.
+    :param place: where it listens, also at a Unix socket where it allows that.
+    :param via: the servers on the way to it, the nearest first.
+    :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
+    :raises OSError: as :func:`ssh_listen` does.
+    """
+    listener = SSHListener(server, place, via)
+    try:
+        listener.start(time.monotonic() + _PATIENCE)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class SSHListener:
+    """Accepts what comes to a place where an SSH server listens for us; made by :func:`relay.ssh_listen`.
+
+    :param server: the server.
+    :param place: where it is to listen.
+    :param via: the servers on the way to it, the nearest first.
+    """
+
+    def __init__(self, server: SSHServer, place: Place, via: tuple[SSHServer, ...]) -> None:
+        self._server = server
+        self._holder = Holder(server, via, tcp)
+        self._place = place
+        self._changed = threading.Condition()  # for all that follows
+        self._accepted: deque[tuple[Stream, Any]] = deque()
+        self._error: Exception | None = None  # to be raised by accept()
+        self._link: Connection | None = None  # where the forward is in force
+        self._newest: Connection | None = None  # where it is to be
+        self._closed = False
+        self._granted = False
+
+    def start(self, deadline: float) -> None:
+        """Connect, and ask for the forward the first time.
+
+        :param deadline: monotonic seconds.
+        :raises OSError: if there is none.
+        """
+        carrier = self._holder.carrier()
+        while True:
+            link = wait_for(carrier, deadline, None, patient=False)
+            try:
+                self._ask(link, deadline)
+                break
+            except CarrierError:
+                if time.monotonic() > deadline:
+                    raise
+        self._newest = link
+        carrier.subscribe(self._on_state)
+        # It may have been lost, and be up again, before anybody listened.
+        if carrier.link is not link:
+            self._on_state(carrier.state, carrier.error)
+
+    @property
+    def address(self) -> Any:
+        """Where the server listens: ``(host, port)``, or the path of a Unix socket on the server."""
+        place = self._place
+        return place.path if isinstance(place, UnixAddress) else (place.host, place.port)
+
+    def getsockname(self) -> Any:
+        """Where the server listens: :attr:`address`."""
+        return self.address
+
+    @property
+    def state(self) -> str:
+        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.held
+        return held.state.value if held is not None else State.CLOSED.value
+
+    def accept(self) -> tuple[Stream, Any]:
+        """Wait for the next stream, however often the connection is lost meanwhile.
+
+        :returns: the stream, and where it came from: ``(host, port)`` as the server tells it, or a text.
+        :raises HostKeyError: or :class:`relay.AuthenticationError`, once, if the server could not be logged in to
+            again; a later call waits, and has it tried again after five minutes.
+        :raises OSError: ``EBADF`` once the listener is closed.
+        """
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                if self._accepted:
+                    return self._accepted.popleft()
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                held = self._holder.held
+                failed = held is not None and held.state is State.FAILED
+                if not self._changed.wait(_FINAL if failed else None) and held is not None:
+                    held.retry()
+
+    def close(self) -> None:
+        """Have the server listen no more, wake :meth:`accept`, end who was not accepted yet. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            waiting = list(self._accepted)
+            self._accepted.clear()
+            link, self._link = self._link, None
+            self._changed.notify_all()
+        held = self._holder.held
+        if held is not None:
+            held.unsubscribe(self._on_state)
+        for stream, _ in waiting:
+            stream.reset()
+        self._holder.close()
+        if link is not None and held is not None and held.state is not State.CLOSED:  # others need the connection
+            link.stop_listening(self._place)
+
+    def __enter__(self) -> SSHListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<relay.SSHListener at {self._place} on {self._holder!r}>"
+
+    # -- the forward --------------------------------------------------------------------------------------------------
+
+    def _ask(self, link: Connection, deadline: float) -> None:
+        """Ask for the forward; where it is refused, once more after cancelling what a dead session of ours may hold."""
+        try:
+            place = link.listen(self._place, self._on_stream, deadline)
+        except ForwardError:
+            if isinstance(self._place, TCPAddress) and not self._place.port:
+                raise
+            link.stop_listening(self._place)
+            place = link.listen(self._place, self._on_stream, deadline)
+        with self._changed:
+            closed = self._closed
+            if not closed:
+                self._place, self._link = place, link
+        if closed:
+            link.stop_listening(place)
+
+    def _on_state(self, state: State, error: Exception | None) -> None:
+        """In the pump's thread."""
+        with self._changed:
+            if state is State.FAILED:
+                self._error = error
+            held = self._holder.held
+            self._link = None
+            self._newest = held.link if held is not None else None
+            link = self._newest
+            self._changed.notify_all()
+        if link is not None:
+            name = f"relay {self._server} forward"
+            threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
+
+    def _ask_again(self, link: Connection) -> None:
+        """In a thread of its own, for as long as this connection is the one that is up."""
+        wait = _BACKOFF[0]
+        while True:
+            try:
+                self._ask(link, time.monotonic() + _ANSWER)
+            except ForwardError as error:
+                logger.warning("%s; asking again in %.0f s", error, wait)
+            except OSError as error:
+                logger.debug("%r: %s", self, error)
+                return  # the connection is lost, which its carrier mends
+            else:
+                logger.warning("%s: listening at %s again", self._server, self._place)
+                return
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed or self._newest is not link, wait):
+                    return
+            wait = min(wait * 2, _BACKOFF[1])
+
+    def _on_stream(self, stream: Stream, peer: object) -> None:
+        """In a thread of the connection's."""
+        with self._changed:
+            full = self._closed or len(self._accepted) >= _MOST
+            if not full:
+                self._accepted.append((stream, peer))
+                self._changed.notify()
+        if full:
+            stream.reset()

@@ -1,0 +1,330 @@
+"""SSH connections that are shared and kept up, and the streams that are made over them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import shutil
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from ..address import SSHServer, TCPAddress
+from ..carrier import Carrier, Lost, State, hold
+from ..dialing import Answer, Dialed, Done, GiveUp, Steps
+from ..errors import AddressError, CarrierError, ConnectError, RelayError
+from ..limits import check_time
+from ..process import end, start
+from ..race import Cancel, Direct
+from ..stream import Stream
+from .configuration import settle
+from .connection import Connect, Connection, Place, Settings
+
+__all__ = ["Holder", "SSHFactory", "in_hop"]
+
+Route = tuple[SSHServer, ...]
+Directly = Callable[[str, int], Direct]
+
+_DEEPEST = 8  # servers on the way to one; a configuration may send us round in circles
+_PROMPT = 0.3  # seconds for a proxy command to end before it is killed
+_AGAIN = 3  # times that one stream is begun again because the connection was lost under it
+
+
+class Holder:
+    """Whoever needs the connection to a server: holds it from the first use until :meth:`close`.
+
+    :param server: which.
+    :param via: the servers on the way to it, the nearest first.
+    :param directly: makes the factory that connects over TCP to the first of them.
+    """
+
+    def __init__(self, server: SSHServer, via: Route, directly: Directly) -> None:
+        self.server = server
+        self._make = functools.partial(_make_carrier, server, via, directly)
+        self._key = (server, via)
+        self._lock = threading.Lock()
+        self._carrier: Carrier[Connection] | None = None
+        self._let_go: Callable[[], None] = _nothing
+        self._finalizer: Any = None
+
+    def carrier(self) -> Carrier[Connection]:
+        """The connection, which is held from now on.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        carrier = self._carrier
+        if carrier is not None and carrier.state is not State.CLOSED:
+            return carrier
+        with self._lock:
+            if self._carrier is None or self._carrier.state is State.CLOSED:
+                self._release()
+                self._carrier, self._let_go = hold(self._key, self._make)
+                self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
+                self._finalizer.atexit = False  # nothing is left of a process that ends
+            return self._carrier
+
+    @property
+    def held(self) -> Carrier[Connection] | None:
+        """The connection, if it is held."""
+        return self._carrier
+
+    def close(self) -> None:
+        """Hold it no longer. Idempotent; the next use takes it up anew."""
+        with self._lock:
+            self._carrier = None
+            let_go = self._release()
+        let_go()
+
+    def _release(self) -> Callable[[], None]:
+        let_go, self._let_go = self._let_go, _nothing
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        return let_go
+
+    def __repr__(self) -> str:
+        carrier = self._carrier
+        return f"{self.server}, {carrier.state.value if carrier is not None else 'not held'}"
+
+
+class SSHFactory(Dialed):
+    """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
+
+    :param server: the SSH server.
+    :param via: the servers on the way to it, the nearest first.
+    :param place: where the streams lead to.
+    :param directly: makes the factory that connects over TCP to the first server.
+    """
+
+    def __init__(self, server: SSHServer, via: Route, place: Place, directly: Directly) -> None:
+        super().__init__(str(place))
+        self._holder = Holder(server, via, directly)
+        self._place = place
+
+    @property
+    def state(self) -> str:
+        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.held
+        return held.state.value if held is not None else State.CLOSED.value
+
+    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change of the connection's state.
+
+        It is held from now on. The call comes in a thread of ours and must not block; what it raises is logged.
+        """
+        self._holder.carrier().subscribe(watcher)
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Connect and log in, if that is not done yet, and wait for it: one attempt.
+
+        :param timeout: seconds; ``None`` for as long as it takes.
+        :raises HostKeyError: if the server's host key is not to be trusted.
+        :raises AuthenticationError: if the server takes none of the credentials.
+        :raises ConnectError: if it cannot be reached or does not answer in time; it is tried again in the background
+            for as long as this factory is open.
+        :raises TypeError: if ``timeout`` is not a number.
+        :raises ValueError: if it is not positive.
+        """
+        seconds = check_time("timeout", timeout)
+        wait_for(self._holder.carrier(), None if seconds is None else time.monotonic() + seconds, None, patient=False)
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+        return dial(self._holder.carrier(), self._place, deadline, done, lasting=lasting, patient=patient)
+
+    def close(self) -> None:
+        """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
+        self._holder.close()
+
+    def __enter__(self) -> SSHFactory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<relay factory to {self.target} over {self._holder!r}>"
+
+
+def dial(
+    carrier: Carrier[Connection],
+    place: Place,
+    deadline: float | None,
+    done: Done,
+    *,
+    lasting: bool = False,
+    patient: bool = True,
+) -> GiveUp:
+    """Begin to make a stream over a connection: when it is up, and again if it is lost before the stream is there.
+
+    The parameters are those of :meth:`relay.dialing.Dialed.dial`.
+    """
+    steps = Steps(done)
+    begun = 0
+    link: Connection | None = None
+
+    def wait() -> None:
+        steps.begin(
+            lambda told: carrier.wait(told, deadline, patient=patient, instead_of=link),
+            up,
+        )
+
+    def up(outcome: Connection | Exception) -> None:
+        nonlocal link
+        if isinstance(outcome, Exception):
+            return steps.finish(_as_oserror(outcome))
+        link = outcome
+        steps.begin(lambda told: outcome.open(place, deadline, told, lasting=lasting), opened)
+
+    def opened(outcome: Stream | OSError) -> None:
+        nonlocal begun
+        begun += 1
+        if isinstance(outcome, CarrierError) and begun <= _AGAIN:
+            wait()
+        else:
+            steps.finish(outcome)
+
+    wait()
+    return steps.give_up
+
+
+def wait_for(
+    carrier: Carrier[Connection], deadline: float | None, cancel: Cancel | None, *, patient: bool
+) -> Connection:
+    """Wait until a connection is up.
+
+    :raises Exception: why it is not.
+    """
+    answer: Answer[Connection] = Answer()
+    give_up = carrier.wait(answer.put, deadline, patient=patient)
+    try:
+        link = answer.get(deadline, cancel)
+    finally:
+        give_up()
+    if link is None:
+        given_up = cancel is not None and cancel.is_set()
+        problem = "the attempt was given up" if given_up else "not connected in time"
+        raise ConnectError(f"{carrier.name}: {problem}", reason="connect_timeout")
+    return link
+
+
+def _make_carrier(server: SSHServer, via: Route, directly: Directly) -> Carrier[Connection]:
+    return Carrier(str(server), _Way(server, via, directly), server.keepalive)
+
+
+class _Way:
+    """Connects to one server, again and again; see :class:`relay.carrier.Connector`."""
+
+    def __init__(self, server: SSHServer, via: Route, directly: Directly) -> None:
+        self._server = server
+        self._via = via
+        self._directly = directly
+        self._hop: tuple[Route, Holder] | None = None  # held while this one is, so that it comes back by itself, too
+
+    def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
+        settings = settle(self._server)
+        chosen = backend_for(settings)
+        connect: Connect = import_module(f".{chosen}.backend", __package__).connect
+        if chosen == "openssh" and not self._via:
+            self._leave_hop()
+            return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
+        return connect(settings, self._reach(settings, deadline, cancel), deadline, cancel, lost)
+
+    def close(self) -> None:
+        self._leave_hop()
+
+    def _reach(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
+        """A stream to the server: over the hops that were given, else as the user's configuration says."""
+        route = self._via or settings.jumps
+        if route:
+            return self._through(route, settings, deadline, cancel)
+        self._leave_hop()
+        if settings.command is not None:
+            return _command(settings.command, settings.name)
+        try:
+            return self._directly(settings.hostname, settings.port)(deadline=deadline, cancel=cancel)
+        except ConnectError as error:
+            raise ConnectError(f"{settings.name}: {error}", reason=error.reason) from error
+
+    def _through(self, route: Route, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
+        if len(route) > _DEEPEST:
+            raise AddressError(
+                f"{settings.name}: more than {_DEEPEST} servers are on the way; does one jump in circles?"
+            )
+        if self._hop is None or self._hop[0] != route:
+            self._leave_hop()
+            self._hop = route, Holder(route[-1], route[:-1], self._directly)
+        answer: Answer[Stream] = Answer()
+        place = TCPAddress(settings.hostname, settings.port)
+        give_up = dial(self._hop[1].carrier(), place, deadline, answer.put)
+        try:
+            stream = answer.get(deadline, cancel)
+        finally:
+            give_up()
+        if stream is None:
+            raise ConnectError(f"{settings.name}: not reached in time over {route[-1]}", reason="connect_timeout")
+        return stream
+
+    def _leave_hop(self) -> None:
+        hop, self._hop = self._hop, None
+        if hop is not None:
+            hop[1].close()
+
+
+def backend_for(settings: Settings) -> str:
+    """Which backend connects: what the caller insists on, else paramiko, unless only the client will do.
+
+    :returns: ``paramiko`` or ``openssh``.
+    :raises RelayError: if only the client will do, and there is none.
+    """
+    chosen = settings.server.backend
+    if chosen == "paramiko" or (chosen is None and not settings.needs_client):
+        return "paramiko"
+    if shutil.which("ssh") is None:
+        why = settings.needs_client or "backend=openssh"
+        raise RelayError(f"{settings.name}: {why} needs the OpenSSH client, and there is no ssh in PATH; install it")
+    return "openssh"
+
+
+def _command(command: str, name: str) -> Stream:
+    """A stream to the standard input and output of the user's ``ProxyCommand`` (ssh_config(5): the shell runs it)."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = start(["/bin/sh", "-c", f"exec {command}"], stdin=theirs.fileno(), stdout=theirs.fileno())
+    except OSError:
+        ours.close()
+        raise
+
+    ours.setblocking(False)
+    return Stream(ours, target=name, on_close=functools.partial(end, process, _PROMPT))
+
+
+def in_hop(error: OSError, route: Route) -> OSError:
+    """An error as the user of a chain of hops is to see it: it says which one it belongs to."""
+    if len(route) > 1:
+        for number, server in enumerate(route, 1):
+            text = str(error)
+            if text.startswith(f"{server}: "):
+                told = copy.copy(error)
+                told.args = (f"hop {number} of {len(route)} ({server}): {text.removeprefix(f'{server}: ')}",)
+                return told
+    return error
+
+
+def _as_oserror(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else RelayError(f"{type(error).__name__}: {error}")
+
+
+def _let_go_elsewhere(let_go: Callable[[], None]) -> None:
+    """A finalizer runs in whatever thread, which must not wait."""
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=let_go, name="relay letting a connection go", daemon=True).start()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,107 @@
+"""Passwords and passphrases: from text, a callable, a file or an environment variable, read when they are needed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import stat
+from collections.abc import Callable
+
+from ..address import Secret, SSHServer
+from ..errors import AuthenticationError
+
+__all__ = ["passphrase_of", "password_of", "wants_prompt"]
+
+LONGEST = 1 << 16  # bytes of a file that are looked at; no secret is longer
+
+
+def password_of(server: SSHServer, prompt: str | None = None) -> str | None:
+    """The password for a server, read anew at each call.
+
+    :param server: what the caller asked for.
+    :param prompt: what to ask the caller's callable, if it takes an argument; ``None`` for "user@host's password: ".
+    :returns: the password; ``None`` if there is none to be had.
+    :raises AuthenticationError: in one line, if the place that is to have it does not, or if its callable fails. An
+        exception of the callable is its cause.
+    """
+    question = f"{server.user}@{server.host}" if server.user else server.host
+    return _secret(server, "password", prompt or f"{question}'s password: ")
+
+
+def passphrase_of(server: SSHServer, keyfile: str) -> str | None:
+    """The passphrase of a key file, read anew at each call.
+
+    :param server: what the caller asked for.
+    :param keyfile: the path, which a callable that takes an argument finds in its prompt.
+    :returns: the passphrase; ``None`` if there is none to be had.
+    :raises AuthenticationError: as for :func:`password_of`.
+    """
+    return _secret(server, "passphrase", f"Passphrase for {keyfile}: ")
+
+
+def wants_prompt(secret: Secret | None) -> bool:
+    """Whether a secret is a callable that takes an argument, and so can answer any question."""
+    if not callable(secret):
+        return False
+    try:
+        inspect.signature(secret).bind("")
+    except TypeError:
+        return False
+    except ValueError:
+        return False  # a builtin that does not tell
+    return True
+
+
+def _secret(server: SSHServer, name: str, prompt: str) -> str | None:
+    given: Secret | None = getattr(server, name)
+    if isinstance(given, str):
+        return given
+    if given is not None:
+        return _called(server, name, given, prompt)
+    path: str | None = getattr(server, f"{name}_file")
+    if path is not None:
+        return _from_file(server, name, os.path.expanduser(path))
+    variable: str | None = getattr(server, f"{name}_env")
+    return None if variable is None else _from_environment(server, name, variable)
+
+
+def _called(server: SSHServer, name: str, function: Callable[..., str], prompt: str) -> str:
+    try:
+        value = function(prompt) if wants_prompt(function) else function()
+    except Exception as error:  # it is the caller's own code
+        problem = f"{server}: the callable given as {name} raised {type(error).__name__}"
+        raise AuthenticationError(f"{problem}; it is to return text") from error
+    if not isinstance(value, str):
+        raise AuthenticationError(f"{server}: the callable given as {name} returned {type(value).__name__}, not text")
+    return value
+
+
+def _from_file(server: SSHServer, name: str, path: str) -> str:
+    """The first line of a file that nobody else can read."""
+    where = f"{server}: {name}_file {path!r}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not keep us waiting
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise AuthenticationError(f"{where}: not a regular file; it is read anew with every login")
+            if status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
+            line = file.readline(LONGEST)
+    except AuthenticationError:
+        raise
+    except (OSError, ValueError) as error:
+        raise AuthenticationError(f"{where}: {getattr(error, 'strerror', None) or 'not a path'}") from None
+    value = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    if not value:
+        raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")
+    return value
+
+
+def _from_environment(server: SSHServer, name: str, variable: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        problem = "not set" if value is None else "empty"
+        raise AuthenticationError(f"{server}: {name}_env: the environment variable {variable!r} is {problem}")
+    return value

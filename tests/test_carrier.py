@@ -1,0 +1,329 @@
+"""``relay.carrier``: the states of a connection that is kept up, who waits for it, and who holds it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+import time
+
+import pytest
+from helpers import WAIT, Thread, wait_until
+
+from relay import carrier as module
+from relay.carrier import Carrier, State, hold
+from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+
+
+class Link:
+    """A link that does what the test says."""
+
+    def __init__(self, lost):
+        self.lose = lambda: lost(CarrierError("c: the line went dead"))
+        self.checked = threading.Event()
+        self.closed = threading.Event()
+        self.abandoned = False
+        self.streams = 0
+        self._idle = None
+
+    def when_idle(self, call):
+        self._idle = call
+        if not self.streams:
+            call()
+
+    def end_streams(self):
+        self.streams = 0
+        if self._idle is not None:
+            self._idle()
+
+    def check(self):
+        self.checked.set()
+
+    def close(self):
+        self.closed.set()
+
+    def abandon(self):
+        self.abandoned = True
+
+
+class Connector:
+    """A connector whose attempts end as the test says: an exception, or a link."""
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
+        self.links = []
+        self.attempts = 0
+        self.closed = threading.Event()
+
+    def connect(self, deadline, cancel, lost):
+        self.attempts += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if callable(outcome):
+            outcome = outcome(cancel)
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.links.append(Link(lost))
+        return self.links[-1]
+
+    def close(self):
+        self.closed.set()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
+
+
+@pytest.fixture
+def carried():
+    """Makes carriers that are closed with the test."""
+    made = []
+
+    def make(*outcomes, interval=None):
+        connector = Connector(*outcomes)
+        made.append(Carrier("c", connector, interval))
+        return made[-1], connector
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def outcome_of(carrier, timeout=WAIT, **options):
+    """What a waiter is told."""
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, time.monotonic() + timeout, **options)
+    return told.get(timeout=WAIT)
+
+
+def held_back(cancel):
+    """An attempt that lasts until it is cancelled."""
+    select.select([cancel], [], [], WAIT)
+    assert cancel.is_set()
+    return ConnectError("c: the attempt was given up")
+
+
+REFUSED = ConnectError("c: connection refused", reason="refused")
+
+
+def test_whoever_waits_gets_the_link(carried):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    assert link is connector.links[0] and carrier.state is State.UP
+    told = []
+    carrier.wait(told.append, None)
+    assert told == [link], "one that is up is told at once"
+
+
+def test_a_lost_link_is_made_again_and_the_old_one_closed(carried):
+    carrier, connector = carried()
+    states = []
+    link = outcome_of(carrier)
+    carrier.subscribe(lambda state, error: states.append((state, str(error))))
+    link.lose()
+    wait_until(lambda: len(connector.links) == 2)
+    assert link.closed.wait(WAIT)
+    wait_until(lambda: carrier.state is State.UP)
+    assert states == [
+        (State.BACKING_OFF, "c: the line went dead"),
+        (State.CONNECTING, "c: the line went dead"),
+        (State.UP, "None"),
+    ]
+    assert outcome_of(carrier) is connector.links[1]
+
+
+def test_a_link_that_is_lost_before_it_is_known_is_made_again(carried):
+    class Hasty(Connector):
+        def connect(self, deadline, cancel, lost):
+            link = super().connect(deadline, cancel, lost)
+            if self.attempts == 1:
+                link.lose()
+            return link
+
+    connector = Hasty()
+    carrier = Carrier("c", connector, None)
+    try:
+        wait_until(lambda: carrier.state is State.UP and connector.attempts == 2)
+        assert connector.links[0].closed.wait(WAIT)
+    finally:
+        carrier.close()
+
+
+def test_a_patient_waiter_outlasts_failures(carried):
+    carrier, connector = carried(REFUSED, REFUSED, REFUSED)
+    assert outcome_of(carrier) is connector.links[0]
+    assert connector.attempts == 4
+
+
+def test_an_impatient_one_is_told_of_the_first(carried):
+    carrier, _ = carried(REFUSED)
+    assert outcome_of(carrier, patient=False) is REFUSED
+
+
+@pytest.mark.parametrize("error", [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd")])
+def test_what_time_does_not_mend_is_final(carried, error):
+    carrier, connector = carried(error)
+    assert outcome_of(carrier) is error
+    assert carrier.state is State.FAILED and carrier.error is error
+    assert outcome_of(carrier) is error, "whoever comes later is told at once"
+    assert connector.attempts == 1
+
+
+def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
+    carrier, connector = carried(AuthenticationError("c: no"))
+    outcome_of(carrier)
+    monkeypatch.setattr(module, "_FINAL", 0.0)
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def test_a_waiter_has_its_deadline(carried):
+    carrier, _ = carried(held_back)
+    error = outcome_of(carrier, timeout=0.05)
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
+    assert str(error) == "c: not connected in time: no answer yet"
+
+
+def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (9.0, 9.0))
+    monkeypatch.setattr(module, "_WANTED", 9.0)
+    carrier, _ = carried(REFUSED)
+    outcome_of(carrier, patient=False)
+    assert str(outcome_of(carrier, timeout=0.05)) == "c: not connected in time: connection refused"
+
+
+def test_who_gives_up_is_not_told(carried):
+    carrier, _ = carried(held_back)
+    told = []
+    carrier.wait(told.append, None)()
+    carrier.close()
+    assert told == []
+
+
+def test_waiters_shorten_the_back_off(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(module, "_WANTED", 0.02)
+    carrier, connector = carried(REFUSED)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    assert outcome_of(carrier, instead_of=link) is connector.links[1]
+
+
+def test_a_link_is_checked(carried):
+    carrier, _ = carried(interval=0.01)
+    link = outcome_of(carrier)
+    assert link.checked.wait(WAIT)
+    link.checked.clear()
+    assert link.checked.wait(WAIT), "again and again"
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.UP, State.BACKING_OFF, State.FAILED])
+def test_close_is_prompt_in_every_state(carried, monkeypatch, state):
+    outcome = {State.CONNECTING: held_back, State.BACKING_OFF: REFUSED, State.FAILED: HostKeyError("c: no")}.get(state)
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    carrier, connector = carried(outcome)
+    wait_until(lambda: carrier.state is state)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < 1
+    assert carrier.state is State.CLOSED and connector.closed.is_set()
+    assert all(link.closed.is_set() for link in connector.links)
+    carrier.close()
+    assert isinstance(outcome_of(carrier), CarrierError)
+
+
+def test_whoever_waits_when_it_is_closed_is_told(carried):
+    carrier, _ = carried(held_back)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    carrier.close()
+    assert str(told.get(timeout=WAIT)) == "c: the connection was closed"
+
+
+def test_a_watcher_that_raises_is_logged(carried, caplog):
+    carrier, _ = carried()
+
+    def watch(state, error):
+        raise RuntimeError("a user's bug")
+
+    link = outcome_of(carrier)
+    carrier.subscribe(watch)
+    link.lose()
+    wait_until(lambda: "c: a watcher of the state failed" in caplog.text)
+
+
+def test_who_asks_with_an_equal_key_shares(carried):
+    connectors = [Connector(), Connector()]
+    one, let_go = hold("k", lambda: Carrier("c", connectors[0], None))
+    other, let_other_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    assert one is other and not connectors[1].attempts
+    wait_until(lambda: one.state is State.UP)
+    let_go()
+    let_go()
+    assert one.state is State.UP, "the other one holds it, and letting go twice is letting go once"
+    let_other_go()
+    assert one.state is State.CLOSED
+    new, let_new_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    assert new is not one
+    let_new_go()
+
+
+def test_it_lives_as_long_as_a_stream_rides_on_it():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go()
+    assert carrier.state is State.UP
+    link.end_streams()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    assert link.closed.wait(WAIT)
+
+
+def test_it_is_taken_up_again_while_a_stream_rides_on_it():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go()
+    again, let_go_again = hold("k", lambda: pytest.fail("it is still there"))
+    link.end_streams()
+    assert again is carrier and carrier.state is State.UP
+    let_go_again()
+    assert carrier.state is State.CLOSED
+
+
+def test_a_forked_child_abandons_it(carried):
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, repr((carrier.state.value, link.abandoned, link.closed.is_set())).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == "('closed', True, False)"
+    os.waitpid(child, 0)
+    assert carrier.state is State.UP and not link.abandoned
+
+
+def test_many_threads_close_it_at_once(carried):
+    carrier, _ = carried()
+    outcome_of(carrier)
+    for thread in [Thread(carrier.close) for _ in range(8)]:
+        thread.result()
+    assert carrier.state is State.CLOSED
+
+
+def test_it_says_what_it_does(carried):
+    carrier, _ = carried()
+    outcome_of(carrier)
+    assert repr(carrier) == "<relay.Carrier c, up>"

@@ -187,7 +187,7 @@ class Carrier(Generic[AnyLink]):
             waiter.tell(self.link)
         elif self.state is State.CLOSED:
             waiter.tell(self._closed_error())
-        elif self.state is State.FAILED or (self.state is State.BACKING_OFF and not waiter.patient):
+        elif self.state is State.FAILED:
             assert self.error is not None
             waiter.tell(self.error)
         else:
@@ -195,7 +195,8 @@ class Carrier(Generic[AnyLink]):
             waiter.start(self._pump.loop.timers)
             if self.state is State.BACKING_OFF:
                 now = time.monotonic()
-                self._timer.start(min(self._timer.due, now + _jittered(_WANTED)), now)
+                delay = _jittered(_WANTED) if waiter.patient else 0.0  # who waits for one attempt has it made at once
+                self._timer.start(min(self._timer.due, now + delay), now)
 
     def _drop(self, waiter: _Waiter[AnyLink]) -> None:
         self._waiters.pop(waiter, None)

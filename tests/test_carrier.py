@@ -161,6 +161,14 @@ def test_an_impatient_one_is_told_of_the_first(carried):
     assert outcome_of(carrier, patient=False) is REFUSED
 
 
+def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    carrier, connector = carried(REFUSED, REFUSED)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    assert outcome_of(carrier, patient=False) is REFUSED
+    assert outcome_of(carrier, patient=False) is connector.links[0]
+
+
 @pytest.mark.parametrize("error", [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd")])
 def test_what_time_does_not_mend_is_final(carried, error):
     carrier, connector = carried(error)
@@ -188,7 +196,7 @@ def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
     monkeypatch.setattr(module, "_BACKOFF", (9.0, 9.0))
     monkeypatch.setattr(module, "_WANTED", 9.0)
     carrier, _ = carried(REFUSED)
-    outcome_of(carrier, patient=False)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
     assert str(outcome_of(carrier, timeout=0.05)) == "c: not connected in time: connection refused"
 
 

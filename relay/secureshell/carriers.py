@@ -30,7 +30,7 @@ __all__ = ["Holder", "SSHFactory", "in_hop"]
 Route = tuple[SSHServer, ...]
 Directly = Callable[[str, int], Direct]
 
-_DEEPEST = 8  # servers on the way to one; a configuration may send us round in circles
+_DEEPEST = 8  # servers on the way to one that the configuration may name
 _PROMPT = 0.3  # seconds for a proxy command to end before it is killed
 _AGAIN = 3  # times that one stream is begun again because the connection was lost under it
 
@@ -103,6 +103,7 @@ class SSHFactory(Dialed):
     def __init__(self, server: SSHServer, via: Route, place: Place, directly: Directly) -> None:
         super().__init__(str(place))
         self._holder = Holder(server, via, directly)
+        self._route = (*via, server)
         self._place = place
 
     @property
@@ -130,11 +131,19 @@ class SSHFactory(Dialed):
         :raises ValueError: if it is not positive.
         """
         seconds = check_time("timeout", timeout)
-        wait_for(self._holder.carrier(), None if seconds is None else time.monotonic() + seconds, None, patient=False)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            wait_for(self._holder.carrier(), deadline, None, patient=False)
+        except OSError as error:
+            raise in_hop(error, self._route) from error
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
         """Begin to make a stream; see :meth:`Dialed.dial`."""
-        return dial(self._holder.carrier(), self._place, deadline, done, lasting=lasting, patient=patient)
+
+        def told(outcome: Stream | OSError) -> None:
+            done(in_hop(outcome, self._route) if isinstance(outcome, OSError) else outcome)
+
+        return dial(self._holder.carrier(), self._place, deadline, told, lasting=lasting, patient=patient)
 
     def close(self) -> None:
         """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
@@ -163,33 +172,56 @@ def dial(
 
     The parameters are those of :meth:`relay.dialing.Dialed.dial`.
     """
-    steps = Steps(done)
-    begun = 0
-    link: Connection | None = None
+    return _Dial(carrier, place, deadline, done, lasting=lasting, patient=patient).begin()
 
-    def wait() -> None:
-        steps.begin(
-            lambda told: carrier.wait(told, deadline, patient=patient, instead_of=link),
-            up,
-        )
 
-    def up(outcome: Connection | Exception) -> None:
-        nonlocal link
+class _Dial:
+    """One stream on its way."""
+
+    __slots__ = ("_carrier", "_deadline", "_lasting", "_link", "_lost", "_patient", "_place", "_steps")
+
+    def __init__(
+        self,
+        carrier: Carrier[Connection],
+        place: Place,
+        deadline: float | None,
+        done: Done,
+        *,
+        lasting: bool,
+        patient: bool,
+    ) -> None:
+        self._carrier = carrier
+        self._place = place
+        self._deadline = deadline
+        self._lasting = lasting
+        self._patient = patient
+        self._steps = Steps(done)
+        self._link: Connection | None = None
+        self._lost = 0
+
+    def begin(self) -> GiveUp:
+        self._steps.begin(self._wait, self._up)
+        return self._steps.give_up
+
+    def _wait(self, told: Callable[[Connection | Exception], object]) -> GiveUp:
+        return self._carrier.wait(told, self._deadline, patient=self._patient, instead_of=self._link)
+
+    def _up(self, outcome: Connection | Exception) -> None:
         if isinstance(outcome, Exception):
-            return steps.finish(_as_oserror(outcome))
-        link = outcome
-        steps.begin(lambda told: outcome.open(place, deadline, told, lasting=lasting), opened)
+            return self._steps.finish(_as_oserror(outcome))
+        self._link = outcome
+        self._steps.begin(self._open, self._opened)
 
-    def opened(outcome: Stream | OSError) -> None:
-        nonlocal begun
-        begun += 1
-        if isinstance(outcome, CarrierError) and begun <= _AGAIN:
-            wait()
+    def _open(self, told: Done) -> GiveUp:
+        assert self._link is not None
+        return self._link.open(self._place, self._deadline, told, lasting=self._lasting)
+
+    def _opened(self, outcome: Stream | OSError) -> None:
+        if isinstance(outcome, CarrierError) and self._lost < _AGAIN:
+            self._lost += 1
+            self.begin()
         else:
-            steps.finish(outcome)
-
-    wait()
-    return steps.give_up
+            self._steps.finish(outcome)
 
 
 def wait_for(
@@ -203,6 +235,8 @@ def wait_for(
     give_up = carrier.wait(answer.put, deadline, patient=patient)
     try:
         link = answer.get(deadline, cancel)
+    except Exception as error:
+        raise _as_oserror(error) from error
     finally:
         give_up()
     if link is None:
@@ -257,6 +291,8 @@ class _Way:
             )
         if self._hop is None or self._hop[0] != route:
             self._leave_hop()
+            if not self._via:
+                _refuse_circles(settings, ())
             self._hop = route, Holder(route[-1], route[:-1], self._directly)
         answer: Answer[Stream] = Answer()
         place = TCPAddress(settings.hostname, settings.port)
@@ -273,6 +309,18 @@ class _Way:
         hop, self._hop = self._hop, None
         if hop is not None:
             hop[1].close()
+
+
+def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:
+    """The user's configuration may send us from one server to another and back.
+
+    :raises AddressError: if it does.
+    """
+    if settings.hostname in seen or len(seen) > _DEEPEST:
+        way = " → ".join((*seen, settings.hostname))
+        raise AddressError(f"{settings.name}: ProxyJump leads round in a circle ({way}); mend the SSH configuration")
+    for server in settings.jumps:
+        _refuse_circles(settle(server), (*seen, settings.hostname))
 
 
 def backend_for(settings: Settings) -> str:

@@ -1,0 +1,362 @@
+"""``relay.secureshell.carriers``: who shares a connection, how it is reached, and what comes of its streams."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from helpers import WAIT, Thread, receive_exactly, wait_until
+
+import relay
+from relay.address import SSHServer, TCPAddress
+from relay.cancellation import Cancellation
+from relay.secureshell import carriers
+from relay.secureshell.carriers import SSHFactory, backend_for, in_hop
+from relay.secureshell.connection import Settings
+
+TARGET = TCPAddress("db.internal", 5432)
+
+
+class Connection:
+    """A connection whose streams are socketpairs; the test holds the far ends."""
+
+    def __init__(self, world, settings, stream, lost):
+        self.world = world
+        self.settings = settings
+        self.stream = stream
+        self.told_lost = lost
+        self.places = []
+        self.far = []
+        self.errors = []
+        self.closed = False
+
+    def lose(self):
+        error = relay.CarrierError(f"{self.settings.name}: gone")
+        self.errors = [error] * 99
+        self.told_lost(error)
+
+    def open(self, place, deadline, done, *, lasting=False):
+        self.places.append((place, lasting))
+        if self.errors:
+            done(self.errors.pop(0))
+            return lambda: None
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.settimeout(WAIT)
+        self.far.append(far)
+        done(relay.Stream(near, target=str(place)))
+        return lambda: None
+
+    def when_idle(self, call):
+        call()
+
+    def check(self):
+        pass
+
+    def close(self):
+        self.closed = True
+        for far in self.far:
+            far.close()
+        if self.stream is not None:
+            self.stream.close()
+
+    def abandon(self):
+        pass
+
+
+class World:
+    """Both backends, and what the configuration says."""
+
+    def __init__(self, monkeypatch):
+        self.connections = []
+        self.errors = []  # of the next attempts
+        self.settings = {}  # what a server's configuration adds
+        self.dialed = []
+        monkeypatch.setattr(carriers, "settle", self.settle)
+        monkeypatch.setattr(carriers, "import_module", self.backend)
+
+    def settle(self, server):
+        return Settings(server, f"{server.host}.example", server.port or 22, "me", **self.settings.get(server.host, {}))
+
+    def backend(self, name, package):
+        def connect(settings, stream, deadline, cancel, lost):
+            if self.errors:
+                if stream is not None:
+                    stream.close()
+                raise self.errors.pop(0)
+            self.connections.append(Connection(self, settings, stream, lost))
+            self.connections[-1].backend = name
+            return self.connections[-1]
+
+        return SimpleNamespace(connect=connect)
+
+    def directly(self, host, port):
+        def factory(deadline=None, cancel=None):
+            self.dialed.append((host, port))
+            near, far = socket.socketpair()
+            far.close()
+            near.setblocking(False)
+            return relay.Stream(near)
+
+        return factory
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+@pytest.fixture
+def factory(world):
+    """Makes factories that are closed with the test."""
+    made = []
+
+    def make(*hosts, place=TARGET, **options):
+        *via, last = (SSHServer(host, **options) for host in hosts)
+        made.append(SSHFactory(last, tuple(via), place, world.directly))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_stream_over_a_connection(world, factory):
+    make = factory("bastion", port=2222)
+    assert not world.dialed, "nothing is opened before the first call"
+    with make() as stream:
+        stream.socket.sendall(b"hello")
+        (connection,) = world.connections
+        assert receive_exactly(connection.far[0], 5) == b"hello"
+    assert world.dialed == [("bastion.example", 2222)]
+    assert connection.places == [(TARGET, False)]
+    assert make.state == "up" and make.target == "db.internal:5432"
+    make.close()
+    assert connection.closed and make.state == "closed"
+
+
+def test_one_connection_carries_the_streams_of_all_who_ask_for_the_same(world, factory):
+    one, other, different = factory("bastion"), factory("bastion"), factory("bastion", user="somebody")
+    for make in (one, other, one):
+        make().close()
+    assert len(world.connections) == 1
+    different().close()
+    assert len(world.connections) == 2
+    one.close()
+    assert not world.connections[0].closed
+    other.close()
+    assert world.connections[0].closed
+
+
+def test_callables_are_told_apart_by_identity(world, factory):
+    def secret():
+        return "s"
+
+    for password in (secret, secret, lambda: "s"):
+        factory("bastion", password=password)().close()
+    assert len(world.connections) == 2
+
+
+def test_a_factory_that_was_closed_takes_it_up_anew(world, factory):
+    make = factory("bastion")
+    make().close()
+    make.close()
+    make().close()
+    assert len(world.connections) == 2
+
+
+def test_a_factory_that_is_forgotten_lets_it_go(world):
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make().close()
+    del make
+    wait_until(lambda: world.connections[0].closed)
+
+
+def test_ready_raises_what_is_wrong_at_once(world, factory):
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")]
+    make = factory("bastion")
+    with pytest.raises(relay.ConnectError, match="ssh://bastion: refused"):
+        make.ready()
+    make.ready()
+    assert make.state == "up", "it was tried again in the background"
+    with pytest.raises(ValueError, match="timeout"):
+        make.ready(-1)
+
+
+def test_credentials_that_are_refused_are_raised(world, factory):
+    world.errors = [relay.AuthenticationError("ssh://bastion: none accepted")]
+    make = factory("bastion")
+    for _ in range(2):
+        with pytest.raises(relay.AuthenticationError, match="none accepted"):
+            make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed"
+
+
+def test_what_is_no_oserror_becomes_one(world, factory):
+    world.errors = [RuntimeError("odd")]
+    with pytest.raises(relay.RelayError, match="RuntimeError: odd"):
+        factory("bastion")()
+
+
+def test_a_call_with_a_deadline_waits_for_a_lost_connection(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 2
+    world.connections[0].lose()
+    with make(deadline=time.monotonic() + WAIT):
+        assert len(world.connections) == 2
+
+
+def test_a_stream_whose_connection_is_lost_as_it_begins_is_begun_again(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.connections[0].errors = [relay.CarrierError("ssh://bastion: gone")]
+    with make(deadline=time.monotonic() + WAIT):
+        assert len(world.connections) == 2
+
+
+def test_a_target_that_refuses_is_not_tried_again(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.connections[0].errors = [relay.ConnectError("db.internal:5432: refused", reason="refused")]
+    with pytest.raises(relay.ConnectError, match="refused"):
+        make(deadline=time.monotonic() + WAIT)
+
+
+def test_a_call_can_be_cancelled(world, factory, monkeypatch):
+    entered = threading.Event()
+
+    def never(settings, stream, deadline, cancel, lost):
+        entered.set()
+        with stream:
+            Cancelled.wait(cancel)
+        raise relay.ConnectError("given up")
+
+    class Cancelled:
+        @staticmethod
+        def wait(cancel):
+            import select
+
+            assert select.select([cancel], [], [], WAIT)[0]
+
+    monkeypatch.setattr(carriers, "import_module", lambda *_: SimpleNamespace(connect=never))
+    make, cancel = factory("bastion"), Cancellation()
+    call = Thread(lambda: make(cancel=cancel))
+    assert entered.wait(WAIT)
+    cancel.set()
+    with pytest.raises(relay.ConnectError, match="given up"):
+        call.result()
+    cancel.close()
+    make.close()
+
+
+def test_a_server_behind_a_server(world, factory):
+    make = factory("first", "second")
+    make().close()
+    first, second = world.connections
+    assert (first.settings.hostname, second.settings.hostname) == ("first.example", "second.example")
+    assert world.dialed == [("first.example", 22)]
+    assert first.places == [(TCPAddress("second.example", 22), False)]
+    assert second.places == [(TARGET, False)]
+    make.close()
+    wait_until(lambda: first.closed and second.closed)
+
+
+def test_the_hop_in_front_comes_back_first(world, factory):
+    make = factory("first", "second")
+    make().close()
+    first, second = world.connections
+    first.lose()
+    second.lose()
+    with make(deadline=time.monotonic() + WAIT):
+        assert [one.settings.hostname for one in world.connections[2:]] == ["first.example", "second.example"]
+
+
+def test_the_configurations_jumps_are_hops(world, factory):
+    world.settings["inner"] = {"jumps": (SSHServer("a"), SSHServer("b"))}
+    factory("inner")().close()
+    assert [one.settings.hostname for one in world.connections] == ["a.example", "b.example", "inner.example"]
+
+
+def test_a_hop_that_was_given_replaces_the_configurations(world, factory):
+    world.settings["inner"] = {"jumps": (SSHServer("a"),), "command": "false"}
+    factory("mine", "inner")().close()
+    assert [one.settings.hostname for one in world.connections] == ["mine.example", "inner.example"]
+
+
+def test_jumps_in_circles_end(world, factory):
+    world.settings["a"] = {"jumps": (SSHServer("b"),)}
+    world.settings["b"] = {"jumps": (SSHServer("a"),)}
+    with pytest.raises(relay.RelayError, match="circle"):
+        factory("a")()
+
+
+def test_a_proxy_command_is_the_way(world, factory, spawner_thread):
+    world.settings["inner"] = {"command": "cat"}
+    make = factory("inner")
+    make().close()
+    stream = world.connections[0].stream
+    stream.socket.settimeout(WAIT)
+    stream.socket.sendall(b"through a process")
+    assert receive_exactly(stream.socket, 17) == b"through a process"
+    assert not world.dialed
+
+
+def test_the_client_finds_its_own_way(world, factory, monkeypatch):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["inner"] = {"jumps": (SSHServer("a"),), "needs_client": "GSSAPIAuthentication"}
+    factory("inner")().close()
+    (connection,) = world.connections
+    assert connection.backend == ".openssh.backend" and connection.stream is None
+
+
+def settings_for(server, **options):
+    return Settings(server, "h", 22, "me", **options)
+
+
+def test_which_backend(monkeypatch):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    server = SSHServer("h")
+    assert backend_for(settings_for(server)) == "paramiko"
+    assert backend_for(settings_for(server, needs_client="a key on a token")) == "openssh"
+    assert backend_for(settings_for(SSHServer("h", backend="paramiko"), needs_client="a token")) == "paramiko"
+    assert backend_for(settings_for(SSHServer("h", backend="openssh"))) == "openssh"
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: None)
+    with pytest.raises(relay.RelayError, match="ssh://h: a token needs the OpenSSH client.*install it"):
+        backend_for(settings_for(server, needs_client="a token"))
+
+
+def test_an_error_says_which_hop_it_belongs_to():
+    route = (SSHServer("a"), SSHServer("b", "me"))
+    error = relay.ConnectError("ssh://me@b: connection refused", reason="refused")
+    told = in_hop(error, route)
+    assert str(told) == "hop 2 of 2 (ssh://me@b): connection refused"
+    assert isinstance(told, relay.ConnectError) and told.reason == "refused"
+    assert in_hop(error, route[1:]) is error
+    other = relay.ConnectError("db:1: refused")
+    assert in_hop(other, route) is other
+
+
+def test_the_users_chain_tells_the_hop(world, factory):
+    world.errors = [relay.HostKeyError("ssh://first: the key has changed")]
+    with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://first\): the key has changed"):
+        factory("first", "second").ready()
+    world.errors = [relay.HostKeyError("ssh://one: the key has changed")]
+    with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://one\): the key has changed"):
+        factory("one", "two")()
+
+
+def test_watchers_hear_of_every_change(world, factory):
+    make, heard = factory("bastion"), []
+    make.subscribe(lambda state, error: heard.append(state.value))
+    make.ready()
+    world.connections[0].lose()
+    wait_until(lambda: heard[-3:] == ["backing off", "connecting", "up"])
+
+
+def test_it_says_what_it_is(factory):
+    make = factory("bastion", user="me", password="secret")
+    assert repr(make) == "<relay factory to db.internal:5432 over ssh://me@bastion, not held>"

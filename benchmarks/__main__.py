@@ -13,21 +13,21 @@ from pathlib import Path
 
 from .loads import Lab
 from .machine import MeasurementError, UnavailableError, describe, raise_limit
-from .peers import PEERS, VERSIONS
+from .peers import PACKAGES, PEERS, VERSIONS
 from .report import Results, markdown, text
-from .rows import ROWS
+from .rows import ROWS, TABLES
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """An option that takes names out of a table, separated by commas."""
+def names(known: Iterable[str], groups: dict[str, list[str]]) -> Callable[[str], list[str]]:
+    """An option that takes names out of a table, or of groups of them, separated by commas."""
 
     def parse(given: str) -> list[str]:
-        chosen = given.split(",")
+        chosen = [name for word in given.split(",") for name in groups.get(word, [word])]
         unknown = [name for name in chosen if name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join([*groups, *known])}")
         return chosen
 
     return parse
@@ -47,8 +47,10 @@ def options() -> argparse.Namespace:
         description="Measure relay beside its peers. A run of everything is kept in benchmarks/results.",
         epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
     )
-    parser.add_argument("--rows", type=names(ROWS), default=list(ROWS), metavar="NAME,…", help=", ".join(ROWS))
-    parser.add_argument("--peers", type=names(PEERS), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
+    tables = {table: [name for name, row in ROWS.items() if row.table == table] for table in TABLES}
+    rows = f"{', '.join(ROWS)}; or those of a table: {', '.join(tables)}"
+    parser.add_argument("--rows", type=names(ROWS, tables), default=list(ROWS), metavar="NAME,…", help=rows)
+    parser.add_argument("--peers", type=names(PEERS, {}), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of every row (default 3)")
     parser.add_argument("--seconds", type=positive, default=3, metavar="S", help="of load in a measurement (default 3)")
     parser.add_argument("--markdown", action="store_true", help="print the kept results for the README")
@@ -74,7 +76,9 @@ def measure(lab: Lab, row: str, peer: str, results: Results) -> None:
 
 def run(chosen: argparse.Namespace) -> Results:
     """All rounds of all rows, the peers of a row in turn within each round."""
-    results = Results.begin(time.strftime("%Y-%m-%d %H:%M"), describe(VERSIONS), chosen.rounds, chosen.seconds)
+    results = Results.begin(
+        time.strftime("%Y-%m-%d %H:%M"), describe(VERSIONS, PACKAGES), chosen.rounds, chosen.seconds
+    )
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as directory:
         lab = Lab(Path(directory), chosen.seconds)
         for row in chosen.rows:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import create_connection, socket
@@ -14,10 +14,12 @@ from typing import Any
 
 import trustme
 
+from .jobs import DIRECT, Job, Target
 from .machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
-from .peers import DIRECT, HELD, PEERS, Job, Target, inside
+from .peers import HELD, PEERS, inside
+from .sshd import Server, delayed, ssh_server
 
-__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "wrk"]
+__all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "warm_iperf3", "warm_wrk", "wrk"]
 
 HERE = Path(__file__).parent
 GIB = 2**30
@@ -118,9 +120,9 @@ class Lab:
 
     @contextmanager
     def iperf3_server(self) -> Iterator[Target]:
-        """An iperf3 server for one test."""
+        """An iperf3 server."""
         job = self._job(Target(0))
-        arguments = ["iperf3", "-s", "-1", "-B", LOOPBACK, "-p", str(job.port)]
+        arguments = ["iperf3", "-s", "-B", LOOPBACK, "-p", str(job.port)]
         with Process(arguments, job.port, job.directory / "log"):
             yield Target(job.port)
 
@@ -130,6 +132,28 @@ class Lab:
         job = self._job(Target(0))
         with Process([self._pingpong(), "echo", str(job.port)], job.port, job.directory / "log"):
             yield Target(job.port)
+
+    @contextmanager
+    def opening_server(self, kind: str) -> Iterator[Target]:
+        """A server for :meth:`first_bytes`.
+
+        :param kind: ``echo``, which sends back what it gets, or ``greet``, which speaks first.
+        """
+        job = self._job(Target(0))
+        with Process([self._opening(), kind, str(job.port)], job.port, job.directory / "log"):
+            yield Target(job.port)
+
+    @contextmanager
+    def ssh_server(self, *, far: bool = False) -> Iterator[Server]:
+        """A real SSH server.
+
+        :param far: whether it is at the far end of a long link.
+        """
+        with (
+            ssh_server(self._job(Target(0)).directory) as server,
+            delayed(server) if far else nullcontext(server) as it,
+        ):
+            yield it
 
     @contextmanager
     def web_server(self) -> Iterator[Target]:
@@ -165,28 +189,54 @@ class Lab:
     def _pingpong(self) -> str:
         return compiled(HERE / "pingpong.c", self.directory)
 
+    def _opening(self) -> str:
+        return compiled(HERE / "opening.c", self.directory)
+
     def ping(self, port: int) -> dict[str, float]:
         """64 bytes to and fro: ``count``, ``seconds``, and ``p50`` and ``p99`` in microseconds."""
         return _numbers(run([self._pingpong(), "ping", str(port), str(self.seconds)], self.seconds + PATIENCE))
 
+    def first_bytes(self, port: int, kind: str) -> dict[str, float]:
+        """New connections, one after another, and how long each takes to its first byte: as :meth:`ping`.
 
-def iperf3(port: int, streams: int, seconds: int) -> tuple[int, float]:
-    """iperf3 from here to its server; returns the bytes that arrived and in how many seconds."""
+        :param kind: ``speak``, where the client does so first, or ``hear``, where the server does.
+        """
+        return _numbers(run([self._opening(), kind, str(port), str(self.seconds)], self.seconds + PATIENCE))
+
+
+def iperf3(port: int, streams: int, seconds: int, *, down: bool = False) -> tuple[int, float]:
+    """iperf3 from here to its server; returns the bytes that arrived and in how many seconds.
+
+    :param down: whether its server sends.
+    """
     arguments = ["iperf3", "-J", "-c", LOOPBACK, "-p", str(port), "-P", str(streams), "-t", str(seconds)]
-    total = json.loads(run(arguments, seconds + PATIENCE))["end"]["sum_received"]
+    total = json.loads(run([*arguments, *["-R"] * down], seconds + PATIENCE))["end"]["sum_received"]
     return total["bytes"], total["seconds"]
 
 
-def wrk(port: int, seconds: int, *, keep: bool) -> dict[str, float]:
-    """wrk, one thread and 32 connections; returns ``requests`` and ``seconds``.
+def warm_iperf3(port: int) -> None:
+    """A mebibyte to its server, so that what a relay makes once is there before the load begins."""
+    run(["iperf3", "-c", LOOPBACK, "-p", str(port), "-n", "1M"], ANSWERS)
+
+
+def warm_wrk(port: int) -> None:
+    """One request to the web server, likewise."""
+    run(["curl", "-sSf", "-o", "/dev/null", f"http://{LOOPBACK}:{port}/"], ANSWERS)
+
+
+def wrk(port: int, seconds: int, *, keep: bool, connections: int = 32) -> dict[str, float]:
+    """wrk, with one thread; returns ``requests`` and ``seconds``.
 
     :param keep: whether connections are kept, or each request has one of its own.
+    :param connections: how many at a time.
     :raises MeasurementError: if a request failed.
     """
     header = [] if keep else ["-H", "Connection: close"]
     script = ["-s", str(HERE / "wrk.lua")]
     url = f"http://{LOOPBACK}:{port}/"
-    said = run(["wrk", "-t", "1", "-c", "32", "-d", str(seconds), *script, *header, url], seconds + PATIENCE)
+    said = run(
+        ["wrk", "-t", "1", "-c", str(connections), "-d", str(seconds), *script, *header, url], seconds + PATIENCE
+    )
     numbers = _numbers(said.splitlines()[-1])
     if numbers["errors"] or not numbers["requests"]:
         raise MeasurementError(f"wrk: {numbers['errors']:.0f} errors, {numbers['requests']:.0f} requests")

@@ -10,9 +10,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "pinned",
     "program",
     "raise_limit",
+    "relay_command",
     "run",
 ]
 
@@ -96,11 +99,13 @@ class Process:
         return family
 
     def close(self) -> None:
-        """End it and its children (a process group of their own), and wait for it."""
-        try:
-            os.killpg(self._child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        """End it and its children, those in sessions of their own too, and wait for it."""
+        family = self._family()
+        for end, number in [(os.killpg, self._child.pid), *[(os.kill, pid) for pid in family]]:
+            try:
+                end(number, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self._child.wait()
 
     def __enter__(self) -> Process:
@@ -163,6 +168,17 @@ def program(name: str) -> str:
     return path
 
 
+def relay_command() -> str:
+    """The path of the command ``relay`` of this environment.
+
+    :raises UnavailableError: if it is not installed.
+    """
+    command = Path(sys.executable).with_name("relay")
+    if not command.exists():
+        raise UnavailableError(f"{command} does not exist: make install")
+    return str(command)
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody has."""
     with socket.create_server((LOOPBACK, 0)) as listener:
@@ -223,10 +239,11 @@ def raise_limit() -> int:
     return hard
 
 
-def describe(versions: dict[str, list[str]]) -> dict[str, str]:
+def describe(versions: dict[str, list[str]], packages: list[str]) -> dict[str, str]:
     """The machine and the programs on it.
 
     :param versions: for each program the argument list that prints its version.
+    :param packages: the Python packages.
     :returns: a line of text for each.
     """
     models = [line.split(":")[1].strip() for line in _read(Path("/proc/cpuinfo")).splitlines() if "model name" in line]
@@ -235,7 +252,8 @@ def describe(versions: dict[str, list[str]]) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
     }
-    return lines | {name: _version(arguments) for name, arguments in versions.items()}
+    lines |= {name: _version(arguments) for name, arguments in versions.items()}
+    return lines | {name: _package(name) for name in packages}
 
 
 def _version(arguments: list[str]) -> str:
@@ -246,3 +264,10 @@ def _version(arguments: list[str]) -> str:
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
     lines = (done.stdout + done.stderr).splitlines()
     return next((line.strip() for line in lines if re.search(r"\d\.\d", line)), "?")
+
+
+def _package(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not available"

@@ -4,73 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import LOOPBACK, UnavailableError, compiled, program
+from . import sshpeers
+from .jobs import DIRECT, Job, Peer
+from .machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 
-__all__ = ["DIRECT", "HELD", "PEERS", "VERSIONS", "Job", "Peer", "Target", "inside"]
+__all__ = ["HELD", "PACKAGES", "PEERS", "VERSIONS", "inside"]
 
 HELD = 9000  # connections at once, the most there are in any row
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where a relay is to lead.
-
-    :param port: on 127.0.0.1.
-    :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
-    """
-
-    port: int
-    ca: Path | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a peer is asked to do.
-
-    :param directory: its own, for its configuration.
-    :param port: where to listen on 127.0.0.1.
-    :param target: where to lead.
-    :param core: a core that nobody else uses, for the busy thread of the programs that have one.
-    """
-
-    directory: Path
-    port: int
-    target: Target
-    core: int
-
-    def write(self, name: str, text: str) -> str:
-        """Write a configuration file; returns its path."""
-        path = self.directory / name
-        path.write_text(text)
-        return str(path)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One column of the results.
-
-    :param title: its name for people.
-    :param start: returns the argument list that does a job; raises :class:`UnavailableError`.
-    """
-
-    title: str
-    start: Callable[[Job], list[str]]
-
-
 def _relay(*options: str) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
-        command = Path(sys.executable).with_name("relay")
-        if not command.exists():
-            raise UnavailableError(f"{command} does not exist: make install")
         target = f"{LOOPBACK}:{job.target.port}"
         if job.target.ca is not None:
             target = f"tls://{target}?ca={job.target.ca}&servername=localhost"
-        return [str(command), "forward", *options, f"{LOOPBACK}:{job.port}", target]
+        return [relay_command(), "forward", *options, f"{LOOPBACK}:{job.port}", target]
 
     return start
 
@@ -169,7 +121,6 @@ def _direct(job: Job) -> list[str]:
     raise AssertionError("nothing to start")
 
 
-DIRECT = "direct"
 PEERS = {
     "relay": Peer("relay", _relay()),
     "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
@@ -186,6 +137,7 @@ PEERS = {
     "relay-beside": Peer("relay, busy program beside", _relay()),
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
+    **sshpeers.PEERS,
     DIRECT: Peer("none (direct)", _direct),
 }
 
@@ -195,8 +147,10 @@ VERSIONS = {
     "nginx": ["nginx", "-v"],
     "socat": ["socat", "-V"],
     "stunnel": ["stunnel4", "-version"],
+    "OpenSSH": ["ssh", "-V"],
     "gcc": ["gcc", "--version"],
     "iperf3": ["iperf3", "-v"],
     "wrk": ["wrk", "-v"],
     "curl": ["curl", "-V"],
 }
+PACKAGES = ["paramiko", "asyncssh", "sshtunnel"]

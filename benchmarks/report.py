@@ -12,8 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .goals import Goal, Metric, Row, Sample
 from .peers import PEERS
-from .rows import ROWS, TABLES, Goal, Metric, Row, Sample
+from .rows import ROWS, TABLES
 
 __all__ = ["Results", "markdown", "text"]
 
@@ -175,7 +176,8 @@ def _markdown_table(results: Results, rows: list[str]) -> list[str]:
     for row in rows:
         for metric in ROWS[row].metrics:
             figures = [number(results.median(row, peer, metric)) for peer in peers]
-            said = judgements(results, row, metric)
-            goals = "<br>".join(f"{ratio}: {word}" for peer, ratio, word in said if not peer.endswith("-limits"))
+            said = [one for one in judgements(results, row, metric) if not one[0].endswith("-limits")]
+            several = len({peer for peer, *_ in said}) > 1
+            goals = "<br>".join(f"{PEERS[peer].title}: " * several + f"{ratio}: {word}" for peer, ratio, word in said)
             lines.append(f"| {ROWS[row].title}: {metric.title} | " + " | ".join(figures) + f" | {goals} |")
     return lines

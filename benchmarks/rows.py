@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
+from . import sshrows
+from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from .jobs import DIRECT, Target
 from .loads import GIB, Lab, downloads, held, iperf3, wrk
 from .machine import LOOPBACK, UnavailableError
-from .peers import DIRECT, HELD, Target
+from .peers import HELD
 
-__all__ = ["ROWS", "TABLES", "Goal", "Metric", "Row", "Sample"]
-
-Sample = dict[str, float]  # what one measurement gives: a figure for each metric, by key
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bound of one peer's figure: at least (or at most, where less is better) ``factor`` times another's.
-
-    :param of: the key of the other peer; ``None`` if ``factor`` is itself the bound.
-    :param factor: what to reach.
-    :param limit: what is just accepted, if that is less.
-    :param peer: the key of the peer that is to reach it.
-    """
-
-    of: str | None
-    factor: float
-    limit: float | None = None
-    peer: str = "relay"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of a row.
-
-    :param key: its name in a :data:`Sample`.
-    :param title: what it is, with the unit.
-    :param more: whether more is better.
-    :param scale: what a sample is multiplied by to be in that unit.
-    """
-
-    key: str
-    title: str
-    more: bool
-    goals: tuple[Goal, ...] = ()
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One load.
-
-    :param title: what it is.
-    :param table: the table it stands in, a key of :data:`TABLES`.
-    :param peers: whom it is measured of, in the order of a round.
-    :param measure: makes one measurement of one peer.
-    """
-
-    title: str
-    table: str
-    peers: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    measure: Callable[[Lab, str], Sample]
+__all__ = ["ROWS", "TABLES"]
 
 
 def bulk(lab: Lab, peer: str, streams: int) -> Sample:
@@ -134,11 +83,6 @@ def tls_connections(lab: Lab, peer: str, tickets: bool) -> Sample:
         return sample | {"resumed": lines.count("r") / len(lines)}
 
 
-GBIT = partial(Metric, "rate", "Gbit/s", True, scale=1e-9)
-CPU_BULK = partial(Metric, "cpu", "CPU ms per GiB", False, scale=1e3)
-RATE = partial(Metric, "rate", more=True)
-CPU = partial(Metric, "cpu", more=False, scale=1e6)
-
 BULK = (
     GBIT((Goal("haproxy-tuned", 1.0), Goal("c", 0.95), Goal("haproxy", 1.4))),
     CPU_BULK((Goal("c", 1.05, 1.1),)),
@@ -156,6 +100,7 @@ TABLES = {
     "tcp": "Relaying TCP",
     "program": "Inside a Python program",
     "tls": "TLS to the target",
+    "ssh": "Relaying over SSH",
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -228,4 +173,5 @@ ROWS = {
         HANDSHAKES,
         partial(tls_connections, tickets=False),
     ),
+    **sshrows.ROWS,
 }

@@ -1,26 +1,30 @@
-"""Addresses as text and as values: ``tls://db.internal:5432?ca=db.pem`` and the like. Pure: nothing here does I/O.
+"""Addresses as values: ``tls://db.internal:5432?ca=db.pem`` and the like; :mod:`relay.parsing` reads them.
 
-Every value is frozen, and ``str(value)`` is an address that parses to an equal value.
+Pure: nothing here does I/O. Every value is frozen, checked when it is made, and ``str(value)`` is an address that
+parses to an equal value (but for :class:`SSHServer`, whose parameters may be secrets and are not shown).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from typing import NoReturn
-from urllib.parse import quote, unquote_to_bytes
-
-from .errors import AddressError
+from urllib.parse import quote
 
 __all__ = [
+    "CONTROL",
+    "LISTEN_PARAMETERS",
+    "LONGEST_UNIX_PATH",
     "Listen",
+    "SSHListen",
     "SSHServer",
+    "SSH_PARAMETERS",
     "Secret",
+    "TARGET_PARAMETERS",
     "TCPAddress",
     "TLSListen",
     "TLSTarget",
@@ -28,27 +32,27 @@ __all__ = [
     "UnixAddress",
     "check_place",
     "masked",
-    "parse_listen",
-    "parse_target",
     "unix_path",
 ]
 
 LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): sun_path without its final NUL
-LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
-LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
 LONGEST_SHOWN = 120  # characters of an address that an error repeats
+LONGEST_SSH_NAME = 255  # characters of a user or an alias
 
-LATER = ("exec", "http", "i2p", "socks5", "ssh")
 TARGET_PARAMETERS = ("servername", "ca", "cert", "key")
 LISTEN_PARAMETERS = ("cert", "key", "client_ca")
-SHOWN_PARAMETERS = {*TARGET_PARAMETERS, *LISTEN_PARAMETERS, "password_file", "password_env"}
+SECRETS = ("passphrase", "password")
+SSH_FILES = ("keyfile", "passphrase_file", "password_file", "known_hosts", "config")
+SSH_VARIABLES = ("passphrase_env", "password_env")
+SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", "accept_new", "keepalive", "compress")
+SHOWN_PARAMETERS = {*TARGET_PARAMETERS, *LISTEN_PARAMETERS, *SSH_PARAMETERS, "listen"}.difference(SECRETS)
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
-_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_SSH_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_NOT_IN_A_USER = re.compile(r"""[\s%:'"`$;&<>|(){}\[\]*?!#]|\\$""")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 bytes: the last character holds four bits
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +112,36 @@ Secret = str | Callable[..., str]
 class SSHServer:
     """``ssh://[user@]host[:port]?…``, ``[user@]host[:port]`` or an alias of the user's SSH configuration.
 
-    Equal values share one connection. ``str`` of it shows no secret, so it is the one value that may not parse back.
+    Equal values share one connection. ``str`` of it is its name, without parameters, for errors and the log.
+
+    :param host: a name, an alias, an IPv4 or an IPv6 address (without brackets and without a zone).
+    :param user: who logs in; ``None`` for whom the configuration names, else who runs the program.
+    :param port: 1 to 65535; ``None`` for that of the configuration, else 22.
+    :param backend: ``paramiko`` or ``openssh``; ``None`` for paramiko unless something needs the client.
+    :param keyfile: the private key that is offered, alone; a ``.pub`` names a key of the agent.
+    :param passphrase: of ``keyfile``; text or a callable.
+    :param passphrase_file: a file that holds it.
+    :param passphrase_env: an environment variable that holds it.
+    :param password: text or a callable.
+    :param password_file: a file that holds it.
+    :param password_env: an environment variable that holds it.
+    :param known_hosts: a file of host keys in place of the user's own.
+    :param config: a configuration file in place of the user's own.
+    :param hostkey: the fingerprint that the host's key must have: ``SHA256:`` and 43 characters.
+    :param accept_new: whether the key of a host that is not known yet is written down and trusted.
+    :param keepalive: seconds between two signs of life; a server silent for three times as long is dead. ``None`` turns
+        it off.
+    :param compress: whether to compress; ``None`` leaves it to the configuration.
+    :raises TypeError: if one has the wrong type; it names the argument, and shows no secret.
+    :raises ValueError: if one has a value that cannot be right; likewise.
+
+    Files are opened when a connection is made; their ``~`` is a home directory, as OpenSSH reads it.
     """
 
     host: str
     user: str | None = None
     port: int | None = None
-    backend: str | None = None  # paramiko or openssh
+    backend: str | None = None
     keyfile: str | None = None
     passphrase: Secret | None = field(default=None, repr=False)
     passphrase_file: str | None = None
@@ -124,43 +151,59 @@ class SSHServer:
     password_env: str | None = None
     known_hosts: str | None = None
     config: str | None = None
-    hostkey: str | None = None  # SHA256:…
+    hostkey: str | None = None
     accept_new: bool = False
-    keepalive: float | None = 15.0  # seconds
+    keepalive: float | None = 15.0
     compress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_ssh_host(self.host)
+        _check_ssh_user(self.user)
+        if self.port is not None:
+            _check_port(self.port, 1)
+        for name in SSH_FILES:
+            _check_file(name, getattr(self, name))
+        for name in SSH_VARIABLES:
+            _check_pattern(
+                name, getattr(self, name), _VARIABLE, "the name of a variable", "letters, digits and _ are allowed"
+            )
+        for name in SECRETS:
+            _check_secret(name, getattr(self, name), getattr(self, f"{name}_file"), getattr(self, f"{name}_env"))
+        if self.backend not in (None, "paramiko", "openssh"):
+            raise ValueError(f"backend: {self.backend!r} is not allowed; paramiko and openssh are")
+        _check_pattern(
+            "hostkey", self.hostkey, _FINGERPRINT, "a fingerprint", "SHA256: and 43 characters, as ssh-keygen -l"
+        )
+        _check_flag("accept_new", self.accept_new)
+        _check_keepalive(self.keepalive)
+        if self.compress is not None:
+            _check_flag("compress", self.compress)
+
+    @property
+    def inline_secrets(self) -> tuple[str, ...]:
+        """The names of those parameters that hold a secret as text."""
+        return tuple(name for name in SECRETS if isinstance(getattr(self, name), str))
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        user = f"{self.user}@" if self.user else ""
+        user = f"{quote(self.user.encode(), safe='+~=,/')}@" if self.user else ""
         return f"ssh://{user}{host}{f':{self.port}' if self.port else ''}"
 
 
+@dataclass(frozen=True, slots=True)
+class SSHListen:
+    """``ssh://[user@]host[:port]?listen=HOST:PORT`` (or ``listen=/PATH``): the server listens for us there."""
+
+    server: SSHServer
+    place: TCPAddress | UnixAddress = TCPAddress("127.0.0.1", 0)
+
+    def __str__(self) -> str:
+        place = self.place.path if isinstance(self.place, UnixAddress) else str(self.place)
+        return f"{self.server}?listen={_quoted(place)}"
+
+
 Target = TCPAddress | UnixAddress | TLSTarget
-Listen = TCPAddress | UnixAddress | TLSListen
-
-
-def parse_target(text: str) -> Target:
-    """Read the address of something to connect to.
-
-    :param text: ``host:port``, ``tcp://host:port``, ``unix:///path`` or
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…``; IPv6 in brackets.
-    :returns: the address as a value.
-    :raises AddressError: in one line: what, where, and what is allowed.
-    :raises TypeError: if ``text`` is not a ``str``.
-    """
-    return _Parser(text, listens=False).target()
-
-
-def parse_listen(text: str) -> Listen:
-    """Read an address to listen at: on the loopback unless another host is written out.
-
-    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path`` or
-        ``tls://host:port?cert=…&key=…&client_ca=…``; IPv6 in brackets, port 0 for any that is free.
-    :returns: the address as a value.
-    :raises AddressError: in one line: what, where, and what is allowed.
-    :raises TypeError: if ``text`` is not a ``str``.
-    """
-    return _Parser(text, listens=True).listen()
+Listen = TCPAddress | UnixAddress | TLSListen | SSHListen
 
 
 def check_place(host: str, port: int, *, least: int = 1) -> None:
@@ -174,12 +217,9 @@ def check_place(host: str, port: int, *, least: int = 1) -> None:
     """
     if not isinstance(host, str):
         raise TypeError(f"host: a str is wanted, not {type(host).__name__}")
-    if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"port: an int is wanted, not {type(port).__name__}")
     if not host or host.startswith("-") or not host.isprintable() or any(c in host for c in " []/@"):
         raise ValueError(f"host: {host!r} is neither an address nor a name; 127.0.0.1, ::1 and db.internal are")
-    if not least <= port <= 65535:
-        raise ValueError(f"port: {port} is out of range; a port is a number from {least} to 65535")
+    _check_port(port, least)
 
 
 def unix_path(path: str | os.PathLike[str]) -> str:
@@ -191,7 +231,7 @@ def unix_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise TypeError(f"path: a str or pathlib.Path is wanted, not {type(path).__name__}")
     text = os.fspath(path)
-    if not text or _CONTROL.search(text):
+    if not text or CONTROL.search(text):
         raise ValueError(f"path: {text!r} is empty or holds a control character")
     absolute = os.path.abspath(text)
     length = len(absolute.encode("utf-8", "surrogateescape"))
@@ -202,18 +242,23 @@ def unix_path(path: str | os.PathLike[str]) -> str:
 
 def masked(text: str) -> str:
     """An address fit to be printed: on one line, short, passwords and the values of unknown parameters replaced."""
-    head, mark, query = text.partition("?")
-    at = text.rfind("@")
-    if at > len(head):
-        head, mark, query = text, "", ""  # a password may hold a question mark
-    scheme, slashes, rest = head.rpartition("://") if "@" not in head.split("://")[0] else ("", "", head)
-    user, sign, place = rest.rpartition("@")
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in _without_secrets(text)
+    )
+    return shown[:LONGEST_SHOWN] + "…" if len(shown) > LONGEST_SHOWN else shown
+
+
+def _without_secrets(text: str) -> str:
+    scheme, slashes, rest = text.partition("://")
+    if not slashes or not _SCHEME.fullmatch(scheme):
+        scheme, slashes, rest = "", "", text
+    head, mark, query = rest.partition("?")
+    if "@" in query:  # a password with a question mark, or a parameter with an @: nobody can tell
+        return f"{scheme}{slashes}{head.partition(':')[0]}***"
+    user, sign, place = head.rpartition("@")
     name, colon, _ = user.partition(":")
-    head = f"{scheme}{slashes}{name}{colon and ':***'}{sign}{place}"
-    if mark:
-        head = f"{head}?{'&'.join(map(_masked_parameter, query.split('&')))}"
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in head[:LONGEST_SHOWN])
-    return shown + "…" if len(head) > LONGEST_SHOWN else shown
+    parameters = "&".join(map(_masked_parameter, query.split("&"))) if mark else ""
+    return f"{scheme}{slashes}{name}{colon and ':***'}{sign}{place}{mark}{parameters}"
 
 
 def _masked_parameter(parameter: str) -> str:
@@ -221,209 +266,79 @@ def _masked_parameter(parameter: str) -> str:
     return f"{name}{sign}{value if name in SHOWN_PARAMETERS else '***'}" if sign else name
 
 
-class _Parser:
-    """One address while it is read."""
+def _check_port(port: int, least: int) -> None:
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port: an int is wanted, not {type(port).__name__}")
+    if not least <= port <= 65535:
+        raise ValueError(f"port: {port} is out of range; a port is a number from {least} to 65535")
 
-    def __init__(self, text: str, *, listens: bool) -> None:
-        self.what = "listen address" if listens else "target"
-        if not isinstance(text, str):
-            raise TypeError(f"{self.what}: a str such as 'localhost:8080' is wanted, not {type(text).__name__}")
-        self.text = text
-        self.listens = listens
 
-    def part(self, text: str) -> str:
-        """A part of the address for an error; none where an ``@`` tells that it may be a part of a password."""
-        return "***" if "@" in self.text else masked(text)
+def _check_ssh_host(host: str) -> None:
+    """Refuse what the client would take for an option or expand, and what a ``ProxyCommand``'s shell would."""
+    if not isinstance(host, str):
+        raise TypeError(f"host: a str is wanted, not {type(host).__name__}")
+    if not (_is_ipv6(host) if ":" in host else _SSH_HOST.fullmatch(host)) or len(host) > LONGEST_SSH_NAME:
+        allowed = "one is letters, digits, . _ + and - (not in front), or an IPv6 address without a zone"
+        raise ValueError(f"host: {host!r} is not a host or an alias; {allowed}")
 
-    def fail(self, problem: str, allowed: str) -> NoReturn:
-        raise AddressError(f"{self.what} '{masked(self.text)}': {problem}; {allowed}")
 
-    def target(self) -> Target:
-        scheme, rest = self.split()
-        if scheme == "unix":
-            return UnixAddress(self.path(rest))
-        host, port, query = self.place(scheme, rest)
-        if scheme == "tcp":
-            self.parameters("tcp://", query, ())
-            return TCPAddress(host, port)
-        given = self.parameters("tls://", query, TARGET_PARAMETERS)
-        if "servername" in given:
-            given["servername"] = self.host(given["servername"])
-        if "key" in given and "cert" not in given:
-            self.fail("key= without cert=", "a client certificate is cert=FILE, and key=FILE if its key is elsewhere")
-        return TLSTarget(host, port, **given)
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(host).scope_id is None
+    except ValueError:
+        return False
 
-    def listen(self) -> Listen:
-        if self.text.isascii() and self.text.isdigit():
-            return TCPAddress("127.0.0.1", self.port(self.text))
-        scheme, rest = self.split()
-        if scheme == "unix":
-            return UnixAddress(self.path(rest))
-        host, port, query = self.place(scheme, rest)
-        if scheme == "tcp":
-            self.parameters("tcp://", query, ())
-            return TCPAddress(host, port)
-        given = self.parameters("tls://", query, LISTEN_PARAMETERS)
-        if "cert" not in given:
-            self.fail(
-                "no certificate", "a TLS listener needs tls://host:port?cert=FILE, and key=FILE if it is elsewhere"
-            )
-        return TLSListen(host, port, **given)
 
-    def split(self) -> tuple[str, str]:
-        """Split off the scheme, which is ``tcp`` where none is written."""
-        if len(self.text) > LONGEST_ADDRESS:
-            self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
-        if not self.text:
-            self.fail("it is empty", self.forms())
-        if not self.text.isprintable():
-            self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
-        found = _SCHEME.fullmatch(self.text)
-        if found is None:
-            return "tcp", self.plain()
-        scheme = found[1].lower()
-        if scheme not in ("tcp", "tls", "unix"):
-            self.unknown(scheme)
-        return scheme, found[2]
+def _check_ssh_user(user: str | None) -> None:
+    if user is None:
+        return
+    if not isinstance(user, str):
+        raise TypeError(f"user: a str is wanted, not {type(user).__name__}")
+    bad = not user or user.startswith("-") or not user.isprintable() or _NOT_IN_A_USER.search(user)
+    if bad or len(user) > LONGEST_SSH_NAME:
+        allowed = "one has no spaces, no - in front, and nothing that a shell or ssh would expand"
+        raise ValueError(f"user: {user!r} is not a user's name; {allowed}")
 
-    def plain(self) -> str:
-        """An address without ``//``; what looks like another scheme is told apart from ``host:port``."""
-        scheme, colon, rest = self.text.partition(":")
-        if colon and not rest.isdigit() and scheme.lower() in ("tcp", "tls", "unix", *LATER):
-            if scheme.lower() in LATER:
-                self.unknown(scheme.lower())
-            self.fail(f"{scheme}: without //", self.forms())
-        return self.text
 
-    def unknown(self, scheme: str) -> NoReturn:
-        if scheme in LATER:
-            self.fail(f"{scheme} is not available in this version", self.forms())
-        near = get_close_matches(scheme, ("tcp", "tls", "unix"), 1)
-        self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms())
+def _check_file(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: a str is wanted, not {type(value).__name__}")
+    if not value or CONTROL.search(value):
+        raise ValueError(f"{name}: {value!r} is empty or holds a control character")
 
-    def forms(self) -> str:
-        own = ":port, host:port" if self.listens else "host:port, tcp://host:port"
-        return f"allowed are {own}, unix:///path and tls://host:port"
 
-    def path(self, rest: str) -> str:
-        path, mark, _ = rest.partition("?")
-        if mark:
-            self.fail("unix:// takes no parameters", "a ? that belongs to the path is written %3F")
-        if not path.startswith("/"):
-            self.fail("the path is not absolute", "three slashes begin it: unix:///run/app.sock")
-        path = self.decoded(path)
-        length = len(path.encode("utf-8", "surrogateescape"))
-        if length > LONGEST_UNIX_PATH:
-            self.fail(f"the path is {length} bytes long", f"a Unix socket's path has at most {LONGEST_UNIX_PATH}")
-        if path.endswith("/"):
-            self.fail("the path ends with a slash", "it names the socket itself: unix:///run/app.sock")
-        return path
+def _check_pattern(name: str, value: str | None, pattern: re.Pattern[str], what: str, allowed: str) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: a str is wanted, not {type(value).__name__}")
+    if not pattern.fullmatch(value):
+        raise ValueError(f"{name}: that is not {what}; {allowed}")  # not repeated: it may be a secret, by mistake
 
-    def place(self, scheme: str, rest: str) -> tuple[str, int, str]:
-        """Split ``host:port?query``; an empty host is the loopback for a listener."""
-        place, _, query = rest.partition("?")
-        if "@" in place:
-            self.fail(f"{scheme}:// takes no user or password", self.forms())
-        if "/" in place or "#" in place:
-            self.fail("something follows the port", self.forms())
-        host, port = self.bracketed(place) if place.startswith("[") else self.named(place)
-        if not host:
-            if not self.listens:
-                self.fail("the host is empty", f"write it out: 127.0.0.1:{port}")
-            return "127.0.0.1", self.port(port), query
-        if place.startswith("["):
-            return self.ipv6(host, encoded=self.text.lower().startswith(scheme + "://")), self.port(port), query
-        return self.host(host), self.port(port), query
 
-    def bracketed(self, place: str) -> tuple[str, str]:
-        host, bracket, port = place[1:].partition("]")
-        if not bracket or not port.startswith(":") or not host:
-            self.fail("a broken IPv6 address or no port", "an IPv6 address is written [::1]:8080")
-        return host, port[1:]
+def _check_secret(name: str, value: Secret | None, *elsewhere: str | None) -> None:
+    if value is not None and not isinstance(value, str) and not callable(value):
+        raise TypeError(f"{name}: a str or a callable is wanted, not {type(value).__name__}")
+    if value == "":
+        raise ValueError(f"{name}: it is empty; leave it out where there is none")
+    if sum(source is not None for source in (value, *elsewhere)) > 1:
+        raise ValueError(f"{name}: it is given twice; one of {name}, {name}_file and {name}_env is enough")
 
-    def named(self, place: str) -> tuple[str, str]:
-        host, colon, port = place.rpartition(":")
-        if ":" in host:
-            self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:8080")
-        if not colon:
-            self.fail("no port", f"write it after a colon: {'127.0.0.1' if place.isdigit() else 'host'}:8080")
-        return host, port
 
-    def port(self, text: str) -> int:
-        least = 0 if self.listens else 1
-        if not (text.isascii() and text.isdigit() and len(text) <= 5 and least <= int(text) <= 65535):
-            self.fail(f"port {self.part(text) or '(empty)'}", f"a port is a number from {least} to 65535")
-        return int(text)
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: True or False is wanted, not {type(value).__name__}")
 
-    def ipv6(self, host: str, *, encoded: bool) -> str:
-        """Check what stands in brackets; in a URL ``%25`` begins the zone (RFC 6874, section 2)."""
-        literal, percent, zone = host.partition("%25" if encoded else "%")
-        if "%" in literal or (percent and not _ZONE.fullmatch(zone)):
-            self.fail("a broken zone", "a zone is an interface: [fe80::1%eth0]:80, in a URL [fe80::1%25eth0]:80")
-        try:
-            return str(ipaddress.IPv6Address(literal)) + (f"%{zone}" if percent else "")
-        except ValueError:
-            self.fail(f"[{self.part(host)}] is not an IPv6 address", "brackets hold one, as in [::1]:8080")
 
-    def host(self, host: str) -> str:
-        """Check an IPv4 address or a name; a name in another script becomes its ASCII form (RFC 3490)."""
-        if len(host) > LONGEST_NAME + 1:
-            self.fail(f"a host of {len(host)} characters", f"a name has at most {LONGEST_NAME}")
-        if host == "*":
-            self.fail("* is not a host", "0.0.0.0 is every IPv4 interface and [::] every one")
-        labels = self.ascii(host).removesuffix(".").split(".")
-        if _NUMERIC_LABEL.fullmatch(labels[-1]):
-            return self.ipv4(host)
-        if len(".".join(labels)) > LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):
-            allowed = "a name is letters, digits, - and _ between dots, at most 63 in a row, and begins with no -"
-            self.fail(f"'{self.part(host)}' is not a host name", allowed)
-        if labels[-1] == "i2p":
-            self.unknown("i2p")  # looked up in the DNS it would tell the resolver whom the user visits
-        return ".".join(labels) + ("." if host.endswith(".") else "")
-
-    def ascii(self, host: str) -> str:
-        if host.isascii():
-            return host.lower()
-        try:
-            return host.encode("idna").decode("ascii").lower()
-        except UnicodeError:
-            self.fail(f"'{self.part(host)}' is not a host name", "a name in another script follows RFC 3490 (IDNA)")
-
-    def ipv4(self, host: str) -> str:
-        try:
-            return str(ipaddress.IPv4Address(host))
-        except ValueError:
-            self.fail(
-                f"'{self.part(host)}' is not an IPv4 address", "one is four numbers from 0 to 255, as in 127.0.0.1"
-            )
-
-    def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
-        given: dict[str, str] = {}
-        for parameter in query.split("&") if query else ():
-            name, _, value = parameter.partition("=")
-            if name not in names:
-                self.unknown_parameter(scheme, name, names)
-            if name in given:
-                self.fail(f"{name}= is written twice", "once is enough")
-            given[name] = self.decoded(value)
-            if not value:
-                self.fail(f"{name}= is empty", "give it a value or leave it out")
-        return given
-
-    def unknown_parameter(self, scheme: str, name: str, names: Iterable[str]) -> NoReturn:
-        near = get_close_matches(name, names, 1)
-        problem = f"unknown parameter '{self.part(name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
-        allowed = ", ".join(f"{known}=" for known in names)
-        self.fail(problem, f"{scheme} takes {allowed or 'none'}")
-
-    def decoded(self, text: str) -> str:
-        """Undo the percent-encoding; bytes that are not UTF-8 become surrogates, as everywhere in Python's paths."""
-        if _BROKEN_PERCENT.search(text):
-            self.fail("a broken percent-encoding", "% is followed by two hexadecimal digits; % itself is %25")
-        value = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
-        if _CONTROL.search(value):
-            self.fail("a control character", "paths and names have none")
-        return value
+def _check_keepalive(value: float | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"keepalive: a number of seconds or None is wanted, not {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"keepalive: {value} is not allowed; more than zero seconds, or None to turn it off")
 
 
 def _quoted(value: str) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from .address import TCPAddress, TLSListen, TLSTarget, UnixAddress, masked, parse_listen, parse_target
+from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from .errors import AddressError
+from .parsing import parse_hops, parse_listen, parse_target
 from .race import Cancel
 from .stream import Stream
 
@@ -28,7 +29,7 @@ class Factory(Protocol):
         """Connect, and wait for it until ``deadline`` (monotonic seconds) or until it is cancelled."""
 
 
-# The parameters of each function are the fields of the address.
+# The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
 SENDERS: dict[type, str] = {
     TCPAddress: "senders.tcp:tcp",
     UnixAddress: "senders.unix:unix",
@@ -38,6 +39,7 @@ LISTENERS: dict[type, str] = {
     TCPAddress: "listeners.tcp:listen_tcp",
     UnixAddress: "listeners.unix:listen_unix",
     TLSListen: "listeners.tls:listen_tls",
+    SSHListen: "listeners.ssh:listen_ssh",
 }
 
 
@@ -46,14 +48,20 @@ def target(url: str, via: Sequence[str] = ()) -> Factory:
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path`` or
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
-    :param via: the hops on the way, the nearest first. This version has none.
+    :param via: the hops on the way, the nearest first: ``ssh://[user@]host[:port]?…``. What is behind the last one is
+        reached from there: its names are looked up there, and its Unix paths are there.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises OSError: if a file that the address names cannot be read.
     """
-    _refuse_hops(via)
-    made: Factory = _make(SENDERS, parse_target(url))
+    hops, address = parse_hops(via), parse_target(url)
+    if not hops:
+        direct: Factory = _make(SENDERS, address)
+        return direct
+    from .senders.ssh import through
+
+    made: Factory = through(hops, address)
     return made
 
 
@@ -71,36 +79,39 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :raises OSError: if a file that the address names cannot be read.
     """
     deadline = _deadline(timeout)
-    stream = target(url, via)(deadline=deadline)
-    stream.socket.setblocking(True)
-    return stream.socket
+    factory = target(url, via)
+    alone = getattr(factory, "connect", None)  # a stream whose socket alone must let go of what is under it
+    connected: socket.socket = alone(deadline=deadline) if alone else factory(deadline=deadline).socket
+    connected.setblocking(True)
+    return connected
 
 
-def listen(address: str) -> Any:
+def listen(address: str, via: Sequence[str] = ()) -> Any:
     """Listen at any address: on the loopback unless another host is written out.
 
-    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path`` or
-        ``tls://host:port?cert=…&key=…&client_ca=…``; port 0 picks a free one.
-    :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS an object with ``accept()``,
+    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?cert=…&key=…&client_ca=…`` or ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
+        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given); port 0 picks a free one.
+    :param via: the hops on the way to an SSH server, as in :func:`target`.
+    :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS and SSH an object with ``accept()``,
         ``close()``, ``address`` and ``getsockname()``. The caller owns it, until a tunnel takes it over.
-    :raises AddressError: if the address cannot be understood or is not available in this version.
+    :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises OSError: if it cannot be had (in use, not this machine's, a name that does not resolve), or a file that it
-        names cannot be read.
+        names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
+        :class:`ForwardError`.
     """
-    return _make(LISTENERS, parse_listen(address))
+    hops, place = parse_hops(via), parse_listen(address)
+    if isinstance(place, SSHListen):
+        return _make(LISTENERS, place, via=hops)
+    if hops:
+        raise AddressError(f"listen address '{masked(address)}': it is on this machine; hops lead to ssh:// ones only")
+    return _make(LISTENERS, place)
 
 
-def _make(table: dict[type, str], address: Any) -> Any:
+def _make(table: dict[type, str], address: Any, **more: Any) -> Any:
     module, name = table[type(address)].split(":")
     fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
-    return getattr(import_module(f".{module}", __package__), name)(**fields)
-
-
-def _refuse_hops(via: Sequence[str]) -> None:
-    if isinstance(via, str):
-        raise TypeError("via: a list of addresses is wanted, not a str")
-    for hop in via:
-        raise AddressError(f"hop '{masked(hop)}': hops are not available in this version; leave them out")
+    return getattr(import_module(f".{module}", __package__), name)(**fields, **more)
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ pytest.register_assert_rewrite("helpers")
 
 from helpers import Certificates, Relayed, Server, echo  # noqa: E402  (after the line above, which must come first)
 
+from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
 
 CI = os.environ.get("CI") == "true"
@@ -143,3 +145,121 @@ def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         listening.settimeout(10)
         yield listening
+
+
+# SSH. The servers of a whole session start before the leak check of the first test that wants them.
+
+
+@pytest.fixture(scope="session")
+def spawner_thread() -> None:
+    """The thread that makes all children outlives every test, so it is there before the first one."""
+    start(["true"]).wait(10)
+
+
+@pytest.fixture(scope="session")
+def openssh_server(tmp_path_factory: pytest.TempPathFactory, spawner_thread: None) -> Iterator[Any]:
+    """The one behind ``sshd``."""
+    import sshd
+
+    if sshd.PROGRAM is None:
+        pytest.skip("there is no sshd (Debian: openssh-server)")
+    server = sshd.Sshd(tmp_path_factory.mktemp("sshd"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def sshd(openssh_server: Any) -> Iterator[Any]:
+    """A real OpenSSH server that is there for all tests: it may be frozen, but who kills one wants ``make_sshd``."""
+    openssh_server.forget()
+    yield openssh_server
+    openssh_server.thaw()
+
+
+@pytest.fixture
+def make_sshd(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any]]:
+    """Makes real OpenSSH servers of the test's own, ``make_sshd(*lines of its configuration)``, which run already."""
+    import sshd
+
+    servers: list[sshd.Sshd] = []
+
+    def make(*config: str, **options: Any) -> sshd.Sshd:
+        if sshd.PROGRAM is None:
+            pytest.skip("there is no sshd (Debian: openssh-server)")
+        folder = tmp_path / f"sshd-{len(servers)}"
+        folder.mkdir()
+        servers.append(sshd.Sshd(folder, config=config, **options))
+        return servers[-1].start()
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def make_ssh_server() -> Iterator[Callable[..., Any]]:
+    """Makes embedded servers, ``make_ssh_server(**options of relay.testing.SSHServer)``."""
+    from relay.testing import SSHServer
+
+    servers: list[SSHServer] = []
+
+    def make(**options: Any) -> SSHServer:
+        servers.append(SSHServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def ssh_server(make_ssh_server: Callable[..., Any]) -> Any:
+    """An embedded server that lets its own key in and forwards to anywhere."""
+    return make_ssh_server()
+
+
+@pytest.fixture(params=["paramiko", "openssh"])
+def backend(request: pytest.FixtureRequest, spawner_thread: None) -> str:
+    """Runs a test with each backend; returns its name."""
+    if request.param == "openssh" and shutil.which("ssh") is None:
+        pytest.skip("there is no ssh (Debian: openssh-client)")
+    return str(request.param)
+
+
+SSH_SERVERS = {"embedded": "ssh_server", "sshd": "sshd"}
+
+
+@pytest.fixture(params=SSH_SERVERS)
+def far_end(request: pytest.FixtureRequest, backend: str, openssh_server: Any) -> Any:
+    """Runs a test with each backend against each server, which is not to be ended; see :class:`sshd.FarEnd`."""
+    import sshd
+
+    return sshd.FarEnd(request.param, backend, request.getfixturevalue(SSH_SERVERS[request.param]))
+
+
+@pytest.fixture(params=SSH_SERVERS)
+def mortal_far_end(request: pytest.FixtureRequest, backend: str, make_sshd: Any, make_ssh_server: Any) -> Any:
+    """The same with servers of the test's own, which may go down and come back."""
+    import sshd
+
+    return sshd.FarEnd(request.param, backend, make_ssh_server() if request.param == "embedded" else make_sshd())
+
+
+@pytest.fixture
+def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any]]:
+    """Makes tunnels over SSH, ``over_ssh(url)``, whose target the test plays itself; see :class:`sshd.OverSSH`."""
+    import sshd
+
+    made: list[sshd.OverSSH] = []
+
+    def make(url: Any, **options: Any) -> sshd.OverSSH:
+        folder = tmp_path / f"over-{len(made)}"
+        folder.mkdir()
+        made.append(sshd.OverSSH(url, folder, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -11,14 +11,12 @@ import resource
 import select
 import signal
 import socket
-import subprocess
-import sys
 import termios
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from command_rig import commands, run
 from helpers import (
     WAIT,
     black_hole,
@@ -32,64 +30,14 @@ from helpers import (
     wait_until,
 )
 
-from relay.address import parse_listen, parse_target
-from relay.cli import forward
-
-RELAY = str(Path(sys.executable).parent / "relay")
-LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)\n")
-
-
-def run(*arguments, **options):
-    """A command that ends by itself."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([RELAY, *arguments], text=True, timeout=30, check=False, **options)
-
-
-class Command:
-    """A ``relay forward`` that runs."""
-
-    def __init__(self, *arguments, prefix=(), **options):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": dict(os.environ), **options}
-        options["env"].pop("PYTHONUNBUFFERED", None)  # what it does not flush shall not come
-        self.process = subprocess.Popen([*prefix, RELAY, "forward", *arguments], text=True, **options)
-        self.said = ""
-
-    def address(self):
-        """Where it says that it listens, on its first line."""
-        line = self.process.stdout.readline()
-        match = LISTENING.fullmatch(line)
-        assert match, f"{line!r}, then {self.process.communicate(timeout=WAIT)}"
-        return match[1], int(match[2])
-
-    def hear(self, words):
-        """Wait for a line on standard error."""
-        for line in self.process.stderr:
-            self.said += line
-            if words in line:
-                return line
-        raise AssertionError(f"{words!r} is not in {self.said!r}")
-
-    def end(self, number=signal.SIGTERM):
-        """Stop it; its exit status and all of its standard error."""
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self):
-        _, rest = self.process.communicate(timeout=WAIT)
-        self.said += rest or ""
-        return self.process.returncode, self.said
+from relay.address import SSH_PARAMETERS, SSHListen
+from relay.cli import expose, forward
+from relay.parsing import parse_hops, parse_listen, parse_target
 
 
 @pytest.fixture
 def start():
-    with contextlib.ExitStack() as stack:
-
-        def make(*arguments, **options):
-            command = Command(*arguments, **options)
-            stack.enter_context(command.process)
-            stack.callback(command.process.kill)
-            return command
-
+    with commands() as make:
         yield make
 
 
@@ -331,10 +279,28 @@ WRONG = {
     ("forward", ":99999", "h:1"): "listen address ':99999': port 99999; a port is a number from 0 to 65535",
     ("forward", ":0", "gopher://h:1"): "unknown scheme gopher://",
     ("forward", ":0", "tpc://h:1"): "did you mean tcp://?",
-    ("forward", ":0", "ssh://h"): "ssh is not available in this version",
-    ("forward", ":0", "h:1", "--via", "ssh://h"): "hops are not available in this version",
+    ("forward", ":0", "ssh://h"): "ssh:// is a hop, not a target",
+    ("forward", ":0", "h:1", "--via", "i2p:"): "hop 'i2p:': i2p is not available in this version",
+    ("forward", ":0", "h:1", "--via", "tcp://h:1"): "tcp:// is a target, not a hop",
+    ("forward", ":0", "h:1", "--via", "shh://h"): "did you mean ssh://?",
+    ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://-b"): "hop 2 of 2 (ssh://-b): host: '-b' is not",
+    ("forward", ":0", "h:1", "--via"): "'--via' requires an argument",
     ("forward", ":0", "tcp://me:hunter2@h:1"): "tcp:// takes no user or password",
-    ("forward", ":0", "h:1", "--via", "ssh://me:hunter2@h"): "hop 'ssh://me:***@h'",
+    ("forward", ":0", "h:1", "--via", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
+    ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://h?passphrase=hunter2"): "use passphrase_file=FILE",
+    ("forward", "ssh://me:hunter2@h", "h:1"): "listen address 'ssh://me:***@h': everybody on this machine can read",
+    ("forward", ":0", "h:1", "ssh://me:hunter2@h"): "unexpected extra argument(s) (ssh://me:***@h)",
+    ("forward", ":0", "h:1", "--debgu=ssh://me:hunter2@h"): "--debgu",
+    ("forward", ":0", "h:1", "--nconnect", "ssh://me:hunter2@h"): "--nconnect",
+    ("expose", "h:1"): "Missing option '--on'",
+    ("expose", "--on", "ssh://h"): "Missing argument 'TARGET'",
+    ("expose", "h:1", "--on", ":80"): "--on ':80': it is on this machine, where relay forward listens",
+    ("expose", "h:1", "--on", "i2p:"): "i2p is not available in this version",
+    ("expose", "h:1", "--on", "sshh://h"): "did you mean ssh://?",
+    ("expose", "h:1", "--on", "ssh://h?listen=x"): "listen= 'x': no port",
+    ("expose", "h:1", "--on", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
+    ("expose", "h:1", "--on", "ssh://h", "--via", "ssh://me:hunter2@h"): "hop 'ssh://me:***@h': everybody",
+    ("expose", "h:99999", "--on", "ssh://h"): "target 'h:99999'",
     ("forward", ":0", "tls://h:1?password=hunter2"): "unknown parameter 'password'",
     ("forward", ":0", "h\n:1"): "a control character",
 }
@@ -369,6 +335,14 @@ def test_what_the_machine_refuses_gets_one_line_and_status_1(listener, tmp_path)
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("via", ["ssh://me:hunter2@h", "ssh://h?password=hunter2", "sshh://h?password=hunter2"])
+def test_debug_shows_no_secret(via):
+    done = run("forward", ":0", "h:1", "--via", via, "--debug")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 def test_debug_adds_the_traceback():
     done = run("forward", ":0", "h:99999", "--debug")
     assert done.returncode == 2
@@ -382,22 +356,54 @@ def test_version():
     assert re.fullmatch(r"relay \d+\.\d+\.\d+\n", done.stdout)
 
 
-def test_help_has_examples_and_they_are_right():
-    done = run("forward", "--help", env={**os.environ, "COLUMNS": "200"})
+def help_of(name):
+    done = run(name, "--help", env={**os.environ, "COLUMNS": "200"})
     assert (done.returncode, done.stderr) == (0, "")
-    examples = re.findall(r"^relay forward (\S+) (\S+)", forward.EXAMPLES, re.MULTILINE)
-    assert len(examples) >= 4
-    for listen, target in examples:
-        assert f"relay forward {listen} {target}" in done.stdout
+    return done.stdout
+
+
+def test_help_has_examples_and_they_are_right():
+    shown = help_of("forward")
+    examples = re.findall(r"^relay forward (\S+) (\S+)(?: --via (\S+))?", forward.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 5
+    assert any(via for _, _, via in examples)
+    for listen, target, via in examples:
+        assert f"relay forward {listen} {target}" in shown
         parse_listen(listen.strip("'"))
         parse_target(target.strip("'"))
+        parse_hops([via] if via else [])
+
+
+def test_help_of_expose_has_examples_and_they_are_right():
+    shown = help_of("expose")
+    examples = re.findall(r"^relay expose (\S+) --on (\S+)(?: --via (\S+))?", expose.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 4
+    for target, on, via in examples:
+        assert f"relay expose {target} --on {on}" in shown
+        parse_target(target.strip("'"))
+        assert isinstance(parse_listen(on.strip("'")), SSHListen)
+        parse_hops([via] if via else [])
+
+
+def test_help_names_every_parameter_of_a_hop_but_the_secrets():
+    shown = help_of("forward")
+    for name in SSH_PARAMETERS:
+        assert (f"{name}=" in shown) == (name not in ("password", "passphrase")), name
 
 
 def test_help_without_a_terminal_has_no_escapes():
     assert "\x1b" not in run("--help").stdout
 
 
-@pytest.mark.parametrize(("words", "found"), [("relay fo", "forward"), ("relay forward --idl", "--idle-timeout")])
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("relay fo", "forward"),
+        ("relay ex", "expose"),
+        ("relay expose --o", "--on"),
+        ("relay forward --idl", "--idle-timeout"),
+    ],
+)
 def test_the_shell_completes(words, found):
     asked = {"_RELAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     assert found in run(env={**os.environ, **asked}).stdout.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -11,13 +12,16 @@ from pathlib import Path
 import pytest
 
 import relay
-from relay.address import parse_listen, parse_target
+from relay.address import SSH_PARAMETERS, SSHListen
+from relay.parsing import parse_hops, parse_listen, parse_target
+from relay.secureshell.configuration import CLIENT_ONLY
 
 ROOT = Path(relay.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^\$ (relay forward .*?)(?: +#.*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", README, re.MULTILINE)
+SSH = README.partition("\n## SSH\n")[2].partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
@@ -29,12 +33,18 @@ def test_the_programs_run(program):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_are_understood(command):
-    _, _, listen, target, *options = shlex.split(command)
-    parse_listen(listen)
-    parse_target(target)
+    words = shlex.split(command)
+    values = dict(itertools.pairwise(words))
+    if words[1] == "forward":
+        parse_listen(words[2])
+        parse_target(words[3])
+    else:
+        parse_target(words[2])
+        assert isinstance(parse_listen(values["--on"]), SSHListen)
+    parse_hops([hop for option, hop in itertools.pairwise(words) if option == "--via"])
     done = subprocess.run(
-        # The first word after the options is one too many: everything before it was understood.
-        [str(Path(sys.executable).parent / "relay"), "forward", listen, target, *options, "surplus"],
+        # The last word is one too many: everything before it was understood.
+        [str(Path(sys.executable).parent / "relay"), *words[1:], "surplus"],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert "unexpected extra argument(s) (surplus)" in done.stderr
@@ -43,10 +53,11 @@ def test_the_commands_are_understood(command):
 def test_it_shows_programs_and_commands():
     assert len(PROGRAMS) >= 2
     assert len(COMMANDS) >= 5
+    assert {command.split()[1] for command in COMMANDS} == {"forward", "expose"}
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
-    named = set(re.findall(r"`relay\.([A-Za-z]+)", README)) - {"testing"}
+    named = set(re.findall(r"`relay\.([A-Za-z_]+)", README)) - {"testing"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -65,3 +76,16 @@ def test_every_make_command_and_every_file_exists(text):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"\]\((\w+\.md)\)", text):
         assert (ROOT / name).exists(), name
+
+
+def test_every_parameter_of_a_hop_is_in_it():
+    assert SSH
+    for name in set(SSH_PARAMETERS) - {"password", "passphrase"}:
+        assert f"`{name}" in SSH, name
+
+
+def test_everything_that_forces_the_openssh_client_is_in_it():
+    assert len(CLIENT_ONLY) >= 10
+    for need in CLIENT_ONLY:
+        word = re.search(r"sk-|@[a-z-]+|\b[A-Z]\w+", need.option)
+        assert word[0] in SSH, need.option

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 import socket
+import time
 import typing
 from importlib import import_module
 
@@ -90,12 +91,71 @@ def test_a_bad_address_is_a_value_error_at_once(function):
         function("h:99999")
 
 
-@pytest.mark.parametrize("function", [relay.target, relay.connect])
-def test_there_are_no_hops_yet(function):
-    with pytest.raises(relay.AddressError, match=r"hop 'ssh://me:\*\*\*@bastion': hops are not available"):
-        function("h:80", via=["ssh://me:hunter2@bastion"])
+@pytest.mark.parametrize("function", [relay.target, relay.connect, relay.listen])
+def test_an_error_in_a_hop_tells_which(function):
+    with pytest.raises(relay.AddressError, match=r"^hop 2 of 2 \(sssh://me:\*\*\*@bastion\): unknown scheme"):
+        function("h:80", via=["ssh://bastion", "sssh://me:hunter2@bastion"])
     with pytest.raises(TypeError, match="^via: a list of addresses is wanted"):
         function("h:80", via="ssh://bastion")
+
+
+def test_hops_do_not_lead_to_what_listens_here():
+    with pytest.raises(relay.AddressError, match="^listen address ':0': it is on this machine; hops lead to ssh://"):
+        relay.listen(":0", via=["ssh://bastion"])
+
+
+class Dialed:
+    """In place of a factory over SSH: says how it was called."""
+
+    target = "h:80"
+
+    def __init__(self, end):
+        self.end = end
+        self.deadline = None
+
+    def connect(self, deadline):
+        self.deadline = deadline
+        self.end.setblocking(False)
+        return self.end
+
+
+def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.senders.ssh.through", lambda *arguments: seen.append(arguments))
+    relay.target("db.internal:5432", via=["ssh://me@a", "ssh://b:2222"])
+    relay.target("unix:///run/db", via=("ssh://a",))
+    assert seen == [
+        (
+            (address.SSHServer("a", "me"), address.SSHServer("b", port=2222)),
+            address.TCPAddress("db.internal", 5432),
+        ),
+        ((address.SSHServer("a"),), address.UnixAddress("/run/db")),
+    ]
+
+
+def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):
+    near, far = socket.socketpair()
+    with near, far:
+        factory = Dialed(near)
+        monkeypatch.setattr("relay.senders.ssh.through", lambda *_: factory)
+        assert relay.connect("h:80", via=["ssh://a"], timeout=100) is near
+        assert near.gettimeout() is None
+        assert 90 < factory.deadline - time.monotonic() <= 100
+
+
+def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.listeners.ssh.listen_ssh", lambda **arguments: seen.append(arguments))
+    relay.listen("ssh://me@a?listen=:8080", via=["ssh://b"])
+    relay.listen("ssh://a?listen=/run/app")
+    assert seen == [
+        {
+            "server": address.SSHServer("a", "me"),
+            "place": address.TCPAddress("127.0.0.1", 8080),
+            "via": (address.SSHServer("b"),),
+        },
+        {"server": address.SSHServer("a"), "place": address.UnixAddress("/run/app"), "via": ()},
+    ]
 
 
 @pytest.mark.parametrize(("table", "union"), [(registry.SENDERS, address.Target), (registry.LISTENERS, address.Listen)])
@@ -105,7 +165,7 @@ def test_every_kind_of_address_has_its_function(table, union):
         module, name = entry.split(":")
         function = getattr(import_module(f"relay.{module}"), name)
         fields = {field.name for field in dataclasses.fields(kind)}
-        assert fields == set(inspect.signature(function).parameters)
+        assert fields == set(inspect.signature(function).parameters) - {"via"}
 
 
 def test_tls_leads_to_tls(serve, certificates):

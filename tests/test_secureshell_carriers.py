@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from helpers import WAIT, Thread, receive_exactly, wait_until
+from ssh_world import World
 
 import relay
 from relay.address import SSHServer, TCPAddress
@@ -18,90 +18,6 @@ from relay.secureshell.carriers import SSHFactory, backend_for, in_hop
 from relay.secureshell.connection import Settings
 
 TARGET = TCPAddress("db.internal", 5432)
-
-
-class Connection:
-    """A connection whose streams are socketpairs; the test holds the far ends."""
-
-    def __init__(self, world, settings, stream, lost):
-        self.world = world
-        self.settings = settings
-        self.stream = stream
-        self.told_lost = lost
-        self.places = []
-        self.far = []
-        self.errors = []
-        self.closed = False
-
-    def lose(self):
-        error = relay.CarrierError(f"{self.settings.name}: gone")
-        self.errors = [error] * 99
-        self.told_lost(error)
-
-    def open(self, place, deadline, done, *, lasting=False):
-        self.places.append((place, lasting))
-        if self.errors:
-            done(self.errors.pop(0))
-            return lambda: None
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        far.settimeout(WAIT)
-        self.far.append(far)
-        done(relay.Stream(near, target=str(place)))
-        return lambda: None
-
-    def when_idle(self, call):
-        call()
-
-    def check(self):
-        pass
-
-    def close(self):
-        self.closed = True
-        for far in self.far:
-            far.close()
-        if self.stream is not None:
-            self.stream.close()
-
-    def abandon(self):
-        pass
-
-
-class World:
-    """Both backends, and what the configuration says."""
-
-    def __init__(self, monkeypatch):
-        self.connections = []
-        self.errors = []  # of the next attempts
-        self.settings = {}  # what a server's configuration adds
-        self.dialed = []
-        monkeypatch.setattr(carriers, "settle", self.settle)
-        monkeypatch.setattr(carriers, "import_module", self.backend)
-
-    def settle(self, server):
-        return Settings(server, f"{server.host}.example", server.port or 22, "me", **self.settings.get(server.host, {}))
-
-    def backend(self, name, package):
-        def connect(settings, stream, deadline, cancel, lost):
-            if self.errors:
-                if stream is not None:
-                    stream.close()
-                raise self.errors.pop(0)
-            self.connections.append(Connection(self, settings, stream, lost))
-            self.connections[-1].backend = name
-            return self.connections[-1]
-
-        return SimpleNamespace(connect=connect)
-
-    def directly(self, host, port):
-        def factory(deadline=None, cancel=None):
-            self.dialed.append((host, port))
-            near, far = socket.socketpair()
-            far.close()
-            near.setblocking(False)
-            return relay.Stream(near)
-
-        return factory
 
 
 @pytest.fixture

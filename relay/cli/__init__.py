@@ -7,18 +7,20 @@ import sys
 
 import typer
 
-from . import demo, forward
+from ..address import masked
+from . import demo, expose, forward
 from .output import complain, drop_stdout
 
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Relay streams: TCP, Unix sockets and TLS, from one listening address to another.",
+    help="Relay streams: TCP, Unix sockets, TLS and SSH, from one listening address to another.",
     epilog="relay COMMAND --help tells more of each.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command(epilog=forward.EXAMPLES)(forward.forward)
+app.command(epilog=expose.EXAMPLES)(expose.expose)
 app.command()(demo.demo)
 
 
@@ -37,6 +39,14 @@ def _options(
     pass
 
 
+def _masked(message: str) -> str:
+    """A message that may repeat a word of the command line, with the secrets of an address masked."""
+    for word in sys.argv[1:]:
+        if "@" in word or "://" in word:
+            message = message.replace(word, masked(word))
+    return message
+
+
 def main() -> int:
     """Run the command with the program's arguments.
 
@@ -50,7 +60,8 @@ def main() -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except typer.TyperException as error:
-        complain(f"{' '.join(error.format_message().split()).rstrip('.')}; relay --help tells what is allowed")
+        problem = " ".join(_masked(error.format_message()).split()).rstrip(".")
+        complain(f"{problem}; relay --help tells what is allowed")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return 1

@@ -1,4 +1,4 @@
-"""``relay demo``: a web server, a relay in front of it, and every byte compared."""
+"""``relay demo``: a web server, a relay in front of it, directly and over SSH, and every byte compared."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 import relay
+import relay.testing
 
 from ..process import PIPE, start
 from ..race import place
-from ..registry import listen
-from ..senders.tcp import tcp
+from ..registry import listen, target
 from ..tunnel import Tunnel
 from .output import failures_reported, say
 
 __all__ = ["demo"]
 
 CONNECTIONS = 4
+BACKENDS = ("paramiko", "openssh")
 Pages = Mapping[str, Path]
 
 
@@ -38,7 +39,10 @@ def demo(
         Path | None, typer.Argument(metavar="DIRECTORY", help="Whose files are served; without it those of relay.")
     ] = None,
 ) -> None:
-    """Relay a web server on real files, fetch all of them through the relay, and compare every byte."""
+    """Relay a web server on real files, fetch all of them through the relay, and compare every byte.
+
+    Then the same over SSH, to a server inside this program: by paramiko and, where there is ssh, by that.
+    """
     with failures_reported(debug=False):
         root = (directory or _own_files()).resolve(strict=True)
         pages = find_pages(root)
@@ -46,14 +50,33 @@ def demo(
             raise FileNotFoundError(2, "no files to serve; name a directory that has some", str(root))
         with web_server(pages) as server:
             say(f"web server   {place(server)}, on the {len(pages)} files of {root}")
-            with Tunnel(listen(":0"), tcp(*server)) as tunnel:
-                say(f"relay        {place(tunnel.address)} → {place(server)}")
-                show(tunnel, pages)
+            show(place(server), [], pages)
+            with relay.testing.SSHServer() as bastion:
+                say(f"\nssh server   {place(bastion.address)}, inside this program; it sees the web server, too")
+                for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
+                    show(place(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
     say("\nNow your own service, for example one on port 8000:\n")
     say(f"    {command()} forward :0 127.0.0.1:8000")
 
 
-def show(tunnel: Tunnel, pages: Pages) -> None:
+def show(server: str, via: Sequence[str], pages: Pages, how: str = "") -> None:
+    """Relay the web server and say what happened.
+
+    :param server: its address.
+    :param via: the hop on the way, if there is one.
+    :param pages: what it serves.
+    :param how: what else is said of the hop.
+    """
+    over = "".join(f" via {hop.partition('?')[0]}" for hop in via)
+    make_send: Any = target(server, via)
+    with Tunnel(listen(":0"), make_send) as tunnel:
+        if via:
+            make_send.ready(30.0)
+        say(f"relay        {place(tunnel.address)} → {server}{over}{how}")
+        fetch_and_tell(tunnel, pages)
+
+
+def fetch_and_tell(tunnel: Tunnel, pages: Pages) -> None:
     """Fetch every page through the relay and say what happened."""
     total = sum(fetch_all(tunnel.address, pages))
     say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")

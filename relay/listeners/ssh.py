@@ -129,8 +129,9 @@ class SSHListener:
         :raises OSError: if there is none.
         """
         carrier = self._holder.carrier()
+        link: Connection | None = None
         while True:
-            link = wait_for(carrier, deadline, None, patient=False)
+            link = wait_for(carrier, deadline, None, patient=False, instead_of=link)
             try:
                 self._ask(link, deadline)
                 break

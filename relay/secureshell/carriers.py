@@ -225,14 +225,19 @@ class _Dial:
 
 
 def wait_for(
-    carrier: Carrier[Connection], deadline: float | None, cancel: Cancel | None, *, patient: bool
+    carrier: Carrier[Connection],
+    deadline: float | None,
+    cancel: Cancel | None,
+    *,
+    patient: bool,
+    instead_of: Connection | None = None,
 ) -> Connection:
-    """Wait until a connection is up.
+    """Wait until a connection is up; the parameters are those of :meth:`relay.carrier.Carrier.wait`.
 
-    :raises Exception: why it is not.
+    :raises OSError: why it is not.
     """
     answer: Answer[Connection] = Answer()
-    give_up = carrier.wait(answer.put, deadline, patient=patient)
+    give_up = carrier.wait(answer.put, deadline, patient=patient, instead_of=instead_of)
     try:
         link = answer.get(deadline, cancel)
     except Exception as error:

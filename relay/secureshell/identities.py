@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
-import stat
 import struct
 
-__all__ = ["CERTIFICATE", "certified_key", "file_type", "key_type", "public_key", "read_regular", "strings"]
+from .files import open_regular
+
+__all__ = ["CERTIFICATE", "LONGEST_FILE", "certified_key", "file_type", "key_type", "public_key", "strings"]
 
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
@@ -17,18 +17,6 @@ _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = b"-----END OPENSSH PRIVATE KEY-----"
 _MAGIC = b"openssh-key-v1\0"
 _PARTS = {"ssh-ed25519": 1, "sk-ssh-ed25519": 2, "ssh-rsa": 2, "sk-ecdsa-sha2-nistp256": 3}  # 2 for all other ECDSA
-
-
-def read_regular(path: str) -> bytes:
-    """The content of a regular file; never waits for a pipe or a device.
-
-    :raises OSError: if it cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(0, "not a regular file", path)
-        return file.read(LONGEST_FILE)
 
 
 def strings(blob: bytes, count: int) -> list[bytes]:
@@ -65,8 +53,9 @@ def public_key(path: str) -> bytes | None:
     """
     for candidate in (path, f"{path}.pub"):
         try:
-            data = read_regular(candidate)
-        except (OSError, ValueError):
+            with open_regular(candidate) as file:
+                data = file.read(LONGEST_FILE)
+        except OSError:
             continue
         blob = _public_line(data) if b"PRIVATE KEY-----" not in data else _clear_part(data)
         if blob is not None:

@@ -10,12 +10,12 @@ import hashlib
 import hmac
 import os
 import secrets
-import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .files import open_regular
 from .identities import key_type
 
 __all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "write_down"]
@@ -119,12 +119,10 @@ def _hashed(name: str) -> str:
 
 def _lines(file: str) -> Iterator[tuple[int, bytes]]:
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError):
+        reader = open_regular(file)
+    except OSError:
         return
-    with open(descriptor, "rb") as reader:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return
+    with reader:
         number, begun = 1, False
         while piece := reader.readline(LONGEST_LINE):
             whole = piece.endswith(b"\n") or len(piece) < LONGEST_LINE

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..address import Secret, SSHServer
 from ..errors import AuthenticationError
+from .files import open_regular
 
 __all__ = ["passphrase_of", "password_of", "wants_prompt"]
 
@@ -80,19 +81,13 @@ def _from_file(server: SSHServer, name: str, path: str) -> str:
     """The first line of a file that nobody else can read."""
     where = f"{server}: {name}_file {path!r}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not keep us waiting
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise AuthenticationError(f"{where}: not a regular file; it is read anew with every login")
-            if status.st_mode & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
-                raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
-            line = file.readline(LONGEST)
-    except AuthenticationError:
-        raise
-    except (OSError, ValueError) as error:
-        raise AuthenticationError(f"{where}: {getattr(error, 'strerror', None) or 'not a path'}") from None
+        with open_regular(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            line = b"" if mode & 0o077 else file.readline(LONGEST)
+    except OSError as error:
+        raise AuthenticationError(f"{where}: {error.strerror}; it is read with every login") from None
+    if mode & 0o077:
+        raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
     value = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     if not value:
         raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")

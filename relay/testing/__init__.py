@@ -10,8 +10,22 @@ that any test runner can use it::
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .conformance import check_factory, check_stream
 from .leaks import Leaks, check_leaks
 from .pairs import FakeListener, clogged_pair, pair
 
-__all__ = ["FakeListener", "Leaks", "check_factory", "check_leaks", "check_stream", "clogged_pair", "pair"]
+if TYPE_CHECKING:
+    from .sshserver import SSHServer
+
+__all__ = ["FakeListener", "Leaks", "SSHServer", "check_factory", "check_leaks", "check_stream", "clogged_pair", "pair"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SSHServer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = import_module(".sshserver", __name__).SSHServer  # needs paramiko, which the rest does without
+    globals()[name] = value
+    return value

@@ -101,7 +101,7 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
             _fail(settings, f"{offered}, {other}; this may be an attack; {_forget(settings, entry)}")
     if not settings.accept_new:
         looked = ", ".join(settings.known_hosts) or "no file"
-        way = f"accept_new=True trusts it this once, hostkey='{fingerprint(blob)}' pins it"
+        way = f"accept_new=True writes it down, hostkey='{fingerprint(blob)}' pins it"
         _fail(settings, f"{offered} (looked in {looked}); if it is right, log in once with ssh, or {way}")
     _accept(settings, blob)
 

@@ -1,0 +1,69 @@
+"""What a row is: a load, what is measured under it, and what is to be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from .loads import Lab
+
+__all__ = ["CPU", "CPU_BULK", "GBIT", "RATE", "Goal", "Metric", "Row", "Sample"]
+
+Sample = dict[str, float]  # what one measurement gives: a figure for each metric, by key
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound of one peer's figure: at least (or at most, where less is better) ``factor`` times another's.
+
+    :param of: the key of the other peer; ``None`` if ``factor`` is itself the bound.
+    :param factor: what to reach.
+    :param limit: what is just accepted, if that is less.
+    :param peer: the key of the peer that is to reach it.
+    """
+
+    of: str | None
+    factor: float
+    limit: float | None = None
+    peer: str = "relay"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a row.
+
+    :param key: its name in a :data:`Sample`.
+    :param title: what it is, with the unit.
+    :param more: whether more is better.
+    :param scale: what a sample is multiplied by to be in that unit.
+    """
+
+    key: str
+    title: str
+    more: bool
+    goals: tuple[Goal, ...] = ()
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One load.
+
+    :param title: what it is.
+    :param table: the table it stands in, a key of :data:`TABLES`.
+    :param peers: whom it is measured of, in the order of a round.
+    :param measure: makes one measurement of one peer.
+    """
+
+    title: str
+    table: str
+    peers: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    measure: Callable[[Lab, str], Sample]
+
+
+GBIT = partial(Metric, "rate", "Gbit/s", True, scale=1e-9)
+CPU_BULK = partial(Metric, "cpu", "CPU ms per GiB", False, scale=1e3)
+RATE = partial(Metric, "rate", more=True)
+CPU = partial(Metric, "cpu", more=False, scale=1e6)

@@ -1,0 +1,67 @@
+"""What a peer is, and what it is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .sshd import Server
+
+__all__ = ["DIRECT", "Job", "Peer", "Target"]
+
+DIRECT = "direct"  # the peer that is none
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a relay is to lead.
+
+    :param port: on 127.0.0.1.
+    :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
+    :param server: the SSH server to go through, if any.
+    """
+
+    port: int
+    ca: Path | None = None
+    server: Server | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a peer is asked to do.
+
+    :param directory: its own, for its configuration.
+    :param port: where to listen on 127.0.0.1.
+    :param target: where to lead.
+    :param core: a core that nobody else uses, for the busy thread of the programs that have one.
+    """
+
+    directory: Path
+    port: int
+    target: Target
+    core: int
+
+    @property
+    def server(self) -> Server:
+        """The SSH server to go through."""
+        assert self.target.server is not None, "this peer goes through an SSH server"
+        return self.target.server
+
+    def write(self, name: str, text: str) -> str:
+        """Write a configuration file; returns its path."""
+        path = self.directory / name
+        path.write_text(text)
+        return str(path)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One column of the results.
+
+    :param title: its name for people.
+    :param start: returns the argument list that does a job; raises :class:`UnavailableError`.
+    """
+
+    title: str
+    start: Callable[[Job], list[str]]

@@ -1,0 +1,79 @@
+"""Who relays over SSH, and how each is started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from urllib.parse import quote
+
+from .jobs import Job, Peer
+from .machine import LOOPBACK, UnavailableError, program, relay_command
+
+__all__ = ["PEERS", "url"]
+
+AES_GCM = "aes128-gcm@openssh.com"
+
+
+def url(job: Job, backend: str) -> str:
+    """The server as a hop for relay: with the cipher that it picks by itself, or, for the OpenSSH client, AES-GCM."""
+    configuration = job.write("ssh_config", f"Ciphers {AES_GCM}\n") if backend == "openssh" else "/dev/null"
+    server = job.server
+    files = {"keyfile": server.key, "known_hosts": server.known_hosts, "config": configuration}
+    options = "&".join(f"{name}={quote(str(path))}" for name, path in files.items())
+    return f"ssh://{server.user}@{LOOPBACK}:{server.port}?backend={backend}&{options}"
+
+
+def _relay(backend: str) -> Callable[[Job], list[str]]:
+    def start(job: Job) -> list[str]:
+        listen, target = f"{LOOPBACK}:{job.port}", f"{LOOPBACK}:{job.target.port}"
+        return [relay_command(), "forward", listen, target, "--via", url(job, backend)]
+
+    return start
+
+
+def _ssh(*options: str) -> Callable[[Job], list[str]]:
+    def start(job: Job) -> list[str]:
+        server = job.server
+        settings = {
+            "BatchMode": "yes",
+            "ExitOnForwardFailure": "yes",
+            "IdentitiesOnly": "yes",
+            "IdentityFile": server.key,
+            "UserKnownHostsFile": server.known_hosts,
+        }
+        trust = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+        forward = f"{LOOPBACK}:{job.port}:{LOOPBACK}:{job.target.port}"
+        there = ["-p", str(server.port), f"{server.user}@{LOOPBACK}"]
+        return [program("ssh"), "-F", "/dev/null", *trust, *options, "-N", "-L", forward, *there]
+
+    return start
+
+
+def _package(name: str) -> Callable[[Job], list[str]]:
+    """A program of sshprograms.py with another package."""
+
+    def start(job: Job) -> list[str]:
+        if find_spec(name) is None:
+            raise UnavailableError(f"{name} is not installed: make bench")
+        server = job.server
+        words = [job.port, job.target.port, server.port, server.user, server.key, server.known_hosts]
+        return [sys.executable, "-m", "benchmarks.sshprograms", name, *map(str, words)]
+
+    return start
+
+
+def _spawn(job: Job) -> list[str]:
+    words = [job.port, job.target.port, url(job, "paramiko"), job.core]
+    return [sys.executable, "-m", "benchmarks.sshprograms", "spawn", *map(str, words)]
+
+
+PEERS = {
+    "ssh-paramiko": Peer("relay, paramiko", _relay("paramiko")),
+    "ssh-openssh": Peer("relay, openssh", _relay("openssh")),
+    "ssh": Peer("ssh -L", _ssh()),
+    "ssh-gcm": Peer("ssh -L, AES-GCM", _ssh("-c", AES_GCM)),
+    "asyncssh": Peer("asyncssh", _package("asyncssh")),
+    "sshtunnel": Peer("sshtunnel", _package("sshtunnel")),
+    "ssh-spawn": Peer("relay.spawn, paramiko, busy program", _spawn),
+}

@@ -1,0 +1,72 @@
+"""The options that every relaying command has."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+__all__ = ["Options", "Via", "with_options"]
+
+SECONDS = "SECONDS"
+
+Via = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--via", metavar="HOP", help="A hop on the way: ssh://[USER@]HOST[:PORT]. Several: the nearest first."
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says of the connections and of what is printed about them."""
+
+    nconnect: Annotated[
+        int, typer.Option(metavar="N", help="The most connections at one time; -1 for no limit. Others wait.")
+    ] = -1
+    timeout: Annotated[
+        float | None, typer.Option(metavar=SECONDS, help="End a connection after so long, whatever it does.")
+    ] = None
+    connect_timeout: Annotated[
+        float, typer.Option(metavar=SECONDS, help="Give the target so long to be connected, hops included.")
+    ] = 30.0
+    idle_timeout: Annotated[
+        float | None, typer.Option(metavar=SECONDS, help="End a connection when no byte has moved for so long.")
+    ] = None
+    linger: Annotated[
+        float, typer.Option(metavar=SECONDS, help="After one direction's end, wait so long for bytes of the other.")
+    ] = 60.0
+    drain: Annotated[
+        float, typer.Option(metavar=SECONDS, min=0, help="When told to stop, let connections finish for so long.")
+    ] = 30.0
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False
+    watch: Annotated[bool, typer.Option("--watch", help="A live table of the connections.")] = False
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text"
+    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function whose keyword ``options`` is an :class:`Options`: each field is one option."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
+    hints = get_type_hints(Options, include_extras=True)
+    more = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in dataclasses.fields(Options)
+    ]
+
+    @functools.wraps(command)
+    def spread(**arguments: Any) -> None:
+        options = Options(**{parameter.name: arguments.pop(parameter.name) for parameter in more})
+        command(**arguments, options=options)
+
+    spread.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *more)}
+    return spread

@@ -1,0 +1,237 @@
+"""What the relaying commands share: listen, try the hops, relay until a signal, drain."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from ..address import SSHListen, masked
+from ..errors import AddressError, CarrierError, ConnectError
+from ..parsing import parse_hops, parse_listen
+from ..race import place
+from ..registry import listen as listen_at
+from ..registry import target as factory_for
+from ..tunnel import Tunnel
+from .options import Options
+from .output import LiveTable, failures_reported, logged_to_stderr, say, summary
+from .signals import Signals
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("relay.cli")
+
+REFRESH = 0.5  # seconds between two states of the live table
+
+
+def serve(
+    listen: str,
+    target: str,
+    options: Options,
+    *,
+    name: str,
+    title: str,
+    via: Sequence[str] = (),
+    listen_via: Sequence[str] = (),
+) -> None:
+    """Listen, relay until a signal, and drain.
+
+    :param listen: the address to listen at.
+    :param target: the address to connect to.
+    :param options: the limits, and what is printed.
+    :param name: of the tunnel.
+    :param title: printed before where it listens and where that leads to.
+    :param via: the hops on the way to the target, the nearest first.
+    :param listen_via: those on the way to where it listens.
+    :raises typer.Exit: with the status, if it fails; one line has been printed then.
+    """
+    with (
+        logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),
+        failures_reported(debug=options.debug),
+        Signals() as signals,
+    ):
+        raise_descriptor_limit()
+        on = _where(listen, listen_via)
+        over = _over(via)
+        make_send = factory_for(target, via)
+        receive = _listening(listen, listen_via, signals)
+        if receive is None:
+            return
+        tunnel = _tunnel(receive, make_send, options, name)
+        title = f"{title}{place(tunnel.address)}{on} → {make_send.target}{over}"
+        with tunnel:
+            say(title)
+            trial = Trial(make_send, options.connect_timeout, signals.wake)
+            run(tunnel, signals, title if options.watch else None, options.drain)
+        if trial.error is not None:
+            raise trial.error
+        logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
+
+
+def _where(listen: str, via: Sequence[str]) -> str:
+    """The server on which it listens, for the title; empty for this machine.
+
+    :raises AddressError: if there is a secret in an address.
+    """
+    address = parse_listen(listen)
+    if not isinstance(address, SSHListen):
+        return ""
+    refuse_secrets("listen address", listen, address.server.inline_secrets)
+    return f" on {address.server}{_over(via)}"
+
+
+def _over(via: Sequence[str]) -> str:
+    """The hops, for the title.
+
+    :raises AddressError: if there is a secret in one of them.
+    """
+    servers = parse_hops(via)
+    for text, server in zip(via, servers, strict=True):
+        refuse_secrets("hop", text, server.inline_secrets)
+    return f" via {', '.join(map(str, servers))}" if servers else ""
+
+
+def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
+    """Refuse an address in which a secret is written.
+
+    :raises AddressError: if ``names``, those of the secrets that are in it, is not empty.
+    """
+    for name in names:
+        raise AddressError(
+            f"{what} '{masked(text)}': everybody on this machine can read a {name} that is on a command line; "
+            f"use {name}_file=FILE or {name}_env=NAME"
+        )
+
+
+def _listening(listen: str, via: Sequence[str], signals: Signals) -> Any:
+    """Listen, in a thread of its own: a name server or an SSH server may take its time.
+
+    :returns: the listener; ``None`` if a signal came first.
+    """
+    attempt = Attempt(lambda: listen_at(listen, via), signals.wake)
+    heard = signals.wait()
+    if heard:
+        attempt.give_up()
+        logger.info("%s: closing before there was an answer", signal.Signals(heard).name)
+        return None
+    return attempt.outcome()
+
+
+class Attempt:
+    """A call that opens something, in a thread of its own.
+
+    :param call: returns what has a ``close``.
+    :param over: called in the thread when there is an outcome.
+    """
+
+    def __init__(self, call: Callable[[], Any], over: Callable[[], object]) -> None:
+        self._call = call
+        self._over = over
+        self._given_up = False
+        self._made: Any = None
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._made = self._call()
+        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
+            self._error = error
+        if self._given_up:
+            self.give_up()
+        self._over()
+
+    def outcome(self) -> Any:
+        """What was opened, once it is over.
+
+        :raises Exception: what the call raised.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._made
+
+    def give_up(self) -> None:
+        """Close what was opened, now or when it is."""
+        self._given_up = True
+        if self._made is not None:
+            self._made.close()
+
+
+def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel:
+    try:
+        return Tunnel(
+            receive,
+            make_send,
+            options.nconnect,
+            options.timeout,
+            connect_timeout=options.connect_timeout,
+            idle_timeout=options.idle_timeout,
+            linger=options.linger,
+            name=name,
+        )
+    except BaseException:
+        receive.close()
+        raise
+
+
+class Trial:
+    """Tries the hops while the tunnel already listens, so that a wrong key is known before the first client comes.
+
+    A server that cannot be reached is not the end: its carrier says so and tries again.
+
+    :param make_send: the factory; one without ``ready`` has no hops.
+    :param timeout: seconds.
+    :param failed: called, in a thread, when something failed that another try would not mend; :attr:`error` has it.
+    """
+
+    def __init__(self, make_send: Any, timeout: float, failed: Callable[[], object]) -> None:
+        self.error: Exception | None = None
+        self._failed = failed
+        ready = getattr(make_send, "ready", None)
+        if ready is not None:
+            threading.Thread(target=self._try, args=(ready, timeout), name="relay-trial", daemon=True).start()
+
+    def _try(self, ready: Callable[[float], object], timeout: float) -> None:
+        try:
+            ready(timeout)
+        except (ConnectError, CarrierError) as error:
+            logger.debug("%s", error)
+        except (OSError, ValueError, TypeError) as error:
+            self.error = error
+            self._failed()
+
+
+def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:
+    """Wait for a signal and drain; return when that is done, or at a second signal. The tunnel is closed next."""
+    with LiveTable(tunnel, watched) if watched else nullcontext() as table:
+        closing: threading.Thread | None = None
+        while (heard := signals.wait(REFRESH if table else None)) != 0:
+            if table is not None:
+                table.refresh()
+            if heard is None:
+                continue
+            if closing is not None:
+                return
+            live = tunnel.stats().active
+            wait = f"; {live} live, {drain:g} s to finish" if live and drain else ""
+            logger.info("%s: closing%s", signal.Signals(heard).name, wait)
+            closing = threading.Thread(target=_drain, args=(tunnel, drain, signals), name="relay-drain", daemon=True)
+            closing.start()
+
+
+def _drain(tunnel: Tunnel, drain: float, signals: Signals) -> None:
+    tunnel.close(drain)
+    signals.wake()
+
+
+def raise_descriptor_limit() -> None:
+    """Take all the descriptors that the system allows: a connection needs two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):
+        pass  # macOS says "unlimited" and means 10240

@@ -1,0 +1,230 @@
+"""What every address as text has in common: a scheme, a host and a port or a path, parameters.
+
+Pure: nothing here does I/O. Every error is one line (what, where, what is allowed) and shows no secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+from urllib.parse import unquote_to_bytes
+
+from .address import CONTROL, LONGEST_UNIX_PATH, masked
+from .errors import AddressError
+
+__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
+
+LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
+LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
+
+KNOWN = ("ssh", "tcp", "tls", "unix")
+LATER = ("exec", "http", "i2p", "socks5")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+class AddressReader:
+    """One address while it is read.
+
+    :param text: the address.
+    :param what: what it is for, in errors.
+    """
+
+    example = "localhost:8080"
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix")
+    forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
+    least_port = 1
+
+    def __init__(self, text: str, what: str) -> None:
+        self.what = what
+        if not isinstance(text, str):
+            raise TypeError(f"{what}: a str such as '{self.example}' is wanted, not {type(text).__name__}")
+        self.text = text
+
+    def part(self, text: str) -> str:
+        """A part of the address for an error; none where an ``@`` tells that it may be a part of a password."""
+        return "***" if "@" in self.text else masked(text)
+
+    def fail(self, problem: str, allowed: str) -> NoReturn:
+        """Refuse the address.
+
+        :raises AddressError: always.
+        """
+        name = f"({masked(self.text)})" if " of " in self.what else f"'{masked(self.text)}'"
+        raise AddressError(f"{self.what} {name}: {problem}; {allowed}")
+
+    def split(self) -> tuple[str, str]:
+        """Split off the scheme, which is empty where none is written."""
+        if len(self.text) > LONGEST_ADDRESS:
+            self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
+        if not self.text:
+            self.fail("it is empty", self.forms)
+        if not self.text.isprintable():
+            self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
+        found = _SCHEME.fullmatch(self.text)
+        if found is None:
+            return "", self.plain()
+        scheme = found[1].lower()
+        if scheme not in self.schemes:
+            self.unknown(scheme)
+        return scheme, found[2]
+
+    def plain(self) -> str:
+        """An address without ``//``; what looks like another scheme is told apart from ``host:port``."""
+        scheme, colon, rest = self.text.partition(":")
+        if colon and not rest.isdigit() and scheme.lower() in (*KNOWN, *LATER):
+            if scheme.lower() in LATER:
+                self.unknown(scheme.lower())
+            self.fail(f"{scheme}: without //", self.forms)
+        return self.text
+
+    def unknown(self, scheme: str) -> NoReturn:
+        """Refuse a scheme that is none of :attr:`schemes`."""
+        if scheme in LATER:
+            self.fail(f"{scheme} is not available in this version", self.forms)
+        near = get_close_matches(scheme, self.schemes, 1)
+        self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms)
+
+    def path(self, rest: str) -> str:
+        """Check what follows ``unix://``."""
+        path, mark, _ = rest.partition("?")
+        if mark:
+            self.fail("unix:// takes no parameters", "a ? that belongs to the path is written %3F")
+        if not path.startswith("/"):
+            self.fail("the path is not absolute", "three slashes begin it: unix:///run/app.sock")
+        return self.socket_path(self.decoded(path))
+
+    def socket_path(self, path: str) -> str:
+        """Check the path of a Unix socket (unix(7))."""
+        length = len(path.encode("utf-8", "surrogateescape"))
+        if length > LONGEST_UNIX_PATH:
+            self.fail(f"the path is {length} bytes long", f"a Unix socket's path has at most {LONGEST_UNIX_PATH}")
+        if path.endswith("/"):
+            self.fail("the path ends with a slash", "it names the socket itself: unix:///run/app.sock")
+        return path
+
+    def place(self, scheme: str, rest: str) -> tuple[str, int, str]:
+        """Split ``host:port?query``."""
+        place, _, query = rest.partition("?")
+        if "@" in place:
+            self.fail(f"{scheme or 'tcp'}:// takes no user or password", self.forms)
+        if "/" in place or "#" in place:
+            self.fail("something follows the port", self.forms)
+        host, port = self.bracketed(place) if place.startswith("[") else self.named(place)
+        if not host:
+            return self.without_host(port), self.port(port), query
+        if place.startswith("["):
+            return self.ipv6(host, encoded=bool(scheme)), self.port(port), query
+        return self.host(host), self.port(port), query
+
+    def without_host(self, port: str) -> str:
+        """The host where none is written."""
+        self.fail("the host is empty", f"write it out: 127.0.0.1:{port}")
+
+    def bracketed(self, place: str) -> tuple[str, str]:
+        """Split ``[v6]:port``."""
+        host, bracket, port = place[1:].partition("]")
+        if not bracket or not port.startswith(":") or not host:
+            self.fail("a broken IPv6 address or no port", "an IPv6 address is written [::1]:8080")
+        return host, port[1:]
+
+    def named(self, place: str) -> tuple[str, str]:
+        """Split ``host:port``."""
+        host, colon, port = place.rpartition(":")
+        if ":" in host:
+            self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:8080")
+        if not colon:
+            self.fail("no port", f"write it after a colon: {'127.0.0.1' if place.isdigit() else 'host'}:8080")
+        return host, port
+
+    def port(self, text: str, least: int | None = None) -> int:
+        """Check a port."""
+        least = self.least_port if least is None else least
+        if not (text.isascii() and text.isdigit() and len(text) <= 5 and least <= int(text) <= 65535):
+            self.fail(f"port {self.part(text) or '(empty)'}", f"a port is a number from {least} to 65535")
+        return int(text)
+
+    def ipv6(self, host: str, *, encoded: bool) -> str:
+        """Check what stands in brackets; in a URL ``%25`` begins the zone (RFC 6874, section 2)."""
+        literal, percent, zone = host.partition("%25" if encoded else "%")
+        if "%" in literal or (percent and not _ZONE.fullmatch(zone)):
+            self.fail("a broken zone", "a zone is an interface: [fe80::1%eth0]:80, in a URL [fe80::1%25eth0]:80")
+        try:
+            return str(ipaddress.IPv6Address(literal)) + (f"%{zone}" if percent else "")
+        except ValueError:
+            self.fail(f"[{self.part(host)}] is not an IPv6 address", "brackets hold one, as in [::1]:8080")
+
+    def host(self, host: str) -> str:
+        """Check an IPv4 address or a name."""
+        if len(host) > LONGEST_NAME + 1:
+            self.fail(f"a host of {len(host)} characters", f"a name has at most {LONGEST_NAME}")
+        if host == "*":
+            self.fail("* is not a host", "0.0.0.0 is every IPv4 interface and [::] every one")
+        labels = self.ascii(host).lower().removesuffix(".").split(".")
+        if _NUMERIC_LABEL.fullmatch(labels[-1]):
+            return self.ipv4(host)
+        if len(".".join(labels)) > LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):
+            allowed = "a name is letters, digits, - and _ between dots, at most 63 in a row, and begins with no -"
+            self.fail(f"'{self.part(host)}' is not a host name", allowed)
+        self.refuse_i2p(".".join(labels))
+        return ".".join(labels) + ("." if host.endswith(".") else "")
+
+    def refuse_i2p(self, host: str) -> None:
+        """Looked up in the DNS, such a name would tell the resolver whom the user visits."""
+        if host.lower().rstrip(".").split(".")[-1] == "i2p":
+            self.unknown("i2p")
+
+    def ascii(self, host: str) -> str:
+        """A name in another script as its ASCII form (RFC 3490)."""
+        if host.isascii():
+            return host
+        try:
+            return host.encode("idna").decode("ascii")
+        except UnicodeError:
+            self.fail(f"'{self.part(host)}' is not a host name", "a name in another script follows RFC 3490 (IDNA)")
+
+    def ipv4(self, host: str) -> str:
+        """Check an IPv4 address."""
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            self.fail(
+                f"'{self.part(host)}' is not an IPv4 address", "one is four numbers from 0 to 255, as in 127.0.0.1"
+            )
+
+    def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
+        """Read what follows the question mark; a ``+`` is a plus sign."""
+        given: dict[str, str] = {}
+        for parameter in query.split("&") if query else ():
+            name, _, value = parameter.partition("=")
+            if name not in names:
+                self.unknown_parameter(scheme, name, names)
+            if name in given:
+                self.fail(f"{name}= is written twice", "once is enough")
+            given[name] = self.decoded(value)
+            if not value:
+                self.fail(f"{name}= is empty", "give it a value or leave it out")
+        return given
+
+    def unknown_parameter(self, scheme: str, name: str, names: Iterable[str]) -> NoReturn:
+        """Refuse a parameter that is none of ``names``."""
+        near = get_close_matches(name, names, 1)
+        problem = f"unknown parameter '{self.part(name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
+        allowed = ", ".join(f"{known}=" for known in names)
+        self.fail(problem, f"{scheme} takes {allowed or 'none'}")
+
+    def decoded(self, text: str) -> str:
+        """Undo the percent-encoding; bytes that are not UTF-8 become surrogates, as everywhere in Python's paths."""
+        if _BROKEN_PERCENT.search(text):
+            self.fail("a broken percent-encoding", "% is followed by two hexadecimal digits; % itself is %25")
+        value = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+        if CONTROL.search(value):
+            self.fail("a control character", "paths and names have none")
+        return value

@@ -1,0 +1,25 @@
+"""The algorithms that paramiko has, by the option of ssh_config(5) that chooses among them."""
+
+from __future__ import annotations
+
+__all__ = ["LISTS", "supported"]
+
+_ATTRIBUTES = {
+    "ciphers": "_preferred_ciphers",
+    "kexalgorithms": "_preferred_kex",
+    "macs": "_preferred_macs",
+    "hostkeyalgorithms": "_preferred_keys",
+    "pubkeyacceptedalgorithms": "_preferred_pubkeys",
+}
+LISTS = tuple(_ATTRIBUTES)
+
+
+def supported(option: str) -> tuple[str, ...]:
+    """What the installed paramiko can do, its favourites first.
+
+    :param option: one of :data:`LISTS`.
+    """
+    import paramiko
+
+    # `Transport.get_security_options` says the same, but only of a connection that is there.
+    return tuple(getattr(paramiko.Transport, _ATTRIBUTES[option]))

@@ -1,0 +1,136 @@
+"""The command line of the master, and the private directory that its sockets are in."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from ...errors import RelayError
+from ..connection import Settings
+from .channels import FUNCTIONS
+
+__all__ = ["arguments", "environment", "has_secret", "private_directory"]
+
+_HELPER = str(Path(__file__).with_name("helper.py"))
+_ROOM = 70  # bytes of a directory's path that leave room for the names in it (unix(7): 107), ssh's own suffix included
+_CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # half as fast again as what ssh prefers
+
+# What a user's configuration may say and must not have here: nothing runs, nothing prompts, and no forward but ours.
+_FIXED = (
+    "ControlMaster=yes",
+    "ControlPersist=no",
+    "ClearAllForwardings=yes",
+    "ExitOnForwardFailure=yes",
+    "ForkAfterAuthentication=no",
+    "RemoteCommand=none",
+    "RequestTTY=no",
+    "EscapeChar=none",
+    "PermitLocalCommand=no",
+    "StdinNull=yes",
+    "Tunnel=no",
+    "ForwardAgent=no",
+    "ForwardX11=no",
+    "AddKeysToAgent=no",
+    "UpdateHostKeys=no",
+    "VisualHostKey=no",
+    "StreamLocalBindUnlink=no",
+    "NumberOfPasswordPrompts=1",
+    "ServerAliveCountMax=2",
+    "LogLevel=DEBUG1",
+    f"LogVerbose={FUNCTIONS}",
+)
+
+
+def private_directory() -> str:
+    """Make a directory that nobody else can look into, with a path short enough for sockets in it.
+
+    :raises OSError: if there is no place for it.
+    """
+    for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp"):  # noqa: S108
+        if parent and len(os.fsencode(parent)) < _ROOM - 16 and os.access(parent, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="relay-", dir=parent)
+    raise RelayError("no place for the sockets to ssh: a directory with a short path is wanted; set TMPDIR to one")
+
+
+def has_secret(settings: Settings) -> bool:
+    """Whether the caller gave something that answers ssh's questions."""
+    server = settings.server
+    names = ("password", "passphrase")
+    return any(getattr(server, name + kind) is not None for name in names for kind in ("", "_file", "_env"))
+
+
+def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -> list[str]:
+    """The arguments of the master.
+
+    :param settings: whom, how. What the caller did not say is left to ssh and its configuration.
+    :param folder: the private directory.
+    :param given: whether ssh gets its connection from us.
+    :param seconds: for all of it.
+    """
+    server = settings.server
+    options = [
+        *_FIXED,
+        f"ControlPath={_file(folder, 'control')}",
+        f"BatchMode={'no' if has_secret(settings) else 'yes'}",
+        f"StrictHostKeyChecking={'accept-new' if settings.accept_new and server.hostkey is None else 'yes'}",
+        f"ServerAliveInterval={0 if server.keepalive is None else max(1, math.ceil(server.keepalive))}",
+        # A name may have several addresses, which ssh tries one after another.
+        f"ConnectTimeout={max(1, math.ceil(seconds / 2))}",
+        f"Compression={'yes' if settings.compress else 'no'}",
+        *_trust(settings),
+    ]
+    if not settings.ciphers:
+        options.append(f"Ciphers=^{_CIPHERS}")
+    if given:
+        helper = shlex.join([sys.executable, "-I", "-S", _HELPER, "connection", os.path.join(folder, "desk")])
+        options += [f"ProxyCommand={helper.replace('%', '%%')}", "ProxyUseFdpass=yes"]
+    return [
+        "ssh",
+        "-N",
+        *(["-F", server.config] if server.config is not None else []),
+        *(["-l", server.user] if server.user is not None else []),
+        *(["-p", str(server.port)] if server.port is not None else []),
+        *(["-i", server.keyfile.replace("%", "%%"), "-o", "IdentitiesOnly=yes"] if server.keyfile is not None else []),
+        *(word for option in options for word in ("-o", option)),
+        "--",
+        server.host,
+    ]
+
+
+def environment(settings: Settings, folder: str) -> dict[str, str] | None:
+    """The environment of the master; ``None`` for the program's own.
+
+    The program that answers ssh's questions takes no argument but the question, so it is a script of a line.
+    """
+    if not has_secret(settings):
+        return None
+    path = os.path.join(folder, "ask")
+    line = shlex.join([sys.executable, "-I", "-S", _HELPER, "secret", os.path.join(folder, "desk")])
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
+        file.write(f'#!/bin/sh\nexec {line} "$1"\n')
+    return {**os.environ, "SSH_ASKPASS": path, "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": os.environ.get("DISPLAY", ":")}
+
+
+def _trust(settings: Settings) -> list[str]:
+    server = settings.server
+    if server.hostkey is not None:
+        words = [sys.executable, "-I", "-S", _HELPER, "hostkey", server.hostkey]
+        command = " ".join(map(_quoted, words)) + " %I %f %H %t %K"
+        return [f"KnownHostsCommand={command}", "UserKnownHostsFile=/dev/null", "GlobalKnownHostsFile=/dev/null"]
+    if server.known_hosts is not None:
+        return [f"UserKnownHostsFile={_quoted(server.known_hosts)}", "GlobalKnownHostsFile=/dev/null"]
+    return []
+
+
+def _file(folder: str, name: str) -> str:
+    return _quoted(os.path.join(folder, name))
+
+
+def _quoted(word: str) -> str:
+    """One word of an option of ssh's that takes several and expands percent signs."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'

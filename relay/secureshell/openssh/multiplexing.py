@@ -1,0 +1,181 @@
+"""The wire protocol of the client's control socket: new forwards in a connection that is up.
+
+Source: ``PROTOCOL.mux`` of OpenSSH, protocol version 4.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+from ...address import TCPAddress
+from ...errors import CarrierError, RelayError
+from ...loop import Loop
+from ...poller import ERR, HUP, IN
+from ..connection import Place
+
+__all__ = ["Control", "Refusal", "close_forward", "open_forward"]
+
+_HELLO, _VERSION = 0x00000001, 4
+_OPEN_FORWARD, _CLOSE_FORWARD = 0x10000006, 0x10000007
+_OK, _DENIED, _FAILURE, _REMOTE_PORT = 0x80000001, 0x80000002, 0x80000003, 0x80000007
+_LOCAL, _REMOTE = 1, 2
+_UNIX = 0xFFFFFFFE  # as a port number: the host is the path of a Unix socket
+
+_LONGEST = 256 << 10  # bytes of one message, as ssh's own client
+_CHUNK = 64 << 10
+
+
+class Refusal(RelayError):
+    """The client did not do what it was asked to; the text is its own."""
+
+
+Reply = Callable[[int | RelayError], object]
+
+
+def open_forward(listen: Place, connect: Place, *, remote: bool) -> tuple[int, bytes]:
+    """Type and body of a request to listen and to forward what comes ("Requesting establishment of port forwards").
+
+    :param listen: where to listen: on this side, or on the server's if ``remote``.
+    :param connect: where to connect to, on the other side.
+    :param remote: the direction.
+    """
+    return _OPEN_FORWARD, _forward(listen, connect, remote)
+
+
+def close_forward(listen: Place, connect: Place, *, remote: bool) -> tuple[int, bytes]:
+    """Type and body of a request to take back a forward that was asked for with the same arguments."""
+    return _CLOSE_FORWARD, _forward(listen, connect, remote)
+
+
+def _forward(listen: Place, connect: Place, remote: bool) -> bytes:
+    return struct.pack(">I", _REMOTE if remote else _LOCAL) + _place(listen) + _place(connect)
+
+
+def _place(place: Place) -> bytes:
+    host, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, _UNIX)
+    name = os.fsencode(host)
+    return struct.pack(">I", len(name)) + name + struct.pack(">I", port)
+
+
+class Control:
+    """One connection to the control socket, driven by a loop; every method is for its thread.
+
+    The client answers requests in their order. One for a remote forward holds up those after it until the server has
+    answered.
+
+    :param loop: watches the connection.
+    :param path: of the control socket.
+    :param broken: called once, with the error, if the connection ends or makes no sense, after every request has got
+        that error.
+    :raises OSError: if nobody listens there.
+    """
+
+    def __init__(self, loop: Loop, path: str, broken: Callable[[RelayError], object]) -> None:
+        self._loop = loop
+        self._broken = broken
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._greeted = False
+        self._replies: dict[int, Reply] = {}
+        self._number = 0
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.connect(path)  # to a listener whose backlog is empty: does not wait
+            self._socket.setblocking(False)
+            self._socket.sendall(struct.pack(">III", 8, _HELLO, _VERSION))
+            loop.watch(self._socket.fileno(), IN, self._on_event)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def request(self, message: tuple[int, bytes], reply: Reply) -> None:
+        """Send a request.
+
+        :param message: its type and its body.
+        :param reply: called once: with the port that the server chose for a remote forward, with 0 if there is nothing
+            to tell, or with the error.
+        """
+        if self._socket.fileno() < 0:
+            reply(_lost())
+            return
+        self._number += 1
+        self._replies[self._number] = reply
+        kind, body = message
+        self._unsent += struct.pack(">III", 8 + len(body), kind, self._number) + body
+        self._flush()
+
+    def close(self) -> None:
+        """Let the connection go; requests that were not answered get an error."""
+        if self._socket.fileno() >= 0:
+            self._loop.forget(self._socket.fileno(), closing=True)
+            self._socket.close()
+        replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            reply(_lost())
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self._socket.close()
+
+    def _on_event(self, event: int, now: float) -> None:
+        try:
+            self._flush()
+            if event & (IN | HUP | ERR):
+                self._receive()
+        except (OSError, struct.error) as error:
+            self.close()
+            self._broken(CarrierError(f"the control connection to ssh broke: {error}"))
+
+    def _flush(self) -> None:
+        # Requests are small, few and answered at once: a buffer that is full empties before the next answer comes.
+        while self._unsent:
+            try:
+                del self._unsent[: self._socket.send(self._unsent)]
+            except BlockingIOError:
+                return
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        self._received += data
+        while len(self._received) >= 4:
+            (length,) = struct.unpack_from(">I", self._received)
+            if not 8 <= length <= _LONGEST:
+                raise Refusal(f"a message of {length} bytes")
+            if len(self._received) < 4 + length:
+                return
+            body = bytes(self._received[4 : 4 + length])
+            del self._received[: 4 + length]
+            self._take(body)
+
+    def _take(self, body: bytes) -> None:
+        kind, number = struct.unpack_from(">II", body)
+        if not self._greeted:
+            if (kind, number) != (_HELLO, _VERSION):
+                raise Refusal(f"version {_VERSION} of the protocol is wanted, not {number} (message {kind:#x})")
+            self._greeted = True
+            return
+        reply = self._replies.pop(number, None)
+        if reply is None:
+            raise Refusal(f"an answer {kind:#x} that nobody waits for")
+        if kind == _OK:
+            reply(0)
+        elif kind == _REMOTE_PORT:
+            reply(struct.unpack_from(">I", body, 8)[0])
+        elif kind in (_DENIED, _FAILURE):
+            (length,) = struct.unpack_from(">I", body, 8)
+            reply(Refusal(body[12 : 12 + length].decode("utf-8", "replace")))
+        else:
+            reply(Refusal(f"ssh answered with an unknown message {kind:#x}"))
+
+
+def _lost() -> RelayError:
+    return CarrierError("the control connection to ssh is gone")

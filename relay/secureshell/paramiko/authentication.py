@@ -1,0 +1,290 @@
+"""Logging in (RFC 4252): with every credential there is, in as many steps as the server wants, and never a prompt."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+
+from ...errors import AuthenticationError, CarrierError
+from ..connection import Settings
+from ..secrets import password_of, wants_prompt
+from .keys import Keys, Offer
+
+__all__ = ["authenticate"]
+
+MOST_ATTEMPTS = 30  # of all kinds; a server allows six unless told otherwise (MaxAuthTries)
+KEYS_BEFORE_PASSWORD = 4  # so that a password has its turn within the six
+LIKELY_LIMIT = 5  # refusals after which a server that goes away without a word has had enough
+MOST_QUESTIONS = 32  # at once, and rounds of them
+LONGEST_SHOWN = 200  # characters of what the server says
+
+_NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253, section 11.1
+_HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
+
+
+def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
+    """Log in over a connection whose host key has been verified. Blocks.
+
+    Whoever has a deadline closes the transport from another thread; this then raises within a tenth of a second. The
+    caller's callables run on the transport's thread (questions of the server) or on this one (everything else).
+
+    :param transport: after its key exchange.
+    :param settings: who logs in, and with what.
+    :raises AuthenticationError: in one line, if the server takes none of the credentials: what it offers, what was
+        tried, what could not be, and what to do.
+    :raises CarrierError: if the connection was lost meanwhile.
+
+    Source: RFC 4252; RFC 4256 (keyboard-interactive); RFC 8332 (RSA with SHA-2). The order is: keys that were named,
+    other keys of the agent, password, keyboard-interactive; the last two the other way round for a callable that takes
+    the question.
+    """
+    login = _Login(transport, settings)
+    try:
+        login.run()
+    finally:
+        login.keys.close()
+
+
+class _Login:
+    """One login while it goes on."""
+
+    def __init__(self, transport: paramiko.Transport, settings: Settings) -> None:
+        self.transport = transport
+        self.settings = settings
+        self.offered: Sequence[str] = ()  # the methods that the server takes now
+        self.tried: list[str] = []
+        self.accepted: list[str] = []  # steps that the server took, and wanted more
+        self.notes: list[str] = []  # what could not be tried
+        self.keys = Keys(settings, self.notes.append)
+        self.banner = ""
+        self.goodbye = _Goodbye(transport)
+        server = settings.server
+        self.has_password = any((server.password, server.password_file, server.password_env))
+        self.asks = wants_prompt(server.password)
+        self._text: str | None = None
+
+    def run(self) -> None:
+        if self._attempt("none", partial(self.transport.auth_none, self.settings.user)):
+            return
+        self.tried.clear()  # everybody asks that first
+        steps: dict[str, Iterator[tuple[str, Callable[[], Any]]]] = {"publickey": self._with_keys()}
+        if self.has_password:
+            steps |= {"password": self._with_password(), "keyboard-interactive": self._with_answers()}
+        order = ("publickey", "keyboard-interactive", "password") if self.asks else tuple(steps)
+        for _ in range(MOST_ATTEMPTS):
+            step = self._next(steps, order)
+            if step is None:
+                break
+            if self._attempt(*step):
+                return
+        self._fail()
+
+    def _next(self, steps: dict[str, Iterator[Any]], order: Sequence[str]) -> tuple[str, Callable[[], Any]] | None:
+        for method in order:
+            if method in self.offered and method in steps:
+                step: tuple[str, Callable[[], Any]] | None = next(steps[method], None)
+                if step is not None:
+                    return step
+        return None
+
+    def _attempt(self, name: str, call: Callable[[], Any]) -> bool:
+        """Try one credential; returns whether we are in. Learns what the server takes next."""
+        self.tried.append(name)
+        try:
+            further = call()
+        except paramiko.BadAuthenticationType as refusal:
+            self.offered = _methods(refusal.allowed_types)
+            return False
+        except (paramiko.SSHException, EOFError, OSError, ValueError) as error:
+            self._check_alive(error)  # else it is a refusal
+            return False
+        finally:
+            self._keep_banner()
+        if self.transport.is_authenticated():
+            return True
+        self.offered = _methods(further)
+        self.accepted.append(self.tried.pop())
+        return False
+
+    def _with_keys(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        most = KEYS_BEFORE_PASSWORD if self.has_password else None
+        for offer in itertools.islice(filter(self._can_sign, self.keys), most):
+            yield offer.text, partial(self.transport.auth_publickey, self.settings.user, offer)
+            if offer.problem:
+                self.notes.append(f"{offer.where} gave no signature: {_one_line(offer.problem)}")
+
+    def _can_sign(self, offer: Offer) -> bool:
+        """Whether a signature of this key can be agreed on; paramiko ends the connection over one that cannot."""
+        if "rsa" not in offer.get_name():
+            return True
+        taken = self.transport.server_extensions.get("server-sig-algs", b"")
+        names = (taken.decode("ascii", "replace") if isinstance(taken, bytes) else taken).split(",")
+        if taken and not set(names) & {"rsa-sha2-256", "rsa-sha2-512"}:
+            self.notes.append(f"{offer.where} was not tried: the server takes no RSA signature with SHA-2")
+            return False
+        return True
+
+    def _with_password(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        word = _encoded(self._password())
+        yield "password", partial(self.transport.auth_password, self.settings.user, word, fallback=False)
+
+    def _with_answers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        answers = _Answers(self)
+        yield "keyboard-interactive", answers.run
+        if answers.failure is not None:
+            raise answers.failure
+
+    def _password(self) -> str:
+        """The password; a callable that takes no argument is called once."""
+        if self._text is None:
+            self._text = password_of(
+                self.settings.server, f"{self.settings.user}@{self.settings.hostname}'s password: "
+            )
+        return self._text or ""
+
+    def answer(self, question: str) -> str:
+        """What to answer to a question of the server's."""
+        return (password_of(self.settings.server, question) or "") if self.asks else self._password()
+
+    def _keep_banner(self) -> None:
+        """Every attempt has a handler of its own at the transport, and the banner came to one of them."""
+        handler = self.transport.auth_handler
+        if handler is not None and handler.banner:
+            self.banner = _one_line(handler.banner)
+        if handler is not None:
+            handler.password = None  # it is not to lie about for as long as the connection lives
+
+    def _check_alive(self, error: Exception) -> None:
+        if self.transport.is_active():
+            return
+        said = self.goodbye.text
+        refused = len(self.tried) - 1
+        if "authentication failures" in said or self.goodbye.code == _NO_MORE_METHODS:
+            self._fail(f"the server ended the connection: {said}")
+        if not said and refused >= LIKELY_LIMIT:
+            self._fail("the server ended the connection without a word")
+        reason = f"the server says: {said}" if said else _one_line(str(error) or type(error).__name__)
+        raise CarrierError(f"{self.settings.name}: the connection was lost during the login: {reason}") from error
+
+    def _fail(self, end: str = "") -> NoReturn:
+        parts = [f"{self.settings.name}: not let in as {self.settings.user}"]
+        if self.accepted:
+            parts.append(f"accepted, but not enough: {_listed(self.accepted)}")
+        parts.append(f"the server takes {_listed(self.offered) or 'nothing'}{' now' if self.accepted else ''}")
+        parts.append(f"refused: {_listed(self.tried)}" if self.tried else "there was nothing to try")
+        parts += [end] if end else []
+        parts += self.notes[:8]
+        parts += self._advice()
+        parts += [f"its banner: {self.banner}"] if self.banner else []
+        raise AuthenticationError("; ".join(parts))
+
+    def _advice(self) -> list[str]:
+        """What could help, as far as it can be told from here."""
+        if self.goodbye.text and len(self.tried) > 1:
+            return ["name the right key with keyfile, so that it alone is tried"]
+        asked = set(self.offered)
+        advice: list[str] = []
+        if "publickey" in asked:
+            if any("SHA256:" in name for name in self.tried):
+                advice.append("put the public key into its authorized_keys, or name another key with keyfile")
+            elif not self.notes:
+                advice.append("name a key with keyfile, or load one into the agent")
+        if asked & {"password", "keyboard-interactive"} and not self.has_password:
+            advice.append("give password, password_file or password_env")
+        advice += [f"backend='openssh' can do {_HINTS[name]}" for name in _HINTS if name in asked and not advice]
+        return advice
+
+
+class _Answers:
+    """Answers to what the server asks (keyboard-interactive, RFC 4256).
+
+    A callable that takes an argument is asked everything. A password as text is the answer to one question that is not
+    to be shown, and to nothing else: what comes after it may ask for a code, or for a new password.
+    """
+
+    def __init__(self, login: _Login) -> None:
+        self._login = login
+        self._rounds = 0
+        self._spent = False
+        self.failure: AuthenticationError | None = None
+
+    def run(self) -> Any:
+        transport, done = self._login.transport, threading.Event()
+        handler = _Handler(transport)
+        transport.auth_handler = handler
+        handler.auth_interactive(self._login.settings.user, self._answer, done, "")
+        return handler.wait_for_response(done)
+
+    def _answer(self, title: str, instructions: str, questions: Sequence[tuple[str, bool]]) -> list[bytes]:
+        """Called by paramiko, on its own thread; an exception would end the connection."""
+        self._rounds += 1
+        if self._rounds > MOST_QUESTIONS:
+            return [b""] * len(questions)
+        try:
+            return [_encoded(self._one(_one_line(text), shown)) for text, shown in questions]
+        except AuthenticationError as error:
+            self.failure = error
+            return [b""] * len(questions)
+
+    def _one(self, question: str, shown: bool) -> str:
+        if self._login.asks:
+            return self._login.answer(f"{question} ")
+        if shown or self._spent:
+            self._login.notes.append(f"the server asks {question!r}, which takes a callable as password")
+            return ""
+        self._spent = True
+        return self._login.answer(question)
+
+
+class _Handler(AuthHandler):  # type: ignore[misc]
+    def _parse_userauth_info_request(self, m: Any) -> None:
+        """Refuse a request for more answers than anybody has; paramiko makes a list of as many as it is told."""
+        m.get_string(), m.get_string(), m.get_string()
+        if m.get_int() > MOST_QUESTIONS:
+            raise paramiko.SSHException(f"it asks more than {MOST_QUESTIONS} questions at once")
+        m.rewind()
+        super()._parse_userauth_info_request(m)
+
+
+class _Goodbye:
+    """What the server says when it ends the connection, which paramiko only writes into its log."""
+
+    def __init__(self, transport: Any) -> None:
+        self.code = 0
+        self.text = ""
+        self._parse = transport._parse_disconnect
+        transport._parse_disconnect = self
+
+    def __call__(self, message: Any) -> None:
+        self.code = message.get_int()
+        self.text = _one_line(message.get_binary())
+        message.rewind()
+        self._parse(message)
+
+
+def _methods(names: object) -> tuple[str, ...]:
+    """The server's word for what it takes, cut to what can be shown."""
+    return tuple(_one_line(str(name))[:40] for name in names[:20]) if isinstance(names, list) else ()
+
+
+def _encoded(word: str) -> bytes:
+    return word.encode("utf-8", "surrogateescape")
+
+
+def _one_line(text: str | bytes) -> str:
+    """What another side says, fit for a line of ours."""
+    if isinstance(text, bytes):
+        text = text[: 4 * LONGEST_SHOWN].decode("utf-8", "replace")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * LONGEST_SHOWN]).split())
+    return line if len(line) <= LONGEST_SHOWN else line[:LONGEST_SHOWN] + "…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6])
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown

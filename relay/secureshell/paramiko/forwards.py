@@ -1,0 +1,301 @@
+"""What the server listens to for us (RFC 4254, section 7), and who gets the channels that come of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import paramiko
+
+from ...address import TCPAddress, UnixAddress
+from ...errors import ForwardError
+from ..connection import Accepted, Place
+from .channels import Channels
+from .packets import text
+from .requests import Requests
+from .transport import Transport
+
+__all__ = ["Dispatcher", "Forwards", "Incoming", "Taken"]
+
+logger = logging.getLogger("relay.ssh")
+
+_OPEN, _REFUSED = 90, 92
+_PROHIBITED, _SHORTAGE = 1, 4
+_HELD = 1024  # channels that wait for the answer that tells whose they are
+_WAIT = 1.0  # seconds for the answer to a cancellation
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A channel that a server wants to open because somebody has connected to where it listens.
+
+    :param sender: the server's number of the channel.
+    :param window: bytes that it takes.
+    :param packet: bytes that it takes in one packet.
+    :param place: where somebody has connected to, in the server's words.
+    :param peer: who has: ``(host, port)``, or a text where the server does not tell.
+    """
+
+    sender: int
+    window: int
+    packet: int
+    place: Place
+    peer: object
+
+
+Taken = Callable[[Incoming], object]
+
+
+class Dispatcher:
+    """Gives every forwarded channel to whoever asked for it; what nobody asked for goes where it went before.
+
+    It works on any :class:`paramiko.Transport`, of which there must be one dispatcher only, because a transport knows
+    but one handler. Everything but :meth:`__init__` and :meth:`detach` belongs to the transport's thread.
+
+    :param transport: whose channels; one that was given a handler before goes on to use it for the rest.
+    :param refuse: called with a channel that comes for a place nobody listens to any more, and with the code of
+        RFC 4254, section 5.1; ``None`` for whoever had the transport before to judge.
+    """
+
+    def __init__(self, transport: paramiko.Transport, refuse: Callable[[int, int], object] | None = None) -> None:
+        self._transport = transport
+        self._refuse = refuse
+        self._places: dict[Place, Taken] = {}
+        self._expected = 0  # requests under way whose port is not known yet
+        self._held: list[tuple[Incoming, Any]] = []
+        self._before: Callable[[Any], object] = transport._handler_table[_OPEN]
+        transport._handler_table[_OPEN] = self._on_open
+
+    def add(self, place: Place, taken: Taken) -> None:
+        """Give what comes for ``place`` to ``taken``."""
+        self._places[place] = taken
+
+    def remove(self, place: Place) -> None:
+        """Give it to nobody any more."""
+        self._places.pop(place, None)
+
+    def expect(self) -> None:
+        """Hold channels for places that are not known, until :meth:`settle`: the server is about to choose a port."""
+        self._expected += 1
+
+    def settle(self) -> None:
+        """The port is known, or there will be none: give out what was held."""
+        self._expected -= 1
+        if not self._expected:
+            held, self._held = self._held, []
+            for incoming, message in held:
+                self._give(incoming, message)
+
+    def detach(self) -> None:
+        """Let the transport handle its channels as before."""
+        self._transport._handler_table[_OPEN] = self._before
+
+    def _on_open(self, message: Any) -> None:
+        incoming = _parsed(message)
+        if incoming is None:
+            self._pass_on(message)
+        elif self._expected and self._find(incoming.place) is None and len(self._held) < _HELD:
+            self._held.append((incoming, message))
+        else:
+            self._give(incoming, message)
+
+    def _give(self, incoming: Incoming, message: Any) -> None:
+        taken = self._find(incoming.place)
+        if taken is not None:
+            taken(incoming)
+        elif self._refuse is not None:
+            self._refuse(incoming.sender, _PROHIBITED)
+        else:
+            self._pass_on(message)
+
+    def _pass_on(self, message: Any) -> None:
+        message.rewind()
+        self._before(message)
+
+    def _find(self, place: Place) -> Taken | None:
+        """Whose place this is; a server may write an address in another way, which does no harm where the port is
+        ours alone."""  # noqa: D205, D209
+        taken = self._places.get(place)
+        if taken is None and isinstance(place, TCPAddress):
+            same = [key for key in self._places if isinstance(key, TCPAddress) and key.port == place.port]
+            if len(same) == 1:
+                return self._places[same[0]]
+        return taken
+
+
+def _parsed(message: Any) -> Incoming | None:
+    """A request to open a forwarded channel; ``None`` for another kind."""
+    kind = message.get_string()
+    sender, window, packet = message.get_int(), message.get_int(), message.get_int()
+    if kind == b"forwarded-tcpip":
+        place: Place = TCPAddress(_text(message), message.get_int())
+        return Incoming(sender, window, packet, place, (_text(message), message.get_int()))
+    if kind == b"forwarded-streamlocal@openssh.com":
+        place = UnixAddress(_text(message))
+        return Incoming(sender, window, packet, place, str(place))
+    return None
+
+
+def _text(message: Any) -> str:
+    return os.fsdecode(message.get_string())
+
+
+class Forwards:
+    """The places where the server listens for one connection of ours.
+
+    :param transport: the connection.
+    :param channels: its channels.
+    :param requests: its global requests.
+    """
+
+    def __init__(self, transport: Transport, channels: Channels, requests: Requests) -> None:
+        self._channels = channels
+        self._requests = requests
+        self._loop = transport.wire.loop
+        transport._handler_table[_OPEN] = self._on_other
+        self._dispatcher = Dispatcher(transport, self._refuse)
+
+    # -- any thread -----------------------------------------------------------------------------------------------
+
+    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+        """Ask the server to listen; see :meth:`relay.secureshell.connection.Connection.listen`."""
+        request = _Request(self._dispatcher, place, partial(self._take, accepted), self._cancel)
+        if not self._loop.call(partial(self._ask, request)):
+            raise self._lost()
+        try:
+            answer = request.outcome.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except Empty:
+            self._loop.call(request.give_up)
+            raise ForwardError(f"{place}: no answer from {self._channels.name} in time; is it alive?") from None
+        if answer is not None:
+            return answer
+        if self._channels.ended is not None:
+            raise self._lost()
+        raise self._refused(place)
+
+    def stop_listening(self, place: Place) -> None:
+        """Ask it to listen no more; waits a second at most."""
+        answered: SimpleQueue[bytes | None] = SimpleQueue()
+
+        def ask() -> None:
+            self._dispatcher.remove(place)
+            self._cancel(place, answered.put)
+
+        if self._loop.call(ask):
+            try:
+                answered.get(timeout=_WAIT)
+            except Empty:
+                logger.debug("%s: no answer to the cancellation of %s", self._channels.name, place)
+
+    # -- the transport's thread -----------------------------------------------------------------------------------
+
+    def _ask(self, request: _Request) -> None:
+        request.begin()
+        self._requests.ask(_kind(request.place), _data(request.place), request.answered)
+
+    def _cancel(self, place: Place, answered: Callable[[bytes | None], object]) -> None:
+        self._requests.ask(f"cancel-{_kind(place)}", _data(place), answered)
+
+    def _take(self, accepted: Accepted, incoming: Incoming) -> None:
+        try:
+            stream = self._channels.accept(incoming.sender, incoming.window, incoming.packet, str(incoming.place))
+        except OSError as error:
+            logger.warning("%s: a stream for %s was refused: %s", self._channels.name, incoming.place, error)
+            self._refuse(incoming.sender, _SHORTAGE)
+            return
+        try:
+            accepted(stream, incoming.peer)
+        except BaseException:
+            stream.reset()
+            raise
+
+    def _refuse(self, sender: int, code: int) -> None:
+        self._channels.send(struct.pack(">BII", _REFUSED, sender, code) + text("refused") + text("en"))
+
+    def _on_other(self, message: Any) -> None:
+        """A channel of a kind that a client has no use for."""
+        message.get_string()
+        self._refuse(message.get_int(), _PROHIBITED)
+
+    def _lost(self) -> OSError:
+        assert self._channels.ended is not None
+        return self._channels.ended
+
+    def _refused(self, place: Place) -> ForwardError:
+        name = self._channels.name
+        if isinstance(place, UnixAddress):
+            why = "does the file exist already, and does it allow that (AllowStreamLocalForwarding)?"
+        elif place.port:
+            why = f"is port {place.port} in use there, and does it allow that (AllowTcpForwarding, PermitListen)?"
+        else:
+            why = "does it allow that (AllowTcpForwarding, PermitListen)?"
+        return ForwardError(f"{place}: {name} does not listen there; {why}")
+
+
+class _Request:
+    """One request to listen; everything but ``outcome`` belongs to the transport's thread.
+
+    Its place is known before the server is asked, so that whoever connects at once is served.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, place: Place, taken: Taken, cancel: Callable[..., object]) -> None:
+        self.place = place
+        self.outcome: SimpleQueue[Place | None] = SimpleQueue()
+        self._dispatcher = dispatcher
+        self._taken = taken
+        self._cancel = cancel
+        self._given_up = False
+        self._added = False
+        self._chosen = isinstance(place, TCPAddress) and not place.port  # by the server
+
+    def begin(self) -> None:
+        if self._chosen:
+            self._dispatcher.expect()
+        elif self.place not in self._dispatcher._places:
+            self._added = True
+            self._dispatcher.add(self.place, self._taken)
+
+    def give_up(self) -> None:
+        self._given_up = True
+
+    def answered(self, data: bytes | None) -> None:
+        place = self._listening(data)
+        if place is None or self._given_up:
+            if self._added:
+                self._dispatcher.remove(self.place)
+        elif self._chosen:
+            self._dispatcher.add(place, self._taken)
+        if self._chosen:
+            self._dispatcher.settle()
+        if place is not None and self._given_up:
+            self._cancel(place, _nothing)
+        self.outcome.put(None if self._given_up else place)
+
+    def _listening(self, data: bytes | None) -> Place | None:
+        """Where the server listens, after its answer."""
+        if data is None or not self._chosen:
+            return self.place if data is not None else None
+        (port,) = struct.unpack_from(">I", data)
+        assert isinstance(self.place, TCPAddress)
+        return TCPAddress(self.place.host, port)
+
+
+def _kind(place: Place) -> str:
+    return "tcpip-forward" if isinstance(place, TCPAddress) else "streamlocal-forward@openssh.com"
+
+
+def _data(place: Place) -> bytes:
+    if isinstance(place, TCPAddress):
+        return text(place.host) + struct.pack(">I", place.port)
+    return text(place.path)
+
+
+def _nothing(data: bytes | None) -> None:
+    pass

@@ -1,0 +1,121 @@
+"""A stream that was asked for and is not there yet, and why the server does not make it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ...errors import ConnectError
+from ...loop import Timer
+from ...stream import Stream
+from ..connection import Done, Place
+from .packets import printable
+
+if TYPE_CHECKING:
+    from .channels import Channels
+
+__all__ = ["Opening"]
+
+_PROHIBITED, _UNKNOWN_KIND, _SHORTAGE = 1, 3, 4  # RFC 4254, section 5.1
+
+
+class Opening:
+    """One attempt to open a channel.
+
+    :param place: where to, seen from the server.
+    :param deadline: monotonic seconds, or ``None``.
+    :param done: called once, with the stream or the error.
+    """
+
+    def __init__(self, channels: Channels, place: Place, deadline: float | None, done: Done) -> None:
+        self._channels = channels
+        self._place = place
+        self._deadline = deadline
+        self._lock = threading.Lock()
+        self._done: Done | None = done
+        self._timer: Timer | None = None
+        self._begun = False
+
+    @property
+    def target(self) -> str:
+        """The name of the place."""
+        return str(self._place)
+
+    def is_wanted(self) -> bool:
+        """Whether nobody has given it up, and nobody was told anything yet."""
+        return self._done is not None
+
+    def begin(self) -> None:
+        """Ask the server; in the transport's thread."""
+        channels = self._channels
+        if channels.ended is not None:
+            return self.tell(channels.ended)
+        if not self.is_wanted():
+            return None
+        self._begun = True
+        channels.one_more()
+        if self._deadline is not None:
+            self._timer = Timer(channels.loop.timers, self._expired)
+            self._timer.start(self._deadline, time.monotonic())
+        channels.open(self, self._place)
+        return None
+
+    def tell(self, outcome: Stream | OSError) -> None:
+        """Say what came of it, if anybody still wants to know; in the transport's thread, or in any if there is none
+        any more."""  # noqa: D205, D209
+        with self._lock:
+            done, self._done = self._done, None
+        if done is None:
+            if isinstance(outcome, Stream):
+                outcome.reset()
+            return
+        self._end()
+        done(outcome)
+
+    def give_up(self) -> None:
+        """Any thread: nobody wants it any more."""
+        with self._lock:
+            done, self._done = self._done, None
+        if done is not None:
+            self._channels.loop.call(self._end)
+
+    def refused(self, code: int, text: str) -> None:
+        """The server does not make it."""
+        if self.is_wanted():
+            self.tell(_error(self.target, self._channels.name, code, printable(text)))
+
+    def _expired(self, now: float) -> None:
+        problem = f"no answer in time through {self._channels.name}; is the host up and the port open?"
+        self.tell(ConnectError(f"{self.target}: {problem}", reason="connect_timeout"))
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        if self._begun:
+            self._begun = False
+            self._channels.one_less()
+
+
+def _error(target: str, server: str, code: int, text: str) -> ConnectError:
+    said = f"says {server}" + (f" ({text})" if text else "")
+    if code == _PROHIBITED:
+        problem, reason = f"denied, {said}; see AllowTcpForwarding and PermitOpen in its configuration", "denied"
+    elif code == _UNKNOWN_KIND:
+        problem, reason = f"denied, {said}; it knows no forwarding of this kind", "denied"
+    elif code == _SHORTAGE:
+        problem, reason = f"denied, {said}: it is short of something; see MaxSessions and its limits", "denied"
+    else:
+        return _connect_error(target, server, text)
+    return ConnectError(f"{target}: {problem}", reason=reason)
+
+
+def _connect_error(target: str, server: str, text: str) -> ConnectError:
+    lower = text.lower()
+    if "refused" in lower:
+        problem, reason = f"connection refused, says {server}; is the service running?", "refused"
+    elif "timed out" in lower:
+        problem, reason = f"no answer in time, says {server}; is the host up and the port open?", "connect_timeout"
+    else:
+        problem, reason = f"{text or 'the connect failed'}, says {server}", "unreachable"
+    return ConnectError(f"{target}: {problem}", reason=reason)

@@ -1,0 +1,283 @@
+"""SSH packets in and out without waiting: with AES-GCM by our own hand and in batches, else as paramiko does it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from paramiko.packet import NeedRekeyException
+
+from .wire import LONGEST, Wire
+
+if TYPE_CHECKING:
+    from .transport import Transport
+
+__all__ = ["DATA", "PIECE", "SLOTS", "Handler", "Packetizer", "printable", "text"]
+
+Handler = Callable[[bytes, int, int], object]
+"""Gets a message: what it lies in, where it begins behind its number, where it ends."""
+
+DATA = 94  # SSH_MSG_CHANNEL_DATA; RFC 4254, section 5.2
+PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
+SLOTS = 8  # packets that are filled and sealed at once
+
+_HEAD = 14  # bytes before the data: length, padding length, message number, channel, length of the data
+_SLOT = _HEAD + PIECE + 32
+_BLOCK = 16  # bytes; RFC 5647, section 7.2
+_TAG = 16
+_ZEROS = bytes(_BLOCK + 4)
+_LONGEST_SAID = 200  # characters of what a server says
+_GREETING = 16 << 10  # bytes before and in the line with the version
+_AEAD_REKEY = 1 << 36  # bytes with one key: 2^32 blocks of AES (RFC 4344, section 3.2)
+
+
+class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
+    """Packets over a :class:`Wire`; waiting for one turns the loop.
+
+    Everything belongs to the transport's thread.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        self.transport: Transport
+        self.handlers: dict[int, Handler] = {}  # messages that need not go through paramiko
+        self.deliver: Callable[[], object] = _nothing  # called before each wait
+        self.greeting: list[str] = []  # what the server said first, line by line
+        self._Packetizer__sequence_number_in = self._Packetizer__sequence_number_out = 0  # paramiko's, as it sets them
+        self._wire = wire
+        self._open: AESGCM | None = None
+        self._seal: AESGCM | None = None
+        self._fixed_in = self._fixed_out = b""
+        self._counter_in = self._counter_out = 0  # the invocation counters; RFC 5647, section 7.1
+        self._left_in = self._left_out = 0  # bytes until new keys are due
+        self._deflate: Callable[[bytes], bytes] | None = None
+        self._inflate: _Inflate | None = None
+        slots = memoryview(bytearray(_SLOT * SLOTS))
+        self._slots = [slots[start : start + _SLOT] for start in range(0, _SLOT * SLOTS, _SLOT)]
+        self.places = [slot[_HEAD : _HEAD + PIECE] for slot in self._slots]  # where data to be sent is received
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def read_message(self) -> tuple[int, Any]:
+        """The next message that is paramiko's to handle; ours are handled meanwhile.
+
+        :raises EOFError: if the connection has ended.
+        :raises paramiko.SSHException: if the server breaks the protocol.
+        :raises NeedRekeyException: if new keys are due.
+        """
+        handlers, transport = self.handlers, self.transport
+        while self._open is not None:
+            plain = self._next()
+            if plain is None:
+                self._wait(check_rekey=True)
+                continue
+            end = len(plain) - plain[0]
+            if self._inflate is not None:
+                plain, end = self._inflated(plain[1:end])
+            handler = handlers.get(plain[1])
+            if handler is None or transport._expected_packet:
+                return self._told(plain, end)
+            handler(plain, 2, end)
+        self.deliver()
+        kind, message = super().read_message()
+        return kind, message
+
+    def _next(self) -> bytes | None:
+        """Open the next packet, if all of it is there: the padding's length, the message, the padding."""
+        wire = self._wire
+        first = wire.first
+        if wire.last - first < 4:
+            return None
+        (length,) = struct.unpack_from(">I", wire.input, first)
+        if length > LONGEST or length < _BLOCK or length % _BLOCK:
+            raise paramiko.SSHException("a packet of a length that cannot be")
+        end = first + 4 + length + _TAG
+        if wire.last < end:
+            return None
+        nonce = self._fixed_in + self._counter_in.to_bytes(8, "big")
+        assert self._open is not None
+        plain = self._open.decrypt(nonce, wire.view[first + 4 : end], wire.view[first : first + 4])
+        wire.first = end
+        self._counter_in = (self._counter_in + 1) & 0xFFFFFFFFFFFFFFFF
+        self._left_in -= length
+        if self._left_in < 0:
+            self._want_keys()
+        if not 4 <= plain[0] <= length - 2:
+            raise paramiko.SSHException("a packet with a padding that cannot be")
+        self._Packetizer__sequence_number_in = (self._Packetizer__sequence_number_in + 1) & 0xFFFFFFFF
+        return plain
+
+    def _inflated(self, payload: bytes) -> tuple[bytes, int]:
+        assert self._inflate is not None
+        payload = b"\0" + self._inflate(payload)
+        if len(payload) < 2:
+            raise paramiko.SSHException("an empty packet")
+        return payload, len(payload)
+
+    def _told(self, plain: bytes, end: int) -> tuple[int, Any]:
+        self.deliver()
+        message = paramiko.Message(plain[2:end])
+        message.seqno = (self._Packetizer__sequence_number_in - 1) & 0xFFFFFFFF
+        return plain[1], message
+
+    def _wait(self, *, check_rekey: bool) -> None:
+        self.deliver()
+        if check_rekey and self.need_rekey() and not self.transport.in_kex:
+            raise NeedRekeyException
+        self._wire.turn()
+
+    def read_all(self, n: int, check_rekey: bool = False) -> bytes:
+        """Exactly ``n`` bytes, for paramiko's own packets; the loop turns until they are there."""
+        wire = self._wire
+        if not 0 <= n <= LONGEST:
+            raise paramiko.SSHException("a packet of a length that cannot be")
+        while wire.last - wire.first < n:
+            self._wait(check_rekey=check_rekey)
+        taken = bytes(wire.view[wire.first : wire.first + n])
+        wire.first += n
+        return taken
+
+    def readline(self, timeout: float) -> str:
+        """The next line of the greeting (RFC 4253, section 4.2)."""
+        wire = self._wire
+        while (end := wire.input.find(b"\n", wire.first, wire.last)) < 0:
+            if wire.last - wire.first > _GREETING:
+                raise paramiko.SSHException("a greeting without end")
+            wire.turn()
+        line = bytes(wire.view[wire.first : end]).rstrip(b"\r").decode("utf-8", "replace")
+        wire.first = end + 1
+        self.greeting.append(line)
+        return line
+
+    def start_handshake(self, timeout: float) -> None:
+        """Whoever connects has a deadline of his own; paramiko's would be one thread more."""
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def send_message(self, data: Any) -> None:
+        """Send one of paramiko's messages."""
+        self.send(data.asbytes())
+
+    def send(self, payload: bytes) -> None:
+        """Send a message: encrypt it and leave it to the next turn."""
+        if self._seal is None:
+            return super().send_message(paramiko.Message(payload))  # type: ignore[no-any-return]
+        if self._deflate is not None:
+            payload = self._deflate(payload)
+        size = len(payload)
+        padding = 4 + (-size - 5) % _BLOCK
+        plain = b"%c%b%b" % (padding, payload, _ZEROS[:padding])
+        self._send_sealed((size + padding + 1).to_bytes(4, "big"), plain)
+
+    def send_data(self, number: int, size: int) -> None:
+        """Send what lies in :attr:`places` to a channel of the server.
+
+        :param number: the server's number of the channel.
+        :param size: bytes, in the first place and, where it is full, in those behind it.
+        """
+        plainly = self._seal is None or self._deflate is not None
+        for slot in self._slots:
+            length = min(size, PIECE)
+            if plainly:
+                self.send(struct.pack(">BII", DATA, number, length) + bytes(slot[_HEAD : _HEAD + length]))
+            else:
+                end = _HEAD + length
+                padding = 4 + (-length - 14) % _BLOCK
+                struct.pack_into(">IBBII", slot, 0, 10 + length + padding, padding, DATA, number, length)
+                slot[end : end + padding] = _ZEROS[:padding]
+                self._send_sealed(bytes(slot[:4]), slot[4 : end + padding])
+            size -= length
+            if not size:
+                break
+
+    def _send_sealed(self, head: bytes, plain: bytes | memoryview) -> None:
+        nonce = self._fixed_out + self._counter_out.to_bytes(8, "big")
+        assert self._seal is not None
+        self._wire.write_two(head, self._seal.encrypt(nonce, plain, head))
+        self._counter_out = (self._counter_out + 1) & 0xFFFFFFFFFFFFFFFF
+        self._Packetizer__sequence_number_out = (self._Packetizer__sequence_number_out + 1) & 0xFFFFFFFF
+        self._left_out -= len(plain)
+        if self._left_out < 0:
+            self._want_keys()
+
+    def write_all(self, out: bytes) -> None:
+        """Leave what paramiko has encrypted to the next turn."""
+        self._wire.write(bytes(out))
+
+    # -- keys and compression -------------------------------------------------------------------------------------
+
+    def set_inbound_cipher(self, *args: Any, **kwargs: Any) -> None:
+        """Take new keys (paramiko's parameters)."""
+        super().set_inbound_cipher(*args, **kwargs)
+        self._open = kwargs.get("block_engine", *args[:1]) if kwargs.get("aead") else None
+        if self._open is not None:
+            self._fixed_in, self._counter_in = _split(kwargs["iv_in"])
+            self._left_in = self._due()
+
+    def set_outbound_cipher(self, *args: Any, **kwargs: Any) -> None:
+        """Take new keys (paramiko's parameters)."""
+        super().set_outbound_cipher(*args, **kwargs)
+        self._seal = kwargs.get("block_engine", *args[:1]) if kwargs.get("aead") else None
+        if self._seal is not None:
+            self._fixed_out, self._counter_out = _split(kwargs["iv_out"])
+            self._left_out = self._due()
+
+    def set_outbound_compressor(self, compressor: Any) -> None:
+        """Compress from now on."""
+        super().set_outbound_compressor(compressor)
+        self._deflate = compressor
+
+    def set_inbound_compressor(self, compressor: Any) -> None:
+        """Decompress from now on, within bounds."""
+        self._inflate = _Inflate()
+        super().set_inbound_compressor(self._inflate)
+
+    def _due(self) -> int:
+        """Bytes with one key; paramiko's number if somebody has changed that."""
+        usual = self.REKEY_BYTES == paramiko.packet.Packetizer.REKEY_BYTES
+        return _AEAD_REKEY if usual else int(self.REKEY_BYTES)
+
+    def _want_keys(self) -> None:
+        """Ask for new keys once; a server that does not comply is not listened to for ever."""
+        if self.need_rekey():
+            if min(self._left_in, self._left_out) < -int(self.REKEY_BYTES_OVERFLOW_MAX):
+                raise paramiko.SSHException("the server ignores that new keys are due")
+        else:
+            self._trigger_rekey()
+
+
+class _Inflate:
+    """Decompresses one packet after another, none of them into more than a packet may hold."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj()
+
+    def __call__(self, data: bytes) -> bytes:
+        plain = self._stream.decompress(data, LONGEST)
+        if self._stream.unconsumed_tail:
+            raise paramiko.SSHException("a packet that is too long decompressed")
+        return plain
+
+
+def _split(iv: bytes) -> tuple[bytes, int]:
+    return iv[:4], int.from_bytes(iv[4:], "big")
+
+
+def text(value: str) -> bytes:
+    """A string as it goes over the wire (RFC 4251, section 5)."""
+    encoded = os.fsencode(value)
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def printable(text: str) -> str:
+    """What a server says, fit for one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SAID]).strip()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,60 @@
+"""Global requests to a server (RFC 4254, section 4): their answers carry no name, and come in the order of asking."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+
+from .channels import Channels
+from .packets import text
+from .transport import Transport
+
+__all__ = ["Answered", "Requests"]
+
+Answered = Callable[["bytes | None"], object]
+"""Gets what the answer holds, or ``None`` if the request was refused or the connection has ended."""
+
+_REQUEST, _SUCCESS, _FAILURE = 80, 81, 82
+
+
+class Requests:
+    """The requests that are under way on one connection; everything belongs to the transport's thread."""
+
+    def __init__(self, transport: Transport, channels: Channels) -> None:
+        self._channels = channels
+        self._waiting: deque[Answered] = deque()
+        transport.handle(_REQUEST, self._on_request)
+        transport.handle(_SUCCESS, self._on_success)
+        transport.handle(_FAILURE, self._on_failure)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ask(self, name: str, data: bytes, answered: Answered) -> None:
+        """Send a request that wants an answer; ``answered`` is called once."""
+        if self._channels.ended is not None:
+            answered(None)
+            return
+        self._waiting.append(answered)
+        self._channels.send(struct.pack(">B", _REQUEST) + text(name) + b"\1" + data)
+
+    def fail(self) -> None:
+        """The connection has ended."""
+        while self._waiting:
+            self._waiting.popleft()(None)
+
+    def _on_success(self, buffer: bytes, at: int, end: int) -> None:
+        if self._waiting:
+            self._waiting.popleft()(buffer[at:end])
+
+    def _on_failure(self, buffer: bytes, at: int, end: int) -> None:
+        if self._waiting:
+            self._waiting.popleft()(None)
+
+    def _on_request(self, buffer: bytes, at: int, end: int) -> None:
+        """Refuse what the server asks for, if it wants an answer."""
+        (length,) = struct.unpack_from(">I", buffer, at)
+        wants_reply = at + 4 + length
+        if wants_reply < end and buffer[wants_reply]:
+            self._channels.send(bytes((_FAILURE,)))

@@ -1,0 +1,155 @@
+"""paramiko's transport over a :class:`Wire`: everything in one thread, which never blocks but where the loop waits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import paramiko
+
+from ...errors import CarrierError, ConnectError
+from ...loop import Timer
+from ..connection import Settings
+from .packets import Handler, Packetizer, printable
+from .wire import Wire
+
+__all__ = ["CIPHERS", "MACS", "Transport", "choose_algorithms"]
+
+logger = logging.getLogger("relay.ssh.paramiko")
+
+# AES-GCM is the fastest by far. Where there is none, the length of a packet is best not encrypted (etm).
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512", "hmac-sha1")
+
+_KEX_PATIENCE = 30.0  # seconds that new keys may take
+_EXTENSIONS = 1024  # in one EXT_INFO; RFC 8308 knows a handful
+
+
+class Transport(paramiko.Transport):  # type: ignore[misc]
+    """An SSH transport whose thread does everything: other threads reach it by the loop's ``call``.
+
+    :param wire: the connection. It is released when the thread ends, or by :meth:`abort` if it never began.
+    :param over: called in the transport's thread when that ends, after everything else but the release of the wire.
+    """
+
+    def __init__(self, wire: Wire, over: Callable[[], object]) -> None:
+        super().__init__(wire, packetizer_class=Packetizer)
+        self.name = f"relay ssh to {wire.stream.target or 'a server'}"
+        self.sendable = True  # no keys are being exchanged
+        self.resumed: Callable[[], object] = _nothing  # called when they have been
+        self.packetizer: Packetizer
+        self.packetizer.transport = self
+        self.wire = wire
+        self._over = over
+        self._kex_timer = Timer(wire.loop.timers, self._kex_expired)
+        self.set_log_channel(logger.name)
+
+    def handle(self, kind: int, handler: Handler) -> None:
+        """Have ``handler`` called, in the transport's thread, with each message of this number."""
+        self.packetizer.handlers[kind] = handler
+        self._handler_table[kind] = partial(_handle_message, handler)
+
+    def send(self, payload: bytes) -> None:
+        """Send a message; in the transport's thread, and only while :attr:`sendable` or a kind that RFC 4253, section
+        7.1, allows."""  # noqa: D209, D205
+        self.packetizer.send(payload)
+
+    def run(self) -> None:
+        """Be the transport's thread."""
+        try:
+            super().run()
+        finally:
+            self.wire.ending = True
+            self._over()
+            self.wire.release()
+
+    # -- what paramiko does otherwise -----------------------------------------------------------------------------
+
+    def _send_message(self, data: Any) -> None:
+        """Only one thread encrypts, so that the order of the packets is the order of their numbers."""
+        if threading.current_thread() is self:
+            self.packetizer.send_message(data)
+        else:
+            self.wire.loop.call(partial(self.packetizer.send_message, data))
+
+    def _send_kex_init(self) -> None:
+        self.sendable = False
+        now = time.monotonic()
+        if self.initial_kex_done:  # else whoever connects has a deadline
+            self._kex_timer.start(now + _KEX_PATIENCE, now)
+        super()._send_kex_init()
+
+    def _parse_newkeys(self, m: Any) -> None:
+        super()._parse_newkeys(m)
+        self._kex_timer.stop()
+        self.sendable = True
+        self.resumed()
+
+    def _kex_expired(self, now: float) -> None:
+        self.wire.end(CarrierError("the server did not finish the exchange of new keys"))
+
+    def _parse_ext_info(self, msg: Any) -> None:
+        if msg.get_int() > _EXTENSIONS:
+            raise paramiko.SSHException("more extensions than there can be")
+        msg.rewind()
+        super()._parse_ext_info(msg)
+
+    def _parse_disconnect(self, m: Any) -> None:
+        m.get_int()
+        said = printable(m.get_binary().decode("utf-8", "replace"))
+        self.wire.error = self.wire.error or CarrierError(f"the server says: {said}")
+
+    def _log(self, level: int, msg: Any, *args: Any) -> None:
+        """What happens is told by exceptions: paramiko's own lines are for whoever looks for a fault."""
+        if logger.isEnabledFor(logging.DEBUG):
+            super()._log(min(level, logging.DEBUG), msg, *args)
+
+
+def _handle_message(handler: Handler, message: Any) -> None:
+    content = message.asbytes()
+    handler(content, 0, len(content))
+
+
+def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_keys: Iterable[str]) -> None:
+    """Set what is offered in the key exchange, the best first.
+
+    :param transport: before it has started.
+    :param settings: whose lists replace ours; names that paramiko does not know are dropped.
+    :param host_keys: algorithms to ask for before all others.
+    :raises ConnectError: if paramiko knows none of the names of a list.
+    """
+    options = transport.get_security_options()
+    known = _Choice(settings.name, transport)
+    options.ciphers = known.of("Ciphers", settings.ciphers or CIPHERS, "_cipher_info")
+    options.digests = known.of("MACs", settings.macs or MACS, "_mac_info")
+    options.kex = known.of("KexAlgorithms", settings.kex or options.kex, "_kex_info")
+    own = settings.host_key_algorithms or options.key_types
+    wanted = (name for name in (*host_keys, *own) if "-cert-" not in name)  # paramiko adds those by itself
+    options.key_types = known.of("HostKeyAlgorithms", wanted, "_key_info")
+    transport.use_compression(settings.compress)
+
+
+class _Choice:
+    """Picks what paramiko knows."""
+
+    def __init__(self, name: str, transport: paramiko.Transport) -> None:
+        self._name = name
+        self._transport = transport
+
+    def of(self, option: str, names: Iterable[str], table: str) -> tuple[str, ...]:
+        wanted = tuple(dict.fromkeys(names))
+        known: dict[str, object] = getattr(self._transport, table)
+        chosen = tuple(name for name in wanted if name in known)
+        if not chosen:
+            some = ", ".join(list(known)[:4])
+            problem = f"{option} {','.join(wanted)!r} has no name that paramiko knows ({some}, …)"
+            raise ConnectError(f"{self._name}: {problem}; take one of these, or backend='openssh'", reason="denied")
+        return chosen
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,223 @@
+"""The socket of an SSH connection with what is under way in it, and the one thread that turns it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from ...errors import CarrierError
+from ...loop import Loop
+from ...poller import ERR, HUP, IN, OUT
+from ...stream import Stream, keep_alive
+
+__all__ = ["LONGEST", "TurningLoop", "Wire"]
+
+LONGEST = 256 << 10  # bytes of a packet at most; OpenSSH has the same limit
+_STEP = 256 << 10  # bytes to receive at once
+_INPUT = LONGEST + 64 + _STEP  # so that a step fits behind a packet that is not complete
+_PIECES = 512  # that are sent at once; Linux takes 1,024
+_MOST = 4 << 20  # unsent bytes beyond which nothing is read: whoever floods us with questions has to take the answers
+_FAR = 1e6  # seconds; more than epoll takes
+_BATCH = 128  # events taken at once
+
+
+class TurningLoop(Loop):
+    """A loop that somebody else's loop turns: paramiko's thread, whenever it has to wait for a packet."""
+
+    def turn(self) -> None:
+        """Wait once, and call; see :meth:`relay.loop.Loop.run`."""
+        timers = self.timers
+        wait = timers.first - time.monotonic()
+        events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
+        now = time.monotonic()
+        try:
+            for descriptor, event in events:
+                handler = self.handlers.get(descriptor)
+                if handler is not None:
+                    handler(event, now)
+        except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
+            self._crashed(descriptor, error, now)
+        if timers.first <= now:
+            timers.run(now)
+        if self._garbage:
+            self._close_garbage()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else."""
+        self._close_garbage()
+        self.close()
+
+    def end(self) -> None:
+        """Run the calls that were accepted, take no more, and let the descriptors go."""
+        self.stop()
+        self._run_calls()
+        self._close_garbage()
+        self.close()
+
+
+class Wire:
+    """A connected socket that never blocks; also what paramiko takes for the socket of its transport.
+
+    Everything but :meth:`end`, :meth:`close` and :attr:`loop`'s ``call`` belongs to the thread that turns it.
+
+    :param stream: a stream over a connected socket. The wire owns it.
+    :raises OSError: if there are no descriptors left, or the socket is closed.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.loop = TurningLoop()
+        self.input = bytearray(_INPUT)
+        self.view = memoryview(self.input)
+        self.first = self.last = 0  # what was received and not yet taken lies between
+        self.unsent = 0  # bytes
+        self.clogged = False  # the socket takes no more for now
+        self.drained: Callable[[], object] = _nothing  # called when it takes more again
+        self.heard = time.monotonic()
+        self.error: OSError | None = None  # why it has ended, or is to end
+        self.ending = False
+        self._closed = False  # paramiko looks at it
+        self._output: list[bytes | memoryview] = []
+        self._mask = IN
+        sock = self._socket = stream.socket
+        self._receive, self._send, self._descriptor = sock.recv_into, sock.sendmsg, sock.fileno()
+        try:
+            _prepare(sock)
+            self.loop.watch(self._descriptor, IN, self._on_event)
+        except BaseException:
+            self.loop.close()
+            raise
+
+    # -- in the thread that turns it ------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Send what is due, wait, and call whoever waits for something.
+
+        :raises EOFError: if the connection has ended, or is to.
+        """
+        if not self.ending:
+            if self.unsent:
+                self.flush()
+            self.loop.turn()
+        if self.ending:
+            raise EOFError
+
+    def write(self, piece: bytes) -> None:
+        """Have ``piece`` sent by the next turn."""
+        self._output.append(piece)
+        self.unsent += len(piece)
+
+    def write_two(self, head: bytes, body: bytes) -> None:
+        """Have two pieces sent by the next turn, one after the other."""
+        self._output.append(head)
+        self._output.append(body)
+        self.unsent += len(head) + len(body)
+
+    def flush(self) -> None:
+        """Send what the socket takes."""
+        output = self._output
+        try:
+            while output and not self.clogged:
+                self._drop(self._send(output[:_PIECES]))
+        except BlockingIOError:
+            self.clogged = True
+        except OSError as error:
+            self.end(CarrierError(error.strerror or str(error)))
+        self._want()
+
+    def _drop(self, sent: int) -> None:
+        """Forget what was sent. A short write means that the socket is full, so nobody asks it again."""
+        self.unsent -= sent
+        output, done = self._output, 0
+        for piece in output[:_PIECES]:
+            if sent < len(piece):
+                self.clogged = True
+                if sent:
+                    output[done] = memoryview(piece)[sent:]
+                break
+            sent -= len(piece)
+            done += 1
+        del output[:done]
+
+    def _want(self) -> None:
+        mask = (IN if self.unsent < _MOST else 0) | (OUT if self.clogged else 0)
+        if mask != self._mask and not self.ending:
+            self._mask = mask
+            self.loop.poller.modify(self._descriptor, mask)
+
+    def _on_event(self, event: int, now: float) -> None:
+        if event & OUT and self.clogged:
+            self.clogged = False
+            self.flush()
+            if not self.clogged:
+                self.drained()
+        if event & IN or event & (HUP | ERR):
+            self._fill(now)
+
+    def _fill(self, now: float) -> None:
+        first, last = self.first, self.last
+        if first == last:
+            self.first = last = 0
+        elif _INPUT - last < _STEP:
+            self.view[: last - first] = self.view[first:last]
+            self.first, last = 0, last - first
+        try:
+            count = self._receive(self.view[last : last + _STEP])
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            return self.end(CarrierError(error.strerror or str(error)))
+        else:
+            if not count:
+                return self.end(self._why_ended())
+            self.heard = now
+        self.last = last + count
+
+    def _why_ended(self) -> OSError:
+        told = self.stream.failure() if self.stream.failure is not None else None
+        return CarrierError(str(told) if told is not None else "the server has closed the connection")
+
+    def release(self) -> None:
+        """Let everything go; nothing is turned after that."""
+        self.ending = self._closed = True
+        self.loop.end()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # also if a forked child holds a copy
+        except OSError:
+            pass  # it has ended already
+        self.stream.close()
+
+    # -- any thread -----------------------------------------------------------------------------------------------
+
+    def end(self, error: OSError | None = None) -> None:
+        """Have the turn end, and all that follow. The first reason counts."""
+        if not self.ending:
+            self.error = self.error or error
+            self.ending = True
+            self.loop.call(_nothing)
+
+    def close(self) -> None:
+        """Have it end; for paramiko, which means its own thread or, when the interpreter exits, the main one."""
+        self._closed = True
+        self.end()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """For paramiko, which would wake ten times a second: nothing here waits in the socket."""
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else."""
+        self.ending = self._closed = True
+        self._socket.close()
+        self.loop.abandon()
+
+
+def _prepare(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(sock)
+
+
+def _nothing() -> None:
+    pass

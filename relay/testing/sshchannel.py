@@ -1,0 +1,244 @@
+"""What paramiko's server mode lacks: opens that are answered later, every kind of forward, and an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import paramiko
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    cMSG_CHANNEL_CLOSE,
+    cMSG_CHANNEL_OPEN,
+    cMSG_CHANNEL_OPEN_FAILURE,
+    cMSG_CHANNEL_OPEN_SUCCESS,
+)
+
+__all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
+
+GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost
+_CHUNK = 65536  # bytes moved at once
+_OPEN_TIMEOUT = 30.0  # seconds that a client has to answer for a connection that came to its forward
+
+
+class Remote(NamedTuple):
+    """The client's end of a channel that it wants (RFC 4254, section 5.1)."""
+
+    number: int
+    window: int
+    packet: int
+
+
+class GatedSocket(socket.socket):
+    """A connected socket whose reads and writes can be held up while the connection stays."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(fileno=connected.detach())
+        self._flows = threading.Event()
+        self._flows.set()
+
+    def freeze(self) -> None:
+        """Hold up everything from now on."""
+        self._flows.clear()
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """End the connection; what waits wakes."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+        self._flows.set()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive; what came while it was frozen comes out later."""
+        data = super().recv(size, flags)
+        self._flows.wait()
+        return data
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, later if it is frozen."""
+        self._flows.wait()
+        return super().send(data, flags)
+
+
+class Channel(paramiko.Channel):  # type: ignore[misc]
+    """A channel whose end is sent by whoever moves its bytes.
+
+    paramiko answers the peer's CLOSE on the connection's thread, where an EOF may be under way on another: after CLOSE
+    that is an error for which OpenSSH ends the connection.
+    """
+
+    _target: socket.socket | None = None
+    _close_sent = False
+    _close_came = False
+
+    def bind(self, target: socket.socket) -> None:
+        """What is to be woken when the channel ends."""
+        with self.lock:
+            self._target = target
+            if self.closed:
+                self._wake_target()
+
+    def _wake_target(self) -> None:
+        if self._target is not None:
+            with contextlib.suppress(OSError):
+                self._target.shutdown(socket.SHUT_RD)
+
+    def _set_closed(self) -> None:
+        super()._set_closed()
+        self._wake_target()
+
+    def _handle_close(self, message: Any) -> None:
+        with self.lock:
+            self._close_came = True
+            if self._close_sent:
+                self.transport._unlink_channel(self.chanid)
+            else:
+                self._set_closed()
+
+    def stop_receiving(self) -> None:
+        """Wake :meth:`recv`, which then ends."""
+        self.in_buffer.close()
+
+    def finish(self) -> None:
+        """Send CLOSE; called once, when nothing else is sent any more."""
+        with self.lock:
+            self._close_sent = True
+            self._set_closed()
+            if self._close_came:
+                self.transport._unlink_channel(self.chanid)
+        self.transport.tell(cMSG_CHANNEL_CLOSE, self.remote_chanid)
+
+
+class Transport(paramiko.Transport):  # type: ignore[misc]
+    """The server's side of one connection.
+
+    :param wanted: called on the connection's thread for each channel that the client wants, with its kind, its
+        client's end and the rest of the message; must not block. What it wants is answered by :meth:`grant` or
+        :meth:`refuse`.
+    :param over: called on the connection's thread when the connection has ended.
+    """
+
+    # The table holds functions and not their names, so that a subclass's are not found by themselves.
+    _channel_handler_table = {  # noqa: RUF012
+        **paramiko.Transport._channel_handler_table,
+        MSG_CHANNEL_CLOSE: Channel._handle_close,
+    }
+
+    def __init__(
+        self, sock: GatedSocket, wanted: Callable[[str, Remote, Any], object], over: Callable[[], object]
+    ) -> None:
+        super().__init__(sock)
+        self._wanted = wanted
+        self._when_over = over
+        self.over = False
+
+    def run(self) -> None:
+        """Serve the connection until it ends."""
+        try:
+            super().run()
+        finally:
+            self.packetizer.complete_handshake()  # else its timer's thread lives on when a handshake fails
+            with self.lock:
+                self.over = True
+                events = list(self.channel_events.values())
+            for channel in list(self._channels.values()):
+                channel._unlink()
+            for event in events:
+                event.set()
+            self._when_over()
+
+    def _parse_channel_open(self, message: Any) -> None:
+        kind = message.get_text()
+        self._wanted(kind, Remote(message.get_int(), message.get_int(), message.get_int()), message)
+
+    def grant(self, remote: Remote) -> Channel:
+        """Open the channel that the client wants."""
+        window, packet = self.default_window_size, self.default_max_packet_size
+        with self.lock:
+            channel = self._new_channel(window, packet)
+            channel._set_remote_channel(*remote)
+        if self.over:
+            channel._unlink()
+        self.tell(cMSG_CHANNEL_OPEN_SUCCESS, remote.number, channel.chanid, window, packet)
+        return channel
+
+    def refuse(self, remote: Remote, code: int, text: str) -> None:
+        """Do not open it (RFC 4254, section 5.1)."""
+        self.tell(cMSG_CHANNEL_OPEN_FAILURE, remote.number, code, text, "en")
+
+    def ask(self, kind: str, *fields: str | int) -> Channel | None:
+        """Open a channel to the client; waits for its answer.
+
+        :returns: the channel, or ``None`` if the client does not want it.
+        """
+        window, packet = self.default_window_size, self.default_max_packet_size
+        answered = threading.Event()
+        with self.lock:
+            channel = self._new_channel(window, packet)
+            self.channel_events[channel.chanid] = answered
+            if self.over:
+                answered.set()
+        self.tell(cMSG_CHANNEL_OPEN, kind, channel.chanid, window, packet, *fields)
+        answered.wait(_OPEN_TIMEOUT)
+        if channel.active and not self.over:
+            return channel
+        channel._unlink()
+        return None
+
+    def tell(self, kind: bytes, *fields: str | int) -> None:
+        """Send a message; not while keys are exchanged, and not at all if the connection is gone."""
+        message = paramiko.Message()
+        message.add_byte(kind)
+        for field in fields:
+            message.add_string(field) if isinstance(field, str) else message.add_int(field)
+        with contextlib.suppress(*GONE):
+            self._send_user_message(message)
+
+    def _new_channel(self, window: int, packet: int) -> Channel:
+        # The lock is held.
+        number = self._next_channel()
+        channel = Channel(number)
+        self._channels.put(number, channel)
+        self.channels_seen[number] = True
+        channel._set_transport(self)
+        channel._set_window(window, packet)
+        return channel
+
+
+def move(channel: Channel, target: socket.socket) -> None:
+    """Move bytes both ways until both ends have ended, each in its own time; then close both."""
+    channel.bind(target)
+    inward = threading.Thread(target=_inward, args=(channel, target), name="ssh server channel inward", daemon=True)
+    inward.start()
+    _outward(channel, target)
+    inward.join()
+    target.close()
+    channel.finish()
+
+
+def _inward(channel: Channel, target: socket.socket) -> None:
+    """From the client to the target."""
+    try:
+        while data := channel.recv(_CHUNK):
+            target.sendall(data)
+        # A channel that was closed without an end of file was cut.
+        target.shutdown(socket.SHUT_WR if channel.eof_received else socket.SHUT_RDWR)
+    except GONE:
+        pass  # the other direction sees it, too
+
+
+def _outward(channel: Channel, target: socket.socket) -> None:
+    """From the target to the client."""
+    try:
+        while data := target.recv(_CHUNK):
+            channel.sendall(data)
+        if not channel.closed:
+            channel.shutdown_write()
+    except GONE:
+        channel.stop_receiving()

@@ -1,0 +1,302 @@
+"""An SSH server inside the program, for tests that cannot count on sshd, and for faults that sshd does not have."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import TracebackType
+from urllib.parse import quote
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from .sshlogin import Rules
+from .sshsession import LOG, Session, State
+
+__all__ = ["SSHServer"]
+
+logging.getLogger(LOG).addHandler(logging.NullHandler())  # what clients do wrong is no warning to the program
+
+_CLOSE_TIME = 0.8  # seconds that close waits for threads
+_CONNECTIONS = 1000  # at one time; more are closed
+_USERS: Mapping[str, str | None] = {"relay": None}
+
+
+class SSHServer:
+    """An SSH server on the loopback that forwards, and fails on demand. It runs from when it is made.
+
+    It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``. Channels keep half-close both ways.
+    It has no shell, no commands and no SFTP. Whoever logs in acts as the user whose program this is, so nobody gets
+    in without a credential; without arguments that is the key in :attr:`keyfile`, which nobody else can read::
+
+        with relay.testing.SSHServer() as server:
+            make = relay.target("127.0.0.1:5432", via=[server.url])
+
+    :param users: names and passwords; ``None`` for a user who has none. The first one is in :attr:`url`.
+    :param authorized_keys: public keys that let every user in beside the server's own: keys of paramiko, or lines
+        such as ``ssh-ed25519 AAAA…``.
+    :param questions: of keyboard-interactive (RFC 4256), each with its right answer.
+    :param methods: what logs a user in, as ``AuthenticationMethods`` in sshd_config(5): each text is a list with commas
+        whose steps are all wanted, in this order; any of the texts will do. ``None`` for each method alone for which
+        there is something above: ``publickey``, ``password``, ``keyboard-interactive``.
+    :param permit: where clients may connect to: a collection of targets such as ``127.0.0.1:5432`` and
+        ``unix:///run/db.sock``, or a function that is called with one, on a thread that may block, and tells. ``None``
+        for anywhere.
+    :param allow_forwarding: ``False`` forbids all of it, ``'local'`` allows connections to targets only, ``'remote'``
+        listening only (``AllowTcpForwarding``).
+    :param max_channels: the most channels on one connection at one time; more are refused.
+    :param host_key: the server's private key; ``None`` for a new one of Ed25519.
+    :param banner: shown to clients before they log in; empty for none.
+    :param host: where to listen.
+    :param port: where to listen; 0 for any that is free.
+    :raises OSError: if it cannot listen there.
+    :raises ValueError: if an argument cannot be right; it names the argument.
+    """
+
+    def __init__(
+        self,
+        *,
+        users: Mapping[str, str | None] = _USERS,
+        authorized_keys: Iterable[paramiko.PKey | str] = (),
+        questions: Sequence[tuple[str, str]] = (),
+        methods: Sequence[str] | None = None,
+        permit: Callable[[str], object] | Collection[str] | None = None,
+        allow_forwarding: bool | str = True,
+        max_channels: int = 1000,
+        host_key: paramiko.PKey | None = None,
+        banner: str = "",
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        if allow_forwarding not in (True, False, "local", "remote"):
+            raise ValueError(f"allow_forwarding: {allow_forwarding!r}; allowed are True, False, 'local' and 'remote'")
+        client_key, text = _new_key()
+        rules = Rules.made(users, [client_key, *authorized_keys], questions, methods, banner)
+        self._state = State(_permission(permit), allow_forwarding, max_channels, rules)
+        self.host_key: paramiko.PKey = host_key if host_key is not None else _new_key()[0]
+        self.user: str = next(iter(users))
+        self._lock = threading.Lock()
+        self._sessions: set[Session] = set()
+        self._frozen = False
+        self._listening: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        with contextlib.ExitStack() as undo:
+            self._reservation = undo.enter_context(_bound(host, port))
+            self.address: tuple[str, int] = self._reservation.getsockname()[:2]
+            self.start()
+            undo.callback(self.stop)
+            self._folder = tempfile.mkdtemp(prefix="relay-ssh-")
+            undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self.keyfile: str = self._write("client_key", text)
+            self.known_hosts: str = self._write("known_hosts", self.known_hosts_line + "\n")
+            self._undo = undo.pop_all()
+
+    def _write(self, name: str, text: str) -> str:
+        path = os.path.join(self._folder, name)
+        with open(path, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(text)
+        return path
+
+    # -- how to reach it --
+
+    @property
+    def fingerprint(self) -> str:
+        """The host key's, as ``ssh-keygen -l`` shows it: ``SHA256:…``."""
+        digest = hashlib.sha256(self.host_key.asbytes()).digest()
+        return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
+
+    @property
+    def known_hosts_line(self) -> str:
+        """The server's line in a known_hosts file; :attr:`known_hosts` is the path of one that has it."""
+        host, port = self.address
+        return f"[{host}]:{port} {self.host_key.get_name()} {self.host_key.get_base64()}"
+
+    @property
+    def url(self) -> str:
+        """Its address, with its fingerprint and the path of the key that lets one in; no password is in it."""
+        host, port = self.address
+        shown = f"[{host}]" if ":" in host else host
+        files = {"keyfile": self.keyfile, "hostkey": self.fingerprint, "config": os.devnull}
+        query = "&".join(f"{name}={quote(value, safe='/:')}" for name, value in files.items())
+        return f"ssh://{quote(self.user)}@{shown}:{port}?{query}"
+
+    # -- faults --
+
+    def drop(self) -> None:
+        """Cut every connection; new ones are taken."""
+        for session in self._live():
+            session.cut()
+
+    def freeze(self) -> None:
+        """Answer nothing any more, to old and new connections; TCP stays up, as with a stopped process."""
+        self._frozen = True
+        for session in self._live():
+            session.freeze()
+
+    def thaw(self) -> None:
+        """Go on after :meth:`freeze`; what came meanwhile is answered."""
+        self._frozen = False
+        for session in self._live():
+            session.thaw()
+
+    def slow(self, seconds: float) -> None:
+        """Wait so long with the opening of every channel from now on, both ways; 0 for no longer."""
+        self._state.delay = seconds
+
+    def refuse_channels(self, refuse: bool = True) -> None:
+        """Refuse every channel and forward from now on, as policy would; ``False`` ends that."""
+        self._state.refusing = refuse
+
+    def rekey(self) -> None:
+        """Exchange keys anew on every connection (RFC 4253, section 9), and wait for it."""
+        for session in self._live():
+            session.rekey()
+
+    def stop(self) -> None:
+        """Cut every connection and refuse new ones, like a host whose server is down; the port stays taken."""
+        with self._lock:
+            listening, self._listening = self._listening, None
+            thread, self._thread = self._thread, None
+        if listening is not None and thread is not None:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)  # wakes accept
+            thread.join()
+            listening.close()
+        sessions, deadline = self._live(), time.monotonic() + _CLOSE_TIME
+        for session in sessions:
+            session.cut()
+        for session in sessions:
+            session.join(deadline)
+
+    def start(self) -> None:
+        """Take connections again after :meth:`stop`, at the same port. Does nothing while it runs.
+
+        :raises OSError: if there is no socket or thread to be had, or after :meth:`close`.
+        """
+        with self._lock:
+            if self._listening is not None:
+                return
+            listening = _bound(*self._reservation.getsockname()[:2])
+            listening.listen(128)
+            self._listening = listening
+            self._thread = threading.Thread(target=self._accept, args=(listening,), name="ssh server", daemon=True)
+            self._thread.start()
+
+    # -- what has happened --
+
+    @property
+    def logins(self) -> int:
+        """How many clients have logged in."""
+        return self._state.logins
+
+    @property
+    def attempts(self) -> list[tuple[str, str]]:
+        """Who tried to log in with what: the last thousand, each a user's name and a method.
+
+        Clients ask with ``none`` for the methods first, and with ``publickey`` whether a key would do.
+        """
+        return list(self._state.attempts)
+
+    @property
+    def opened(self) -> int:
+        """How many channels were opened, both ways."""
+        return self._state.opened
+
+    @property
+    def refused(self) -> int:
+        """How many channels were refused: by the server, or by a client to whose forward somebody connected."""
+        return self._state.refused
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, logged in or not."""
+        return len(self._sessions)
+
+    @property
+    def channels(self) -> int:
+        """How many channels are open or being opened."""
+        return sum(session.channels for session in self._live())
+
+    # -- its life --
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listening.accept()
+            except OSError:
+                return
+            self._serve(sock)
+
+    def _serve(self, sock: socket.socket) -> None:
+        if len(self._sessions) >= _CONNECTIONS:
+            sock.close()
+            return
+        session = Session(sock, self.host_key, self._state, self._over)
+        with self._lock:
+            self._sessions.add(session)
+        if self._frozen:
+            session.freeze()
+        try:
+            session.start()
+        except RuntimeError:
+            self._over(session)
+
+    def _over(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.discard(session)
+
+    def _live(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions)
+
+    def close(self) -> None:
+        """End every connection, listen no more and remove the files, within a second. Idempotent."""
+        self._undo.close()
+
+    def __enter__(self) -> SSHServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        host, port = self.address
+        return f"<relay.testing.SSHServer at {host}:{port}, {self.connections} connections>"
+
+
+def _permission(permit: Callable[[str], object] | Collection[str] | None) -> Callable[[str], object]:
+    if permit is None:
+        return lambda target: True
+    return permit if callable(permit) else frozenset(permit).__contains__
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen: it keeps the port, and lets another one of ours listen there."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _new_key() -> tuple[paramiko.PKey, str]:
+    """A new private key, and its text in OpenSSH's format."""
+    form, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    text = Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, plain).decode()
+    return paramiko.Ed25519Key(file_obj=io.StringIO(text)), text

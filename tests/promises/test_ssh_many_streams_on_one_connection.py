@@ -1,0 +1,62 @@
+"""A hundred streams at once and five hundred short ones in a row ride on one login, and leave nothing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+from helpers import WAIT, Thread, echo, ended, exchange, receive_all, wait_until
+
+import relay
+
+
+def test_a_hundred_at_once(far_end, over_ssh):
+    rig = over_ssh(far_end.url)
+    clients = [rig.client() for _ in range(100)]
+    for number, client in enumerate(clients):
+        client.sendall(b"%03d" % number)
+    fars = {far.recv(3): far for far in (rig.accept() for _ in clients)}
+    for number, client in enumerate(clients):
+        exchange(client, fars[b"%03d" % number])
+    assert far_end.logins == 1
+    for client in clients:
+        client.close()
+    for far in fars.values():
+        assert far.recv(1) == b""
+        far.close()
+    assert ended(rig.tunnel, 100) == ["done"] * 100
+
+
+def test_five_hundred_short_ones_in_a_row(far_end, serve):
+    server = serve(echo)
+    factory = relay.target("{}:{}".format(*server.address), via=[far_end.url])
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+        for _ in range(500):
+            with socket.create_connection(tunnel.address, WAIT) as client:
+                client.sendall(b"short")
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b"short"
+        assert set(ended(tunnel, 256)) == {"done"}
+        assert tunnel.stats().accepted == 500
+        if far_end.kind == "embedded":
+            wait_until(lambda: far_end.rig.channels == 0)
+            assert far_end.rig.opened == 500
+    assert far_end.logins == 1
+
+
+def test_from_many_threads_over_many_factories(far_end, echo_server):
+    """Thirty streams of as many factories show one login, however they are made."""
+    target = "{}:{}".format(*echo_server.address)
+    gate = threading.Barrier(30)
+
+    def one():
+        gate.wait(WAIT)
+        with relay.connect(target, via=[far_end.url]) as client:
+            client.settimeout(WAIT)
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            gate.wait(WAIT)
+
+    for thread in [Thread(one) for _ in range(30)]:
+        thread.result()
+    assert far_end.logins == 1

@@ -1,0 +1,115 @@
+"""Doubles of both SSH backends and of the user's configuration, for what stands above them."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+from helpers import WAIT
+
+import relay
+from relay.address import TCPAddress
+from relay.secureshell import carriers
+from relay.secureshell.connection import Settings
+
+
+class Connection:
+    """A connection whose streams are socketpairs; the test holds the far ends."""
+
+    def __init__(self, world, settings, stream, lost):
+        self.world = world
+        self.settings = settings
+        self.stream = stream
+        self.told_lost = lost
+        self.places = []
+        self.far = []
+        self.errors = []
+        self.closed = False
+        self.forwards = {}  # place → whom to tell of a stream
+        self.refusals = world.refusals
+        self.stopped = []
+
+    def listen(self, place, accepted, deadline):
+        self.world.asked.append(place)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        if isinstance(place, TCPAddress) and not place.port:
+            place = TCPAddress(place.host, 40001)
+        self.forwards[place] = accepted
+        return place
+
+    def stop_listening(self, place):
+        self.stopped.append(place)
+        self.forwards.pop(place, None)
+
+    def lose(self):
+        error = relay.CarrierError(f"{self.settings.name}: gone")
+        self.errors = [error] * 99
+        self.told_lost(error)
+
+    def open(self, place, deadline, done, *, lasting=False):
+        self.places.append((place, lasting))
+        if self.errors:
+            done(self.errors.pop(0))
+            return lambda: None
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.settimeout(WAIT)
+        self.far.append(far)
+        done(relay.Stream(near, target=str(place)))
+        return lambda: None
+
+    def when_idle(self, call):
+        call()
+
+    def check(self):
+        pass
+
+    def close(self):
+        self.closed = True
+        for far in self.far:
+            far.close()
+        if self.stream is not None:
+            self.stream.close()
+
+    def abandon(self):
+        pass
+
+
+class World:
+    """Both backends, and what the configuration says."""
+
+    def __init__(self, monkeypatch):
+        self.connections = []
+        self.errors = []  # of the next attempts
+        self.settings = {}  # what a server's configuration adds
+        self.dialed = []
+        self.asked = []  # places to listen at
+        self.refusals = []  # of the next forwards
+        monkeypatch.setattr(carriers, "settle", self.settle)
+        monkeypatch.setattr(carriers, "import_module", self.backend)
+
+    def settle(self, server):
+        return Settings(server, f"{server.host}.example", server.port or 22, "me", **self.settings.get(server.host, {}))
+
+    def backend(self, name, package):
+        def connect(settings, stream, deadline, cancel, lost):
+            if self.errors:
+                if stream is not None:
+                    stream.close()
+                raise self.errors.pop(0)
+            self.connections.append(Connection(self, settings, stream, lost))
+            self.connections[-1].backend = name
+            return self.connections[-1]
+
+        return SimpleNamespace(connect=connect)
+
+    def directly(self, host, port):
+        def factory(deadline=None, cancel=None):
+            self.dialed.append((host, port))
+            near, far = socket.socketpair()
+            far.close()
+            near.setblocking(False)
+            return relay.Stream(near)
+
+        return factory

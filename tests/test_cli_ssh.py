@@ -1,0 +1,318 @@
+"""``relay forward --via`` and ``relay expose``, as their users run them."""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from command_rig import commands, run
+from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusing, send_and_end, wait_until
+
+import relay
+from relay.address import masked
+from relay.cli.serving import Attempt, Trial
+
+VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
+ON = re.compile(r"(?:listening on )?(\S+):(\d+) on (\S+) → (\S+)\n")
+PROMPT = 5.0  # seconds; far less than any time that it could wait for instead
+
+
+@pytest.fixture
+def target(echo_server):
+    return "{}:{}".format(*echo_server.address)
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+        yield make
+
+
+@pytest.fixture
+def expose(start):
+    return functools.partial(start, command="expose")
+
+
+def line_of(command, pattern):
+    line = command.process.stdout.readline()
+    match = pattern.fullmatch(line)
+    assert match, f"{line!r}, then {command.process.communicate(timeout=WAIT)}"
+    return match
+
+
+def address_of(match):
+    return match[1], int(match[2])
+
+
+def speak(address):
+    with socket.create_connection(address, timeout=WAIT) as client:
+        send_and_end(client, b"hello")
+        return receive_all(client)
+
+
+def name_of(url):
+    return url.partition("?")[0]
+
+
+def test_forward_over_a_hop(start, target, far_end):
+    command = start(":0", target, "--via", far_end.url)
+    match = line_of(command, VIA)
+    assert match.group(3, 4) == (target, name_of(far_end.url))
+    for _ in range(3):
+        assert speak(address_of(match)) == b"hello"
+    assert far_end.logins == 1
+    status, said = command.end()
+    assert status == 0
+    assert "3 connections, 15 bytes from clients, 15 bytes to clients, 0 failed" in said
+
+
+def test_forward_over_two_hops_to_a_unix_socket(start, serve, make_ssh_server, tmp_path):
+    far = f"unix://{serve(echo, str(tmp_path / 'far')).address}"
+    hops = [make_ssh_server().url, make_ssh_server().url]
+    command = start(":0", far, "--via", hops[0], "--via", hops[1])
+    match = line_of(command, VIA)
+    assert match.group(3, 4) == (far, ", ".join(map(name_of, hops)))
+    assert speak(address_of(match)) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_a_carrier_that_is_lost_is_told_and_comes_back(start, target, ssh_server):
+    command = start(":0", target, "--via", ssh_server.url)
+    address = address_of(line_of(command, VIA))
+    assert speak(address) == b"hello"
+    ssh_server.stop()
+    assert name_of(ssh_server.url) in command.hear("trying again in")
+    ssh_server.start()
+    assert "WARNING" in command.hear(f"{name_of(ssh_server.url)}: connected")
+    assert speak(address) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_a_server_that_is_away_at_the_start_is_a_warning(start, target, ssh_server):
+    ssh_server.stop()
+    command = start(":0", target, "--via", ssh_server.url)
+    address = address_of(line_of(command, VIA))
+    assert "WARNING" in command.hear("connection refused")
+    ssh_server.start()
+    assert speak(address) == b"hello"
+    assert command.end()[0] == 0
+
+
+WRONG_KEY = "SHA256:" + "A" * 43
+
+
+@pytest.mark.parametrize(
+    ("replaced", "said"), [("hostkey=[^&]*", WRONG_KEY), ("keyfile=[^&]*", "publickey")], ids=["host key", "login"]
+)
+def test_what_is_final_ends_it_with_status_1(target, ssh_server, tmp_path, replaced, said):
+    from sshd import make_key
+
+    make_key(tmp_path / "other")
+    other = f"hostkey={WRONG_KEY}" if "hostkey" in replaced else f"keyfile={tmp_path}/other"
+    done = run("forward", ":0", target, "--via", re.sub(replaced, other, ssh_server.url))
+    assert done.returncode == 1
+    assert VIA.fullmatch(done.stdout)
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"relay: {name_of(ssh_server.url)}: ")
+    assert said in done.stderr
+
+
+def test_a_hop_in_a_chain_is_named(ssh_server, make_ssh_server):
+    inner = re.sub("hostkey=[^&]*", f"hostkey={WRONG_KEY}", make_ssh_server().url)
+    done = run("forward", ":0", "h:1", "--via", ssh_server.url, "--via", inner)
+    assert done.returncode == 1
+    assert f"relay: hop 2 of 2 ({name_of(inner)}): " in done.stderr
+
+
+def test_a_signal_during_the_try_ends_it_at_once(start, target):
+    with black_hole() as hole:
+        command = start(":0", target, "--via", "ssh://me@{}:{}?config=/dev/null".format(*hole.getsockname()))
+        line_of(command, VIA)
+        began = time.monotonic()
+        assert command.end(signal.SIGINT)[0] == 0
+        assert time.monotonic() - began < PROMPT
+
+
+def test_a_password_from_the_environment_lets_it_in(start, target, make_ssh_server, monkeypatch):
+    server = make_ssh_server(users={"me": "hunter2"})
+    monkeypatch.setenv("PW", "hunter2")
+    url = re.sub("keyfile=[^&]*", "password_env=PW", server.url)
+    command = start(":0", target, "--via", url, "--debug")
+    assert speak(address_of(line_of(command, VIA))) == b"hello"
+    assert ("me", "password") in server.attempts
+    status, said = command.end()
+    assert status == 0
+    assert "hunter2" not in said
+
+
+def test_a_refused_target_is_a_reset_and_a_warning(start, ssh_server):
+    with refusing() as place:
+        command = start(":0", "{}:{}".format(*place), "--via", ssh_server.url)
+        assert fate_of_client(address_of(line_of(command, VIA))) == "reset"
+        assert "refused" in command.hear("WARNING")
+        assert "1 failed (1 refused)" in command.end()[1]
+
+
+def test_expose_publishes_a_local_service(expose, target, far_end):
+    command = expose(target, "--on", far_end.url)
+    match = line_of(command, ON)
+    assert match.group(1, 3, 4) == ("127.0.0.1", name_of(far_end.url), target)
+    for _ in range(2):
+        assert speak(address_of(match)) == b"hello"
+    status, said = command.end()
+    assert status == 0
+    assert "2 connections, 10 bytes from clients, 10 bytes to clients, 0 failed" in said
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address_of(match), timeout=WAIT)
+
+
+def test_expose_behind_a_hop_at_a_port_and_at_a_path(expose, target, make_ssh_server, tmp_path):
+    server, bastion = make_ssh_server(), make_ssh_server()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    command = expose(target, "--on", f"{server.url}&listen=:{port}", "--via", bastion.url)
+    line = command.process.stdout.readline()
+    assert line == f"127.0.0.1:{port} on {name_of(server.url)} via {name_of(bastion.url)} → {target}\n"
+    assert speak(("127.0.0.1", port)) == b"hello"
+    assert command.end()[0] == 0
+    command = expose(target, "--on", f"{server.url}&listen={quote(str(tmp_path / 'far'))}")
+    assert command.process.stdout.readline().startswith(f"unix://{tmp_path}/far on {name_of(server.url)} → ")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(tmp_path / "far"))
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_forward_may_listen_on_a_server(start, target, ssh_server):
+    command = start(f"{ssh_server.url}&listen=:0", target)
+    match = line_of(command, ON)
+    assert speak(address_of(match)) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_what_is_exposed_comes_back_with_its_server(expose, target, ssh_server):
+    command = expose(target, "--on", ssh_server.url)
+    address = address_of(line_of(command, ON))
+    assert speak(address) == b"hello"
+    ssh_server.stop()
+    command.hear("trying again in")
+    ssh_server.start()
+    assert "WARNING" in command.hear(f"listening at 127.0.0.1:{address[1]} again")
+    assert speak(address) == b"hello"
+    assert command.end()[0] == 0
+
+
+@pytest.mark.parametrize("options", [{"allow_forwarding": False}, {"allow_forwarding": "local"}])
+def test_expose_that_is_not_allowed_ends_with_one_line(target, make_ssh_server, options):
+    done = run("expose", target, "--on", make_ssh_server(**options).url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relay: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_before_the_server_has_answered_ends_expose_at_once(expose, target):
+    with black_hole() as hole:
+        command = expose(target, "--on", "ssh://me@{}:{}?config=/dev/null".format(*hole.getsockname()))
+        wait_until(lambda: catches(command.process.pid, signal.SIGTERM))
+        began = time.monotonic()
+        status, said = command.end()
+        assert time.monotonic() - began < PROMPT
+        assert status == 0
+        assert "SIGTERM: closing before there was an answer" in said
+
+
+def catches(pid, number):
+    (line,) = re.findall(r"^SigCgt:\s(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(line, 16) >> (number - 1) & 1
+
+
+def test_secrets_of_hops_do_not_show_in_a_spawned_child(make_ssh_server, target):
+    server = make_ssh_server(users={"me": "hunter2"})
+    via = re.sub("keyfile=[^&]*", "password=hunter2", server.url)
+    assert "hunter2" not in masked(via)
+    with relay.spawn(":0", target, via=[via]) as child:
+        assert speak(child.address) == b"hello"
+        for name in ("cmdline", "environ"):
+            assert b"hunter2" not in Path(f"/proc/{child.pid}/{name}").read_bytes()
+
+
+# An attempt that is given up, and the trial of the hops, without any.
+
+
+class Opened:
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+def test_what_was_opened_is_the_outcome():
+    over = threading.Event()
+    opened = Opened()
+    attempt = Attempt(lambda: opened, over.set)
+    assert over.wait(WAIT)
+    assert attempt.outcome() is opened
+    assert opened.closed == 0
+
+
+def test_an_error_is_the_outcome():
+    over = threading.Event()
+    attempt = Attempt(lambda: 1 / 0, over.set)
+    assert over.wait(WAIT)
+    with pytest.raises(ZeroDivisionError):
+        attempt.outcome()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_opened_and_not_wanted_is_closed(when):
+    go, over = threading.Event(), threading.Event()
+    opened = Opened()
+    attempt = Attempt(lambda: go.wait(WAIT) and opened, over.set)
+    if when == "before":
+        attempt.give_up()
+    go.set()
+    assert over.wait(WAIT)
+    if when == "after":
+        attempt.give_up()
+    assert opened.closed == 1
+
+
+class Factory:
+    def __init__(self, error=None):
+        self.error = error
+        self.timeout = None
+
+    def ready(self, timeout):
+        self.timeout = timeout
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [relay.HostKeyError("x"), relay.AuthenticationError("x"), relay.RelayError("no ssh")])
+def test_a_trial_ends_with_what_another_try_would_not_mend(error):
+    ended = []
+    trial = Trial(Factory(error), 3, lambda: ended.append(True))
+    wait_until(lambda: ended)
+    assert trial.error is error
+
+
+@pytest.mark.parametrize("error", [None, relay.ConnectError("away"), relay.CarrierError("lost")])
+def test_a_trial_leaves_the_rest_to_the_carrier(error):
+    ended = []
+    factory = Factory(error)
+    trial = Trial(factory, 3, lambda: ended.append(True))
+    wait_until(lambda: factory.timeout == 3)
+    assert (trial.error, ended) == (None, [])
+
+
+def test_a_trial_of_a_factory_without_hops_is_none():
+    assert Trial(relay.tcp("127.0.0.1", 1), 3, pytest.fail).error is None

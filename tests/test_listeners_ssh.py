@@ -1,0 +1,202 @@
+"""``relay.ssh_listen``: the forward that is asked for again, and what ``accept`` says meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+
+import pytest
+from helpers import WAIT, Thread, receive_exactly, wait_until
+from ssh_world import World
+
+import relay
+from relay.address import SSHServer, TCPAddress, UnixAddress
+from relay.listeners import ssh as module
+from relay.listeners.ssh import listen_ssh
+
+ANY = TCPAddress("127.0.0.1", 0)
+GRANTED = TCPAddress("127.0.0.1", 40001)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = World(monkeypatch)
+    monkeypatch.setattr(module, "tcp", world.directly)
+    monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
+    return world
+
+
+@pytest.fixture
+def listen(world):
+    """Makes listeners that are closed with the test."""
+    made = []
+
+    def make(place=ANY, server="bastion"):
+        made.append(listen_ssh(SSHServer(server), place))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def come(world, place=GRANTED, peer=("10.0.0.1", 5), connection=-1):
+    """Somebody connects there; returns the far end."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.settimeout(WAIT)
+    world.connections[connection].forwards[place](relay.Stream(near), peer)
+    return far
+
+
+def test_it_listens_where_the_server_says(world, listen):
+    listener = listen()
+    assert listener.address == listener.getsockname() == ("127.0.0.1", 40001)
+    assert listener.state == "up"
+    with come(world) as far:
+        stream, peer = listener.accept()
+        with stream:
+            stream.socket.send(b"x")
+            assert receive_exactly(far, 1) == b"x"
+            assert peer == ("10.0.0.1", 5)
+    assert repr(listener) == "<relay.SSHListener at 127.0.0.1:40001 on ssh://bastion, up>"
+
+
+def test_a_unix_socket_on_the_server(world, listen):
+    assert listen(UnixAddress("/run/app.sock")).address == "/run/app.sock"
+
+
+def test_a_tunnel_takes_it(world, listen, echo_server):
+    listener = listen()
+    with relay.Tunnel(listener, echo_server.factory()) as tunnel:
+        assert tunnel.address == ("127.0.0.1", 40001)
+        with come(world) as far:
+            far.sendall(b"hello")
+            assert receive_exactly(far, 5) == b"hello"
+            assert tunnel.connections()[0].peer == ("10.0.0.1", 5)
+    assert listener.state == "closed"
+
+
+def test_a_forward_that_is_refused_is_raised(world, listen):
+    world.refusals[:] = [relay.ForwardError("ssh://bastion: port 80 is refused")] * 2
+    with pytest.raises(relay.ForwardError, match="port 80 is refused"):
+        listen(TCPAddress("127.0.0.1", 80))
+    assert world.connections[0].closed
+    assert world.connections[0].stopped == [TCPAddress("127.0.0.1", 80)], "what a dead session may hold is cancelled"
+    assert len(world.asked) == 2
+
+
+def test_a_server_that_refuses_us_is_raised(world, listen):
+    world.errors = [relay.AuthenticationError("ssh://bastion: none accepted")]
+    with pytest.raises(relay.AuthenticationError):
+        listen()
+
+
+def test_the_forward_is_asked_for_again_with_the_same_port(world, listen, caplog):
+    listener = listen()
+    world.connections[0].lose()
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    assert world.asked == [ANY, GRANTED]
+    with come(world):
+        listener.accept()[0].close()
+    wait_until(lambda: "ssh://bastion: listening at 127.0.0.1:40001 again" in caplog.text)
+
+
+def test_a_port_that_our_dead_session_holds_is_asked_for_until_it_is_free(world, listen, caplog):
+    listener = listen()
+    world.refusals[:] = [relay.ForwardError("ssh://bastion: port 40001 is taken")] * 5
+    world.connections[0].lose()
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    assert world.connections[1].stopped == [GRANTED] * 3
+    assert "port 40001 is taken; asking again" in caplog.text
+    with come(world):
+        listener.accept()[0].close()
+
+
+def test_two_listeners_share_a_connection(world, listen):
+    one, other = listen(TCPAddress("127.0.0.1", 1001)), listen(TCPAddress("127.0.0.1", 1002))
+    assert len(world.connections) == 1
+    one.close()
+    assert world.connections[0].stopped == [TCPAddress("127.0.0.1", 1001)]
+    with come(world, TCPAddress("127.0.0.1", 1002)):
+        other.accept()[0].close()
+    other.close()
+    assert world.connections[0].closed
+    assert len(world.connections[0].stopped) == 1, "the end of the connection ends the last forward"
+
+
+def test_close_wakes_accept(world, listen):
+    listener = listen()
+    accepting = Thread(listener.accept)
+    listener.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        accepting.result()
+    listener.close()
+
+
+def test_who_was_not_accepted_is_ended(world, listen):
+    listener = listen()
+    far = come(world)
+    listener.close()
+    assert far.recv(1) == b""
+    far.close()
+
+
+def test_not_more_wait_than_a_backlog_holds(world, listen, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    listener = listen()
+    ends = [come(world) for _ in range(3)]
+    assert ends[2].recv(1) == b""
+    for _ in range(2):
+        listener.accept()[0].close()
+    for end in ends:
+        end.close()
+
+
+def test_a_login_that_fails_later_is_raised_by_accept_once(world, listen, monkeypatch):
+    listener = listen()
+    world.errors = [relay.AuthenticationError("ssh://bastion: none accepted")]
+    world.connections[0].lose()
+    with pytest.raises(relay.AuthenticationError):
+        listener.accept()
+    monkeypatch.setattr(module, "_FINAL", 0.01)
+    monkeypatch.setattr("relay.carrier._FINAL", 0.0)
+    accepting = Thread(listener.accept)
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    with come(world):
+        accepting.result()[0].close()
+
+
+def test_a_connection_that_is_lost_while_it_is_asked_is_made_again(world, listen):
+    world.refusals[:] = [relay.CarrierError("ssh://bastion: gone")]
+
+    class Lossy(list):
+        def pop(self, index):
+            world.connections[-1].lose()
+            return super().pop(index)
+
+    world.refusals = Lossy(world.refusals)
+    begun = time.monotonic()
+    listener = listen()
+    assert len(world.connections) == 2
+    assert listener.address == ("127.0.0.1", 40001)
+    assert time.monotonic() - begun < WAIT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (("h", "127.0.0.1", 65536), ValueError, "port"),
+        (("h", "127.0.0.1", -1), ValueError, "port"),
+        (("h", "", 0), ValueError, "host"),
+        (("-oProxyCommand=x", "127.0.0.1", 0), ValueError, "not a host or an alias"),
+        ((7,), TypeError, "server"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, text):
+    with pytest.raises(error, match=text):
+        relay.ssh_listen(*arguments)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        relay.ssh_listen("h", sever="x")

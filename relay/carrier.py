@@ -23,7 +23,7 @@ from .loop import Timer
 from .pump import Pump
 from .race import Cancel
 
-__all__ = ["Carrier", "Connector", "Link", "Lost", "State", "hold"]
+__all__ = ["Carrier", "Connector", "LetGo", "Link", "Lost", "State", "hold"]
 
 logger = logging.getLogger("relay")
 
@@ -32,7 +32,6 @@ _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _ATTEMPT = 30.0  # seconds for one attempt to connect
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
-_GONE = 0.2  # seconds for the last streams to be over when the last holder lets go
 _PROMPT = 2.0  # seconds to wait for a thread that was told to end
 _TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
@@ -386,13 +385,17 @@ class _Shared:
 _shared = _Shared()
 
 
-def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[AnyLink], Callable[[], None]]:
+LetGo = Callable[[float], None]
+
+
+def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[AnyLink], LetGo]:
     """The carrier that everybody shares who asks with an equal key, made if there is none.
 
     :param key: the server, every option, every hop.
     :param make: makes it.
     :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
-        last holder has let go, the carrier is closed as soon as no stream rides on it.
+        last holder has let go, the carrier is closed as soon as no stream rides on it; the caller waits so many
+        seconds for that.
     :raises OSError: what ``make`` raises.
     """
     with _shared.lock:
@@ -403,14 +406,14 @@ def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[A
     held = carrier
     once = threading.Lock()
 
-    def let_go() -> None:
+    def let_go(patience: float) -> None:
         if once.acquire(blocking=False):
-            _let_go(key, held)
+            _let_go(key, held, patience)
 
     return carrier, let_go
 
 
-def _let_go(key: Hashable, carrier: Carrier[Any]) -> None:
+def _let_go(key: Hashable, carrier: Carrier[Any], patience: float) -> None:
     with _shared.lock:
         carrier.holders -= 1
         if carrier.holders:
@@ -427,7 +430,7 @@ def _let_go(key: Hashable, carrier: Carrier[Any]) -> None:
             threading.Thread(target=_end, args=(key, carrier), name=f"relay {carrier.name} end", daemon=True).start()
 
     link.when_idle(ended)
-    if not idle.wait(_GONE):
+    if not idle.wait(patience):
         late.set()
     if idle.is_set():
         _end(key, carrier)

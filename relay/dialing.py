@@ -61,11 +61,19 @@ class Dialed:
     def connect(self, deadline: float | None) -> socket.socket:
         """Make a stream whose socket alone keeps what lies under it, and wait for it; one attempt.
 
+        The factory then holds nothing but for the sake of its streams, until it is used again.
+
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :returns: a connected, non-blocking socket.
         :raises OSError: as a call does.
         """
-        return self._wait(deadline, None, lasting=True, patient=False).socket
+        try:
+            return self._wait(deadline, None, lasting=True, patient=False).socket
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Hold nothing any longer than a stream needs it. Does not wait."""
 
     def _wait(self, deadline: float | None, cancel: Cancel | None, *, lasting: bool, patient: bool) -> Stream:
         answer: Answer[Stream] = Answer()
@@ -160,6 +168,10 @@ class Upgraded(Dialed):
         ready = getattr(self._inner, "ready", None)
         if ready is not None:
             ready(timeout)
+
+    def release(self) -> None:
+        """Have the inner factory hold nothing any longer than a stream needs it."""
+        self._inner.release()
 
     def close(self) -> None:
         """Let the inner factory go."""

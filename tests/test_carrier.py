@@ -271,14 +271,14 @@ def test_who_asks_with_an_equal_key_shares(carried):
     other, let_other_go = hold("k", lambda: Carrier("c", connectors[1], None))
     assert one is other and not connectors[1].attempts
     wait_until(lambda: one.state is State.UP)
-    let_go()
-    let_go()
+    let_go(0.01)
+    let_go(0.01)
     assert one.state is State.UP, "the other one holds it, and letting go twice is letting go once"
-    let_other_go()
+    let_other_go(0.01)
     assert one.state is State.CLOSED
     new, let_new_go = hold("k", lambda: Carrier("c", connectors[1], None))
     assert new is not one
-    let_new_go()
+    let_new_go(0.01)
 
 
 def test_it_lives_as_long_as_a_stream_rides_on_it():
@@ -286,7 +286,7 @@ def test_it_lives_as_long_as_a_stream_rides_on_it():
     carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.streams = 1
-    let_go()
+    let_go(0.01)
     assert carrier.state is State.UP
     link.end_streams()
     wait_until(lambda: carrier.state is State.CLOSED)
@@ -298,11 +298,11 @@ def test_it_is_taken_up_again_while_a_stream_rides_on_it():
     carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.streams = 1
-    let_go()
+    let_go(0.01)
     again, let_go_again = hold("k", lambda: pytest.fail("it is still there"))
     link.end_streams()
     assert again is carrier and carrier.state is State.UP
-    let_go_again()
+    let_go_again(0.01)
     assert carrier.state is State.CLOSED
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from ..address import SSHServer, TCPAddress
-from ..carrier import Carrier, Lost, State, hold
+from ..carrier import Carrier, LetGo, Lost, State, hold
 from ..dialing import Answer, Dialed, Done, GiveUp, Steps
 from ..errors import AddressError, CarrierError, ConnectError, RelayError
 from ..limits import check_time
@@ -32,6 +32,7 @@ Directly = Callable[[str, int], Direct]
 
 _DEEPEST = 8  # servers on the way to one that the configuration may name
 _PROMPT = 0.3  # seconds for a proxy command to end before it is killed
+_GONE = 0.2  # seconds for the last streams to be over when a holder lets go
 _AGAIN = 3  # times that one stream is begun again because the connection was lost under it
 
 
@@ -49,7 +50,7 @@ class Holder:
         self._key = (server, via)
         self._lock = threading.Lock()
         self._carrier: Carrier[Connection] | None = None
-        self._let_go: Callable[[], None] = _nothing
+        self._let_go: LetGo = _nothing
         self._finalizer: Any = None
 
     def carrier(self) -> Carrier[Connection]:
@@ -73,14 +74,17 @@ class Holder:
         """The connection, if it is held."""
         return self._carrier
 
-    def close(self) -> None:
-        """Hold it no longer. Idempotent; the next use takes it up anew."""
+    def close(self, patience: float = _GONE) -> None:
+        """Hold it no longer. Idempotent; the next use takes it up anew.
+
+        :param patience: seconds to wait for the last streams to be over.
+        """
         with self._lock:
             self._carrier = None
             let_go = self._release()
-        let_go()
+        let_go(patience)
 
-    def _release(self) -> Callable[[], None]:
+    def _release(self) -> LetGo:
         let_go, self._let_go = self._let_go, _nothing
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -144,6 +148,10 @@ class SSHFactory(Dialed):
             done(in_hop(outcome, self._route) if isinstance(outcome, OSError) else outcome)
 
         return dial(self._holder.carrier(), self._place, deadline, told, lasting=lasting, patient=patient)
+
+    def release(self) -> None:
+        """Let the connection go as soon as no stream rides on it, and do not wait for that."""
+        self._holder.close(patience=0.0)
 
     def close(self) -> None:
         """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
@@ -373,11 +381,11 @@ def _as_oserror(error: Exception) -> OSError:
     return error if isinstance(error, OSError) else RelayError(f"{type(error).__name__}: {error}")
 
 
-def _let_go_elsewhere(let_go: Callable[[], None]) -> None:
+def _let_go_elsewhere(let_go: LetGo) -> None:
     """A finalizer runs in whatever thread, which must not wait."""
     with contextlib.suppress(RuntimeError):
-        threading.Thread(target=let_go, name="relay letting a connection go", daemon=True).start()
+        threading.Thread(target=let_go, args=(_GONE,), name="relay letting a connection go", daemon=True).start()
 
 
-def _nothing() -> None:
+def _nothing(patience: float) -> None:
     pass

@@ -119,12 +119,16 @@ class Lab:
             yield
 
     @contextmanager
-    def iperf3_server(self) -> Iterator[Target]:
-        """An iperf3 server."""
+    def iperf3_server(self, port: int | None = None) -> Iterator[Target]:
+        """An iperf3 server for one test.
+
+        :param port: where, if that is known already.
+        """
         job = self._job(Target(0))
-        arguments = ["iperf3", "-s", "-B", LOOPBACK, "-p", str(job.port)]
-        with Process(arguments, job.port, job.directory / "log"):
-            yield Target(job.port)
+        target = Target(port or job.port)
+        arguments = ["iperf3", "-s", "-1", "-B", LOOPBACK, "-p", str(target.port)]
+        with Process(arguments, target.port, job.directory / "log"):
+            yield target
 
     @contextmanager
     def echo_server(self) -> Iterator[Target]:

@@ -10,6 +10,7 @@ from functools import partial
 from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from .jobs import Target
 from .loads import GIB, Lab, Relay, iperf3, warm_iperf3, warm_wrk, wrk
+from .machine import free_port
 
 __all__ = ["ROWS"]
 
@@ -28,10 +29,13 @@ def carried(lab: Lab, peer: str, target: Target, *, far: bool = False) -> Iterat
 
 def bulk(lab: Lab, peer: str, down: bool, far: bool = False) -> Sample:
     """One stream of iperf3 for as long as the lab says, on a connection that is up."""
-    with lab.iperf3_server() as target, carried(lab, peer, target, far=far) as relay:
-        warm_iperf3(relay.port)
-        relay.begin()
-        size, seconds = iperf3(relay.port, 1, lab.seconds, down=down)
+    target = Target(free_port())
+    with carried(lab, peer, target, far=far) as relay:
+        with lab.iperf3_server(target.port):
+            warm_iperf3(relay.port)
+        with lab.iperf3_server(target.port):
+            relay.begin()
+            size, seconds = iperf3(relay.port, 1, lab.seconds, down=down)
         return {"rate": size * 8 / seconds} | relay.cost(size / GIB)
 
 

@@ -40,7 +40,8 @@ class Dialed:
 
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :param done: called once, in any thread, perhaps before this returns, with the stream or with the error.
-        :param lasting: whether closing the stream's socket must let go of all that lies under it.
+        :param lasting: for whoever never asks the stream's ``failure`` nor calls its ``on_close``: whether a refused
+            target must be an error here, and closing the socket let go of all that lies under it.
         :param patient: whether to wait, until the deadline, for a lost connection to come back.
         :returns: gives the attempt up: ``done`` is not called after that, and nothing is left.
         """
@@ -56,7 +57,7 @@ class Dialed:
         :raises ConnectError: refused, unreachable, timed out, denied or given up; ``.reason`` tells.
         :raises RelayError: why the way there cannot be had: a host key, credentials.
         """
-        return self._wait(deadline, cancel, lasting=False, patient=deadline is not None)
+        return self._wait(deadline, cancel, patient=deadline is not None)
 
     def connect(self, deadline: float | None) -> socket.socket:
         """Make a stream whose socket alone keeps what lies under it, and wait for it; one attempt.
@@ -68,16 +69,16 @@ class Dialed:
         :raises OSError: as a call does.
         """
         try:
-            return self._wait(deadline, None, lasting=True, patient=False).socket
+            return self._wait(deadline, None, patient=False).socket
         finally:
             self.release()
 
     def release(self) -> None:
         """Hold nothing any longer than a stream needs it. Does not wait."""
 
-    def _wait(self, deadline: float | None, cancel: Cancel | None, *, lasting: bool, patient: bool) -> Stream:
+    def _wait(self, deadline: float | None, cancel: Cancel | None, *, patient: bool) -> Stream:
         answer: Answer[Stream] = Answer()
-        give_up = self.dial(deadline, answer.put, lasting=lasting, patient=patient)
+        give_up = self.dial(deadline, answer.put, lasting=True, patient=patient)
         try:
             outcome = answer.get(deadline, cancel)
         finally:

@@ -119,8 +119,8 @@ def test_what_is_final_ends_it_with_status_1(target, ssh_server, tmp_path, repla
     done = run("forward", ":0", target, "--via", re.sub(replaced, other, ssh_server.url))
     assert done.returncode == 1
     assert VIA.fullmatch(done.stdout)
-    *_, last = done.stderr.splitlines()
-    assert last.startswith(f"relay: {name_of(ssh_server.url)}: ")
+    assert done.stderr.startswith(f"relay: {name_of(ssh_server.url)}: ")
+    assert done.stderr.count("\n") == 1
     assert said in done.stderr
 
 
@@ -216,6 +216,15 @@ def test_expose_that_is_not_allowed_ends_with_one_line(target, make_ssh_server, 
     done = run("expose", target, "--on", make_ssh_server(**options).url)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("relay: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_expose_on_a_server_that_is_away_ends_with_one_line(target):
+    with refusing() as place:
+        done = run("expose", target, "--on", "ssh://me@{}:{}?config=/dev/null".format(*place))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("relay: ssh://me@127.0.0.1:")
+    assert "connection refused" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_it_compares_every_byte_and_says_so(pages):
     assert f"4 pages, {sum(sizes.values()):,} bytes" in done.stdout
     assert "each is as on disk" in done.stdout
     assert re.search(r"\d+ connections: [\d,]+ bytes from clients and [\d,]+ to them, .* 0 failed", done.stdout)
+
+
+def backends(said):
+    """The backends that a demo has shown, each with every page."""
+    shown = re.findall(r"^relay .* via ssh://relay@127.0.0.1:\d+, by (\w+)$", said, re.MULTILINE)
+    assert said.count("each is as on disk") == said.count("; 0 failed") == 1 + len(shown)
+    return shown
+
+
+def test_it_shows_an_ssh_hop_over_each_backend(pages):
+    done = run(str(pages[0]))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert backends(done.stdout) == (["paramiko", "openssh"] if shutil.which("ssh") else ["paramiko"])
+
+
+def test_it_needs_no_other_program(pages, tmp_path):
+    done = run(str(pages[0]), env={"PATH": str(tmp_path), "HOME": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert backends(done.stdout) == ["paramiko"]
 
 
 def test_it_serves_relays_own_files_and_leaves_no_trace():

@@ -48,7 +48,7 @@ def test_a_stream_over_a_connection(world, factory):
         (connection,) = world.connections
         assert receive_exactly(connection.far[0], 5) == b"hello"
     assert world.dialed == [("bastion.example", 2222)]
-    assert connection.places == [(TARGET, False)]
+    assert connection.places == [(TARGET, True)]
     assert make.state == "up" and make.target == "db.internal:5432"
     make.close()
     assert connection.closed and make.state == "closed"
@@ -176,7 +176,7 @@ def test_a_server_behind_a_server(world, factory):
     assert (first.settings.hostname, second.settings.hostname) == ("first.example", "second.example")
     assert world.dialed == [("first.example", 22)]
     assert first.places == [(TCPAddress("second.example", 22), False)]
-    assert second.places == [(TARGET, False)]
+    assert second.places == [(TARGET, True)]
     make.close()
     wait_until(lambda: first.closed and second.closed)
 

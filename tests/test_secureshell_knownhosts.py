@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("spawner_thread")
 
 
 def found(path: Path, name: str) -> list[Entry]:
-    return list(find([str(path)], name))
+    return find([str(path)], name)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,12 @@ def test_garbage_lines_do_no_harm(tmp_path: Path, garbage: bytes) -> None:
     file = tmp_path / "known_hosts"
     file.write_bytes(garbage + b"\n" + line("host").encode() + b"\n" + garbage)
     assert found(file, "host") == [Entry(str(file), 2, "", key())]
+
+
+def test_the_rest_of_a_line_that_is_too_long_is_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "known_hosts"
+    file.write_text("x" * knownhosts.LONGEST_LINE + line("host") + "\n" + line("host", key(1)) + "\n")
+    assert found(file, "host") == [Entry(str(file), 2, "", key(1))]
 
 
 def test_the_type_that_is_written_must_be_the_keys_own(tmp_path: Path) -> None:

@@ -25,7 +25,16 @@ from ..connection import ConnectionRecord, Stats
 from ..race import place
 from ..tunnel import Tunnel
 
-__all__ = ["LiveTable", "complain", "drop_stdout", "failures_reported", "logged_to_stderr", "say", "summary"]
+__all__ = [
+    "LiveTable",
+    "carriers_quiet",
+    "complain",
+    "drop_stdout",
+    "failures_reported",
+    "logged_to_stderr",
+    "say",
+    "summary",
+]
 
 MOST_LINES = 10_000  # that wait for a reader of standard error
 PATIENCE = 2.0  # seconds that it has for the last ones
@@ -102,6 +111,24 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> Iterator
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def carriers_quiet(level: int) -> Iterator[None]:
+    """Leave out what the connections under the streams say of their failures, for the command is to say it itself.
+
+    :param level: from which level on.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.module != "carrier" or record.levelno < level
+
+    logger = logging.getLogger("relay")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 class _Lines(logging.Handler):

@@ -18,7 +18,7 @@ from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .options import Options
-from .output import LiveTable, failures_reported, logged_to_stderr, say, summary
+from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary
 from .signals import Signals
 
 __all__ = ["serve"]
@@ -112,8 +112,9 @@ def _listening(listen: str, via: Sequence[str], signals: Signals) -> Any:
 
     :returns: the listener; ``None`` if a signal came first.
     """
-    attempt = Attempt(lambda: listen_at(listen, via), signals.wake)
-    heard = signals.wait()
+    with carriers_quiet(logging.WARNING):
+        attempt = Attempt(lambda: listen_at(listen, via), signals.wake)
+        heard = signals.wait()
     if heard:
         attempt.give_up()
         logger.info("%s: closing before there was an answer", signal.Signals(heard).name)
@@ -197,7 +198,8 @@ class Trial:
 
     def _try(self, ready: Callable[[float], object], timeout: float) -> None:
         try:
-            ready(timeout)
+            with carriers_quiet(logging.ERROR):
+                ready(timeout)
         except (ConnectError, CarrierError) as error:
             logger.debug("%s", error)
         except (OSError, ValueError, TypeError) as error:

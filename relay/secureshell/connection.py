@@ -86,8 +86,9 @@ class Connection(Protocol):
             connected stream over a non-blocking kernel socket, which its caller then owns; or a :class:`ConnectError`
             whose reason is ``refused``, ``unreachable``, ``connect_timeout`` or ``denied``; or the
             :class:`CarrierError` of a lost connection. The stream's ``failure`` tells of what came after.
-        :param lasting: whether the stream's socket alone must keep and let go of what is under it, because nobody will
-            call the stream's ``on_close`` or ask its ``failure`` (a socket handed to a user).
+        :param lasting: for whoever never asks the stream's ``failure`` nor calls its ``on_close`` (a socket handed to a
+            user): a target that refuses must be an error here, and the socket alone keeps and lets go of what is under
+            it.
         :returns: gives the attempt up; ``done`` is then not called any more, and nothing is left. Idempotent.
         """
 

@@ -57,7 +57,7 @@ def fingerprint(blob: bytes) -> str:
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
 
 
-def find(files: Iterable[str], name: str) -> Iterator[Entry]:
+def find(files: Iterable[str], name: str) -> list[Entry]:
     """Every line that is about a host, in the order of the files.
 
     Files that are missing, are not regular or cannot be read are passed over, as are lines that make no sense.
@@ -66,11 +66,8 @@ def find(files: Iterable[str], name: str) -> Iterator[Entry]:
     :param name: a host name or address, or ``[host]:port`` where the port is not 22.
     """
     wanted = name.lower()
-    for file in files:
-        for number, line in _lines(file):
-            entry = _entry(file, number, line, wanted)
-            if entry is not None:
-                yield entry
+    entries = (_entry(file, number, line, wanted) for file in files for number, line in _lines(file))
+    return [entry for entry in entries if entry is not None]
 
 
 def write_down(file: str, name: str, blob: bytes, *, hashed: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
-from helpers import WAIT, Thread, echo, ended, exchange, receive_all, wait_until
+from helpers import WAIT, Thread, echo, ended, exchange, wait_until
 
 import relay
 
@@ -34,9 +34,8 @@ def test_five_hundred_short_ones_in_a_row(far_end, serve):
         for _ in range(500):
             with socket.create_connection(tunnel.address, WAIT) as client:
                 client.sendall(b"short")
-                client.shutdown(socket.SHUT_WR)
-                assert receive_all(client) == b"short"
-        assert set(ended(tunnel, 256)) == {"done"}
+                assert client.recv(5) == b"short"
+        assert set(ended(tunnel, 100)) == {"done"}
         assert tunnel.stats().accepted == 500
         if far_end.kind == "embedded":
             wait_until(lambda: far_end.rig.channels == 0)

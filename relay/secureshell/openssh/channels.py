@@ -48,7 +48,7 @@ class Channel(Protocol):
         """The far side has ended its direction."""
 
     def freed(self) -> None:
-        """ssh has let go of it; nothing more comes."""
+        """Nothing more comes: it is over for ssh."""
 
 
 class Arrival:
@@ -78,7 +78,7 @@ class Channels:
         self.arrivals: deque[Arrival] = deque()
         self._make = make
         self._numbers: dict[int, Channel] = {}
-        self._accepting: deque[Channel] | Arrival | None = None
+        self._accepting: deque[Channel] | tuple[Key, tuple[str, int] | str] | None = None
 
     def clear(self) -> None:
         """Forget all of them: ssh is gone."""
@@ -101,18 +101,20 @@ class Channels:
             return True
         match = _FORWARDED(line)
         if match is not None:
-            self._accepting = self._arrival(match)
+            self._accepting = _who(match)
             return True
         return line.startswith(b"debug1: getsockopt TCP_NODELAY")
 
     def arrived(self, key: Key) -> Arrival | None:
         """The stream that was the next to come to a place of the server."""
-        for same in (lambda arrival: arrival.key == key, lambda arrival: arrival.key[1] == key[1]):
-            for arrival in self.arrivals:
-                if same(arrival):
-                    self.arrivals.remove(arrival)
-                    return arrival
-        return None
+        # The same port at another host counts where nothing else does: a server may call its own address otherwise.
+        found = [one for one in self.arrivals if one.key == key] or [
+            one for one in self.arrivals if one.key[1] == key[1]
+        ]
+        if not found:
+            return None
+        self.arrivals.remove(found[0])
+        return found[0]
 
     def _channel(self, number: int, event: bytes, rest: bytes) -> None:
         if event == b"new":
@@ -132,25 +134,26 @@ class Channels:
 
     def _new(self, number: int, rest: bytes) -> None:
         accepting, self._accepting = self._accepting, None
-        if isinstance(accepting, Arrival):
-            if b"forwarded" in rest or b"[" in rest:
-                self._numbers[number] = accepting.channel
-                if len(self.arrivals) < _ARRIVALS:
-                    self.arrivals.append(accepting)
+        if isinstance(accepting, tuple):
+            if (b"forwarded" in rest or b"[" in rest) and len(self.arrivals) < _ARRIVALS:
+                arrival = Arrival(*accepting, self._make())
+                self._numbers[number] = arrival.channel
+                self.arrivals.append(arrival)
         elif accepting and b"direct-" in rest:
             self._numbers[number] = accepting.popleft()
-
-    def _arrival(self, match: re.Match[bytes]) -> Arrival:
-        if match[5] is not None:
-            return Arrival((match[5].strip(), UNIX), "", self._make())
-        peer = match[3].decode("utf-8", "replace"), int(match[4])
-        return Arrival((match[1], int(match[2])), peer, self._make())
 
 
 def shown(place: Place) -> Key:
     """How ssh shows a place: the first bytes of it, unprintable ones encoded (vis(3))."""
     name, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, UNIX)
     return b"".join(map(_visible, name.encode("utf-8", "surrogateescape")[:_SHOWN])), port
+
+
+def _who(match: re.Match[bytes]) -> tuple[Key, tuple[str, int] | str]:
+    """Where a stream comes from, and who has connected there."""
+    if match[5] is not None:
+        return (match[5].strip(), UNIX), ""
+    return (match[1], int(match[2])), (match[3].decode("utf-8", "replace"), int(match[4]))
 
 
 def _visible(byte: int) -> bytes:

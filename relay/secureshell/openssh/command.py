@@ -112,7 +112,12 @@ def environment(settings: Settings, folder: str) -> dict[str, str] | None:
     line = shlex.join([sys.executable, "-I", "-S", _HELPER, "secret", os.path.join(folder, "desk")])
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
         file.write(f'#!/bin/sh\nexec {line} "$1"\n')
-    return {**os.environ, "SSH_ASKPASS": path, "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": os.environ.get("DISPLAY", ":")}
+    return {
+        **os.environ,
+        "SSH_ASKPASS": path,
+        "SSH_ASKPASS_REQUIRE": "force",
+        "DISPLAY": os.environ.get("DISPLAY", ":"),
+    }
 
 
 def _trust(settings: Settings) -> list[str]:
@@ -122,7 +127,7 @@ def _trust(settings: Settings) -> list[str]:
         command = " ".join(map(_quoted, words)) + " %I %f %H %t %K"
         return [f"KnownHostsCommand={command}", "UserKnownHostsFile=/dev/null", "GlobalKnownHostsFile=/dev/null"]
     if server.known_hosts is not None:
-        return [f"UserKnownHostsFile={_quoted(server.known_hosts)}", "GlobalKnownHostsFile=/dev/null"]
+        return [f"UserKnownHostsFile={_quoted(server.known_hosts)}"]
     return []
 
 

@@ -12,16 +12,16 @@ __all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
 
 _LONGEST = 300  # characters of ssh's own words in an error
 
-_NOISE = re.compile(r"debug[1-3]: |Authenticated to |Transferred: |Bytes per second|Warning: Permanently added|@{5}|\*\* ")
+_NOISE = re.compile(
+    r"debug[1-3]: |Authenticated to |Transferred: |Bytes per second|Warning: Permanently added|@{5}|\*\* "
+)
 _PERMISSION = re.compile(r"\S+: Permission denied \((.*)\)\.$")
 _OFFERED = re.compile(r"debug1: (?:Offering public key|Trying private key): (.*)")
 _METHOD = re.compile(r"debug1: Next authentication method: (\S+)")
 _CONTINUE = re.compile(r"debug1: Authentications that can continue: (\S+)")
 _SERVER_KEY = re.compile(r"debug1: Server host key: (\S+) (SHA256:\S+)")
 _OFFENDING = re.compile(r"(?:Offending|Matching).* key (?:for .* )?in (.+):(\d+)$")
-_CONNECT = re.compile(
-    r"(?:ssh: connect to host \S+ port \d+|ssh: connect to address \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$"
-)
+_CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
 _OPEN_FAILED = re.compile(r"([\w ]+)(?:: (.*))?$", re.DOTALL)
 
 _DENIALS = ("Permission denied (", "Too many authentication failures", "No supported authentication methods")
@@ -97,9 +97,9 @@ def _misconfigured(settings: Settings, lines: Sequence[str]) -> RelayError | Non
     for line in lines:
         if match := _OLD.match(line):
             text = f"this ssh does not know {match[1]}; OpenSSH 8.7 or later is needed (or the backend paramiko)"
-            return ConnectError(f"{settings.name}: {text}")
+            return RelayError(f"{settings.name}: {text}")
         if any(words in line for words in _FATAL) and not line.startswith("debug"):
-            return ConnectError(f"{settings.name}: ssh does not take its configuration: {line[:_LONGEST]}")
+            return RelayError(f"{settings.name}: ssh does not take its configuration: {line[:_LONGEST]}")
     return None
 
 

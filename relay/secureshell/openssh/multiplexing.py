@@ -17,7 +17,7 @@ from ...loop import Loop
 from ...poller import ERR, HUP, IN
 from ..connection import Place
 
-__all__ = ["Control", "Refusal", "close_forward", "open_forward"]
+__all__ = ["Control", "ControlError", "close_forward", "open_forward"]
 
 _HELLO, _VERSION = 0x00000001, 4
 _OPEN_FORWARD, _CLOSE_FORWARD = 0x10000006, 0x10000007
@@ -29,7 +29,7 @@ _LONGEST = 256 << 10  # bytes of one message, as ssh's own client
 _CHUNK = 64 << 10
 
 
-class Refusal(RelayError):
+class ControlError(RelayError):
     """The client did not do what it was asked to; the text is its own."""
 
 
@@ -149,7 +149,7 @@ class Control:
         while len(self._received) >= 4:
             (length,) = struct.unpack_from(">I", self._received)
             if not 8 <= length <= _LONGEST:
-                raise Refusal(f"a message of {length} bytes")
+                raise ControlError(f"a message of {length} bytes")
             if len(self._received) < 4 + length:
                 return
             body = bytes(self._received[4 : 4 + length])
@@ -160,21 +160,21 @@ class Control:
         kind, number = struct.unpack_from(">II", body)
         if not self._greeted:
             if (kind, number) != (_HELLO, _VERSION):
-                raise Refusal(f"version {_VERSION} of the protocol is wanted, not {number} (message {kind:#x})")
+                raise ControlError(f"version {_VERSION} of the protocol is wanted, not {number} (message {kind:#x})")
             self._greeted = True
             return
         reply = self._replies.pop(number, None)
         if reply is None:
-            raise Refusal(f"an answer {kind:#x} that nobody waits for")
+            raise ControlError(f"an answer {kind:#x} that nobody waits for")
         if kind == _OK:
             reply(0)
         elif kind == _REMOTE_PORT:
             reply(struct.unpack_from(">I", body, 8)[0])
         elif kind in (_DENIED, _FAILURE):
             (length,) = struct.unpack_from(">I", body, 8)
-            reply(Refusal(body[12 : 12 + length].decode("utf-8", "replace")))
+            reply(ControlError(body[12 : 12 + length].decode("utf-8", "replace")))
         else:
-            reply(Refusal(f"ssh answered with an unknown message {kind:#x}"))
+            reply(ControlError(f"ssh answered with an unknown message {kind:#x}"))
 
 
 def _lost() -> RelayError:

@@ -14,25 +14,27 @@ from .diagnostics import open_error
 
 __all__ = ["Opening", "Owner"]
 
+Error = ConnectError | CarrierError
+
 
 class Owner(Protocol):
     """Whose streams they are."""
 
-    def confirmed(self, opening: Opening) -> None:
-        """The far side has answered, or cannot any more. Called with the lock held."""
+    def answered(self, opening: Opening) -> None:
+        """It has no deadline any more. Called with the lock held."""
 
     def over(self, opening: Opening) -> None:
         """Nothing is left of it. Called with the lock held."""
 
-    def soon(self, call: Callable[[], object]) -> None:
+    def soon(self, call: Callable[[], object], /) -> object:
         """Have this called in the loop's thread, without the lock."""
 
-    def look(self) -> CarrierError:
-        """Read what ssh has said; returns why a stream ends of which it has said nothing."""
+    def unsaid(self, opening: Opening) -> Error | None:
+        """Read what ssh has said; returns why a stream ends of which it has said nothing. Takes the lock."""
 
 
 class Opening:
-    """One stream; what is told of its channel (:class:`~.channels.Channel`) is told with the owner's lock held.
+    """One stream. Every method but :meth:`failure` is called with the owner's lock held.
 
     :param owner: whose it is.
     :param name: the place that it leads to, for errors.
@@ -41,7 +43,18 @@ class Opening:
     :param patient: whether ``done`` is told only then; else as soon as ssh has it.
     """
 
-    __slots__ = ("deadline", "done", "error", "is_ended", "is_over", "name", "owner", "patient", "socket")
+    __slots__ = (
+        "_is_answered",
+        "_socket",
+        "deadline",
+        "done",
+        "error",
+        "is_ended",
+        "is_over",
+        "name",
+        "owner",
+        "patient",
+    )
 
     def __init__(
         self,
@@ -57,29 +70,45 @@ class Opening:
         self.done = done
         self.deadline = math.inf if deadline is None else deadline
         self.patient = patient
-        self.socket: socket.socket | None = None  # until the far side has answered
-        self.error: ConnectError | CarrierError | None = None
-        self.is_ended = False
+        self.error: Error | None = None
+        self.is_ended = False  # the far side has ended its direction
         self.is_over = False
+        self._is_answered = False
+        self._socket: socket.socket | None = None  # kept until the far side has answered
 
     def stream(self, made: socket.socket) -> Stream:
         """The stream over a socket to ssh."""
         return Stream(made, target=self.name, failure=self.failure)
 
-    def failure(self) -> ConnectError | CarrierError | None:
-        """Why the stream ended, if that was a failure; asked without the lock at its end of file."""
+    def failure(self) -> Error | None:
+        """Why the stream ended, if that was a failure; asked at its end of file."""
         if self.error is None and not self.is_ended:
-            unsaid = self.owner.look()
-            if self.error is None and not self.is_ended:
-                self.error = unsaid
+            self.error = self.owner.unsaid(self)
         return self.error
+
+    def connected(self, made: socket.socket) -> Done | None:
+        """It is connected to ssh.
+
+        :returns: whom to tell, without the lock, that the stream is there.
+        """
+        if self.done is None:  # it has failed, or was given up
+            made.close()
+            return None
+        if not self._is_answered:
+            self._socket = made
+            if self.patient:
+                return None
+        done, self.done = self.done, None
+        return done
 
     def opened(self) -> None:
         """The far side has taken it."""
-        made, self.socket = self.socket, None
-        self.owner.confirmed(self)
-        done, self.done = self.done, None
+        self._is_answered = True
+        self.owner.answered(self)
+        made, self._socket = self._socket, None
+        done = self.done
         if done is not None and made is not None:
+            self.done = None
             stream = self.stream(made)
             self.owner.soon(lambda: done(stream))
 
@@ -92,25 +121,30 @@ class Opening:
         self.is_ended = True
 
     def freed(self) -> None:
-        """ssh has let go of it."""
+        """It is over for ssh."""
         self.owner.over(self)
 
-    def fail(self, error: ConnectError | CarrierError) -> None:
+    def fail(self, error: Error) -> None:
         """It is not made; whoever has its socket already asks for the reason at its end."""
-        self.owner.confirmed(self)
         if self.error is None:
             self.error = error
-        done, self.done = self.done, None
+        done = self.done
+        self.give_up()
         if done is not None:
-            made, self.socket = self.socket, None
-            if made is not None:
-                made.close()
             self.owner.soon(lambda: done(error))
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        self.owner.answered(self)
+        waited, self.done = self.done is not None, None
+        made, self._socket = self._socket, None
+        if waited and made is not None:
+            made.close()
 
     def expire(self) -> None:
         """The far side has not answered in time."""
-        made = self.socket if self.done is None else None
-        self.fail(ConnectError(f"{self.name}: no answer in time, through the server", reason="connect_timeout"))
+        made = self._socket if self.done is None else None
+        self.fail(ConnectError(f"{self.name}: no answer in time, asked for by the server", reason="connect_timeout"))
         if made is not None:
             try:
                 made.shutdown(socket.SHUT_RDWR)

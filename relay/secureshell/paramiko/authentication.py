@@ -98,6 +98,8 @@ class _Login:
         self.tried.append(name)
         try:
             further = call()
+        except AuthenticationError:
+            raise
         except paramiko.BadAuthenticationType as refusal:
             self.offered = _methods(refusal.allowed_types)
             return False
@@ -135,10 +137,7 @@ class _Login:
         yield "password", partial(self.transport.auth_password, self.settings.user, word, fallback=False)
 
     def _with_answers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        answers = _Answers(self)
-        yield "keyboard-interactive", answers.run
-        if answers.failure is not None:
-            raise answers.failure
+        yield "keyboard-interactive", _Answers(self).run
 
     def _password(self) -> str:
         """The password; a callable that takes no argument is called once."""
@@ -212,25 +211,33 @@ class _Answers:
         self._login = login
         self._rounds = 0
         self._spent = False
-        self.failure: AuthenticationError | None = None
+        self._failure: AuthenticationError | None = None
 
     def run(self) -> Any:
         transport, done = self._login.transport, threading.Event()
         handler = _Handler(transport)
         transport.auth_handler = handler
         handler.auth_interactive(self._login.settings.user, self._answer, done, "")
-        return handler.wait_for_response(done)
+        try:
+            return handler.wait_for_response(done)
+        except (paramiko.SSHException, EOFError, OSError):
+            if self._failure is None:
+                raise
+            raise self._failure from self._failure.__cause__
 
     def _answer(self, title: str, instructions: str, questions: Sequence[tuple[str, bool]]) -> list[bytes]:
-        """Called by paramiko, on its own thread; an exception would end the connection."""
+        """Called by paramiko on its own thread, where an exception ends the connection."""
+        try:
+            return self._answers(questions)
+        except AuthenticationError as error:
+            self._failure = error
+            raise paramiko.SSHException("the login was given up") from None
+
+    def _answers(self, questions: Sequence[tuple[str, bool]]) -> list[bytes]:
         self._rounds += 1
         if self._rounds > MOST_QUESTIONS:
-            return [b""] * len(questions)
-        try:
-            return [_encoded(self._one(_one_line(text), shown)) for text, shown in questions]
-        except AuthenticationError as error:
-            self.failure = error
-            return [b""] * len(questions)
+            raise AuthenticationError(f"{self._login.settings.name}: the server asks questions without end")
+        return [_encoded(self._one(_one_line(text), shown)) for text, shown in questions]
 
     def _one(self, question: str, shown: bool) -> str:
         if self._login.asks:

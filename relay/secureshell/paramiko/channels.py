@@ -454,7 +454,7 @@ class Channels:
         self.send(struct.pack(">BIIII", _CONFIRMED, remote, number, WINDOW, PACKET))
         return channel.stream
 
-    def _on_confirmed(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_confirmed(self, buffer: memoryview, at: int, end: int) -> None:
         number, remote, credit, packet = struct.unpack_from(">IIII", buffer, at)
         opening = self._table.get(number)
         if not isinstance(opening, Opening):
@@ -473,43 +473,43 @@ class Channels:
         self._table[number] = None
         self.send(struct.pack(">BI", _CLOSE, remote))
 
-    def _on_refused(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_refused(self, buffer: memoryview, at: int, end: int) -> None:
         number, code, length = struct.unpack_from(">III", buffer, at)
         opening = self._table.get(number)
         if isinstance(opening, Opening):
             self.free(number)
-            opening.refused(code, buffer[at + 12 : min(at + 12 + length, end)].decode("utf-8", "replace"))
+            opening.refused(code, bytes(buffer[at + 12 : min(at + 12 + length, end)]).decode("utf-8", "replace"))
 
     # -- messages for channels ------------------------------------------------------------------------------------
 
-    def _find(self, buffer: bytes, at: int) -> Channel | None:
+    def _find(self, buffer: memoryview, at: int) -> Channel | None:
         entry = self._table.get(*struct.unpack_from(">I", buffer, at))
         return entry if isinstance(entry, Channel) else None
 
-    def _on_data(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_data(self, buffer: memoryview, at: int, end: int) -> None:
         number, size = struct.unpack_from(">II", buffer, at)
         if size > end - at - 8:
             raise ValueError("data that are longer than their message")
         channel = self._table.get(number)
         if channel.__class__ is Channel and size:
-            channel.receive(memoryview(buffer)[at + 8 : at + 8 + size])
+            channel.receive(buffer[at + 8 : at + 8 + size])
 
-    def _on_extended(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_extended(self, buffer: memoryview, at: int, end: int) -> None:
         channel = self._find(buffer, at)
         if channel is not None:
             channel.skip(min(*struct.unpack_from(">I", buffer, at + 8), end - at))
 
-    def _on_adjust(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_adjust(self, buffer: memoryview, at: int, end: int) -> None:
         channel = self._find(buffer, at)
         if channel is not None:
             channel.adjust(*struct.unpack_from(">I", buffer, at + 4))
 
-    def _on_end(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_end(self, buffer: memoryview, at: int, end: int) -> None:
         channel = self._find(buffer, at)
         if channel is not None:
             channel.end()
 
-    def _on_close(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_close(self, buffer: memoryview, at: int, end: int) -> None:
         (number,) = struct.unpack_from(">I", buffer, at)
         channel = self._table.get(number, self)
         if isinstance(channel, Channel):
@@ -517,7 +517,7 @@ class Channels:
         elif channel is None:
             self.free(number)
 
-    def _on_request(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_request(self, buffer: memoryview, at: int, end: int) -> None:
         channel = self._find(buffer, at)
         (length,) = struct.unpack_from(">I", buffer, at + 4)
         wants_reply = at + 8 + length
@@ -573,5 +573,5 @@ def _empty(inner: socket.socket) -> None:
         pass
 
 
-def _ignore(buffer: bytes, at: int, end: int) -> Any:
+def _ignore(buffer: memoryview, at: int, end: int) -> Any:
     pass

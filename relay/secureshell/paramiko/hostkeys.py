@@ -58,8 +58,8 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
     if settings.server.hostkey is not None:
         return _verify_pinned(settings, blob)
     names = _names(settings)
-    own = list(_known(settings, names[:1]))
-    plain = list(_known(settings, names[1:]))
+    own = _known(settings, names[:1])
+    plain = _known(settings, names[1:])
     for entry in (*own, *plain):
         if entry.marker == REVOKED and entry.blob == blob:
             _fail(settings, f"the host key {_shown(blob)} is revoked ({entry}); do not connect")
@@ -116,7 +116,7 @@ def _accept(settings: Settings, blob: bytes) -> None:
         problem = f"its host key {_shown(blob)} cannot be written to {file}: {error.strerror}"
         _fail(settings, f"{problem}; accept_new needs a file that it can write, give known_hosts")
     # Another program may have been told of another key between our look and our line.
-    _refuse_changed(settings, blob, (entry for entry in find([file], settings.host_key_name) if entry.blob != blob))
+    _refuse_changed(settings, blob, [entry for entry in find([file], settings.host_key_name) if entry.blob != blob])
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
@@ -127,8 +127,8 @@ def _names(settings: Settings) -> tuple[str, ...]:
     return (name,)
 
 
-def _known(settings: Settings, names: Iterable[str]) -> Iterable[Entry]:
-    return (entry for name in names for entry in find(settings.known_hosts, name))
+def _known(settings: Settings, names: Iterable[str]) -> list[Entry]:
+    return [entry for name in names for entry in find(settings.known_hosts, name)]
 
 
 def _shown(blob: bytes) -> str:

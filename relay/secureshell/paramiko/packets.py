@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA", "PIECE", "SLOTS", "Handler", "Packetizer", "printable", "text"]
 
-Handler = Callable[[bytes, int, int], object]
-"""Gets a message: what it lies in, where it begins behind its number, where it ends."""
+Handler = Callable[[memoryview, int, int], object]
+"""Gets a message: what it lies in, which is used again afterwards, where it begins behind its number, where it ends."""
 
 DATA = 94  # SSH_MSG_CHANNEL_DATA; RFC 4254, section 5.2
 PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
@@ -30,10 +30,16 @@ _HEAD = 14  # bytes before the data: length, padding length, message number, cha
 _SLOT = _HEAD + PIECE + 32
 _BLOCK = 16  # bytes; RFC 5647, section 7.2
 _TAG = 16
+_AROUND = 4 + _TAG  # bytes of a packet beside what its length says
+_SHORTEST = _BLOCK + _AROUND
+_COUNTER = (1 << 64) - 1
+_ROOM = LONGEST + (64 << 10)  # bytes
 _ZEROS = bytes(_BLOCK + 4)
 _LONGEST_SAID = 200  # characters of what a server says
 _GREETING = 16 << 10  # bytes before and in the line with the version
 _AEAD_REKEY = 1 << 36  # bytes with one key: 2^32 blocks of AES (RFC 4344, section 3.2)
+
+_read_length = struct.Struct(">I").unpack_from
 
 
 class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
@@ -49,6 +55,8 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         self.deliver: Callable[[], object] = _nothing  # called before each wait
         self.greeting: list[str] = []  # what the server said first, line by line
         self._Packetizer__sequence_number_in = self._Packetizer__sequence_number_out = 0  # paramiko's, as it sets them
+        self._room = memoryview(bytearray(_ROOM))  # where packets are decrypted
+        self._decrypt: Callable[[bytes, memoryview, memoryview, memoryview], object] = _nothing
         self._wire = wire
         self._open: AESGCM | None = None
         self._seal: AESGCM | None = None
@@ -70,60 +78,76 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         :raises paramiko.SSHException: if the server breaks the protocol.
         :raises NeedRekeyException: if new keys are due.
         """
-        handlers, transport = self.handlers, self.transport
         while self._open is not None:
-            plain = self._next()
-            if plain is None:
-                self._wait(check_rekey=True)
-                continue
-            end = len(plain) - plain[0]
-            if self._inflate is not None:
-                plain, end = self._inflated(plain[1:end])
-            handler = handlers.get(plain[1])
-            if handler is None or transport._expected_packet:
-                return self._told(plain, end)
-            handler(plain, 2, end)
+            payload = self._open_packets()
+            if payload is not None:
+                self.deliver()
+                message = paramiko.Message(payload[1:])
+                message.seqno = self._sequence_in - 1
+                return payload[0], message
+            self._wait(check_rekey=True)
         self.deliver()
         kind, message = super().read_message()
         return kind, message
 
-    def _next(self) -> bytes | None:
-        """Open the next packet, if all of it is there: the padding's length, the message, the padding."""
-        wire = self._wire
-        first = wire.first
-        if wire.last - first < 4:
-            return None
-        (length,) = struct.unpack_from(">I", wire.input, first)
-        if length > LONGEST or length < _BLOCK or length % _BLOCK:
-            raise paramiko.SSHException("a packet of a length that cannot be")
-        end = first + 4 + length + _TAG
-        if wire.last < end:
-            return None
-        nonce = self._fixed_in + self._counter_in.to_bytes(8, "big")
-        assert self._open is not None
-        plain = self._open.decrypt(nonce, wire.view[first + 4 : end], wire.view[first : first + 4])
-        wire.first = end
-        self._counter_in = (self._counter_in + 1) & 0xFFFFFFFFFFFFFFFF
-        self._left_in -= length
-        if self._left_in < 0:
-            self._want_keys()
-        if not 4 <= plain[0] <= length - 2:
-            raise paramiko.SSHException("a packet with a padding that cannot be")
-        self._Packetizer__sequence_number_in = (self._Packetizer__sequence_number_in + 1) & 0xFFFFFFFF
-        return plain
+    def _open_packets(self) -> bytes | None:
+        """Open all packets that are there, and give those of ours to their handlers.
 
-    def _inflated(self, payload: bytes) -> tuple[bytes, int]:
+        :returns: the first message that is paramiko's, or ``None`` if there is none yet.
+        """
+        wire, handlers, transport, fixed, opened = self._wire, self.handlers, self.transport, self._fixed_in, 0
+        source, counter, left, room, used = wire.view, self._counter_in, self._left_in, self._room, 0
+        try:
+            while True:
+                first = wire.first
+                have = wire.last - first
+                if have < _SHORTEST:
+                    return None
+                (length,) = _read_length(source, first)
+                if length > LONGEST or length < _BLOCK or length % _BLOCK:
+                    raise paramiko.SSHException("a packet of a length that cannot be")
+                if have < length + _AROUND:
+                    return None
+                if used + length > _ROOM:
+                    self.deliver()  # what lies there is not needed after that
+                    used = 0
+                body = first + 4
+                nonce, end = fixed + counter.to_bytes(8, "big"), body + length + _TAG
+                plain = room[used : used + length]
+                self._decrypt(nonce, source[body:end], source[first:body], plain)
+                wire.first, counter, used, left = end, (counter + 1) & _COUNTER, used + length, left - length
+                opened += 1
+                padding = plain[0]
+                if not 4 <= padding <= length - 2:
+                    raise paramiko.SSHException("a packet with a padding that cannot be")
+                if self._inflate is not None:
+                    plain, length, padding = self._inflated(plain[1 : length - padding])
+                handler = handlers.get(plain[1])
+                if handler is None or transport._expected_packet:
+                    return bytes(plain[1 : length - padding])
+                handler(plain, 2, length - padding)
+        finally:
+            self._counter_in, self._left_in = counter, left
+            self._sequence_in = self._sequence_in + opened
+            if left < 0:
+                self._want_keys()
+
+    def _inflated(self, payload: memoryview) -> tuple[memoryview, int, int]:
         assert self._inflate is not None
-        payload = b"\0" + self._inflate(payload)
-        if len(payload) < 2:
+        plain = memoryview(b"\0" + self._inflate(payload))
+        if len(plain) < 2:
             raise paramiko.SSHException("an empty packet")
-        return payload, len(payload)
+        return plain, len(plain), 0
 
-    def _told(self, plain: bytes, end: int) -> tuple[int, Any]:
-        self.deliver()
-        message = paramiko.Message(plain[2:end])
-        message.seqno = (self._Packetizer__sequence_number_in - 1) & 0xFFFFFFFF
-        return plain[1], message
+    @property
+    def _sequence_in(self) -> int:
+        """The number of the next packet, which paramiko sets to zero with new keys (strict key exchange)."""
+        number: int = self._Packetizer__sequence_number_in
+        return number
+
+    @_sequence_in.setter
+    def _sequence_in(self, number: int) -> None:
+        self._Packetizer__sequence_number_in = number & 0xFFFFFFFF
 
     def _wait(self, *, check_rekey: bool) -> None:
         self.deliver()
@@ -216,6 +240,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         super().set_inbound_cipher(*args, **kwargs)
         self._open = kwargs.get("block_engine", *args[:1]) if kwargs.get("aead") else None
         if self._open is not None:
+            self._decrypt = getattr(self._open, "decrypt_into", None) or _decrypt_into(self._open)
             self._fixed_in, self._counter_in = _split(kwargs["iv_in"])
             self._left_in = self._due()
 
@@ -251,13 +276,22 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             self._trigger_rekey()
 
 
+def _decrypt_into(key: AESGCM) -> Callable[[bytes, memoryview, memoryview, memoryview], object]:
+    """What AESGCM does by itself from cryptography 47 on."""
+
+    def decrypt(nonce: bytes, data: memoryview, associated: memoryview, place: memoryview) -> None:
+        place[:] = key.decrypt(nonce, data, associated)
+
+    return decrypt
+
+
 class _Inflate:
     """Decompresses one packet after another, none of them into more than a packet may hold."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj()
 
-    def __call__(self, data: bytes) -> bytes:
+    def __call__(self, data: bytes | memoryview) -> bytes:
         plain = self._stream.decompress(data, LONGEST)
         if self._stream.unconsumed_tail:
             raise paramiko.SSHException("a packet that is too long decompressed")
@@ -279,5 +313,5 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SAID]).strip()
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass

@@ -44,15 +44,15 @@ class Requests:
         while self._waiting:
             self._waiting.popleft()(None)
 
-    def _on_success(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_success(self, buffer: memoryview, at: int, end: int) -> None:
         if self._waiting:
-            self._waiting.popleft()(buffer[at:end])
+            self._waiting.popleft()(bytes(buffer[at:end]))
 
-    def _on_failure(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_failure(self, buffer: memoryview, at: int, end: int) -> None:
         if self._waiting:
             self._waiting.popleft()(None)
 
-    def _on_request(self, buffer: bytes, at: int, end: int) -> None:
+    def _on_request(self, buffer: memoryview, at: int, end: int) -> None:
         """Refuse what the server asks for, if it wants an answer."""
         (length,) = struct.unpack_from(">I", buffer, at)
         wants_reply = at + 4 + length

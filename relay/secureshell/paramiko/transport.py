@@ -110,7 +110,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
 
 def _handle_message(handler: Handler, message: Any) -> None:
-    content = message.asbytes()
+    content = memoryview(message.asbytes())
     handler(content, 0, len(content))
 
 

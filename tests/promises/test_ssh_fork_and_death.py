@@ -1,0 +1,132 @@
+"""A forked child does not disturb its parent's SSH connections, and the client program dies with its program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from helpers import WAIT, exchange, wait_until
+from sshd import FarEnd
+
+import relay
+
+
+def in_child(work):
+    """Run ``work`` in a forked child; returns its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    try:
+        wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_a_child_that_exits_or_closes(far_end, over_ssh):
+    rig = over_ssh(far_end.url)
+    client, far = rig.connect()
+    exchange(client, far)
+    for work in (lambda: None, rig.tunnel.close):
+        assert in_child(work) == 0
+        exchange(client, far)
+        exchange(*rig.connect())
+    assert far_end.logins == 1
+
+
+def test_a_child_makes_its_own(far_end, over_ssh, echo_server):
+    rig = over_ssh(far_end.url)
+    client, far = rig.connect()
+    target = "{}:{}".format(*echo_server.address)
+
+    def work():
+        with relay.connect(target, via=[far_end.url]) as own:
+            own.settimeout(WAIT)
+            own.sendall(b"x")
+            assert own.recv(1) == b"x"
+
+    assert in_child(work) == 0
+    exchange(client, far)
+    assert far_end.logins == 2
+
+
+def test_a_listener_goes_on(far_end, listener):
+    with relay.Tunnel(relay.ssh_listen(far_end.url), relay.tcp(*listener.getsockname())) as tunnel:
+        assert in_child(tunnel.close) == 0
+        with relay.connect("{}:{}".format(*tunnel.address)) as client, listener.accept()[0] as far:
+            client.settimeout(WAIT)
+            far.settimeout(WAIT)
+            exchange(client, far)
+
+
+PROGRAM = """
+import sys, threading, relay
+factory = relay.target("127.0.0.1:9", via=[sys.argv[1]])
+factory.ready(10)
+print("ready", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_connection_ends_with_the_program(backend, sshd, number):
+    url = FarEnd("sshd", backend, sshd).url
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM, url], stdout=subprocess.PIPE)
+    with program:
+        assert program.stdout.readline() == b"ready\n"
+        children = family(program.pid)
+        assert bool(children) == (backend == "openssh")
+        program.send_signal(number)
+        program.wait(WAIT)
+        wait_until(lambda: not sshd.sessions())
+        wait_until(lambda: not any(alive(pid) for pid in children))
+
+
+def family(pid):
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *family(child)]
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("url", ["secret"])
+def test_no_secret_is_in_the_arguments_of_a_child(make_ssh_server, spawner_thread, url):
+    """What ps(1) shows to everybody holds no password."""
+    server = make_ssh_server(users={"ann": "wonderland"}, methods=["password"])
+    factory = relay.ssh(
+        f"ann@127.0.0.1:{server.address[1]}",
+        "127.0.0.1",
+        9,
+        password="wonderland",
+        known_hosts=server.known_hosts,
+        config="/dev/null",
+        backend="openssh",
+    )
+    try:
+        factory.ready(WAIT)
+        for pid in family(os.getpid()):
+            for what in ("cmdline", "environ"):
+                assert b"wonderland" not in Path(f"/proc/{pid}/{what}").read_bytes()
+    finally:
+        factory.close()

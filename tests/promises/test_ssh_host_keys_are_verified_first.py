@@ -1,0 +1,107 @@
+"""A key that is unknown, changed or not the one pinned: refused before anything is said about who logs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sshd import make_key
+
+import relay
+
+
+def refused(far_end, url):
+    """The error, which is the same from every way to ask; nothing was tried at the server."""
+    said = set()
+    for attempt in (
+        lambda: relay.connect("127.0.0.1:9", via=[url]),
+        lambda: relay.ssh_listen(url),
+    ):
+        with pytest.raises(relay.HostKeyError) as failed:
+            attempt()
+        said.add(str(failed.value))
+    factory = relay.ssh(url, "127.0.0.1", 9)
+    with pytest.raises(relay.HostKeyError):
+        factory.ready()
+    factory.close()
+    assert far_end.logins == 0
+    if far_end.kind == "embedded":
+        assert far_end.rig.attempts == []
+    else:
+        assert "userauth" not in far_end.rig.log()
+        assert "Failed" not in far_end.rig.log()
+    [text] = said
+    assert "\n" not in text
+    return text
+
+
+def fingerprint(far_end):
+    key = Path(far_end.rig.known_hosts).read_text().split()[-1]
+    import base64
+    import hashlib
+
+    return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(key)).digest()).decode().rstrip("=")
+
+
+def test_an_unknown_key(far_end, tmp_path):
+    (tmp_path / "empty").touch()
+    text = refused(far_end, far_end.address(known_hosts=tmp_path / "empty"))
+    assert str(tmp_path / "empty") in text
+    assert fingerprint(far_end) in text
+
+
+def test_no_file_at_all(far_end, tmp_path):
+    text = refused(far_end, far_end.address(known_hosts=tmp_path / "missing"))
+    assert fingerprint(far_end) in text
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_changed_key(far_end, tmp_path):
+    host = Path(far_end.rig.known_hosts).read_text().split()[0]
+    other = make_key(tmp_path / "other")
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"# a comment\n\nsomebody.else {other}\n{host} {other}\n")
+    text = refused(far_end, far_end.address(known_hosts=hosts))
+    assert f"{hosts}:4" in text or f"{hosts} line 4" in text or f"{hosts}, line 4" in text
+    assert fingerprint(far_end) in text
+    assert "changed" in text
+
+
+def test_a_revoked_key(far_end, tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("@revoked " + Path(far_end.rig.known_hosts).read_text())
+    text = refused(far_end, far_end.address(known_hosts=hosts))
+    assert "revoked" in text
+    assert str(hosts) in text
+
+
+def test_a_pin_that_does_not_fit(far_end):
+    pin = "SHA256:" + "A" * 43
+    text = refused(far_end, far_end.address(hostkey=pin, known_hosts=None))
+    assert pin in text
+    assert fingerprint(far_end) in text
+
+
+def test_a_pin_that_fits_needs_no_file(far_end, over_ssh, tmp_path):
+    url = far_end.address(hostkey=fingerprint(far_end), known_hosts=tmp_path / "missing")
+    over_ssh(url).connect()
+    assert not (tmp_path / "missing").exists()
+
+
+def test_accept_new_writes_it_down_once_and_does_not_take_a_changed_one(far_end, over_ssh, tmp_path):
+    hosts = tmp_path / "hosts"
+    url = far_end.address(known_hosts=hosts, accept_new="yes")
+    with relay.Tunnel(relay.listen(":0"), relay.target("127.0.0.1:9", via=[url])):
+        relay.ssh(url, "127.0.0.1", 9).ready()
+    over_ssh(far_end.address(known_hosts=hosts)).connect()
+    assert hosts.stat().st_mode & 0o777 == 0o600
+    lines = hosts.read_text().splitlines()
+    assert [line.split()[1:3] for line in lines] == [Path(far_end.rig.known_hosts).read_text().split()[1:3]]
+
+
+def test_accept_new_does_not_take_a_changed_one(far_end, tmp_path):
+    host = Path(far_end.rig.known_hosts).read_text().split()[0]
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{host} {make_key(tmp_path / 'other')}\n")
+    assert "changed" in refused(far_end, far_end.address(known_hosts=hosts, accept_new="yes"))
+    assert len(hosts.read_text().splitlines()) == 1

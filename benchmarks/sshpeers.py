@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import quote
 
 from .jobs import Job, Peer
-from .machine import LOOPBACK, UnavailableError, program, relay_command
+from .machine import LOOPBACK, UnavailableError, compiled, free_port, program, relay_command
 
 __all__ = ["PEERS", "url"]
 
+HERE = Path(__file__).parent
 AES_GCM = "aes128-gcm@openssh.com"
 
 
@@ -34,20 +36,32 @@ def _relay(backend: str) -> Callable[[Job], list[str]]:
 
 def _ssh(*options: str) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
-        server = job.server
-        settings = {
-            "BatchMode": "yes",
-            "ExitOnForwardFailure": "yes",
-            "IdentitiesOnly": "yes",
-            "IdentityFile": server.key,
-            "UserKnownHostsFile": server.known_hosts,
-        }
-        trust = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        forward = f"{LOOPBACK}:{job.port}:{LOOPBACK}:{job.target.port}"
-        there = ["-p", str(server.port), f"{server.user}@{LOOPBACK}"]
-        return [program("ssh"), "-F", "/dev/null", *trust, *options, "-N", "-L", forward, *there]
+        return _ssh_command(job, job.port, options)
 
     return start
+
+
+def _behind_c(job: Job) -> list[str]:
+    """The C relay in front of ``ssh -L``: what any relay there costs at the least."""
+    inner = free_port()
+    relay = [compiled(HERE / "relay.c", job.directory.parent), str(job.port), str(inner)]
+    ssh = _ssh_command(job, inner, ("-c", AES_GCM))
+    return [sys.executable, "-m", "benchmarks.sshprograms", "stacked", str(inner), *relay, "--", *ssh]
+
+
+def _ssh_command(job: Job, port: int, options: Sequence[str]) -> list[str]:
+    server = job.server
+    settings = {
+        "BatchMode": "yes",
+        "ExitOnForwardFailure": "yes",
+        "IdentitiesOnly": "yes",
+        "IdentityFile": server.key,
+        "UserKnownHostsFile": server.known_hosts,
+    }
+    trust = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    forward = f"{LOOPBACK}:{port}:{LOOPBACK}:{job.target.port}"
+    there = ["-p", str(server.port), f"{server.user}@{LOOPBACK}"]
+    return [program("ssh"), "-F", "/dev/null", *trust, *options, "-N", "-L", forward, *there]
 
 
 def _package(name: str) -> Callable[[Job], list[str]]:
@@ -73,6 +87,7 @@ PEERS = {
     "ssh-openssh": Peer("relay, openssh", _relay("openssh")),
     "ssh": Peer("ssh -L", _ssh()),
     "ssh-gcm": Peer("ssh -L, AES-GCM", _ssh("-c", AES_GCM)),
+    "ssh-c": Peer("C relay in front of ssh -L, AES-GCM", _behind_c),
     "asyncssh": Peer("asyncssh", _package("asyncssh")),
     "sshtunnel": Peer("sshtunnel", _package("sshtunnel")),
     "ssh-spawn": Peer("relay.spawn, paramiko, busy program", _spawn),

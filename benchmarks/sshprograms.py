@@ -1,14 +1,18 @@
 """Programs that relay over SSH: with asyncssh, with sshtunnel, and with relay.spawn beside a busy thread.
 
-Started as ``python -m benchmarks.sshprograms asyncssh|sshtunnel PORT TARGET_PORT SERVER_PORT USER KEY KNOWN_HOSTS``
-or ``… spawn PORT TARGET_PORT URL CORE``. Each package as its own documentation shows it.
+Started as ``python -m benchmarks.sshprograms asyncssh|sshtunnel PORT TARGET_PORT SERVER_PORT USER KEY KNOWN_HOSTS``,
+``… spawn PORT TARGET_PORT URL CORE`` or ``… stacked INNER_PORT RELAY… -- SSH…``. Each package as its own documentation
+shows it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
 import sys
 import threading
+import time
 
 import relay
 
@@ -53,7 +57,22 @@ def with_spawn(port: int, target: int, url: str, core: int) -> None:
         tunnel.join()
 
 
+def stacked(inner: int, words: list[str]) -> None:
+    """A relay in front of ``ssh -L``, which listens first."""
+    mark = words.index("--")
+    with subprocess.Popen(words[mark + 1 :]):
+        while True:
+            try:
+                socket.create_connection((HOST, inner)).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.02)
+        subprocess.run(words[:mark], check=True)
+
+
 def main() -> None:
+    if sys.argv[1] == "stacked":
+        return stacked(int(sys.argv[2]), sys.argv[3:])
     kind, port, target, *words = sys.argv[1:]
     if kind == "asyncssh":
         server_port, user, key, known_hosts = words

@@ -15,8 +15,8 @@ from .machine import free_port
 __all__ = ["ROWS"]
 
 CONNECTIONS = 16
-LIKE_SSH = ("ssh-paramiko", "ssh-openssh", "ssh")
-ALL = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-gcm", "asyncssh", "sshtunnel")
+LIKE_SSH = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-c")
+ALL = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-gcm", "ssh-c", "asyncssh", "sshtunnel")
 LONG = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-gcm", "asyncssh")
 
 
@@ -99,15 +99,13 @@ ROWS = {
         partial(requests, keep=False),
     ),
     "ssh-long-down": Row(
-        "link of 100 ms and 1 Gbit/s, down",
+        "100 ms, 1 Gbit/s, down",
         "ssh",
         LONG,
         (LONG_BULK((paramiko("ssh", 2.0), openssh("ssh-gcm", 1.0))),),
         partial(bulk, down=True, far=True),
     ),
-    "ssh-long-up": Row(
-        "link of 100 ms and 1 Gbit/s, up", "ssh", LIKE_SSH, (LONG_BULK(),), partial(bulk, down=False, far=True)
-    ),
+    "ssh-long-up": Row("100 ms, 1 Gbit/s, up", "ssh", LIKE_SSH, (LONG_BULK(),), partial(bulk, down=False, far=True)),
     "ssh-answer": Row(
         "first byte of a new stream, client first",
         "ssh",

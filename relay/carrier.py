@@ -254,7 +254,8 @@ class Carrier(Generic[AnyLink]):
     def _failed(self, error: Exception) -> None:
         if _is_final(error):
             self._change(State.FAILED, error)
-            logger.error("%s: %s; not tried again by itself", self.name, _without(self.name, error))
+            if not self._waiters:  # else whoever waits is told
+                logger.error("%s: %s; not tried again by itself", self.name, _without(self.name, error))
             self._tell(error)
             return
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.

@@ -14,7 +14,7 @@ from typing import Any
 
 import paramiko
 import pytest
-from helpers import Thread
+from helpers import Thread, wait_until
 from ssh_agent import RealAgent
 from ssh_keys import certify, make
 
@@ -272,6 +272,29 @@ def test_a_callable_that_fails_ends_the_login_with_its_error(make_ssh_server: An
     assert "raised RuntimeError" in refused(of(make_ssh_server(questions=QUESTIONS), password=fail))
 
 
+@pytest.mark.parametrize("wish", ["password", "question", "passphrase"])
+def test_a_callable_that_hangs_holds_nobody_who_closes(make_ssh_server: Any, tmp_path: Path, wish: str) -> None:
+    called, go_on = threading.Event(), threading.Event()
+
+    def hang(prompt: str) -> str:
+        called.set()
+        go_on.wait(10)
+        return SECRET
+
+    embedded = make_ssh_server(users={"me": SECRET}, questions=QUESTIONS if wish == "question" else [])
+    server = of(embedded, password=hang)
+    if wish == "passphrase":
+        locked = make(tmp_path / "locked", "ed25519", "-N", SECRET)
+        server = of(embedded, keyfile=str(locked), passphrase=hang)
+    with connected(server) as transport:
+        thread = Thread(authenticate, transport, settle(server))
+        assert called.wait(10)
+        transport.close()
+        with pytest.raises(CarrierError, match="lost while a secret was waited for"):
+            thread.result(2)
+    go_on.set()
+
+
 @pytest.mark.parametrize(
     "steps",
     ["publickey,password", "password,publickey", "publickey,keyboard-interactive", "password,keyboard-interactive"],
@@ -422,6 +445,7 @@ def test_an_rsa_key_for_which_no_signature_can_be_agreed_on(sshd: Any, tmp_path:
     key = make(tmp_path / "key", "rsa")
     server = alter(sshd.server, keyfile=str(key))
     with connected(server) as transport:
+        wait_until(lambda: transport.server_extensions)  # they come right after the keys
         transport.server_extensions = {"server-sig-algs": b"ssh-ed25519"}
         with pytest.raises(AuthenticationError, match=f"{key} was not tried: the server takes no RSA"):
             authenticate(transport, settle(server))

@@ -29,7 +29,7 @@ class Found:
 
     def __init__(self, settings: Settings) -> None:
         self.notes: list[str] = []
-        keys = Keys(settings, self.notes.append)
+        keys = Keys(settings, self.notes.append, lambda ask: ask())
         try:
             self.offers = list(keys)
             self.signatures = [bytes(offer.sign_ssh_data(b"data", _algorithm(offer))) for offer in self.offers]

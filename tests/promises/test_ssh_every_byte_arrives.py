@@ -49,7 +49,7 @@ def test_odd_sizes(far_end, over_ssh):
 def test_new_keys_in_mid_transfer_lose_nothing(backend, make_sshd, over_ssh):
     """The server asks for new keys after each mebibyte."""
     server = FarEnd("sshd", backend, make_sshd("RekeyLimit 1M"))
-    both_ways_at_once(over_ssh(server.url), 16)
+    both_ways_at_once(over_ssh(server.url), 4)
     assert server.logins == 1
 
 

@@ -44,7 +44,7 @@ def test_some_targets_only(backend, make_sshd, echo_server, serve):
 
 
 def test_no_unix_sockets(backend, make_sshd, serve, tmp_path):
-    """sshd says no more than that the open failed, as if nobody listened there."""
+    """Sshd says no more than that the open failed, as if nobody listened there."""
     url = FarEnd("sshd", backend, make_sshd("AllowStreamLocalForwarding no")).url
     with pytest.raises(relay.ConnectError) as failed:
         relay.connect(f"unix://{serve(echo, str(tmp_path / 'target')).address}", via=[url])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from itertools import pairwise
 
+import paramiko
 import pytest
 from helpers import BLOCK, WAIT, Thread, exchange, is_gone, receive_all, send_and_end, wait_until
 
 import relay
+from relay.address import TCPAddress
+from relay.secureshell.paramiko.forwards import Dispatcher
 from relay.testing import check_stream
 
 
@@ -138,3 +141,38 @@ def test_many_that_come_at_once(far_end, echo_server, count):
         assert all(int(b) - int(a) == 1 for a, b in pairwise(answers))
         for client in clients:
             client.close()
+
+
+def test_a_handler_that_was_there_before_goes_on(ssh_server):
+    """On a transport of the user's own, whose handler is paramiko's, beside ours."""
+    connection = socket.create_connection(ssh_server.address, WAIT)
+    transport = paramiko.Transport(connection)
+    theirs, ours = [], []
+    try:
+        transport.start_client(timeout=WAIT)
+        transport.auth_publickey(ssh_server.user, paramiko.Ed25519Key(filename=ssh_server.keyfile))
+        port = transport.request_port_forward("127.0.0.1", 0, lambda channel, *_: theirs.append(channel))
+        dispatcher = Dispatcher(transport)
+        answer = transport.global_request("tcpip-forward", ("127.0.0.1", 0))
+        place = TCPAddress("127.0.0.1", answer.get_int())
+        dispatcher.add(place, ours.append)
+        with far_client_at(port), far_client_at(place.port), far_client_at(port):
+            wait_until(lambda: len(ours) == 1 and len(theirs) == 2)
+            assert ours[0].place == place
+        dispatcher.remove(place)
+        with far_client_at(port) as client:
+            wait_until(lambda: len(theirs) == 3)
+            theirs[2].sendall(b"hello")
+            assert client.recv(10) == b"hello"
+        dispatcher.detach()
+        with far_client_at(port):
+            wait_until(lambda: len(theirs) == 4)
+    finally:
+        for channel in theirs:
+            channel.close()
+        transport.close()
+        transport.join(WAIT)
+
+
+def far_client_at(port):
+    return socket.create_connection(("127.0.0.1", port), WAIT)

@@ -80,6 +80,7 @@ class OpenSSH:
         self._lost = lost
         self._forwards: OrderedDict[Place, Forward] = OrderedDict()
         self._unanswered: dict[Opening, None] = {}  # those with a deadline
+        self._patient: set[Opening] = set()  # those whose maker waits for the answer
         self._next = math.inf  # when the first of them is looked at
         self._count = 0  # streams that are not over
         self._when_idle: Callable[[], object] | None = None
@@ -152,9 +153,9 @@ class OpenSSH:
         return Opening(self, self._master.settings.name)
 
     def _unknown(self) -> Opening:
-        """A stream from the server of which ssh has said nothing: its end can be no failure."""
+        """A stream from the server of which ssh has said nothing (before OpenSSH 9.2)."""
         opening = Opening(self, self._master.settings.name)
-        opening.ended()
+        opening.is_traced = False
         return opening
 
     def _forward(self, place: Place) -> Forward:
@@ -180,7 +181,10 @@ class OpenSSH:
                 self.soon(functools.partial(self._take_back, forward))
 
     def _expect_answer(self, opening: Opening) -> None:
-        if opening.deadline == math.inf or opening.error is not None:
+        if opening.patient and opening.done is not None:
+            self._patient.add(opening)
+            self.soon(self._master.listen_closely)
+        if opening.deadline == math.inf or (opening.done is None and opening.error is not None):
             return
         self._unanswered[opening] = None
         if opening.deadline < self._next:
@@ -192,6 +196,7 @@ class OpenSSH:
     def answered(self, opening: Opening) -> None:
         """It has no deadline any more."""
         self._unanswered.pop(opening, None)
+        self._patient.discard(opening)
 
     def over(self, opening: Opening) -> None:
         """Nothing is left of it."""
@@ -210,6 +215,8 @@ class OpenSSH:
             master.drain()
             if opening.error is not None or opening.is_ended:
                 return opening.error
+            if not opening.is_traced:
+                return master.gone
             return master.gone or CarrierError(f"{opening.name}: ssh has ended, and the connection with it")
 
     # -- the rest of the contract ---------------------------------------------------------------------------------
@@ -249,6 +256,10 @@ class OpenSSH:
     def line(self, line: bytes) -> bool:
         """A line of standard error; with the lock held."""
         return self._channels.read(line)
+
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for a line."""
+        return bool(self._patient)
 
     def ready(self) -> None:
         """It has logged in, if its control socket is there; in the loop's thread."""

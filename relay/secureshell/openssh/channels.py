@@ -1,7 +1,8 @@
 """Which stream is which channel of ssh, and what has become of it, from the lines on its standard error.
 
 ssh says that it accepted a connection to one of its listeners, then the number of the channel; it accepts them in the
-order in which they were connected. From then on each line about the channel tells of that stream. A line is written
+order in which they were connected. Likewise it says where it is about to connect a stream that the server has opened.
+From then on each line about the channel tells of that stream. A line is written
 before ssh does what it says, so an end of file without a line before it is ssh's own end.
 """
 
@@ -22,17 +23,18 @@ FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*"
 
 UNIX = -2  # what ssh shows as the port of a Unix socket
 _SHOWN = 100  # bytes of a host or path that ssh shows
-_ARRIVALS = 4096  # streams from the server that may wait to be accepted
+_ARRIVALS = 4096  # streams from the server that one listener may have waiting to be accepted
 
 _TAG = rb"(?:debug[123]: )?(?:[\w.]+:\w+\(\):\d+ \([^)]*\): )?"
 _CHANNEL = re.compile(_TAG + rb"channel (\d+): (new|open confirm|open failed|rcvd eof|rcvd close|free)(.*)").match
 _REQUESTED = re.compile(_TAG + rb"Connection to port -?\d+ forwarding to (.*) port (-?\d+) requested").match
 _FORWARDED = re.compile(
-    _TAG + rb"client_request_forwarded_(?:tcpip: listen (.*) port (\d+), originator (.*) port (\d+)"
-    rb"|streamlocal: request: (.*))"
+    _TAG + rb"client_request_forwarded_(?:tcpip: listen .* port \d+, originator (.*) port (\d+)|streamlocal: )"
 ).match
+_CONNECTING = re.compile(_TAG + rb"(?:connect_next: start for host (.*) \(\[|connect to .* failed: )").match
 
 Key = tuple[bytes, int]
+Peer = tuple[str, int] | str
 
 
 class Channel(Protocol):
@@ -52,17 +54,15 @@ class Channel(Protocol):
 
 
 class Arrival:
-    """A stream that the server has opened and that waits to be accepted.
+    """A stream that the server has opened, from the moment before ssh connects it to a listener of ours.
 
-    :param key: where the server listened for it.
-    :param peer: who has connected there, if the server tells.
+    :param peer: who has connected at the server, if that tells.
     :param channel: told of it.
     """
 
-    __slots__ = ("channel", "key", "peer")
+    __slots__ = ("channel", "peer")
 
-    def __init__(self, key: Key, peer: tuple[str, int] | str, channel: Channel) -> None:
-        self.key = key
+    def __init__(self, peer: Peer, channel: Channel) -> None:
         self.peer = peer
         self.channel = channel
 
@@ -75,10 +75,12 @@ class Channels:
 
     def __init__(self, make: Callable[[], Channel]) -> None:
         self.expected: dict[Key, deque[Channel]] = {}  # of each listener of ssh, in the order of our connects
-        self.arrivals: deque[Arrival] = deque()
+        self.arrivals: dict[bytes, deque[Arrival]] = {}  # of each listener of ours, in the order of ssh's connects
         self._make = make
         self._numbers: dict[int, Channel] = {}
-        self._accepting: deque[Channel] | tuple[Key, tuple[str, int] | str] | None = None
+        self._accepting: deque[Channel] | None = None
+        self._peer: Peer = ""
+        self._connecting: tuple[deque[Arrival], Arrival] | None = None
 
     def clear(self) -> None:
         """Forget all of them: ssh is gone."""
@@ -99,22 +101,35 @@ class Channels:
         if match is not None:
             self._accepting = self.expected.get((match[1], int(match[2])))
             return True
-        match = _FORWARDED(line)
-        if match is not None:
-            self._accepting = _who(match)
-            return True
+        return self._is_nodelay(line) or self._reverse(line)
+
+    @staticmethod
+    def _is_nodelay(line: bytes) -> bool:
         return line.startswith(b"debug1: getsockopt TCP_NODELAY")
 
-    def arrived(self, key: Key) -> Arrival | None:
-        """The stream that was the next to come to a place of the server."""
-        # The same port at another host counts where nothing else does: a server may call its own address otherwise.
-        found = [one for one in self.arrivals if one.key == key] or [
-            one for one in self.arrivals if one.key[1] == key[1]
-        ]
-        if not found:
-            return None
-        self.arrivals.remove(found[0])
-        return found[0]
+    def _reverse(self, line: bytes) -> bool:
+        match = _FORWARDED(line)
+        if match is not None:
+            self._peer = (match[1].decode("utf-8", "replace"), int(match[2])) if match[1] is not None else ""
+            return True
+        match = _CONNECTING(line)
+        if match is None:
+            return False
+        self._not_connected()
+        arrivals = self.arrivals.get(match[1]) if match[1] is not None else None
+        if arrivals is not None and len(arrivals) < _ARRIVALS:
+            self._connecting = arrivals, Arrival(self._peer, self._make())
+            arrivals.append(self._connecting[1])
+        return True
+
+    def _not_connected(self) -> None:
+        """What ssh was about to connect to us has not become a channel."""
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            arrivals, arrival = connecting
+            if arrival in arrivals:
+                arrivals.remove(arrival)
+            arrival.channel.freed()
 
     def _channel(self, number: int, event: bytes, rest: bytes) -> None:
         if event == b"new":
@@ -133,27 +148,18 @@ class Channels:
             channel.ended()
 
     def _new(self, number: int, rest: bytes) -> None:
-        accepting, self._accepting = self._accepting, None
-        if isinstance(accepting, tuple):
-            if (b"forwarded" in rest or b"[" in rest) and len(self.arrivals) < _ARRIVALS:
-                arrival = Arrival(*accepting, self._make())
-                self._numbers[number] = arrival.channel
-                self.arrivals.append(arrival)
-        elif accepting and b"direct-" in rest:
-            self._numbers[number] = accepting.popleft()
+        if self._connecting is not None:
+            self._numbers[number] = self._connecting[1].channel
+            self._connecting = None
+        elif self._accepting and b"direct-" in rest:
+            self._numbers[number] = self._accepting.popleft()
+        self._accepting = None
 
 
 def shown(place: Place) -> Key:
     """How ssh shows a place: the first bytes of it, unprintable ones encoded (vis(3))."""
     name, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, UNIX)
     return b"".join(map(_visible, name.encode("utf-8", "surrogateescape")[:_SHOWN])), port
-
-
-def _who(match: re.Match[bytes]) -> tuple[Key, tuple[str, int] | str]:
-    """Where a stream comes from, and who has connected there."""
-    if match[5] is not None:
-        return (match[5].strip(), UNIX), ""
-    return (match[1], int(match[2])), (match[3].decode("utf-8", "replace"), int(match[4]))
 
 
 def _visible(byte: int) -> bytes:

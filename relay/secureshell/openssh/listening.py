@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
@@ -15,7 +16,7 @@ from ...errors import CarrierError, ForwardError, RelayError
 from ...loop import Loop
 from ...poller import IN
 from ..connection import Accepted, Place
-from .channels import Channels, shown
+from .channels import Arrival, Channels, shown
 from .master import Master
 from .multiplexing import Control, ControlError, close_forward, open_forward
 from .opening import Opening
@@ -34,7 +35,9 @@ class _Reverse:
         self.asked = place
         self.place = place
         self.path = UnixAddress(path)
+        self.key = shown(self.path)[0]
         self.accepted = accepted
+        self.arrivals: deque[Arrival] = deque()
         self.socket = socket.socket(socket.AF_UNIX)
         try:
             self.socket.bind(path)
@@ -122,6 +125,8 @@ class Listening:
         except OSError as error:
             answer.set_exception(error)
             return
+        with self._master.lock:
+            self._channels.arrivals[reverse.key] = reverse.arrivals
         request = open_forward(place, reverse.path, remote=True)
         self.control.request(request, lambda told: self._answered(reverse, told, answer))
 
@@ -162,6 +167,8 @@ class Listening:
     def _close(self, reverse: _Reverse) -> None:
         self._loop.forget(reverse.socket.fileno(), closing=True)
         reverse.socket.close()
+        with self._master.lock:
+            self._channels.arrivals.pop(reverse.key, None)
         try:
             os.unlink(reverse.path.path)
         except OSError:
@@ -176,8 +183,7 @@ class Listening:
             made.setblocking(False)
             with self._master.lock:
                 self._master.drain()
-                arrival = self._channels.arrived(shown(reverse.place))
+                arrival = reverse.arrivals.popleft() if reverse.arrivals else None
             opening = arrival.channel if arrival is not None else self._make()
             assert isinstance(opening, Opening)
-            peer = arrival.peer if arrival is not None else ""
-            reverse.accepted(opening.stream(made), peer)
+            reverse.accepted(opening.stream(made), arrival.peer if arrival is not None else "")

@@ -22,6 +22,7 @@ from ..connection import Settings
 from .command import arguments, environment, private_directory
 from .desk import Desk
 from .diagnostics import decoded, said, why
+from .promptness import Promptness
 
 __all__ = ["Master", "Watcher"]
 
@@ -42,6 +43,9 @@ class Watcher(Protocol):
 
     def line(self, line: bytes) -> bool:
         """A line of standard error; returns whether that was nothing for its user. Called with the lock held."""
+
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for a line. Called in the loop's thread."""
 
     def ready(self) -> None:
         """It has logged in. Called in the loop's thread.
@@ -76,8 +80,11 @@ class Master:
         self._rest = b""
         self._closing = False
         self._over = threading.Event()
+        self._promptness = Promptness()
+        self._interval = 0.0  # seconds until the next look at standard error
+        self._seen = 0  # lines since the last one
         self.loop = Loop()
-        self._quiet = Timer(self.loop.timers, self._read)
+        self._quiet = Timer(self.loop.timers, self._end_quiet)
         self._patience = Timer(self.loop.timers, self._kill)
 
     def start(self, deadline: float) -> None:
@@ -146,6 +153,7 @@ class Master:
                 return
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()[:_LINE]
+            self._seen += len(lines)
             for line in lines:
                 if not self._watcher.line(line):
                     self._keep(line)
@@ -176,6 +184,7 @@ class Master:
         for descriptor in (self._stderr, self._pid):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+        self._promptness.close()
         if self._stream is not None:
             self._stream.socket.close()
 
@@ -204,6 +213,9 @@ class Master:
         except OSError as error:
             logger.debug("%s: not ready after all: %s", self.settings.name, error)
             return
+        self._promptness.begin(None if self._stream is None else self._stream.socket, self._pid)
+        if self._stream is not None:
+            self._stream.socket.close()  # ssh has it
         with self.lock:
             self.is_up = True
             self._lines = deque(maxlen=_LAST_LINES)
@@ -218,18 +230,34 @@ class Master:
         self.refusal = error
 
     def _on_stderr(self, event: int, now: float) -> None:
-        if event & IN:
-            self._read(now)
-            if self.is_up:
-                # Lines are read when a stream asks for them, else some at a time: a busy ssh wakes nobody for each.
-                self.loop.poller.modify(self._stderr, 0)
-                self._quiet.start(now + _QUIET, now)
-        else:
-            self.loop.forget(self._stderr)
+        if not event & IN:
+            return self.loop.forget(self._stderr)
+        self._promptness.acknowledge()
+        self._read()
+        if self.is_up and not self._watcher.is_urgent():
+            # Lines are read when a stream asks for them, else some at a time: a busy ssh wakes nobody for each.
+            self.loop.poller.modify(self._stderr, 0)
+            self._quiet.start(now + self._promptness.interval, now)
+            self._interval = self._promptness.interval
 
-    def _read(self, now: float) -> None:
+    def _read(self) -> None:
         with self.lock:
             self.drain()
+
+    def _end_quiet(self, now: float) -> None:
+        """Look again for as long as something happens, and a little longer."""
+        seen, self._seen = self._seen, 0
+        self._promptness.acknowledge()
+        self._read()
+        self._interval = self._promptness.interval if seen or self._seen else 2 * self._interval
+        if self._interval < _QUIET and not self._watcher.is_urgent():
+            self._quiet.start(now + self._interval, now)
+        else:
+            self.listen_closely()
+
+    def listen_closely(self) -> None:
+        """Read lines as they come, for now; in the loop's thread."""
+        self._quiet.stop()
         if self._stderr in self.loop.handlers:
             self.loop.poller.modify(self._stderr, IN)
 
@@ -266,6 +294,7 @@ class Master:
         self._patience.stop()
         self._quiet.stop()
         self._desk.close()
+        self._promptness.close()
         for descriptor in (self._stderr, self._pid):
             self.loop.forget(descriptor)
         with self.lock:

@@ -51,6 +51,7 @@ class Opening:
         "error",
         "is_ended",
         "is_over",
+        "is_traced",
         "name",
         "owner",
         "patient",
@@ -73,6 +74,7 @@ class Opening:
         self.error: Error | None = None
         self.is_ended = False  # the far side has ended its direction
         self.is_over = False
+        self.is_traced = True  # ssh tells of its channel
         self._is_answered = False
         self._socket: socket.socket | None = None  # kept until the far side has answered
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
+from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ...errors import AuthenticationError, CarrierError
 from ..connection import Settings
@@ -24,6 +25,7 @@ LIKELY_LIMIT = 5  # refusals after which a server that goes away without a word 
 MOST_QUESTIONS = 32  # at once, and rounds of them
 LONGEST_SHOWN = 200  # characters of what the server says
 
+_LOOK = 0.1  # seconds between two looks at the connection; paramiko itself has no other way to tell
 _NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253, section 11.1
 _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 
@@ -31,8 +33,8 @@ _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
     """Log in over a connection whose host key has been verified. Blocks.
 
-    Whoever has a deadline closes the transport from another thread; this then raises within a tenth of a second. The
-    caller's callables run on the transport's thread (questions of the server) or on this one (everything else).
+    Whoever has a deadline closes the transport from another thread; this then raises within a tenth of a second, also
+    while it waits for one of the caller's callables. Each call of these has a thread of its own.
 
     :param transport: after its key exchange.
     :param settings: who logs in, and with what.
@@ -61,7 +63,7 @@ class _Login:
         self.tried: list[str] = []
         self.accepted: list[str] = []  # steps that the server took, and wanted more
         self.notes: list[str] = []  # what could not be tried
-        self.keys = Keys(settings, self.notes.append)
+        self.keys = Keys(settings, self.notes.append, self.patiently)
         self.banner = ""
         self.goodbye = _Goodbye(transport)
         server = settings.server
@@ -98,7 +100,7 @@ class _Login:
         self.tried.append(name)
         try:
             further = call()
-        except AuthenticationError:
+        except (AuthenticationError, CarrierError):
             raise
         except paramiko.BadAuthenticationType as refusal:
             self.offered = _methods(refusal.allowed_types)
@@ -142,14 +144,36 @@ class _Login:
     def _password(self) -> str:
         """The password; a callable that takes no argument is called once."""
         if self._text is None:
-            self._text = password_of(
-                self.settings.server, f"{self.settings.user}@{self.settings.hostname}'s password: "
-            )
-        return self._text or ""
+            self._text = self._ask(f"{self.settings.user}@{self.settings.hostname}'s password: ")
+        return self._text
 
     def answer(self, question: str) -> str:
         """What to answer to a question of the server's."""
-        return (password_of(self.settings.server, question) or "") if self.asks else self._password()
+        return self._ask(question) if self.asks else self._password()
+
+    def _ask(self, question: str) -> str:
+        return self.patiently(partial(password_of, self.settings.server, question)) or ""
+
+    def patiently(self, ask: Callable[[], str | None]) -> str | None:
+        """Call what may be the caller's code, and so may take as long as it likes, for as long as there is a need."""
+        answered: list[str | BaseException | None] = []
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                answered.append(ask())
+            except BaseException as error:  # noqa: BLE001 - it is raised again below
+                answered.append(error)
+            done.set()
+
+        threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
+        while not done.wait(_LOOK):
+            if not self.transport.is_active():
+                raise CarrierError(f"{self.settings.name}: the connection was lost while a secret was waited for")
+        (answer,) = answered
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def _keep_banner(self) -> None:
         """Every attempt has a handler of its own at the transport, and the banner came to one of them."""
@@ -211,29 +235,23 @@ class _Answers:
         self._login = login
         self._rounds = 0
         self._spent = False
-        self._failure: AuthenticationError | None = None
 
     def run(self) -> Any:
-        transport, done = self._login.transport, threading.Event()
+        transport, news = self._login.transport, threading.Event()
         handler = _Handler(transport)
         transport.auth_handler = handler
-        handler.auth_interactive(self._login.settings.user, self._answer, done, "")
-        try:
-            return handler.wait_for_response(done)
-        except (paramiko.SSHException, EOFError, OSError):
-            if self._failure is None:
-                raise
-            raise self._failure from self._failure.__cause__
+        handler.auth_interactive(self._login.settings.user, None, news, "")
+        while True:
+            try:
+                return handler.wait_for_response(news)
+            except paramiko.AuthenticationException:
+                questions, handler.questions = handler.questions, None
+                if questions is None or not transport.is_active():
+                    raise
+            news.clear()
+            handler.reply(self._answers(questions))
 
-    def _answer(self, title: str, instructions: str, questions: Sequence[tuple[str, bool]]) -> list[bytes]:
-        """Called by paramiko on its own thread, where an exception ends the connection."""
-        try:
-            return self._answers(questions)
-        except AuthenticationError as error:
-            self._failure = error
-            raise paramiko.SSHException("the login was given up") from None
-
-    def _answers(self, questions: Sequence[tuple[str, bool]]) -> list[bytes]:
+    def _answers(self, questions: Sequence[tuple[bytes, bool]]) -> list[bytes]:
         self._rounds += 1
         if self._rounds > MOST_QUESTIONS:
             raise AuthenticationError(f"{self._login.settings.name}: the server asks questions without end")
@@ -250,13 +268,27 @@ class _Answers:
 
 
 class _Handler(AuthHandler):  # type: ignore[misc]
+    """Questions are kept for the thread that logs in: paramiko would answer them on its own, and read nothing else."""
+
+    questions: list[tuple[bytes, bool]] | None = None
+
     def _parse_userauth_info_request(self, m: Any) -> None:
-        """Refuse a request for more answers than anybody has; paramiko makes a list of as many as it is told."""
-        m.get_string(), m.get_string(), m.get_string()
-        if m.get_int() > MOST_QUESTIONS:
-            raise paramiko.SSHException(f"it asks more than {MOST_QUESTIONS} questions at once")
-        m.rewind()
-        super()._parse_userauth_info_request(m)
+        """RFC 4256, section 3.2."""
+        m.get_binary(), m.get_binary(), m.get_binary()  # name, instruction, language
+        count = m.get_int()
+        if count > MOST_QUESTIONS:
+            raise paramiko.SSHException(f"it asks {count} questions at once")
+        self.questions = [(m.get_binary(), m.get_boolean()) for _ in range(count)]
+        self.auth_event.set()
+
+    def reply(self, answers: Sequence[bytes]) -> None:
+        """RFC 4256, section 3.4."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
+        message.add_int(len(answers))
+        for answer in answers:
+            message.add_string(answer)
+        self.transport._send_message(message)
 
 
 class _Goodbye:

@@ -22,8 +22,8 @@ from .authentication import authenticate
 from .channels import Channels
 from .forwards import Forwards
 from .hostkeys import verify, wanted_algorithms
+from .messages import DISCONNECT, printable, text
 from .openings import Opening
-from .packets import printable, text
 from .requests import Requests
 from .transport import Transport, choose_algorithms
 from .wire import Wire
@@ -34,7 +34,7 @@ _GRACE = 0.4  # seconds for the rest of what was sent to go out, and for the ser
 _PROMPT = 0.5  # seconds for the thread to end, once it was told to
 _LATE = 1.0  # seconds after the deadline until a thread that should have ended is left behind
 _SILENCE = 3  # times keepalive without a byte that a server may take
-_DISCONNECT, _BY_APPLICATION = 1, 11  # RFC 4253, section 11.1
+_BY_APPLICATION = 11  # RFC 4253, section 11.1
 
 
 def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
@@ -163,7 +163,7 @@ class Connection:
             return ConnectError(f"{name}: {problem}; try backend='openssh'", reason="denied")
         said = self._transport.packetizer.greeting
         if not self._transport.remote_version and said:
-            problem = f"it does not speak SSH, but says {printable(said[0])!r}; is this the right port?"
+            problem = f"it does not speak SSH, but says {printable(said)!r}; is this the right port?"
         elif ended is not None:
             problem = f"{ended} ({self._stage()})"
         else:
@@ -250,7 +250,7 @@ class Connection:
         self._channels.when_idle(self._say_goodbye)
 
     def _say_goodbye(self) -> None:
-        self._channels.send(struct.pack(">BI", _DISCONNECT, _BY_APPLICATION) + text("closed") + text("en"))
+        self._channels.send(struct.pack(">BI", DISCONNECT, _BY_APPLICATION) + text("closed") + text("en"))
         self._wire.flush()
         self._wire.end()
 

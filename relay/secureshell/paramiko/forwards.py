@@ -18,7 +18,7 @@ from ...address import TCPAddress, UnixAddress
 from ...errors import ForwardError
 from ..connection import Accepted, Place
 from .channels import Channels
-from .packets import text
+from .messages import OPEN, PROHIBITED, REFUSED, SHORTAGE, guarded, text
 from .requests import Requests
 from .transport import Transport
 
@@ -26,8 +26,6 @@ __all__ = ["Dispatcher", "Forwards", "Incoming", "Taken"]
 
 logger = logging.getLogger("relay.ssh")
 
-_OPEN, _REFUSED = 90, 92
-_PROHIBITED, _SHORTAGE = 1, 4
 _HELD = 1024  # channels that wait for the answer that tells whose they are
 _WAIT = 1.0  # seconds for the answer to a cancellation
 
@@ -70,8 +68,8 @@ class Dispatcher:
         self._places: dict[Place, Taken] = {}
         self._expected = 0  # requests under way whose port is not known yet
         self._held: list[tuple[Incoming, Any]] = []
-        self._before: Callable[[Any], object] = transport._handler_table[_OPEN]
-        transport._handler_table[_OPEN] = self._on_open
+        self._before: Callable[[Any], object] = transport._handler_table[OPEN]
+        transport._handler_table[OPEN] = self._on_open
 
     def add(self, place: Place, taken: Taken) -> None:
         """Give what comes for ``place`` to ``taken``."""
@@ -95,7 +93,7 @@ class Dispatcher:
 
     def detach(self) -> None:
         """Let the transport handle its channels as before."""
-        self._transport._handler_table[_OPEN] = self._before
+        self._transport._handler_table[OPEN] = self._before
 
     def _on_open(self, message: Any) -> None:
         incoming = _parsed(message)
@@ -111,7 +109,7 @@ class Dispatcher:
         if taken is not None:
             taken(incoming)
         elif self._refuse is not None:
-            self._refuse(incoming.sender, _PROHIBITED)
+            self._refuse(incoming.sender, PROHIBITED)
         else:
             self._pass_on(message)
 
@@ -159,7 +157,7 @@ class Forwards:
         self._channels = channels
         self._requests = requests
         self._loop = transport.wire.loop
-        transport._handler_table[_OPEN] = self._on_other
+        transport._handler_table[OPEN] = self._on_other
         self._dispatcher = Dispatcher(transport, self._refuse)
 
     # -- any thread -----------------------------------------------------------------------------------------------
@@ -208,21 +206,18 @@ class Forwards:
             stream = self._channels.accept(incoming.sender, incoming.window, incoming.packet, str(incoming.place))
         except OSError as error:
             logger.warning("%s: a stream for %s was refused: %s", self._channels.name, incoming.place, error)
-            self._refuse(incoming.sender, _SHORTAGE)
+            self._refuse(incoming.sender, SHORTAGE)
             return
-        try:
-            accepted(stream, incoming.peer)
-        except BaseException:
+        if not guarded(accepted, stream, incoming.peer):
             stream.reset()
-            raise
 
     def _refuse(self, sender: int, code: int) -> None:
-        self._channels.send(struct.pack(">BII", _REFUSED, sender, code) + text("refused") + text("en"))
+        self._channels.send(struct.pack(">BII", REFUSED, sender, code) + text("refused") + text("en"))
 
     def _on_other(self, message: Any) -> None:
         """A channel of a kind that a client has no use for."""
         message.get_string()
-        self._refuse(message.get_int(), _PROHIBITED)
+        self._refuse(message.get_int(), PROHIBITED)
 
     def _lost(self) -> OSError:
         assert self._channels.ended is not None
@@ -252,6 +247,7 @@ class _Request:
         self._taken = taken
         self._cancel = cancel
         self._given_up = False
+        self._granted: Place | None = None
         self._added = False
         self._chosen = isinstance(place, TCPAddress) and not place.port  # by the server
 
@@ -263,28 +259,30 @@ class _Request:
             self._dispatcher.add(self.place, self._taken)
 
     def give_up(self) -> None:
+        """Nobody waits any more; what the server grants, or has granted, is given back."""
         self._given_up = True
+        if self._granted is not None:
+            self._dispatcher.remove(self._granted)
+            self._cancel(self._granted, _nothing)
 
     def answered(self, data: bytes | None) -> None:
-        place = self._listening(data)
-        if place is None or self._given_up:
-            if self._added:
-                self._dispatcher.remove(self.place)
-        elif self._chosen:
+        place = self._granted = self._listening(data)
+        if place is None and self._added:
+            self._dispatcher.remove(self.place)
+        elif place is not None and self._chosen:
             self._dispatcher.add(place, self._taken)
+        if self._given_up:
+            self.give_up()
         if self._chosen:
             self._dispatcher.settle()
-        if place is not None and self._given_up:
-            self._cancel(place, _nothing)
-        self.outcome.put(None if self._given_up else place)
+        self.outcome.put(place)
 
     def _listening(self, data: bytes | None) -> Place | None:
         """Where the server listens, after its answer."""
-        if data is None or not self._chosen:
+        if data is None or not isinstance(self.place, TCPAddress) or self.place.port:
             return self.place if data is not None else None
-        (port,) = struct.unpack_from(">I", data)
-        assert isinstance(self.place, TCPAddress)
-        return TCPAddress(self.place.host, port)
+        port = int.from_bytes(data[:4], "big")
+        return TCPAddress(self.place.host, port) if len(data) >= 4 and 0 < port < 65536 else None
 
 
 def _kind(place: Place) -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import paramiko
@@ -24,6 +25,7 @@ from .agent import Agent
 __all__ = ["Keys", "Offer", "load"]
 
 Sign = Callable[[bytes, str], bytes]
+Patiently = Callable[[Callable[[], str | None]], str | None]
 
 _FLAGS = {"rsa-sha2-256": 2, "rsa-sha2-512": 4}
 _KINDS = {rsa.RSAPrivateKey: "RSAKey", ec.EllipticCurvePrivateKey: "ECDSAKey", ed25519.Ed25519PrivateKey: "Ed25519Key"}
@@ -77,11 +79,13 @@ class Keys:
 
     :param settings: which there are.
     :param note: called with one line for each that could not be used.
+    :param patiently: calls what may call the caller's code.
     """
 
-    def __init__(self, settings: Settings, note: Callable[[str], object]) -> None:
+    def __init__(self, settings: Settings, note: Callable[[str], object], patiently: Patiently) -> None:
         self._settings = settings
         self._note = note
+        self._patiently = patiently
         self._agent: Agent | None = None
         self._held: dict[bytes, str] = {}
 
@@ -152,7 +156,7 @@ class Keys:
     def _load(self, path: str) -> tuple[Sign, bytes] | None:
         """A private key of a file, and its public one; ``None``, with a note, if it cannot be used."""
         try:
-            key = load(path, lambda: passphrase_of(self._settings.server, path))
+            key = load(path, partial(self._patiently, partial(passphrase_of, self._settings.server, path)))
         except ValueError as error:
             self._note(f"{path} {error}")
             return None

@@ -10,14 +10,12 @@ from ...errors import ConnectError
 from ...loop import Timer
 from ...stream import Stream
 from ..connection import Done, Place
-from .packets import printable
+from .messages import PROHIBITED, SHORTAGE, UNKNOWN_KIND, guarded, printable
 
 if TYPE_CHECKING:
     from .channels import Channels
 
 __all__ = ["Opening"]
-
-_PROHIBITED, _UNKNOWN_KIND, _SHORTAGE = 1, 3, 4  # RFC 4254, section 5.1
 
 
 class Opening:
@@ -71,7 +69,7 @@ class Opening:
                 outcome.reset()
             return
         self._end()
-        done(outcome)
+        guarded(done, outcome)
 
     def give_up(self) -> None:
         """Any thread: nobody wants it any more."""
@@ -99,11 +97,11 @@ class Opening:
 
 def _error(target: str, server: str, code: int, text: str) -> ConnectError:
     said = f"says {server}" + (f" ({text})" if text else "")
-    if code == _PROHIBITED:
+    if code == PROHIBITED:
         problem, reason = f"denied, {said}; see AllowTcpForwarding and PermitOpen in its configuration", "denied"
-    elif code == _UNKNOWN_KIND:
+    elif code == UNKNOWN_KIND:
         problem, reason = f"denied, {said}; it knows no forwarding of this kind", "denied"
-    elif code == _SHORTAGE:
+    elif code == SHORTAGE:
         problem, reason = f"denied, {said}: it is short of something; see MaxSessions and its limits", "denied"
     else:
         return _connect_error(target, server, text)

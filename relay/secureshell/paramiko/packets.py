@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,17 +11,17 @@ import paramiko
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from paramiko.packet import NeedRekeyException
 
+from .messages import DATA
 from .wire import LONGEST, Wire
 
 if TYPE_CHECKING:
     from .transport import Transport
 
-__all__ = ["DATA", "PIECE", "SLOTS", "Handler", "Packetizer", "printable", "text"]
+__all__ = ["PIECE", "SLOTS", "Handler", "Packetizer"]
 
 Handler = Callable[[memoryview, int, int], object]
 """Gets a message: what it lies in, which is used again afterwards, where it begins behind its number, where it ends."""
 
-DATA = 94  # SSH_MSG_CHANNEL_DATA; RFC 4254, section 5.2
 PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
 SLOTS = 8  # packets that are filled and sealed at once
 
@@ -35,9 +34,9 @@ _SHORTEST = _BLOCK + _AROUND
 _COUNTER = (1 << 64) - 1
 _ROOM = LONGEST + (64 << 10)  # bytes
 _ZEROS = bytes(_BLOCK + 4)
-_LONGEST_SAID = 200  # characters of what a server says
 _GREETING = 16 << 10  # bytes before and in the line with the version
-_AEAD_REKEY = 1 << 36  # bytes with one key: 2^32 blocks of AES (RFC 4344, section 3.2)
+_AEAD_REKEY = 1 << 36  # bytes with one key: 2^32 blocks of AES, or 2^31 packets, each of which counts one block more;
+# RFC 4344, section 3
 
 _read_length = struct.Struct(">I").unpack_from
 
@@ -53,7 +52,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         self.transport: Transport
         self.handlers: dict[int, Handler] = {}  # messages that need not go through paramiko
         self.deliver: Callable[[], object] = _nothing  # called before each wait
-        self.greeting: list[str] = []  # what the server said first, line by line
+        self.greeting = ""  # the first line that the server said
         self._Packetizer__sequence_number_in = self._Packetizer__sequence_number_out = 0  # paramiko's, as it sets them
         self._room = memoryview(bytearray(_ROOM))  # where packets are decrypted
         self._decrypt: Callable[[bytes, memoryview, memoryview, memoryview], object] = _nothing
@@ -115,7 +114,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                 nonce, end = fixed + counter.to_bytes(8, "big"), body + length + _TAG
                 plain = room[used : used + length]
                 self._decrypt(nonce, source[body:end], source[first:body], plain)
-                wire.first, counter, used, left = end, (counter + 1) & _COUNTER, used + length, left - length
+                wire.first, counter, used, left = end, (counter + 1) & _COUNTER, used + length, left - length - _BLOCK
                 opened += 1
                 padding = plain[0]
                 if not 4 <= padding <= length - 2:
@@ -175,7 +174,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             wire.turn()
         line = bytes(wire.view[wire.first : end]).rstrip(b"\r").decode("utf-8", "replace")
         wire.first = end + 1
-        self.greeting.append(line)
+        self.greeting = self.greeting or line
         return line
 
     def start_handshake(self, timeout: float) -> None:
@@ -225,7 +224,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         self._wire.write_two(head, self._seal.encrypt(nonce, plain, head))
         self._counter_out = (self._counter_out + 1) & 0xFFFFFFFFFFFFFFFF
         self._Packetizer__sequence_number_out = (self._Packetizer__sequence_number_out + 1) & 0xFFFFFFFF
-        self._left_out -= len(plain)
+        self._left_out -= len(plain) + _BLOCK
         if self._left_out < 0:
             self._want_keys()
 
@@ -300,17 +299,6 @@ class _Inflate:
 
 def _split(iv: bytes) -> tuple[bytes, int]:
     return iv[:4], int.from_bytes(iv[4:], "big")
-
-
-def text(value: str) -> bytes:
-    """A string as it goes over the wire (RFC 4251, section 5)."""
-    encoded = os.fsencode(value)
-    return struct.pack(">I", len(encoded)) + encoded
-
-
-def printable(text: str) -> str:
-    """What a server says, fit for one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SAID]).strip()
 
 
 def _nothing(*_: object) -> None:

@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Callable
 
 from .channels import Channels
-from .packets import text
+from .messages import ASK, DENIED, GRANTED, text
 from .transport import Transport
 
 __all__ = ["Answered", "Requests"]
 
 Answered = Callable[["bytes | None"], object]
 """Gets what the answer holds, or ``None`` if the request was refused or the connection has ended."""
-
-_REQUEST, _SUCCESS, _FAILURE = 80, 81, 82
 
 
 class Requests:
@@ -24,9 +22,9 @@ class Requests:
     def __init__(self, transport: Transport, channels: Channels) -> None:
         self._channels = channels
         self._waiting: deque[Answered] = deque()
-        transport.handle(_REQUEST, self._on_request)
-        transport.handle(_SUCCESS, self._on_success)
-        transport.handle(_FAILURE, self._on_failure)
+        transport.handle(ASK, self._on_request)
+        transport.handle(GRANTED, self._on_success)
+        transport.handle(DENIED, self._on_failure)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -37,7 +35,7 @@ class Requests:
             answered(None)
             return
         self._waiting.append(answered)
-        self._channels.send(struct.pack(">B", _REQUEST) + text(name) + b"\1" + data)
+        self._channels.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
 
     def fail(self) -> None:
         """The connection has ended."""
@@ -57,4 +55,4 @@ class Requests:
         (length,) = struct.unpack_from(">I", buffer, at)
         wants_reply = at + 4 + length
         if wants_reply < end and buffer[wants_reply]:
-            self._channels.send(bytes((_FAILURE,)))
+            self._channels.send(bytes((DENIED,)))

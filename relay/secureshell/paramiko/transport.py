@@ -14,7 +14,8 @@ import paramiko
 from ...errors import CarrierError, ConnectError
 from ...loop import Timer
 from ..connection import Settings
-from .packets import Handler, Packetizer, printable
+from .messages import printable
+from .packets import Handler, Packetizer
 from .wire import Wire
 
 __all__ = ["CIPHERS", "MACS", "Transport", "choose_algorithms"]

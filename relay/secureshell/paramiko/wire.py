@@ -27,6 +27,8 @@ class TurningLoop(Loop):
 
     def turn(self) -> None:
         """Wait once, and call; see :meth:`relay.loop.Loop.run`."""
+        if self._garbage:
+            self._close_garbage()
         timers = self.timers
         wait = timers.first - time.monotonic()
         events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)

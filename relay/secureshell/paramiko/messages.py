@@ -1,0 +1,66 @@
+"""The numbers of SSH messages (RFC 4250, section 4.1.2), and what is common to those who write and read them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Callable
+
+__all__ = [
+    "ADJUST",
+    "ASK",
+    "CLOSE",
+    "CONFIRMED",
+    "DATA",
+    "DENIED",
+    "DISCONNECT",
+    "END",
+    "EXTENDED",
+    "GRANTED",
+    "OPEN",
+    "PROHIBITED",
+    "REFUSED",
+    "REQUEST",
+    "REQUEST_GRANTED",
+    "REQUEST_REFUSED",
+    "SHORTAGE",
+    "UNKNOWN_KIND",
+    "guarded",
+    "printable",
+    "text",
+]
+
+logger = logging.getLogger("relay.ssh")
+
+DISCONNECT = 1
+ASK, GRANTED, DENIED = 80, 81, 82  # global requests
+OPEN, CONFIRMED, REFUSED, ADJUST, DATA, EXTENDED, END, CLOSE, REQUEST, REQUEST_GRANTED, REQUEST_REFUSED = range(90, 101)
+
+PROHIBITED, UNKNOWN_KIND, SHORTAGE = 1, 3, 4  # why a channel was not opened; RFC 4254, section 5.1
+
+_LONGEST_SAID = 200  # characters of what a server says
+
+
+def guarded(call: Callable[..., object], *arguments: object) -> bool:
+    """Call what belongs to others: what it raises is theirs, and must not end the connection of all.
+
+    :returns: whether it raised nothing.
+    """
+    try:
+        call(*arguments)
+    except Exception:
+        logger.exception("%r failed; this is a bug in whoever gave it", call)
+        return False
+    return True
+
+
+def text(value: str) -> bytes:
+    """A string as it goes over the wire (RFC 4251, section 5)."""
+    encoded = os.fsencode(value)
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def printable(text: str) -> str:
+    """What a server says, fit for one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SAID]).strip()

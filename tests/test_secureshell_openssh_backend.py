@@ -1,0 +1,692 @@
+"""The OpenSSH client against a real server: streams, their ends and reasons, reverse forwards, the end of it all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import BLOCK, WAIT, Server, Thread, black_hole, is_gone, receive_all, receive_exactly, refusing, wait_until
+from sshd import make_key
+
+import relay
+from relay.address import SSHServer, TCPAddress, UnixAddress
+from relay.cancellation import Cancellation
+from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError
+from relay.secureshell.configuration import settle
+from relay.secureshell.openssh.backend import OpenSSH, connect
+from relay.stream import Stream
+from relay.testing import check_factory, check_stream
+
+
+class Client:
+    """One connection, and what was told of it."""
+
+    def __init__(self, server: SSHServer, stream: Stream | None = None, timeout: float = WAIT) -> None:
+        self.lost: list[CarrierError] = []
+        self.cancel = Cancellation()
+        try:
+            made = connect(settle(server), stream, time.monotonic() + timeout, self.cancel, self.lost.append)
+        finally:
+            self.cancel.close()
+        assert isinstance(made, OpenSSH)
+        self.connection = made
+
+    def open(self, place: Any, timeout: float = WAIT, **options: Any) -> Stream:
+        outcome = self.outcome(place, timeout, **options)
+        if isinstance(outcome, OSError):
+            raise outcome
+        outcome.socket.settimeout(WAIT)
+        return outcome
+
+    def outcome(self, place: Any, timeout: float = WAIT, **options: Any) -> Any:
+        told = threading.Event()
+        outcomes: list[Any] = []
+
+        def done(outcome: Any) -> None:
+            outcomes.append(outcome)
+            told.set()
+
+        self.connection.open(place, time.monotonic() + timeout, done, **options)
+        assert told.wait(WAIT)
+        assert len(outcomes) == 1
+        return outcomes[0]
+
+    @property
+    def process(self) -> Any:
+        return self.connection._master._process
+
+
+@pytest.fixture
+def client(sshd: Any) -> Iterator[Client]:
+    """A connection to the server of the session."""
+    made = Client(sshd.server)
+    yield made
+    made.connection.close()
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., Client]]:
+    """Makes connections that end with the test."""
+    made: list[Client] = []
+
+    def make(*args: Any, **options: Any) -> Client:
+        made.append(Client(*args, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.connection.close()
+
+
+def place_of(server: Server) -> TCPAddress:
+    return TCPAddress(*server.address)
+
+
+# Streams.
+
+
+def test_a_stream_carries_both_ways_and_ends_cleanly(client: Client, echo_server: Server) -> None:
+    with client.open(place_of(echo_server)) as stream:
+        Thread(stream.socket.sendall, BLOCK)
+        assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert stream.failure() is None
+        assert stream.target == str(place_of(echo_server))
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, lasting: bool) -> None:
+    place = TCPAddress(*listener.getsockname())
+
+    def make_pair() -> tuple[Stream, socket.socket]:
+        stream = client.open(place, lasting=lasting)
+        return stream, listener.accept()[0]
+
+    client.open(place).close()  # the listener of ssh, a descriptor of nobody's, is there before the leak checks
+    listener.accept()[0].close()
+    check_stream(make_pair)
+
+
+def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.socket) -> None:
+    place = TCPAddress(*listener.getsockname())
+    check_factory(lambda: client.open(place), listener)
+
+
+def test_a_far_unix_socket_is_reached(client: Client, tmp_path: Path, serve: Callable[..., Server]) -> None:
+    far = serve(lambda end: end.sendall(b"far"), str(tmp_path / "far socket"))
+    with client.open(UnixAddress(far.address)) as stream:
+        assert receive_all(stream.socket) == b"far"
+        assert stream.failure is not None
+        assert stream.failure() is None
+
+
+@pytest.mark.parametrize("name", ["a b", "ö", "back\\slash", "x" * 60])
+def test_odd_names_are_told_apart(
+    client: Client, tmp_path_factory: Any, serve: Callable[..., Server], name: str
+) -> None:
+    folder = Path(os.path.realpath(f"/tmp/relay-test-{os.getpid()}"))
+    folder.mkdir()
+    try:
+        far = serve(lambda end: end.sendall(b"far"), str(folder / name))
+        with client.open(UnixAddress(far.address)) as stream, client.open(UnixAddress(f"{folder}/none")) as other:
+            assert receive_all(stream.socket) == b"far"
+            assert stream.failure is not None
+            assert other.failure is not None
+            assert stream.failure() is None
+            with contextlib.suppress(ConnectionResetError):
+                receive_all(other.socket)
+            assert isinstance(other.failure(), ConnectError)
+    finally:
+        far.close()
+        (folder / name).unlink()
+        folder.rmdir()
+
+
+# Refusals.
+
+
+def test_a_refusal_is_a_failure_with_its_reason(client: Client) -> None:
+    with refusing() as address, client.open(TCPAddress(*address)) as stream:
+        with contextlib.suppress(ConnectionResetError):
+            assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        error = stream.failure()
+        assert isinstance(error, ConnectError)
+        assert error.reason == "refused"
+
+
+def test_a_lasting_stream_has_the_exact_error_at_once(client: Client) -> None:
+    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
+        client.open(TCPAddress(*address), lasting=True)
+    assert caught.value.reason == "refused"
+
+
+def test_names_that_do_not_resolve_are_unreachable(client: Client) -> None:
+    with pytest.raises(ConnectError, match="not known|resolve|resolution") as caught:
+        client.open(TCPAddress("no-such-host.invalid", 80), lasting=True)
+    assert caught.value.reason == "unreachable"
+
+
+@pytest.mark.parametrize("line", ["AllowTcpForwarding no", "PermitOpen 127.0.0.1:1", "DisableForwarding yes"])
+def test_a_policy_is_a_denial(
+    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server, line: str
+) -> None:
+    with pytest.raises(ConnectError, match="policy") as caught:
+        make_client(make_sshd(line).server).open(place_of(echo_server), lasting=True)
+    assert caught.value.reason == "denied"
+
+
+def test_refused_empty_and_good_targets_are_told_apart(client: Client, serve: Callable[..., Server]) -> None:
+    good = serve(lambda end: end.sendall(end.recv(100)))
+    empty = serve(lambda end: end.recv(100))
+    kinds = ["refused", "empty", "good"] * 70
+    random.Random(3).shuffle(kinds)
+    with refusing() as nobody:
+        places = {"refused": TCPAddress(*nobody), "empty": place_of(empty), "good": place_of(good)}
+        streams = []
+        for kind in kinds:
+            stream = client.open(places[kind])
+            with contextlib.suppress(OSError):
+                stream.socket.sendall(b"ping")
+            streams.append(stream)
+        assert [told(stream) for stream in streams] == kinds
+
+
+def told(stream: Stream) -> str:
+    """What a stream has come to."""
+    assert stream.failure is not None
+    data = b""
+    with stream, contextlib.suppress(ConnectionResetError):
+        data = receive_all(stream.socket)
+    error = stream.failure()
+    return getattr(error, "reason", str(error)) if error is not None else "good" if data == b"ping" else "empty"
+
+
+def test_many_threads_open_at_once(client: Client, serve: Callable[..., Server]) -> None:
+    good = serve(lambda end: end.sendall(end.recv(100)))
+    with refusing() as nobody:
+        bad = TCPAddress(*nobody)
+
+        def work(kinds: list[str]) -> list[str]:
+            found = []
+            for kind in kinds:
+                stream = client.open(bad if kind == "refused" else place_of(good))
+                with contextlib.suppress(OSError):
+                    stream.socket.sendall(b"ping")
+                found.append(told(stream))
+            return found
+
+        wanted = [random.Random(seed).choices(["good", "refused"], k=20) for seed in range(6)]
+        threads = [Thread(work, kinds) for kinds in wanted]
+        assert [thread.result() for thread in threads] == wanted
+
+
+def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..., Server]) -> None:
+    held = threading.Event()
+    server = serve(lambda end: (held.wait(WAIT), end.sendall(end.recv(100))))
+    client.open(place_of(server)).close()
+    os.kill(client.process.pid, signal.SIGSTOP)
+    opened: list[Any] = []
+    news = threading.Condition()
+
+    def done(outcome: Any) -> None:
+        with news:
+            opened.append(outcome)
+            news.notify_all()
+
+    try:
+        for _ in range(300):  # the backlog of ssh is 128
+            client.connection.open(place_of(server), time.monotonic() + WAIT, done)
+        assert 100 < len(opened) < 200
+    finally:
+        os.kill(client.process.pid, signal.SIGCONT)
+    with news:
+        assert news.wait_for(lambda: len(opened) == 300, WAIT)
+    held.set()
+    assert [type(one) for one in opened] == [Stream] * 300
+    for stream in opened:
+        stream.socket.settimeout(WAIT)
+        stream.socket.sendall(b"ping")
+    assert [told(stream) for stream in opened] == ["good"] * 300
+
+
+def test_a_target_that_does_not_answer_is_a_timeout(client: Client) -> None:
+    with black_hole() as listening:
+        place = TCPAddress(*listening.getsockname())
+        with pytest.raises(ConnectError, match="in time") as caught:
+            client.open(place, timeout=0.3, lasting=True)
+        assert caught.value.reason == "connect_timeout"
+        with client.open(place, timeout=0.3) as stream:
+            assert receive_all(stream.socket) == b""
+            assert stream.failure is not None
+            assert getattr(stream.failure(), "reason", None) == "connect_timeout"
+
+
+def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server) -> None:
+    with black_hole() as listening, client.open(place_of(echo_server), timeout=0.3) as stream:
+        with client.open(TCPAddress(*listening.getsockname()), timeout=0.4) as other:
+            assert receive_all(other.socket) == b""
+        stream.socket.sendall(b"still there")
+        assert receive_exactly(stream.socket, 11) == b"still there"
+
+
+def test_what_is_given_up_is_not_told(client: Client) -> None:
+    outcomes: list[Any] = []
+    with black_hole() as listening:
+        place = TCPAddress(*listening.getsockname())
+        give_up = client.connection.open(place, time.monotonic() + 0.2, outcomes.append, lasting=True)
+        give_up()
+        give_up()
+        with pytest.raises(ConnectError):
+            client.open(place, timeout=0.3, lasting=True)
+    assert outcomes == []
+
+
+def test_listeners_that_were_not_used_for_longest_are_taken_back(client: Client, serve: Callable[..., Server]) -> None:
+    target = serve(lambda end: end.sendall(b"here"))
+    folder = Path(client.connection._master.folder)
+    port = target.address[1]
+    for number in range(1, 101):
+        with client.open(TCPAddress(f"127.0.0.{number}", port)) as stream:
+            assert told(stream) == ("empty" if number == 1 else "refused")
+    wait_until(lambda: sum(one.is_socket() for one in folder.iterdir()) <= 66)  # and those of control and desk
+    with client.open(TCPAddress("127.0.0.1", port)) as stream:
+        assert receive_all(stream.socket) == b"here"
+
+
+# The end of the connection.
+
+
+def test_killed_ssh_is_a_lost_carrier_for_every_stream(client: Client, echo_server: Server) -> None:
+    streams = [client.open(place_of(echo_server)) for _ in range(5)]
+    for stream in streams:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    client.process.kill()
+    for stream in streams:
+        with contextlib.suppress(ConnectionResetError):
+            assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert isinstance(stream.failure(), CarrierError)
+        stream.close()
+    wait_until(lambda: client.lost)
+    assert len(client.lost) == 1
+    assert isinstance(client.outcome(place_of(echo_server)), CarrierError)
+    assert not Path(client.connection._master.folder).exists()
+
+
+def test_a_killed_server_is_told_in_one_line(
+    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server
+) -> None:
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    stream = client.open(place_of(echo_server))
+    stream.socket.sendall(b"x")
+    assert receive_exactly(stream.socket, 1) == b"x"
+    sshd.kill()
+    assert told(stream) == "carrier_lost"
+    wait_until(lambda: client.lost)
+    assert "\n" not in str(client.lost[0])
+    assert "closed" in str(client.lost[0]) or "reset" in str(client.lost[0])
+
+
+def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., Client]) -> None:
+    sshd = make_sshd()
+    client = make_client(dataclasses.replace(sshd.server, keepalive=1.0))
+    sshd.freeze()
+    began = time.monotonic()
+    wait_until(lambda: client.lost)
+    assert time.monotonic() - began < 4.0
+    assert "not responding" in str(client.lost[0])
+    sshd.thaw()
+
+
+def test_close_is_prompt_and_leaves_nothing(make_sshd: Any, echo_server: Server) -> None:
+    sshd = make_sshd()
+    client = Client(sshd.server)
+    stream = client.open(place_of(echo_server))
+    sshd.freeze()
+    began = time.monotonic()
+    client.connection.close()
+    client.connection.close()
+    assert time.monotonic() - began < 1.0
+    assert told(stream) == "carrier_lost"
+    assert client.lost == []
+    assert client.process.returncode is not None
+    sshd.thaw()
+
+
+def test_what_was_sent_goes_out_before_the_end(client: Client, serve: Callable[..., Server]) -> None:
+    received: list[int] = []
+    target = serve(lambda end: received.append(len(receive_all(end))))
+    with client.open(place_of(target)) as stream:
+        stream.socket.sendall(BLOCK * 4)
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    assert idle.wait(WAIT)
+    client.connection.close()
+    wait_until(lambda: received)
+    assert received == [len(BLOCK) * 4]
+
+
+def test_idle_is_told_when_the_last_stream_is_over(client: Client, echo_server: Server) -> None:
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    assert idle.is_set()
+    streams = [client.open(place_of(echo_server), lasting=lasting) for lasting in (False, True)]
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    streams[0].close()
+    assert not idle.wait(0.2)
+    streams[1].socket.close()
+    assert idle.wait(WAIT)
+
+
+def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from test_secureshell_openssh_backend import Client, SSHServer\n"
+        f"client = Client({sshd.server!r})\n"
+        "print(client.process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        pid = int(child.stdout.readline())
+        os.kill(pid, 0)
+        child.kill()
+        child.wait()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+# Reverse forwards.
+
+
+class Accepted:
+    """Collects the streams of a listener."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+        self.peers: list[Any] = []
+        self.news = threading.Semaphore(0)
+
+    def __call__(self, stream: Stream, peer: Any) -> None:
+        stream.socket.settimeout(WAIT)
+        self.streams.append(stream)
+        self.peers.append(peer)
+        self.news.release()
+
+    def next(self) -> Stream:
+        assert self.news.acquire(timeout=WAIT)
+        return self.streams[-1]
+
+
+def test_the_server_listens_for_us(client: Client) -> None:
+    accepted = Accepted()
+    place = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
+    assert isinstance(place, TCPAddress)
+    with socket.create_connection((place.host, place.port)) as caller, accepted.next() as stream:
+        assert accepted.peers == [caller.getsockname()]
+        caller.sendall(BLOCK[:1000])
+        caller.shutdown(socket.SHUT_WR)
+        assert receive_all(stream.socket) == BLOCK[:1000]
+        assert stream.failure is not None
+        assert stream.failure() is None
+        stream.socket.sendall(b"reply")
+        stream.close()
+        assert receive_all(caller) == b"reply"
+    client.connection.stop_listening(place)
+    wait_until(lambda: is_gone((place.host, place.port)))  # ssh does not wait for the server
+
+
+def test_two_listeners_have_their_own_streams(client: Client) -> None:
+    collected = [Accepted(), Accepted()]
+    places: list[Any] = [
+        client.connection.listen(TCPAddress("127.0.0.1", 0), one, time.monotonic() + WAIT) for one in collected
+    ]
+    order = [random.Random(4).randrange(2) for _ in range(60)]
+    callers = [socket.create_connection((places[which].host, places[which].port)) for which in order]
+    names = [caller.getsockname() for caller in callers]
+    for caller in callers:
+        caller.close()
+    wait_until(lambda: sum(len(one.peers) for one in collected) == 60)
+    for which, one in enumerate(collected):
+        assert one.peers == [name for name, wanted in zip(names, order, strict=True) if wanted == which]
+    for stream in collected[0].streams + collected[1].streams:
+        assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert stream.failure() is None
+        stream.close()
+    client.connection.stop_listening(places[0])
+    with socket.create_connection((places[1].host, places[1].port)):
+        wait_until(lambda: len(collected[1].streams) == order.count(1) + 1)
+        collected[1].streams[-1].close()
+
+
+def test_a_stream_of_a_listener_is_lost_with_the_connection(client: Client) -> None:
+    accepted = Accepted()
+    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
+    with socket.create_connection((place.host, place.port)), accepted.next() as stream:
+        client.process.kill()
+        assert told(stream) == "carrier_lost"
+
+
+def test_a_far_unix_socket_is_listened_at(client: Client, tmp_path: Path) -> None:
+    accepted = Accepted()
+    place = UnixAddress(str(tmp_path / "far"))
+    assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(place.path)
+        caller.sendall(b"x")
+        caller.close()
+        with accepted.next() as stream:
+            assert receive_all(stream.socket) == b"x"
+            assert stream.failure is not None
+            assert stream.failure() is None
+    client.connection.stop_listening(place)
+
+
+def test_a_port_that_is_taken_is_a_forward_error(client: Client, listener: socket.socket) -> None:
+    place = TCPAddress(*listener.getsockname())
+    with pytest.raises(ForwardError, match=str(place.port)):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+
+
+def test_a_listener_that_is_forbidden_is_a_forward_error(make_sshd: Any, make_client: Callable[..., Client]) -> None:
+    client = make_client(make_sshd("AllowTcpForwarding local").server)
+    with pytest.raises(ForwardError, match="does not listen"):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+
+
+# The login.
+
+
+def test_a_key_that_is_not_known_is_refused(sshd: Any, tmp_path: Path) -> None:
+    nothing = tmp_path / "known hosts 100%"
+    nothing.touch()
+    with pytest.raises(HostKeyError, match="not known") as caught:
+        Client(dataclasses.replace(sshd.server, known_hosts=str(nothing)))
+    assert str(nothing) in str(caught.value)
+    assert "SHA256:" in str(caught.value)
+    client = Client(dataclasses.replace(sshd.server, known_hosts=str(nothing), accept_new=True))
+    client.connection.close()
+    assert sshd.host_key_line.split()[1] in nothing.read_text()
+
+
+def test_a_key_that_has_changed_is_refused(sshd: Any, tmp_path: Path) -> None:
+    other = tmp_path / "known_hosts"
+    other.write_text(f"# a comment\n[127.0.0.1]:{sshd.port} {make_key(tmp_path / 'other')}\n")
+    with pytest.raises(HostKeyError, match="has changed") as caught:
+        Client(dataclasses.replace(sshd.server, known_hosts=str(other)))
+    assert f"{other} line 2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def fingerprint(path: Path) -> str:
+    return subprocess.run(["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def test_a_pinned_key_alone_is_trusted(sshd: Any, tmp_path: Path) -> None:
+    right = fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    make_key(tmp_path / "other")
+    wrong = fingerprint(tmp_path / "other.pub")
+    unknown = dataclasses.replace(sshd.server, known_hosts=None)
+    Client(dataclasses.replace(unknown, hostkey=right)).connection.close()
+    with pytest.raises(HostKeyError, match="hostkey wants") as caught:
+        Client(dataclasses.replace(sshd.server, hostkey=wrong))
+    assert right in str(caught.value)
+    assert wrong in str(caught.value)
+
+
+def test_a_wrong_key_says_what_was_tried(sshd: Any, tmp_path: Path) -> None:
+    make_key(tmp_path / "wrong")
+    with pytest.raises(AuthenticationError, match="publickey") as caught:
+        Client(dataclasses.replace(sshd.server, keyfile=str(tmp_path / "wrong")))
+    assert str(tmp_path / "wrong") in str(caught.value)
+
+
+def test_a_passphrase_is_asked_for(sshd: Any, tmp_path: Path) -> None:
+    line = make_key(tmp_path / "locked", "open sesame")
+    keys = Path(f"{sshd.folder}/authorized_keys")
+    before = keys.read_text()
+    keys.write_text(before + line + "\n")
+    try:
+        locked = dataclasses.replace(sshd.server, keyfile=str(tmp_path / "locked"))
+        Client(dataclasses.replace(locked, passphrase=lambda: "open sesame")).connection.close()
+        with pytest.raises(AuthenticationError):
+            Client(dataclasses.replace(locked, passphrase="wrong"))
+        with pytest.raises(AuthenticationError):
+            Client(locked)
+    finally:
+        keys.write_text(before)
+
+
+def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
+    from sshd import embedded
+
+    rig = make_ssh_server(users={"me": 'it\'s a "secret" 100%'})
+    server = embedded(rig, keyfile=None)
+    server = dataclasses.replace(server, user="me", backend="openssh")
+    Client(dataclasses.replace(server, password='it\'s a "secret" 100%')).connection.close()
+    with pytest.raises(AuthenticationError, match="password"):
+        Client(dataclasses.replace(server, password="wrong"))
+
+
+def test_nobody_there_is_refused(sshd: Any) -> None:
+    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
+        Client(dataclasses.replace(sshd.server, port=address[1]))
+    assert caught.value.reason == "refused"
+
+
+def test_a_server_that_says_nothing_is_a_timeout(sshd: Any, listener: socket.socket) -> None:
+    with pytest.raises(ConnectError, match="is it an SSH server") as caught:
+        Client(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
+    assert caught.value.reason == "connect_timeout"
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 no\r\n\r\n", b"\x00" * 5000, b"SSH-2.0-x\r\n", b""])
+def test_garbage_is_no_server(sshd: Any, serve: Callable[..., Server], words: bytes) -> None:
+    def speak(end: socket.socket) -> None:
+        end.sendall(words)
+        end.recv(10)
+
+    with pytest.raises(CarrierError):
+        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]))
+
+
+def test_an_endless_banner_ends_at_the_deadline(sshd: Any, serve: Callable[..., Server]) -> None:
+    def speak(end: socket.socket) -> None:
+        while True:
+            end.sendall(b"no SSH here\r\n" * 1000)
+
+    with pytest.raises((CarrierError, ConnectError)):
+        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]), timeout=3.0)
+
+
+def test_cancel_ends_it_at_once(sshd: Any, listener: socket.socket) -> None:
+    server = settle(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
+    cancel = Cancellation()
+    thread = Thread(connect, server, None, time.monotonic() + 60, cancel, print)
+    with listener.accept()[0]:
+        began = time.monotonic()
+        cancel.set()
+        with pytest.raises(ConnectError, match="given up"):
+            thread.result()
+        assert time.monotonic() - began < 1.0
+    cancel.close()
+
+
+def test_a_given_connection_is_used(sshd: Any, echo_server: Server) -> None:
+    closed = []
+    given = Stream(socket.create_connection(("127.0.0.1", sshd.port)), on_close=lambda: closed.append(1))
+    given.socket.setblocking(False)
+    # The name leads nowhere: what was given is all there is.
+    server = dataclasses.replace(
+        sshd.server, host="nowhere.invalid", hostkey=fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    )
+    client = Client(server, given)
+    with client.open(place_of(echo_server)) as stream:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    client.connection.close()
+    wait_until(lambda: closed == [1])
+    assert given.fileno() == -1
+
+
+def test_the_users_configuration_does_no_harm(sshd: Any, tmp_path: Path, echo_server: Server) -> None:
+    path = tmp_path / "config"
+    with refusing() as taken:
+        path.write_text(
+            "Host odd\n"
+            f"  HostName 127.0.0.1\n  Port {sshd.port}\n  HostKeyAlias [127.0.0.1]:{sshd.port}\n"
+            f"  ControlMaster auto\n  ControlPath {tmp_path}/master\n  ControlPersist 60\n"
+            f"  LocalForward {taken[1]} 127.0.0.1:1\n  RemoteForward {sshd.port} 127.0.0.1:1\n"
+            "  RemoteCommand echo no\n  RequestTTY force\n  ForkAfterAuthentication yes\n  LogLevel QUIET\n"
+            "  PermitLocalCommand yes\n"
+            f"  LocalCommand touch {tmp_path}/ran\n  StrictHostKeyChecking no\n"
+        )
+        client = Client(dataclasses.replace(sshd.server, host="odd", port=None, config=str(path)))
+        with client.open(place_of(echo_server)) as stream:
+            stream.socket.sendall(b"x")
+            assert receive_exactly(stream.socket, 1) == b"x"
+        client.connection.close()
+    assert not (tmp_path / "master").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_ssh_says_what_to_do(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settle(sshd.server)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    cancel = Cancellation()
+    with pytest.raises(relay.RelayError, match="install"):
+        connect(settings, None, time.monotonic() + WAIT, cancel, print)
+    cancel.close()
+
+
+def test_a_long_temporary_directory_does_not_matter(
+    sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, echo_server: Server
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    client = Client(sshd.server)
+    with client.open(place_of(echo_server)):
+        pass
+    client.connection.close()
+    assert list(long.iterdir()) == []

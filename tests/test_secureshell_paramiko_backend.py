@@ -1,0 +1,650 @@
+"""``relay.secureshell.paramiko.backend``: connecting, and every way in which a connection ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import socket
+import threading
+import time
+
+import paramiko
+import pytest
+from helpers import BLOCK, WAIT, Thread, echo, receive_all, receive_exactly, wait_until
+from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stream, settings_for
+
+from relay.address import TCPAddress
+from relay.cancellation import Cancellation
+from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+from relay.secureshell.paramiko import backend, packets
+from relay.stream import Stream
+
+
+@pytest.fixture
+def scripted():
+    servers = []
+
+    def make(**options):
+        servers.append(ScriptedServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(params=["sshd", "embedded"])
+def rig(request):
+    """A server of either kind."""
+    return request.getfixturevalue("sshd" if request.param == "sshd" else "ssh_server")
+
+
+def test_a_connection_is_up_and_encrypted_by_the_fastest_cipher(rig):
+    with contextlib.closing(connect(settings_for(rig))) as connection:
+        transport = connection._transport
+        assert transport.is_authenticated()
+        assert transport.local_cipher == transport.remote_cipher == "aes128-gcm@openssh.com"
+        assert "by paramiko" in repr(connection)
+        assert transport.logger.name.startswith("relay.ssh")
+
+
+def test_the_host_key_is_verified_before_the_login(ssh_server, monkeypatch):
+    order = []
+    real = backend.authenticate
+
+    def verify(settings, key):
+        order.append(("verify", key.get_base64(), connection_was_up()))
+
+    def authenticate(transport, settings):
+        order.append(("authenticate",))
+        real(transport, settings)
+
+    def connection_was_up():
+        return ssh_server.logins
+
+    monkeypatch.setattr(backend, "verify", verify)
+    monkeypatch.setattr(backend, "authenticate", authenticate)
+    connect(settings_for(ssh_server)).close()
+    assert order == [("verify", ssh_server.host_key.get_base64(), 0), ("authenticate",)]
+
+
+def test_a_host_key_that_is_not_trusted_ends_it_before_the_login(ssh_server, monkeypatch):
+    def authenticate(transport, settings):
+        raise AssertionError("nothing may be sent to a stranger")
+
+    monkeypatch.setattr(backend, "authenticate", authenticate)
+    with pytest.raises(HostKeyError):
+        connect(settings_for(ssh_server, hostkey="SHA256:" + "A" * 43))
+
+
+def test_credentials_that_are_refused(ssh_server, tmp_path):
+    with pytest.raises(AuthenticationError):
+        connect(dataclasses.replace(settings_for(ssh_server), user="somebody-else"))
+
+
+def test_an_idle_connection_sleeps(rig):
+    """paramiko alone wakes ten times a second."""
+    with contextlib.closing(connect(settings_for(rig))) as connection:
+        thread = connection._transport
+        wait_until(lambda: _settled(thread))
+        before = asleep(thread)
+        threading.Event().wait(0.5)  # the time is what is looked at
+        assert asleep(thread) - before <= 1
+
+
+def _settled(thread):
+    before = asleep(thread)
+    threading.Event().wait(0.1)
+    return asleep(thread) == before
+
+
+def test_no_thread_but_one(ssh_server):
+    before = {thread for thread in threading.enumerate() if "relay ssh" in thread.name}
+    with contextlib.closing(connect(settings_for(ssh_server))):
+        after = {thread for thread in threading.enumerate() if "relay ssh" in thread.name}
+        assert len(after - before) == 1
+
+
+# What is no SSH server.
+
+
+def fails(serve, handler, *, seconds=1.0, settings=None):
+    server = serve(handler)
+    settings = dataclasses.replace(settings or _no_settings(), hostname="127.0.0.1", port=server.address[1])
+    begun = time.monotonic()
+    with pytest.raises((ConnectError, CarrierError)) as failed:
+        connect(settings, seconds=seconds)
+    assert time.monotonic() - begun < seconds + 0.5
+    text = str(failed.value)
+    assert text.startswith("ssh://bastion: ") and "\n" not in text
+    return failed.value
+
+
+def _no_settings():
+    from relay.address import SSHServer
+    from relay.secureshell.connection import Settings
+
+    return Settings(SSHServer("bastion"), "127.0.0.1", 22, "somebody", host_key_name="bastion")
+
+
+def test_a_server_that_says_nothing(serve):
+    error = fails(serve, lambda connection: receive_all(connection), seconds=0.3)
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
+    assert "no answer in time" in str(error)
+
+
+def test_a_server_that_closes_at_once(serve):
+    error = fails(serve, lambda connection: connection.recv(1))
+    assert isinstance(error, CarrierError) and "closed" in str(error)
+
+
+def test_a_server_that_speaks_http(serve):
+    def answer(connection):
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    error = fails(serve, answer)
+    assert isinstance(error, CarrierError)
+    assert "does not speak SSH, but says 'HTTP/1.1 400 Bad Request'" in str(error)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"\0\xff" * 40_000, b"x" * 40_000, b"\x1b[31mred\r\n" * 200, b"SSH-1.5-old\r\n", b"SSH-2.0\r\n", b"SSH-\xff\r\n"],
+)
+def test_a_server_that_sends_garbage(serve, said):
+    def answer(connection):
+        connection.sendall(said)
+        receive_all(connection)
+
+    error = fails(serve, answer)
+    assert isinstance(error, (CarrierError, ConnectError)) and "\x1b" not in str(error)
+
+
+def test_a_greeting_without_end_takes_no_memory(serve):
+    def answer(connection):
+        while True:
+            connection.sendall(BLOCK)
+
+    assert "without end" in str(fails(serve, lambda connection: answer_letters(connection)))
+
+
+def answer_letters(connection):
+    while True:
+        connection.sendall(b"a" * 4096)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0" * 8,
+        b"\0\0\0\x0c\x04" + b"\x14" * 200,
+        b"\0\0\0\x0c\xff" + b"\x14" * 11,
+    ],
+)
+def test_a_first_packet_that_is_none(serve, packet):
+    def answer(connection):
+        connection.sendall(b"SSH-2.0-odd\r\n" + packet)
+        receive_all(connection)
+
+    fails(serve, answer)
+
+
+def test_a_server_that_closes_in_the_middle_of_the_key_exchange(serve, ssh_server):
+    """The greeting and the first packets of a real server, and then the end."""
+    with socket.create_connection(ssh_server.address, WAIT) as client:
+        client.sendall(b"SSH-2.0-curious\r\n")
+        client.settimeout(WAIT)
+        said = client.recv(200)
+        while len(said) < 400:
+            said += client.recv(400 - len(said))
+
+    def answer(connection):
+        connection.sendall(said)
+        connection.recv(30)
+
+    error = fails(serve, answer)
+    assert isinstance(error, CarrierError) and "key exchange" in str(error)
+
+
+def test_a_server_that_stops_in_the_middle_of_the_key_exchange(serve):
+    def answer(connection):
+        connection.sendall(b"SSH-2.0-slow\r\n")
+        receive_all(connection)
+
+    error = fails(serve, answer, seconds=0.3)
+    assert error.reason == "connect_timeout" and "key exchange" in str(error)
+
+
+def test_a_server_that_stops_during_the_login(make_ssh_server, monkeypatch):
+    server = make_ssh_server()
+    real = backend.verify
+
+    def verify(settings, key):
+        real(settings, key)
+        server.freeze()
+
+    monkeypatch.setattr(backend, "verify", verify)
+    begun = time.monotonic()
+    with pytest.raises(ConnectError, match="login") as failed:
+        connect(settings_for(server), seconds=0.5)
+    assert failed.value.reason == "connect_timeout"
+    assert time.monotonic() - begun < 1.0
+
+
+def test_cancelling_ends_it_at_once(serve):
+    server = serve(receive_all)
+    cancel = Cancellation()
+    settings = dataclasses.replace(_no_settings(), port=server.address[1])
+    attempt = Thread(lambda: connect(settings, cancel=cancel))
+    begun = time.monotonic()
+    cancel.set()
+    with pytest.raises(ConnectError, match="given up"):
+        attempt.result()
+    assert time.monotonic() - begun < 1.0
+    cancel.close()
+
+
+def test_a_socket_that_is_closed(ssh_server):
+    sock = socket.socket()
+    sock.close()
+    closed = []
+    stream = Stream(sock, on_close=lambda: closed.append(True))
+    with contextlib.closing(Cancellation()) as cancel, pytest.raises(OSError):
+        backend.connect(settings_for(ssh_server), stream, time.monotonic() + 1, cancel, Lost())
+    assert closed == [True]
+
+
+# Algorithms.
+
+
+def test_lists_of_algorithms_are_kept_and_unknown_names_dropped(sshd):
+    names = {"ciphers": ("chacha20-poly1305@openssh.com", "aes256-ctr"), "macs": ("umac-64", "hmac-sha2-512")}
+    with contextlib.closing(connect(settings_for(sshd, kex=("sntrup", "ecdh-sha2-nistp256"), **names))) as connection:
+        transport = connection._transport
+        assert (transport.local_cipher, transport.local_mac) == ("aes256-ctr", "hmac-sha2-512")
+
+
+@pytest.mark.parametrize("option", ["ciphers", "macs", "kex", "host_key_algorithms"])
+def test_no_name_that_paramiko_knows(sshd, option):
+    with pytest.raises(ConnectError, match="backend='openssh'") as failed:
+        connect(settings_for(sshd, **{option: ("chacha20-poly1305@openssh.com",)}))
+    assert failed.value.reason == "denied"
+
+
+def test_no_algorithm_in_common(make_sshd):
+    rig = make_sshd("Ciphers chacha20-poly1305@openssh.com")
+    with pytest.raises(ConnectError, match="in common") as failed:
+        connect(settings_for(rig))
+    assert failed.value.reason == "denied"
+
+
+CIPHERS = {
+    "AES-GCM": {},
+    "compressed": {"compress": True},
+    "encrypt, then MAC": {"ciphers": ("aes128-ctr",)},
+    "MAC, then encrypt": {"ciphers": ("aes256-ctr",), "macs": ("hmac-sha2-256",)},
+    "MAC, then encrypt, compressed": {"ciphers": ("aes128-ctr",), "macs": ("hmac-sha2-512",), "compress": True},
+}
+
+
+def there_and_back(connection, target, blocks):
+    """Send blocks and get them back, both at once; returns whether every byte has come."""
+    with open_stream(connection, target) as stream:
+        sending = Thread(lambda: [stream.socket.sendall(BLOCK) for _ in range(blocks)])
+        digest = hashlib.sha256()
+        for _ in range(blocks):
+            digest.update(receive_exactly(stream.socket, len(BLOCK)))
+        sending.result()
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert stream.socket.recv(1) == b""
+    return digest.digest() == hashlib.sha256(BLOCK * blocks).digest()
+
+
+@pytest.mark.parametrize("names", CIPHERS.values(), ids=CIPHERS)
+def test_every_kind_of_cipher_carries_every_byte(sshd, echo_server, names):
+    with contextlib.closing(connect(settings_for(sshd, **names))) as connection:
+        assert there_and_back(connection, echo_server.address, 8)
+
+
+@pytest.mark.parametrize("names", CIPHERS.values(), ids=CIPHERS)
+def test_new_keys_in_mid_transfer_lose_nothing(sshd, echo_server, names, monkeypatch):
+    """Asked for by us."""
+    monkeypatch.setattr(packets.Packetizer, "REKEY_BYTES", 1 << 20)
+    with contextlib.closing(connect(settings_for(sshd, **names))) as connection:
+        exchanges = count_exchanges(connection)
+        assert there_and_back(connection, echo_server.address, 8)
+        assert len(exchanges) >= 3
+
+
+def test_new_keys_that_the_server_asks_for_lose_nothing(make_sshd, echo_server):
+    rig = make_sshd("RekeyLimit 1M")
+    with contextlib.closing(connect(settings_for(rig))) as connection:
+        exchanges = count_exchanges(connection)
+        assert there_and_back(connection, echo_server.address, 8)
+        assert len(exchanges) >= 3
+
+
+def count_exchanges(connection):
+    transport, seen = connection._transport, []
+    real = transport._handler_table[21]
+
+    def newkeys(message):
+        seen.append(True)
+        real(message)
+
+    transport._handler_table[21] = newkeys
+    return seen
+
+
+def test_streams_are_opened_and_closed_while_keys_are_exchanged(sshd, echo_server, monkeypatch):
+    monkeypatch.setattr(packets.Packetizer, "REKEY_BYTES", 1 << 15)
+    with contextlib.closing(connect(settings_for(sshd))) as connection:
+        exchanges = count_exchanges(connection)
+        for _ in range(100):
+            with open_stream(connection, echo_server.address) as stream:
+                stream.socket.sendall(b"x" * 1000)
+                assert receive_exactly(stream.socket, 1000) == b"x" * 1000
+        assert exchanges
+
+
+def test_a_server_that_never_finishes_the_new_keys(scripted, monkeypatch):
+    monkeypatch.setattr("relay.secureshell.paramiko.transport._KEX_PATIENCE", 0.2)
+    lost, server = Lost(), scripted()
+    with contextlib.closing(server.connect(lost)) as connection:
+        server.transport._handler_table[20] = lambda message: None
+        connection._loop.call(connection._transport._send_kex_init)
+        assert "new keys" in str(lost.wait())
+
+
+def test_a_flood_while_keys_are_exchanged(scripted, monkeypatch):
+    monkeypatch.setattr("relay.secureshell.paramiko.channels._LATER", 100)
+    lost, server = Lost(), scripted()
+    with contextlib.closing(server.connect(lost)) as connection:
+        server.transport._handler_table[20] = lambda message: None
+        connection._loop.call(connection._transport._send_kex_init)
+        for _ in range(200):
+            server.send(80, "what", True)
+        assert "asks too much" in str(lost.wait())
+
+
+# A connection that is lost.
+
+
+def test_a_server_that_dies_ends_every_stream_at_once(make_sshd, echo_server):
+    rig, lost = make_sshd(), Lost()
+    with contextlib.closing(connect(settings_for(rig), lost)) as connection:
+        streams = [open_stream(connection, echo_server.address) for _ in range(3)]
+        rig.kill()
+        error = lost.wait()
+        assert isinstance(error, CarrierError) and str(error).startswith(f"{rig.server}: the connection was lost: ")
+        for stream in streams:
+            with stream:
+                with contextlib.suppress(ConnectionResetError):
+                    assert stream.socket.recv(1) == b""
+                assert isinstance(stream.failure(), CarrierError)
+        with pytest.raises(CarrierError):
+            open_stream(connection, echo_server.address)
+        with pytest.raises(CarrierError):
+            connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + 1)
+        connection.stop_listening(TCPAddress("127.0.0.1", 1))
+        connection.check()
+    assert lost.empty(), "told once"
+
+
+def test_what_is_under_way_when_the_server_dies(make_sshd):
+    rig, lost = make_sshd(), Lost()
+    with contextlib.closing(connect(settings_for(rig), lost)) as connection, socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        rig.freeze()
+        told, _ = begin(connection, TCPAddress(*full.getsockname()))
+        listening = Thread(lambda: connection.listen(TCPAddress("127.0.0.1", 0), print, time.monotonic() + WAIT))
+        wait_until(lambda: len(connection._requests))
+        rig.kill()
+        assert isinstance(told.get(timeout=WAIT), CarrierError)
+        with pytest.raises(CarrierError):
+            listening.result()
+        lost.wait()
+
+
+def test_the_server_says_why_it_ends(scripted):
+    lost, server = Lost(), scripted()
+    with contextlib.closing(server.connect(lost)):
+        server.send(1, 11, "going down for maintenance", "en")
+        assert "the server says: going down for maintenance" in str(lost.wait())
+
+
+def test_a_frozen_server_is_noticed(make_sshd, echo_server):
+    rig, lost = make_sshd(), Lost()
+    with contextlib.closing(connect(settings_for(rig, keepalive=0.2), lost)) as connection:
+        with open_stream(connection, echo_server.address) as stream:
+            connection.check()
+            rig.freeze()
+            begun = time.monotonic()
+            connection.check()
+            error = lost.wait()
+            assert 0.3 < time.monotonic() - begun < 1.5
+            assert "no answer for" in str(error)
+            assert isinstance(error, CarrierError)
+            with contextlib.suppress(ConnectionResetError):
+                assert stream.socket.recv(1) == b""
+            assert isinstance(stream.failure(), CarrierError)
+        rig.thaw()
+
+
+def test_a_frozen_server_is_noticed_by_the_check_alone(make_sshd):
+    """Even if the connection's own thread were stuck."""
+    rig, lost = make_sshd(), Lost()
+    with contextlib.closing(connect(settings_for(rig, keepalive=0.1), lost)) as connection:
+        connection._wire.heard -= 1
+        connection.check()
+        assert "no answer for 1 s" in str(lost.get(timeout=0))
+    assert lost.empty()
+
+
+def test_a_living_server_answers_for_ever(rig):
+    lost = Lost()
+    with contextlib.closing(connect(settings_for(rig, keepalive=0.1), lost)) as connection:
+        for _ in range(8):
+            heard = connection._wire.heard
+            connection.check()
+            wait_until(lambda heard=heard: connection._wire.heard > heard)
+            threading.Event().wait(0.05)
+    assert lost.empty()
+
+
+def test_no_keepalive(ssh_server):
+    with contextlib.closing(connect(settings_for(ssh_server, keepalive=None))) as connection:
+        connection._wire.heard -= 1000
+        connection.check()
+        assert not len(connection._requests)
+        assert connection._transport.is_alive()
+
+
+# Closing.
+
+
+def test_close_is_prompt_and_silent(rig, echo_server):
+    lost = Lost()
+    connection = connect(settings_for(rig), lost)
+    stream = open_stream(connection, echo_server.address)
+    told, _ = begin(connection, TCPAddress("192.0.2.1", 9))
+    begun = time.monotonic()
+    connection.close()
+    connection.close()
+    assert time.monotonic() - begun < 1.0
+    assert not connection._transport.is_alive()
+    assert isinstance(told.get(timeout=WAIT), CarrierError)
+    with stream:
+        with contextlib.suppress(ConnectionResetError):
+            assert stream.socket.recv(1) == b""
+        assert "was closed" in str(stream.failure())
+    assert lost.empty()
+
+
+def test_close_is_prompt_when_nothing_goes_out_any_more(make_sshd, serve):
+    """A peer that is frozen, with every buffer on the way to it full."""
+    rig = make_sshd()
+    sink = serve(lambda connection: threading.Event().wait(0.1) or receive_all(connection))
+    connection = connect(settings_for(rig))
+    with open_stream(connection, sink.address) as stream:
+        rig.freeze()
+        stream.socket.setblocking(False)
+        wait_until(lambda: _fill(stream.socket) and connection._wire.clogged, 5)
+        begun = time.monotonic()
+        connection.close()
+        assert time.monotonic() - begun < 1.0
+    assert not connection._transport.is_alive()
+    rig.thaw()
+
+
+def _fill(sock):
+    try:
+        sock.send(BLOCK)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_what_was_sent_goes_out_before_the_close(rig, serve):
+    came = []
+    server = serve(lambda connection: came.append(len(receive_all(connection))))
+    connection = connect(settings_for(rig))
+    stream = open_stream(connection, server.address)
+    stream.socket.sendall(BLOCK[: 200 << 10])
+    stream.close()
+    connection.close()
+    wait_until(lambda: came)
+    assert came == [200 << 10]
+
+
+def test_close_from_a_callback(ssh_server, echo_server):
+    connection = connect(settings_for(ssh_server))
+    done = threading.Event()
+
+    def opened(stream):
+        stream.close()
+        connection.close()
+        done.set()
+
+    connection.open(TCPAddress(*echo_server.address), time.monotonic() + WAIT, opened)
+    assert done.wait(WAIT)
+    connection._transport.join(WAIT)
+    assert not connection._transport.is_alive()
+
+
+def test_a_callback_that_fails_ends_nothing_but_itself(ssh_server, echo_server, caplog):
+    lost = Lost()
+    with contextlib.closing(connect(settings_for(ssh_server), lost)) as connection:
+
+        def opened(stream):
+            stream.close()
+            raise RuntimeError("not ours")
+
+        connection.open(TCPAddress(*echo_server.address), None, opened)
+        wait_until(lambda: "not ours" in caplog.text)
+        with open_stream(connection, echo_server.address) as stream:
+            stream.socket.sendall(b"on")
+            assert receive_exactly(stream.socket, 2) == b"on"
+    assert lost.empty()
+
+
+def test_idle_is_when_no_stream_is_open(rig, echo_server):
+    with contextlib.closing(connect(settings_for(rig))) as connection:
+        at_once, later, never = threading.Event(), threading.Event(), threading.Event()
+        connection.when_idle(at_once.set)
+        assert at_once.wait(WAIT)
+        streams = [open_stream(connection, echo_server.address) for _ in range(2)]
+        connection.when_idle(never.set)
+        connection.when_idle(later.set)
+        streams[0].close()
+        assert not later.wait(0.05)
+        streams[1].close()
+        assert later.wait(WAIT)
+        assert not never.is_set(), "the later one takes its place"
+
+
+def test_idle_is_when_the_rest_has_gone_out(sshd, serve):
+    """The target reads late; as long as bytes are under way, the connection is needed."""
+    go, came = threading.Event(), []
+
+    def handle(connection):
+        go.wait(WAIT)
+        came.append(len(receive_all(connection)))
+
+    server = serve(handle)
+    with contextlib.closing(connect(settings_for(sshd))) as connection:
+        stream = open_stream(connection, server.address)
+        stream.socket.settimeout(None)
+        sent = 0
+        stream.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while sent < 32 << 20:
+                sent += stream.socket.send(BLOCK)
+        stream.close()
+        idle = threading.Event()
+        connection.when_idle(idle.set)
+        assert not idle.wait(0.1)
+        go.set()
+        assert idle.wait(WAIT)
+    wait_until(lambda: came)
+    assert came == [sent]
+
+
+def test_idle_is_also_when_the_connection_ends(make_ssh_server, echo_server):
+    server, lost = make_ssh_server(), Lost()
+    with contextlib.closing(connect(settings_for(server), lost)) as connection:
+        idle = threading.Event()
+        with open_stream(connection, echo_server.address):
+            connection.when_idle(idle.set)
+            server.drop()
+            lost.wait()
+            assert idle.wait(WAIT)
+        again = threading.Event()
+        connection.when_idle(again.set)
+        assert again.wait(WAIT)
+
+
+def test_the_interpreters_end_is_not_held_up(ssh_server):
+    """What paramiko does at exit."""
+    lost = Lost()
+    connection = connect(settings_for(ssh_server), lost)
+    connection._transport.stop_thread()
+    connection._transport.join(WAIT)
+    assert not connection._transport.is_alive()
+    lost.wait()
+    connection.close()
+
+
+def test_a_connection_under_it_that_is_lost_is_named(ssh_server):
+    near, far = socket.socketpair()
+    forwarding = Thread(lambda: _forward(far, ssh_server.address))
+    failure = CarrierError("ssh://hop: the connection was lost: it was unplugged")
+    stream = Stream(near, failure=lambda: failure)
+    lost = Lost()
+    with contextlib.closing(Cancellation()) as cancel:
+        connection = backend.connect(settings_for(ssh_server), stream, time.monotonic() + WAIT, cancel, lost)
+    ssh_server.drop()
+    assert "it was unplugged" in str(lost.wait())
+    connection.close()
+    forwarding.result()
+
+
+def _forward(far, address):
+    with far, socket.create_connection(address, WAIT) as server:
+        back = Thread(lambda: _pump(server, far))
+        _pump(far, server)
+        back.result()
+
+
+def _pump(source, sink):
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    for end in source, sink:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    assert paramiko
+    assert echo

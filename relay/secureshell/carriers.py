@@ -312,6 +312,10 @@ class _Way:
         give_up = dial(self._hop[1].carrier(), place, deadline, answer.put)
         try:
             stream = answer.get(deadline, cancel)
+        except ConnectError as error:
+            if str(error).startswith(tuple(f"{server}: " for server in route)):
+                raise  # it belongs to that one
+            raise ConnectError(f"{settings.name}: {error}", reason=error.reason) from error
         finally:
             give_up()
         if stream is None:
@@ -329,11 +333,12 @@ def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:
 
     :raises AddressError: if it does.
     """
-    if settings.hostname in seen or len(seen) > _DEEPEST:
-        way = " → ".join((*seen, settings.hostname))
+    place = str(TCPAddress(settings.hostname, settings.port))
+    if place in seen or len(seen) > _DEEPEST:
+        way = " → ".join((*seen, place))
         raise AddressError(f"{settings.name}: ProxyJump leads round in a circle ({way}); mend the SSH configuration")
     for server in settings.jumps:
-        _refuse_circles(settle(server), (*seen, settings.hostname))
+        _refuse_circles(settle(server), (*seen, place))
 
 
 def backend_for(settings: Settings) -> str:

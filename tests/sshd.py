@@ -276,7 +276,12 @@ class OverSSH(Relayed):
     def _factory(self) -> Any:
         address = self.target.getsockname()
         target = f"unix://{address}" if isinstance(address, str) else "{}:{}".format(*address)
-        return relay.target(target, via=self._via)
+        self.factory: Any = relay.target(target, via=self._via)
+        return self.factory
+
+    def wait_for_loss(self) -> None:
+        """Wait until the loss of the connection is known: whoever comes from then on waits for the next one."""
+        wait_until(lambda: self.factory.state != "up")
 
 
 def _family(pid: int) -> list[int]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -282,6 +283,8 @@ def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server
             assert receive_all(other.socket) == b""
         stream.socket.sendall(b"still there")
         assert receive_exactly(stream.socket, 11) == b"still there"
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert told(stream) == "empty"
 
 
 def test_what_is_given_up_is_not_told(client: Client) -> None:
@@ -306,6 +309,31 @@ def test_listeners_that_were_not_used_for_longest_are_taken_back(client: Client,
     wait_until(lambda: sum(one.is_socket() for one in folder.iterdir()) <= 66)  # and those of control and desk
     with client.open(TCPAddress("127.0.0.1", port)) as stream:
         assert receive_all(stream.socket) == b"here"
+
+
+def test_names_that_could_be_lines_are_refused(client: Client) -> None:
+    with pytest.raises(ConnectError, match="control characters"):
+        client.open(TCPAddress("a\ndebug1: channel 3: free", 80))
+    with pytest.raises(ForwardError, match="control characters"):
+        client.connection.listen(UnixAddress("/a\nb"), Accepted(), time.monotonic() + WAIT)
+
+
+def test_names_that_look_the_same_to_ssh_are_not_mixed_up(client: Client) -> None:
+    first = client.open(UnixAddress("/" + "x" * 104 + "a"))
+    with pytest.raises(ConnectError, match="same 100"):
+        client.open(UnixAddress("/" + "x" * 104 + "b"))
+    assert told(first) == "refused"
+
+
+def test_a_server_that_speaks_first_is_heard_at_once(client: Client, serve: Callable[..., Server]) -> None:
+    place = place_of(serve(lambda end: end.sendall(b"220 hello")))
+    took = []
+    for _ in range(9):
+        began = time.monotonic()
+        with client.open(place) as stream:
+            assert receive_all(stream.socket) == b"220 hello"
+        took.append(time.monotonic() - began)
+    assert sorted(took)[4] < 0.03  # two delayed acknowledgements take 0.08 s
 
 
 # The end of the connection.
@@ -396,23 +424,86 @@ def test_idle_is_told_when_the_last_stream_is_over(client: Client, echo_server: 
     assert idle.wait(WAIT)
 
 
-def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys, time\n"
+def test_a_forked_child_disturbs_nothing(client: Client, echo_server: Server) -> None:
+    with client.open(place_of(echo_server)) as stream:
+        pid = os.fork()
+        if not pid:
+            client.connection.abandon()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    with client.open(place_of(echo_server)) as stream:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    assert client.lost == []
+
+
+def test_a_control_socket_that_breaks_is_a_lost_connection(client: Client) -> None:
+    control = client.connection._controls[0]
+    client.connection.loop.call(lambda: control._on_event(0, 0.0))  # nothing has happened
+    client.connection.loop.call(lambda: control._socket.shutdown(socket.SHUT_RDWR))
+    wait_until(lambda: client.lost)
+
+
+def test_a_proxy_command_ends_with_the_connection(sshd: Any, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    script = tmp_path / "proxy.py"
+    script.write_text(
+        "import os, select, signal, socket\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        f"far = socket.create_connection(('127.0.0.1', {sshd.port}))\n"
+        "while True:\n"
+        "    for ready in select.select([0, far], [], [])[0]:\n"
+        "        data = os.read(0, 65536) if ready == 0 else far.recv(65536)\n"
+        "        if not data: signal.pause()\n"  # it does not end by itself
+        "        far.sendall(data) if ready == 0 else os.write(1, data)\n"
+    )
+    config.write_text(f"Host *\n  ProxyCommand {sys.executable} -S {script}\n")
+    for end in ("close", "kill"):
+        client = Client(dataclasses.replace(sshd.server, config=str(config)))
+        pid = int((tmp_path / "pid").read_text())
+        if end == "kill":
+            client.process.kill()
+            wait_until(lambda client=client: client.lost)
+        client.connection.close()
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+
+
+def program(sshd: Any, tmp_path: Path, last: str) -> tuple[subprocess.Popen[bytes], int, Path]:
+    """A program that has a connection, the process id of its ssh, and its private directory."""
+    text = (
+        "import os, sys, time\n"
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
         "from test_secureshell_openssh_backend import Client, SSHServer\n"
         f"client = Client({sshd.server!r})\n"
-        "print(client.process.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "folder = client.connection._master.folder\n"
+        f"print(client.process.pid, folder, flush=True)\n{last}\n"
     )
-    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        pid = int(child.stdout.readline())
+    (tmp_path / "program.py").write_text(text)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    pid, folder = child.stdout.readline().split()
+    return child, int(pid), Path(os.fsdecode(folder))
+
+
+def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> None:
+    child, pid, folder = program(sshd, tmp_path, "time.sleep(60)")
+    with child:
         os.kill(pid, 0)
         child.kill()
-        child.wait()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    shutil.rmtree(folder)  # nobody else does
+
+
+def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path) -> None:
+    last = "if not os.fork(): sys.exit()\nos.wait()\nassert os.path.exists(folder), 'a child has removed it'"
+    child, pid, folder = program(sshd, tmp_path, last)
+    with child:
+        assert child.wait(WAIT) == 0
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not folder.exists()
 
 
 # Reverse forwards.

@@ -100,18 +100,18 @@ def ssh(ssh_server, tmp_path, spawner_thread):
         place = ["-i", server.keyfile, "-p", str(server.address[1]), f"{server.user}@{server.address[0]}"]
         argv = ["ssh", *usual, "-o", "ExitOnForwardFailure=yes", *options, *place]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        started.append(process)
-        said = b""
         for line in process.stderr:
-            said += line
             if b"Entering interactive session" in line:
                 break
-        return process, said.decode()
+        started.append((process, Thread(process.stderr.read)))  # it says more than a pipe holds
+        return process
 
     yield run
-    for process in started:
+    for process, reading in started:
         process.terminate()
-        process.communicate(timeout=WAIT)
+        reading.result()
+        process.stderr.close()
+        process.wait(WAIT)
 
 
 def unix_client(path):
@@ -278,6 +278,16 @@ def test_one_of_several_lists_will_do(make_ssh_server):
         assert transport.is_authenticated()
 
 
+def test_a_step_of_another_list_is_no_way_on(make_ssh_server):
+    methods = ["publickey,password", "password,keyboard-interactive"]
+    server = make_ssh_server(users={"ann": "a"}, questions=[("?", "!")], methods=methods)
+    with connected(server) as transport:
+        assert transport.auth_publickey("ann", key_of(server)) == ["password"]
+        with pytest.raises(paramiko.BadAuthenticationType):
+            transport.auth_interactive("ann", lambda *_: ["!"])
+        assert not transport.is_authenticated()
+
+
 def test_a_key_that_was_only_offered_is_no_step(make_ssh_server):
     """To offer a key proves nothing; only its signature does."""
     server = make_ssh_server(users={"ann": "wonderland"}, methods=["publickey,password"])
@@ -349,6 +359,17 @@ def test_a_channel_that_is_closed_ends_the_target(ssh_server, listener):
             assert receive_all(far) == b"half a wo"
 
 
+def test_a_channel_that_is_closed_after_its_end_of_file_is_over(ssh_server, listener):
+    with logged_in(ssh_server) as transport:
+        channel = direct(transport, listener.getsockname())
+        far, _ = listener.accept()
+        with far:
+            channel.shutdown_write()
+            assert far.recv(1) == b""
+            channel.close()
+            wait_until(lambda: ssh_server.channels == 0)
+
+
 def test_a_unix_socket(ssh_server, serve, tmp_path, ssh):
     target = serve(echo, str(tmp_path / "target"))
     ssh("-L", f"{tmp_path}/in:{target.address}")
@@ -411,9 +432,22 @@ def test_hundreds_of_channels(ssh_server, echo_server):
 
 def test_many_short_ones_one_after_the_other(ssh_server, echo_server):
     with logged_in(ssh_server) as transport:
+        begin = time.monotonic()
         for _ in range(100):
             assert send_and_receive(direct(transport, echo_server.address)) == b"ping"
+        assert time.monotonic() - begin < 3  # with Nagle's algorithm each takes 40 ms
     assert ssh_server.opened == 100
+
+
+def test_many_short_ones_with_openssh(ssh_server, echo_server, ssh, tmp_path):
+    """Whose client ends the connection if anything follows the end of a channel."""
+    process = ssh("-L", f"{tmp_path}/in:127.0.0.1:{echo_server.address[1]}")
+    for _ in range(200):
+        with unix_client(tmp_path / "in") as client:
+            send_and_end(client, b"ping")
+            assert receive_all(client) == b"ping"
+    assert process.poll() is None
+    assert ssh_server.logins == 1
 
 
 def test_bulk_both_ways(ssh_server, echo_server, ssh, tmp_path):
@@ -465,7 +499,7 @@ def test_forwards_with_openssh(ssh_server, echo_server, ssh, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     here = echo_server.address[1]
-    process, _ = ssh("-R", f"{port}:127.0.0.1:{here}", "-R", f"{tmp_path}/out:127.0.0.1:{here}")
+    process = ssh("-R", f"{port}:127.0.0.1:{here}", "-R", f"{tmp_path}/out:127.0.0.1:{here}")
     wait_until(lambda: not is_gone(("127.0.0.1", port)))
     with socket.create_connection(("127.0.0.1", port), WAIT) as client, unix_client(tmp_path / "out") as other:
         for one in (client, other):
@@ -474,7 +508,6 @@ def test_forwards_with_openssh(ssh_server, echo_server, ssh, tmp_path):
             upload.result()
     assert stat.S_IMODE(os.stat(tmp_path / "out").st_mode) == 0o600
     process.terminate()
-    process.communicate(timeout=WAIT)
     wait_until(lambda: is_gone(("127.0.0.1", port)))
     wait_until(lambda: not (tmp_path / "out").exists())
 
@@ -584,20 +617,25 @@ def test_drop(ssh_server, listener):
         assert transport.is_authenticated()
 
 
-def test_freeze_and_thaw(ssh_server, echo_server):
+def test_freeze_and_thaw(ssh_server, listener):
     with logged_in(ssh_server) as transport:
-        channel = direct(transport, echo_server.address)
-        ssh_server.freeze()
-        channel.settimeout(0.2)
-        channel.sendall(b"ping")
-        with pytest.raises(TimeoutError):
-            channel.recv(4)
-        assert transport.is_active()
-        with socket.create_connection(ssh_server.address, 0.2) as other, pytest.raises(TimeoutError):
-            other.recv(1)
-        ssh_server.thaw()
-        channel.settimeout(WAIT)
-        assert receive_exactly(channel, 4) == b"ping"
+        channel = direct(transport, listener.getsockname())
+        far, _ = listener.accept()
+        with far:
+            ssh_server.freeze()
+            channel.sendall(b"ping")
+            far.sendall(b"pong")
+            for end in (channel, far):
+                end.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    end.recv(4)
+            assert transport.is_active()
+            with socket.create_connection(ssh_server.address, 0.2) as other, pytest.raises(TimeoutError):
+                other.recv(1)
+            ssh_server.thaw()
+            for end, text in ((channel, b"pong"), (far, b"ping")):
+                end.settimeout(WAIT)
+                assert receive_exactly(end, 4) == text
         channel.close()
 
 
@@ -627,6 +665,10 @@ def test_stop_and_start_at_the_same_port(ssh_server):
         assert transport.is_authenticated()
 
 
+def no_threads():
+    return not [thread.name for thread in threading.enumerate() if thread.name.startswith("ssh server")]
+
+
 # -- its end ------------------------------------------------------------------------------------------------------
 
 
@@ -643,6 +685,7 @@ def test_close_is_prompt_and_leaves_nothing(echo_server, tmp_path):
             begin = time.monotonic()
             server.close()
             assert time.monotonic() - begin < 1
+            assert no_threads()
             assert is_gone(server.address)
             assert is_gone(("127.0.0.1", port))
             with pytest.raises(LOST):
@@ -667,6 +710,7 @@ def test_close_with_targets_that_do_not_read(listener):
                 begin = time.monotonic()
                 server.close()
                 assert time.monotonic() - begin < 1
+                assert no_threads()
             channel.close()
 
 

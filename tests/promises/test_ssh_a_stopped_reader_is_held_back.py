@@ -13,7 +13,7 @@ BOUND = 48 << 20  # bytes under way in one direction at most: windows and kernel
 def fill(end):
     """Send until nothing has gone in for a moment; returns how much did."""
     sent = 0
-    end.settimeout(0.5)
+    end.settimeout(0.25)
     with pytest.raises(TimeoutError):
         while sent < 2 * BOUND:
             sent += end.send(BLOCK)

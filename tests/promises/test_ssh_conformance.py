@@ -22,17 +22,17 @@ def test_a_factory_of_unix_sockets(far_end, tmp_path):
 
 
 def test_a_stream(far_end, listener):
-    factory = relay.ssh(far_end.url, *listener.getsockname())
-    try:
+    with relay.ssh(far_end.url, *listener.getsockname()) as factory:
         factory.ready()
         check_stream(lambda: (factory(), listener.accept()[0]))
-    finally:
-        factory.close()
 
 
 def test_a_socket_of_connect(far_end, listener):
     target = "{}:{}".format(*listener.getsockname())
-    check_stream(lambda: (relay.connect(target, via=[far_end.url]), listener.accept()[0]))
+    with relay.ssh(far_end.url, *listener.getsockname()) as held:
+        held.ready()
+        check_stream(lambda: (relay.connect(target, via=[far_end.url]), listener.accept()[0]))
+    assert far_end.logins == 1
 
 
 def test_a_listener(far_end):

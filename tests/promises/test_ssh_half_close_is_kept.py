@@ -15,7 +15,7 @@ def test_a_reply_after_the_clients_end_arrives_whole(far_end, over_ssh, way_out)
     client, far = rig.connect()
     send_and_end(client, b"request")
     assert receive_all(far) == b"request"
-    threading.Event().wait(0.5)  # long enough for a half-close to be mistaken for an end
+    threading.Event().wait(0.25)  # long enough for a half-close to be mistaken for an end
     reply = Thread(send_and_end, far, BLOCK)
     assert receive_all(client) == BLOCK
     reply.result()

@@ -84,6 +84,7 @@ def test_either_is_lost_and_comes_back(two, lost, over_ssh):
     two[lost].down()
     assert ending(client) == "reset"
     assert ended(rig.tunnel) == ["carrier_lost"]
+    rig.wait_for_loss()
     two[lost].up()
     exchange(*rig.connect())
 

@@ -11,7 +11,7 @@ from helpers import ended, fate_of_client, refusing
 
 import relay
 
-TIMEOUT = 0.5  # seconds
+TIMEOUT = 0.3  # seconds
 LATEST = TIMEOUT + 1.0
 
 
@@ -87,7 +87,7 @@ def test_connect_raises_in_time(kind, backend, serve, tmp_path):
     assert "127.0.0.1" in text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [silent, garbage, half_a_key_exchange])
 def test_a_client_is_reset_in_time(kind, backend, serve, tmp_path):
     url = url_of(serve(kind).address, backend, tmp_path)
     target = relay.target("127.0.0.1:9", via=[url])

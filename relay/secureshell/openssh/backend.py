@@ -18,7 +18,7 @@ from ...loop import Timer
 from ...race import Cancel
 from ...stream import Stream
 from ..connection import Accepted, Connection, Done, Lost, Place, Settings
-from .channels import Channels
+from .channels import Channels, is_plain, shown
 from .diagnostics import timeout_error
 from .forwards import Forward
 from .listening import Listening
@@ -124,7 +124,7 @@ class OpenSSH:
         opening = Opening(self, str(place), done, deadline, patient=lasting)
         made, told = None, None
         with self._master.lock:
-            error = self._master.gone
+            error: OSError | None = self._master.gone or self._objection(place)
             if error is None:
                 self._count += 1
                 forward = self._forward(place)
@@ -169,6 +169,17 @@ class OpenSSH:
         elif len(self._forwards) > 1:
             self._forwards.move_to_end(place)
         return forward
+
+    def _objection(self, place: Place) -> ConnectError | None:
+        """Why no stream is made to such a place."""
+        if place in self._forwards:
+            return None
+        if not is_plain(place):
+            return ConnectError(f"{str(place)!a}: ssh is given no name with control characters", reason="denied")
+        if shown(place) in self._channels.expected:
+            text = "another target is in use whose name begins with the same 100 characters"
+            return ConnectError(f"{place}: {text}; use the backend paramiko")
+        return None
 
     def _make_room(self) -> None:
         """Take back the listeners that were not used for longest."""
@@ -296,8 +307,8 @@ class OpenSSH:
 
     def _control_broken(self, error: RelayError) -> None:
         if self._master.gone is None:
-            logger.warning("%s: %s", self._master.settings.name, error)
-            self._master.kill()
+            logger.debug("%s: %s", self._master.settings.name, error)
+            self._master.expect_end()
 
     def _ask_for(self, forward: Forward) -> None:
         if not self._controls:

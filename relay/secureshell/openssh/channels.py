@@ -16,7 +16,7 @@ from typing import Protocol
 from ...address import TCPAddress
 from ..connection import Place
 
-__all__ = ["UNIX", "Arrival", "Channel", "Channels", "FUNCTIONS", "shown"]
+__all__ = ["UNIX", "Arrival", "Channel", "Channels", "FUNCTIONS", "is_plain", "shown"]
 
 # The lines that are wanted beside those of the level DEBUG1 (`LogVerbose`; the same words from 8.5 to 10.5).
 FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*"
@@ -162,9 +162,15 @@ def shown(place: Place) -> Key:
     return b"".join(map(_visible, name.encode("utf-8", "surrogateescape")[:_SHOWN])), port
 
 
+def is_plain(place: Place) -> bool:
+    """Whether a place has nothing in it that could pass for a line of ssh's own, or that C cannot hold."""
+    name = place.host if isinstance(place, TCPAddress) else place.path
+    return not any(char < " " or char == "\x7f" for char in name)
+
+
 def _visible(byte: int) -> bytes:
     if byte == 0x5C:
         return rb"\\"
-    if 0x20 <= byte < 0x7F or byte in b"\a\b\t\n\r":
+    if 0x20 <= byte < 0x7F:
         return bytes((byte,))
     return b"\\%03o" % byte

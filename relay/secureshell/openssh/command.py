@@ -77,7 +77,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         f"ControlPath={_file(folder, 'control')}",
         f"BatchMode={'no' if has_secret(settings) else 'yes'}",
         f"StrictHostKeyChecking={'accept-new' if settings.accept_new and server.hostkey is None else 'yes'}",
-        f"ServerAliveInterval={0 if server.keepalive is None else max(1, math.ceil(server.keepalive))}",
+        f"ServerAliveInterval={0 if server.keepalive is None else max(1, int(server.keepalive))}",
         # A name may have several addresses, which ssh tries one after another.
         f"ConnectTimeout={max(1, math.ceil(seconds / 2))}",
         f"Compression={'yes' if settings.compress else 'no'}",

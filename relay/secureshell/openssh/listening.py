@@ -16,7 +16,7 @@ from ...errors import CarrierError, ForwardError, RelayError
 from ...loop import Loop
 from ...poller import IN
 from ..connection import Accepted, Place
-from .channels import Arrival, Channels, shown
+from .channels import Arrival, Channels, is_plain, shown
 from .master import Master
 from .multiplexing import Control, ControlError, close_forward, open_forward
 from .opening import Opening
@@ -73,6 +73,8 @@ class Listening:
         :raises ForwardError: if it does not.
         :raises CarrierError: if the connection is gone.
         """
+        if not is_plain(place):
+            raise ForwardError(f"{self._name}: ssh is given no name with control characters: {str(place)!a}")
         answer: Future[Place] = Future()
         if not self._loop.call(lambda: self._ask(place, accepted, answer)):
             raise self._gone()

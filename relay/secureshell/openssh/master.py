@@ -9,11 +9,12 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Protocol
 
 from ...cancellation import Cancellation
-from ...errors import CarrierError, RelayError
+from ...errors import CarrierError, ConnectError, RelayError
 from ...loop import Loop, Timer
 from ...poller import IN
 from ...process import DEVNULL, Process, start
@@ -99,7 +100,8 @@ class Master:
             if self._stream is not None:
                 undo.callback(self._stream.close)
             self.folder = private_directory()
-            undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at the latest when we exit
+            undo.callback(self._remove)
             connection = None if self._stream is None else self._stream.socket
             self._desk = Desk(self.loop, self.path("desk"), self.settings, connection, self._refused)
             undo.callback(self._desk.close)
@@ -164,7 +166,14 @@ class Master:
         """Why it ended before it was up; ``None`` if it has not ended."""
         if self.refusal is not None:
             return self.refusal
-        return None if self.gone is None else why(self.settings, self.said())
+        if self.gone is None:
+            return None
+        error, stream = why(self.settings, self.said()), self._stream
+        if isinstance(error, CarrierError) and stream is not None and stream.failure is not None:
+            under = stream.failure()  # ssh has found the connection closed: perhaps it was never there
+            if isinstance(under, ConnectError):
+                return ConnectError(f"{self.settings.name}: {under}", reason=under.reason)
+        return error
 
     def close(self) -> None:
         """End it, and wait for that: what ssh has not sent yet goes out if it can, for a moment. Idempotent."""
@@ -179,6 +188,7 @@ class Master:
 
     def abandon(self) -> None:
         """In a forked child: close this process's descriptors; every lock may be held for ever."""
+        self._remove.detach()
         self.loop.close()
         self._desk.abandon()
         for descriptor in (self._stderr, self._pid):
@@ -222,9 +232,10 @@ class Master:
         self._desk.close()
         self.settled.set()
 
-    def kill(self) -> None:
-        """End it at once: something is wrong with it."""
-        self._signal(signal.SIGKILL)
+    def expect_end(self) -> None:
+        """It ends, or something is wrong with it: kill it if it is still there in a moment. In the loop's thread."""
+        now = time.monotonic()
+        self._patience.start(now + _FLUSH, now)
 
     def _refused(self, error: OSError) -> None:
         self.refusal = error
@@ -268,7 +279,7 @@ class Master:
             self._patience.start(now + (_FLUSH if self.is_up else 0.0), now)
 
     def _kill(self, now: float) -> None:
-        self.kill()
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         """Signal it and what it has started (a ProxyCommand); it is not reaped yet, so its number is its own."""
@@ -303,9 +314,14 @@ class Master:
         os.close(self._pid)
         if self._stream is not None:
             self._stream.socket.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove()
 
     @property
     def was_closed(self) -> bool:
         """Whether it was ended by :meth:`close`."""
         return self._closing
+
+
+def _remove(folder: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child that exits leaves it alone
+        shutil.rmtree(folder, ignore_errors=True)

@@ -163,18 +163,23 @@ class Control:
                 raise ControlError(f"version {_VERSION} of the protocol is wanted, not {number} (message {kind:#x})")
             self._greeted = True
             return
+        outcome = _outcome(kind, body)
         reply = self._replies.pop(number, None)
         if reply is None:
             raise ControlError(f"an answer {kind:#x} that nobody waits for")
-        if kind == _OK:
-            reply(0)
-        elif kind == _REMOTE_PORT:
-            reply(struct.unpack_from(">I", body, 8)[0])
-        elif kind in (_DENIED, _FAILURE):
-            (length,) = struct.unpack_from(">I", body, 8)
-            reply(ControlError(body[12 : 12 + length].decode("utf-8", "replace")))
-        else:
-            reply(ControlError(f"ssh answered with an unknown message {kind:#x}"))
+        reply(outcome)
+
+
+def _outcome(kind: int, body: bytes) -> int | ControlError:
+    if kind == _OK:
+        return 0
+    if kind == _REMOTE_PORT:
+        (port,) = struct.unpack_from(">I", body, 8)
+        return int(port)
+    if kind in (_DENIED, _FAILURE):
+        (length,) = struct.unpack_from(">I", body, 8)
+        return ControlError(body[12 : 12 + length].decode("utf-8", "replace"))
+    return ControlError(f"ssh answered with an unknown message {kind:#x}")
 
 
 def _lost() -> RelayError:

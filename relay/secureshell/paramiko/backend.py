@@ -141,7 +141,10 @@ class Connection:
             raise OSError(errno.EAGAIN, str(error)) from error
         over.wait(max(0.0, deadline - time.monotonic()) + _LATE)
         if not transport.initial_kex_done or self._wire.ending:
-            raise transport.get_exception() or EOFError()
+            cause = transport.get_exception() or EOFError()
+            if isinstance(cause, (paramiko.SSHException, EOFError, OSError)):
+                raise cause
+            raise paramiko.SSHException("a packet that cannot be") from cause
 
     def _stage(self) -> str:
         """What it has come to."""

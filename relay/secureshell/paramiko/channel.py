@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ...errors import RelayError
@@ -18,6 +19,7 @@ from ...loop import Timer
 from ...poller import ERR, HUP, IN, OUT
 from ...pump import Watch
 from ...stream import Stream
+from .backlog import Backlog
 from .messages import ADJUST, CLOSE, END, REQUEST_REFUSED
 from .packets import PIECE, SLOTS
 
@@ -80,7 +82,7 @@ class Channel:
         self._window = self._left = WINDOW
         self._taken = self._steady = self._moved = self._mark = 0
         self._batch: list[memoryview] = []  # what has come since the last wait
-        self._pending = bytearray()  # what the holder has not taken yet
+        self._pending = Backlog()  # what the holder has not taken yet
         self._got_end = self._got_close = self._sent_end = self._sent_close = self._told_end = self._deaf = False
         self._counted = True
         self._scatter = False
@@ -125,7 +127,7 @@ class Channel:
         if self._deaf or self._inner is None:
             return self._passed_on(sum(map(len, batch)))
         if self._pending:
-            return self._pending.extend(b"".join(batch))
+            return self._keep(batch)
         try:
             sent = self._inner.sendmsg(batch)
         except BlockingIOError:
@@ -135,25 +137,26 @@ class Channel:
             return None
         for place, piece in enumerate(batch):
             if sent < len(piece):
-                self._pending.extend(piece[sent:])
-                self._pending.extend(b"".join(batch[place + 1 :]))
+                self._keep([piece[sent:], *batch[place + 1 :]])
                 self._passed_on(sum(map(len, batch[:place])) + sent)
                 return self.settle()
             sent -= len(piece)
         return self._passed_on(sum(map(len, batch)))
 
+    def _keep(self, pieces: Iterable[memoryview]) -> None:
+        for piece in pieces:
+            self._pending.add(piece)
+
     def _deliver_pending(self) -> None:
         assert self._inner is not None
         try:
-            with memoryview(self._pending) as rest:
-                sent = self._inner.send(rest)
+            sent = self._pending.send(self._inner.sendmsg)
         except BlockingIOError:
             return
         except OSError:
             self._deaf = True
             self._pending.clear()
             return
-        del self._pending[:sent]
         self._passed_on(sent)
 
     def _passed_on(self, size: int) -> None:

@@ -159,8 +159,8 @@ class Channels:
         self.send(struct.pack(">BIIII", CONFIRMED, remote, number, WINDOW, PACKET))
         return channel.stream
 
-    def _on_confirmed(self, buffer: memoryview, at: int, end: int) -> None:
-        number, remote, credit, packet = struct.unpack_from(">IIII", buffer, at)
+    def _on_confirmed(self, body: memoryview) -> None:
+        number, remote, credit, packet = struct.unpack_from(">IIII", body)
         opening = self._table.get(number)
         if not isinstance(opening, Opening):
             return
@@ -178,55 +178,56 @@ class Channels:
         self._table[number] = None
         self.send(struct.pack(">BI", CLOSE, remote))
 
-    def _on_refused(self, buffer: memoryview, at: int, end: int) -> None:
-        number, code, length = struct.unpack_from(">III", buffer, at)
+    def _on_refused(self, body: memoryview) -> None:
+        number, code, length = struct.unpack_from(">III", body)
         opening = self._table.get(number)
         if isinstance(opening, Opening):
             self.free(number)
-            opening.refused(code, bytes(buffer[at + 12 : min(at + 12 + length, end)]).decode("utf-8", "replace"))
+            opening.refused(code, bytes(body[12 : 12 + length]).decode("utf-8", "replace"))
 
     # -- messages for channels ------------------------------------------------------------------------------------
 
-    def _find(self, buffer: memoryview, at: int) -> Channel | None:
-        entry = self._table.get(*struct.unpack_from(">I", buffer, at))
+    def _find(self, body: memoryview) -> Channel | None:
+        entry = self._table.get(*struct.unpack_from(">I", body))
         return entry if isinstance(entry, Channel) else None
 
-    def _on_data(self, buffer: memoryview, at: int, end: int) -> None:
-        number, size = struct.unpack_from(">II", buffer, at)
-        if size > end - at - 8:
+    def _on_data(self, body: memoryview) -> None:
+        number, size = struct.unpack_from(">II", body)
+        data = body[8 : 8 + size]
+        if size > len(data):
             raise ValueError("data that are longer than their message")
         channel = self._table.get(number)
         if channel.__class__ is Channel and size:
-            channel.receive(buffer[at + 8 : at + 8 + size])
+            channel.receive(data)
 
-    def _on_extended(self, buffer: memoryview, at: int, end: int) -> None:
-        channel = self._find(buffer, at)
+    def _on_extended(self, body: memoryview) -> None:
+        channel = self._find(body)
+        struct.unpack_from(">III", body)
         if channel is not None:
-            channel.skip(min(*struct.unpack_from(">I", buffer, at + 8), end - at))
+            channel.skip(len(body) - 12)
 
-    def _on_adjust(self, buffer: memoryview, at: int, end: int) -> None:
-        channel = self._find(buffer, at)
+    def _on_adjust(self, body: memoryview) -> None:
+        channel = self._find(body)
         if channel is not None:
-            channel.adjust(*struct.unpack_from(">I", buffer, at + 4))
+            channel.adjust(*struct.unpack_from(">I", body, 4))
 
-    def _on_end(self, buffer: memoryview, at: int, end: int) -> None:
-        channel = self._find(buffer, at)
+    def _on_end(self, body: memoryview) -> None:
+        channel = self._find(body)
         if channel is not None:
             channel.end()
 
-    def _on_close(self, buffer: memoryview, at: int, end: int) -> None:
-        (number,) = struct.unpack_from(">I", buffer, at)
+    def _on_close(self, body: memoryview) -> None:
+        (number,) = struct.unpack_from(">I", body)
         channel = self._table.get(number, self)
         if isinstance(channel, Channel):
             channel.close()
         elif channel is None:
             self.free(number)
 
-    def _on_request(self, buffer: memoryview, at: int, end: int) -> None:
-        channel = self._find(buffer, at)
-        (length,) = struct.unpack_from(">I", buffer, at + 4)
-        wants_reply = at + 8 + length
-        if channel is not None and wants_reply < end and buffer[wants_reply]:
+    def _on_request(self, body: memoryview) -> None:
+        channel = self._find(body)
+        (length,) = struct.unpack_from(">I", body, 4)
+        if body[8 + length] and channel is not None:
             channel.answer()
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -257,5 +258,5 @@ class Channels:
             channel.abandon()
 
 
-def _ignore(buffer: memoryview, at: int, end: int) -> None:
+def _ignore(body: memoryview) -> None:
     pass

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PIECE", "SLOTS", "Handler", "Packetizer"]
 
-Handler = Callable[[memoryview, int, int], object]
-"""Gets a message: what it lies in, which is used again afterwards, where it begins behind its number, where it ends."""
+Handler = Callable[[memoryview], object]
+"""Gets a message, but for its number; the memory is used again afterwards."""
 
 PIECE = 32 << 10  # bytes of data in a packet at most; what OpenSSH takes
 SLOTS = 8  # packets that are filled and sealed at once
@@ -119,24 +119,18 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                 padding = plain[0]
                 if not 4 <= padding <= length - 2:
                     raise paramiko.SSHException("a packet with a padding that cannot be")
+                payload = plain[1 : length - padding]
                 if self._inflate is not None:
-                    plain, length, padding = self._inflated(plain[1 : length - padding])
-                handler = handlers.get(plain[1])
+                    payload = memoryview(self._inflate(payload))
+                handler = handlers.get(payload[0])
                 if handler is None or transport._expected_packet:
-                    return bytes(plain[1 : length - padding])
-                handler(plain, 2, length - padding)
+                    return bytes(payload)
+                handler(payload[1:])
         finally:
             self._counter_in, self._left_in = counter, left
             self._sequence_in = self._sequence_in + opened
             if left < 0:
                 self._want_keys()
-
-    def _inflated(self, payload: memoryview) -> tuple[memoryview, int, int]:
-        assert self._inflate is not None
-        plain = memoryview(b"\0" + self._inflate(payload))
-        if len(plain) < 2:
-            raise paramiko.SSHException("an empty packet")
-        return plain, len(plain), 0
 
     @property
     def _sequence_in(self) -> int:
@@ -292,8 +286,8 @@ class _Inflate:
 
     def __call__(self, data: bytes | memoryview) -> bytes:
         plain = self._stream.decompress(data, LONGEST)
-        if self._stream.unconsumed_tail:
-            raise paramiko.SSHException("a packet that is too long decompressed")
+        if self._stream.unconsumed_tail or not plain:
+            raise paramiko.SSHException("a packet of a length that cannot be, when it is decompressed")
         return plain
 
 

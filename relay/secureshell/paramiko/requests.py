@@ -42,17 +42,16 @@ class Requests:
         while self._waiting:
             self._waiting.popleft()(None)
 
-    def _on_success(self, buffer: memoryview, at: int, end: int) -> None:
+    def _on_success(self, body: memoryview) -> None:
         if self._waiting:
-            self._waiting.popleft()(bytes(buffer[at:end]))
+            self._waiting.popleft()(bytes(body))
 
-    def _on_failure(self, buffer: memoryview, at: int, end: int) -> None:
+    def _on_failure(self, body: memoryview) -> None:
         if self._waiting:
             self._waiting.popleft()(None)
 
-    def _on_request(self, buffer: memoryview, at: int, end: int) -> None:
+    def _on_request(self, body: memoryview) -> None:
         """Refuse what the server asks for, if it wants an answer."""
-        (length,) = struct.unpack_from(">I", buffer, at)
-        wants_reply = at + 4 + length
-        if wants_reply < end and buffer[wants_reply]:
+        (length,) = struct.unpack_from(">I", body)
+        if body[4 + length]:
             self._channels.send(bytes((DENIED,)))

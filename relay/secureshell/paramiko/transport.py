@@ -111,8 +111,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
 
 def _handle_message(handler: Handler, message: Any) -> None:
-    content = memoryview(message.asbytes())
-    handler(content, 0, len(content))
+    handler(memoryview(message.asbytes()))
 
 
 def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_keys: Iterable[str]) -> None:

@@ -76,7 +76,7 @@ RULES = {
     "errors": f"{ENGINE} bridge stream address race {EDGE} {TOP}",
 }
 ALLOWED_IN = {
-    "paramiko": ("ssh/", "compat/", "testing/"),
+    "paramiko": ("secureshell/", "compat/", "testing/ssh"),
     "zmq": ("compat/",),
     "i2plib": ("sam/",),
     "subprocess": ("process.py",),

@@ -608,6 +608,15 @@ def test_idle_is_also_when_the_connection_ends(make_ssh_server, echo_server):
         assert again.wait(WAIT)
 
 
+def test_idle_is_also_when_the_connection_is_closed(ssh_server, echo_server):
+    connection = connect(settings_for(ssh_server))
+    idle = threading.Event()
+    with open_stream(connection, echo_server.address):
+        connection.when_idle(idle.set)
+        connection.close()
+        assert idle.is_set()
+
+
 def test_the_interpreters_end_is_not_held_up(ssh_server):
     """What paramiko does at exit."""
     lost = Lost()

@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, is_gone, receive_all, receive_exactly, wait_un
 from paramiko_rig import Lost, ScriptedServer, connect, settings_for
 
 from relay.address import TCPAddress, UnixAddress
-from relay.errors import ForwardError
+from relay.errors import CarrierError, ForwardError
 from relay.secureshell.paramiko import channel as one_channel
 from relay.secureshell.paramiko.forwards import Dispatcher, Incoming
 from relay.testing import check_stream
@@ -258,6 +258,15 @@ def test_a_listener_that_nobody_waits_for_any_more_is_given_back(server):
         server.send(81)
         incoming(server, 7001)
         server.expect(92)
+
+
+def test_closing_ends_the_wait_for_an_answer(server):
+    connection = server.connect()
+    listening = Thread(lambda: listen(connection))
+    server.expect(80)
+    connection.close()
+    with pytest.raises(CarrierError, match="was closed"):
+        listening.result()
 
 
 @pytest.mark.parametrize("answer", [(), (0,), (70_000,)])

@@ -246,11 +246,10 @@ class Connection:
     def _leave(self) -> None:
         """Cut what is held, wait a moment for the rest to go out, and say goodbye."""
         now = time.monotonic()
-        self._channels.leave(self._ended())
-        self._requests.fail()
         self._grace = Timer(self._loop.timers, lambda now: self._wire.end())
         self._grace.start(now + _GRACE, now)
-        self._channels.when_idle(self._say_goodbye)
+        self._channels.leave(self._ended(), self._say_goodbye)
+        self._requests.fail()
 
     def _say_goodbye(self) -> None:
         self._channels.send(struct.pack(">BI", DISCONNECT, _BY_APPLICATION) + text("closed") + text("en"))

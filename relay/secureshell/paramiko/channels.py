@@ -232,11 +232,19 @@ class Channels:
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def leave(self, error: OSError) -> None:
-        """Cut the streams that are held, and let the rest of the others go out."""
+    def leave(self, error: OSError, gone: Callable[[], object]) -> None:
+        """Cut the streams that are held, let the rest of the others go out, and call ``gone`` when it has."""
+        before, self._idle = self._idle, None
         self._end_openings(error)
         for channel in [one for one in self.live if not one.look()]:
             channel.fail(error)
+
+        def both() -> None:
+            if before is not None:
+                guarded(before)
+            gone()
+
+        self.when_idle(both)
 
     def fail(self, error: OSError) -> None:
         """End every stream, at once: the connection has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -101,3 +102,22 @@ def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(RelayError, match="TMPDIR"):
         private_directory()
+
+
+def test_what_a_killed_program_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, alive, young, foreign = (tmp_path / f"relay-ssh-{name}" for name in ("dead", "alive", "young", "foreign"))
+    for folder in (dead, alive, young, foreign):
+        folder.mkdir()
+    (foreign / "desk").write_text("a file")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(alive / "desk"))
+        listening.listen()
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(dead / "desk"))
+        (tmp_path / "relay-ssh-file").write_text("")
+        made = Path(private_directory())
+    left = {path.name for path in tmp_path.iterdir()} - {made.name}
+    assert left == {"relay-ssh-alive", "relay-ssh-young", "relay-ssh-foreign", "relay-ssh-file"}

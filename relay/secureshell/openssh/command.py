@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
 import shlex
+import shutil
+import socket
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -13,9 +18,11 @@ from ...errors import RelayError
 from ..connection import Settings
 from .channels import FUNCTIONS
 
-__all__ = ["arguments", "environment", "has_secret", "private_directory"]
+__all__ = ["DESK", "arguments", "environment", "has_secret", "private_directory"]
 
 _HELPER = str(Path(__file__).with_name("helper.py"))
+DESK = "desk"  # the name of the socket at which we answer ssh's questions, made first and for as long as we live
+_PREFIX = "relay-ssh-"
 _ROOM = 70  # bytes of a directory's path that leave room for the names in it (unix(7): 107), ssh's own suffix included
 _CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # half as fast again as what ssh prefers
 
@@ -51,9 +58,21 @@ def private_directory() -> str:
     :raises OSError: if there is no place for it.
     """
     for parent in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp"):  # noqa: S108
-        if parent and len(os.fsencode(parent)) < _ROOM - 16 and os.access(parent, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="relay-", dir=parent)
+        if parent and len(os.fsencode(parent)) < _ROOM - 20 and os.access(parent, os.W_OK | os.X_OK):
+            _sweep(parent)
+            return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     raise RelayError("no place for the sockets to ssh: a directory with a short path is wanted; set TMPDIR to one")
+
+
+def _sweep(parent: str) -> None:
+    """Remove the directories of programs that were killed: their sockets are there, and nobody listens."""
+    for desk in Path(parent).glob(f"{_PREFIX}*/{DESK}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            status = desk.lstat()
+            if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+                probe.setblocking(False)
+                if probe.connect_ex(str(desk)) == errno.ECONNREFUSED:
+                    shutil.rmtree(desk.parent, ignore_errors=True)
 
 
 def has_secret(settings: Settings) -> bool:
@@ -86,7 +105,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
     if not settings.ciphers:
         options.append(f"Ciphers=^{_CIPHERS}")
     if given:
-        helper = shlex.join([sys.executable, "-I", "-S", _HELPER, "connection", os.path.join(folder, "desk")])
+        helper = shlex.join([sys.executable, "-I", "-S", _HELPER, "connection", os.path.join(folder, DESK)])
         options += [f"ProxyCommand={helper.replace('%', '%%')}", "ProxyUseFdpass=yes"]
     return [
         "ssh",
@@ -109,7 +128,7 @@ def environment(settings: Settings, folder: str) -> dict[str, str] | None:
     if not has_secret(settings):
         return None
     path = os.path.join(folder, "ask")
-    line = shlex.join([sys.executable, "-I", "-S", _HELPER, "secret", os.path.join(folder, "desk")])
+    line = shlex.join([sys.executable, "-I", "-S", _HELPER, "secret", os.path.join(folder, DESK)])
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
         file.write(f'#!/bin/sh\nexec {line} "$1"\n')
     return {

@@ -20,7 +20,7 @@ from ...poller import IN
 from ...process import DEVNULL, Process, start
 from ...stream import Stream
 from ..connection import Settings
-from .command import arguments, environment, private_directory
+from .command import DESK, arguments, environment, private_directory
 from .desk import Desk
 from .diagnostics import decoded, said, why
 from .promptness import Promptness
@@ -103,7 +103,7 @@ class Master:
             self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at the latest when we exit
             undo.callback(self._remove)
             connection = None if self._stream is None else self._stream.socket
-            self._desk = Desk(self.loop, self.path("desk"), self.settings, connection, self._refused)
+            self._desk = Desk(self.loop, self.path(DESK), self.settings, connection, self._refused)
             undo.callback(self._desk.close)
             self._process = self._start(deadline - time.monotonic(), undo)
             self._pid = os.pidfd_open(self._process.pid)

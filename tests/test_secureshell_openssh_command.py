@@ -104,10 +104,9 @@ def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.Mo
         private_directory()
 
 
-def test_what_a_killed_program_left_is_removed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_program_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("relay.secureshell.openssh.command._ROOM", 200)
     dead, alive, young, foreign = (tmp_path / f"relay-ssh-{name}" for name in ("dead", "alive", "young", "foreign"))
     for folder in (dead, alive, young, foreign):
         folder.mkdir()

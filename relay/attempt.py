@@ -52,8 +52,13 @@ class Attempt:
         self._stop_racing()
         if self.cancel is not None:
             self.cancel.set()
-        if self._give_up is not None:
-            self._give_up()
+        give_up, self._give_up = self._give_up, None
+        if give_up is not None:
+            give_up()
+
+    def too_late(self) -> None:
+        """The time for it is over."""
+        self._connector.too_late(self.connection)
 
     def finished(self, outcome: Any, now: float) -> None:
         """A call has returned a stream or addresses, or raised."""

@@ -39,8 +39,11 @@ class Cancellation:
     def close(self) -> None:
         """The factory has returned."""
         with self._lock:
-            if self._pipe is not None:
-                os.close(self._pipe[0])
-                os.close(self._pipe[1])
-                self._pipe = None
             self._set = True
+            self.abandon()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors; the lock may be held for ever."""
+        pipe, self._pipe = self._pipe, None
+        for descriptor in pipe or ():
+            os.close(descriptor)

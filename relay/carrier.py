@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .cancellation import Cancellation
@@ -23,7 +23,7 @@ from .loop import Timer
 from .pump import Pump
 from .race import Cancel
 
-__all__ = ["Carrier", "Connector", "LetGo", "Link", "Lost", "State", "hold"]
+__all__ = ["Carrier", "Connector", "LetGo", "Link", "Lost", "State", "Watcher", "hold"]
 
 logger = logging.getLogger("relay")
 
@@ -32,7 +32,7 @@ _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _ATTEMPT = 30.0  # seconds for one attempt to connect
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
-_PROMPT = 2.0  # seconds to wait for a thread that was told to end
+_PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on alone after that
 _TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
 
@@ -105,6 +105,7 @@ class Carrier(Generic[AnyLink]):
         self._since = 0.0  # when the state last changed
         self._was_up = False
         self._ended = threading.Event()
+        self._abandoned = False
         self._cancel = Cancellation()
         self._thread: threading.Thread | None = None
         self._pump = Pump.hold(self)
@@ -117,22 +118,22 @@ class Carrier(Generic[AnyLink]):
         deadline: float | None,
         *,
         patient: bool = True,
-        instead_of: AnyLink | None = None,
+        instead_of: tuple[AnyLink, CarrierError] | None = None,
     ) -> Callable[[], object]:
         """Have ``done`` called with the link, as soon as it is up, or with the error. Never blocks.
 
         :param done: called once, in any thread, perhaps before this returns.
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :param patient: whether to wait for another attempt when one has failed.
-        :param instead_of: a link that is no longer wanted: it was seen to be lost.
+        :param instead_of: a link that is no longer wanted: it was seen to be lost, and this is why.
         :returns: gives up: ``done`` is not called any more.
         """
         link = self.link
-        if link is not None and link is not instead_of:
+        if link is not None and (instead_of is None or link is not instead_of[0]):
             done(link)
             return _nothing
         waiter = _Waiter(self, done, deadline, patient)
-        if not self._pump.loop.call(functools.partial(self._add, waiter, instead_of)):
+        if not self._call(functools.partial(self._add, waiter, instead_of)):
             waiter.tell(self._closed_error())
         return waiter.give_up
 
@@ -147,24 +148,34 @@ class Carrier(Generic[AnyLink]):
 
     def retry(self) -> None:
         """Connect again if it has failed for good, but not sooner than five minutes after that. Never blocks."""
-        self._pump.loop.call(self._retry)
+        self._call(self._retry)
 
-    def close(self) -> None:
-        """End it, at once. Idempotent, from any thread; waits only where that can do no harm."""
-        self._pump.loop.call(self._end)
-        if threading.current_thread() is not self._pump.thread:
+    def close(self, *, wait: bool = True) -> None:
+        """End it, at once. Idempotent, from any thread.
+
+        :param wait: whether to wait until nothing is left, for less than a second; the pump's thread never does.
+        """
+        self._call(self._end)
+        if wait and threading.current_thread() is not self._pump.thread:
             self._ended.wait(_PROMPT)
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors and nothing else."""
         self.state = State.CLOSED
+        self._abandoned = True
+        self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
+        self._cancel.abandon()
         link, self.link = self.link, None
         if link is not None:
             link.abandon()
 
     def __repr__(self) -> str:
         return f"<relay.Carrier {self.name}, {self.state.value}>"
+
+    def _call(self, function: Callable[[], object]) -> bool:
+        """Have it called in the pump's thread; not in a forked child, where the pump's lock may be held for ever."""
+        return not self._abandoned and self._pump.loop.call(function)
 
     # -- in the pump's thread -------------------------------------------------------------------------------------
 
@@ -178,9 +189,9 @@ class Carrier(Generic[AnyLink]):
             except Exception:
                 logger.exception("%s: a watcher of the state failed", self.name)
 
-    def _add(self, waiter: _Waiter[AnyLink], instead_of: AnyLink | None) -> None:
-        if instead_of is not None and self.link is instead_of:
-            self._lost(instead_of, CarrierError(f"{self.name}: the connection was lost"))
+    def _add(self, waiter: _Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
+        if instead_of is not None:
+            self._lost(*instead_of)
         self._retry()
         if self.link is not None:
             waiter.tell(self.link)
@@ -213,7 +224,7 @@ class Carrier(Generic[AnyLink]):
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._connected(None, OSError(errno.EAGAIN, str(error)))
+            self._not_connected(OSError(errno.EAGAIN, str(error)))
 
     def _connect(self) -> None:
         """In a thread of its own."""
@@ -226,30 +237,31 @@ class Carrier(Generic[AnyLink]):
                 self._pump.loop.call(functools.partial(self._lost, made[0], error))
 
         try:
-            link = self._connector.connect(time.monotonic() + _ATTEMPT, self._cancel, told)
+            made.append(self._connector.connect(time.monotonic() + _ATTEMPT, self._cancel, told))
         except Exception as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
-            outcome: tuple[AnyLink | None, Exception | None] = None, error
+            self._pump.loop.call(functools.partial(self._not_connected, error))
         else:
-            made.append(link)
-            outcome = link, (lost[0] if lost else None)
-        self._pump.loop.call(functools.partial(self._connected, *outcome))
+            self._pump.loop.call(functools.partial(self._connected, made[0], lost))
 
-    def _connected(self, link: AnyLink | None, error: Exception | None) -> None:
+    def _not_connected(self, error: Exception) -> None:
         if self.state is State.CLOSED:
-            self._finish(link)
-        elif link is None:
-            assert error is not None
-            self._failed(error)
+            self._finish(None)
         else:
-            self.link = link
-            self._change(State.UP)
-            logger.log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected", self.name)
-            self._was_up = True
-            self._tell(link)
-            if error is not None:
-                self._lost(link, error)
-            elif self._interval is not None:
-                self._timer.start(self._since + self._interval, self._since)
+            self._failed(error)
+
+    def _connected(self, link: AnyLink, lost: Sequence[CarrierError]) -> None:
+        if self.state is State.CLOSED:
+            return self._finish(link)
+        self.link = link
+        self._change(State.UP)
+        logger.log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected", self.name)
+        self._was_up = True
+        if self._interval is not None:
+            self._timer.start(self._since + self._interval, self._since)
+        self._tell(link)
+        if lost:  # it was told when the link was not known here
+            self._lost(link, lost[0])
+        return None
 
     def _failed(self, error: Exception) -> None:
         if _is_final(error):
@@ -269,8 +281,8 @@ class Carrier(Generic[AnyLink]):
         steady = time.monotonic() - self._since > _STEADY
         if steady:
             self._failures = 0
-        threading.Thread(target=link.close, name=f"relay {self.name} closing", daemon=True).start()
         self._back_off(error)
+        self._elsewhere(functools.partial(self._close_link, link))
 
     def _back_off(self, error: Exception) -> None:
         most = _WANTED if self._waiters else _BACKOFF[1]
@@ -284,8 +296,8 @@ class Carrier(Generic[AnyLink]):
         if self.state is State.BACKING_OFF:
             self._attempt()
         elif self.link is not None and self._interval is not None:
-            self.link.check()
             self._timer.start(now + self._interval, now)
+            self.link.check()
 
     def _retry(self) -> None:
         if self.state is State.FAILED and time.monotonic() - self._since > _FINAL:
@@ -304,19 +316,33 @@ class Carrier(Generic[AnyLink]):
             self._finish(link)
 
     def _finish(self, link: AnyLink | None) -> None:
-        threading.Thread(target=self._close, args=(link,), name=f"relay {self.name} closing", daemon=True).start()
+        self._elsewhere(functools.partial(self._close, link))
+
+    def _elsewhere(self, function: Callable[[], object]) -> None:
+        """Call what may block on a thread of its own; here if there is none to be had."""
+        try:
+            threading.Thread(target=function, name=f"relay {self.name} closing", daemon=True).start()
+        except RuntimeError:
+            function()
+
+    # -- in a thread that may block -------------------------------------------------------------------------------
 
     def _close(self, link: AnyLink | None) -> None:
-        """In a thread of its own."""
-        try:
-            if link is not None:
-                link.close()
-            self._connector.close()
-        except Exception:
-            logger.exception("%s: closing it failed", self.name)
+        if link is not None:
+            self._close_link(link)
+        self._guarded(self._connector.close)
         self._cancel.close()
         self._pump.let_go(self)
         self._ended.set()
+
+    def _close_link(self, link: AnyLink) -> None:
+        self._guarded(link.close)
+
+    def _guarded(self, close: Callable[[], object]) -> None:
+        try:
+            close()
+        except Exception:
+            logger.exception("%s: closing it failed", self.name)
 
     def _closed_error(self) -> CarrierError:
         return CarrierError(f"{self.name}: the connection was closed")
@@ -347,22 +373,28 @@ class _Waiter(Generic[AnyLink]):
             self._timer.start(self._deadline, time.monotonic())
 
     def tell(self, outcome: AnyLink | Exception) -> None:
-        if self._timer is not None:
-            self._timer.stop()
+        self._stop()
         with self._lock:
             done, self._done = self._done, None
         if done is not None:
-            done(outcome)
+            try:
+                done(outcome)
+            except Exception:  # others wait, too
+                logger.exception("%s: somebody who waited for it failed", self._carrier.name)
 
     def give_up(self) -> None:
         with self._lock:
             self._done = None
-        self._carrier._pump.loop.call(self._forget)
+        self._carrier._call(self._forget)
 
     def _forget(self) -> None:
-        if self._timer is not None:
-            self._timer.stop()
+        self._stop()
         self._carrier._drop(self)
+
+    def _stop(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
 
     def _expired(self, now: float) -> None:
         carrier = self._carrier
@@ -379,7 +411,7 @@ class _Shared:
 
     def forget(self) -> None:
         """Begin anew; in a forked child, where the pump tells each carrier."""
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # no callback is called while it is held
         self.carriers: dict[Hashable, Carrier[Any]] = {}
 
 
@@ -396,7 +428,7 @@ def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[A
     :param make: makes it.
     :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
         last holder has let go, the carrier is closed as soon as no stream rides on it; the caller waits so many
-        seconds for that.
+        seconds for that, and for the close itself unless they are zero.
     :raises OSError: what ``make`` raises.
     """
     with _shared.lock:
@@ -420,30 +452,26 @@ def _let_go(key: Hashable, carrier: Carrier[Any], patience: float) -> None:
         if carrier.holders:
             return
     link = carrier.link
-    if link is None:
-        return _end(key, carrier)
-    idle = threading.Event()
-    late = threading.Event()
+    if link is not None:
+        idle = threading.Event()
 
-    def ended() -> None:
-        idle.set()
-        if late.is_set():
-            threading.Thread(target=_end, args=(key, carrier), name=f"relay {carrier.name} end", daemon=True).start()
+        def ended() -> None:
+            _end(key, carrier)
+            idle.set()
 
-    link.when_idle(ended)
-    if not idle.wait(patience):
-        late.set()
-    if idle.is_set():
-        _end(key, carrier)
+        link.when_idle(ended)
+        if not idle.wait(patience):
+            return
+    _end(key, carrier, wait=patience > 0)
 
 
-def _end(key: Hashable, carrier: Carrier[Any]) -> None:
+def _end(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
     with _shared.lock:
         if carrier.holders:
             return
         if _shared.carriers.get(key) is carrier:
             del _shared.carriers[key]
-    carrier.close()
+    carrier.close(wait=wait)
 
 
 if hasattr(os, "register_at_fork"):
@@ -451,7 +479,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_final(error: Exception) -> bool:
-    if isinstance(error, (ConnectError, CarrierError, TimeoutError)):
+    if isinstance(error, (ConnectError, CarrierError, TimeoutError, ConnectionError)):
         return False
     return not (isinstance(error, OSError) and error.errno in _TRANSIENT)
 

@@ -303,6 +303,8 @@ class Connection:
             self.due = due
             self.tunnel.loop.timers.set(self, due, now)
         else:
+            if reason == "connect_timeout" and self.attempt is not None:
+                self.attempt.too_late()
             self.close(reason, now)
 
     def crashed(self, now: float) -> None:

@@ -141,6 +141,13 @@ class Connector:
             logger.warning("%s: %s (client %s)", name, error, peer)
         connection.close(reason, now)
 
+    def too_late(self, connection: Connection) -> None:
+        """There was no stream in time: say why, if the factory knows."""
+        problem = self._dialed.problem if self._dialed is not None else None
+        if problem is not None:
+            name, peer = self._tunnel.name, place(connection.peer)
+            logger.warning("%s: %s: not connected in time: %s (client %s)", name, self.target, problem, peer)
+
     # -- calls that may block -------------------------------------------------------------------------------------
 
     def _bound(self, attempt: Attempt) -> Callable[[], Any]:

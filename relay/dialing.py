@@ -16,9 +16,10 @@ from .errors import ConnectError
 from .race import Cancel
 from .stream import Stream
 
-__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded"]
+__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded", "copied"]
 
 Value = TypeVar("Value")
+Error = TypeVar("Error", bound=Exception)
 Done = Callable[[Stream | OSError], object]
 GiveUp = Callable[[], object]
 Upgrade = Callable[[Stream, float | None, Done], GiveUp]
@@ -72,6 +73,11 @@ class Dialed:
             return self._wait(deadline, None, patient=False).socket
         finally:
             self.release()
+
+    @property
+    def problem(self) -> str | None:
+        """Why streams cannot be made for now, as far as that is known."""
+        return None
 
     def release(self) -> None:
         """Hold nothing any longer than a stream needs it. Does not wait."""
@@ -127,7 +133,7 @@ class Answer(Generic[Value]):
                 outcome, self._unwanted = self._outcome, True
                 self._there.close()
         if isinstance(outcome, Exception):
-            raise copy.copy(outcome)  # it may be told to others, too
+            raise copied(outcome)
         return outcome
 
     def _wait(self, deadline: float | None, cancel: Cancel | None) -> None:
@@ -136,6 +142,16 @@ class Answer(Generic[Value]):
         if cancel is not None:
             poller.register(cancel.fileno(), select.POLLIN)
         poller.poll(None if deadline is None else max(0.0, deadline + _LATE - time.monotonic()) * 1000)
+
+
+def copied(error: Error) -> Error:
+    """An error that several were told, for one of them to raise or to change."""
+    try:
+        made = copy.copy(error)
+    except Exception:  # noqa: BLE001  (an exception that does not know how to be made anew)
+        return error
+    made.__cause__ = error.__cause__
+    return made
 
 
 class Upgraded(Dialed):
@@ -158,8 +174,8 @@ class Upgraded(Dialed):
         def upgrade(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
                 steps.finish(outcome)
-            else:
-                steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish)
+            elif not steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish):
+                outcome.close()
 
         steps.begin(functools.partial(self._inner.dial, deadline, patient=patient), upgrade)
         return steps.give_up
@@ -169,6 +185,11 @@ class Upgraded(Dialed):
         ready = getattr(self._inner, "ready", None)
         if ready is not None:
             ready(timeout)
+
+    @property
+    def problem(self) -> str | None:
+        """Why streams cannot be made for now; see the inner factory."""
+        return self._inner.problem
 
     def release(self) -> None:
         """Have the inner factory hold nothing any longer than a stream needs it."""
@@ -192,21 +213,22 @@ class Steps:
     __slots__ = ("_done", "_given_up", "_lock", "_number", "_undo")
 
     def __init__(self, done: Done) -> None:
-        self._done = done
+        self._done: Done | None = done
         self._lock = threading.Lock()
         self._given_up = False
         self._number = 0
         self._undo: GiveUp | None = None
 
-    def begin(self, begin: Callable[[Callable[[Any], object]], GiveUp], then: Callable[[Any], object]) -> None:
+    def begin(self, begin: Callable[[Callable[[Any], object]], GiveUp], then: Callable[[Any], object]) -> bool:
         """Begin the next step.
 
         :param begin: takes whom to tell the step's outcome, perhaps at once; returns what gives the step up.
         :param then: called with the outcome, unless all was given up: begins the next step, or finishes.
+        :returns: whether it was begun: ``False`` if all was given up, and if ``begin`` raised, which is the outcome.
         """
         with self._lock:
             if self._given_up:
-                return
+                return False
             self._number += 1
             number = self._number
             self._undo = None
@@ -220,9 +242,11 @@ class Steps:
         try:
             undo = begin(told)
         except OSError as error:
-            return self.finish(error)
+            self.finish(error)
+            return False
         if not self._keep(number, undo):
             undo()
+        return True
 
     def _keep(self, number: int, undo: GiveUp) -> bool:
         """Keep what gives a step up, if that is still under way.
@@ -238,11 +262,11 @@ class Steps:
     def finish(self, outcome: Stream | OSError) -> None:
         """There is an outcome, and no further step."""
         with self._lock:
-            given_up = self._given_up
+            done, self._done = self._done, None
             self._number += 1
             self._undo = None
-        if not given_up:
-            self._done(outcome)
+        if done is not None:
+            done(outcome)
         elif isinstance(outcome, Stream):
             outcome.close()
 
@@ -250,6 +274,7 @@ class Steps:
         """End it; nobody is told any more. Idempotent, and without effect once it is finished."""
         with self._lock:
             self._given_up = True
+            self._done = None
             undo, self._undo = self._undo, None
         if undo is not None:
             undo()

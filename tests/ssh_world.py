@@ -28,11 +28,14 @@ class Connection:
         self.forwards = {}  # place → whom to tell of a stream
         self.refusals = world.refusals
         self.stopped = []
+        self.stop = lambda: None  # what takes time when it stops to listen
 
     def listen(self, place, accepted, deadline):
         self.world.asked.append(place)
         if self.refusals:
             raise self.refusals.pop(0)
+        if place in self.forwards:
+            raise relay.ForwardError(f"{self.settings.name}: {place} is taken")
         if isinstance(place, TCPAddress) and not place.port:
             place = TCPAddress(place.host, 40001)
         self.forwards[place] = accepted
@@ -40,6 +43,7 @@ class Connection:
 
     def stop_listening(self, place):
         self.stopped.append(place)
+        self.stop()
         self.forwards.pop(place, None)
 
     def lose(self):

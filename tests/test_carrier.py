@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import select
+import signal
 import threading
 import time
 
@@ -219,7 +221,92 @@ def test_waiters_shorten_the_back_off(carried, monkeypatch):
 def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
     carrier, connector = carried()
     link = outcome_of(carrier)
-    assert outcome_of(carrier, instead_of=link) is connector.links[1]
+    why = CarrierError("c: the line went dead")
+    seen = []
+    carrier.subscribe(lambda state, error: seen.append((state, error)))
+    assert outcome_of(carrier, instead_of=(link, why)) is connector.links[1]
+    assert seen[0] == (State.BACKING_OFF, why)
+
+
+def test_a_bug_of_one_who_waits_harms_nobody_else(carried, caplog):
+    go = threading.Event()
+    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None, interval=0.01)
+
+    def fail(outcome):
+        raise RuntimeError("a bug")
+
+    told = queue.SimpleQueue()
+    carrier.wait(fail, None)
+    carrier.wait(told.put, None)
+    go.set()
+    assert told.get(timeout=WAIT).checked.wait(WAIT)
+    assert "c: somebody who waited for it failed" in caplog.text
+
+
+def test_a_link_that_is_lost_while_it_is_handed_over_is_made_again(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
+    call = carrier._pump.loop.call
+
+    def hand_over(function):
+        if getattr(function, "func", None) == carrier._connected and len(connector.links) == 1:
+            connector.links[0].lose()
+        return call(function)
+
+    carrier._pump.loop.call = hand_over
+    try:
+        go.set()
+        wait_until(lambda: carrier.link is not None and carrier.link is connector.links[-1] and connector.links[1:])
+    finally:
+        del carrier._pump.loop.call
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Has the system refuse new threads, with some names only."""
+    refused = []
+
+    def refuse(*words):
+        start = threading.Thread.start
+
+        def refusing(thread):
+            if any(word in thread.name for word in words):
+                refused.append(thread.name)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refusing)
+        return refused
+
+    return refuse
+
+
+def test_a_lost_link_is_made_again_also_without_a_thread_to_close_it(carried, no_threads):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    refused = no_threads("closing")
+    link.lose()
+    wait_until(lambda: len(connector.links) == 2 and carrier.state is State.UP)
+    assert link.closed.is_set()
+    carrier.close()
+    assert connector.closed.is_set() and connector.links[1].closed.is_set()
+    assert refused == ["relay c closing"] * 2
+
+
+def test_no_thread_to_connect_is_no_final_failure(carried, no_threads, monkeypatch):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    refused = no_threads("connecting")
+    link.lose()
+    wait_until(lambda: len(refused) > 2)
+    monkeypatch.undo()
+    assert outcome_of(carrier) is connector.links[1]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError(), OSError(24, "too many files")])
+def test_what_time_may_mend_is_tried_again(carried, error):
+    carrier, connector = carried(error)
+    assert outcome_of(carrier) is connector.links[0]
 
 
 def test_a_link_is_checked(carried):
@@ -228,6 +315,43 @@ def test_a_link_is_checked(carried):
     assert link.checked.wait(WAIT)
     link.checked.clear()
     assert link.checked.wait(WAIT), "again and again"
+
+
+def test_a_check_that_fails_is_not_the_last_one(carried, caplog):
+    carrier, _ = carried(interval=0.01)
+    link, checks = outcome_of(carrier), []
+
+    def check():
+        checks.append(1)
+        raise RuntimeError("a bug")
+
+    link.check = check
+    wait_until(lambda: len(checks) > 2)
+
+
+def test_close_does_not_wait_for_an_attempt_that_does_not_listen(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
+    wait_until(lambda: connector.attempts)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < 0.9
+    assert carrier.state is State.CLOSED
+    go.set()
+    assert connector.closed.wait(WAIT) and connector.links[0].closed.is_set(), "what comes of it is let go"
+
+
+def test_a_connector_that_fails_to_close_is_logged(carried, caplog):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+
+    def fail():
+        raise RuntimeError("a bug")
+
+    link.close = fail
+    carrier.close()
+    assert connector.closed.is_set()
+    assert "c: closing it failed" in caplog.text
 
 
 @pytest.mark.parametrize("state", [State.CONNECTING, State.UP, State.BACKING_OFF, State.FAILED])
@@ -304,6 +428,67 @@ def test_it_is_taken_up_again_while_a_stream_rides_on_it():
     assert again is carrier and carrier.state is State.UP
     let_go_again(0.01)
     assert carrier.state is State.CLOSED
+
+
+def test_letting_go_without_patience_waits_for_nothing():
+    connector, go = Connector(), threading.Event()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.close = lambda: go.wait(WAIT)
+    Thread(let_go, 0.0).result(WAIT / 2)
+    assert not connector.closed.is_set()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    go.set()
+    assert connector.closed.wait(WAIT)
+
+
+def test_the_last_stream_ends_it_also_without_a_thread(no_threads):
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go(0.01)
+    no_threads("")
+    link.end_streams()
+    assert connector.closed.wait(WAIT) and carrier.state is State.CLOSED
+
+
+def test_a_forked_child_needs_no_lock_of_ours(carried):
+    carrier, _ = carried(held_back)
+    wait_until(lambda: carrier._cancel._pipe)
+    descriptors = carrier._cancel._pipe
+    with carrier._pump.loop._lock, carrier._cancel._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(int(WAIT))
+                told = []
+                carrier.wait(told.append, None)()
+                carrier.retry()
+                carrier.close()
+                open_still = [one for one in descriptors if os.path.exists(f"/dev/fd/{one}")]
+                os._exit(0 if isinstance(told[0], CarrierError) and not open_still else 1)
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nothing_is_left_of_those_who_waited(carried):
+    go = threading.Event()
+    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None)
+    told = queue.SimpleQueue()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            carrier.wait(told.put, time.monotonic() + WAIT)
+            carrier.wait(told.put, time.monotonic() + WAIT)()
+        go.set()
+        for _ in range(50):
+            told.get(timeout=WAIT)
+        wait_until(lambda: sum(isinstance(one, module._Waiter) for one in gc.get_objects()) < 3)
+    finally:
+        gc.enable()
 
 
 def test_a_forked_child_abandons_it(carried):

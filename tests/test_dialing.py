@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
 
 import relay
+from relay.attempt import Attempt
 from relay.cancellation import Cancellation
 from relay.dialing import Answer, Dialed, Steps, Upgraded
 
@@ -134,6 +136,57 @@ def test_a_call_raises_what_it_is_told(dialer):
         assert caught.value is not REFUSED, "others may be told the same"
 
 
+class Odd(relay.RelayError):
+    """An error that cannot be copied."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def test_an_error_keeps_its_cause_and_may_be_odd(dialer):
+    refused = relay.ConnectError("refused")
+    refused.__cause__ = cause = ValueError("why")
+    with pytest.raises(relay.ConnectError) as caught:
+        dialer(refused)()
+    assert caught.value.__cause__ is cause
+    with pytest.raises(Odd, match="this: that"):
+        dialer(Odd("this", "that"))()
+
+
+def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
+    class Troubled(Dialer):
+        problem = "ssh://b: connection refused"
+
+    factory = Upgraded(Troubled(None), None, "better")
+    with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05, name="t") as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["connect_timeout"]
+    assert "t: better: not connected in time: ssh://b: connection refused (client 127.0.0.1:" in caplog.text
+    assert dialer().problem is None
+
+
+def test_nothing_is_left_of_attempts_that_were_given_up(dialer):
+    factory = dialer(*[None] * 20)
+    with relay.Tunnel(relay.listen(":0"), upgraded(factory, None)) as tunnel:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                relay.stream.reset(socket.create_connection(tunnel.address, timeout=WAIT))
+            ended(tunnel, 20)
+            wait_until(lambda: sum(isinstance(one, Attempt) for one in gc.get_objects()) < 3)
+        finally:
+            gc.enable()
+
+
+def test_steps_tell_once():
+    told = []
+    steps = Steps(told.append)
+    steps.finish(REFUSED)
+    steps.finish(REFUSED)
+    assert told == [REFUSED]
+
+
 def test_a_call_can_be_cancelled(dialer):
     factory, cancel = dialer(None), Cancellation()
     call = Thread(lambda: factory(cancel=cancel))
@@ -188,6 +241,22 @@ def test_a_refused_stream_is_not_upgraded(dialer):
     with pytest.raises(relay.ConnectError, match="refused"):
         factory()
     assert factory.target == "better"
+
+
+def test_a_stream_that_is_not_upgraded_is_closed(dialer):
+    def upgrade(stream, deadline, done):
+        raise OSError("no room")
+
+    inner = dialer()
+    with pytest.raises(OSError, match="no room"):
+        upgraded(inner, upgrade)()
+    assert inner.far[0].recv(1) == b""
+
+
+def test_steps_that_were_given_up_begin_nothing():
+    steps = Steps(lambda outcome: pytest.fail("it was given up"))
+    steps.give_up()
+    assert not steps.begin(lambda told: pytest.fail("it was given up"), None)
 
 
 def test_an_upgrade_can_be_given_up(dialer):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 import time
 
 import pytest
+import ssh_world
 from helpers import WAIT, Thread, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
 from relay.address import SSHServer, TCPAddress, UnixAddress
+from relay.carrier import State
 from relay.listeners import ssh as module
 from relay.listeners.ssh import listen_ssh
 
@@ -115,6 +118,75 @@ def test_a_port_that_our_dead_session_holds_is_asked_for_until_it_is_free(world,
         listener.accept()[0].close()
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many files"), relay.CarrierError("ssh://bastion: odd")])
+def test_what_keeps_us_from_asking_is_no_end(world, listen, error):
+    listener = listen()
+    world.refusals[:] = [error] * 2
+    world.connections[0].lose()
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    with come(world):
+        listener.accept()[0].close()
+
+
+def test_one_connection_is_asked_once(world, listen):
+    listener = listen()
+    world.connections[0].lose()
+    wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
+    wait_until(lambda: listener._link is world.connections[1])
+    before = threading.active_count()
+    listener._on_state(State.UP, None)
+    assert threading.active_count() == before
+    assert len(world.asked) == 2 and listener._link is world.connections[1]
+
+
+def test_a_grant_of_a_connection_that_was_lost_does_not_count(world, listen):
+    listener, late, go = listen(), threading.Event(), threading.Event()
+
+    class Slow(type(world.connections[0])):
+        def listen(self, place, accepted, deadline):
+            if self is world.connections[1]:
+                late.set()
+                assert go.wait(WAIT)
+            return super().listen(place, accepted, deadline)
+
+    ssh_world.Connection, before = Slow, ssh_world.Connection
+    try:
+        world.connections[0].lose()
+        assert late.wait(WAIT)
+        world.connections[1].lose()
+        wait_until(lambda: len(world.connections) == 3 and listener._link is world.connections[2])
+        go.set()
+        wait_until(lambda: world.connections[1].forwards)
+        wait_until(lambda: not any(thread.name.endswith("forward") for thread in threading.enumerate()))
+        assert listener._link is world.connections[2]
+    finally:
+        ssh_world.Connection = before
+
+
+def test_connections_that_are_lost_again_and_again_are_not_tried_for_ever(world, listen):
+    class Lossy(list):
+        def pop(self, index):
+            world.connections[-1].lose()
+            return self[0]
+
+    world.refusals = Lossy([relay.CarrierError("ssh://bastion: gone")])
+    with pytest.raises(relay.CarrierError, match="gone"):
+        listen()
+    assert len(world.asked) == 4
+
+
+def test_the_error_says_which_hop_it_belongs_to(world, monkeypatch):
+    hops, server = (SSHServer("first"),), SSHServer("second")
+    world.errors = [relay.HostKeyError("ssh://first: the key has changed")]
+    with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://first\): the key has changed"):
+        listen_ssh(server, ANY, hops)
+    with listen_ssh(server, ANY, hops) as listener:
+        world.errors = [relay.AuthenticationError("ssh://second: none accepted")]
+        world.connections[-1].lose()
+        with pytest.raises(relay.AuthenticationError, match=r"^hop 2 of 2 \(ssh://second\): none accepted"):
+            listener.accept()
+
+
 def test_two_listeners_share_a_connection(world, listen):
     one, other = listen(TCPAddress("127.0.0.1", 1001)), listen(TCPAddress("127.0.0.1", 1002))
     assert len(world.connections) == 1
@@ -125,6 +197,35 @@ def test_two_listeners_share_a_connection(world, listen):
     other.close()
     assert world.connections[0].closed
     assert len(world.connections[0].stopped) == 1, "the end of the connection ends the last forward"
+
+
+def test_two_listeners_do_not_take_a_place_from_each_other(world, listen):
+    one = listen(TCPAddress("127.0.0.1", 1001))
+    with pytest.raises(relay.ForwardError, match="ssh://bastion: 127.0.0.1:1001 is listened at already"):
+        listen(TCPAddress("127.0.0.1", 1001))
+    any_port = listen()
+    with pytest.raises(relay.ForwardError, match="40001 is listened at already"):
+        listen(GRANTED)
+    assert world.connections[0].stopped == []
+    with come(world, TCPAddress("127.0.0.1", 1001)):
+        one.accept()[0].close()
+    one.close()
+    any_port_again = listen(TCPAddress("127.0.0.1", 1001))
+    any_port.close()
+    listen(GRANTED)
+    any_port_again.close()
+
+
+def test_close_does_not_wait_for_a_server_that_does_not_answer(world, listen):
+    one, other, go = listen(TCPAddress("127.0.0.1", 1001)), listen(), threading.Event()
+    world.connections[0].stop = lambda: go.wait(WAIT)
+    begun = time.monotonic()
+    one.close()
+    assert time.monotonic() - begun < 0.9
+    go.set()
+    world.connections[0].stop = lambda: None
+    wait_until(lambda: TCPAddress("127.0.0.1", 1001) not in world.connections[0].forwards)
+    assert other.state == "up"
 
 
 def test_close_wakes_accept(world, listen):

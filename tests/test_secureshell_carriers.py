@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
-from helpers import WAIT, Thread, receive_exactly, wait_until
+from helpers import WAIT, Thread, ended, fate_of_client, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
+from relay import carrier as module
 from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
+from relay.process import PIPE, start
 from relay.secureshell import carriers
 from relay.secureshell.carriers import SSHFactory, backend_for, in_hop
 from relay.secureshell.connection import Settings
@@ -91,6 +97,60 @@ def test_a_factory_that_is_forgotten_lets_it_go(world):
     wait_until(lambda: world.connections[0].closed)
 
 
+def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeypatch):
+    entered, ended = threading.Event(), threading.Event()
+
+    def never(settings, stream, deadline, cancel, lost):
+        entered.set()
+        with stream:
+            select.select([cancel], [], [], WAIT)
+        ended.set()
+        raise relay.ConnectError("given up")
+
+    monkeypatch.setattr(carriers, "import_module", lambda *_: SimpleNamespace(connect=never))
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make.dial(None, lambda outcome: None)
+    assert entered.wait(WAIT)
+    del make
+    assert ended.wait(WAIT / 2)
+
+
+def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
+    make = factory("bastion")
+    make().close()
+    with carriers._holders.lock, module._shared.lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(int(WAIT))
+                make().close()
+                made = len(world.connections)
+                make.close()
+                os._exit(0 if made == 2 else 1)
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    make().close()
+    assert len(world.connections) == 1
+
+
+def test_a_program_ends_at_once_with_connections_that_live(spawner_thread):
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pytest, ssh_world
+from test_secureshell_carriers import SSHFactory, SSHServer, TARGET
+world = ssh_world.World(pytest.MonkeyPatch())
+factory = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+stream = factory()
+print(factory.state)
+"""
+    argv = [sys.executable, "-c", code, os.path.dirname(__file__)]
+    begun = start(argv, stdout=PIPE)
+    assert begun.communicate(timeout=WAIT)[0] == b"up\n"
+    assert begun.returncode == 0
+
+
 def test_ready_raises_what_is_wrong_at_once(world, factory):
     world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")]
     make = factory("bastion")
@@ -113,8 +173,9 @@ def test_credentials_that_are_refused_are_raised(world, factory):
 
 def test_what_is_no_oserror_becomes_one(world, factory):
     world.errors = [RuntimeError("odd")]
-    with pytest.raises(relay.RelayError, match="RuntimeError: odd"):
+    with pytest.raises(relay.RelayError, match="RuntimeError: odd") as caught:
         factory("bastion")()
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_a_call_with_a_deadline_waits_for_a_lost_connection(world, factory):
@@ -154,8 +215,6 @@ def test_a_call_can_be_cancelled(world, factory, monkeypatch):
     class Cancelled:
         @staticmethod
         def wait(cancel):
-            import select
-
             assert select.select([cancel], [], [], WAIT)[0]
 
     monkeypatch.setattr(carriers, "import_module", lambda *_: SimpleNamespace(connect=never))
@@ -189,6 +248,18 @@ def test_the_hop_in_front_comes_back_first(world, factory):
     second.lose()
     with make(deadline=time.monotonic() + WAIT):
         assert [one.settings.hostname for one in world.connections[2:]] == ["first.example", "second.example"]
+
+
+def test_a_hop_that_cannot_be_reached_is_told_after_one_attempt(world, factory):
+    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused")] * 50
+    make = factory("first", "second")
+    begun = time.monotonic()
+    with pytest.raises(relay.ConnectError, match=r"^hop 1 of 2 \(ssh://first\): refused") as caught:
+        make.ready(20)
+    assert time.monotonic() - begun < WAIT
+    assert caught.value.reason == "refused"
+    world.errors.clear()
+    make(deadline=time.monotonic() + WAIT).close()
 
 
 def test_the_configurations_jumps_are_hops(world, factory):
@@ -271,6 +342,56 @@ def test_watchers_hear_of_every_change(world, factory):
     make.ready()
     world.connections[0].lose()
     wait_until(lambda: heard[-3:] == ["backing off", "connecting", "up"])
+
+
+def test_watchers_are_the_factorys(world, factory):
+    make, other, heard = factory("bastion"), factory("bastion"), []
+    make.subscribe(lambda state, error: heard.append(state.value))
+    make.ready()
+    make.close()
+    assert heard == ["up", "closed"] or heard == ["connecting", "up", "closed"]
+    heard.clear()
+    make.ready()
+    assert heard[-1] == "up", "it is used again"
+    other.ready()
+    make.close()
+    heard.clear()
+    world.connections[-1].lose()
+    other(deadline=time.monotonic() + WAIT).close()
+    assert not heard, "it is closed, and the connection is another one's"
+
+
+def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
+    other, heard = factory("bastion"), []
+    other.ready()
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make.subscribe(lambda state, error: heard.append(state.value))
+    watchers = make._holder.held._watchers
+    assert len(watchers) == 1
+    del make
+    wait_until(lambda: not watchers)
+
+
+def test_it_knows_why_there_is_no_connection(world, factory):
+    make = factory("first", "second")
+    assert make.problem is None
+    make.ready()
+    assert make.problem is None
+    world.errors = [relay.ConnectError("ssh://second: refused", reason="refused")] * 50
+    world.connections[1].lose()
+    wait_until(lambda: make.problem == "hop 2 of 2 (ssh://second): refused")
+
+
+def test_the_log_says_why_a_lost_connection_is_still_away(world, factory, caplog):
+    make = factory("bastion")
+    make.ready()
+    world.connections[0].errors = [relay.CarrierError("ssh://bastion: no answer for 45 s")]
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 50
+    with relay.Tunnel(relay.listen(":0"), make, connect_timeout=0.6) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["connect_timeout"]
+    assert "ssh://bastion: no answer for 45 s; trying again" in caplog.text, "and not just that it was lost"
+    assert "not connected in time: " in caplog.text
 
 
 def test_it_says_what_it_is(factory):

@@ -318,6 +318,16 @@ def test_new_keys_in_mid_transfer_lose_nothing(sshd, echo_server, names, monkeyp
         assert len(exchanges) >= 3
 
 
+def test_new_keys_are_due_for_what_comes_in_alone(sshd, serve, monkeypatch):
+    monkeypatch.setattr(packets.Packetizer, "REKEY_BYTES", 1 << 20)
+    server = serve(lambda end: end.sendall(BLOCK * 4))
+    with contextlib.closing(connect(settings_for(sshd))) as connection:
+        exchanges = count_exchanges(connection)
+        with open_stream(connection, server.address) as stream:
+            assert receive_all(stream.socket) == BLOCK * 4
+        assert exchanges
+
+
 def test_new_keys_that_the_server_asks_for_lose_nothing(make_sshd, echo_server):
     rig = make_sshd("RekeyLimit 1M")
     with contextlib.closing(connect(settings_for(rig))) as connection:
@@ -441,7 +451,8 @@ def test_a_frozen_server_is_noticed_by_the_check_alone(make_sshd):
         connection._wire.heard -= 1
         connection.check()
         assert "no answer for 1 s" in str(lost.get(timeout=0))
-    assert lost.empty()
+        connection._transport.join(WAIT)
+        assert lost.empty(), "told once"
 
 
 def test_a_living_server_answers_for_ever(rig):
@@ -508,6 +519,20 @@ def _fill(stream):
     except BlockingIOError:
         return True
     return False
+
+
+def test_close_waits_only_a_moment_for_a_server_that_does_not_answer(scripted):
+    server = scripted()
+    connection = server.connect()
+    stream, number = server.open(connection, window=10)
+    stream.socket.sendall(b"x" * 100)
+    stream.close()
+    server.expect(94)
+    begun = time.monotonic()
+    connection.close()
+    assert 0.2 < time.monotonic() - begun < 1.0
+    assert not connection._transport.is_alive()
+    assert number == 0
 
 
 def test_what_was_sent_goes_out_before_the_close(rig, serve):

@@ -195,19 +195,27 @@ def test_a_far_end_that_stops_holds_the_sender_and_nobody_else(connection, pair)
     assert receive_exactly(far, sent) == (BLOCK * (sent // len(BLOCK) + 1))[:sent]
 
 
-def test_the_window_grows_for_a_reader_that_keeps_up(pair, monkeypatch):
-    stream, far = pair()
-    channel = stream._channel
-    sending = Thread(lambda: [far.sendall(BLOCK) for _ in range(24)])
-    for _ in range(24):
-        assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
-    sending.result()
-    assert one_channel.WINDOW < channel._window <= one_channel.LARGEST
-    channels = channel._channels
-    assert channels.growth < 64 << 20
-    stream.close()
-    far.close()
-    wait_until(lambda: channels.growth == 64 << 20)
+def keep_up(server, stream, number, size):
+    """Send a piece only when the one before was taken."""
+    for _ in range(size >> 15):
+        server.send(94, number, BLOCK[: 1 << 15])
+        assert receive_exactly(stream.socket, 1 << 15) == BLOCK[: 1 << 15]
+
+
+def test_the_window_grows_for_a_reader_that_keeps_up(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        channel, channels, whole = stream._channel, connection._channels, connection._channels.growth
+        with stream:
+            for window in (2 << 20, 4 << 20, 8 << 20, 16 << 20):
+                assert channel._window == window
+                keep_up(server, stream, number, window)
+            assert channel._window == one_channel.LARGEST
+            assert channels.growth == whole - (14 << 20)
+            assert channel._left <= channel._window
+        server.send(97, number)
+        wait_until(lambda: channels.growth == whole)
 
 
 def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
@@ -224,15 +232,14 @@ def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
             assert channel._pending and channel._window == one_channel.WINDOW
 
 
-def test_all_growth_is_bounded(pair):
-    stream, far = pair()
-    channel = stream._channel
-    channel._channels.growth = 100
-    sending = Thread(lambda: [far.sendall(BLOCK) for _ in range(8)])
-    for _ in range(8):
-        receive_exactly(stream.socket, len(BLOCK))
-    sending.result()
-    assert channel._window == one_channel.WINDOW + 100
+def test_all_growth_is_bounded(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        connection._channels.growth = 100
+        with stream:
+            keep_up(server, stream, number, 4 << 20)
+            assert stream._channel._window == one_channel.WINDOW + 100
 
 
 # What cannot be opened.
@@ -521,6 +528,18 @@ def test_more_than_the_window_allows(scripted, monkeypatch):
         server.send(94, number, "more")
         server.send(97, number)
         assert survives(server, connection, lost)
+
+
+def test_a_stream_that_was_cut_ends_at_once(scripted):
+    """Not only when something else happens on the connection."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            stream._channel._left = 5
+            server.send(94, number, "hello!")
+            assert receive_all(stream.socket) == b""
+            assert stream.failure() is not None
 
 
 def test_messages_for_channels_that_are_none(scripted):

@@ -7,16 +7,17 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
-from ..carrier import State
+from ..carrier import Carrier, State
 from ..errors import CarrierError, ForwardError
 from ..parsing import parse_hops
-from ..secureshell.carriers import Holder, wait_for
+from ..secureshell.carriers import Holder, as_oserror, in_hop, wait_for
 from ..secureshell.connection import Connection, Place
 from ..senders.ssh import Path, server_with
 from ..senders.tcp import tcp
@@ -31,6 +32,11 @@ _PATIENCE = 30.0  # seconds for the server to grant the first forward
 _BACKOFF = (0.5, 30.0)  # seconds until it is asked again after a refusal, and at most
 _ANSWER = 10.0  # seconds for the server to answer one request
 _FINAL = 300.0  # seconds after which a login that failed is tried again
+_ATTEMPTS = 4  # connections that may be lost under the first request
+_STOP = 0.4  # seconds that close() waits for the server to have stopped, where others go on using the connection
+
+_lock = threading.Lock()  # for what follows
+_places: weakref.WeakKeyDictionary[Connection, set[Place]] = weakref.WeakKeyDictionary()  # of all listeners
 
 
 def ssh_listen(
@@ -112,6 +118,7 @@ class SSHListener:
 
     def __init__(self, server: SSHServer, place: Place, via: tuple[SSHServer, ...]) -> None:
         self._server = server
+        self._route = (*via, server)
         self._holder = Holder(server, via, tcp)
         self._place = place
         self._changed = threading.Condition()  # for all that follows
@@ -129,16 +136,10 @@ class SSHListener:
         :raises OSError: if there is none.
         """
         carrier = self._holder.carrier()
-        link: Connection | None = None
-        while True:
-            link = wait_for(carrier, deadline, None, patient=False, instead_of=link)
-            try:
-                self._ask(link, deadline)
-                break
-            except CarrierError:
-                if time.monotonic() > deadline:
-                    raise
-        self._newest = link
+        try:
+            link = self._ask_first(carrier, deadline)
+        except OSError as error:
+            raise in_hop(error, self._route) from error
         carrier.subscribe(self._on_state)
         # It may have been lost, and be up again, before anybody listened.
         if carrier.link is not link:
@@ -199,7 +200,10 @@ class SSHListener:
             stream.reset()
         self._holder.close()
         if link is not None and held is not None and held.state is not State.CLOSED:  # others need the connection
-            link.stop_listening(self._place)
+            name = f"relay {self._server} forward's end"
+            stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
+            stopping.start()
+            stopping.join(_STOP)
 
     def __enter__(self) -> SSHListener:
         return self
@@ -214,33 +218,80 @@ class SSHListener:
 
     # -- the forward --------------------------------------------------------------------------------------------------
 
+    def _ask_first(self, carrier: Carrier[Connection], deadline: float) -> Connection:
+        lost: tuple[Connection, CarrierError] | None = None
+        for attempt in range(1, _ATTEMPTS + 1):
+            link = self._newest = wait_for(carrier, deadline, None, patient=False, instead_of=lost)
+            try:
+                self._ask(link, deadline)
+                break
+            except CarrierError as error:
+                if attempt == _ATTEMPTS or time.monotonic() > deadline:
+                    raise
+                lost = link, error
+        return link
+
     def _ask(self, link: Connection, deadline: float) -> None:
         """Ask for the forward; where it is refused, once more after cancelling what a dead session of ours may hold."""
+        asked = self._place
+        self._take(link, asked)
         try:
-            place = link.listen(self._place, self._on_stream, deadline)
-        except ForwardError:
-            if isinstance(self._place, TCPAddress) and not self._place.port:
-                raise
-            link.stop_listening(self._place)
-            place = link.listen(self._place, self._on_stream, deadline)
+            place = self._request(link, asked, deadline)
+        except BaseException:
+            self._leave(link, asked)
+            raise
+        if place != asked:
+            self._leave(link, asked)
+            self._take(link, place)
         with self._changed:
             closed = self._closed
-            if not closed:
+            if not closed and self._newest is link:
                 self._place, self._link = place, link
         if closed:
+            self._stop(link, place)
+
+    def _request(self, link: Connection, place: Place, deadline: float) -> Place:
+        try:
+            return link.listen(place, self._on_stream, deadline)
+        except ForwardError:
+            if isinstance(place, TCPAddress) and not place.port:
+                raise
             link.stop_listening(place)
+            return link.listen(place, self._on_stream, deadline)
+
+    def _stop(self, link: Connection, place: Place) -> None:
+        link.stop_listening(place)
+        self._leave(link, place)
+
+    # Cancelling what a dead session may hold must not take a place away from another listener of this process.
+
+    def _take(self, link: Connection, place: Place) -> None:
+        if isinstance(place, TCPAddress) and not place.port:
+            return
+        with _lock:
+            taken = _places.setdefault(link, set())
+            if place in taken:
+                raise ForwardError(f"{self._server}: {place} is listened at already, over this connection")
+            taken.add(place)
+
+    def _leave(self, link: Connection, place: Place) -> None:
+        with _lock:
+            _places.setdefault(link, set()).discard(place)
 
     def _on_state(self, state: State, error: Exception | None) -> None:
         """In the pump's thread."""
         with self._changed:
-            if state is State.FAILED:
-                self._error = error
+            if self._closed:
+                return
+            if state is State.FAILED and error is not None:
+                self._error = in_hop(as_oserror(error), self._route)
             held = self._holder.held
-            self._link = None
-            self._newest = held.link if held is not None else None
-            link = self._newest
+            link = held.link if held is not None else None
+            known = link is self._newest
+            if not known:
+                self._link, self._newest = None, link
             self._changed.notify_all()
-        if link is not None:
+        if link is not None and not known:
             name = f"relay {self._server} forward"
             threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
 
@@ -250,11 +301,10 @@ class SSHListener:
         while True:
             try:
                 self._ask(link, time.monotonic() + _ANSWER)
-            except ForwardError as error:
-                logger.warning("%s; asking again in %.0f s", error, wait)
             except OSError as error:
-                logger.debug("%r: %s", self, error)
-                return  # the connection is lost, which its carrier mends
+                # A lost connection is mended by its carrier, which says so.
+                level = logging.DEBUG if isinstance(error, CarrierError) else logging.WARNING
+                logger.log(level, "%s; asking again in %.1f s", error, wait)
             else:
                 logger.warning("%s: listening at %s again", self._server, self._place)
                 return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
+import os
 import shutil
 import socket
 import threading
@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from ..address import SSHServer, TCPAddress
-from ..carrier import Carrier, LetGo, Lost, State, hold
-from ..dialing import Answer, Dialed, Done, GiveUp, Steps
+from ..carrier import Carrier, LetGo, Lost, State, Watcher, hold
+from ..dialing import Answer, Dialed, Done, GiveUp, Steps, copied
 from ..errors import AddressError, CarrierError, ConnectError, RelayError
 from ..limits import check_time
 from ..process import end, start
@@ -25,7 +25,7 @@ from ..stream import Stream
 from .configuration import settle
 from .connection import Connect, Connection, Place, Settings
 
-__all__ = ["Holder", "SSHFactory", "in_hop"]
+__all__ = ["Holder", "SSHFactory", "as_oserror", "dial", "in_hop", "wait_for"]
 
 Route = tuple[SSHServer, ...]
 Directly = Callable[[str, int], Direct]
@@ -48,9 +48,9 @@ class Holder:
         self.server = server
         self._make = functools.partial(_make_carrier, server, via, directly)
         self._key = (server, via)
-        self._lock = threading.Lock()
         self._carrier: Carrier[Connection] | None = None
         self._let_go: LetGo = _nothing
+        self._watchers: list[Watcher] = []
         self._finalizer: Any = None
 
     def carrier(self) -> Carrier[Connection]:
@@ -61,13 +61,25 @@ class Holder:
         carrier = self._carrier
         if carrier is not None and carrier.state is not State.CLOSED:
             return carrier
-        with self._lock:
+        with _holders.lock:
             if self._carrier is None or self._carrier.state is State.CLOSED:
                 self._release()
-                self._carrier, self._let_go = hold(self._key, self._make)
+                carrier, let_go = hold(self._key, self._make)
+                for watcher in self._watchers:
+                    carrier.subscribe(watcher)
+                self._carrier, self._let_go = carrier, functools.partial(_leave, carrier, let_go, self._watchers)
                 self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
                 self._finalizer.atexit = False  # nothing is left of a process that ends
             return self._carrier
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Have ``watcher(state, error)`` called at each change of the connection, also of one that is taken up later.
+
+        :raises OSError: as :meth:`carrier` does.
+        """
+        carrier = self.carrier()
+        self._watchers.append(watcher)
+        carrier.subscribe(watcher)
 
     @property
     def held(self) -> Carrier[Connection] | None:
@@ -79,7 +91,7 @@ class Holder:
 
         :param patience: seconds to wait for the last streams to be over.
         """
-        with self._lock:
+        with _holders.lock:
             self._carrier = None
             let_go = self._release()
         let_go(patience)
@@ -93,6 +105,22 @@ class Holder:
     def __repr__(self) -> str:
         carrier = self._carrier
         return f"{self.server}, {carrier.state.value if carrier is not None else 'not held'}"
+
+
+class _Holders:
+    """What all holders share."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child, where the lock may be held for ever."""
+        self.lock = threading.Lock()
+
+
+_holders = _Holders()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_holders.forget)
 
 
 class SSHFactory(Dialed):
@@ -119,9 +147,21 @@ class SSHFactory(Dialed):
     def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
         """Have ``watcher(state, error)`` called at each change of the connection's state.
 
-        It is held from now on. The call comes in a thread of ours and must not block; what it raises is logged.
+        The connection is held from now on. The call comes in a thread of ours and must not block; what it raises is
+        logged. It ends when this factory is closed, and goes on when it is used again.
+
+        :param watcher: is given the new state, a member of an enumeration whose ``value`` is that of :attr:`state`, and
+            why the connection is not up (``None`` where there is no reason).
+        :raises OSError: if there is no thread or descriptor to be had.
         """
-        self._holder.carrier().subscribe(watcher)
+        self._holder.subscribe(watcher)
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection to the server, as far as that is known."""
+        held = self._holder.held
+        error = held.error if held is not None else None
+        return str(in_hop(as_oserror(error), self._route)) if error is not None else None
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Connect and log in, if that is not done yet, and wait for it: one attempt.
@@ -131,6 +171,8 @@ class SSHFactory(Dialed):
         :raises AuthenticationError: if the server takes none of the credentials.
         :raises ConnectError: if it cannot be reached or does not answer in time; it is tried again in the background
             for as long as this factory is open.
+        :raises CarrierError: if the connection was lost meanwhile; likewise.
+        :raises RelayError: if it cannot be tried: the configuration is of no use, or a program is missing.
         :raises TypeError: if ``timeout`` is not a number.
         :raises ValueError: if it is not positive.
         """
@@ -186,7 +228,7 @@ def dial(
 class _Dial:
     """One stream on its way."""
 
-    __slots__ = ("_carrier", "_deadline", "_lasting", "_link", "_lost", "_patient", "_place", "_steps")
+    __slots__ = ("_carrier", "_deadline", "_lasting", "_link", "_lost", "_patient", "_place", "_steps", "_times")
 
     def __init__(
         self,
@@ -205,18 +247,19 @@ class _Dial:
         self._patient = patient
         self._steps = Steps(done)
         self._link: Connection | None = None
-        self._lost = 0
+        self._lost: tuple[Connection, CarrierError] | None = None
+        self._times = 0
 
     def begin(self) -> GiveUp:
         self._steps.begin(self._wait, self._up)
         return self._steps.give_up
 
     def _wait(self, told: Callable[[Connection | Exception], object]) -> GiveUp:
-        return self._carrier.wait(told, self._deadline, patient=self._patient, instead_of=self._link)
+        return self._carrier.wait(told, self._deadline, patient=self._patient, instead_of=self._lost)
 
     def _up(self, outcome: Connection | Exception) -> None:
         if isinstance(outcome, Exception):
-            return self._steps.finish(_as_oserror(outcome))
+            return self._steps.finish(as_oserror(outcome))
         self._link = outcome
         self._steps.begin(self._open, self._opened)
 
@@ -225,8 +268,9 @@ class _Dial:
         return self._link.open(self._place, self._deadline, told, lasting=self._lasting)
 
     def _opened(self, outcome: Stream | OSError) -> None:
-        if isinstance(outcome, CarrierError) and self._lost < _AGAIN:
-            self._lost += 1
+        if isinstance(outcome, CarrierError) and self._link is not None and self._times < _AGAIN:
+            self._lost = self._link, outcome
+            self._times += 1
             self.begin()
         else:
             self._steps.finish(outcome)
@@ -238,7 +282,7 @@ def wait_for(
     cancel: Cancel | None,
     *,
     patient: bool,
-    instead_of: Connection | None = None,
+    instead_of: tuple[Connection, CarrierError] | None = None,
 ) -> Connection:
     """Wait until a connection is up; the parameters are those of :meth:`relay.carrier.Carrier.wait`.
 
@@ -248,8 +292,10 @@ def wait_for(
     give_up = carrier.wait(answer.put, deadline, patient=patient, instead_of=instead_of)
     try:
         link = answer.get(deadline, cancel)
+    except OSError:
+        raise
     except Exception as error:
-        raise _as_oserror(error) from error
+        raise as_oserror(error) from error
     finally:
         give_up()
     if link is None:
@@ -309,7 +355,8 @@ class _Way:
             self._hop = route, Holder(route[-1], route[:-1], self._directly)
         answer: Answer[Stream] = Answer()
         place = TCPAddress(settings.hostname, settings.port)
-        give_up = dial(self._hop[1].carrier(), place, deadline, answer.put)
+        # One attempt, so that whoever waits for one attempt to reach this server need not wait for more.
+        give_up = dial(self._hop[1].carrier(), place, deadline, answer.put, patient=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
@@ -376,14 +423,25 @@ def in_hop(error: OSError, route: Route) -> OSError:
         for number, server in enumerate(route, 1):
             text = str(error)
             if text.startswith(f"{server}: "):
-                told = copy.copy(error)
+                told = copied(error)
                 told.args = (f"hop {number} of {len(route)} ({server}): {text.removeprefix(f'{server}: ')}",)
                 return told
     return error
 
 
-def _as_oserror(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else RelayError(f"{type(error).__name__}: {error}")
+def as_oserror(error: Exception) -> OSError:
+    """An error as callers expect it: a bug or the like becomes a :class:`RelayError`."""
+    if isinstance(error, OSError):
+        return error
+    made = RelayError(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made
+
+
+def _leave(carrier: Carrier[Connection], let_go: LetGo, watchers: list[Watcher], patience: float) -> None:
+    let_go(patience)
+    for watcher in watchers:
+        carrier.unsubscribe(watcher)
 
 
 def _let_go_elsewhere(let_go: LetGo) -> None:

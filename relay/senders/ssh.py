@@ -41,8 +41,9 @@ def ssh(
 
     Nothing is opened before the first call (or ``ready()``). One connection to the server carries all streams, and
     those of every other factory and listener that asks for the same server with the same options over the same hops. It
-    is made again when it is lost, and while it is away a call waits for it until its deadline. A wrong host key and
-    credentials that are not accepted are final, and are raised at once. Nothing ever prompts.
+    is made again when it is lost; while it is away, a call waits for it until its deadline, or for one attempt if it
+    has none. A wrong host key and credentials that are not accepted are final: they are raised at once, also to whoever
+    asks later, and tried again only when somebody asks after five minutes. Nothing ever prompts.
 
     :param server: ``[user@]host[:port]`` (IPv6 in brackets), an alias of the user's SSH configuration, or an ``ssh://``
         URL, whose query parameters have the names of the keywords here.

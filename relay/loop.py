@@ -229,6 +229,27 @@ class Loop:
         self._run_calls()
         self._close_garbage()
 
+    def turn(self) -> None:
+        """Wait once and call, for whoever has a loop of his own around it.
+
+        :meth:`run` does the same without a call for each turn, which a hot loop feels.
+        """
+        self._close_garbage()
+        timers = self.timers
+        wait = timers.first - time.monotonic()
+        events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
+        now = time.monotonic()
+        try:
+            for descriptor, event in events:
+                handler = self.handlers.get(descriptor)
+                if handler is not None:
+                    handler(event, now)
+        except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
+            self._crashed(descriptor, error, now)
+        if timers.first <= now:
+            timers.run(now)
+        self._close_garbage()
+
     def close(self) -> None:
         """Let the loop's own descriptors go; also in a forked child, where it touches nothing of the parent's."""
         self._stopped = True

@@ -19,32 +19,10 @@ _INPUT = LONGEST + 64 + _STEP  # so that a step fits behind a packet that is not
 _SMALL = 16 << 10  # bytes; what is more is acknowledged at once anyway
 _PIECES = 512  # that are sent at once; Linux takes 1,024
 _MOST = 4 << 20  # unsent bytes beyond which nothing is read: whoever floods us with questions has to take the answers
-_FAR = 1e6  # seconds; more than epoll takes
-_BATCH = 128  # events taken at once
 
 
 class TurningLoop(Loop):
     """A loop that somebody else's loop turns: paramiko's thread, whenever it has to wait for a packet."""
-
-    def turn(self) -> None:
-        """Wait once, and call; see :meth:`relay.loop.Loop.run`."""
-        if self._garbage:
-            self._close_garbage()
-        timers = self.timers
-        wait = timers.first - time.monotonic()
-        events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
-        now = time.monotonic()
-        try:
-            for descriptor, event in events:
-                handler = self.handlers.get(descriptor)
-                if handler is not None:
-                    handler(event, now)
-        except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
-            self._crashed(descriptor, error, now)
-        if timers.first <= now:
-            timers.run(now)
-        if self._garbage:
-            self._close_garbage()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors and nothing else."""

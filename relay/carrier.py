@@ -238,8 +238,9 @@ class Carrier(Generic[AnyLink]):
 
         try:
             made.append(self._connector.connect(time.monotonic() + _ATTEMPT, self._cancel, told))
-        except Exception as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
-            self._pump.loop.call(functools.partial(self._not_connected, error))
+        except BaseException as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
+            failure = error if isinstance(error, Exception) else RuntimeError(repr(error))  # sys.exit() of a callback
+            self._pump.loop.call(functools.partial(self._not_connected, failure))
         else:
             self._pump.loop.call(functools.partial(self._connected, made[0], lost))
 
@@ -267,7 +268,9 @@ class Carrier(Generic[AnyLink]):
         if _is_final(error):
             self._change(State.FAILED, error)
             if not self._waiters:  # else whoever waits is told
-                logger.error("%s: %s; not tried again by itself", self.name, _without(self.name, error))
+                trace = None if isinstance(error, OSError) else error
+                why = _without(self.name, error)
+                logger.error("%s: %s; not tried again by itself", self.name, why, exc_info=trace)
             self._tell(error)
             return
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import socket
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from .errors import AddressError
+from .limits import check_time
 from .parsing import parse_hops, parse_listen, parse_target
 from .race import Cancel
 from .stream import Stream
@@ -75,10 +75,12 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.
-    :raises ConnectError: refused, unreachable or timed out; ``.reason`` tells.
+    :raises ConnectError: refused, unreachable, timed out or denied; ``.reason`` tells.
+    :raises HostKeyError: or :class:`AuthenticationError`, :class:`CarrierError`: what went wrong at a hop.
     :raises OSError: if a file that the address names cannot be read.
     """
-    deadline = _deadline(timeout)
+    seconds = check_time("timeout", timeout)
+    deadline = None if seconds is None else time.monotonic() + seconds
     factory = target(url, via)
     alone = getattr(factory, "connect", None)  # a stream whose socket alone must let go of what is under it
     connected: socket.socket = alone(deadline=deadline) if alone else factory(deadline=deadline).socket
@@ -112,13 +114,3 @@ def _make(table: dict[type, str], address: Any, **more: Any) -> Any:
     module, name = table[type(address)].split(":")
     fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
     return getattr(import_module(f".{module}", __package__), name)(**fields, **more)
-
-
-def _deadline(timeout: float | None) -> float | None:
-    if timeout is None or timeout == math.inf:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout: a number of seconds or None is wanted, not {type(timeout).__name__}")
-    if not timeout > 0:
-        raise ValueError(f"timeout: {timeout} is not allowed; more than zero seconds, or None for no limit")
-    return time.monotonic() + timeout

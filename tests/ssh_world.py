@@ -23,7 +23,7 @@ class Connection:
         self.told_lost = lost
         self.places = []
         self.far = []
-        self.errors = []
+        self.errors = list(world.lossy)
         self.closed = False
         self.forwards = {}  # place → whom to tell of a stream
         self.refusals = world.refusals
@@ -86,10 +86,13 @@ class World:
     def __init__(self, monkeypatch):
         self.connections = []
         self.errors = []  # of the next attempts
+        self.lossy = []  # of the first streams of each connection
         self.settings = {}  # what a server's configuration adds
         self.dialed = []
         self.asked = []  # places to listen at
         self.refusals = []  # of the next forwards
+        monkeypatch.setattr("relay.carrier._BACKOFF", (0.01, 0.02))
+        monkeypatch.setattr("relay.carrier._WANTED", 0.02)
         monkeypatch.setattr(carriers, "settle", self.settle)
         monkeypatch.setattr(carriers, "import_module", self.backend)
 

@@ -159,12 +159,13 @@ def test_a_patient_waiter_outlasts_failures(carried):
 
 
 def test_an_impatient_one_is_told_of_the_first(carried):
-    carrier, _ = carried(REFUSED)
+    carrier, _ = carried(*[REFUSED] * 50)
     assert outcome_of(carrier, patient=False) is REFUSED
 
 
 def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
     monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(module, "_WANTED", 60.0)
     carrier, connector = carried(REFUSED, REFUSED)
     wait_until(lambda: carrier.state is State.BACKING_OFF)
     assert outcome_of(carrier, patient=False) is REFUSED
@@ -178,6 +179,21 @@ def test_what_time_does_not_mend_is_final(carried, error):
     assert carrier.state is State.FAILED and carrier.error is error
     assert outcome_of(carrier) is error, "whoever comes later is told at once"
     assert connector.attempts == 1
+
+
+def test_a_callback_that_exits_is_a_failure(carried):
+    def leave(cancel):
+        raise SystemExit(3)
+
+    carrier, _ = carried(leave)
+    assert str(outcome_of(carrier)) == "SystemExit(3)"
+    assert carrier.state is State.FAILED
+
+
+def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
+    carried(ValueError("odd"))
+    wait_until(lambda: "c: odd; not tried again by itself" in caplog.text)
+    assert "Traceback" in caplog.text
 
 
 def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
@@ -205,7 +221,10 @@ def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
 def test_who_gives_up_is_not_told(carried):
     carrier, _ = carried(held_back)
     told = []
-    carrier.wait(told.append, None)()
+    give_up = carrier.wait(told.append, None)
+    wait_until(lambda: carrier._waiters)
+    give_up()
+    wait_until(lambda: not carrier._waiters)
     carrier.close()
     assert told == []
 
@@ -216,6 +235,60 @@ def test_waiters_shorten_the_back_off(carried, monkeypatch):
     carrier, connector = carried(REFUSED)
     wait_until(lambda: carrier.state is State.BACKING_OFF)
     assert outcome_of(carrier) is connector.links[0]
+
+
+@pytest.fixture
+def delays(monkeypatch):
+    """The back-offs before they are jittered; none is waited for."""
+    asked = []
+
+    def jittered(seconds):
+        asked.append(seconds)
+        return 0.0
+
+    monkeypatch.setattr(module, "_jittered", jittered)
+    monkeypatch.setattr(module, "_BACKOFF", (0.5, 3.0))
+    return asked
+
+
+def test_the_back_off_doubles_up_to_a_limit(carried, delays):
+    carrier, _ = carried(*[REFUSED] * 5)
+    wait_until(lambda: carrier.state is State.UP)
+    assert delays == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("steady", "delay"), [(0.0, 0.5), (60.0, 2.0)])
+def test_the_back_off_begins_anew_after_a_connection_that_lasted(carried, delays, monkeypatch, steady, delay):
+    monkeypatch.setattr(module, "_STEADY", steady)
+    carrier, connector = carried(REFUSED, REFUSED)
+    wait_until(lambda: carrier.state is State.UP)
+    connector.links[0].lose()
+    wait_until(lambda: len(connector.links) == 2)
+    assert delays == [0.5, 1.0, delay]
+
+
+def test_the_back_off_is_short_while_somebody_waits(carried, delays, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    entered, go = threading.Event(), threading.Event()
+
+    def refuse(cancel):
+        entered.set()
+        go.wait(WAIT)
+        return REFUSED
+
+    carrier, connector = carried(refuse)
+    assert entered.wait(WAIT)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    wait_until(lambda: carrier._waiters)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[0]
+    assert delays == [2.0]
+
+
+def test_the_back_off_is_jittered():
+    drawn = {module._jittered(4.0) for _ in range(64)}
+    assert len(drawn) > 32 and all(2.0 <= one <= 4.0 for one in drawn)
 
 
 def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
@@ -405,6 +478,17 @@ def test_who_asks_with_an_equal_key_shares(carried):
     let_new_go(0.01)
 
 
+def test_one_that_was_closed_is_not_shared():
+    one, let_go = hold("k", lambda: Carrier("c", Connector(), None))
+    one.close()
+    new, let_new_go = hold("k", lambda: Carrier("c", Connector(), None))
+    assert new is not one
+    let_go(0.01)
+    wait_until(lambda: new.state is State.UP)
+    let_new_go(0.01)
+    assert new.state is State.CLOSED
+
+
 def test_it_lives_as_long_as_a_stream_rides_on_it():
     connector = Connector()
     carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
@@ -435,7 +519,7 @@ def test_letting_go_without_patience_waits_for_nothing():
     carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.close = lambda: go.wait(WAIT)
-    Thread(let_go, 0.0).result(WAIT / 2)
+    Thread(let_go, 0.0).result(0.5)
     assert not connector.closed.is_set()
     wait_until(lambda: carrier.state is State.CLOSED)
     go.set()

@@ -165,9 +165,14 @@ def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
     assert dialer().problem is None
 
 
-def test_nothing_is_left_of_attempts_that_were_given_up(dialer):
-    factory = dialer(*[None] * 20)
-    with relay.Tunnel(relay.listen(":0"), upgraded(factory, None)) as tunnel:
+class Holding(Dialer):
+    def dial(self, deadline, done, **options):
+        return lambda: done
+
+
+@pytest.mark.parametrize("factory", [Holding(), Upgraded(Dialer(*[None] * 20), None, "better")])
+def test_nothing_is_left_of_attempts_that_were_given_up(factory):
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
         gc.collect()
         gc.disable()
         try:

@@ -15,7 +15,7 @@ from ssh_world import World
 
 import relay
 from relay.address import SSHServer, TCPAddress, UnixAddress
-from relay.carrier import State
+from relay.carrier import Carrier, State
 from relay.listeners import ssh as module
 from relay.listeners.ssh import listen_ssh
 
@@ -139,28 +139,65 @@ def test_one_connection_is_asked_once(world, listen):
     assert len(world.asked) == 2 and listener._link is world.connections[1]
 
 
-def test_a_grant_of_a_connection_that_was_lost_does_not_count(world, listen):
-    listener, late, go = listen(), threading.Event(), threading.Event()
+@pytest.fixture
+def slow(world, monkeypatch):
+    """The second connection grants GRANTED when it is told to."""
+    entered, go = threading.Event(), threading.Event()
 
-    class Slow(type(world.connections[0])):
+    class Slow(ssh_world.Connection):
         def listen(self, place, accepted, deadline):
-            if self is world.connections[1]:
-                late.set()
+            if place == GRANTED and world.connections.index(self) == 1:
+                entered.set()
                 assert go.wait(WAIT)
             return super().listen(place, accepted, deadline)
 
-    ssh_world.Connection, before = Slow, ssh_world.Connection
-    try:
+    monkeypatch.setattr(ssh_world, "Connection", Slow)
+    yield entered, go
+    go.set()
+
+
+def all_have_asked():
+    wait_until(lambda: not any(thread.name.endswith("forward") for thread in threading.enumerate()))
+
+
+def test_a_grant_of_a_connection_that_was_lost_does_not_count(world, slow, listen):
+    listener, (entered, go) = listen(), slow
+    world.connections[0].lose()
+    assert entered.wait(WAIT)
+    world.connections[1].lose()
+    wait_until(lambda: len(world.connections) == 3 and listener._link is world.connections[2])
+    go.set()
+    all_have_asked()
+    assert world.connections[1].forwards and listener._link is world.connections[2]
+
+
+def test_a_grant_that_comes_after_close_is_given_back(world, slow, listen):
+    listener, other, (entered, go) = listen(), listen(TCPAddress("127.0.0.1", 1001)), slow
+    world.connections[0].lose()
+    assert entered.wait(WAIT)
+    listener.close()
+    go.set()
+    all_have_asked()
+    wait_until(lambda: other.state == "up" and GRANTED in world.connections[1].stopped)
+
+
+def test_a_connection_that_is_lost_before_anybody_listens_is_missed_by_nobody(world, listen, monkeypatch):
+    subscribe = Carrier.subscribe
+
+    def late(carrier, watcher):
         world.connections[0].lose()
-        assert late.wait(WAIT)
-        world.connections[1].lose()
-        wait_until(lambda: len(world.connections) == 3 and listener._link is world.connections[2])
-        go.set()
-        wait_until(lambda: world.connections[1].forwards)
-        wait_until(lambda: not any(thread.name.endswith("forward") for thread in threading.enumerate()))
-        assert listener._link is world.connections[2]
-    finally:
-        ssh_world.Connection = before
+        wait_until(lambda: len(world.connections) == 2 and carrier.link is world.connections[1])
+        subscribe(carrier, watcher)
+
+    monkeypatch.setattr(Carrier, "subscribe", late)
+    listen()
+    wait_until(lambda: GRANTED in world.connections[1].forwards)
+
+
+def test_a_listener_that_is_closed_hears_no_more(world, listen):
+    one, other = listen(), listen(TCPAddress("127.0.0.1", 1001))
+    one.close()
+    assert other._holder.held._watchers == [other._on_state]
 
 
 def test_connections_that_are_lost_again_and_again_are_not_tried_for_ever(world, listen):

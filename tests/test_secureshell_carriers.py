@@ -109,7 +109,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
 
     monkeypatch.setattr(carriers, "import_module", lambda *_: SimpleNamespace(connect=never))
     make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
-    make.dial(None, lambda outcome: None)
+    make.dial(None, lambda outcome: None)()
     assert entered.wait(WAIT)
     del make
     assert ended.wait(WAIT / 2)
@@ -152,10 +152,11 @@ print(factory.state)
 
 
 def test_ready_raises_what_is_wrong_at_once(world, factory):
-    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")]
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 500
     make = factory("bastion")
     with pytest.raises(relay.ConnectError, match="ssh://bastion: refused"):
         make.ready()
+    world.errors.clear()
     make.ready()
     assert make.state == "up", "it was tried again in the background"
     with pytest.raises(ValueError, match="timeout"):
@@ -193,6 +194,13 @@ def test_a_stream_whose_connection_is_lost_as_it_begins_is_begun_again(world, fa
     world.connections[0].errors = [relay.CarrierError("ssh://bastion: gone")]
     with make(deadline=time.monotonic() + WAIT):
         assert len(world.connections) == 2
+
+
+def test_a_stream_is_not_begun_for_ever(world, factory):
+    world.lossy = [relay.CarrierError("ssh://bastion: gone")]
+    with pytest.raises(relay.CarrierError, match="gone"):
+        factory("bastion")()
+    assert len(world.connections) == 4
 
 
 def test_a_target_that_refuses_is_not_tried_again(world, factory):
@@ -251,7 +259,7 @@ def test_the_hop_in_front_comes_back_first(world, factory):
 
 
 def test_a_hop_that_cannot_be_reached_is_told_after_one_attempt(world, factory):
-    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused")] * 50
+    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused")] * 500
     make = factory("first", "second")
     begun = time.monotonic()
     with pytest.raises(relay.ConnectError, match=r"^hop 1 of 2 \(ssh://first\): refused") as caught:
@@ -298,6 +306,25 @@ def test_the_client_finds_its_own_way(world, factory, monkeypatch):
     factory("inner")().close()
     (connection,) = world.connections
     assert connection.backend == ".openssh.backend" and connection.stream is None
+
+
+@pytest.mark.parametrize("change", [{"needs_client": "a token"}, {}])
+def test_a_hop_that_is_no_longer_on_the_way_is_let_go(world, factory, monkeypatch, change):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["inner"] = {"jumps": (SSHServer("a"),)}
+    make = factory("inner")
+    make.ready()
+    hop, inner = world.connections
+    world.settings["inner"] = change
+    inner.lose()
+    wait_until(lambda: hop.closed and make.state == "up" and len(world.connections) == 3)
+
+
+def test_a_socket_alone_keeps_the_connection(world, factory):
+    make = factory("bastion")
+    make.connect(None).close()
+    assert make.state == "closed"
+    wait_until(lambda: world.connections[0].closed)
 
 
 def settings_for(server, **options):
@@ -377,7 +404,7 @@ def test_it_knows_why_there_is_no_connection(world, factory):
     assert make.problem is None
     make.ready()
     assert make.problem is None
-    world.errors = [relay.ConnectError("ssh://second: refused", reason="refused")] * 50
+    world.errors = [relay.ConnectError("ssh://second: refused", reason="refused")] * 500
     world.connections[1].lose()
     wait_until(lambda: make.problem == "hop 2 of 2 (ssh://second): refused")
 
@@ -386,7 +413,7 @@ def test_the_log_says_why_a_lost_connection_is_still_away(world, factory, caplog
     make = factory("bastion")
     make.ready()
     world.connections[0].errors = [relay.CarrierError("ssh://bastion: no answer for 45 s")]
-    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 50
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 500
     with relay.Tunnel(relay.listen(":0"), make, connect_timeout=0.6) as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["connect_timeout"]

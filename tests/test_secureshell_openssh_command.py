@@ -107,16 +107,21 @@ def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_a_killed_program_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("relay.secureshell.openssh.command._ROOM", 200)
-    dead, alive, young, foreign = (tmp_path / f"relay-ssh-{name}" for name in ("dead", "alive", "young", "foreign"))
-    for folder in (dead, alive, young, foreign):
+    names = ("dead", "dead-up", "alive", "up", "young", "foreign")
+    folders = [tmp_path / f"relay-ssh-{name}" for name in names]
+    dead, dead_up, alive, up, _, foreign = folders
+    for folder in folders:
         folder.mkdir()
     (foreign / "desk").write_text("a file")
-    with socket.socket(socket.AF_UNIX) as listening:
+    for path in (dead / "desk", dead_up / "desk", dead_up / "control", up / "desk"):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as control:
         listening.bind(str(alive / "desk"))
         listening.listen()
-        with socket.socket(socket.AF_UNIX) as killed:
-            killed.bind(str(dead / "desk"))
+        control.bind(str(up / "control"))  # ssh is up, and asks us no more
+        control.listen()
         (tmp_path / "relay-ssh-file").write_text("")
         made = Path(private_directory())
     left = {path.name for path in tmp_path.iterdir()} - {made.name}
-    assert left == {"relay-ssh-alive", "relay-ssh-young", "relay-ssh-foreign", "relay-ssh-file"}
+    assert left == {f"relay-ssh-{name}" for name in ("alive", "up", "young", "foreign", "file")}

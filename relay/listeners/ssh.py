@@ -281,8 +281,6 @@ class SSHListener:
     def _on_state(self, state: State, error: Exception | None) -> None:
         """In the pump's thread."""
         with self._changed:
-            if self._closed:
-                return
             if state is State.FAILED and error is not None:
                 self._error = in_hop(as_oserror(error), self._route)
             held = self._holder.held

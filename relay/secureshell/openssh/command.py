@@ -18,10 +18,11 @@ from ...errors import RelayError
 from ..connection import Settings
 from .channels import FUNCTIONS
 
-__all__ = ["DESK", "arguments", "environment", "has_secret", "private_directory"]
+__all__ = ["CONTROL", "DESK", "arguments", "environment", "has_secret", "private_directory"]
 
 _HELPER = str(Path(__file__).with_name("helper.py"))
-DESK = "desk"  # the name of the socket at which we answer ssh's questions, made first and for as long as we live
+DESK = "desk"  # the name of the socket at which we answer ssh's questions, made first; until it is up
+CONTROL = "control"  # the name of the socket at which ssh listens from when it is up on
 _PREFIX = "relay-ssh-"
 _ROOM = 70  # bytes of a directory's path that leave room for the names in it (unix(7): 107), ssh's own suffix included
 _CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # half as fast again as what ssh prefers
@@ -66,13 +67,20 @@ def private_directory() -> str:
 
 def _sweep(parent: str) -> None:
     """Remove the directories of programs that were killed: their sockets are there, and nobody listens."""
-    for desk in Path(parent).glob(f"{_PREFIX}*/{DESK}"):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            status = desk.lstat()
-            if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
-                probe.setblocking(False)
-                if probe.connect_ex(str(desk)) == errno.ECONNREFUSED:
-                    shutil.rmtree(desk.parent, ignore_errors=True)
+    for folder in Path(parent).glob(f"{_PREFIX}*"):
+        listening = [_is_listening(folder / name) for name in (DESK, CONTROL)]
+        if True not in listening and False in listening:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_listening(path: Path) -> bool | None:
+    """Whether somebody listens there; ``None`` if it is no socket of ours."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        status = path.lstat()
+        if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+            probe.setblocking(False)
+            return probe.connect_ex(str(path)) != errno.ECONNREFUSED
+    return None
 
 
 def has_secret(settings: Settings) -> bool:

@@ -51,8 +51,10 @@ class Desk:
         self._callers: set[socket.socket] = set()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.bind(path)
+            # It is not to be seen before it listens: a socket at which nobody listens is a killed program's.
+            self._socket.bind(f"{path}~")
             self._socket.listen(_CALLERS)
+            os.rename(f"{path}~", path)
             self._socket.setblocking(False)
             loop.watch(self._socket.fileno(), IN, self._accept)
         except BaseException:

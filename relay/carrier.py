@@ -10,11 +10,10 @@ import enum
 import errno
 import functools
 import logging
-import os
 import random
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .cancellation import Cancellation
@@ -23,7 +22,7 @@ from .loop import Timer
 from .pump import Pump
 from .race import Cancel
 
-__all__ = ["Carrier", "Connector", "LetGo", "Link", "Lost", "State", "Watcher", "hold"]
+__all__ = ["Carrier", "Connector", "Link", "Lost", "State", "Watcher"]
 
 logger = logging.getLogger("relay")
 
@@ -95,7 +94,7 @@ class Carrier(Generic[AnyLink]):
         self.name = name
         self.state = State.CONNECTING
         self.error: Exception | None = None  # why it is not up
-        self.holders = 0  # guarded by the lock of _shared
+        self.holders = 0  # guarded by the lock of :mod:`relay.holding`
         self.link: AnyLink | None = None
         self._connector = connector
         self._interval = interval
@@ -404,81 +403,6 @@ class _Waiter(Generic[AnyLink]):
         carrier._drop(self)
         why = _without(carrier.name, carrier.error) if carrier.error is not None else "no answer yet"
         self.tell(ConnectError(f"{carrier.name}: not connected in time: {why}", reason="connect_timeout"))
-
-
-class _Shared:
-    """The carriers of this process, by what their users have asked for."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew; in a forked child, where the pump tells each carrier."""
-        self.lock = threading.Lock()  # no callback is called while it is held
-        self.carriers: dict[Hashable, Carrier[Any]] = {}
-
-
-_shared = _Shared()
-
-
-LetGo = Callable[[float], None]
-
-
-def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[AnyLink], LetGo]:
-    """The carrier that everybody shares who asks with an equal key, made if there is none.
-
-    :param key: the server, every option, every hop.
-    :param make: makes it.
-    :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
-        last holder has let go, the carrier is closed as soon as no stream rides on it; the caller waits so many
-        seconds for that, and for the close itself unless they are zero.
-    :raises OSError: what ``make`` raises.
-    """
-    with _shared.lock:
-        carrier = _shared.carriers.get(key)
-        if carrier is None or carrier.state is State.CLOSED:
-            carrier = _shared.carriers[key] = make()
-        carrier.holders += 1
-    held = carrier
-    once = threading.Lock()
-
-    def let_go(patience: float) -> None:
-        if once.acquire(blocking=False):
-            _let_go(key, held, patience)
-
-    return carrier, let_go
-
-
-def _let_go(key: Hashable, carrier: Carrier[Any], patience: float) -> None:
-    with _shared.lock:
-        carrier.holders -= 1
-        if carrier.holders:
-            return
-    link = carrier.link
-    if link is not None:
-        idle = threading.Event()
-
-        def ended() -> None:
-            _end(key, carrier)
-            idle.set()
-
-        link.when_idle(ended)
-        if not idle.wait(patience):
-            return
-    _end(key, carrier, wait=patience > 0)
-
-
-def _end(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
-    with _shared.lock:
-        if carrier.holders:
-            return
-        if _shared.carriers.get(key) is carrier:
-            del _shared.carriers[key]
-    carrier.close(wait=wait)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.forget)
 
 
 def _is_final(error: Exception) -> bool:

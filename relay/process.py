@@ -5,10 +5,12 @@ Every child ends when this program does, also when that is killed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -138,17 +140,26 @@ def start_python(code: str, stdin: int) -> Process:
     return _spawner.popen([*python(), "-c", code], stdin=stdin, stdout=DEVNULL, stderr=own_stderr())
 
 
-def end(process: Process, seconds: float) -> None:
+def end(process: Process, seconds: float, *, group: bool = False) -> None:
     """Ask a child to end, make it end if it has not done so in time, and wait for it.
 
     :param process: what :func:`start` returned.
     :param seconds: for it to end by itself.
+    :param group: whether what it has started is ended, too; it is the leader of a session, and so of a group.
     """
-    process.terminate()
+
+    def signal_all(number: int) -> None:
+        if group:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+    signal_all(signal.SIGTERM)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
+        signal_all(signal.SIGKILL)
         process.wait()
 
 

@@ -117,3 +117,9 @@ class Watch:
     def end(self) -> None:
         """Watch no longer; the socket is about to be closed."""
         self._loop.forget(self._descriptor, closing=True)
+        self._watched = False
+        self._handler = _ended  # the member and its watch would be a cycle for the collector to find
+
+
+def _ended(event: int, now: float) -> None:
+    pass

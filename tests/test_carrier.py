@@ -14,8 +14,9 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay import carrier as module
-from relay.carrier import Carrier, State, hold
+from relay.carrier import Carrier, State
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+from relay.holding import hold
 
 
 class Link:

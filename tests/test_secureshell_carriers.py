@@ -16,12 +16,14 @@ from ssh_world import World
 
 import relay
 from relay import carrier as module
+from relay import holding
 from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
 from relay.process import PIPE, start
 from relay.secureshell import carriers
-from relay.secureshell.carriers import SSHFactory, backend_for, in_hop
+from relay.secureshell.carriers import backend_for
 from relay.secureshell.connection import Settings
+from relay.secureshell.factory import SSHFactory, in_hop
 
 TARGET = TCPAddress("db.internal", 5432)
 
@@ -118,7 +120,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
 def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
     make = factory("bastion")
     make().close()
-    with carriers._holders.lock, module._shared.lock:
+    with carriers._holders.lock, holding._shared.lock:
         child = os.fork()
         if child == 0:
             try:

@@ -1,4 +1,4 @@
-"""SSH connections that are shared and kept up, and the streams that are made over them."""
+"""SSH connections that are shared and kept up: who holds one, how its server is reached, what is begun over it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import os
 import shutil
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from ..address import SSHServer, TCPAddress
-from ..carrier import Carrier, LetGo, Lost, State, Watcher, hold
-from ..dialing import Answer, Dialed, Done, GiveUp, Steps, copied
+from ..carrier import Carrier, Lost, State, Watcher
+from ..dialing import Answer, Done, GiveUp, Steps
 from ..errors import AddressError, CarrierError, ConnectError, RelayError
-from ..limits import check_time
+from ..holding import LetGo, hold
 from ..process import end, start
 from ..race import Cancel, Direct
 from ..stream import Stream
 from .configuration import settle
 from .connection import Connect, Connection, Place, Settings
 
-__all__ = ["Holder", "SSHFactory", "as_oserror", "dial", "in_hop", "wait_for"]
+__all__ = ["Directly", "Holder", "Route", "as_oserror", "backend_for", "dial", "wait_for"]
 
 Route = tuple[SSHServer, ...]
 Directly = Callable[[str, int], Direct]
@@ -123,92 +122,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_holders.forget)
 
 
-class SSHFactory(Dialed):
-    """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
-
-    :param server: the SSH server.
-    :param via: the servers on the way to it, the nearest first.
-    :param place: where the streams lead to.
-    :param directly: makes the factory that connects over TCP to the first server.
-    """
-
-    def __init__(self, server: SSHServer, via: Route, place: Place, directly: Directly) -> None:
-        super().__init__(str(place))
-        self._holder = Holder(server, via, directly)
-        self._route = (*via, server)
-        self._place = place
-
-    @property
-    def state(self) -> str:
-        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.held
-        return held.state.value if held is not None else State.CLOSED.value
-
-    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change of the connection's state.
-
-        The connection is held from now on. The call comes in a thread of ours and must not block; what it raises is
-        logged. It ends when this factory is closed, and goes on when it is used again.
-
-        :param watcher: is given the new state, a member of an enumeration whose ``value`` is that of :attr:`state`, and
-            why the connection is not up (``None`` where there is no reason).
-        :raises OSError: if there is no thread or descriptor to be had.
-        """
-        self._holder.subscribe(watcher)
-
-    @property
-    def problem(self) -> str | None:
-        """Why there is no connection to the server, as far as that is known."""
-        held = self._holder.held
-        error = held.error if held is not None else None
-        return str(in_hop(as_oserror(error), self._route)) if error is not None else None
-
-    def ready(self, timeout: float | None = 30.0) -> None:
-        """Connect and log in, if that is not done yet, and wait for it: one attempt.
-
-        :param timeout: seconds; ``None`` for as long as it takes.
-        :raises HostKeyError: if the server's host key is not to be trusted.
-        :raises AuthenticationError: if the server takes none of the credentials.
-        :raises ConnectError: if it cannot be reached or does not answer in time; it is tried again in the background
-            for as long as this factory is open.
-        :raises CarrierError: if the connection was lost meanwhile; likewise.
-        :raises RelayError: if it cannot be tried: the configuration is of no use, or a program is missing.
-        :raises TypeError: if ``timeout`` is not a number.
-        :raises ValueError: if it is not positive.
-        """
-        seconds = check_time("timeout", timeout)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            wait_for(self._holder.carrier(), deadline, None, patient=False)
-        except OSError as error:
-            raise in_hop(error, self._route) from error
-
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
-
-        def told(outcome: Stream | OSError) -> None:
-            done(in_hop(outcome, self._route) if isinstance(outcome, OSError) else outcome)
-
-        return dial(self._holder.carrier(), self._place, deadline, told, lasting=lasting, patient=patient)
-
-    def release(self) -> None:
-        """Let the connection go as soon as no stream rides on it, and do not wait for that."""
-        self._holder.close(patience=0.0)
-
-    def close(self) -> None:
-        """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
-        self._holder.close()
-
-    def __enter__(self) -> SSHFactory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<relay factory to {self.target} over {self._holder!r}>"
-
-
 def dial(
     carrier: Carrier[Connection],
     place: Place,
@@ -251,7 +164,11 @@ class _Dial:
         self._times = 0
 
     def begin(self) -> GiveUp:
-        self._steps.begin(self._wait, self._up)
+        link = self._carrier.link
+        if link is None or self._lost is not None:
+            self._steps.begin(self._wait, self._up)
+        else:
+            self._up(link)
         return self._steps.give_up
 
     def _wait(self, told: Callable[[Connection | Exception], object]) -> GiveUp:
@@ -414,19 +331,7 @@ def _command(command: str, name: str) -> Stream:
         raise
 
     ours.setblocking(False)
-    return Stream(ours, target=name, on_close=functools.partial(end, process, _PROMPT))
-
-
-def in_hop(error: OSError, route: Route) -> OSError:
-    """An error as the user of a chain of hops is to see it: it says which one it belongs to."""
-    if len(route) > 1:
-        for number, server in enumerate(route, 1):
-            text = str(error)
-            if text.startswith(f"{server}: "):
-                told = copied(error)
-                told.args = (f"hop {number} of {len(route)} ({server}): {text.removeprefix(f'{server}: ')}",)
-                return told
-    return error
+    return Stream(ours, target=name, on_close=functools.partial(end, process, _PROMPT, group=True))
 
 
 def as_oserror(error: Exception) -> OSError:

@@ -10,7 +10,7 @@ from typing import Any
 from ..address import Secret, SSHServer, Target, TCPAddress, TLSTarget, check_place
 from ..dialing import Dialed, Upgraded
 from ..parsing import parse_hops, parse_ssh_server
-from ..secureshell.carriers import SSHFactory
+from ..secureshell.factory import SSHFactory
 from .tcp import tcp
 
 __all__ = ["server_with", "ssh", "through"]

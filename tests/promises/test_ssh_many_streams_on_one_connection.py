@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
+from collections import Counter
 
 from helpers import WAIT, Thread, echo, ended, exchange, wait_until
 
@@ -59,3 +61,32 @@ def test_from_many_threads_over_many_factories(far_end, echo_server):
     for thread in [Thread(one) for _ in range(30)]:
         thread.result()
     assert far_end.logins == 1
+
+
+def test_no_stream_is_left_for_the_garbage_collector(far_end, serve):
+    """Years of streams must not wait for a collection: with cycles, each would hold its descriptors' objects."""
+    server = serve(echo)
+    factory = relay.target("{}:{}".format(*server.address), via=[far_end.url])
+
+    def ours():
+        kinds = (type(one) for one in gc.get_objects())
+        return Counter(kind.__name__ for kind in kinds if kind.__module__.startswith(("relay.secure", "relay.dial")))
+
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+
+        def use(count):
+            for _ in range(count):
+                with socket.create_connection(tunnel.address, WAIT) as client:
+                    client.sendall(b"short")
+                    assert client.recv(5) == b"short"
+            wait_until(lambda: tunnel.stats().active == 0)
+
+        use(3)
+        gc.collect()
+        gc.disable()
+        try:
+            before = ours()
+            use(30)
+            wait_until(lambda: max((ours() - before).values(), default=0) < 10)
+        finally:
+            gc.enable()

@@ -69,7 +69,7 @@ class Channel:
     __slots__ = (
         "_batch", "_channels", "_counted", "_credit", "_deaf", "_got_close", "_got_end", "_inner", "_left", "_mark",
         "_moved", "_number", "_packet", "_pending", "_receive", "_remote", "_scatter", "_sent_close", "_sent_end",
-        "_steady", "_taken", "_timer", "_told_end", "_watch", "_window", "cut", "error", "stream", "target",
+        "_steady", "_taken", "_theirs", "_timer", "_told_end", "_watch", "_window", "cut", "error", "target",
     )  # fmt: skip
 
     def __init__(self, channels: Channels, number: int, remote: int, credit: int, packet: int, target: str) -> None:
@@ -93,11 +93,17 @@ class Channel:
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
         self._inner: socket.socket | None = inner
         self._receive = inner.recv_into
-        self.stream = ChannelStream(theirs, self)
-        self._timer = Timer(channels.loop.timers, self._expired)
+        self._theirs: socket.socket | None = theirs
+        self._timer: Timer | None = Timer(channels.loop.timers, self._expired)  # until it is over
         self._watch = Watch(inner, channels.loop, self._on_event)
         self._watch.want(IN if credit else 0)
         channels.live.add(self)
+
+    def hand_over(self) -> ChannelStream:
+        """The stream for the holder; once. A channel that kept it would be a cycle for the collector to find."""
+        theirs, self._theirs = self._theirs, None
+        assert theirs is not None
+        return ChannelStream(theirs, self)
 
     # -- from the server ------------------------------------------------------------------------------------------
 
@@ -214,7 +220,7 @@ class Channel:
         if event & HUP and not self._watch.hung:
             self._watch.hung = self._deaf = True
             self._pending.clear()
-            self._timer.start(now + _LINGER, now)
+            self._wait(now)
         if self.cut:
             return self._leave()
         if event & OUT and self._pending:
@@ -305,8 +311,7 @@ class Channel:
         if self._got_close or self.cut:
             self._over()
         else:
-            now = time.monotonic()
-            self._timer.start(now + _LINGER, now)  # for the server's answer
+            self._wait(time.monotonic())  # for the server's answer
 
     def _send_close(self) -> None:
         """Once, and nothing after it: OpenSSH ends the whole connection for that."""
@@ -314,8 +319,14 @@ class Channel:
             self._sent_close = self._sent_end = True
             self._channels.send(struct.pack(">BI", CLOSE, self._remote))
 
+    def _wait(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.start(now + _LINGER, now)
+
     def _over(self) -> None:
-        self._timer.stop()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
         if self._counted:
             self._counted = False
             self._channels.one_less()
@@ -327,7 +338,7 @@ class Channel:
             self.cut = True
             return self._leave()
         self._mark = self._moved
-        self._timer.start(now + _LINGER, now)
+        self._wait(now)
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor and nothing else."""

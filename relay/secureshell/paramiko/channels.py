@@ -157,7 +157,7 @@ class Channels:
         self._table[number] = channel
         self.one_more()
         self.send(struct.pack(">BIIII", CONFIRMED, remote, number, WINDOW, PACKET))
-        return channel.stream
+        return channel.hand_over()
 
     def _on_confirmed(self, body: memoryview) -> None:
         number, remote, credit, packet = struct.unpack_from(">IIII", body)
@@ -172,7 +172,7 @@ class Channels:
             else:
                 self._table[number] = channel
                 self.one_more()
-                opening.tell(channel.stream)
+                opening.tell(channel.hand_over())
                 return
         # Nobody wants it any more; the number is free when the server has closed it, too.
         self._table[number] = None

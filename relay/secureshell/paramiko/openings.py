@@ -88,8 +88,9 @@ class Opening:
         self.tell(ConnectError(f"{self.target}: {problem}", reason="connect_timeout"))
 
     def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.stop()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
         if self._begun:
             self._begun = False
             self._channels.one_less()

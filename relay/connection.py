@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import ConnectError
 from .flow import Flow
 from .poller import ERR, HUP, READ
 from .race import place
@@ -236,7 +237,10 @@ class Connection:
         stream, reason = self.target_stream, "target_reset"
         if sock is self.client:
             stream, reason = self.client_stream, "client_reset"
-        self.close(getattr(_failure(stream), "reason", reason), now)
+        failure = _failure(stream)
+        if isinstance(failure, ConnectError):  # a stream that was there before its far end could be reached
+            logger.warning("%s: %s (client %s)", self.tunnel.name, failure, place(self.peer))
+        self.close(getattr(failure, "reason", reason), now)
 
     def close(self, reason: str, now: float) -> None:
         """End it, for this reason: by a close if all was said, else by a reset."""

@@ -90,7 +90,8 @@ class Flow:
         self.pipe: Pipe | None = None
         self.piped = 0
         self.streak = 0
-        self.spliceable = work.pipes is not None
+        # Out of a Unix socket, copying costs up to a third less than splicing (measured, pieces of 8 KiB to 1 MiB).
+        self.spliceable = work.pipes is not None and source.family != socket.AF_UNIX
         self.spliced = False
         self.moved = 0  # bytes that the sink has taken, or is about to take
         self.last = 0.0  # when it last took some, monotonic seconds

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from relay import flow as flow_module
 from relay.connection import Connection, State
-from relay.flow import BUFFER, Workspace
+from relay.flow import BUFFER, Flow, Workspace
 from relay.limits import Limits
 from relay.loop import Loop
 from relay.pipes import SIZE, PipePool
 from relay.stream import Stream
+from relay.testing import pair
 
 
 class Moody:
@@ -72,6 +73,8 @@ class Bench:
         self.connection = Connection(self, client, None, "a client", self.now)  # type: ignore[arg-type]
         stream = None if half_close else Stream(target, half_close=False)
         self.connection.open(target, stream, Workspace(self.loop, self.pipes), self.now)
+        for flow in (self.connection.up, self.connection.down):
+            flow.spliceable = splice  # as out of TCP
 
     def connection_over(self, connection: Connection) -> None:
         self.reasons.append(connection.reason)
@@ -252,6 +255,17 @@ def test_sockets_that_cannot_be_spliced_are_copied(
     assert pump(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
     assert not one.connection.up.spliceable
     assert one.connection.down.spliceable
+
+
+@pytest.mark.parametrize(("family", "splices"), [(socket.AF_INET, True), (socket.AF_UNIX, False)])
+def test_what_comes_out_of_a_unix_socket_is_copied(family: int, splices: bool) -> None:
+    loop, pipes = Loop(), PipePool()
+    source, far = pair(family)
+    with source, far:
+        flow = Flow(None, Workspace(loop, pipes), source, far)  # type: ignore[arg-type]
+        assert flow.spliceable is splices
+    pipes.close()
+    loop.close()
 
 
 def test_a_full_sink_stops_the_reading(bench: Callable[..., Bench]) -> None:

@@ -15,14 +15,13 @@ from helpers import WAIT, Thread, ended, fate_of_client, receive_exactly, wait_u
 from ssh_world import World
 
 import relay
-from relay import carrier as module
 from relay import holding
 from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
 from relay.process import PIPE, start
 from relay.secureshell import carriers
 from relay.secureshell.carriers import backend_for
-from relay.secureshell.connection import Settings
+from relay.secureshell.connection import IncompatibleError, Settings
 from relay.secureshell.factory import SSHFactory, in_hop
 
 TARGET = TCPAddress("db.internal", 5432)
@@ -289,6 +288,45 @@ def test_jumps_in_circles_end(world, factory):
     world.settings["b"] = {"jumps": (SSHServer("a"),)}
     with pytest.raises(relay.RelayError, match="circle"):
         factory("a")()
+
+
+def test_jumps_in_circles_end_before_the_client_is_started(world, factory, monkeypatch):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["a"] = {"jumps": (SSHServer("b"),)}
+    world.settings["b"] = {"jumps": (SSHServer("a"),)}
+    with pytest.raises(relay.RelayError, match="circle"):
+        factory("a", backend="openssh")()
+    assert not world.connections
+
+
+def test_a_server_that_paramiko_cannot_speak_to_is_left_to_the_client(world, factory, monkeypatch):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [IncompatibleError("ssh://bastion: no algorithm in common")]
+    make = factory("bastion")
+    make().close()
+    world.connections[0].lose()
+    make(deadline=time.monotonic() + WAIT).close()
+    assert [one.backend for one in world.connections] == [".openssh.backend"] * 2
+
+
+@pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])
+def test_where_there_is_no_other_backend_that_is_final(world, factory, monkeypatch, backend, client):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: client)
+    world.errors = [IncompatibleError("ssh://bastion: no algorithm in common")]
+    make = factory("bastion", backend=backend)
+    with pytest.raises(IncompatibleError):
+        make()
+    assert make.state == "failed"
+
+
+def test_a_proxy_command_that_ends_is_named(world, factory, spawner_thread):
+    world.settings["inner"] = {"command": "sh -c 'exit 3'"}
+    make = factory("inner")
+    make().close()
+    stream = world.connections[0].stream
+    stream.socket.settimeout(WAIT)
+    assert stream.socket.recv(1) == b""
+    wait_until(lambda: str(stream.failure()) == "the ProxyCommand has ended with status 3")
 
 
 def test_a_proxy_command_is_the_way(world, factory, spawner_thread):

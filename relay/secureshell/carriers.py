@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import shutil
 import socket
@@ -22,9 +23,11 @@ from ..process import end, start
 from ..race import Cancel, Direct
 from ..stream import Stream
 from .configuration import settle
-from .connection import Connect, Connection, Place, Settings
+from .connection import Connect, Connection, IncompatibleError, Place, Settings
 
 __all__ = ["Directly", "Holder", "Route", "as_oserror", "backend_for", "dial", "wait_for"]
+
+logger = logging.getLogger("relay")
 
 Route = tuple[SSHServer, ...]
 Directly = Callable[[str, int], Direct]
@@ -233,14 +236,26 @@ class _Way:
         self._server = server
         self._via = via
         self._directly = directly
+        self._chosen: str | None = None  # the backend, where another one has proved to be of no use
         self._hop: tuple[Route, Holder] | None = None  # held while this one is, so that it comes back by itself, too
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         settings = settle(self._server)
-        chosen = backend_for(settings)
+        chosen = self._chosen or backend_for(settings)
+        try:
+            return self._connect(chosen, settings, deadline, cancel, lost)
+        except IncompatibleError as error:
+            if chosen != "paramiko" or self._server.backend is not None or shutil.which("ssh") is None:
+                raise
+            logger.info("%s; the OpenSSH client is used instead", error)
+            self._chosen = "openssh"
+            return self._connect(self._chosen, settings, deadline, cancel, lost)
+
+    def _connect(self, chosen: str, settings: Settings, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
         if chosen == "openssh" and not self._via:
             self._leave_hop()
+            _refuse_circles(settings, ())
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
         return connect(settings, self._reach(settings, deadline, cancel), deadline, cancel, lost)
 
@@ -330,8 +345,12 @@ def _command(command: str, name: str) -> Stream:
         ours.close()
         raise
 
+    def failure() -> CarrierError:
+        status = process.poll()
+        return CarrierError("the ProxyCommand has ended" + (f" with status {status}" if status is not None else ""))
+
     ours.setblocking(False)
-    return Stream(ours, target=name, on_close=functools.partial(end, process, _PROMPT, group=True))
+    return Stream(ours, target=name, failure=failure, on_close=functools.partial(end, process, _PROMPT, group=True))
 
 
 def as_oserror(error: Exception) -> OSError:

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..address import SSHServer, TCPAddress, UnixAddress
-from ..errors import CarrierError
+from ..errors import CarrierError, RelayError
 from ..race import Cancel
 from ..stream import Stream
 
-__all__ = ["Accepted", "Connect", "Connection", "Done", "Lost", "Place", "Settings"]
+__all__ = ["Accepted", "Connect", "Connection", "Done", "IncompatibleError", "Lost", "Place", "Settings"]
 
 Place = TCPAddress | UnixAddress
 Done = Callable[[Stream | OSError], object]
 Accepted = Callable[[Stream, object], object]
 Lost = Callable[[CarrierError], object]
+
+
+class IncompatibleError(RelayError):
+    """A backend and the server have no algorithm in common."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,7 @@ class Connect(Protocol):
         :param lost: called exactly once, in any thread, when the connection ends and nobody has closed it.
         :raises HostKeyError: if the host's key is not to be trusted; final.
         :raises AuthenticationError: if the server takes none of the credentials; final.
+        :raises IncompatibleError: if it and the server have no algorithm in common; final, for this backend.
         :raises ConnectError: if it cannot be reached or does not answer in time; worth another try.
         :raises CarrierError: if the connection was lost meanwhile, or what answers does not speak SSH; worth another
             try.

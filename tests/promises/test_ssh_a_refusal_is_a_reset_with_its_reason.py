@@ -13,9 +13,11 @@ def fate_and_reason(url, target):
         return fate_of_client(tunnel.address, b"anybody there?"), ended(tunnel)
 
 
-def test_a_port_where_nobody_listens(far_end):
+def test_a_port_where_nobody_listens(far_end, caplog):
     with refusing() as (host, port):
         assert fate_and_reason(far_end.url, f"{host}:{port}") == ("reset", ["refused"])
+        assert f"{host}:{port}" in caplog.text
+        assert "(client 127.0.0.1:" in caplog.text, "the log says which client was reset, and why"
         with pytest.raises(relay.ConnectError) as failed:
             relay.connect(f"{host}:{port}", via=[far_end.url])
     assert failed.value.reason == "refused"

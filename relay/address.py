@@ -32,6 +32,9 @@ __all__ = [
     "UnixAddress",
     "check_place",
     "masked",
+    "masked_parameters",
+    "shown",
+    "unclear",
     "unix_path",
 ]
 
@@ -242,28 +245,46 @@ def unix_path(path: str | os.PathLike[str]) -> str:
 
 def masked(text: str) -> str:
     """An address fit to be printed: on one line, short, passwords and the values of unknown parameters replaced."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in _without_secrets(text)
-    )
-    return shown[:LONGEST_SHOWN] + "…" if len(shown) > LONGEST_SHOWN else shown
-
-
-def _without_secrets(text: str) -> str:
-    scheme, slashes, rest = text.partition("://")
-    if not slashes or not _SCHEME.fullmatch(scheme):
-        scheme, slashes, rest = "", "", text
+    scheme, rest = _scheme_and_rest(text)
     head, mark, query = rest.partition("?")
-    if "@" in query:  # a password with a question mark, or a parameter with an @: nobody can tell
-        return f"{scheme}{slashes}{head.partition(':')[0]}***"
+    if unclear(text):
+        return shown(f"{scheme}{head.partition(':')[0]}***")
     user, sign, place = head.rpartition("@")
     name, colon, _ = user.partition(":")
-    parameters = "&".join(map(_masked_parameter, query.split("&"))) if mark else ""
-    return f"{scheme}{slashes}{name}{colon and ':***'}{sign}{place}{mark}{parameters}"
+    return shown(f"{scheme}{name}{colon and ':***'}{sign}{place}{mark}{'&'.join(masked_parameters(query))}")
 
 
-def _masked_parameter(parameter: str) -> str:
-    name, sign, value = parameter.partition("=")
-    return f"{name}{sign}{value if name in SHOWN_PARAMETERS else '***'}" if sign else name
+def shown(text: str) -> str:
+    """Text that is no secret, fit to be printed: on one line and short."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return line[:LONGEST_SHOWN] + "…" if len(line) > LONGEST_SHOWN else line
+
+
+def unclear(text: str) -> bool:
+    """Whether an address has a password with a question mark in it, or else a parameter with an @: nobody can tell."""
+    before = _scheme_and_rest(text)[1].rpartition("@")[0]
+    return "?" in before and ":" in before
+
+
+def masked_parameters(query: str) -> list[str]:
+    """The parameters of an address as they may be shown: what follows a secret and is unknown may belong to it."""
+    found: list[str] = []
+    after_a_secret = False
+    for parameter in query.split("&"):
+        name, sign, _ = parameter.partition("=")
+        if name in SHOWN_PARAMETERS:
+            found.append(parameter)
+        elif name in SECRETS or not (after_a_secret or "@" in name):
+            found.append(f"{name}{sign and '=***'}")
+            after_a_secret = after_a_secret or bool(sign)
+        else:
+            found.append("***")
+    return found
+
+
+def _scheme_and_rest(text: str) -> tuple[str, str]:
+    scheme, slashes, rest = text.partition("://")
+    return (scheme + slashes, rest) if slashes and _SCHEME.fullmatch(scheme) else ("", text)
 
 
 def _check_port(port: int, least: int) -> None:

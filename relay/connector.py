@@ -136,7 +136,10 @@ class Connector:
         """There will be no stream: reset the client, and say why."""
         name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
         if reason == "factory_error":
-            logger.error("%s: the factory failed for the client %s", name, peer, exc_info=error)
+            expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
+            told = str(error) if expected else f"{type(error).__name__}: {error}"
+            trace = None if expected and not logger.isEnabledFor(logging.DEBUG) else error
+            logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
         else:
             logger.warning("%s: %s (client %s)", name, error, peer)
         connection.close(reason, now)

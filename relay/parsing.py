@@ -21,8 +21,9 @@ from .address import (
 )
 from .reading import KNOWN, AddressReader
 
-__all__ = ["parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
+__all__ = ["parse_hop", "parse_hops", "parse_listen", "parse_ssh_listen", "parse_ssh_server", "parse_target"]
 
+_CHOICES = {"accept_new": ("yes", "no"), "compress": ("yes", "no"), "backend": ("paramiko", "openssh")}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -50,6 +51,18 @@ def parse_listen(text: str) -> Listen:
     :raises TypeError: if ``text`` is not a ``str``.
     """
     return _Listen(text, "listen address").read()
+
+
+def parse_ssh_listen(text: str, what: str) -> SSHListen:
+    """Read an address to listen at that is on an SSH server.
+
+    :param text: ``ssh://[user@]host[:port]?listen=…``, as in :func:`parse_listen`.
+    :param what: what it is for, in errors.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return _Remote(text, what).read()
 
 
 def parse_hop(text: str) -> SSHServer:
@@ -101,8 +114,9 @@ class _SSHReader(AddressReader):
         if not host:
             self.fail("the host is empty", "write it out: ssh://user@host")
         self.refuse_i2p(host)
+        number = self.port(port, 1) if colon else None
         try:
-            return SSHServer(host, user, self.port(port, 1) if colon else None, **options)
+            return SSHServer(host, user, number, **options)
         except ValueError as error:
             problem, _, allowed = str(error).partition("; ")
             self.fail(problem, allowed)
@@ -139,11 +153,12 @@ class _SSHReader(AddressReader):
     def ssh_options(self, given: dict[str, str]) -> dict[str, Any]:
         """Give parameters the types of the fields that they stand for."""
         options: dict[str, Any] = dict(given)
-        for name in ("accept_new", "compress"):
+        for name, choices in _CHOICES.items():
             if name in given:
-                if given[name] not in ("yes", "no"):
-                    self.fail(f"{name}={self.part(given[name])}", "yes and no are allowed")
-                options[name] = given[name] == "yes"
+                if given[name] not in choices:
+                    self.fail(f"{name}={self.part(given[name])}", f"{' and '.join(choices)} are allowed")
+                if "yes" in choices:
+                    options[name] = given[name] == "yes"
         if "keepalive" in given:
             options["keepalive"] = self.seconds("keepalive", given["keepalive"])
         return options
@@ -208,7 +223,28 @@ class _Listen(_SSHReader):
 
     def reverse(self, rest: str) -> SSHListen:
         server, given = self.ssh_url(rest, ("listen",))
-        return SSHListen(server, _Place(given["listen"], "listen=").read()) if given else SSHListen(server)
+        if not given:
+            return SSHListen(server)
+        return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).read())
+
+
+class _Remote(_Listen):
+    """An address to listen at where only that of a server will do."""
+
+    example = "ssh://server"
+    schemes = ("ssh",)
+    forms = "allowed is ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it listens"
+
+    def unknown(self, scheme: str) -> NoReturn:
+        if scheme in KNOWN:
+            self.fail(f"{scheme}:// is on this machine, where relay forward listens", self.forms)
+        super().unknown(scheme)
+
+    def read(self) -> SSHListen:
+        scheme, rest = self.split()
+        if not scheme:
+            self.fail("it has no scheme", self.forms)
+        return self.reverse(rest)
 
 
 class _Place(_Listen):

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
-from .address import CONTROL, LONGEST_UNIX_PATH, masked
+from .address import CONTROL, LONGEST_UNIX_PATH, masked, masked_parameters, shown, unclear
 from .errors import AddressError
 
 __all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
@@ -35,6 +35,7 @@ class AddressReader:
 
     :param text: the address.
     :param what: what it is for, in errors.
+    :param hidden: whether it may be a part of a password.
     """
 
     example = "localhost:8080"
@@ -42,22 +43,24 @@ class AddressReader:
     forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
     least_port = 1
 
-    def __init__(self, text: str, what: str) -> None:
+    def __init__(self, text: str, what: str, *, hidden: bool = False) -> None:
         self.what = what
         if not isinstance(text, str):
             raise TypeError(f"{what}: a str such as '{self.example}' is wanted, not {type(text).__name__}")
         self.text = text
+        self.shown = "***" if hidden else masked(text)
+        self.hidden = hidden or unclear(text)
 
     def part(self, text: str) -> str:
-        """A part of the address for an error; none where an ``@`` tells that it may be a part of a password."""
-        return "***" if "@" in self.text else masked(text)
+        """A part of the address for an error; none where it may be a part of a password."""
+        return "***" if self.hidden else shown(text)
 
     def fail(self, problem: str, allowed: str) -> NoReturn:
         """Refuse the address.
 
         :raises AddressError: always.
         """
-        name = f"({masked(self.text)})" if " of " in self.what else f"'{masked(self.text)}'"
+        name = f"({self.shown})" if " of " in self.what else f"'{self.shown}'"
         raise AddressError(f"{self.what} {name}: {problem}; {allowed}")
 
     def split(self) -> tuple[str, str]:
@@ -126,7 +129,7 @@ class AddressReader:
 
     def without_host(self, port: str) -> str:
         """The host where none is written."""
-        self.fail("the host is empty", f"write it out: 127.0.0.1:{port}")
+        self.fail("the host is empty", f"write it out: 127.0.0.1:{self.part(port)}")
 
     def bracketed(self, place: str) -> tuple[str, str]:
         """Split ``[v6]:port``."""
@@ -202,10 +205,10 @@ class AddressReader:
     def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
         """Read what follows the question mark; a ``+`` is a plus sign."""
         given: dict[str, str] = {}
-        for parameter in query.split("&") if query else ():
+        for parameter, known in zip(query.split("&"), masked_parameters(query), strict=True) if query else ():
             name, _, value = parameter.partition("=")
             if name not in names:
-                self.unknown_parameter(scheme, name, names)
+                self.unknown_parameter(scheme, name, known.partition("=")[0], names)
             if name in given:
                 self.fail(f"{name}= is written twice", "once is enough")
             given[name] = self.decoded(value)
@@ -213,10 +216,10 @@ class AddressReader:
                 self.fail(f"{name}= is empty", "give it a value or leave it out")
         return given
 
-    def unknown_parameter(self, scheme: str, name: str, names: Iterable[str]) -> NoReturn:
+    def unknown_parameter(self, scheme: str, name: str, masked_name: str, names: Iterable[str]) -> NoReturn:
         """Refuse a parameter that is none of ``names``."""
         near = get_close_matches(name, names, 1)
-        problem = f"unknown parameter '{self.part(name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
+        problem = f"unknown parameter '{self.part(masked_name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
         allowed = ", ".join(f"{known}=" for known in names)
         self.fail(problem, f"{scheme} takes {allowed or 'none'}")
 

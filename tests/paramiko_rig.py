@@ -29,8 +29,12 @@ from relay.stream import Stream
 class Lost(queue.SimpleQueue):
     """What a connection tells when it is lost."""
 
+    def __init__(self) -> None:
+        self.told = threading.Event()
+
     def __call__(self, error: Exception) -> None:
         self.put(error)
+        self.told.set()
 
     def wait(self) -> Exception:
         return self.get(timeout=WAIT)

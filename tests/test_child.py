@@ -155,7 +155,7 @@ def test_it_does_not_end_and_the_kernel_ends_it():
     [
         ({"target": "nonsense"}, relay.AddressError),
         ({"listen": "nonsense"}, relay.AddressError),
-        ({"via": ["ssh://far"]}, relay.AddressError),
+        ({"via": ["far"]}, relay.AddressError),
         ({"options": {**OPTIONS, "timeout": -1}}, ValueError),
         ({"options": {**OPTIONS, "unknown": 1}}, TypeError),
         ({"listen": "192.0.2.1:0"}, OSError),

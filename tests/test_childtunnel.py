@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 
 import pytest
@@ -104,6 +105,18 @@ def test_what_the_child_raises_comes_back(tunnel):
     with pytest.raises(TypeError):
         tunnel._ask("pause", 1, 2, 3)
     assert tunnel.stats().accepted == 0
+
+
+def test_a_hop_that_is_no_use_is_told_in_one_line(tmp_path, caplog, capfd):
+    via = f"ssh://me@127.0.0.1:1?keyfile={tmp_path}/none&config=/dev/null"
+    with relay.spawn(":0", "127.0.0.1:1", via=[via], name="tested") as made:
+        with socket.create_connection(made.address):
+            wait_until(lambda: made.stats().failed == {"factory_error": 1})
+        wait_until(lambda: [record for record in caplog.records if record.levelno == logging.ERROR])
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage().endswith(f": ssh://me@127.0.0.1:1: keyfile={tmp_path}/none: no such file")
+    assert (record.exc_info, record.exc_text) == (None, None)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_log_filter_that_raises_ends_nothing(tunnel, monkeypatch, caplog):

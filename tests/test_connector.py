@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -79,6 +80,31 @@ def test_a_factory_that_names_everything_is_given_everything(echo_server: Server
         assert seen["peer"] == client.getsockname()
         assert seen["set"] is False
         assert seen["deadline"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "told", "traced"),
+    [
+        (relay.RelayError("no such file"), "WARNING", "no such file", False),
+        (PermissionError(errno.EACCES, "not allowed"), "WARNING", "[Errno 13] not allowed", False),
+        (relay.RelayError("no such file"), "DEBUG", "no such file", True),
+        (ZeroDivisionError("a bug"), "WARNING", "ZeroDivisionError: a bug", True),
+    ],
+)
+def test_what_a_factory_raises_is_told_in_one_line_and_traced_where_it_helps(
+    error: Exception, level: str, told: str, traced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def factory() -> socket.socket:
+        raise error
+
+    caplog.set_level(level, "relay")
+    with relay.Tunnel(relay.listen(":0"), factory, name="mine") as tunnel:
+        with socket.create_connection(tunnel.address) as client:
+            peer = "{}:{}".format(*client.getsockname())
+            wait_until(lambda: tunnel.stats().failed == {"factory_error": 1})
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage() == f"mine: the factory failed for the client {peer}: {told}"
+    assert bool(record.exc_info) is traced
 
 
 def test_calls_beyond_the_limit_wait_in_the_backlog(echo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

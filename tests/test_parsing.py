@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from relay.address import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from relay.errors import AddressError
-from relay.parsing import parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
+from relay.parsing import parse_hop, parse_hops, parse_listen, parse_ssh_listen, parse_ssh_server, parse_target
 from relay.reading import LONGEST_ADDRESS
 
 BASTION = SSHServer("bastion")
@@ -327,7 +328,7 @@ BAD_HOPS = {
     "ssh://h?keyfile=a&keyfile=b": "keyfile= is written twice",
     "ssh://h?keyfile=a%00": "a control character",
     "ssh://h?listen=:1": "unknown parameter 'listen'",
-    "ssh://h?backend=putty": "backend: 'putty' is not allowed; paramiko and openssh are",
+    "ssh://h?backend=putty": "backend=putty; paramiko and openssh are allowed",
     "ssh://h?accept_new=1": "accept_new=1; yes and no are allowed",
     "ssh://h?compress=true": "compress=true; yes and no are allowed",
     "ssh://h?keepalive=0": "keepalive=0; a number of seconds above 0 is allowed, or none",
@@ -350,6 +351,53 @@ def test_bad_hops_get_one_clear_line(text, said):
     assert said in str(failure.value)
     assert str(failure.value).startswith("hop '")
     assert str(failure.value).isprintable()
+
+
+# What is wrong is told, whatever else there is in the address.
+SHOWN = {
+    "ssh://me@h?keepalive=0": "hop 'ssh://me@h?keepalive=0': keepalive=0; a number",
+    "ssh://me@h?accept_new=maybe": "hop 'ssh://me@h?accept_new=maybe': accept_new=maybe; yes",
+    "ssh://me@h?backend=putty&keyfile=a@b": "backend=putty; paramiko",
+    "ssh://me@h:99999": "hop 'ssh://me@h:99999': port 99999; a port is",
+    "ssh://me@corp@h:0": "port 0; a port is",
+    "ssh://me:hunter2@h:99999": "hop 'ssh://me:***@h:99999': port 99999; a port is",
+    "ssh://me:hunt@er2@h:0": "hop 'ssh://me:***@h:0': port 0; a port is",
+    "ssh://me@h?bogus=hunter2": "hop 'ssh://me@h?bogus=***': unknown parameter 'bogus'; ssh:// takes",
+    "ssh://me@h?keyfil=hunter2": "unknown parameter 'keyfil' (did you mean keyfile=?)",
+    "ssh://me@h?password=hunter2@&keepalive=0": "hop 'ssh://me@h?password=***&keepalive=0': keepalive=0; a number",
+    "ssh://me@[h]": "[h] is not an IPv6 address",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), SHOWN.items())
+def test_what_is_wrong_is_shown_unless_it_is_a_secret(text, said):
+    with pytest.raises(AddressError) as failure:
+        parse_hop(text)
+    assert said in str(failure.value)
+    assert str(failure.value).count("hop '") == 1
+    assert "hunter2" not in str(failure.value)
+
+
+BAD_ONS = {
+    "h": "it has no scheme; allowed is ssh://[user@]host[:port], with ?listen=HOST:PORT",
+    "me@h:22": "it has no scheme",
+    ":80": "it has no scheme",
+    "ssh:h": "ssh: without //; allowed is ssh://[user@]host[:port], with",
+    "tcp://h:1": "tcp:// is on this machine, where relay forward listens; allowed is ssh://",
+    "unix:///run/x": "unix:// is on this machine",
+    "sshh://h": "did you mean ssh://?",
+    "i2p:": "i2p is not available in this version; allowed is ssh://",
+    "ssh://h:0": "port 0; a port is a number from 1",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_ONS.items())
+def test_a_server_to_listen_on_is_an_ssh_address(text, said):
+    with pytest.raises(AddressError) as failure:
+        parse_ssh_listen(text, "--on")
+    assert said in str(failure.value)
+    assert str(failure.value).startswith("--on '")
+    assert parse_ssh_listen("ssh://h?listen=:1", "--on") == parse_listen("ssh://h?listen=:1")
 
 
 @pytest.mark.parametrize("text", BAD_SERVERS)
@@ -414,6 +462,17 @@ SECRETS = [
     "ssh://me:hun?hunter2@h",
     "ssh://me:22?hunter2@h",
     "ssh://me?hunter2@h",
+    "ssh://me:22?backend=hunter2@h",
+    "ssh://me:22?keepalive=hunter2@h",
+    "ssh://me:22?listen=hunter2@h",
+    "ssh://me:22?listen=:hunter2@h",
+    "tls://me:22?servername=-hunter2@h",
+    ":hunter2?@h",
+    "ssh://:hunter2?@h",
+    "ssh://me@h?password=x&hunter2",
+    "ssh://me@h?password=x@y&hunter2=1",
+    "ssh://me@h?password=x&h&hunter2:x@y",
+    "ssh://me:x&y=hunter2@h:0",
     "ssh://me@corp:hunter2@h:0",
     "ssh://h:0?password=hunter2",
     "ssh://h:0?password=hunter2@x",
@@ -431,6 +490,22 @@ def test_no_error_shows_a_secret(parse, text):
     with pytest.raises(AddressError) as failure:
         parse(text)
     assert "hunter2" not in str(failure.value)
+
+
+# A password as people write it, not encoded: pieces of it must not show, wherever a reader would split it.
+TAKEN_APART = st.lists(st.sampled_from([*"@:/?&=#[]", "hunter2", "keepalive=", "backend=", "listen="]), max_size=8)
+
+
+@given(TAKEN_APART.map("".join), st.sampled_from(["@h", "@h:0", "@h:22?keepalive=0", "@[x]"]))
+def test_no_error_shows_a_secret_however_it_is_split(secret, rest):
+    unknown = re.sub("[a-z]+=", "x=", secret)  # a parameter that is known would be one
+    for text in (f"ssh://me:hunter2{secret}hunter2{rest}", f"ssh://me@h?password=hunter2{unknown}hunter2"):
+        assert "hunter2" not in masked(text)
+        for parse in (parse_target, parse_listen, parse_hop, parse_ssh_server):
+            try:
+                parse(text)
+            except AddressError as error:
+                assert "hunter2" not in str(error)
 
 
 SCHEMES = ["tcp://", "tls://", "unix://", "ssh://"]

@@ -38,9 +38,31 @@ def test_who_reads_a_chain_tells_the_place_in_it():
         AddressReader("x", "hop 1 of 2").fail("wrong", "right is allowed")
 
 
-def test_a_part_that_may_be_a_password_is_not_repeated():
-    assert reader("h:x").part("x") == "x"
-    assert reader("me:x@h").part("x") == "***"
+@pytest.mark.parametrize("text", ["h:x", "me@h:x", "me:secret@h:x", "me@h:x?ca=a", "me@h?ca=a@b&keepalive=x"])
+def test_a_part_that_is_no_secret_is_repeated(text):
+    assert reader(text).part("x") == "x"
+
+
+@pytest.mark.parametrize("text", ["me:x?y@h", "h:22?x@y", "me@h:22?ca=x@y", "h?ca=a:x@y"])
+def test_a_part_that_may_be_a_password_is_not_repeated(text):
+    assert reader(text).part("x") == "***"
+
+
+def test_a_part_is_short_and_printable():
+    assert reader().part("a\n" + "x" * 500) == "a\\n" + "x" * 117 + "…"
+
+
+@pytest.mark.parametrize("query", ["ca=1&wrong=1", "ca=1@&wrong", "wrong"])
+def test_the_name_of_an_unknown_parameter_is_repeated(query):
+    with pytest.raises(AddressError, match="unknown parameter 'wrong'"):
+        reader(f"h?{query}").parameters("x://", query, ("ca",))
+
+
+@pytest.mark.parametrize("query", ["password=hun&ter2", "pasword=hun&ter2=1", "ter2@", "a@ter2=1"])
+def test_the_name_of_an_unknown_parameter_that_may_be_a_secret_is_not_repeated(query):
+    with pytest.raises(AddressError) as failure:
+        reader(f"h?{query}").parameters("x://", query, ("a", "password"))
+    assert "ter2" not in str(failure.value)
 
 
 @pytest.mark.parametrize(("scheme", "place"), [("tcp", "[fe80::1%25eth0]:1"), ("", "[fe80::1%eth0]:1")])

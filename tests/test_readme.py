@@ -78,6 +78,12 @@ def test_every_make_command_and_every_file_exists(text):
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize("folder", ["relay", "relay/secureshell"])
+def test_the_layout_names_every_module(folder):
+    modules = {path.name for path in (ROOT / folder).glob("[!_]*.py")}
+    assert {name for name in modules if name not in CONTRIBUTING} == set()
+
+
 def test_every_parameter_of_a_hop_is_in_it():
     assert SSH
     for name in set(SSH_PARAMETERS) - {"password", "passphrase"}:

@@ -14,6 +14,7 @@ from ssh_keys import blob, line, make
 
 from relay import AddressError
 from relay.address import SSHServer
+from relay.errors import RelayError
 from relay.secureshell import configuration, options
 from relay.secureshell.configuration import CLIENT_ONLY, settle
 from relay.secureshell.connection import Settings
@@ -201,6 +202,16 @@ def test_a_proxy_command(parser: None, told: Told) -> None:
     assert told("ProxyCommand none").command is None
 
 
+def test_a_descriptor_that_a_command_passes_is_for_the_client_alone(parser: None, told: Told) -> None:
+    text = "ProxyCommand nc %h %p\nProxyUseFdpass yes"
+    with pytest.raises(RelayError, match="^ssh://db: ProxyUseFdpass.*OpenSSH client.*backend='openssh'") as raised:
+        told(text, backend="paramiko")
+    assert type(raised.value) is RelayError, "it is final"
+    assert told(text, backend="openssh").command == "nc db 22"
+    assert told(text).needs_client.startswith("ProxyUseFdpass")
+    assert told("ProxyUseFdpass yes", backend="paramiko").command is None
+
+
 @pytest.mark.parametrize("user", ["a`id`", "a$(id)", "a;id", "a|id", "a&id", "a\\b", "a>b", "a(b", "a*b"])
 def test_a_name_that_a_shell_would_read_goes_into_no_command(parser: None, told: Told, user: str) -> None:
     with pytest.raises(AddressError, match="^ssh://db: .*ProxyCommand"):
@@ -216,6 +227,53 @@ def test_a_host_that_is_none(parser: None, told: Told, host: str) -> None:
 
 def test_an_address_with_a_zone(parser: None, told: Told) -> None:
     assert told("HostName fe80::1%%eth0").hostname == "fe80::1%eth0"
+
+
+@pytest.mark.parametrize(
+    "jump",
+    [
+        "[fe80::1%eth0]",
+        "me@[fe80::1%eth0]:22",
+        "fe80::1%eth0",
+        "[::1",
+        "::1]",
+        "[::1]x",
+        "[::1]:",
+        "@hop",
+        "me@",
+        "me you@hop",
+        "me:secret@hop",
+        "hop:",
+        "hop:2_2",
+        "hop:٢٢",
+        "hop: 22",
+        "hop:+22",
+        "hop:" + "9" * 5000,
+        "hop/x",
+        "ho\x01p",
+        "h\udcff",
+    ],
+)
+def test_a_jump_that_is_none(jump: str) -> None:
+    with pytest.raises(AddressError, match="^ssh://db: ProxyJump ") as raised:
+        configuration._jump(SSHServer("db"), jump)
+    text = str(raised.value)
+    assert text.isprintable() and len(text) < 300 and "invalid literal" not in text
+
+
+@pytest.mark.parametrize(
+    ("jump", "host", "user", "port"),
+    [
+        ("hop", "hop", None, None),
+        ("me@hop:5", "hop", "me", 5),
+        ("ssh://me@hop:5/", "hop", "me", 5),
+        ("[::1]:5", "::1", None, 5),
+        ("me@[::1]", "::1", "me", None),
+        ("::1", "::1", None, None),
+    ],
+)
+def test_a_jump(jump: str, host: str, user: str | None, port: int | None) -> None:
+    assert configuration._jump(SSHServer("db"), jump) == SSHServer(host, user, port)
 
 
 @pytest.mark.parametrize("wish", ["Port 0", "Port 65536", "Port x", "ProxyJump a:0", "ProxyJump -x"])

@@ -139,7 +139,8 @@ def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:
     assert fingerprint(key()) in child.communicate(timeout=10)[0].decode().split()
 
 
-def test_a_new_file_and_directory_are_the_users_alone(tmp_path: Path) -> None:
+def test_a_new_file_and_directory_are_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knownhosts, "home", lambda: str(tmp_path))
     file = tmp_path / ".ssh" / "known_hosts"
     old = os.umask(0)
     try:
@@ -192,6 +193,14 @@ def test_another_program_that_keeps_the_lock_does_not_stop_us(tmp_path: Path, mo
         fcntl.flock(held, fcntl.LOCK_EX)
         write_down(str(file), "host", key())
     assert found(file, "host")
+
+
+def test_no_directory_is_made_but_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knownhosts, "home", lambda: str(tmp_path / "home"))  # it is not there either
+    for place in (tmp_path / "new", tmp_path / "home" / ".ssh", tmp_path / ".ssh"):
+        with pytest.raises(FileNotFoundError):
+            write_down(str(place / "known_hosts"), "host", key())
+    assert not list(tmp_path.iterdir())
 
 
 def test_nowhere_to_write(tmp_path: Path) -> None:

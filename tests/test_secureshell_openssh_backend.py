@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 from helpers import BLOCK, WAIT, Server, Thread, black_hole, is_gone, receive_all, receive_exactly, refusing, wait_until
+from ssh_agent import RealAgent
 from sshd import make_key
 
 import relay
 from relay.address import SSHServer, TCPAddress, UnixAddress
 from relay.cancellation import Cancellation
-from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError
+from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
 from relay.secureshell.configuration import settle
 from relay.secureshell.openssh.backend import OpenSSH, connect
 from relay.stream import Stream
@@ -125,6 +126,12 @@ def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, l
 def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.socket) -> None:
     place = TCPAddress(*listener.getsockname())
     check_factory(lambda: client.open(place), listener)
+
+
+def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="says ssh://") as caught:
+        client.open(UnixAddress(str(tmp_path / "none")), lasting=True)
+    assert caught.value.reason == "unreachable"
 
 
 def test_a_far_unix_socket_is_reached(client: Client, tmp_path: Path, serve: Callable[..., Server]) -> None:
@@ -322,7 +329,7 @@ def test_names_that_look_the_same_to_ssh_are_not_mixed_up(client: Client) -> Non
     first = client.open(UnixAddress("/" + "x" * 104 + "a"))
     with pytest.raises(ConnectError, match="same 100"):
         client.open(UnixAddress("/" + "x" * 104 + "b"))
-    assert told(first) == "refused"
+    assert told(first) == "unreachable"
 
 
 def test_a_server_that_speaks_first_is_heard_at_once(client: Client, serve: Callable[..., Server]) -> None:
@@ -599,6 +606,108 @@ def test_a_port_that_is_taken_is_a_forward_error(client: Client, listener: socke
         client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
 
 
+def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
+    """Prove that a stream from there gets through."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
+        caller.settimeout(WAIT)
+        caller.connect(address)
+        caller.sendall(b"x")
+        with accepted.next() as stream:
+            assert receive_exactly(stream.socket, 1) == b"x"
+
+
+def test_a_port_that_was_taken_can_be_had_later(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = TCPAddress(*other.getsockname())
+        for _ in range(2):
+            with pytest.raises(ForwardError):
+                client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    for _ in range(2):  # ssh remembers what was refused, and that outlives what was granted
+        accepted = Accepted()
+        assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
+        greet(client, place, accepted, (place.host, place.port))
+        client.connection.stop_listening(place)
+        wait_until(lambda: is_gone((place.host, place.port)))
+
+
+def test_a_far_unix_socket_that_was_taken_can_be_had_later(client: Client, tmp_path: Path) -> None:
+    place = UnixAddress(str(tmp_path / "far"))
+    Path(place.path).touch()
+    with pytest.raises(ForwardError):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    Path(place.path).unlink()
+    accepted = Accepted()
+    client.connection.listen(place, accepted, time.monotonic() + WAIT)
+    greet(client, place, accepted, place.path)
+    client.connection.stop_listening(place)
+
+
+def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
+    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    for _ in range(20):
+        client.connection.stop_listening(place)
+        accepted = Accepted()
+        client.connection.listen(place, accepted, time.monotonic() + WAIT)
+        greet(client, place, accepted, (place.host, place.port))
+    with pytest.raises(ForwardError, match="already"):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    client.connection.stop_listening(place)
+    wait_until(lambda: is_gone((place.host, place.port)))
+    assert [name for name in os.listdir(client.connection._master.folder) if name.startswith("r")] == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_that_comes_too_late_leaves_nothing(
+    make_sshd: Any, make_client: Callable[..., Client], again: bool
+) -> None:
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = TCPAddress(*free.getsockname())
+    sshd.freeze()
+    try:
+        with pytest.raises(ForwardError, match="in time"):
+            client.connection.listen(place, Accepted(), time.monotonic() + 0.1)
+        accepted = Accepted()
+        asking = Thread(client.connection.listen, place, accepted, time.monotonic() + WAIT) if again else None
+        if again:
+            listening = client.connection._listening
+            wait_until(lambda: not listening._reverses[place].answer.cancelled())
+    finally:
+        sshd.thaw()
+    if asking is not None:
+        assert asking.result() == place
+        greet(client, place, accepted, (place.host, place.port))
+        client.connection.stop_listening(place)
+    # What is asked for now is answered after all that was asked for before.
+    client.connection.stop_listening(client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), None))
+    wait_until(lambda: is_gone((place.host, place.port)))
+
+
+def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
+    make_ssh_server: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sshd import embedded
+
+    from relay.testing import sshsession
+
+    client = make_client(embedded(make_ssh_server()))
+    for policy in [one for one in vars(sshsession).values() if hasattr(one, "check_port_forward_request")]:
+        monkeypatch.setattr(policy, "check_port_forward_request", lambda self, address, port: 0x7FFFFFFF)
+    with pytest.raises(ForwardError, match="2147483647"):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+
+
+@pytest.mark.parametrize("port", [0x7FFFFFFF, 65536])
+def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    listening = client.connection._listening
+    answered = listening._answered
+    monkeypatch.setattr(listening, "_answered", lambda reverse, told: answered(reverse, port))
+    with pytest.raises(ForwardError, match=str(port)):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    assert not listening._reverses
+
+
 def test_a_listener_that_is_forbidden_is_a_forward_error(make_sshd: Any, make_client: Callable[..., Client]) -> None:
     client = make_client(make_sshd("AllowTcpForwarding local").server)
     with pytest.raises(ForwardError, match="does not listen"):
@@ -618,6 +727,29 @@ def test_a_key_that_is_not_known_is_refused(sshd: Any, tmp_path: Path) -> None:
     client = Client(dataclasses.replace(sshd.server, known_hosts=str(nothing), accept_new=True))
     client.connection.close()
     assert sshd.host_key_line.split()[1] in nothing.read_text()
+
+
+@pytest.mark.parametrize("name", ["/proc/kh", "missing/known_hosts", "."])
+def test_no_new_key_is_trusted_that_cannot_be_written_down(sshd: Any, tmp_path: Path, name: str) -> None:
+    server = dataclasses.replace(sshd.server, known_hosts=str(tmp_path / name), accept_new=True)
+    with pytest.raises(HostKeyError, match="accept_new needs a file that it can write") as caught:
+        Client(server)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_key_that_ssh_did_not_write_down_is_not_trusted(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.secureshell.openssh.backend.check_writable", lambda settings: None)
+    server = dataclasses.replace(sshd.server, known_hosts="/proc/kh", accept_new=True)
+    for _ in range(2):
+        with pytest.raises(HostKeyError, match="cannot be written to /proc/kh"):
+            Client(server)
+
+
+def test_a_known_host_needs_no_file_that_can_be_written(sshd: Any, tmp_path: Path) -> None:
+    Client(dataclasses.replace(sshd.server, accept_new=True)).connection.close()
+    pin = fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    server = dataclasses.replace(sshd.server, known_hosts="/proc/kh", hostkey=pin, accept_new=True)
+    Client(server).connection.close()
 
 
 def test_a_key_that_has_changed_is_refused(sshd: Any, tmp_path: Path) -> None:
@@ -660,10 +792,13 @@ def test_a_passphrase_is_asked_for(sshd: Any, tmp_path: Path) -> None:
     try:
         locked = dataclasses.replace(sshd.server, keyfile=str(tmp_path / "locked"))
         Client(dataclasses.replace(locked, passphrase=lambda: "open sesame")).connection.close()
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(AuthenticationError, match="locked is encrypted with another passphrase"):
             Client(dataclasses.replace(locked, passphrase="wrong"))
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(AuthenticationError, match="locked is encrypted and there is no passphrase"):
             Client(locked)
+        public = Path(f"{locked.keyfile}.pub")
+        with pytest.raises(AuthenticationError, match="not in the agent"):
+            Client(dataclasses.replace(locked, keyfile=str(public)))
     finally:
         keys.write_text(before)
 
@@ -677,6 +812,55 @@ def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
     Client(dataclasses.replace(server, password='it\'s a "secret" 100%')).connection.close()
     with pytest.raises(AuthenticationError, match="password"):
         Client(dataclasses.replace(server, password="wrong"))
+
+
+def test_an_agent_with_too_many_keys_says_what_to_do(
+    make_sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = make_sshd("MaxAuthTries 2")
+    with RealAgent(tmp_path / "agent") as agent:
+        for number in range(4):
+            make_key(tmp_path / f"key{number}")
+            agent.add(tmp_path / f"key{number}")
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+        with pytest.raises(AuthenticationError, match="Too many authentication failures") as caught:
+            Client(dataclasses.replace(sshd.server, keyfile=None))
+    assert "with keyfile" in str(caught.value)
+    assert "id_rsa" not in str(caught.value)
+
+
+def test_an_agent_that_hangs_is_named(sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent"))
+        agent.listen()
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        with pytest.raises(ConnectError, match="the login was not finished in time: ssh was asking the agent"):
+            Client(sshd.server, timeout=1.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("Ciphers", "chacha20-poly1305@openssh.com"), ("KexAlgorithms", "curve25519-sha256"), ("MACs", "hmac-sha2-512")],
+)
+def test_no_algorithm_in_common_is_final(make_sshd: Any, tmp_path: Path, option: str, value: str) -> None:
+    other = {
+        "Ciphers": "aes128-ctr",
+        "KexAlgorithms": "ecdh-sha2-nistp256",
+        "MACs": "hmac-sha2-256\nCiphers aes128-ctr",
+    }[option]
+    ours, theirs = tmp_path / "config", [f"{option} {value}", "Ciphers aes128-ctr"]
+    ours.write_text(f"{option} {other}\n")
+    sshd = make_sshd(*theirs[: 2 if option == "MACs" else 1])
+    with pytest.raises(RelayError, match=f"in common; the server offers {value}.*{option}") as caught:
+        Client(dataclasses.replace(sshd.server, config=str(ours)))
+    assert type(caught.value) is RelayError
+
+
+def test_a_proxy_command_that_fails_says_why(sshd: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("ProxyCommand sh -c 'echo no way there >&2; exit 3'\n")
+    with pytest.raises(ConnectError, match=r"its ProxyCommand \(sh\) reaches no SSH server: no way there"):
+        Client(dataclasses.replace(sshd.server, config=str(path)))
 
 
 def test_nobody_there_is_refused(sshd: Any) -> None:

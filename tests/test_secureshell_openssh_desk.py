@@ -118,3 +118,11 @@ def test_a_pinned_key_alone_is_printed(capsys: pytest.CaptureFixture[str]) -> No
     assert helper.main("hostkey", "SHA256:a", "HOSTNAME", "SHA256:b", "h", "ssh-ed25519", "AAAA") == 0
     assert helper.main("hostkey", "SHA256:a", "ORDER", "NONE", "h", "NONE", "NONE") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_secret_that_ssh_would_cut_is_an_error(desk: Callable[..., str]) -> None:
+    failed: list[OSError] = []
+    path = desk(SSHServer("bastion", password="one\ntwo"), failed=failed.append)
+    assert ask(path, "me@bastion's password: ")[0] == 1
+    assert "line break" in str(failed[0])
+    assert "two" not in str(failed[0])

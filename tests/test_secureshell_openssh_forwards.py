@@ -20,6 +20,8 @@ PLACE = TCPAddress("db.internal", 5432)
 class Owner:
     """Remembers what it was told."""
 
+    server = "ssh://me@bastion"
+
     def __init__(self) -> None:
         self.told: list[Any] = []
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import socket
+import struct
 import threading
 import time
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from helpers import BLOCK, WAIT, Thread, receive_all, receive_exactly, wait_until
 from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stream, settings_for
 
 from relay.address import TCPAddress
 from relay.cancellation import Cancellation
+from relay.carrier import _is_final
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+from relay.secureshell.connection import IncompatibleError
 from relay.secureshell.paramiko import backend, packets
 from relay.stream import Stream
 
@@ -268,16 +273,39 @@ def test_lists_of_algorithms_are_kept_and_unknown_names_dropped(sshd):
 
 @pytest.mark.parametrize("option", ["ciphers", "macs", "kex", "host_key_algorithms"])
 def test_no_name_that_paramiko_knows(sshd, option):
-    with pytest.raises(ConnectError, match="backend='openssh'") as failed:
+    with pytest.raises(IncompatibleError, match=r"backend='openssh' \(in an address: \?backend=openssh\)") as failed:
         connect(settings_for(sshd, **{option: ("chacha20-poly1305@openssh.com",)}))
-    assert failed.value.reason == "denied"
+    assert _is_final(failed.value) and "\n" not in str(failed.value)
 
 
 def test_no_algorithm_in_common(make_sshd):
     rig = make_sshd("Ciphers chacha20-poly1305@openssh.com")
-    with pytest.raises(ConnectError, match="in common") as failed:
+    with pytest.raises(IncompatibleError) as failed:
         connect(settings_for(rig))
-    assert failed.value.reason == "denied"
+    assert str(failed.value) == (
+        f"{rig.server}: it and paramiko have no cipher in common; it offers chacha20-poly1305@openssh.com; "
+        "try backend='openssh' (in an address: ?backend=openssh)"
+    )
+    assert _is_final(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("wish", "kind"),
+    [
+        ("KexAlgorithms sntrup761x25519-sha512@openssh.com", "key exchange"),
+        ("MACs umac-64@openssh.com", "MAC"),
+        ("HostKeyAlgorithms ssh-ed25519-cert-v01@openssh.com,ssh-ed25519", "host key algorithm"),
+    ],
+)
+def test_nothing_in_common_of_any_kind(make_sshd, wish, kind):
+    names = {"ciphers": ("aes128-ctr",), "host_key_algorithms": ("rsa-sha2-512",) if "host" in kind else ()}
+    with pytest.raises(IncompatibleError, match=f"no {kind} in common; it offers {wish.split()[1].split(',')[-1]}"):
+        connect(settings_for(make_sshd(wish), **names))
+
+
+def test_a_server_of_the_first_version_is_worth_another_try(serve):
+    error = fails(serve, lambda end: end.sendall(b"SSH-1.5-old\r\n"))
+    assert isinstance(error, CarrierError) and "1.5" in str(error)
 
 
 CIPHERS = {
@@ -316,6 +344,91 @@ def test_new_keys_in_mid_transfer_lose_nothing(sshd, echo_server, names, monkeyp
         exchanges = count_exchanges(connection)
         assert there_and_back(connection, echo_server.address, 8)
         assert len(exchanges) >= 3
+
+
+def damage(transport):
+    """Have the last byte of what is received next be another one."""
+    wire = transport.wire
+    receive = wire._receive
+
+    def receive_once(view):
+        count = receive(view)
+        view[count - 1] ^= 0x55
+        wire._receive = receive
+        return count
+
+    wire._receive = receive_once
+
+
+@pytest.mark.parametrize("names", CIPHERS.values(), ids=CIPHERS)
+def test_a_byte_that_is_damaged_during_the_login(sshd, names, before_login):
+    before_login(damage)
+    with pytest.raises(CarrierError, match="a packet was damaged on the way") as failed:
+        connect(settings_for(sshd, **names))
+    assert str(failed.value).startswith(f"{sshd.server}: ") and "login" in str(failed.value)
+    assert not _is_final(failed.value)
+
+
+@pytest.mark.parametrize("names", CIPHERS.values(), ids=CIPHERS)
+def test_a_byte_that_is_damaged_while_it_is_up(sshd, names):
+    lost = Lost()
+    with contextlib.closing(connect(settings_for(sshd, **names), lost)) as connection:
+        damage(connection._transport)
+        connection.check()
+        assert str(lost.wait()) == f"{sshd.server}: the connection was lost: a packet was damaged on the way"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndexError("index out of range"),
+        KeyError(77),
+        ValueError(),
+        TypeError("no buffer"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        struct.error("unpack requires 4 bytes"),
+        InvalidSignature(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("stage", ["key exchange", "login"])
+def test_what_the_server_says_is_never_final_whatever_it_does_to_paramiko(
+    sshd, error, stage, before_login, monkeypatch
+):
+    def fail(*_):
+        raise error
+
+    if stage == "login":
+        before_login(lambda transport: [transport.handle(kind, fail) for kind in (51, 52, 60)])
+    else:
+        monkeypatch.setattr(backend.Transport, "_parse_kex_init", fail)
+    with pytest.raises(CarrierError, match=f"makes no sense .{type(error).__name__}") as failed:
+        connect(settings_for(sshd))
+    assert not _is_final(failed.value) and "\n" not in str(failed.value) and stage in str(failed.value)
+
+
+@pytest.fixture
+def before_login(monkeypatch):
+    """Have something done to the transport before the login."""
+    real = backend.authenticate
+
+    def before(do):
+        def authenticate(transport, settings):
+            do(transport)
+            real(transport, settings)
+
+        monkeypatch.setattr(backend, "authenticate", authenticate)
+
+    return before
+
+
+def test_our_own_mistakes_during_the_login_keep_their_type(sshd, before_login):
+    def mistaken(transport):
+        raise LookupError("ours")
+
+    before_login(mistaken)
+    with pytest.raises(LookupError, match="ours"):
+        connect(settings_for(sshd))
 
 
 def test_new_keys_are_due_for_what_comes_in_alone(sshd, serve, monkeypatch):
@@ -434,8 +547,10 @@ def test_a_frozen_server_is_noticed(make_sshd, echo_server):
             rig.freeze()
             begun = time.monotonic()
             connection.check()
+            while not lost.told.wait(0.2):
+                connection.check()
             error = lost.wait()
-            assert 0.3 < time.monotonic() - begun < 1.5
+            assert 0.3 < time.monotonic() - begun < 1.0
             assert "no answer for" in str(error)
             assert isinstance(error, CarrierError)
             with contextlib.suppress(ConnectionResetError):
@@ -444,15 +559,60 @@ def test_a_frozen_server_is_noticed(make_sshd, echo_server):
         rig.thaw()
 
 
-def test_a_frozen_server_is_noticed_by_the_check_alone(make_sshd):
+def test_a_frozen_server_is_noticed_by_the_check_alone(sshd):
     """Even if the connection's own thread were stuck."""
-    rig, lost = make_sshd(), Lost()
-    with contextlib.closing(connect(settings_for(rig, keepalive=0.1), lost)) as connection:
+    lost, stuck = Lost(), threading.Event()
+    with contextlib.closing(connect(settings_for(sshd, keepalive=0.1), lost)) as connection:
+        connection._loop.call(stuck.wait)
         connection._wire.heard -= 1
+        for _ in range(3):
+            connection.check()
+        assert lost.empty()
         connection.check()
         assert "no answer for 1 s" in str(lost.get(timeout=0))
+        stuck.set()
         connection._transport.join(WAIT)
         assert lost.empty(), "told once"
+
+
+def pause(connection, seconds):
+    """What the connection sees when the process is stopped: nothing runs, and nobody checks."""
+    done = threading.Event()
+    connection._loop.call(lambda: threading.Event().wait(seconds) or done.set())
+    assert done.wait(WAIT)
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["answered before", "the answer lies in the socket"])
+@pytest.mark.parametrize("checked", [True, False], ids=["checked at once", "not checked"])
+@pytest.mark.parametrize("seconds", [0.62, 1.5])
+def test_a_pause_of_our_own_process_is_no_silence_of_the_server(rig, echo_server, answered, checked, seconds):
+    lost = Lost()
+    with contextlib.closing(connect(settings_for(rig, keepalive=0.2), lost)) as connection:
+        with open_stream(connection, echo_server.address) as stream:
+            connection.check()
+            if answered:
+                wait_until(lambda: connection._silence.due < math.inf and not connection._requests)
+            pause(connection, seconds)
+            if checked:
+                connection.check()
+            assert not lost.told.wait(0.3), "longer than the server is given to answer"
+            stream.socket.sendall(b"on")
+            assert receive_exactly(stream.socket, 2) == b"on"
+    assert lost.empty()
+
+
+def test_a_server_that_died_during_a_pause_gets_one_interval_more(make_sshd):
+    rig, lost = make_sshd(), Lost()
+    with contextlib.closing(connect(settings_for(rig, keepalive=0.2), lost)) as connection:
+        connection.check()
+        wait_until(lambda: connection._silence.due < math.inf and not connection._requests)
+        rig.freeze()
+        pause(connection, 1.5)
+        begun = time.monotonic()
+        connection.check()
+        assert "no answer for 2 s" in str(lost.wait())
+        assert 0.15 < time.monotonic() - begun < 0.6
+        rig.thaw()
 
 
 def test_a_living_server_answers_for_ever(rig):
@@ -665,6 +825,32 @@ def test_a_connection_under_it_that_is_lost_is_named(ssh_server):
     assert "it was unplugged" in str(lost.wait())
     connection.close()
     forwarding.result()
+
+
+def test_what_is_under_the_stream_tells_more_than_a_reset(ssh_server):
+    """As when a proxy command fails: its end of the socket goes with our greeting unread in it."""
+    near, far = socket.socketpair()
+    stream = Stream(near, failure=lambda: OSError("the proxy command ended with status 1"))
+    near.sendall(b"unread")
+    far.close()
+    with contextlib.closing(Cancellation()) as cancel, pytest.raises(CarrierError) as failed:
+        backend.connect(settings_for(ssh_server), stream, time.monotonic() + WAIT, cancel, Lost())
+    assert str(failed.value).endswith(": the proxy command ended with status 1 (it has not said that it speaks SSH)")
+
+
+def test_an_end_that_tells_nothing_names_the_stage(ssh_server):
+    near, far = socket.socketpair()
+    near.sendall(b"unread")
+    far.close()
+    with contextlib.closing(Cancellation()) as cancel, pytest.raises(CarrierError, match="not said that it speaks SSH"):
+        backend.connect(settings_for(ssh_server), Stream(near), time.monotonic() + WAIT, cancel, Lost())
+
+
+def test_the_end_of_the_connection_during_the_login_is_told_as_it_is(make_ssh_server, before_login):
+    server = make_ssh_server()
+    before_login(lambda transport: server.drop())
+    with pytest.raises(CarrierError, match="(closed the connection|reset).*login was not finished"):
+        connect(settings_for(server))
 
 
 def test_a_narrow_way_to_the_server_loses_nothing(sshd, echo_server):

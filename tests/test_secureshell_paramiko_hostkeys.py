@@ -73,7 +73,8 @@ def test_an_unknown_host(trust: Any) -> None:
     text = refused(settings)
     assert f"ED25519 {fingerprint(ED25519)} is not known" in text
     assert f"looked in {settings.known_hosts[0]}, /no/system" in text
-    assert "accept_new=True" in text and f"hostkey='{fingerprint(ED25519)}'" in text
+    assert "accept_new=yes in its address (in Python: accept_new=True)" in text
+    assert f"hostkey={fingerprint(ED25519)} pins it" in text
     assert Path(settings.known_hosts[0]).read_text() == line("web", ED25519) + "\n"
 
 
@@ -145,7 +146,8 @@ def test_a_new_host_is_written_down(trust: Any) -> None:
     assert "changed" in refused(settings, OTHER)
 
 
-def test_a_new_file_is_the_users_alone(trust: Any, tmp_path: Path) -> None:
+def test_a_new_file_is_the_users_alone(trust: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.secureshell.knownhosts.home", lambda: str(tmp_path))
     file = tmp_path / ".ssh" / "known_hosts"
     verify(trust(known_hosts=(str(file),), accept_new=True, hash_known_hosts=True), Key(ED25519))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -157,6 +159,12 @@ def test_a_file_that_cannot_be_written(trust: Any, tmp_path: Path) -> None:
     text = refused(trust(known_hosts=(str(tmp_path),), accept_new=True))
     assert f"cannot be written to {tmp_path}: Is a directory" in text
     assert "no file" in refused(trust(known_hosts=(), accept_new=True))
+
+
+def test_no_directory_is_made_for_a_file_that_is_not_the_users_own(trust: Any, tmp_path: Path) -> None:
+    text = refused(trust(known_hosts=(str(tmp_path / "new" / "known_hosts"),), accept_new=True))
+    assert "known_hosts: No such file or directory; accept_new needs a file that it can write" in text
+    assert not (tmp_path / "new").exists()
 
 
 def test_many_connections_to_a_new_host_at_once(trust: Any) -> None:

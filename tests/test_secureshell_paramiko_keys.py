@@ -214,3 +214,15 @@ def test_a_key_of_a_kind_that_paramiko_has_not(tmp_path: Path) -> None:
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path.write_bytes(Ed448PrivateKey.generate().private_bytes(serialization.Encoding.PEM, *form))
     assert offered(path).notes == [f"{path} holds a kind of key that paramiko cannot use"]
+
+
+@pytest.mark.parametrize("form", ["OpenSSH", "PEM"])
+@pytest.mark.parametrize("passphrase", ["", SECRET])
+def test_a_key_that_is_out_of_date_prints_no_warning(tmp_path: Path, form: str, passphrase: str) -> None:
+    """Warnings are errors here."""
+    try:
+        path = make(tmp_path / "key", "dsa", "-N", passphrase, *(["-m", "PEM"] if form == "PEM" else []))
+    except AssertionError:
+        pytest.skip("this ssh-keygen makes no such key any more")
+    found = offered(path, server={"passphrase": SECRET})
+    assert found.notes == [f"{path} holds a kind of key that paramiko cannot use"]

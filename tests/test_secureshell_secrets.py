@@ -84,6 +84,30 @@ def test_a_files_first_line(tmp_path: Path, data: bytes) -> None:
     assert password_of(SSHServer("host", password_file=written(tmp_path / "f", data))) == HIDDEN
 
 
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("word\n", "word"),
+        ("word\r\n", "word"),
+        ("word\r", "word\r"),
+        (" word \n", " word "),
+        ("word\r\r\n", "word\r"),
+    ],
+)
+def test_exactly_one_line_end_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, secret: str
+) -> None:
+    assert password_of(SSHServer("host", password_file=written(tmp_path / "f", text.encode()))) == secret
+    monkeypatch.setenv("RELAY_WORD", text)
+    assert password_of(SSHServer("host", password_env="RELAY_WORD")) == secret
+
+
+def test_a_line_end_alone_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_WORD", "\n")
+    with pytest.raises(AuthenticationError, match="RELAY_WORD.*empty"):
+        password_of(SSHServer("host", password_env="RELAY_WORD"))
+
+
 def test_a_file_is_read_at_every_use(tmp_path: Path) -> None:
     server = SSHServer("host", passphrase_file=written(tmp_path / "f", b"old"))
     assert passphrase_of(server, "/key") == "old"

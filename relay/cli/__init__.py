@@ -41,9 +41,8 @@ def _options(
 
 def _masked(message: str) -> str:
     """A message that may repeat a word of the command line, with the secrets of an address masked."""
-    for word in sys.argv[1:]:
-        if "@" in word or "://" in word:
-            message = message.replace(word, masked(word))
+    for word in sorted(sys.argv[1:], key=len, reverse=True):  # one may be a part of another
+        message = message.replace(word, masked(word))
     return message
 
 

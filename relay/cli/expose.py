@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..address import SSHListen, masked
-from ..errors import AddressError
-from ..parsing import parse_listen
+from ..parsing import parse_ssh_listen
 from .options import Options, Via, with_options
 from .output import failures_reported
 from .serving import serve
@@ -48,7 +46,5 @@ def expose(
     Prints where once the server has agreed. When the server is lost and comes back, it is asked again.
     """
     with failures_reported(debug=options.debug):
-        if not isinstance(parse_listen(on), SSHListen):
-            problem = "it is on this machine, where relay forward listens; allowed is ssh://[user@]host[:port]?listen=…"
-            raise AddressError(f"--on '{masked(on)}': {problem}")
+        parse_ssh_listen(on, "--on")
     serve(on, target, options, name="expose", title="", listen_via=via or ())

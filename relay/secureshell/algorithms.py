@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["LISTS", "supported"]
+__all__ = ["CLIENT_HINT", "LISTS", "supported"]
+
+CLIENT_HINT = "backend='openssh' (in an address: ?backend=openssh)"  # what to take where they do not suffice
 
 _ATTRIBUTES = {
     "ciphers": "_preferred_ciphers",

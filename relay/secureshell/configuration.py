@@ -13,18 +13,21 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from ..address import SSHServer
-from ..errors import AddressError
-from .algorithms import supported
+from ..errors import AddressError, RelayError
+from .algorithms import CLIENT_HINT, supported
 from .connection import Settings
+from .files import home
 from .identities import file_type
 from .knownhosts import AUTHORITY, find
-from .options import Options, home, local_user, read
+from .options import Options, local_user, read
 
 __all__ = ["CLIENT_ONLY", "ClientOnly", "settle"]
 
 logger = logging.getLogger("relay")
 
 _NAME = re.compile(r"[\w.:+-]{1,253}")
+_PORT = re.compile(r"[0-9]{1,5}")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?:(:)(.*))?", re.DOTALL)
 _ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _USER = re.compile(r"[^-\s%][^\s%]{0,255}")
 _SAFE_USER = re.compile(r"[\w.@+=:,-]+")  # nothing that a shell reads as anything but text
@@ -57,6 +60,7 @@ def settle(server: SSHServer) -> Settings:
     :returns: the settings; ``needs_client`` tells why only the OpenSSH client will do (see :data:`CLIENT_ONLY`).
     :raises AddressError: in one line, if the configuration or a file that the caller named is of no use.
     :raises ConnectError: if ``ssh -G`` does not answer.
+    :raises RelayError: if the caller insists on paramiko, and the way to the server is one that only the client can go.
     :raises OSError: if it cannot be started.
 
     Source: ssh_config(5).
@@ -84,6 +88,9 @@ def settle(server: SSHServer) -> Settings:
         macs=options.algorithms("macs"),
         host_key_algorithms=options.algorithms("hostkeyalgorithms"),
     )
+    if server.backend == "paramiko" and settings.command is not None and options.is_yes("proxyusefdpass"):
+        problem = "ProxyUseFdpass in the SSH configuration needs the OpenSSH client"
+        raise RelayError(f"{server}: {problem}; take {CLIENT_HINT}")
     settings = _with_keys(settings, options, expand)
     return replace(settings, needs_client=_needs_client(options, settings))
 
@@ -123,13 +130,15 @@ def _user(server: SSHServer, user: str) -> str:
 
 def _jump(server: SSHServer, text: str) -> SSHServer:
     """One of ``ProxyJump``: ``[user@]host[:port]`` or an ``ssh://`` address. It has the same configuration file."""
-    user, _, place = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
-    host, colon, port = place.rpartition(":")
-    if not colon or place.endswith("]") or (":" in host and not place.startswith("[")):
-        host, port = place, ""  # no port; or an IPv6 address without brackets
+    user, at, place = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
+    bracketed = _BRACKETED.fullmatch(place)
+    host, colon, port = bracketed.groups() if bracketed else place.rpartition(":")
+    if not bracketed and (not colon or ":" in host):
+        host, colon, port = place, "", ""  # no port; or an IPv6 address without brackets
     try:
-        login, number = user or None, int(port) if port else None
-        return SSHServer(host.removeprefix("[").removesuffix("]"), login, number, config=server.config)
+        if colon and not _PORT.fullmatch(port):
+            raise ValueError("its port is not a number from 1 to 65535")
+        return SSHServer(host, user if at else None, int(port) if colon else None, config=server.config)
     except ValueError as error:
         _fail(server, f"ProxyJump {text[:80]!r} in the SSH configuration: {error}")
 

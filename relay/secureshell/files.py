@@ -1,13 +1,28 @@
-"""Opening a file that somebody else names, without being kept waiting by it."""
+"""The user's home, and opening a file that somebody else names, without being kept waiting by it."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 from typing import BinaryIO
 
-__all__ = ["open_regular"]
+__all__ = ["has_entry", "home", "open_regular"]
+
+
+def has_entry() -> bool:
+    """Whether the user is in the password file; the client refuses to work for one who is not (as in containers)."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
+
+
+def home() -> str:
+    """The user's home directory as the client sees it: the one of the password file, whatever ``HOME`` says."""
+    return pwd.getpwuid(os.getuid()).pw_dir if has_entry() else os.path.expanduser("~")
 
 
 def open_regular(path: str) -> BinaryIO:

@@ -8,7 +8,16 @@ import struct
 
 from .files import open_regular
 
-__all__ = ["CERTIFICATE", "LONGEST_FILE", "certified_key", "file_type", "key_type", "public_key", "strings"]
+__all__ = [
+    "CERTIFICATE",
+    "LONGEST_FILE",
+    "certified_key",
+    "clear_part",
+    "file_type",
+    "key_type",
+    "public_key",
+    "strings",
+]
 
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
@@ -57,7 +66,7 @@ def public_key(path: str) -> bytes | None:
                 data = file.read(LONGEST_FILE)
         except OSError:
             continue
-        blob = _public_line(data) if b"PRIVATE KEY-----" not in data else _clear_part(data)
+        blob = _public_line(data) if b"PRIVATE KEY-----" not in data else clear_part(data)
         if blob is not None:
             return blob
     return None
@@ -95,7 +104,7 @@ def _public_line(data: bytes) -> bytes | None:
     return blob if key_type(blob).encode("ascii") == fields[0] else None
 
 
-def _clear_part(data: bytes) -> bytes | None:
+def clear_part(data: bytes) -> bytes | None:
     """The public key in OpenSSH's private format, which is there in the clear (its PROTOCOL.key)."""
     body = data.partition(_BEGIN)[2].partition(_END)[0]
     try:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .files import open_regular
+from .files import home, open_regular
 from .identities import key_type
 
 __all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "write_down"]
@@ -73,16 +73,17 @@ def find(files: Iterable[str], name: str) -> list[Entry]:
 def write_down(file: str, name: str, blob: bytes, *, hashed: bool = False) -> None:
     """Append one line, unless another thread or program has written the same meanwhile.
 
-    :param file: its path; it is made with mode 0600, and its directory with 0700, if they are missing.
+    :param file: its path; it is made with mode 0600 if it is missing, and ``~/.ssh`` with 0700, but no other directory.
     :param name: as for :func:`find`.
     :param blob: the public key.
     :param hashed: whether the name is to be unreadable (``HashKnownHosts``).
     :raises OSError: if it cannot be written.
     """
     line = f"{_hashed(name) if hashed else name} {key_type(blob)} {base64.b64encode(blob).decode('ascii')}\n"
-    folder = os.path.dirname(os.path.abspath(file))
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
+    own = os.path.join(home(), ".ssh")
+    if os.path.dirname(os.path.abspath(file)) == own:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(own, 0o700)
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     with open(descriptor, "r+b", buffering=0) as writer, _locked(descriptor):
         if any(entry.blob == blob and not entry.marker for entry in find([file], name)):

@@ -17,9 +17,10 @@ from ..address import SSHServer
 from ..errors import AddressError, ConnectError
 from ..process import DEVNULL, PIPE, start
 from .algorithms import LISTS, supported
+from .files import has_entry, home
 from .knownhosts import matches
 
-__all__ = ["Options", "home", "local_user", "read"]
+__all__ = ["Options", "local_user", "read"]
 
 ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may look names up and run the user's `Match exec`
 
@@ -87,7 +88,7 @@ def read(server: SSHServer) -> Options:
     where the package ``invoke`` is installed, and otherwise refuses; it does not follow ``Include``.
     """
     program = which("ssh")
-    if program is None or not _has_entry():
+    if program is None or not has_entry():
         return Options(_by_paramiko(server), {name: [",".join(supported(name))] for name in LISTS})
     place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
     config = [] if server.config is None else ["-F", os.path.expanduser(server.config)]
@@ -95,23 +96,9 @@ def read(server: SSHServer) -> Options:
     return Options(values, _defaults_of(server, program))
 
 
-def home() -> str:
-    """The user's home directory as the client sees it: the one of the password file, whatever ``HOME`` says."""
-    return pwd.getpwuid(os.getuid()).pw_dir if _has_entry() else os.path.expanduser("~")
-
-
 def local_user() -> str:
     """The user's name on this machine; the number of one who has none."""
-    return pwd.getpwuid(os.getuid()).pw_name if _has_entry() else str(os.getuid())
-
-
-def _has_entry() -> bool:
-    """Whether the user is in the password file; the client refuses to work for one who is not (as in containers)."""
-    try:
-        pwd.getpwuid(os.getuid())
-    except KeyError:
-        return False
-    return True
+    return pwd.getpwuid(os.getuid()).pw_name if has_entry() else str(os.getuid())
 
 
 def _defaults_of(server: SSHServer, program: str) -> Mapping[str, list[str]]:

@@ -88,15 +88,21 @@ def _from_file(server: SSHServer, name: str, path: str) -> str:
         raise AuthenticationError(f"{where}: {error.strerror}; it is read with every login") from None
     if mode & 0o077:
         raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
-    value = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    value = _without_line_end(line.decode("utf-8", "surrogateescape"))
     if not value:
         raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")
     return value
 
 
 def _from_environment(server: SSHServer, name: str, variable: str) -> str:
-    value = os.environ.get(variable)
+    found = os.environ.get(variable)
+    value = _without_line_end(found or "")
     if not value:
-        problem = "not set" if value is None else "empty"
+        problem = "not set" if found is None else "empty"
         raise AuthenticationError(f"{server}: {name}_env: the environment variable {variable!r} is {problem}")
     return value
+
+
+def _without_line_end(text: str) -> str:
+    """The text without the one end of line that an editor or ``echo`` puts after it."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text

@@ -25,6 +25,7 @@ from .listening import Listening
 from .master import Master
 from .multiplexing import Control, close_forward, open_forward
 from .opening import Opening
+from .trust import check_writable
 
 __all__ = ["OpenSSH", "connect"]
 
@@ -46,12 +47,14 @@ def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: 
     :raises AuthenticationError: if the server takes none of the credentials.
     :raises ConnectError: if it cannot be reached or does not answer in time.
     :raises CarrierError: if the connection was lost meanwhile, or what answers does not speak SSH.
-    :raises RelayError: if there is no ``ssh``, or it does not take its configuration.
+    :raises RelayError: if there is no ``ssh``, it does not take its configuration, or has no algorithm in common with
+        the server; final.
     :raises OSError: if there are no descriptors, threads or directories to be had.
 
     Source: ssh(1), ssh_config(5), ``PROTOCOL.mux`` of OpenSSH.
     """
     try:
+        check_writable(settings)
         connection = OpenSSH(settings, stream, lost)
     except BaseException:
         if stream is not None:
@@ -77,6 +80,7 @@ class OpenSSH:
     """
 
     def __init__(self, settings: Settings, stream: Stream | None, lost: Lost) -> None:
+        self.server = settings.name
         self._lost = lost
         self._forwards: OrderedDict[Place, Forward] = OrderedDict()
         self._unanswered: dict[Opening, None] = {}  # those with a deadline

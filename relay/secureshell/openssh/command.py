@@ -17,6 +17,7 @@ from pathlib import Path
 from ...errors import RelayError
 from ..connection import Settings
 from .channels import FUNCTIONS
+from .trust import is_accepting
 
 __all__ = ["CONTROL", "DESK", "arguments", "environment", "has_secret", "private_directory"]
 
@@ -103,7 +104,7 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         *_FIXED,
         f"ControlPath={_file(folder, 'control')}",
         f"BatchMode={'no' if has_secret(settings) else 'yes'}",
-        f"StrictHostKeyChecking={'accept-new' if settings.accept_new and server.hostkey is None else 'yes'}",
+        f"StrictHostKeyChecking={'accept-new' if is_accepting(settings) else 'yes'}",
         f"ServerAliveInterval={0 if server.keepalive is None else max(1, int(server.keepalive))}",
         # A name may have several addresses, which ssh tries one after another.
         f"ConnectTimeout={max(1, math.ceil(seconds / 2))}",

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from ...errors import AuthenticationError
 from ...loop import Loop
 from ...poller import ERR, HUP, IN
 from ..connection import Settings
@@ -21,6 +22,8 @@ logger = logging.getLogger("relay")
 _LONGEST = 4096  # bytes of a question
 _CALLERS = 16  # at one time
 _PATIENCE = 1.0  # seconds to hand an answer over
+
+_LINE_BREAKS = frozenset("\r\n\0")  # ssh would take what is before it
 
 _PASSPHRASE = re.compile(r"Enter passphrase for (?:key )?'?(.*?)'?: ?$")
 _PASSWORD = re.compile(r"(?:\((?P<asks>[^)]*)\) .*|(?P<whose>[^ ]*)'s password: ?)$", re.DOTALL)
@@ -130,11 +133,17 @@ class Desk:
         with caller:
             try:
                 secret = self._secret(question)
+                self._check(secret)
                 caller.settimeout(_PATIENCE)
                 if secret is not None:
                     caller.sendall(b"+" + os.fsencode(secret))
             except OSError as error:
                 self._failed(error)
+
+    def _check(self, secret: str | None) -> None:
+        if secret is not None and not _LINE_BREAKS.isdisjoint(secret):
+            problem = "a password or passphrase with a line break in it cannot be told to ssh"
+            raise AuthenticationError(f"{self._settings.name}: {problem}; take it out, or use the backend paramiko")
 
     def _secret(self, question: str) -> str | None:
         """What to answer; ``None`` for what is not ours to answer: a question about another server or key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -16,16 +17,38 @@ _NOISE = re.compile(
     r"debug[1-3]: |Authenticated to |Transferred: |Bytes per second|Warning: Permanently added|@{5}|\*\* "
 )
 _PERMISSION = re.compile(r"\S+: Permission denied \((.*)\)\.$")
-_OFFERED = re.compile(r"debug1: (?:Offering public key|Trying private key): (.*)")
+_KEY = re.compile(r"debug1: (Offering public key|Server accepts key|Trying private key): (.*)")
+_SKIPPED = re.compile(r"debug1: (Skipping \S+ key .*|send_pubkey_test: no mutual signature algorithm)")
 _METHOD = re.compile(r"debug1: Next authentication method: (\S+)")
 _CONTINUE = re.compile(r"debug1: Authentications that can continue: (\S+)")
+_PROXY = re.compile(r"debug1: Executing proxy command: (?:exec )?(\S+)")
+_NO_MATCH = re.compile(r"Unable to negotiate with .*: no matching (.*) found\. Their offer: (.*)")
 _SERVER_KEY = re.compile(r"debug1: Server host key: (\S+) (SHA256:\S+)")
 _OFFENDING = re.compile(r"(?:Offending|Matching).* key (?:for .* )?in (.+):(\d+)$")
 _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
+_CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
 _OPEN_FAILED = re.compile(r"([\w ]+)(?:: (.*))?$", re.DOTALL)
 
-_DENIALS = ("Permission denied (", "Too many authentication failures", "No supported authentication methods")
+_TOO_MANY = "Too many authentication failures"
+_DENIALS = ("Permission denied (", _TOO_MANY, "No supported authentication methods")
 _OLD = re.compile(r"command-line.*: Bad configuration option: (\S+)")
+_OPTIONS = {
+    "cipher": "Ciphers",
+    "MAC": "MACs",
+    "key exchange method": "KexAlgorithms",
+    "host key type": "HostKeyAlgorithms",
+}
+_MOST = 6  # keys that are listed
+
+# What ssh is doing from such a line on, for a login that does not come to an end.
+_STAGES = (
+    ("SSH2_MSG_NEWKEYS received", "asking the agent for its keys; does the agent answer?"),
+    ("Will attempt key", "waiting for the server's answer; is the server overloaded?"),
+    ("Authentications that can continue", "waiting for the server's answer; is the server overloaded?"),
+    ("Offering public key", "waiting for what the server says to a key; is the server overloaded?"),
+    ("Server accepts key", "having a signature made; does an agent or a security key wait for something?"),
+    ("read_passphrase: requested to askpass", "waiting for a password or passphrase"),
+)
 _FATAL = ("Bad configuration option", "terminating, ", "Bad owner or permissions", "Can't open user config file")
 
 
@@ -51,6 +74,7 @@ def why(settings: Settings, lines: Sequence[str]) -> RelayError:
     """
     return (
         _misconfigured(settings, lines)
+        or _no_match(settings, lines)
         or _host_key(settings, lines)
         or _denied(settings, lines)
         or _unreachable(settings, lines)
@@ -61,7 +85,7 @@ def why(settings: Settings, lines: Sequence[str]) -> RelayError:
 def timeout_error(settings: Settings, lines: Sequence[str]) -> ConnectError:
     """The deadline came first; the lines tell how far it got."""
     if _any(lines, "debug1: Server host key"):
-        how = "the login was not over in time; is the server overloaded?"
+        how = f"the login was not finished in time{_stage(lines)}"
     elif _any(lines, "debug1: Remote protocol version"):
         how = "the server speaks SSH and did not finish the key exchange in time"
     elif _any(lines, "debug1: Local version string"):
@@ -71,26 +95,49 @@ def timeout_error(settings: Settings, lines: Sequence[str]) -> ConnectError:
     return ConnectError(f"{settings.name}: {how}", reason="connect_timeout")
 
 
-def open_error(place: str, text: str) -> ConnectError:
-    """Why the server did not open a stream (RFC 4254, section 5.1), from ssh's words for it."""
+def _stage(lines: Sequence[str]) -> str:
+    """What ssh was doing, if that is known."""
+    for line in reversed(lines):
+        for words, what in _STAGES:
+            if line.startswith(f"debug1: {words}"):
+                return f": ssh was {what}"
+    return ""
+
+
+def open_error(place: str, server: str, text: str) -> ConnectError:
+    """Why the server did not open a stream (RFC 4254, section 5.1), from ssh's words for it.
+
+    :param place: where to.
+    :param server: its name.
+    :param text: what ssh says after "open failed".
+    """
     match = _OPEN_FAILED.match(text)
     kind, detail = (match[1].strip(), (match[2] or "").strip()) if match else ("", "")
+    says = f"says {server}"
     if kind == "administratively prohibited":
-        what = "the server's policy forbids this forward (AllowTcpForwarding, PermitOpen, AllowStreamLocalForwarding)"
-        return ConnectError(f"{place}: {what}", reason="denied")
+        what = "the server's policy forbids it (AllowTcpForwarding, PermitOpen, AllowStreamLocalForwarding)"
+        return ConnectError(f"{place}: denied, {says}; {what}", reason="denied")
     if kind == "unknown channel type":
-        return ConnectError(f"{place}: the server does not forward to such an address", reason="denied")
+        return ConnectError(f"{place}: denied, {says}; it knows no forwarding of this kind", reason="denied")
     if kind == "resource shortage":
-        return ConnectError(f"{place}: the server is short of resources: {detail or kind}", reason="unreachable")
-    return ConnectError(f"{place}: {detail or kind or 'not opened'}, says the server", reason=_reason(detail))
+        problem = f"denied, {says}: it is short of something; see MaxSessions and its limits"
+        return ConnectError(f"{place}: {problem}", reason="denied")
+    reason = _reason(detail)
+    if reason == "refused":
+        return ConnectError(f"{place}: connection refused, {says}; is the service running?", reason=reason)
+    if reason == "connect_timeout":
+        problem = f"no answer in time, {says}; is the host up and the port open?"
+        return ConnectError(f"{place}: {problem}", reason=reason)
+    # A Unix socket that is not there, or at which nobody listens: a server of OpenSSH does not tell.
+    problem = f"the connect failed, {says}" if detail in ("", "open failed") else f"{detail}, {says}"
+    return ConnectError(f"{place}: {problem}; is it there, and can the server reach it?", reason=reason)
 
 
 def _reason(text: str) -> str:
     lowered = text.lower()
     if "timed out" in lowered or "timeout" in lowered:
         return "connect_timeout"
-    unreachable = ("unreachable", "no route", "not known", "resolve", "name resolution", "no address", "no such file")
-    return "unreachable" if any(word in lowered for word in unreachable) else "refused"
+    return "refused" if "refused" in lowered else "unreachable"
 
 
 def _misconfigured(settings: Settings, lines: Sequence[str]) -> RelayError | None:
@@ -101,6 +148,16 @@ def _misconfigured(settings: Settings, lines: Sequence[str]) -> RelayError | Non
         if any(words in line for words in _FATAL) and not line.startswith("debug"):
             return RelayError(f"{settings.name}: ssh does not take its configuration: {line[:_LONGEST]}")
     return None
+
+
+def _no_match(settings: Settings, lines: Sequence[str]) -> RelayError | None:
+    match = _last(_NO_MATCH, lines)
+    if match is None:
+        return None
+    kind, offer = match[1], match[2][:_LONGEST]
+    option = f"{_OPTIONS[kind]} in the SSH configuration" if kind in _OPTIONS else "the SSH configuration"
+    problem = f"ssh and the server have no {kind} in common; the server offers {offer}"
+    return RelayError(f"{settings.name}: {problem}; allow one of them with {option}, or update the server")
 
 
 def _host_key(settings: Settings, lines: Sequence[str]) -> RelayError | None:
@@ -127,25 +184,67 @@ def _denied(settings: Settings, lines: Sequence[str]) -> RelayError | None:
         return None
     permission, more = _last(_PERMISSION, lines), _last(_CONTINUE, lines)
     takes = permission[1] if permission else more[1] if more else "unknown methods"
-    keys = list(dict.fromkeys(_key(match[1]) for line in lines if (match := _OFFERED.match(line))))
+    keys, notes = _keys(settings, lines)
     methods = list(dict.fromkeys(match[1] for line in lines if (match := _METHOD.match(line))))
     tried = [*(method for method in methods if method != "publickey"), *(f"key {key}" for key in keys)]
-    text = f"the server takes {takes}; tried: {', '.join(tried) or 'nothing'}"
-    hint = _refused_secret(lines) or "check the user, the key file and the agent, or give a password"
+    text = f"the server takes {takes}; tried: {_listed(tried) or 'nothing'}"
+    if _any(lines, _TOO_MANY):
+        many = (
+            f"the server ended the connection: {_TOO_MANY}; name the right key with keyfile, so that it alone is tried"
+        )
+        notes = [many, *notes]
+    hint = "; ".join(notes[:_MOST]) or "check the user, the key file and the agent, or give a password"
     return AuthenticationError(f"{settings.name}: not let in as {settings.user}: {text}; {hint}")
 
 
-def _key(text: str) -> str:
-    """The path (or the agent's comment) and the type of a key that was offered, without its fingerprint."""
-    return text.partition(" SHA256:")[0][:100]
-
-
-def _refused_secret(lines: Sequence[str]) -> str:
-    """What ssh says about a key that it could not use."""
+def _keys(settings: Settings, lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys that were tried, and what is wrong with those that could not be."""
+    keys: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    stanzas: list[tuple[str, str, list[str]]] = []
     for line in lines:
+        if match := _KEY.match(line):
+            stanzas.append((match[1], match[2], []))
+        elif stanzas:
+            stanzas[-1][2].append(line)
+    for event, key, rest in stanzas:
+        name, kind = _parted(key)
+        if event == "Trying private key" and not os.path.exists(name):
+            continue  # a default one
+        keys[f"{name} ({kind})" if kind else name] = None
+        if event != "Offering public key" and (problem := _problem(settings, name, rest)):
+            notes[problem] = None
+    return list(keys), [match[1] for line in lines if (match := _SKIPPED.match(line))] + list(notes)
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Of a key: its path or the agent's comment; and its type and its fingerprint if ssh knows them."""
+    match = re.match(r"(.*) (\S+ SHA256:\S+)", text)
+    return (match[1][:100], match[2]) if match else (text[:100], "")
+
+
+def _problem(settings: Settings, name: str, rest: Sequence[str]) -> str:
+    """Why a key that the server would take was not used, from the lines after that; empty if it was."""
+    for line in rest:
         if line.startswith(("Load key ", "sign_and_send_pubkey: ", "no such identity: ")):
+            if name.endswith(".pub"):
+                return f"the key of {name} is not in the agent"
+            if "bad permissions" in line:
+                return f"{name} has a mode that lets others at it (chmod 600)"
+            if line.endswith("error in libcrypto"):
+                return f"{name} is not a private key that ssh can read"
             return line[:_LONGEST]
-    return ""
+        if line.startswith(("debug1: Authentications that can continue", "Authenticated ", "Received disconnect")):
+            return ""
+    server = settings.server
+    if any((server.passphrase, server.passphrase_file, server.passphrase_env)):
+        return f"{name} is encrypted with another passphrase than the one that was given"
+    return f"{name} is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST])
+    return f"{shown} and {len(names) - _MOST} more" if len(names) > _MOST else shown
 
 
 def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
@@ -162,10 +261,21 @@ def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
 
 
 def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
-    words = said(lines) or "ssh ended without a word"
+    words, name = said(lines) or "ssh ended without a word", settings.name
     if _any(lines, "debug1: Remote protocol version"):
-        return CarrierError(f"{settings.name}: the connection was lost before the login was over: {words}")
-    return CarrierError(f"{settings.name}: no SSH server answers there: {words}")
+        stage = "login" if _any(lines, "debug1: SSH2_MSG_NEWKEYS received") else "key exchange"
+        return CarrierError(f"{name}: the connection was lost before the login was over, during the {stage}: {words}")
+    command = _last(_PROXY, lines)
+    if command is not None:
+        own = said(
+            [line for line in lines if not line.startswith(("kex_exchange_identification", "Connection closed"))]
+        )
+        problem = f"its ProxyCommand ({command[1][:100]}) reaches no SSH server: {own or 'it ended without a word'}"
+        return ConnectError(f"{name}: {problem}", reason="unreachable")
+    if _last(_CLOSED, lines):
+        hint = "is it one, or has it too many logins at once (MaxStartups)?"
+        return CarrierError(f"{name}: no SSH server answers there: {words}; {hint}")
+    return CarrierError(f"{name}: no SSH server answers there: {words}")
 
 
 def _any(lines: Sequence[str], words: str) -> bool:

@@ -17,6 +17,7 @@ from ...loop import Loop
 from ...poller import IN
 from ..connection import Accepted, Place
 from .channels import Arrival, Channels, is_plain, shown
+from .diagnostics import said
 from .master import Master
 from .multiplexing import Control, ControlError, close_forward, open_forward
 from .opening import Opening
@@ -31,12 +32,13 @@ _PATIENCE = 1.0  # seconds for a listener to be taken back
 class _Reverse:
     """One place where the server listens, or is to."""
 
-    def __init__(self, place: Place, path: str, accepted: Accepted) -> None:
+    def __init__(self, place: Place, path: str, accepted: Accepted, answer: Future[Place]) -> None:
         self.asked = place
         self.place = place
         self.path = UnixAddress(path)
         self.key = shown(self.path)[0]
         self.accepted = accepted
+        self.answer = answer
         self.arrivals: deque[Arrival] = deque()
         self.socket = socket.socket(socket.AF_UNIX)
         try:
@@ -46,6 +48,18 @@ class _Reverse:
         except BaseException:
             self.socket.close()
             raise
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody takes its streams any more."""
+        return self.socket.fileno() < 0
+
+    def granted(self, port: int) -> Place | None:
+        """Where the server listens, from the port that it tells (0 if none); ``None`` if that is no port."""
+        if not _is_any_port(self.asked):
+            return self.asked
+        assert isinstance(self.asked, TCPAddress)
+        return TCPAddress(self.asked.host, port) if 0 < port < 1 << 16 else None
 
 
 class Listening:
@@ -63,6 +77,9 @@ class Listening:
         self._channels = channels
         self._make = make
         self._reverses: dict[Place, _Reverse] = {}
+        # ssh keeps what it was asked, also where the server has refused, and connects the streams of a place to the
+        # path that it was told first: a place has the same one for as long as ssh lives.
+        self._paths: dict[Place, str] = {}
         self._number = 0
 
     # -- any thread -----------------------------------------------------------------------------------------------
@@ -81,12 +98,10 @@ class Listening:
         try:
             return answer.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
         except NotInTime:
-            answer.cancel()
-            if answer.done() and not answer.cancelled():
-                return answer.result()
-            raise ForwardError(
-                f"{self._name}: the server did not answer in time whether it listens at {place}"
-            ) from None
+            if not answer.cancel():
+                return answer.result()  # it comes at this moment
+            problem = f"the server did not answer in time whether it listens at {place}"
+            raise ForwardError(f"{self._name}: {problem}") from None
 
     def end(self, place: Place) -> None:
         """Ask it to listen there no more, and wait a second at most."""
@@ -116,60 +131,85 @@ class Listening:
 
     def _ask(self, place: Place, accepted: Accepted, answer: Future[Place]) -> None:
         if self.control is None or self._master.gone is not None:
-            answer.set_exception(self._gone())
+            _fail(answer, self._gone())
             return
-        if place in self._reverses:
-            answer.set_exception(ForwardError(f"{self._name}: {place} is listened at already, over this connection"))
+        earlier = self._reverses.get(place)
+        if earlier is not None and not earlier.answer.cancelled():
+            _fail(answer, ForwardError(f"{self._name}: {place} is listened at already, over this connection"))
             return
-        self._number += 1
+        if earlier is not None:
+            self._close(earlier)  # the server has not answered yet, and nobody waits for it any more
         try:
-            reverse = _Reverse(place, self._master.path(f"r{self._number}"), accepted)
+            reverse = _Reverse(place, self._path(place), accepted, answer)
         except OSError as error:
-            answer.set_exception(error)
+            _fail(answer, error)
             return
+        if not _is_any_port(place):
+            self._reverses[place] = reverse
         with self._master.lock:
             self._channels.arrivals[reverse.key] = reverse.arrivals
         request = open_forward(place, reverse.path, remote=True)
-        self.control.request(request, lambda told: self._answered(reverse, told, answer))
+        self.control.request(request, lambda told: self._answered(reverse, told))
 
-    def _answered(self, reverse: _Reverse, told: int | RelayError, answer: Future[Place]) -> None:
-        if isinstance(told, RelayError):
-            self._close(reverse)
-            if answer.set_running_or_notify_cancel():
-                answer.set_exception(self._refusal(reverse.asked, told))
+    def _path(self, place: Place) -> str:
+        """Where ssh is to connect the streams of a place."""
+        self._number += 1
+        path = self._master.path(f"r{self._number}")
+        return path if _is_any_port(place) else self._paths.setdefault(place, path)
+
+    def _answered(self, reverse: _Reverse, told: int | RelayError) -> None:
+        place = None if isinstance(told, RelayError) else reverse.granted(told)
+        if place is None:
+            self._refused(reverse, told)
             return
-        if told and isinstance(reverse.asked, TCPAddress):
-            reverse.place = TCPAddress(reverse.asked.host, told)
-        self._reverses[reverse.place] = reverse
+        if reverse.is_closed:
+            return  # somebody else has asked since, or has asked to stop
+        reverse.place = place
+        self._reverses[place] = reverse
         self._loop.watch(reverse.socket.fileno(), IN, lambda event, now: self._accept(reverse))
-        if answer.set_running_or_notify_cancel():
-            answer.set_result(reverse.place)
+        if reverse.answer.set_running_or_notify_cancel():
+            reverse.answer.set_result(place)
         else:
-            self._take_back(reverse.place, threading.Event())
+            self._take_back(place, threading.Event())
 
-    def _refusal(self, place: Place, told: RelayError) -> RelayError:
+    def _refused(self, reverse: _Reverse, told: int | RelayError) -> None:
+        if not reverse.is_closed:
+            self._close(reverse)
+        if isinstance(told, int) and self.control is not None:  # ssh holds it for granted
+            self.control.request(close_forward(reverse.asked, reverse.path, remote=True), lambda told: None)
+        _fail(reverse.answer, self._refusal(reverse.asked, told))
+
+    def _refusal(self, place: Place, told: int | RelayError) -> RelayError:
+        if isinstance(told, int):
+            return ForwardError(f"{self._name}: the server says that it listens at the port {told}, which is none")
         if not isinstance(told, ControlError):
-            return self._gone()
+            words = self._last_words()  # a port that is none is the end of ssh
+            return ForwardError(f"{self._name}: {words}") if "Invalid allocated port" in words else self._gone()
         why = "it is in use there, or the server does not allow it (AllowTcpForwarding, GatewayPorts, PermitListen)"
         return ForwardError(f"{self._name}: the server does not listen at {place}: {told}; {why}")
 
+    def _last_words(self) -> str:
+        with self._master.lock:
+            self._master.drain()
+        return said(self._master.said())
+
     def _take_back(self, place: Place, over: threading.Event) -> None:
-        reverse = self._reverses.pop(place, None)
-        if reverse is None or self.control is None:
+        reverse = self._reverses.get(place)
+        if reverse is None or self.control is None or not reverse.answer.done():
             over.set()
             return
-
-        def taken_back(told: int | RelayError) -> None:
-            self._accept(reverse)  # those that have come by now
-            self._close(reverse)
-            over.set()
-
-        self.control.request(close_forward(reverse.asked, reverse.path, remote=True), taken_back)
+        self._accept(reverse)  # those that have come by now
+        self._close(reverse)
+        self.control.request(close_forward(reverse.asked, reverse.path, remote=True), lambda told: over.set())
 
     def _close(self, reverse: _Reverse) -> None:
+        """Take no more of its streams; its path is free when this returns."""
+        if self._reverses.get(reverse.place) is reverse:
+            del self._reverses[reverse.place]
         self._loop.forget(reverse.socket.fileno(), closing=True)
         reverse.socket.close()
         with self._master.lock:
+            self._master.drain()  # ssh says first where it connects: what did not get here is not the next one's
             self._channels.arrivals.pop(reverse.key, None)
         try:
             os.unlink(reverse.path.path)
@@ -189,3 +229,13 @@ class Listening:
             opening = arrival.channel if arrival is not None else self._make()
             assert isinstance(opening, Opening)
             reverse.accepted(opening.stream(made), arrival.peer if arrival is not None else "")
+
+
+def _is_any_port(place: Place) -> bool:
+    """Whether the server is to choose; each such place is another."""
+    return isinstance(place, TCPAddress) and not place.port
+
+
+def _fail(answer: Future[Place], error: OSError) -> None:
+    if answer.set_running_or_notify_cancel():
+        answer.set_exception(error)

@@ -24,6 +24,7 @@ from .command import DESK, arguments, environment, private_directory
 from .desk import Desk
 from .diagnostics import decoded, said, why
 from .promptness import Promptness
+from .trust import UNWRITTEN, unwritten_error
 
 __all__ = ["Master", "Watcher"]
 
@@ -211,6 +212,10 @@ class Master:
         if not self.is_up and line.startswith(_READY):
             self.loop.call(self._ready)
         text = decoded(line[:_LINE])
+        if not self.is_up and self.gone is None and text.startswith(UNWRITTEN):
+            self.refusal = unwritten_error(self.settings)
+            self.gone = CarrierError(str(self.refusal))
+            self.loop.call(self._terminate)
         if text and not (self.is_up and text.startswith("debug")):
             logger.debug("%s: ssh: %s", self.settings.name, text)
             self._lines.append(text)

@@ -20,6 +20,10 @@ Error = ConnectError | CarrierError
 class Owner(Protocol):
     """Whose streams they are."""
 
+    @property
+    def server(self) -> str:
+        """The name of the server."""
+
     def answered(self, opening: Opening) -> None:
         """It has no deadline any more. Called with the lock held."""
 
@@ -116,7 +120,7 @@ class Opening:
 
     def refused(self, text: str) -> None:
         """The far side has not, and why."""
-        self.fail(open_error(self.name, text))
+        self.fail(open_error(self.name, self.owner.server, text))
 
     def ended(self) -> None:
         """The far side has ended its direction."""
@@ -146,7 +150,8 @@ class Opening:
     def expire(self) -> None:
         """The far side has not answered in time."""
         made = self._socket if self.done is None else None
-        self.fail(ConnectError(f"{self.name}: no answer in time, asked for by the server", reason="connect_timeout"))
+        problem = f"no answer in time through {self.owner.server}; is the host up and the port open?"
+        self.fail(ConnectError(f"{self.name}: {problem}", reason="connect_timeout"))
         if made is not None:
             try:
                 made.shutdown(socket.SHUT_RDWR)

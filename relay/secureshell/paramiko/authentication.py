@@ -13,6 +13,7 @@ from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ...errors import AuthenticationError, CarrierError
+from ..algorithms import CLIENT_HINT
 from ..connection import Settings
 from ..secrets import password_of, wants_prompt
 from .keys import Keys, Offer
@@ -220,7 +221,9 @@ class _Login:
                 advice.append("name a key with keyfile, or load one into the agent")
         if asked & {"password", "keyboard-interactive"} and not self.has_password:
             advice.append("give password, password_file or password_env")
-        advice += [f"backend='openssh' can do {_HINTS[name]}" for name in _HINTS if name in asked and not advice]
+        others = [text for name, text in _HINTS.items() if name in asked]
+        if others and not advice:
+            advice.append(f"{CLIENT_HINT} can do {' and '.join(others)}")
         return advice
 
 

@@ -17,7 +17,8 @@ from ...loop import Timer
 from ...poller import IN
 from ...race import Cancel
 from ...stream import Stream
-from ..connection import Accepted, Done, Lost, Place, Settings
+from ..algorithms import CLIENT_HINT
+from ..connection import Accepted, Done, IncompatibleError, Lost, Place, Settings
 from .authentication import authenticate
 from .channels import Channels
 from .forwards import Forwards
@@ -34,6 +35,7 @@ _GRACE = 0.4  # seconds for the rest of what was sent to go out, and for the ser
 _PROMPT = 0.5  # seconds for the thread to end, once it was told to
 _LATE = 1.0  # seconds after the deadline until a thread that should have ended is left behind
 _SILENCE = 3  # times keepalive without a byte that a server may take
+_STOPPED = 1.5  # times keepalive without a check, which only a process that was stopped leaves out
 _BY_APPLICATION = 11  # RFC 4253, section 11.1
 
 
@@ -75,7 +77,8 @@ class Connection:
         self._requests = Requests(self._transport, self._channels)
         self._forwards = Forwards(self._transport, self._channels, self._requests)
         self._silence = Timer(wire.loop.timers, self._look_for_life)
-        self._patience = math.inf
+        self._asked = self._checked = -math.inf  # when a sign of life was asked for, and when that was thought of
+        self._unheeded = 0  # checks that the transport's thread has not taken notice of
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -141,10 +144,7 @@ class Connection:
             raise OSError(errno.EAGAIN, str(error)) from error
         over.wait(max(0.0, deadline - time.monotonic()) + _LATE)
         if not transport.initial_kex_done or self._wire.ending:
-            cause = transport.get_exception() or EOFError()
-            if isinstance(cause, (paramiko.SSHException, EOFError, OSError)):
-                raise cause
-            raise paramiko.SSHException("a packet that cannot be") from cause
+            raise transport.get_exception() or EOFError()
 
     def _stage(self) -> str:
         """What it has come to."""
@@ -159,11 +159,14 @@ class Connection:
         name, ended = self._settings.name, self._wire.error
         if isinstance(ended, ConnectError):
             return ended
-        if isinstance(error, RelayError) or (isinstance(error, OSError) and not self._wire.ending):
+        if isinstance(error, RelayError) and not (isinstance(error, CarrierError) and ended is not None):
             return error
-        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-            problem = f"it and paramiko have no algorithm in common: {printable(str(error))}"
-            return ConnectError(f"{name}: {problem}; try backend='openssh'", reason="denied")
+        if isinstance(error, OSError) and not self._wire.ending:
+            return error
+        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer) and (
+            lacking := self._transport.lacking(str(error))
+        ):
+            return IncompatibleError(f"{name}: it and paramiko have no {lacking}; try {CLIENT_HINT}")
         said = self._transport.packetizer.greeting
         if not self._transport.remote_version and said:
             problem = f"it does not speak SSH, but says {printable(said)!r}; is this the right port?"
@@ -200,11 +203,12 @@ class Connection:
         keepalive = self._settings.server.keepalive
         if keepalive is None:
             return
+        self._unheeded += 1  # the time alone says nothing: it also passes while this process is stopped
         silent = time.monotonic() - self._wire.heard
-        if silent > _SILENCE * keepalive:
+        if self._unheeded > _SILENCE and silent > _SILENCE * keepalive:
             self._fall_silent(silent)
         else:
-            self._loop.call(partial(self._ask_for_life, _SILENCE * keepalive))
+            self._loop.call(partial(self._ask_for_life, keepalive))
 
     def close(self) -> None:
         """End it; see :class:`relay.secureshell.connection.Connection`."""
@@ -224,19 +228,32 @@ class Connection:
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
-    def _ask_for_life(self, patience: float) -> None:
-        if not self._requests:
-            self._requests.ask("keepalive@openssh.com", b"", _nothing)
+    def _ask_for_life(self, keepalive: float) -> None:
+        now = time.monotonic()
+        self._unheeded = 0
+        self._ask(now, keepalive)
         if self._silence.due == math.inf:
-            self._silence.start(self._wire.heard + patience, time.monotonic())
-        self._patience = patience
+            self._silence.start(self._wire.heard + _SILENCE * keepalive, now)
+
+    def _ask(self, now: float, keepalive: float) -> None:
+        """Ask, if nobody has. Once more if there was no check for too long: then this process was stopped itself."""
+        if not self._requests or now - self._checked > _STOPPED * keepalive:
+            self._asked = now
+            self._requests.ask("keepalive@openssh.com", b"", _nothing)
+        self._checked = now
 
     def _look_for_life(self, now: float) -> None:
-        heard = self._wire.heard
-        if now - heard >= self._patience:
-            self._fall_silent(now - heard)
+        """Judge the silence, after all that lies in the socket was read. Whoever was asked has ``keepalive`` to answer."""
+        keepalive = self._settings.server.keepalive
+        assert keepalive is not None
+        end = self._wire.heard + _SILENCE * keepalive
+        if end <= now:
+            self._ask(now, keepalive)
+        due = max(end, self._asked + keepalive)
+        if due > now:
+            self._silence.start(due, now)
         else:
-            self._silence.start(heard + self._patience, now)
+            self._fall_silent(now - self._wire.heard)
 
     def _fall_silent(self, seconds: float) -> None:
         """The server is dead or out of reach; from any thread."""

@@ -9,6 +9,7 @@ from typing import NoReturn
 import paramiko
 
 from ...errors import HostKeyError
+from ..algorithms import CLIENT_HINT
 from ..connection import Settings
 from ..identities import key_type
 from ..knownhosts import AUTHORITY, REVOKED, Entry, find, fingerprint, write_down
@@ -93,7 +94,7 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
     offered = f"its host key {_shown(blob)} is not known"
     for entry in known:
         if entry.marker == AUTHORITY:
-            way = "paramiko cannot check certificates of hosts, backend='openssh' can"
+            way = f"paramiko cannot check certificates of hosts, {CLIENT_HINT} can"
             _fail(settings, f"{offered}, but a certificate authority for it is ({entry}); {way}")
     for entry in known:
         if not entry.marker:
@@ -101,8 +102,9 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
             _fail(settings, f"{offered}, {other}; this may be an attack; {_forget(settings, entry)}")
     if not settings.accept_new:
         looked = ", ".join(settings.known_hosts) or "no file"
-        way = f"accept_new=True writes it down, hostkey='{fingerprint(blob)}' pins it"
-        _fail(settings, f"{offered} (looked in {looked}); if it is right, log in once with ssh, or {way}")
+        way = "log in once with ssh, or have accept_new=yes in its address (in Python: accept_new=True) write it down"
+        pin = f"hostkey={fingerprint(blob)} pins it"
+        _fail(settings, f"{offered} (looked in {looked}); if it is right, {way}; {pin}")
     _accept(settings, blob)
 
 
@@ -114,7 +116,7 @@ def _accept(settings: Settings, blob: bytes) -> None:
         write_down(file, settings.host_key_name, blob, hashed=settings.hash_known_hosts)
     except OSError as error:
         problem = f"its host key {_shown(blob)} cannot be written to {file}: {error.strerror}"
-        _fail(settings, f"{problem}; accept_new needs a file that it can write, give known_hosts")
+        _fail(settings, f"{problem}; accept_new needs a file that it can write, give known_hosts=FILE")
     # Another program may have been told of another key between our look and our line.
     _refuse_changed(settings, blob, [entry for entry in find([file], settings.host_key_name) if entry.blob != blob])
 

@@ -17,7 +17,7 @@ from paramiko.pkey import PublicBlob
 
 from ..connection import Settings
 from ..files import open_regular
-from ..identities import CERTIFICATE, LONGEST_FILE, certified_key, key_type, public_key
+from ..identities import CERTIFICATE, LONGEST_FILE, certified_key, clear_part, key_type, public_key
 from ..knownhosts import fingerprint
 from ..secrets import passphrase_of
 from .agent import Agent
@@ -204,6 +204,8 @@ def _decoded(data: bytes, passphrase: bytes | None) -> Any:
     read = serialization.load_pem_private_key
     if b"-----BEGIN OPENSSH PRIVATE KEY-----" in data:
         read = serialization.load_ssh_private_key
+        if key_type(clear_part(data) or b"") == "ssh-dss":  # about which it would print a warning
+            raise ValueError("holds a kind of key that paramiko cannot use")
     try:
         return read(data, passphrase)
     except UnsupportedAlgorithm:

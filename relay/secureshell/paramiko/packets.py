@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import paramiko
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from paramiko.packet import NeedRekeyException
 
@@ -37,6 +38,8 @@ _ZEROS = bytes(_BLOCK + 4)
 _GREETING = 16 << 10  # bytes before and in the line with the version
 _AEAD_REKEY = 1 << 36  # bytes with one key: 2^32 blocks of AES, or 2^31 packets, each of which counts one block more;
 # RFC 4344, section 3
+
+_DAMAGE = ("Mismatched MAC", "Invalid packet blocking")  # paramiko's words for it
 
 _read_length = struct.Struct(">I").unpack_from
 
@@ -77,6 +80,16 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         :raises paramiko.SSHException: if the server breaks the protocol.
         :raises NeedRekeyException: if new keys are due.
         """
+        try:
+            return self._read_message()
+        except (InvalidTag, zlib.error) as error:
+            raise paramiko.SSHException("a packet was damaged on the way") from error
+        except paramiko.SSHException as error:
+            if str(error) not in _DAMAGE:
+                raise
+            raise paramiko.SSHException("a packet was damaged on the way") from error
+
+    def _read_message(self) -> tuple[int, Any]:
         while self._open is not None:
             payload = self._open_packets()
             if payload is not None:

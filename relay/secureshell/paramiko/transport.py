@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import paramiko
 
-from ...errors import CarrierError, ConnectError
+from ...errors import CarrierError
 from ...loop import Timer
-from ..connection import Settings
+from ..algorithms import CLIENT_HINT
+from ..connection import IncompatibleError, Settings
 from .messages import printable
 from .packets import Handler, Packetizer
 from .wire import Wire
@@ -28,6 +29,16 @@ MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-
 
 _KEX_PATIENCE = 30.0  # seconds that new keys may take
 _EXTENSIONS = 1024  # in one EXT_INFO; RFC 8308 knows a handful
+_LONGEST_OFFER = 8  # names that are shown
+
+# What paramiko calls it when there is none in common, what we do, and where the server's names are. Every server can do
+# without compression (RFC 4253, section 6.2).
+_LACKS = {
+    "kex": ("key exchange", "kex_algo_list"),
+    "host key": ("host key algorithm", "server_key_algo_list"),
+    "cipher": ("cipher", "server_encrypt_algo_list"),
+    "mac": ("MAC", "server_mac_algo_list"),
+}
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]
@@ -47,6 +58,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         self.wire = wire
         self._over = over
         self._kex_timer = Timer(wire.loop.timers, self._kex_expired)
+        self._offered: dict[str, list[str]] = {}  # what the server said last that it can do
         self.set_log_channel(logger.name)
 
     def handle(self, kind: int, handler: Handler) -> None:
@@ -68,6 +80,33 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             self._over()
             self.wire.release()
 
+    @property
+    def saved_exception(self) -> Exception | None:
+        """Why the thread has ended. What it stumbled over was sent by the server, whatever the type: it is no refusal
+        of a credential, and no reason never to try again."""  # noqa: D205, D209
+        return self._saved
+
+    @saved_exception.setter
+    def saved_exception(self, error: Exception | None) -> None:
+        if not isinstance(error, (paramiko.SSHException, EOFError, OSError, type(None))):
+            cause = error
+            detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            error = paramiko.SSHException(f"it sent a message that makes no sense ({printable(detail)})")
+            error.__cause__ = cause
+        self._saved = error
+
+    def lacking(self, problem: str) -> str | None:
+        """What there is none of in common, and what the server has of it.
+
+        :param problem: what paramiko says.
+        :returns: ``None`` if the server has named nothing at all, and so is none.
+        """
+        kind, place = next((found for word, found in _LACKS.items() if word in problem.lower()), ("", ""))
+        names = [name for name in self._offered.get(place, []) if name]
+        if not names:
+            return None
+        return f"{kind} in common; it offers {_shown(names)}"
+
     # -- what paramiko does otherwise -----------------------------------------------------------------------------
 
     def _send_message(self, data: Any) -> None:
@@ -83,6 +122,11 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         if self.initial_kex_done:  # else whoever connects has a deadline
             self._kex_timer.start(now + _KEX_PATIENCE, now)
         super()._send_kex_init()
+
+    def _parse_kex_init(self, m: Any) -> None:
+        self._offered = self._really_parse_kex_init(m)
+        m.rewind()
+        super()._parse_kex_init(m)
 
     def _parse_newkeys(self, m: Any) -> None:
         super()._parse_newkeys(m)
@@ -120,7 +164,7 @@ def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_ke
     :param transport: before it has started.
     :param settings: whose lists replace ours; names that paramiko does not know are dropped.
     :param host_keys: algorithms to ask for before all others.
-    :raises ConnectError: if paramiko knows none of the names of a list.
+    :raises IncompatibleError: if paramiko knows none of the names of a list.
     """
     options = transport.get_security_options()
     known = _Choice(settings.name, transport)
@@ -147,8 +191,13 @@ class _Choice:
         if not chosen:
             some = ", ".join(list(known)[:4])
             problem = f"{option} {','.join(wanted)!r} has no name that paramiko knows ({some}, …)"
-            raise ConnectError(f"{self._name}: {problem}; take one of these, or backend='openssh'", reason="denied")
+            raise IncompatibleError(f"{self._name}: {problem}; name one of these, or take {CLIENT_HINT}")
         return chosen
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > _LONGEST_OFFER else ""
+    return printable(", ".join(names[:_LONGEST_OFFER])) + more
 
 
 def _nothing() -> None:

@@ -109,7 +109,7 @@ class Wire:
         except BlockingIOError:
             self.clogged = True
         except OSError as error:
-            self.end(CarrierError(error.strerror or str(error)))
+            self.end(self._why_ended(error))
         self._want()
 
     def _drop(self, sent: int) -> None:
@@ -153,7 +153,7 @@ class Wire:
         except BlockingIOError:
             count = 0
         except OSError as error:
-            return self.end(CarrierError(error.strerror or str(error)))
+            return self.end(self._why_ended(error))
         else:
             if not count:
                 return self.end(self._why_ended())
@@ -169,9 +169,13 @@ class Wire:
         except OSError:
             pass  # it has just ended
 
-    def _why_ended(self) -> OSError:
+    def _why_ended(self, error: OSError | None = None) -> CarrierError:
+        """What is under the stream knows better than the socket."""
         told = self.stream.failure() if self.stream.failure is not None else None
-        return CarrierError(str(told) if told is not None else "the server has closed the connection")
+        if told is None and error is None:
+            return CarrierError("the server has closed the connection")
+        told = told or error
+        return CarrierError(str(getattr(told, "strerror", None) or told))
 
     def release(self) -> None:
         """Let everything go; nothing is turned after that."""

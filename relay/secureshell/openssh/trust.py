@@ -1,0 +1,48 @@
+"""Trusting the key of a server that nothing is known of: only where it can be written down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ...errors import HostKeyError
+from ..connection import Settings
+from ..files import home
+from ..knownhosts import find
+
+__all__ = ["UNWRITTEN", "check_writable", "is_accepting", "unwritten_error"]
+
+UNWRITTEN = "Failed to add the host to the list of known hosts"  # ssh says that, and goes on
+
+
+def is_accepting(settings: Settings) -> bool:
+    """Whether the key of an unknown server is written down and trusted."""
+    return settings.accept_new and settings.server.hostkey is None
+
+
+def check_writable(settings: Settings) -> None:
+    """Make sure that the key can be written down if it must be: else each one to come would be as new as the first.
+
+    :raises HostKeyError: if it cannot.
+    """
+    if not is_accepting(settings) or not settings.known_hosts or find(settings.known_hosts, settings.host_key_name):
+        return
+    file = settings.known_hosts[0]
+    own = os.path.join(home(), ".ssh")
+    try:
+        if os.path.dirname(os.path.abspath(file)) == own:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(own, 0o700)
+        os.close(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+    except OSError as error:
+        raise unwritten_error(settings, error.strerror or str(error)) from None
+
+
+def unwritten_error(settings: Settings, why: str = "") -> HostKeyError:
+    """What to say if it cannot.
+
+    :param why: the system's reason, if that is known.
+    """
+    file = settings.known_hosts[0] if settings.known_hosts else "known_hosts"
+    problem = f"its host key cannot be written to {file}{why and f': {why}'}"
+    return HostKeyError(f"{settings.name}: {problem}; accept_new needs a file that it can write, give known_hosts=FILE")

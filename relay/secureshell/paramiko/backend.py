@@ -156,7 +156,7 @@ class Connection:
 
     def _why(self, error: BaseException) -> BaseException:
         """Why it could not connect, as one line."""
-        name, ended = self._settings.name, self._wire.error
+        name, ended = self._settings.name, self._wire.error or self._stumbled()
         if isinstance(ended, ConnectError):
             return ended
         if isinstance(error, RelayError) and not (isinstance(error, CarrierError) and ended is not None):
@@ -175,6 +175,12 @@ class Connection:
         else:
             problem = f"{printable(str(error)) or 'the connection has ended'} ({self._stage()})"
         return CarrierError(f"{name}: {problem}")
+
+    def _stumbled(self) -> Exception | None:
+        """What the transport's thread has ended over, if nobody was told; the rest are refusals of a credential."""
+        error = self._transport.saved_exception
+        ours = isinstance(error, paramiko.SSHException) and not isinstance(error, paramiko.AuthenticationException)
+        return error if ours else None
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
@@ -243,7 +249,7 @@ class Connection:
         self._checked = now
 
     def _look_for_life(self, now: float) -> None:
-        """Judge the silence, after all that lies in the socket was read. Whoever was asked has ``keepalive`` to answer."""
+        """Judge the silence, after what lies in the socket was read. Whoever was asked has ``keepalive`` to answer."""
         keepalive = self._settings.server.keepalive
         assert keepalive is not None
         end = self._wire.heard + _SILENCE * keepalive

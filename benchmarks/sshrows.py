@@ -15,7 +15,8 @@ from .machine import free_port
 __all__ = ["ROWS"]
 
 CONNECTIONS = 16
-LIKE_SSH = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-c")
+LIKE_SSH = ("ssh-paramiko", "ssh-openssh", "ssh")
+OPENING = (*LIKE_SSH, "ssh-c")
 ALL = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-gcm", "ssh-c", "asyncssh", "sshtunnel")
 LONG = ("ssh-paramiko", "ssh-openssh", "ssh", "ssh-gcm", "asyncssh")
 
@@ -109,14 +110,14 @@ ROWS = {
     "ssh-answer": Row(
         "first byte of a new stream, client first",
         "ssh",
-        LIKE_SSH,
+        OPENING,
         FIRST_BYTE,
         partial(first_byte, server="echo", client="speak"),
     ),
     "ssh-greeting": Row(
         "first byte of a new stream, server first",
         "ssh",
-        LIKE_SSH,
+        OPENING,
         FIRST_BYTE,
         partial(first_byte, server="greet", client="hear"),
     ),

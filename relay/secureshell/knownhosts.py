@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .files import home, open_regular
 from .identities import key_type
 
-__all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "write_down"]
+__all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "write_down"]
 
 AUTHORITY = "@cert-authority"
 REVOKED = "@revoked"
@@ -73,24 +73,34 @@ def find(files: Iterable[str], name: str) -> list[Entry]:
 def write_down(file: str, name: str, blob: bytes, *, hashed: bool = False) -> None:
     """Append one line, unless another thread or program has written the same meanwhile.
 
-    :param file: its path; it is made with mode 0600 if it is missing, and ``~/.ssh`` with 0700, but no other directory.
+    :param file: as for :func:`open_to_append`.
     :param name: as for :func:`find`.
     :param blob: the public key.
     :param hashed: whether the name is to be unreadable (``HashKnownHosts``).
     :raises OSError: if it cannot be written.
     """
     line = f"{_hashed(name) if hashed else name} {key_type(blob)} {base64.b64encode(blob).decode('ascii')}\n"
-    own = os.path.join(home(), ".ssh")
-    if os.path.dirname(os.path.abspath(file)) == own:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(own, 0o700)
-    descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    descriptor = open_to_append(file)
     with open(descriptor, "r+b", buffering=0) as writer, _locked(descriptor):
         if any(entry.blob == blob and not entry.marker for entry in find([file], name)):
             return
         size = os.fstat(descriptor).st_size
         unfinished = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         writer.write(("\n" * unfinished + line).encode("utf-8", "surrogateescape"))  # one write: it is whole or not
+
+
+def open_to_append(file: str) -> int:
+    """Open a file of host keys to read and to append to.
+
+    :param file: its path; it is made with mode 0600 if it is missing, and ``~/.ssh`` with 0700, but no other directory.
+    :returns: a descriptor, to be closed by the caller.
+    :raises OSError: if it cannot be written.
+    """
+    own = os.path.join(home(), ".ssh")
+    if os.path.dirname(os.path.abspath(file)) == own:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(own, 0o700)
+    return os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
 
 @contextlib.contextmanager

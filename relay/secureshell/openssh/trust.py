@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from ...errors import HostKeyError
 from ..connection import Settings
-from ..files import home
-from ..knownhosts import find
+from ..knownhosts import find, open_to_append
 
 __all__ = ["UNWRITTEN", "check_writable", "is_accepting", "unwritten_error"]
 
@@ -27,13 +25,8 @@ def check_writable(settings: Settings) -> None:
     """
     if not is_accepting(settings) or not settings.known_hosts or find(settings.known_hosts, settings.host_key_name):
         return
-    file = settings.known_hosts[0]
-    own = os.path.join(home(), ".ssh")
     try:
-        if os.path.dirname(os.path.abspath(file)) == own:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(own, 0o700)
-        os.close(os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600))
+        os.close(open_to_append(settings.known_hosts[0]))
     except OSError as error:
         raise unwritten_error(settings, error.strerror or str(error)) from None
 

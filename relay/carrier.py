@@ -14,13 +14,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from .cancellation import Cancellation
-from .errors import CarrierError, ConnectError
-from .loop import Timer
+from .errors import CarrierError, ConnectError, SAMError
+from .loop import Timer, Timers
 from .pump import Pump
 from .race import Cancel
+from .waiter import Waiter, without
 
 __all__ = ["Carrier", "Connector", "Link", "Lost", "State", "Watcher"]
 
@@ -29,7 +30,6 @@ logger = logging.getLogger("relay")
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
-_ATTEMPT = 25.0  # seconds for one attempt to connect: its error comes before a client's 30 are over
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
 _PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on alone after that
 _TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
@@ -87,19 +87,34 @@ class Carrier(Generic[AnyLink]):
     :param name: in the log and in errors, such as ``ssh://me@bastion``.
     :param connector: makes the link, again after each loss.
     :param interval: seconds between two checks of the link; ``None`` for none.
+    :param attempt: seconds for one attempt to connect; by default its error comes before a client's 30 are over.
+    :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
     :raises OSError: if there is no thread or descriptor to be had.
     """
 
-    def __init__(self, name: str, connector: Connector[AnyLink], interval: float | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        connector: Connector[AnyLink],
+        interval: float | None,
+        attempt: float = 25.0,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.name = name
+        self._quiet = quiet
         self.state = State.CONNECTING
         self.error: Exception | None = None  # why it is not up
         self.holders = 0  # guarded by the lock of :mod:`relay.holding`
         self.link: AnyLink | None = None
         self._connector = connector
         self._interval = interval
-        self._waiters: dict[_Waiter[AnyLink], None] = {}
+        self._attempt_time = attempt
+        self._waiters: dict[Waiter[AnyLink], None] = {}
         self._watchers: list[Watcher] = []
+        self._renewing = False  # an attempt is under way although a link is up
+        self._retired: list[AnyLink] = []  # links that others have replaced, open as long as a stream rides on them
+        self._idle: Callable[[], object] | None = None
         self._failures = 0
         self._since = 0.0  # when the state last changed
         self._was_up = False
@@ -131,8 +146,8 @@ class Carrier(Generic[AnyLink]):
         if link is not None and (instead_of is None or link is not instead_of[0]):
             done(link)
             return _nothing
-        waiter = _Waiter(self, done, deadline, patient)
-        if not self._call(functools.partial(self._add, waiter, instead_of)):
+        waiter = Waiter(self, done, deadline, patient)
+        if not self.call(functools.partial(self._add, waiter, instead_of)):
             waiter.tell(self._closed_error())
         return waiter.give_up
 
@@ -147,16 +162,44 @@ class Carrier(Generic[AnyLink]):
 
     def retry(self) -> None:
         """Connect again if it has failed for good, but not sooner than five minutes after that. Never blocks."""
-        self._call(self._retry)
+        self.call(self._retry)
+
+    def renew(self, link: AnyLink, why: str) -> None:
+        """Have another link made beside the one that is up, and used from then on. Never blocks.
+
+        The old one is closed with its last stream.
+
+        :param link: the one to be replaced; nothing happens if that is not the one that is up.
+        :param why: for the log.
+        """
+        self.call(functools.partial(self._renew, link, why))
+
+    def when_idle(self, call: Callable[[], object]) -> None:
+        """Have ``call`` called once, in any thread, as soon as no stream rides on it; in place of any call before."""
+        if not self.call(functools.partial(self._when_idle, call)):
+            call()
 
     def close(self, *, wait: bool = True) -> None:
         """End it, at once. Idempotent, from any thread.
 
         :param wait: whether to wait until nothing is left, for less than a second; the pump's thread never does.
         """
-        self._call(self._end)
+        self.call(self._end)
         if wait and threading.current_thread() is not self._pump.thread:
             self._ended.wait(_PROMPT)
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait until nothing of it is left, which is soon after it was closed.
+
+        :param timeout: seconds to wait at most.
+        :returns: whether nothing is left.
+        """
+        return self._ended.wait(timeout)
+
+    @property
+    def timers(self) -> Timers:
+        """For whoever belongs to it, in the pump's thread."""
+        return self._pump.loop.timers
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors and nothing else."""
@@ -165,16 +208,20 @@ class Carrier(Generic[AnyLink]):
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
         self._cancel.abandon()
-        link, self.link = self.link, None
-        if link is not None:
-            link.abandon()
+        links, self.link, self._retired = (*self._retired, self.link), None, []
+        for link in links:
+            if link is not None:
+                link.abandon()
 
     def __repr__(self) -> str:
         return f"<relay.Carrier {self.name}, {self.state.value}>"
 
-    def _call(self, function: Callable[[], object]) -> bool:
+    def call(self, function: Callable[[], object]) -> bool:
         """Have it called in the pump's thread; not in a forked child, where the pump's lock may be held for ever."""
         return not self._abandoned and self._pump.loop.call(function)
+
+    def _log(self, level: int, text: str, *values: object, exc_info: BaseException | None = None) -> None:
+        logger.log(logging.DEBUG if self._quiet else level, text, self.name, *values, exc_info=exc_info)
 
     # -- in the pump's thread -------------------------------------------------------------------------------------
 
@@ -188,7 +235,7 @@ class Carrier(Generic[AnyLink]):
             except Exception:
                 logger.exception("%s: a watcher of the state failed", self.name)
 
-    def _add(self, waiter: _Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
+    def _add(self, waiter: Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
         if instead_of is not None:
             self._lost(*instead_of)
         self._retry()
@@ -207,7 +254,8 @@ class Carrier(Generic[AnyLink]):
                 delay = _jittered(_WANTED) if waiter.patient else 0.0  # who waits for one attempt has it made at once
                 self._timer.start(min(self._timer.due, now + delay), now)
 
-    def _drop(self, waiter: _Waiter[AnyLink]) -> None:
+    def drop(self, waiter: Waiter[AnyLink]) -> None:
+        """Whoever waits no longer does so."""
         self._waiters.pop(waiter, None)
 
     def _tell(self, outcome: AnyLink | Exception, *, patient: bool = True) -> None:
@@ -219,6 +267,9 @@ class Carrier(Generic[AnyLink]):
         if self.state is State.CLOSED:
             return
         self._change(State.CONNECTING, self.error)
+        self._begin()
+
+    def _begin(self) -> None:
         self._thread = threading.Thread(target=self._connect, name=f"relay {self.name} connecting", daemon=True)
         try:
             self._thread.start()
@@ -236,7 +287,7 @@ class Carrier(Generic[AnyLink]):
                 self._pump.loop.call(functools.partial(self._lost, made[0], error))
 
         try:
-            made.append(self._connector.connect(time.monotonic() + _ATTEMPT, self._cancel, told))
+            made.append(self._connector.connect(time.monotonic() + self._attempt_time, self._cancel, told))
         except BaseException as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
             failure = error if isinstance(error, Exception) else RuntimeError(repr(error))  # sys.exit() of a callback
             self._pump.loop.call(functools.partial(self._not_connected, failure))
@@ -246,15 +297,21 @@ class Carrier(Generic[AnyLink]):
     def _not_connected(self, error: Exception) -> None:
         if self.state is State.CLOSED:
             self._finish(None)
+        elif self._renewing:
+            self._renewing = False
+            self._log(logging.WARNING, "%s: %s; the old one is kept", without(self.name, error))
         else:
             self._failed(error)
 
     def _connected(self, link: AnyLink, lost: Sequence[CarrierError]) -> None:
         if self.state is State.CLOSED:
             return self._finish(link)
+        if self._renewing and self.link is not None:
+            self._retire(self.link)
+        self._renewing = False
         self.link = link
         self._change(State.UP)
-        logger.log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected", self.name)
+        self._log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected")
         self._was_up = True
         if self._interval is not None:
             self._timer.start(self._since + self._interval, self._since)
@@ -268,29 +325,77 @@ class Carrier(Generic[AnyLink]):
             self._change(State.FAILED, error)
             if not self._waiters:  # else whoever waits is told
                 trace = None if isinstance(error, OSError) else error
-                why = _without(self.name, error)
-                logger.error("%s: %s; not tried again by itself", self.name, why, exc_info=trace)
+                why = without(self.name, error)
+                self._log(logging.ERROR, "%s: %s; not tried again by itself", why, exc_info=trace)
             self._tell(error)
             return
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.
         self._back_off(error)
         self._tell(error, patient=False)
 
-    def _lost(self, link: AnyLink, error: Exception) -> None:
-        if self.link is not link:
+    def _renew(self, link: AnyLink, why: str) -> None:
+        if self.link is link and not self._renewing:
+            self._renewing = True
+            self._log(logging.WARNING, "%s: %s; a new one is made beside it", why)
+            self._begin()
+
+    def _retire(self, link: AnyLink) -> None:
+        self._retired.append(link)
+        self._watch_idle(link)
+
+    def _end_retired(self, link: AnyLink) -> None:
+        self._retired.remove(link)
+        self._elsewhere(functools.partial(self._close_link, link))
+
+    def _when_idle(self, call: Callable[[], object]) -> None:
+        self._idle = call
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if self._idle is None or self._retired:  # a retired link is watched already
             return
+        if self.link is not None:
+            self._watch_idle(self.link)
+        else:
+            self._fire_idle()
+
+    def _fire_idle(self) -> None:
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle()
+
+    def _watch_idle(self, link: AnyLink) -> None:
+        link.when_idle(functools.partial(self.call, functools.partial(self._is_idle, link)))
+
+    def _is_idle(self, link: AnyLink) -> None:
+        if link in self._retired:
+            self._end_retired(link)
+        if link is self.link and not self._retired:
+            self._fire_idle()
+        else:
+            self._look_idle()
+
+    def _lost(self, link: AnyLink, error: Exception) -> None:
+        if link in self._retired:
+            self._end_retired(link)
+        if self.link is not link:
+            return self._look_idle()
         self.link = None
+        if self._renewing:  # what is being made beside it takes its place
+            self._renewing = False
+            self._change(State.CONNECTING, error)
+            return self._elsewhere(functools.partial(self._close_link, link))
         steady = time.monotonic() - self._since > _STEADY
         if steady:
             self._failures = 0
         self._back_off(error)
-        self._elsewhere(functools.partial(self._close_link, link))
+        return self._elsewhere(functools.partial(self._close_link, link))
 
     def _back_off(self, error: Exception) -> None:
         most = _WANTED if self._waiters else _BACKOFF[1]
         delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
         self._failures += 1
-        logger.warning("%s: %s; trying again in %.1f s", self.name, _without(self.name, error), delay)
+        self._log(logging.WARNING, "%s: %s; trying again in %.1f s", without(self.name, error), delay)
         self._change(State.BACKING_OFF, error)
         self._timer.start(self._since + delay, self._since)
 
@@ -299,7 +404,8 @@ class Carrier(Generic[AnyLink]):
             self._attempt()
         elif self.link is not None and self._interval is not None:
             self._timer.start(now + self._interval, now)
-            self.link.check()
+            for link in (*self._retired, self.link):
+                link.check()
 
     def _retry(self) -> None:
         if self.state is State.FAILED and time.monotonic() - self._since > _FINAL:
@@ -308,14 +414,18 @@ class Carrier(Generic[AnyLink]):
     def _end(self) -> None:
         if self.state is State.CLOSED:
             return
-        connecting = self.state is State.CONNECTING
+        connecting = self.state is State.CONNECTING or self._renewing
         self._change(State.CLOSED, self.error)
         self._timer.stop()
         self._cancel.set()
         self._tell(self._closed_error())
+        for retired in tuple(self._retired):
+            self._end_retired(retired)
         link, self.link = self.link, None
         if not connecting:  # else when the attempt has come back
             self._finish(link)
+        elif link is not None:
+            self._elsewhere(functools.partial(self._close_link, link))
 
     def _finish(self, link: AnyLink | None) -> None:
         self._elsewhere(functools.partial(self._close, link))
@@ -350,62 +460,9 @@ class Carrier(Generic[AnyLink]):
         return CarrierError(f"{self.name}: the connection was closed")
 
 
-class _Waiter(Generic[AnyLink]):
-    """Somebody who waits for a carrier to be up."""
-
-    __slots__ = ("_carrier", "_deadline", "_done", "_lock", "_timer", "patient")
-
-    def __init__(
-        self,
-        carrier: Carrier[AnyLink],
-        done: Callable[[AnyLink | Exception], object],
-        deadline: float | None,
-        patient: bool,
-    ) -> None:
-        self.patient = patient
-        self._carrier = carrier
-        self._deadline = deadline
-        self._done: Callable[[AnyLink | Exception], object] | None = done
-        self._lock = threading.Lock()
-        self._timer: Timer | None = None
-
-    def start(self, timers: Any) -> None:
-        if self._deadline is not None:
-            self._timer = Timer(timers, self._expired)
-            self._timer.start(self._deadline, time.monotonic())
-
-    def tell(self, outcome: AnyLink | Exception) -> None:
-        self._stop()
-        with self._lock:
-            done, self._done = self._done, None
-        if done is not None:
-            try:
-                done(outcome)
-            except Exception:  # others wait, too
-                logger.exception("%s: somebody who waited for it failed", self._carrier.name)
-
-    def give_up(self) -> None:
-        with self._lock:
-            self._done = None
-        self._carrier._call(self._forget)
-
-    def _forget(self) -> None:
-        self._stop()
-        self._carrier._drop(self)
-
-    def _stop(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.stop()
-
-    def _expired(self, now: float) -> None:
-        carrier = self._carrier
-        carrier._drop(self)
-        why = _without(carrier.name, carrier.error) if carrier.error is not None else "no answer yet"
-        self.tell(ConnectError(f"{carrier.name}: not connected in time: {why}", reason="connect_timeout"))
-
-
 def _is_final(error: Exception) -> bool:
+    if isinstance(error, SAMError):
+        return not error.passing
     if isinstance(error, (ConnectError, CarrierError, TimeoutError, ConnectionError)):
         return False
     return not (isinstance(error, OSError) and error.errno in _TRANSIENT)
@@ -413,10 +470,6 @@ def _is_final(error: Exception) -> bool:
 
 def _jittered(seconds: float) -> float:
     return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (so that fifty programs do not come back at once)
-
-
-def _without(name: str, error: Exception) -> str:
-    return str(error).removeprefix(f"{name}: ")
 
 
 def _nothing() -> None:

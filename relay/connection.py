@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConnectError
 from .flow import Flow
+from .loop import Timer
 from .poller import ERR, HUP, READ
 from .race import place
 from .stream import Stream, keep_alive, set_to_reset
@@ -155,6 +157,8 @@ class Connection:
         down = self.down = Flow(self, work, target, client)
         up.reverse = down
         down.reverse = up
+        if stream is not None and not stream.answered:
+            stream.received = down.count
         up.mask = down.mask = READ
         loop.watch(down.descriptor, READ, down.handler)
         if up.descriptor in loop.handlers:
@@ -175,10 +179,15 @@ class Connection:
         """One direction has come to its end: pass that on."""
         source = self.client_stream if flow is self.up else self.target_stream
         sink = self.target_stream if flow is self.up else self.client_stream
-        if _failure(source) is not None:
+        if source is not None and source.settle:
+            flow.ended = 0.0
+            self._settle(source, flow.end, now)
+        elif _failure(source) is not None:
             self.broken(flow.source, now)
         elif flow.reverse.ended:
             self.close("done", now)
+        elif flow is self.down and self._is_unanswered():
+            self._nobody_there(now)
         elif source is not None and not source.half_close:
             self._end_both(flow, now)
         else:
@@ -198,8 +207,30 @@ class Connection:
 
     def passes_end_of(self, flow: Flow) -> bool:
         """Whether the end of this flow's source will be passed on to its sink at once."""
+        source = self.client_stream if flow is self.up else self.target_stream
         sink = self.target_stream if flow is self.up else self.client_stream
-        return sink is None or sink.half_close
+        return (sink is None or sink.half_close) and not (source is not None and source.settle)
+
+    def _settle(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
+        """Wait until it is known whether an end is that of the stream's transport; only the first one is waited for."""
+        if stream.settle > 0:
+            timer = Timer(self.tunnel.loop.timers, functools.partial(self._settled, stream, then))
+            timer.start(now + stream.settle, now)
+            stream.settle = -1.0
+
+    def _settled(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
+        stream.settle = 0.0
+        if not self.over:
+            then(now)
+
+    def _is_unanswered(self) -> bool:
+        """Whether the target was said to be there, and no byte has come from it."""
+        return self.target_stream is not None and not self.target_stream.answered and not self.down.moved
+
+    def _nobody_there(self, now: float) -> None:
+        text = "%s: %s: it ended before a single byte came; is the service there up? (client %s)"
+        logger.warning(text, self.tunnel.name, self.target_name(), place(self.peer))
+        self.close("unreachable", now)
 
     def _end_both(self, flow: Flow, now: float) -> None:
         # What the other side still sends has nowhere to go. Closing with it unread would reset that side and cost it
@@ -237,23 +268,33 @@ class Connection:
         stream, reason = self.target_stream, "target_reset"
         if sock is self.client:
             stream, reason = self.client_stream, "client_reset"
+        if stream is not None and stream.settle:
+            self.up.want(-1)
+            self.down.want(-1)
+            return self._settle(stream, functools.partial(self.broken, sock), now)
         failure = _failure(stream)
+        if failure is None and sock is not self.client and self._is_unanswered():
+            return self._nobody_there(now)
         if isinstance(failure, ConnectError):  # a stream that was there before its far end could be reached
             logger.warning("%s: %s (client %s)", self.tunnel.name, failure, place(self.peer))
-        self.close(getattr(failure, "reason", reason), now)
+        return self.close(getattr(failure, "reason", reason), now)
 
     def close(self, reason: str, now: float) -> None:
         """End it, for this reason: by a close if all was said, else by a reset."""
         if self.over:
             return
         self.over = True
+        said = False  # whether the target has been sent everything, and only its answer is given up
         if self.state is State.CONNECTING:
             if self.attempt is not None:
                 self.attempt.abandon()
                 self.tunnel.loop.forget(self.client.fileno(), closing=True)
         else:
             up, down = self.up, self.down
+            said = reason == "linger" and bool(up.ended) and not self._has_half_close()
             self.received, self.sent = up.moved, down.moved
+            if self.target_stream is not None and down.moved:
+                self.target_stream.answered = True
             self.spliced = up.spliced or down.spliced
             up.release(own=self.client_stream is None)
             down.release(own=self.target_stream is None)
@@ -262,12 +303,15 @@ class Connection:
         clean = reason == "done"
         self._let_go(self.client, self.client_stream, clean)
         if self.target is not None:
-            self._let_go(self.target, self.target_stream, clean)
+            self._let_go(self.target, self.target_stream, clean or said)
         self.state = State.CLOSED
         self.reason = reason
         self.finished = now
         self.target = self.target_stream = self.client_stream = self.attempt = None
         self.tunnel.connection_over(self)
+
+    def _has_half_close(self) -> bool:
+        return self.target_stream is None or self.target_stream.half_close
 
     def _let_go(self, sock: socket.SocketType, stream: Stream | None, clean: bool) -> None:
         if stream is not None:

@@ -69,6 +69,8 @@ class SAMError(RelayError):
     :param result: SAM's own word for it, such as ``CANT_REACH_PEER`` (SAM v3, "STREAM STATUS").
     """
 
+    passing = False  # whether the same may succeed later, so that it is tried again
+
     def __init__(self, message: str, *, result: str = "") -> None:
         super().__init__(message)
         self.result = result

@@ -372,6 +372,10 @@ class Flow:
         self.drop()
         del self.reverse, self.handler, self.receive, self.send, self.source, self.sink
 
+    def count(self) -> int:
+        """Bytes that have been moved; safe from any thread."""
+        return self.moved
+
     def crashed(self, now: float) -> None:
         """A bug in a handler: end the connection."""
         self.connection.close("factory_error", now)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Generic
 
-from .carrier import AnyLink, Carrier, State
+from .carrier import AnyLink, Carrier, State, Watcher
 
-__all__ = ["LetGo", "hold"]
+__all__ = ["Holder", "LetGo", "hold"]
 
 LetGo = Callable[[float], None]
+
+_GONE = 0.2  # seconds for the last streams to be over when a holder lets go
 
 
 class _Shared:
@@ -59,15 +64,14 @@ def _let_go(key: Hashable, carrier: Carrier[Any], patience: float) -> None:
         carrier.holders -= 1
         if carrier.holders:
             return
-    link = carrier.link
-    if link is not None:
+    if carrier.link is not None:
         idle = threading.Event()
 
         def ended() -> None:
             _end(key, carrier)
             idle.set()
 
-        link.when_idle(ended)
+        carrier.when_idle(ended)
         if not idle.wait(patience):
             return
     _end(key, carrier, wait=patience > 0)
@@ -84,3 +88,106 @@ def _end(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_shared.forget)
+
+
+class Holder(Generic[AnyLink]):
+    """Whoever needs a carrier: holds it from the first use until :meth:`close`.
+
+    :param name: of the carrier.
+    :param key: and
+    :param make: as for :func:`hold`.
+    """
+
+    def __init__(self, name: str, key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> None:
+        self._name = name
+        self._key = key
+        self._make = make
+        self._carrier: Carrier[AnyLink] | None = None
+        self._let_go: LetGo = _nothing
+        self._watchers: list[Watcher] = []
+        self._finalizer: Any = None
+
+    def carrier(self) -> Carrier[AnyLink]:
+        """The connection, which is held from now on.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        carrier = self._carrier
+        if carrier is not None and carrier.state is not State.CLOSED:
+            return carrier
+        with _holders.lock:
+            if self._carrier is None or self._carrier.state is State.CLOSED:
+                self._release()
+                carrier, let_go = hold(self._key, self._make)
+                for watcher in self._watchers:
+                    carrier.subscribe(watcher)
+                self._carrier, self._let_go = carrier, functools.partial(_leave, carrier, let_go, self._watchers)
+                self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
+                self._finalizer.atexit = False  # nothing is left of a process that ends
+            return self._carrier
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Have ``watcher(state, error)`` called at each change of the connection, also of one that is taken up later.
+
+        :raises OSError: as :meth:`carrier` does.
+        """
+        carrier = self.carrier()
+        self._watchers.append(watcher)
+        carrier.subscribe(watcher)
+
+    @property
+    def held(self) -> Carrier[AnyLink] | None:
+        """The connection, if it is held."""
+        return self._carrier
+
+    def close(self, patience: float = _GONE) -> None:
+        """Hold it no longer. Idempotent; the next use takes it up anew.
+
+        :param patience: seconds to wait for the last streams to be over.
+        """
+        with _holders.lock:
+            self._carrier = None
+            let_go = self._release()
+        let_go(patience)
+
+    def _release(self) -> LetGo:
+        let_go, self._let_go = self._let_go, _nothing
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        return let_go
+
+    def __repr__(self) -> str:
+        carrier = self._carrier
+        return f"{self._name}, {carrier.state.value if carrier is not None else 'not held'}"
+
+
+class _Holders:
+    """What all holders share."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child, where the lock may be held for ever."""
+        self.lock = threading.Lock()
+
+
+_holders = _Holders()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_holders.forget)
+
+
+def _leave(carrier: Carrier[Any], let_go: LetGo, watchers: list[Watcher], patience: float) -> None:
+    let_go(patience)
+    for watcher in watchers:
+        carrier.unsubscribe(watcher)
+
+
+def _let_go_elsewhere(let_go: LetGo) -> None:
+    """A finalizer runs in whatever thread, which must not wait."""
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=let_go, args=(_GONE,), name="relay letting a connection go", daemon=True).start()
+
+
+def _nothing(patience: float) -> None:
+    pass

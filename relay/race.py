@@ -39,7 +39,9 @@ class Endpoint(NamedTuple):
 
 
 def place(address: Any) -> str:
-    """A socket's address (as ``getsockname`` tells it) as text, empty if it has none."""
+    """A socket's address (as ``getsockname`` tells it) as text, empty if it has none; others say it themselves."""
+    if hasattr(address, "place"):
+        return str(address.place)
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

@@ -32,7 +32,7 @@ class Stream:
     Source: ``Stream`` of the project's API, section 1.
     """
 
-    __slots__ = ("socket", "half_close", "target", "failure", "on_close")
+    __slots__ = ("socket", "half_close", "target", "failure", "on_close", "answered", "received", "settle", "denied")
 
     def __init__(
         self,
@@ -51,6 +51,11 @@ class Stream:
         self.target = target
         self.failure = failure
         self.on_close = on_close
+        # What a transport may set, and an engine reads or (the first two) tells.
+        self.answered = True  # False until the first byte, where being connected does not mean that anybody is there
+        self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
+        self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
+        self.denied: Exception | None = None  # why its client is not to be let in
 
     def fileno(self) -> int:
         """The descriptor of the socket; −1 once it is closed."""

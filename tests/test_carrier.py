@@ -15,7 +15,7 @@ from helpers import WAIT, Thread, wait_until
 
 from relay import carrier as module
 from relay.carrier import Carrier, State
-from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
 from relay.holding import hold
 
 
@@ -571,9 +571,255 @@ def test_nothing_is_left_of_those_who_waited(carried):
         go.set()
         for _ in range(50):
             told.get(timeout=WAIT)
-        wait_until(lambda: sum(isinstance(one, module._Waiter) for one in gc.get_objects()) < 3)
+        wait_until(lambda: sum(isinstance(one, module.Waiter) for one in gc.get_objects()) < 3)
     finally:
         gc.enable()
+
+
+def renewed(carrier, connector, streams=0):
+    """The old link, with so many streams, and the one that took its place."""
+    link = outcome_of(carrier)
+    link.streams = streams
+    carrier.renew(link, "it has gone deaf")
+    wait_until(lambda: len(connector.links) == 2 and carrier.link is connector.links[1])
+    return link, connector.links[1]
+
+
+def test_a_link_is_renewed_beside_the_old_one_which_ends_with_its_last_stream(carried, caplog):
+    carrier, connector = carried()
+    states = []
+    outcome_of(carrier)
+    carrier.subscribe(lambda state, error: states.append(state))
+    old, new = renewed(carrier, connector, streams=1)
+    assert "c: it has gone deaf; a new one is made beside it" in caplog.text
+    assert outcome_of(carrier) is new
+    assert not old.closed.is_set()
+    old.end_streams()
+    assert old.closed.wait(WAIT)
+    assert carrier.link is new and carrier.state is State.UP and not new.closed.is_set()
+    assert set(states) == {State.UP}, "it was up all the time"
+
+
+def test_an_old_link_without_streams_ends_at_once(carried):
+    carrier, connector = carried()
+    old, _ = renewed(carrier, connector)
+    assert old.closed.wait(WAIT)
+
+
+def test_only_the_link_that_is_up_is_renewed_and_once(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    link = outcome_of(carrier)
+    carrier.renew(object(), "not it")
+    for _ in range(3):
+        carrier.renew(link, "deaf")
+    go.set()
+    wait_until(lambda: carrier.link is connector.links[-1] is not link)
+    carrier.renew(link, "deaf")
+    turned(carrier)
+    assert connector.attempts == 2
+
+
+def turned(carrier):
+    """Wait until all that was begun before has been looked at."""
+    looked = threading.Event()
+    assert carrier.call(looked.set)
+    assert looked.wait(WAIT)
+
+
+def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
+    carrier, connector = carried(None, REFUSED)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: "c: connection refused; the old one is kept" in caplog.text)
+    assert carrier.link is link and carrier.state is State.UP and not link.closed.is_set()
+    carrier.renew(link, "deaf")
+    wait_until(lambda: carrier.link is connector.links[-1] is not link)
+
+
+def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    no_threads("connecting")
+    carrier.renew(link, "deaf")
+    wait_until(lambda: "the old one is kept" in caplog.text)
+    assert carrier.link is link
+
+
+def test_a_link_that_is_lost_while_it_is_renewed_is_replaced_by_the_new_one(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    link.lose()
+    wait_until(lambda: carrier.state is State.CONNECTING)
+    assert link.closed.wait(WAIT)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[1]
+    assert connector.attempts == 2 and carrier.state is State.UP
+
+
+def test_a_link_that_is_lost_while_it_is_renewed_in_vain_is_made_again(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and REFUSED)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    link.lose()
+    wait_until(lambda: carrier.state is State.CONNECTING)
+    go.set()
+    assert outcome_of(carrier) is connector.links[1]
+    assert connector.attempts == 3
+
+
+def test_an_old_link_that_is_lost_is_closed_and_changes_nothing(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    old.lose()
+    assert old.closed.wait(WAIT)
+    old.end_streams()
+    turned(carrier)
+    assert carrier.link is new and carrier.state is State.UP and connector.attempts == 2
+
+
+def test_old_links_are_checked_as_well(carried):
+    carrier, connector = carried(interval=0.01)
+    old, new = renewed(carrier, connector, streams=1)
+    old.checked.clear()
+    assert old.checked.wait(WAIT) and new.checked.wait(WAIT)
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_close_ends_all_links_also_while_one_is_renewed(carried, streams):
+    carrier, connector = carried(None, None, held_back)
+    old, new = renewed(carrier, connector, streams)
+    carrier.renew(new, "deaf")
+    wait_until(lambda: connector.attempts == 3)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < 1
+    assert carrier.state is State.CLOSED and connector.closed.wait(WAIT)
+    assert old.closed.wait(WAIT) and new.closed.wait(WAIT)
+
+
+def test_what_is_made_after_the_close_is_closed(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    carrier.renew(outcome_of(carrier), "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    carrier.close()
+    assert connector.links[0].closed.wait(WAIT) and not connector.closed.is_set()
+    go.set()
+    assert connector.closed.wait(WAIT) and connector.links[1].closed.is_set()
+
+
+def idle_of(carrier):
+    """Set as soon as the carrier says that no stream rides on it."""
+    idle = threading.Event()
+    carrier.when_idle(idle.set)
+    turned(carrier)
+    turned(carrier)
+    return idle
+
+
+def test_it_is_idle_when_no_link_of_it_has_a_stream(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    new.streams = 1
+    idle = idle_of(carrier)
+    new.end_streams()
+    turned(carrier)
+    assert not idle.is_set()
+    new.streams = 1
+    old.end_streams()
+    turned(carrier)
+    assert not idle.is_set()
+    new.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_it_is_idle_without_a_link(carried):
+    carrier, _ = carried(held_back)
+    assert idle_of(carrier).wait(WAIT)
+
+
+def test_it_is_idle_when_its_link_is_lost_with_all_streams(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    link.streams = 1
+    idle = idle_of(carrier)
+    assert not idle.is_set()
+    link.lose()
+    link.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_who_waits_for_it_to_be_idle_is_told_also_if_its_link_is_renewed_meanwhile(carried):
+    carrier, connector = carried()
+    outcome_of(carrier).streams = 1
+    idle = idle_of(carrier)
+    old, _ = renewed(carrier, connector, streams=1)
+    turned(carrier)
+    assert not idle.is_set()
+    old.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    outcome_of(carrier).streams = 1
+    let_go(0.01)
+    old, new = renewed(carrier, connector, streams=1)
+    assert carrier.state is State.UP
+    old.end_streams()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    assert connector.closed.wait(WAIT) and old.closed.is_set() and new.closed.is_set()
+
+
+def test_a_forked_child_abandons_old_links_as_well(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if old.abandoned and new.abandoned and not old.closed.is_set() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not old.abandoned
+
+
+def test_an_attempt_has_its_time(carried):
+    class Watching(Connector):
+        def connect(self, deadline, cancel, lost):
+            self.left = deadline - time.monotonic()
+            return super().connect(deadline, cancel, lost)
+
+    connector = Watching()
+    carrier = Carrier("c", connector, None, 600.0)
+    try:
+        outcome_of(carrier)
+        assert 590 < connector.left <= 600
+    finally:
+        carrier.close()
+
+
+class PassingError(SAMError):
+    passing = True
+
+
+def test_what_a_bridge_refuses_for_now_is_tried_again(carried):
+    carrier, connector = carried(PassingError("c: not now", result="I2P_ERROR"))
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def test_what_a_bridge_refuses_for_good_is_final(carried):
+    error = SAMError("c: no", result="INVALID_KEY")
+    carrier, _ = carried(error)
+    assert outcome_of(carrier) is error
+    assert carrier.state is State.FAILED
 
 
 def test_a_forked_child_abandons_it(carried):

@@ -119,7 +119,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
 def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
     make = factory("bastion")
     make().close()
-    with carriers._holders.lock, holding._shared.lock:
+    with holding._holders.lock, holding._shared.lock:
         child = os.fork()
         if child == 0:
             try:

@@ -17,7 +17,8 @@ from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
 from ..carrier import Carrier, State
 from ..errors import CarrierError, ForwardError
 from ..parsing import parse_hops
-from ..secureshell.carriers import Holder, as_oserror, wait_for
+from ..riding import as_oserror, wait_for
+from ..secureshell.carriers import Holder
 from ..secureshell.connection import Connection, Place
 from ..secureshell.factory import in_hop
 from ..senders.ssh import Path, server_with

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import os
 import shutil
 import socket
-import threading
-import weakref
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
+from .. import holding, riding
 from ..address import SSHServer, TCPAddress
-from ..carrier import Carrier, Lost, State, Watcher
-from ..dialing import Answer, Done, GiveUp, Steps
+from ..carrier import Carrier, Lost
+from ..dialing import Answer, Done, GiveUp
 from ..errors import AddressError, CarrierError, ConnectError, RelayError
-from ..holding import LetGo, hold
 from ..process import end, start
 from ..race import Cancel, Direct
 from ..stream import Stream
 from .configuration import settle
 from .connection import Connect, Connection, IncompatibleError, Place, Settings
 
-__all__ = ["Directly", "Holder", "Route", "as_oserror", "backend_for", "dial", "wait_for"]
+__all__ = ["Directly", "Holder", "Route", "backend_for", "dial"]
 
 logger = logging.getLogger("relay")
 
@@ -34,12 +29,10 @@ Directly = Callable[[str, int], Direct]
 
 _DEEPEST = 8  # servers on the way to one that the configuration may name
 _PROMPT = 0.3  # seconds for a proxy command to end before it is killed
-_GONE = 0.2  # seconds for the last streams to be over when a holder lets go
-_AGAIN = 3  # times that one stream is begun again because the connection was lost under it
 
 
-class Holder:
-    """Whoever needs the connection to a server: holds it from the first use until :meth:`close`.
+class Holder(holding.Holder[Connection]):
+    """Whoever needs the connection to a server: holds it from the first use until it is closed.
 
     :param server: which.
     :param via: the servers on the way to it, the nearest first.
@@ -47,82 +40,8 @@ class Holder:
     """
 
     def __init__(self, server: SSHServer, via: Route, directly: Directly) -> None:
+        super().__init__(str(server), (server, via), functools.partial(_make_carrier, server, via, directly))
         self.server = server
-        self._make = functools.partial(_make_carrier, server, via, directly)
-        self._key = (server, via)
-        self._carrier: Carrier[Connection] | None = None
-        self._let_go: LetGo = _nothing
-        self._watchers: list[Watcher] = []
-        self._finalizer: Any = None
-
-    def carrier(self) -> Carrier[Connection]:
-        """The connection, which is held from now on.
-
-        :raises OSError: if there is no thread or descriptor to be had.
-        """
-        carrier = self._carrier
-        if carrier is not None and carrier.state is not State.CLOSED:
-            return carrier
-        with _holders.lock:
-            if self._carrier is None or self._carrier.state is State.CLOSED:
-                self._release()
-                carrier, let_go = hold(self._key, self._make)
-                for watcher in self._watchers:
-                    carrier.subscribe(watcher)
-                self._carrier, self._let_go = carrier, functools.partial(_leave, carrier, let_go, self._watchers)
-                self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
-                self._finalizer.atexit = False  # nothing is left of a process that ends
-            return self._carrier
-
-    def subscribe(self, watcher: Watcher) -> None:
-        """Have ``watcher(state, error)`` called at each change of the connection, also of one that is taken up later.
-
-        :raises OSError: as :meth:`carrier` does.
-        """
-        carrier = self.carrier()
-        self._watchers.append(watcher)
-        carrier.subscribe(watcher)
-
-    @property
-    def held(self) -> Carrier[Connection] | None:
-        """The connection, if it is held."""
-        return self._carrier
-
-    def close(self, patience: float = _GONE) -> None:
-        """Hold it no longer. Idempotent; the next use takes it up anew.
-
-        :param patience: seconds to wait for the last streams to be over.
-        """
-        with _holders.lock:
-            self._carrier = None
-            let_go = self._release()
-        let_go(patience)
-
-    def _release(self) -> LetGo:
-        let_go, self._let_go = self._let_go, _nothing
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        return let_go
-
-    def __repr__(self) -> str:
-        carrier = self._carrier
-        return f"{self.server}, {carrier.state.value if carrier is not None else 'not held'}"
-
-
-class _Holders:
-    """What all holders share."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """In a forked child, where the lock may be held for ever."""
-        self.lock = threading.Lock()
-
-
-_holders = _Holders()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_holders.forget)
 
 
 def dial(
@@ -134,95 +53,12 @@ def dial(
     lasting: bool = False,
     patient: bool = True,
 ) -> GiveUp:
-    """Begin to make a stream over a connection: when it is up, and again if it is lost before the stream is there.
+    """Begin to make a stream to a place that the server reaches; see :func:`relay.riding.dial`."""
 
-    The parameters are those of :meth:`relay.dialing.Dialed.dial`.
-    """
-    return _Dial(carrier, place, deadline, done, lasting=lasting, patient=patient).begin()
+    def begin(link: Connection, told: Done) -> GiveUp:
+        return link.open(place, deadline, told, lasting=lasting)
 
-
-class _Dial:
-    """One stream on its way."""
-
-    __slots__ = ("_carrier", "_deadline", "_lasting", "_link", "_lost", "_patient", "_place", "_steps", "_times")
-
-    def __init__(
-        self,
-        carrier: Carrier[Connection],
-        place: Place,
-        deadline: float | None,
-        done: Done,
-        *,
-        lasting: bool,
-        patient: bool,
-    ) -> None:
-        self._carrier = carrier
-        self._place = place
-        self._deadline = deadline
-        self._lasting = lasting
-        self._patient = patient
-        self._steps = Steps(done)
-        self._link: Connection | None = None
-        self._lost: tuple[Connection, CarrierError] | None = None
-        self._times = 0
-
-    def begin(self) -> GiveUp:
-        link = self._carrier.link
-        if link is None or self._lost is not None:
-            self._steps.begin(self._wait, self._up)
-        else:
-            self._up(link)
-        return self._steps.give_up
-
-    def _wait(self, told: Callable[[Connection | Exception], object]) -> GiveUp:
-        return self._carrier.wait(told, self._deadline, patient=self._patient, instead_of=self._lost)
-
-    def _up(self, outcome: Connection | Exception) -> None:
-        if isinstance(outcome, Exception):
-            return self._steps.finish(as_oserror(outcome))
-        self._link = outcome
-        self._steps.begin(self._open, self._opened)
-
-    def _open(self, told: Done) -> GiveUp:
-        assert self._link is not None
-        return self._link.open(self._place, self._deadline, told, lasting=self._lasting)
-
-    def _opened(self, outcome: Stream | OSError) -> None:
-        if isinstance(outcome, CarrierError) and self._link is not None and self._times < _AGAIN:
-            self._lost = self._link, outcome
-            self._times += 1
-            self.begin()
-        else:
-            self._steps.finish(outcome)
-
-
-def wait_for(
-    carrier: Carrier[Connection],
-    deadline: float | None,
-    cancel: Cancel | None,
-    *,
-    patient: bool,
-    instead_of: tuple[Connection, CarrierError] | None = None,
-) -> Connection:
-    """Wait until a connection is up; the parameters are those of :meth:`relay.carrier.Carrier.wait`.
-
-    :raises OSError: why it is not.
-    """
-    answer: Answer[Connection] = Answer()
-    give_up = carrier.wait(answer.put, deadline, patient=patient, instead_of=instead_of)
-    try:
-        link = answer.get(deadline, cancel)
-    except OSError:
-        raise
-    except Exception as error:
-        raise as_oserror(error) from error
-    finally:
-        give_up()
-    if link is None:
-        given_up = cancel is not None and cancel.is_set()
-        problem = "the attempt was given up" if given_up else "not connected in time"
-        raise ConnectError(f"{carrier.name}: {problem}", reason="connect_timeout")
-    return link
+    return riding.dial(carrier, begin, deadline, done, patient=patient)
 
 
 def _make_carrier(server: SSHServer, via: Route, directly: Directly) -> Carrier[Connection]:
@@ -351,28 +187,3 @@ def _command(command: str, name: str) -> Stream:
 
     ours.setblocking(False)
     return Stream(ours, target=name, failure=failure, on_close=functools.partial(end, process, _PROMPT, group=True))
-
-
-def as_oserror(error: Exception) -> OSError:
-    """An error as callers expect it: a bug or the like becomes a :class:`RelayError`."""
-    if isinstance(error, OSError):
-        return error
-    made = RelayError(f"{type(error).__name__}: {error}")
-    made.__cause__ = error
-    return made
-
-
-def _leave(carrier: Carrier[Connection], let_go: LetGo, watchers: list[Watcher], patience: float) -> None:
-    let_go(patience)
-    for watcher in watchers:
-        carrier.unsubscribe(watcher)
-
-
-def _let_go_elsewhere(let_go: LetGo) -> None:
-    """A finalizer runs in whatever thread, which must not wait."""
-    with contextlib.suppress(RuntimeError):
-        threading.Thread(target=let_go, args=(_GONE,), name="relay letting a connection go", daemon=True).start()
-
-
-def _nothing(patience: float) -> None:
-    pass

@@ -14,9 +14,9 @@ from typing import NamedTuple, NoReturn
 
 from ..address import SSHServer
 from ..errors import AddressError, RelayError
+from ..files import home
 from .algorithms import CLIENT_HINT, supported
 from .connection import Settings
-from .files import home
 from .identities import file_type
 from .knownhosts import AUTHORITY, find
 from .options import Options, local_user, read

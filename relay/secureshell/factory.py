@@ -9,8 +9,9 @@ from ..address import SSHServer
 from ..carrier import State
 from ..dialing import Dialed, Done, GiveUp, copied
 from ..limits import check_time
+from ..riding import as_oserror, wait_for
 from ..stream import Stream
-from .carriers import Directly, Holder, Route, as_oserror, dial, wait_for
+from .carriers import Directly, Holder, Route, dial
 from .connection import Place
 
 __all__ = ["SSHFactory", "in_hop"]

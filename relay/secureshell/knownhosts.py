@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .files import home, open_regular
+from ..files import home, open_regular
 from .identities import key_type
 
 __all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "write_down"]

@@ -15,9 +15,9 @@ from typing import Any
 
 from ..address import SSHServer
 from ..errors import AddressError, ConnectError
+from ..files import has_entry, home
 from ..process import DEVNULL, PIPE, start
 from .algorithms import LISTS, supported
-from .files import has_entry, home
 from .knownhosts import matches
 
 __all__ = ["Options", "local_user", "read"]

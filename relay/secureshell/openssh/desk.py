@@ -9,11 +9,11 @@ import socket
 import threading
 from collections.abc import Callable
 
+from ...credentials import passphrase_of, password_of
 from ...errors import AuthenticationError
 from ...loop import Loop
 from ...poller import ERR, HUP, IN
 from ..connection import Settings
-from ..secrets import passphrase_of, password_of
 
 __all__ = ["Desk"]
 

@@ -12,10 +12,10 @@ import paramiko
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
+from ...credentials import password_of, wants_prompt
 from ...errors import AuthenticationError, CarrierError
 from ..algorithms import CLIENT_HINT
 from ..connection import Settings
-from ..secrets import password_of, wants_prompt
 from .keys import Keys, Offer
 
 __all__ = ["authenticate"]

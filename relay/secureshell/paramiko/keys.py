@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from paramiko.pkey import PublicBlob
 
+from ...credentials import passphrase_of
+from ...files import open_regular
 from ..connection import Settings
-from ..files import open_regular
 from ..identities import CERTIFICATE, LONGEST_FILE, certified_key, clear_part, key_type, public_key
 from ..knownhosts import fingerprint
-from ..secrets import passphrase_of
 from .agent import Agent
 
 __all__ = ["Keys", "Offer", "load"]

@@ -11,7 +11,7 @@ import pytest
 
 from relay import AuthenticationError
 from relay.address import SSHServer
-from relay.secureshell.secrets import passphrase_of, password_of, wants_prompt
+from relay.credentials import passphrase_of, password_of, wants_prompt
 
 HIDDEN = "correct horse"
 

@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Callable
 
-from ..address import Secret, SSHServer
-from ..errors import AuthenticationError
+from .address import Secret, SSHServer
+from .errors import AuthenticationError
 from .files import open_regular
 
-__all__ = ["passphrase_of", "password_of", "wants_prompt"]
+__all__ = ["passphrase_of", "password_of", "secret_of", "wants_prompt"]
 
 LONGEST = 1 << 16  # bytes of a file that are looked at; no secret is longer
 
@@ -26,7 +26,7 @@ def password_of(server: SSHServer, prompt: str | None = None) -> str | None:
         exception of the callable is its cause.
     """
     question = f"{server.user}@{server.host}" if server.user else server.host
-    return _secret(server, "password", prompt or f"{question}'s password: ")
+    return secret_of(server, "password", prompt or f"{question}'s password: ")
 
 
 def passphrase_of(server: SSHServer, keyfile: str) -> str | None:
@@ -37,7 +37,7 @@ def passphrase_of(server: SSHServer, keyfile: str) -> str | None:
     :returns: the passphrase; ``None`` if there is none to be had.
     :raises AuthenticationError: as for :func:`password_of`.
     """
-    return _secret(server, "passphrase", f"Passphrase for {keyfile}: ")
+    return secret_of(server, "passphrase", f"Passphrase for {keyfile}: ")
 
 
 def wants_prompt(secret: Secret | None) -> bool:
@@ -53,33 +53,41 @@ def wants_prompt(secret: Secret | None) -> bool:
     return True
 
 
-def _secret(server: SSHServer, name: str, prompt: str) -> str | None:
-    given: Secret | None = getattr(server, name)
+def secret_of(owner: object, name: str, prompt: str) -> str | None:
+    """A secret of whatever has one, read anew at each call.
+
+    :param owner: an address with an attribute ``name``, one with ``_file`` and one with ``_env`` after it.
+    :param name: of the secret.
+    :param prompt: what to ask the caller's callable, if it takes an argument.
+    :returns: the secret; ``None`` if there is none to be had.
+    :raises AuthenticationError: as for :func:`password_of`.
+    """
+    given: Secret | None = getattr(owner, name)
     if isinstance(given, str):
         return given
     if given is not None:
-        return _called(server, name, given, prompt)
-    path: str | None = getattr(server, f"{name}_file")
+        return _called(owner, name, given, prompt)
+    path: str | None = getattr(owner, f"{name}_file")
     if path is not None:
-        return _from_file(server, name, os.path.expanduser(path))
-    variable: str | None = getattr(server, f"{name}_env")
-    return None if variable is None else _from_environment(server, name, variable)
+        return _from_file(owner, name, os.path.expanduser(path))
+    variable: str | None = getattr(owner, f"{name}_env")
+    return None if variable is None else _from_environment(owner, name, variable)
 
 
-def _called(server: SSHServer, name: str, function: Callable[..., str], prompt: str) -> str:
+def _called(owner: object, name: str, function: Callable[..., str], prompt: str) -> str:
     try:
         value = function(prompt) if wants_prompt(function) else function()
     except Exception as error:  # it is the caller's own code
-        problem = f"{server}: the callable given as {name} raised {type(error).__name__}"
+        problem = f"{owner}: the callable given as {name} raised {type(error).__name__}"
         raise AuthenticationError(f"{problem}; it is to return text") from error
     if not isinstance(value, str):
-        raise AuthenticationError(f"{server}: the callable given as {name} returned {type(value).__name__}, not text")
+        raise AuthenticationError(f"{owner}: the callable given as {name} returned {type(value).__name__}, not text")
     return value
 
 
-def _from_file(server: SSHServer, name: str, path: str) -> str:
+def _from_file(owner: object, name: str, path: str) -> str:
     """The first line of a file that nobody else can read."""
-    where = f"{server}: {name}_file {path!r}"
+    where = f"{owner}: {name}_file {path!r}"
     try:
         with open_regular(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -94,12 +102,12 @@ def _from_file(server: SSHServer, name: str, path: str) -> str:
     return value
 
 
-def _from_environment(server: SSHServer, name: str, variable: str) -> str:
+def _from_environment(owner: object, name: str, variable: str) -> str:
     found = os.environ.get(variable)
     value = _without_line_end(found or "")
     if not value:
         problem = "not set" if found is None else "empty"
-        raise AuthenticationError(f"{server}: {name}_env: the environment variable {variable!r} is {problem}")
+        raise AuthenticationError(f"{owner}: {name}_env: the environment variable {variable!r} is {problem}")
     return value
 
 

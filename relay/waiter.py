@@ -1,0 +1,85 @@
+"""Somebody who waits for a carrier to be up, until a deadline."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .errors import ConnectError
+from .loop import Timer, Timers
+
+if TYPE_CHECKING:
+    from .carrier import Carrier
+
+__all__ = ["Waiter", "without"]
+
+logger = logging.getLogger("relay")
+
+AnyLink = TypeVar("AnyLink", bound=Any)
+
+
+class Waiter(Generic[AnyLink]):
+    """Somebody who waits for a carrier to be up."""
+
+    __slots__ = ("_carrier", "_deadline", "_done", "_lock", "_timer", "patient")
+
+    def __init__(
+        self,
+        carrier: Carrier[AnyLink],
+        done: Callable[[AnyLink | Exception], object],
+        deadline: float | None,
+        patient: bool,
+    ) -> None:
+        self.patient = patient
+        self._carrier = carrier
+        self._deadline = deadline
+        self._done: Callable[[AnyLink | Exception], object] | None = done
+        self._lock = threading.Lock()
+        self._timer: Timer | None = None
+
+    def start(self, timers: Timers) -> None:
+        """Begin to watch the clock."""
+        if self._deadline is not None:
+            self._timer = Timer(timers, self._expired)
+            self._timer.start(self._deadline, time.monotonic())
+
+    def tell(self, outcome: AnyLink | Exception) -> None:
+        """The wait is over."""
+        self._stop()
+        with self._lock:
+            done, self._done = self._done, None
+        if done is not None:
+            try:
+                done(outcome)
+            except Exception:  # others wait, too
+                logger.exception("%s: somebody who waited for it failed", self._carrier.name)
+
+    def give_up(self) -> None:
+        """Tell nobody; from any thread, idempotent, and without effect once somebody was told."""
+        with self._lock:
+            done, self._done = self._done, None
+        if done is not None:
+            self._carrier.call(self._forget)
+
+    def _forget(self) -> None:
+        self._stop()
+        self._carrier.drop(self)
+
+    def _stop(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+
+    def _expired(self, now: float) -> None:
+        carrier = self._carrier
+        carrier.drop(self)
+        why = without(carrier.name, carrier.error) if carrier.error is not None else "no answer yet"
+        self.tell(ConnectError(f"{carrier.name}: not connected in time: {why}", reason="connect_timeout"))
+
+
+def without(name: str, error: Exception) -> str:
+    """What an error says, for a line that begins with the name already."""
+    return str(error).removeprefix(f"{name}: ")

@@ -1,0 +1,42 @@
+"""``relay keys``: make the keys of an I2P destination, and show its address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import failures_reported, say
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the private key")]
+
+
+@app.command()
+def new(file: File) -> None:
+    """Make the keys of a new I2P destination and write them to FILE, for your eyes only.
+
+    Prints the destination's address. A file that is there already is not touched. No router is needed; i2pd takes the
+    file, too.
+    """
+    with failures_reported(debug=False):
+        from ..sam.destinations import PrivateKey
+        from ..sam.keys import write
+
+        key = PrivateKey.generate()
+        write(file, key)
+        say(f"{key.b32}\nkeys in {file}")
+
+
+@app.command()
+def show(file: File) -> None:
+    """Show the address and the destination of the keys in FILE; never the private key."""
+    with failures_reported(debug=False):
+        from ..sam.keys import read
+
+        key = read(file)
+        say(f"{key.b32}\n{key.destination}")

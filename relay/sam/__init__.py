@@ -1,0 +1,1 @@
+"""SAM, the bridge between programs and an I2P router: messages, keys, sessions and streams."""

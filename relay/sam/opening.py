@@ -1,0 +1,259 @@
+"""A stream on its way to another destination."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..dialing import Done, GiveUp, Steps
+from ..errors import CarrierError, ConnectError, SAMError
+from ..loop import Timer
+from ..passage import passage
+from ..pump import Pump
+from ..stream import Stream
+from .conversation import Conversation
+from .destinations import b32_of, is_base64
+from .messages import Message, shown, stream_connect
+from .trials import Trial
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Opening", "SETTLE", "UnreachableError", "unreachable"]
+
+SETTLE = 0.05  # seconds until it shows whether the end of a stream is that of its session
+_AGAIN = (0.5, 5.0)  # seconds until a destination that cannot be reached is tried again, and at most
+_ANSWER = 150.0  # seconds for the router to answer where nobody has a deadline; its own patience ends before
+
+_WORDS = {
+    "CANT_REACH_PEER": "it cannot be reached; is its server up? A new one takes up to a minute to be found",
+    "PEER_NOT_FOUND": "it cannot be found; is its server up?",
+    "TIMEOUT": "it does not answer in time",
+    "INVALID_KEY": "the router does not know this name or destination",
+    "KEY_NOT_FOUND": "the router does not know this name",
+}
+_LATER = ("CANT_REACH_PEER", "PEER_NOT_FOUND", "TIMEOUT", "I2P_ERROR")
+_UNKNOWN = ("INVALID_KEY", "KEY_NOT_FOUND")
+
+
+class UnreachableError(ConnectError, SAMError):
+    """A stream that the router did not make; ``reason`` is ours, ``result`` its own word."""
+
+    def __init__(self, message: str, *, reason: str = "unreachable", result: str = "") -> None:
+        SAMError.__init__(self, message, result=result)
+        self.reason = reason
+
+
+def unreachable(text: str, result: str) -> UnreachableError:
+    """The error of a stream or a name, by SAM's word for it."""
+    reason = "connect_timeout" if result == "TIMEOUT" else "unreachable"
+    return UnreachableError(text, reason=reason, result=result)
+
+
+class Opening:
+    """One stream on its way; see :meth:`relay.sam.session.Session.open`."""
+
+    def __init__(
+        self,
+        session: Session,
+        dest: str,
+        to_port: int | None,
+        deadline: float | None,
+        done: Done,
+        *,
+        lasting: bool,
+        patient: bool,
+    ) -> None:
+        self._session = session
+        self._dest = dest
+        self._asked = session.known(dest) or dest  # the destination itself, where its name had to be looked up
+        self._to_port = to_port
+        self._deadline = deadline
+        self._lasting = lasting
+        self._patient = patient and deadline is not None
+        self._delay = _AGAIN[0]
+        self._trial: Trial | None = None  # from the moment when the stream is there
+        self._left = False
+        self._lock = threading.Lock()
+        session.enter()
+        self._steps = Steps(functools.partial(self._over, done))
+
+    def begin(self) -> GiveUp:
+        """Begin; the result gives it up, from any thread."""
+        self._converse()
+        return self._give_up
+
+    def _give_up(self) -> None:
+        self._steps.give_up()
+        if self._trial is None:  # else the stream leaves when it is over
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            left, self._left = self._left, True
+        if not left:
+            self._session.leave()
+
+    def _over(self, done: Done, outcome: Stream | OSError) -> None:
+        if isinstance(outcome, OSError):
+            self._leave()
+        done(outcome)
+
+    def _converse(self) -> None:
+        self._steps.begin(lambda told: self._session.bridge.converse(self._deadline, told), self._met)
+
+    def _met(self, outcome: Conversation | OSError) -> None:
+        if isinstance(outcome, OSError):
+            return self._not_met(outcome)
+
+        def connect(told: Callable[[Message | OSError], object]) -> GiveUp:
+            request = _request(self._session.id, self._asked, self._to_port)
+            outcome.ask(request, self._deadline or time.monotonic() + _ANSWER, told)
+            return outcome.close
+
+        if not self._steps.begin(connect, functools.partial(self._answered, outcome)):
+            outcome.close()
+        return None
+
+    def _not_met(self, error: OSError) -> None:
+        lost = self._session.failure()
+        if lost is None and isinstance(error, ConnectError) and error.reason != "denied":
+            return self._try_again(error)
+        return self._steps.finish(lost or error)
+
+    def _answered(self, conversation: Conversation, answer: Message | OSError) -> None:
+        """In the pump's thread."""
+        if isinstance(answer, OSError):
+            self._steps.finish(self._failed(answer))
+        elif answer.words == ("STREAM", "STATUS") and answer.result == "OK":
+            self._connected(conversation)
+        else:
+            conversation.close()
+            self._refused(answer)
+        self._session.bridge.fill()
+
+    def _failed(self, error: OSError) -> OSError:
+        if isinstance(error, ConnectError) and error.reason == "connect_timeout":
+            return ConnectError(f"{self._shown}: the router did not connect in time", reason="connect_timeout")
+        return self._session.failure() or unreachable(f"{self._shown}: {error}", "")
+
+    def _refused(self, answer: Message) -> None:
+        result = answer.result
+        if result == "INVALID_ID":
+            error = CarrierError(f"{self._session.name}: the router does not know the session any more")
+            self._session.lose(error)
+            return self._steps.finish(error)
+        if result in _UNKNOWN and not is_base64(self._asked):
+            return self._look_up(result)
+        why = _WORDS.get(result, f"the router refuses ({shown(result or ' '.join(answer.words))})")
+        refusal = unreachable(f"{self._shown}: {why}", result)
+        return self._try_again(refusal) if result in _LATER else self._steps.finish(refusal)
+
+    def _try_again(self, error: OSError) -> None:
+        """Try again after a while, if there is time for that; this is why."""
+        delay, self._delay = self._delay, min(self._delay * 2, _AGAIN[1])
+        if not self._patient or time.monotonic() + delay > (self._deadline or 0.0):
+            return self._steps.finish(error)
+        self._steps.begin(lambda told: _Pause(delay, told).give_up, lambda _: self._converse())
+        return None
+
+    def _look_up(self, result: str) -> None:
+        """It may know the name all the same, where it does not take names here."""
+
+        def named(outcome: str | OSError) -> None:
+            if isinstance(outcome, OSError):
+                self._steps.finish(unreachable(f"{self._shown}: {_WORDS[result]}", result))
+            else:
+                self._asked = outcome
+                self._converse()
+
+        def look_up(told: Callable[[str | OSError], object]) -> GiveUp:
+            self._session.look_up(self._asked, told)
+            return _nothing
+
+        self._steps.begin(look_up, named)
+
+    def _connected(self, conversation: Conversation) -> None:
+        """In the pump's thread."""
+        session = self._session
+        stream = conversation.take()
+        stream.half_close = False  # an end of ours would end all of it, and cost what is still to come
+        trial = self._trial = Trial(session.trials, self._dest, conversation.read, self._leave)
+        try:
+            made = passage(stream, trial.over) if self._lasting else _over_the_same(stream, trial.over)
+        except OSError as error:
+            trial.over()
+            return self._steps.finish(error)
+        made.target = self._shown
+        made.failure = session.failure
+        made.answered = False
+        made.settle = SETTLE
+        session.trials.begin(trial, made, time.monotonic())
+        return self._steps.finish(made)
+
+    @property
+    def _shown(self) -> str:
+        return _shown(self._dest, self._to_port)
+
+
+def _over_the_same(stream: Stream, over: Callable[[], object]) -> Stream:
+    """A stream over the same socket, which tells when it is over."""
+    under = stream.on_close
+    on_close = over if under is None else functools.partial(_both, over, under)
+    return Stream(stream.socket, half_close=stream.half_close, on_close=on_close)
+
+
+def _both(one: Callable[[], object], other: Callable[[], object]) -> None:
+    one()
+    other()
+
+
+@functools.lru_cache(maxsize=256)
+def _request(session_id: str, dest: str, port: int | None) -> bytes:
+    return stream_connect(session_id, dest, to_port=port).encode()
+
+
+@functools.lru_cache(maxsize=256)
+def _shown(dest: str, port: int | None) -> str:
+    name = b32_of(dest) if is_base64(dest) else dest
+    return f"i2p://{name}" + (f":{port}" if port is not None else "")
+
+
+class _Pause:
+    """A step that only takes its time."""
+
+    def __init__(self, seconds: float, told: Callable[[None], object]) -> None:
+        self._told: Callable[[None], object] | None = told
+        self._pump = Pump.hold(self)
+        self._timer = Timer(self._pump.loop.timers, self._over)
+        self._pump.loop.call(lambda: self._start(seconds))
+
+    def give_up(self) -> None:
+        """Tell nobody; from any thread."""
+        self._pump.loop.call(self._end)
+
+    def abandon(self) -> None:
+        """In a forked child: there is nothing to close."""
+
+    def _start(self, seconds: float) -> None:
+        if self._told is not None:
+            now = time.monotonic()
+            self._timer.start(now + seconds, now)
+
+    def _over(self, now: float) -> None:
+        told = self._end()
+        if told is not None:
+            told(None)
+
+    def _end(self) -> Callable[[None], object] | None:
+        told, self._told = self._told, None
+        self._timer.stop()
+        self._pump.let_go(self)
+        return told
+
+
+def _nothing() -> None:
+    pass

@@ -18,14 +18,27 @@ from .leaks import Leaks, check_leaks
 from .pairs import FakeListener, clogged_pair, pair
 
 if TYPE_CHECKING:
+    from .sambridge import SAMBridge
     from .sshserver import SSHServer
 
-__all__ = ["FakeListener", "Leaks", "SSHServer", "check_factory", "check_leaks", "check_stream", "clogged_pair", "pair"]
+__all__ = [
+    "FakeListener",
+    "Leaks",
+    "SAMBridge",
+    "SSHServer",
+    "check_factory",
+    "check_leaks",
+    "check_stream",
+    "clogged_pair",
+    "pair",
+]
+
+_LATER = {"SAMBridge": ".sambridge", "SSHServer": ".sshserver"}  # these need more than the rest does
 
 
 def __getattr__(name: str) -> Any:
-    if name != "SSHServer":
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = import_module(".sshserver", __name__).SSHServer  # needs paramiko, which the rest does without
+    value = getattr(import_module(_LATER[name], __name__), name)
     globals()[name] = value
     return value

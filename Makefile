@@ -7,8 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 
 .PHONY: demo test install check bench
 
+# With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
-	@$(BIN)/relay demo
+	@$(BIN)/relay demo $(if $(filter router,$(I2P)),--sam 127.0.0.1:7656)
 
 test: install
 	@tests/debian-packages tests/debian-packages.txt

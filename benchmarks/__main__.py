@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
 from .loads import Lab
@@ -80,12 +81,12 @@ def run(chosen: argparse.Namespace) -> Results:
         time.strftime("%Y-%m-%d %H:%M"), describe(VERSIONS, PACKAGES), chosen.rounds, chosen.seconds
     )
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as directory:
-        lab = Lab(Path(directory), chosen.seconds)
-        for row in chosen.rows:
-            for _ in range(chosen.rounds):
-                for peer in ROWS[row].peers:
-                    if peer in chosen.peers:
-                        measure(lab, row, peer, results)
+        with closing(Lab(Path(directory), chosen.seconds)) as lab:
+            for row in chosen.rows:
+                for _ in range(chosen.rounds):
+                    for peer in ROWS[row].peers:
+                        if peer in chosen.peers:
+                            measure(lab, row, peer, results)
     return results
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import trustme
 
+from .i2pworld import World
 from .jobs import DIRECT, Job, Target
 from .machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
 from .peers import HELD, PEERS, inside
@@ -88,6 +89,27 @@ class Lab:
         self.seconds = seconds
         self.cores = sorted(os.sched_getaffinity(0))
         self._jobs = 0
+        self._world: World | None = None  # one at a time, for as long as it is asked for: it takes a minute to be made
+        self._kind = ""
+
+    def i2p(self, kind: str, use: str = "") -> World:
+        """A private I2P network; it stays up until another one is asked for, or the lab is closed.
+
+        :param kind: of :data:`benchmarks.i2pworld.WORLDS`.
+        :param use: what it is for, if that would disturb other measurements.
+        """
+        if self._world is None or self._kind != kind + use:
+            self.close()
+            self._jobs += 1
+            self._world = World(kind, self.directory / str(self._jobs))
+            self._kind = kind + use
+        return self._world
+
+    def close(self) -> None:
+        """End what has been kept up."""
+        world, self._world = self._world, None
+        if world is not None:
+            world.close()
 
     def _job(self, target: Target) -> Job:
         self._jobs += 1

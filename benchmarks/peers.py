@@ -117,6 +117,10 @@ def _c(job: Job) -> list[str]:
     return [compiled(HERE / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
 
 
+def _kept_up(job: Job) -> list[str]:
+    raise AssertionError("it is started with its network")
+
+
 def _direct(job: Job) -> list[str]:
     raise AssertionError("nothing to start")
 
@@ -138,6 +142,9 @@ PEERS = {
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
     **sshpeers.PEERS,
+    "i2p-relay": Peer("relay", _kept_up),
+    "i2pd": Peer("i2pd's own tunnels", _kept_up),
+    "i2p-raw": Peer("SAM, nothing between", _kept_up),
     DIRECT: Peer("none (direct)", _direct),
 }
 
@@ -148,6 +155,7 @@ VERSIONS = {
     "socat": ["socat", "-V"],
     "stunnel": ["stunnel4", "-version"],
     "OpenSSH": ["ssh", "-V"],
+    "i2pd": ["i2pd", "--version"],
     "gcc": ["gcc", "--version"],
     "iperf3": ["iperf3", "-v"],
     "wrk": ["wrk", "-v"],

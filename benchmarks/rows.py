@@ -7,7 +7,7 @@ from functools import partial
 from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
-from . import sshrows
+from . import i2prows, sshrows
 from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from .jobs import DIRECT, Target
 from .loads import GIB, Lab, downloads, held, iperf3, wrk
@@ -101,6 +101,7 @@ TABLES = {
     "program": "Inside a Python program",
     "tls": "TLS to the target",
     "ssh": "Relaying over SSH",
+    "i2p": "Relaying over I2P",
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -174,4 +175,5 @@ ROWS = {
         partial(tls_connections, tickets=False),
     ),
     **sshrows.ROWS,
+    **i2prows.ROWS,
 }

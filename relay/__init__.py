@@ -19,9 +19,12 @@ if TYPE_CHECKING:
         RelayError,
         SAMError,
     )
+    from .i2ptunnel import TunnelClient, TunnelServer
+    from .listeners.i2p import i2p_listen
     from .listeners.ssh import ssh_listen
     from .private import local
     from .registry import connect, listen, target
+    from .senders.i2p import i2p
     from .senders.ssh import ssh
     from .senders.tcp import tcp
     from .senders.tls import tls
@@ -41,7 +44,11 @@ __all__ = [
     "SAMError",
     "Stream",
     "Tunnel",
+    "TunnelClient",
+    "TunnelServer",
     "connect",
+    "i2p",
+    "i2p_listen",
     "listen",
     "local",
     "nonblocking",
@@ -58,7 +65,11 @@ __all__ = [
 _MODULES = {
     "Stream": "stream",
     "Tunnel": "tunnel",
+    "TunnelClient": "i2ptunnel",
+    "TunnelServer": "i2ptunnel",
     "connect": "registry",
+    "i2p": "senders.i2p",
+    "i2p_listen": "listeners.i2p",
     "listen": "registry",
     "local": "private",
     "nonblocking": "stream",

@@ -20,7 +20,14 @@ from .stream import Stream
 if TYPE_CHECKING:
     from .tunnel import Tunnel
 
-__all__ = ["Acceptor", "ObjectAcceptor", "SocketAcceptor", "check_listener", "make_acceptor"]
+__all__ = [
+    "Acceptor",
+    "DeliveryAcceptor",
+    "ObjectAcceptor",
+    "SocketAcceptor",
+    "check_listener",
+    "make_acceptor",
+]
 
 logger = logging.getLogger("relay")
 
@@ -69,7 +76,11 @@ def check_listener(receive: Any, name: str = "receive") -> None:
 
 def make_acceptor(tunnel: Tunnel, receive: Any) -> Acceptor:
     """The acceptor for this kind of listener."""
-    return SocketAcceptor(tunnel, receive) if isinstance(receive, socket.socket) else ObjectAcceptor(tunnel, receive)
+    if isinstance(receive, socket.socket):
+        return SocketAcceptor(tunnel, receive)
+    if getattr(receive, "delivers", False) and tunnel.unlimited:
+        return DeliveryAcceptor(tunnel, receive)
+    return ObjectAcceptor(tunnel, receive)
 
 
 class SocketAcceptor:
@@ -188,6 +199,8 @@ class ObjectAcceptor:
         self._changed = threading.Condition()
         self.listening = False
         self._closed = False
+        # Ours also hand out the clients that they deny, each with the reason, so that there is a record of them.
+        self._accept_any = getattr(receive, "accept_any", receive.accept)
         self.thread = threading.Thread(target=self._work, name=f"{tunnel.name} accept", daemon=True)
         self.thread.start()
 
@@ -208,8 +221,10 @@ class ObjectAcceptor:
             logger.exception("%s: closing the listener failed", self._tunnel.name)
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread, but not for longer."""
+        """Wait for the thread, but not for longer, and for what a listener of ours has to end after its streams."""
+        until = time.monotonic() + seconds
         self.thread.join(seconds)
+        _join(self._receive, until - time.monotonic())
 
     def _work(self) -> None:
         backoff = _BACKOFF[0]
@@ -229,7 +244,7 @@ class ObjectAcceptor:
                 self._hand_over(*stream)
 
     def _accept(self) -> tuple[Stream, Any]:
-        accepted, peer = self._receive.accept()
+        accepted, peer = self._accept_any()
         return as_stream(accepted), peer
 
     def _hand_over(self, stream: Stream, peer: Any) -> None:
@@ -254,6 +269,56 @@ class ObjectAcceptor:
     def _wait_to_be_closed(self, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: self._closed, seconds)
+
+
+class DeliveryAcceptor:
+    """Has each stream delivered by a listener object of ours, in the relay thread if it can: the shortest way.
+
+    It is for tunnels without a limit of connections, for others must say of each whether there is room for the next.
+
+    :param tunnel: whose.
+    :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
+    """
+
+    def __init__(self, tunnel: Tunnel, receive: Any) -> None:
+        self._tunnel = tunnel
+        self._receive = receive
+        self.listening = False
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        if wanted != self.listening:
+            self.listening = wanted
+            loop = self._tunnel.loop
+            self._receive.deliver(self._take, loop) if wanted else self._receive.deliver(None)
+
+    def close(self) -> None:
+        """Never again."""
+        try:
+            self._receive.close()
+        except Exception:
+            logger.exception("%s: closing the listener failed", self._tunnel.name)
+
+    def join(self, seconds: float) -> None:
+        """Wait for what the listener has to end after its streams."""
+        _join(self._receive, seconds)
+
+    def _take(self, stream: Stream, peer: Any) -> None:
+        """In the relay thread, or in one of the listener's."""
+        if self._tunnel.is_here():
+            self._offer(stream, peer)
+        elif not self._tunnel.loop.call(functools.partial(self._offer, stream, peer)):
+            stream.reset()
+
+    def _offer(self, stream: Stream, peer: Any) -> None:
+        self._tunnel.offered(stream, peer, time.monotonic())
+
+
+def _join(receive: Any, seconds: float) -> None:
+    """Wait until a listener is over that ends with its last stream, as those of ours do that say so."""
+    join = getattr(receive, "join", None) if hasattr(receive, "accept_any") else None
+    if join is not None:
+        join(max(0.0, seconds))
 
 
 def _quick_accept(receive: socket.socket) -> Callable[[], tuple[socket.SocketType, Any]]:

@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 __all__ = [
     "CONTROL",
+    "I2P_LISTEN_PARAMETERS",
+    "I2P_PARAMETERS",
     "LISTEN_PARAMETERS",
     "LONGEST_UNIX_PATH",
     "Listen",
@@ -30,7 +32,12 @@ __all__ = [
     "TLSTarget",
     "Target",
     "UnixAddress",
+    "check_file",
     "check_place",
+    "check_port",
+    "check_secret",
+    "check_variable",
+    "is_i2p",
     "masked",
     "masked_parameters",
     "shown",
@@ -48,7 +55,11 @@ SECRETS = ("passphrase", "password")
 SSH_FILES = ("keyfile", "passphrase_file", "password_file", "known_hosts", "config")
 SSH_VARIABLES = ("passphrase_env", "password_env")
 SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", "accept_new", "keepalive", "compress")
-SHOWN_PARAMETERS = {*TARGET_PARAMETERS, *LISTEN_PARAMETERS, *SSH_PARAMETERS, "listen"}.difference(SECRETS)
+I2P_PASSWORD = ("user", "password", "password_file", "password_env")
+I2P_PARAMETERS = ("sam", "session", "keys", "in_depth", "out_depth", *I2P_PASSWORD)
+I2P_LISTEN_PARAMETERS = (*I2P_PARAMETERS, "accept", "allow", "deny")
+ALL_PARAMETERS = (*TARGET_PARAMETERS, *LISTEN_PARAMETERS, *SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS, "listen")
+SHOWN_PARAMETERS = {*ALL_PARAMETERS}.difference(SECRETS)
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -56,6 +67,7 @@ _SSH_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _NOT_IN_A_USER = re.compile(r"""[\s%:'"`$;&<>|(){}\[\]*?!#]|\\$""")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]")  # 32 bytes: the last character holds four bits
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SHOWN_OPTION = re.compile(r"(inbound|outbound)\.\w+")  # of an I2P session; those of i2cp may be secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +175,13 @@ class SSHServer:
         _check_ssh_host(self.host)
         _check_ssh_user(self.user)
         if self.port is not None:
-            _check_port(self.port, 1)
+            check_port(self.port, 1)
         for name in SSH_FILES:
-            _check_file(name, getattr(self, name))
+            check_file(name, getattr(self, name))
         for name in SSH_VARIABLES:
-            _check_pattern(
-                name, getattr(self, name), _VARIABLE, "the name of a variable", "letters, digits and _ are allowed"
-            )
+            check_variable(name, getattr(self, name))
         for name in SECRETS:
-            _check_secret(name, getattr(self, name), getattr(self, f"{name}_file"), getattr(self, f"{name}_env"))
+            check_secret(name, getattr(self, name), getattr(self, f"{name}_file"), getattr(self, f"{name}_env"))
         if self.backend not in (None, "paramiko", "openssh"):
             raise ValueError(f"backend: {self.backend!r} is not allowed; paramiko and openssh are")
         _check_pattern(
@@ -222,7 +232,14 @@ def check_place(host: str, port: int, *, least: int = 1) -> None:
         raise TypeError(f"host: a str is wanted, not {type(host).__name__}")
     if not host or host.startswith("-") or not host.isprintable() or any(c in host for c in " []/@"):
         raise ValueError(f"host: {host!r} is neither an address nor a name; 127.0.0.1, ::1 and db.internal are")
-    _check_port(port, least)
+    if is_i2p(host):
+        raise ValueError(f"host: {host!r} is a name of I2P, which is not looked up in the DNS; relay.i2p leads there")
+    check_port(port, least)
+
+
+def is_i2p(host: str) -> bool:
+    """Whether a host is a name of I2P; looked up in the DNS, it would tell the resolver whom the user visits."""
+    return host.lower().rstrip(".").rpartition(".")[2] == "i2p"
 
 
 def unix_path(path: str | os.PathLike[str]) -> str:
@@ -272,7 +289,7 @@ def masked_parameters(query: str) -> list[str]:
     after_a_secret = False
     for parameter in query.split("&"):
         name, sign, _ = parameter.partition("=")
-        if name in SHOWN_PARAMETERS:
+        if name in SHOWN_PARAMETERS or _SHOWN_OPTION.fullmatch(name):
             found.append(parameter)
         elif name in SECRETS or not (after_a_secret or "@" in name):
             found.append(f"{name}{sign and '=***'}")
@@ -287,7 +304,13 @@ def _scheme_and_rest(text: str) -> tuple[str, str]:
     return (scheme + slashes, rest) if slashes and _SCHEME.fullmatch(scheme) else ("", text)
 
 
-def _check_port(port: int, least: int) -> None:
+def check_port(port: int, least: int) -> None:
+    """Check a port.
+
+    :param least: the lowest that is allowed.
+    :raises TypeError: if it is no number; it names the argument.
+    :raises ValueError: if it is out of range.
+    """
     if not isinstance(port, int) or isinstance(port, bool):
         raise TypeError(f"port: an int is wanted, not {type(port).__name__}")
     if not least <= port <= 65535:
@@ -321,7 +344,12 @@ def _check_ssh_user(user: str | None) -> None:
         raise ValueError(f"user: {user!r} is not a user's name; {allowed}")
 
 
-def _check_file(name: str, value: str | None) -> None:
+def check_file(name: str, value: str | None) -> None:
+    """Check the path of a file.
+
+    :raises TypeError: if it is no text; it names the argument.
+    :raises ValueError: if it is empty or holds a control character.
+    """
     if value is None:
         return
     if not isinstance(value, str):
@@ -339,7 +367,22 @@ def _check_pattern(name: str, value: str | None, pattern: re.Pattern[str], what:
         raise ValueError(f"{name}: that is not {what}; {allowed}")  # not repeated: it may be a secret, by mistake
 
 
-def _check_secret(name: str, value: Secret | None, *elsewhere: str | None) -> None:
+def check_variable(name: str, value: str | None) -> None:
+    """Check the name of an environment variable.
+
+    :raises TypeError: if it is no text; it names the argument.
+    :raises ValueError: if it is no name of one.
+    """
+    _check_pattern(name, value, _VARIABLE, "the name of a variable", "letters, digits and _ are allowed")
+
+
+def check_secret(name: str, value: Secret | None, *elsewhere: str | None) -> None:
+    """Check a secret, which no error repeats.
+
+    :param elsewhere: other places that are said to hold it; one is enough.
+    :raises TypeError: if it is neither text nor a callable; it names the argument.
+    :raises ValueError: if it is empty or given twice.
+    """
     if value is not None and not isinstance(value, str) and not callable(value):
         raise TypeError(f"{name}: a str or a callable is wanted, not {type(value).__name__}")
     if value == "":

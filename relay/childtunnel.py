@@ -27,6 +27,7 @@ __all__ = ["ChildTunnel"]
 logger = logging.getLogger("relay")
 
 _START = 60.0  # seconds for a child to listen: a name to listen at may have to be looked up
+_START_AT_I2P = 600.0  # the same where a router builds tunnels first
 _ANSWER = 10.0  # seconds for any other answer
 _END = 5.0  # seconds for a child to end before it is killed
 
@@ -166,14 +167,15 @@ class ChildTunnel:
 
     def _begin(self, request: Message, its_events: socket.socket) -> Message:
         """Tell the child what to do, and wait until it listens."""
-        deadline = time.monotonic() + _START
+        patience = _START_AT_I2P if str(request["listen"]).lower().startswith("i2p") else _START
+        deadline = time.monotonic() + patience
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
             socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
             self._channel.send({**request, "level": logger.getEffectiveLevel()}, deadline)
             answer = self._channel.receive(deadline)
         except TimeoutError:
-            raise RelayError(f"the child process did not listen within {_START:.0f} s") from None
+            raise RelayError(f"the child process did not listen within {patience:.0f} s") from None
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:

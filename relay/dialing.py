@@ -108,8 +108,11 @@ class Answer(Generic[Value]):
         self._outcome: Value | Exception | None = None
         self._unwanted = False
 
-    def put(self, outcome: Value | Exception) -> None:
-        """Tell the outcome; from any thread."""
+    def put(self, outcome: Value | Exception) -> bool:
+        """Tell the outcome; from any thread.
+
+        :returns: whether anybody waits for it still.
+        """
         with self._lock:
             unwanted = self._unwanted
             if not unwanted:
@@ -117,6 +120,7 @@ class Answer(Generic[Value]):
                 self._there.set()
         if unwanted and isinstance(outcome, Stream):
             outcome.close()
+        return not unwanted
 
     def get(self, deadline: float | None, cancel: Cancel | None) -> Value | None:
         """Wait for the outcome; this is called once.

@@ -18,20 +18,27 @@ from .address import (
     TLSListen,
     TLSTarget,
     UnixAddress,
+    is_i2p,
 )
+from .i2paddress import I2PListen, I2PTarget
+from .i2preading import read_i2p_listen, read_i2p_target
 from .reading import KNOWN, AddressReader
 
-__all__ = ["parse_hop", "parse_hops", "parse_listen", "parse_ssh_listen", "parse_ssh_server", "parse_target"]
+__all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
 
 _CHOICES = {"accept_new": ("yes", "no"), "compress": ("yes", "no"), "backend": ("paramiko", "openssh")}
+_I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str) -> Target | I2PTarget:
     """Read the address of something to connect to.
 
-    :param text: ``host:port``, ``tcp://host:port``, ``unix:///path`` or
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…``; IPv6 in brackets.
+    :param text: ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…`` or ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
+        ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
+        ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
+        destination in base64. ``sam`` is ``host:port`` or ``tls://host:port?ca=…``, an ``&`` in it written ``%26``.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -39,13 +46,15 @@ def parse_target(text: str) -> Target:
     return _Target(text, "target").read()
 
 
-def parse_listen(text: str) -> Listen:
+def parse_listen(text: str) -> Listen | I2PListen:
     """Read an address to listen at: on the loopback unless another host is written out.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?cert=…&key=…&client_ca=…`` or ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
+        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
         ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
-        :func:`parse_hop`; IPv6 in brackets, port 0 for any that is free.
+        :func:`parse_hop`, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an ``i2p://`` target
+        and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be repeated; IPv6 in
+        brackets, port 0 for any that is free.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -53,16 +62,16 @@ def parse_listen(text: str) -> Listen:
     return _Listen(text, "listen address").read()
 
 
-def parse_ssh_listen(text: str, what: str) -> SSHListen:
-    """Read an address to listen at that is on an SSH server.
+def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
+    """Read an address to listen at that is not on this machine.
 
-    :param text: ``ssh://[user@]host[:port]?listen=…``, as in :func:`parse_listen`.
+    :param text: ``ssh://[user@]host[:port]?listen=…`` or ``i2p:``, as in :func:`parse_listen`.
     :param what: what it is for, in errors.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return _Remote(text, what).read()
+    return _Elsewhere(text, what).read()
 
 
 def parse_hop(text: str) -> SSHServer:
@@ -105,6 +114,8 @@ def parse_ssh_server(text: str) -> SSHServer:
 
 class _SSHReader(AddressReader):
     """An address with an SSH server in it."""
+
+    i2p_names = "i2p: as a hop, on the way to such a server, is not available in this version"
 
     def server(self, user: str | None, place: str, options: dict[str, Any]) -> SSHServer:
         """An SSH server of its parts; the value itself checks them."""
@@ -172,16 +183,21 @@ class _SSHReader(AddressReader):
 
 
 class _Target(AddressReader):
+    schemes = ("tcp", "tls", "unix", "i2p")
+    forms = "allowed are host:port, tcp://host:port, unix:///path, tls://host:port and i2p://name.i2p"
+
     def unknown(self, scheme: str) -> NoReturn:
         if scheme == "ssh":
             use = "it leads to one: give it as --via ssh://host (via=[…] in Python), and as the target what is behind"
             self.fail("ssh:// is a hop, not a target", use)
         super().unknown(scheme)
 
-    def read(self) -> Target:
+    def read(self) -> Target | I2PTarget:
         scheme, rest = self.split()
         if scheme == "unix":
             return UnixAddress(self.path(rest))
+        if scheme == "i2p" or (not scheme and is_i2p(rest.partition("?")[0].partition(":")[0])):
+            return read_i2p_target(self, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
             self.parameters("tcp://", query, ())
@@ -195,14 +211,19 @@ class _Target(AddressReader):
 
 
 class _Listen(_SSHReader):
-    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh")
-    forms = "allowed are :port, host:port, unix:///path, tls://host:port and ssh://user@host?listen=host:port"
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p")
+    forms = "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port and i2p:"
+    i2p_names = "nobody listens there but the owner of its keys; i2p: listens at I2P"
     least_port = 0
+
+    def plain(self) -> tuple[str, str]:
+        found = _I2P.fullmatch(self.text) if "i2p" in self.schemes else None
+        return super().plain() if found is None else ("i2p", found[1] or "")
 
     def without_host(self, port: str) -> str:
         return "127.0.0.1"
 
-    def read(self) -> Listen:
+    def read(self) -> Listen | I2PListen:
         if self.text.isascii() and self.text.isdigit():
             return TCPAddress("127.0.0.1", self.port(self.text))
         scheme, rest = self.split()
@@ -210,6 +231,8 @@ class _Listen(_SSHReader):
             return UnixAddress(self.path(rest))
         if scheme == "ssh":
             return self.reverse(rest)
+        if scheme == "i2p":
+            return read_i2p_listen(self, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
             self.parameters("tcp://", query, ())
@@ -228,23 +251,25 @@ class _Listen(_SSHReader):
         return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).read())
 
 
-class _Remote(_Listen):
-    """An address to listen at where only that of a server will do."""
+class _Elsewhere(_Listen):
+    """An address to listen at where only one that is not on this machine will do."""
 
     example = "ssh://server"
-    schemes = ("ssh",)
-    forms = "allowed is ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it listens"
+    schemes = ("ssh", "i2p")
+    forms = (
+        "allowed are i2p: and ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it listens"
+    )
 
     def unknown(self, scheme: str) -> NoReturn:
         if scheme in KNOWN:
             self.fail(f"{scheme}:// is on this machine, where relay forward listens", self.forms)
         super().unknown(scheme)
 
-    def read(self) -> SSHListen:
+    def read(self) -> SSHListen | I2PListen:
         scheme, rest = self.split()
         if not scheme:
             self.fail("it has no scheme", self.forms)
-        return self.reverse(rest)
+        return self.reverse(rest) if scheme == "ssh" else read_i2p_listen(self, rest)
 
 
 class _Place(_Listen):
@@ -266,7 +291,16 @@ class _Hop(_SSHReader):
     schemes = ("ssh",)
     forms = "a hop is ssh://[user@]host[:port]"
 
+    def plain(self) -> tuple[str, str]:
+        scheme, colon, port = self.text.lower().partition(":")
+        if scheme == "i2p" and colon and not port.isdigit():
+            self.unknown("i2p")
+        return super().plain()
+
     def unknown(self, scheme: str) -> NoReturn:
+        if scheme == "i2p":
+            use = "a target i2p://NAME.i2p needs none, and over ssh:// hops the router behind them is asked"
+            self.fail("i2p: as a hop is not available in this version", use)
         if scheme in KNOWN:
             self.fail(f"{scheme}:// is a target, not a hop", f"only the last address of a way is one; {self.forms}")
         super().unknown(scheme)

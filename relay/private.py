@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from .i2paddress import CONNECT_TIMEOUT, LINGER, I2PTarget
 from .listeners.unix import listen_unix
+from .parsing import parse_target
 from .registry import target
 from .tunnel import Tunnel
 
@@ -27,7 +29,10 @@ def local(url: str, via: Sequence[str] = ()) -> Iterator[str]:
     :raises OSError: if a file that the address names cannot be read, or there is no place for the socket.
     """
     make_send = target(url, via)
+    at_i2p = isinstance(parse_target(url), I2PTarget)
+    connect_timeout, linger = (CONNECT_TIMEOUT, LINGER) if at_i2p else (30.0, 60.0)
     with tempfile.TemporaryDirectory(prefix="relay-") as directory:
         path = os.path.join(directory, "socket")
-        with Tunnel(listen_unix(path), make_send, timeout=None):
+        receive = listen_unix(path)
+        with Tunnel(receive, make_send, timeout=None, connect_timeout=connect_timeout, linger=linger):
             yield path

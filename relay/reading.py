@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
-from .address import CONTROL, LONGEST_UNIX_PATH, masked, masked_parameters, shown, unclear
+from .address import CONTROL, LONGEST_UNIX_PATH, is_i2p, masked, masked_parameters, shown, unclear
 from .errors import AddressError
 
 __all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
@@ -20,8 +20,8 @@ __all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
 
-KNOWN = ("ssh", "tcp", "tls", "unix")
-LATER = ("exec", "http", "i2p", "socks5")
+KNOWN = ("i2p", "ssh", "tcp", "tls", "unix")
+LATER = ("exec", "http", "socks5")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -41,6 +41,7 @@ class AddressReader:
     example = "localhost:8080"
     schemes: tuple[str, ...] = ("tcp", "tls", "unix")
     forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
+    i2p_names = "it is not looked up in the DNS; only i2p://NAME leads there"
     least_port = 1
 
     def __init__(self, text: str, what: str, *, hidden: bool = False) -> None:
@@ -73,20 +74,20 @@ class AddressReader:
             self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
         found = _SCHEME.fullmatch(self.text)
         if found is None:
-            return "", self.plain()
+            return self.plain()
         scheme = found[1].lower()
         if scheme not in self.schemes:
             self.unknown(scheme)
         return scheme, found[2]
 
-    def plain(self) -> str:
-        """An address without ``//``; what looks like another scheme is told apart from ``host:port``."""
+    def plain(self) -> tuple[str, str]:
+        """Split an address without ``//``; what looks like another scheme is told apart from ``host:port``."""
         scheme, colon, rest = self.text.partition(":")
         if colon and not rest.isdigit() and scheme.lower() in (*KNOWN, *LATER):
             if scheme.lower() in LATER:
                 self.unknown(scheme.lower())
             self.fail(f"{scheme}: without //", self.forms)
-        return self.text
+        return "", self.text
 
     def unknown(self, scheme: str) -> NoReturn:
         """Refuse a scheme that is none of :attr:`schemes`."""
@@ -181,8 +182,8 @@ class AddressReader:
 
     def refuse_i2p(self, host: str) -> None:
         """Looked up in the DNS, such a name would tell the resolver whom the user visits."""
-        if host.lower().rstrip(".").split(".")[-1] == "i2p":
-            self.unknown("i2p")
+        if is_i2p(host):
+            self.fail(f"'{self.part(host)}' is a name of I2P", self.i2p_names)
 
     def ascii(self, host: str) -> str:
         """A name in another script as its ASCII form (RFC 3490)."""
@@ -204,14 +205,30 @@ class AddressReader:
 
     def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
         """Read what follows the question mark; a ``+`` is a plus sign."""
-        given: dict[str, str] = {}
+        return {name: value for name, [value] in self.repeated_parameters(scheme, query, names).items()}
+
+    def repeated_parameters(
+        self,
+        scheme: str,
+        query: str,
+        names: tuple[str, ...],
+        repeated: Collection[str] = (),
+        is_further: Callable[[str], bool] = lambda _: False,
+    ) -> dict[str, list[str]]:
+        """Read what follows the question mark, where some parameters may be written more than once.
+
+        :param names: of those that are allowed.
+        :param repeated: of those among them that may be repeated.
+        :param is_further: tells of others whether they are allowed, too.
+        """
+        given: dict[str, list[str]] = {}
         for parameter, known in zip(query.split("&"), masked_parameters(query), strict=True) if query else ():
             name, _, value = parameter.partition("=")
-            if name not in names:
+            if name not in names and not is_further(name):
                 self.unknown_parameter(scheme, name, known.partition("=")[0], names)
-            if name in given:
+            if name in given and name not in repeated:
                 self.fail(f"{name}= is written twice", "once is enough")
-            given[name] = self.decoded(value)
+            given.setdefault(name, []).append(self.decoded(value))
             if not value:
                 self.fail(f"{name}= is empty", "give it a value or leave it out")
         return given

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from .errors import AddressError
+from .i2paddress import I2PListen, I2PTarget
 from .limits import check_time
 from .parsing import parse_hops, parse_listen, parse_target
 from .race import Cancel
@@ -34,28 +35,35 @@ SENDERS: dict[type, str] = {
     TCPAddress: "senders.tcp:tcp",
     UnixAddress: "senders.unix:unix",
     TLSTarget: "senders.tls:tls",
+    I2PTarget: "senders.i2p:send_i2p",
 }
 LISTENERS: dict[type, str] = {
     TCPAddress: "listeners.tcp:listen_tcp",
     UnixAddress: "listeners.unix:listen_unix",
     TLSListen: "listeners.tls:listen_tls",
     SSHListen: "listeners.ssh:listen_ssh",
+    I2PListen: "listeners.i2p:listen_i2p",
 }
 
 
 def target(url: str, via: Sequence[str] = ()) -> Factory:
     """A factory for any address.
 
-    :param url: ``host:port``, ``tcp://host:port``, ``unix:///path`` or
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
+    :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…`` or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
+        destination (``….b32.i2p``), or the whole of it in base64, in place of a name; the parameters are those of
+        :func:`relay.i2p`. ``name.i2p:port`` goes over I2P, too: no such name is looked up in the DNS.
     :param via: the hops on the way, the nearest first: ``ssh://[user@]host[:port]?…``. What is behind the last one is
-        reached from there: its names are looked up there, and its Unix paths are there.
+        reached from there: its names are looked up there, its Unix paths are there, and so is the bridge to I2P.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises OSError: if a file that the address names cannot be read.
     """
     hops, address = parse_hops(via), parse_target(url)
+    if isinstance(address, I2PTarget):
+        over_i2p: Factory = _make(SENDERS, address, via=hops)
+        return over_i2p
     if not hops:
         direct: Factory = _make(SENDERS, address)
         return direct
@@ -70,13 +78,15 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
 
     :param url: as in :func:`target`.
     :param via: as in :func:`target`.
-    :param timeout: seconds for all of it; ``None`` for as long as the system tries.
+    :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
+        made first, which takes up to a minute: give it 90.
     :returns: a connected, blocking socket; closing it lets go of what lies under it.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.
     :raises ConnectError: refused, unreachable, timed out or denied; ``.reason`` tells.
     :raises HostKeyError: or :class:`AuthenticationError`, :class:`CarrierError`: what went wrong at a hop.
+    :raises SAMError: what a router said.
     :raises OSError: if a file that the address names cannot be read.
     """
     seconds = check_time("timeout", timeout)
@@ -92,21 +102,24 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
     """Listen at any address: on the loopback unless another host is written out.
 
     :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?cert=…&key=…&client_ca=…`` or ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
-        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given); port 0 picks a free one.
-    :param via: the hops on the way to an SSH server, as in :func:`target`.
+        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
+        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given), or ``i2p:?keys=…&…`` with
+        the parameters of :func:`relay.i2p_listen`; port 0 picks a free one.
+    :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.
     :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS and SSH an object with ``accept()``,
-        ``close()``, ``address`` and ``getsockname()``. The caller owns it, until a tunnel takes it over.
+        ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and ``address``. The
+        caller owns it, until a tunnel takes it over.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises OSError: if it cannot be had (in use, not this machine's, a name that does not resolve), or a file that it
         names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
-        :class:`ForwardError`.
+        :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
     hops, place = parse_hops(via), parse_listen(address)
-    if isinstance(place, SSHListen):
+    if isinstance(place, (SSHListen, I2PListen)):
         return _make(LISTENERS, place, via=hops)
     if hops:
-        raise AddressError(f"listen address '{masked(address)}': it is on this machine; hops lead to ssh:// ones only")
+        problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
+        raise AddressError(f"listen address '{masked(address)}': {problem}")
     return _make(LISTENERS, place)
 
 

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .acceptor import check_listener, make_acceptor
 from .connection import Connection, ConnectionRecord, Stats
@@ -194,7 +194,7 @@ class Tunnel:
         if not self._forked and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def __enter__(self) -> Tunnel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -242,8 +242,17 @@ class Tunnel:
         """A listener object has accepted a client. It was asked to while there was room, but perhaps not any more."""
         if self._closing or self._paused:
             self.let_go(stream, clean=False)
+        elif stream.denied is not None:
+            self._deny(stream, peer, now)
         else:
             self.accepted(stream.socket, stream, peer, now)
+
+    def _deny(self, stream: Stream, peer: Any, now: float) -> None:
+        logger.warning("%s: %s", self.name, stream.denied)
+        self._accepted += 1
+        connection = Connection(self, stream.socket, stream, peer, now)
+        self._connections[connection] = None
+        connection.close("denied", now)
 
     def connection_over(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -270,8 +279,21 @@ class Tunnel:
             self.loop.discard(stream.socket)
         else:
             stream.reset()
-        if on_close is not None:
+        if on_close is None:
+            return
+        if getattr(on_close, "nonblocking", False):
+            on_close()
+        else:
             self._connector.submit(on_close)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether there may be any number of connections at one time."""
+        return self._nconnect < 0
+
+    def is_here(self) -> bool:
+        """Whether the current thread is the relay thread."""
+        return threading.current_thread() is self._thread
 
     @property
     def listening(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -263,3 +264,90 @@ def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any
     yield make
     for one in made:
         one.close()
+
+
+# I2P. Real routers start before the first test: what is slow with them happens while other tests run.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs beside the tests all the time is looked at in the end."""
+    items.sort(key=lambda item: "i2p_restarts" in item.fixturenames)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def i2p_networks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The networks of real routers that the collected tests want; see :class:`i2p_world.Networks`."""
+    import i2p_world
+
+    wanted = {name for item in request.session.items for name in i2p_world.wanted_by(item)}
+    if wanted:
+        request.getfixturevalue("spawner_thread")
+    with i2p_world.Networks(wanted, tmp_path_factory.mktemp) as networks:
+        yield networks
+
+
+@pytest.fixture(scope="session")
+def i2p_routers(i2p_networks: Any) -> Any:
+    """Two real routers, which no test may end; see :class:`i2p_world.Routers`."""
+    import i2p_world
+
+    return i2p_world.inside() or i2p_networks.routers()
+
+
+@pytest.fixture(scope="session")
+def i2p_hops(i2p_networks: Any) -> Any:
+    """The same with tunnels of one hop."""
+    return i2p_networks.hops()
+
+
+@pytest.fixture(scope="session")
+def i2p_restarts(i2p_networks: Any) -> Any:
+    """What came of ``i2p_restarts.py``: a scenario → an error or nothing, and what was measured."""
+    return i2p_networks.restarts()
+
+
+@pytest.fixture
+def over_i2p() -> Iterator[Callable[..., Any]]:
+    """Makes tunnels over I2P, ``over_i2p(world)``, whose target the test plays itself; see :class:`i2p_world.OverI2P`.
+
+    ``serve`` and ``reach`` are options of the server and of the client alone; other options go to both.
+    """
+    import i2p_world
+
+    made: list[i2p_world.OverI2P] = []
+
+    def make(world: Any, *, serve: Any = (), reach: Any = (), **both: Any) -> i2p_world.OverI2P:
+        made.append(i2p_world.OverI2P(world, dict(serve), dict(reach), both))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def i2p_double() -> Iterator[Any]:
+    """Two embedded bridges that are like i2pd; see :class:`i2p_world.Double`."""
+    import i2p_world
+
+    with contextlib.closing(i2p_world.Double("i2pd")) as world:
+        yield world
+
+
+@pytest.fixture
+def java_double() -> Iterator[Any]:
+    """The same like the Java router, at which servers use ACCEPT."""
+    import i2p_world
+
+    with contextlib.closing(i2p_world.Double("java", accept="accept")) as world:
+        yield world
+
+
+I2P_WORLDS = {"double": "i2p_double", "java-double": "java_double", "i2pd": "i2p_routers"}
+
+
+@pytest.fixture(params=I2P_WORLDS)
+def i2p_world(request: pytest.FixtureRequest) -> Any:
+    """Runs a test on embedded bridges and on real routers, which are not to be ended; see :class:`i2p_world.World`."""
+    return request.getfixturevalue(I2P_WORLDS[request.param])

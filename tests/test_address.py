@@ -36,6 +36,10 @@ from relay.address import (
         ("ssh://h?pasword=p&w", "ssh://h?pasword=***&***"),
         ("ssh://h?x&password=p", "ssh://h?x&password=***"),
         ("me:p://w@h", "me:***@h"),
+        ("i2p:?sam=h:1&keys=f&in_depth=1&allow=a", "i2p:?sam=h:1&keys=f&in_depth=1&allow=a"),
+        ("i2p://x.i2p:80?user=me&password=pw&session=s", "i2p://x.i2p:80?user=me&password=***&session=s"),
+        ("i2p:?inbound.quantity=2&i2cp.leaseSetSecret=pw", "i2p:?inbound.quantity=2&i2cp.leaseSetSecret=***"),
+        ("i2p:?password=p&inboundXquantity=w", "i2p:?password=***&***"),
     ],
 )
 def test_masked(text, shown):
@@ -52,6 +56,13 @@ def test_a_host_and_a_port_are_checked_and_taken(host):
 def test_a_host_that_cannot_be_right_is_a_value_error(host):
     with pytest.raises(ValueError, match="^host: "):
         check_place(host, 80)
+
+
+@pytest.mark.parametrize("host", ["name.i2p", "X.B32.I2P."])
+def test_a_name_of_i2p_is_no_place(host):
+    with pytest.raises(ValueError, match="is a name of I2P, which is not looked up in the DNS; relay.i2p leads there"):
+        check_place(host, 80)
+    check_place("i2p.example", 80)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

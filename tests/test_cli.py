@@ -30,8 +30,9 @@ from helpers import (
     wait_until,
 )
 
-from relay.address import SSH_PARAMETERS, SSHListen
+from relay.address import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
 from relay.cli import expose, forward
+from relay.i2paddress import I2PListen
 from relay.parsing import parse_hops, parse_listen, parse_target
 
 
@@ -280,7 +281,7 @@ WRONG = {
     ("forward", ":0", "gopher://h:1"): "unknown scheme gopher://",
     ("forward", ":0", "tpc://h:1"): "did you mean tcp://?",
     ("forward", ":0", "ssh://h"): "ssh:// is a hop, not a target",
-    ("forward", ":0", "h:1", "--via", "i2p:"): "hop 'i2p:': i2p is not available in this version",
+    ("forward", ":0", "h:1", "--via", "i2p:"): "hop 'i2p:': i2p: as a hop is not available in",
     ("forward", ":0", "h:1", "--via", "tcp://h:1"): "tcp:// is a target, not a hop",
     ("forward", ":0", "h:1", "--via", "shh://h"): "did you mean ssh://?",
     ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://-b"): "hop 2 of 2 (ssh://-b): host: '-b' is not",
@@ -297,9 +298,9 @@ WRONG = {
     ("expose", "h:1"): "Missing option '--on'",
     ("expose", "--on", "ssh://h"): "Missing argument 'TARGET'",
     ("forward", ":0", "h:1", "--via", "ssh://me@h?keepalive=0"): "hop 'ssh://me@h?keepalive=0': keepalive=0; a number",
-    ("expose", "h:1", "--on", ":80"): "--on ':80': it has no scheme; allowed is ssh://[user@]host[:port]",
+    ("expose", "h:1", "--on", ":80"): "--on ':80': it has no scheme; allowed are i2p: and ssh://",
     ("expose", "h:1", "--on", "tcp://:80"): "--on 'tcp://:80': tcp:// is on this machine, where relay forward listens",
-    ("expose", "h:1", "--on", "i2p:"): "i2p is not available in this version",
+    ("expose", "h:1", "--on", "i2p://x.i2p"): "--on 'i2p://x.i2p': what others connect to is told by the keys",
     ("expose", "h:1", "--on", "sshh://h"): "did you mean ssh://?",
     ("expose", "h:1", "--on", "ssh://h?listen=x"): "listen= 'x': no port",
     ("expose", "h:1", "--on", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
@@ -385,13 +386,13 @@ def test_help_of_expose_has_examples_and_they_are_right():
     for target, on, via in examples:
         assert f"relay expose {target} --on {on}" in shown
         parse_target(target.strip("'"))
-        assert isinstance(parse_listen(on.strip("'")), SSHListen)
+        assert isinstance(parse_listen(on.strip("'")), (SSHListen, I2PListen))
         parse_hops([via] if via else [])
 
 
 def test_help_names_every_parameter_of_a_hop_but_the_secrets():
     shown = help_of("forward")
-    for name in SSH_PARAMETERS:
+    for name in (*SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS):
         assert (f"{name}=" in shown) == (name not in ("password", "passphrase")), name
 
 

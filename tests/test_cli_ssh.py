@@ -17,7 +17,7 @@ from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusin
 
 import relay
 from relay.address import masked
-from relay.cli.serving import Attempt, Trial
+from relay.cli.trying import Attempt, Trial
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
 ON = re.compile(r"(?:listening on )?(\S+):(\d+) on (\S+) → (\S+)\n")

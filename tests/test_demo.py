@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, refusing, wait_until
 
 import relay
-from relay.cli import demo
+from relay.cli import demo, i2pdemo
+from relay.testing import SAMBridge
 
 RELAY = str(Path(sys.executable).parent / "relay")
 ROOT = Path(relay.__file__).parent.parent
@@ -58,7 +59,8 @@ def test_it_compares_every_byte_and_says_so(pages):
 def backends(said):
     """The backends that a demo has shown, each with every page."""
     shown = re.findall(r"^relay .* via ssh://relay@127.0.0.1:\d+, by (\w+)$", said, re.MULTILINE)
-    assert said.count("each is as on disk") == said.count("; 0 failed") == 1 + len(shown)
+    assert said.count("; 0 failed") == 1 + len(shown)
+    assert said.count("each is as on disk") == 1 + len(shown) + 1  # the last one over I2P
     return shown
 
 
@@ -72,6 +74,81 @@ def test_it_needs_no_other_program(pages, tmp_path):
     done = run(str(pages[0]), env={"PATH": str(tmp_path), "HOME": str(tmp_path)})
     assert (done.returncode, done.stderr) == (0, "")
     assert backends(done.stdout) == ["paramiko"]
+
+
+OVER_I2P = re.compile(
+    r"^relay        (\S+\.b32\.i2p) → 127\.0\.0\.1:\d+, in a process of its own; reached from outside\n"
+    r"relay        127\.0\.0\.1:\d+ → i2p://\1, in a process of its own\n"
+    r"fetched      (\d+) pages, [\d,]+ bytes, over 4 connections at once; each is as on disk$",
+    re.MULTILINE,
+)
+
+
+def test_it_goes_over_i2p_with_a_bridge_of_its_own(pages):
+    done = run(str(pages[0]))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^sam bridge   127\.0\.0\.1:\d+, in a process of its own", done.stdout, re.MULTILINE)
+    assert OVER_I2P.search(done.stdout)[2] == "4"
+
+
+def test_it_goes_over_i2p_through_a_router(pages):
+    with SAMBridge() as router:
+        done = run(str(pages[0]), "--sam", router.sam)
+        wait_until(lambda: not router.sessions)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\ni2p router   {router.sam}; it may take some minutes" in done.stdout
+    assert OVER_I2P.search(done.stdout)[2] == "3"  # without the large one
+
+
+def test_without_a_router_it_says_so(pages):
+    with refusing() as (host, port):
+        done = run(str(pages[0]), "--sam", f"{host}:{port}")
+    assert done.returncode == 1
+    assert re.fullmatch(r"relay: a program of the demo failed: i2p:\S+: no SAM bridge there .*\n", done.stderr)
+
+
+def test_a_wrong_bridge_is_a_wrong_command_line():
+    done = run("--sam", "h")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("relay: sam 'h': no port")
+
+
+def test_some_pages_are_the_largest_that_will_do_and_small_ones(tmp_path):
+    pages = {}
+    for size in (*range(20), i2pdemo.LARGEST, i2pdemo.LARGEST + 1):
+        pages[f"/{size}"] = tmp_path / str(size)
+        pages[f"/{size}"].write_bytes(b"x" * size)
+    assert set(i2pdemo.few(pages)) == {f"/{i2pdemo.LARGEST}", *(f"/{size}" for size in range(9))}
+    assert i2pdemo.few({"/1": pages["/1"]}) == {"/1": pages["/1"]}
+    assert i2pdemo.few({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit('relay: no way')", "no way"),
+        ("print('something else', flush=True); input()", "something else"),
+        ("pass", "it says nothing"),
+        ("print('cut off', end='', flush=True)", "cut off"),
+    ],
+)
+def test_a_program_that_fails_is_told_in_one_line(spawner_thread, code, said):
+    with pytest.raises(OSError, match=f"^a program of the demo failed: {said}$"):
+        with i2pdemo.program("-c", code) as program:
+            program.hear("listening on .*")
+
+
+def test_a_program_is_heard_line_by_line_and_ended(spawner_thread):
+    with i2pdemo.program("-c", "print('a 1\\nb 2', flush=True); input()") as program:
+        assert program.hear(r"a (\d)")[1] == "1"
+        assert program.hear(r"b (\d)")[1] == "2"
+
+
+def test_a_program_that_says_nothing_is_not_waited_for_for_ever(spawner_thread, monkeypatch):
+    monkeypatch.setattr(i2pdemo, "PATIENCE", 0.1)
+    with pytest.raises(OSError, match="it says nothing"):
+        with i2pdemo.program("-c", "input()") as program:
+            program.hear(".*x")
 
 
 def test_it_serves_relays_own_files_and_leaves_no_trace():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from urllib.parse import quote
 
@@ -11,10 +12,15 @@ from hypothesis import strategies as st
 
 from relay.address import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from relay.errors import AddressError
-from relay.parsing import parse_hop, parse_hops, parse_listen, parse_ssh_listen, parse_ssh_server, parse_target
+from relay.i2paddress import I2PListen, I2PRouter, I2PTarget
+from relay.parsing import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
 from relay.reading import LONGEST_ADDRESS
 
 BASTION = SSHServer("bastion")
+B32 = "a" * 52 + ".b32.i2p"
+# As long as an Ed25519 one, with every character that only I2P's base64 has.
+DESTINATION = base64.b64encode(b"\xff\xef" + b"\x00" * 382 + bytes([5, 0, 4, 0, 7, 0, 0]), b"-~").decode()
+ELSEWHERE = I2PRouter("router:7656")
 
 TARGETS = {
     "localhost:80": TCPAddress("localhost", 80),
@@ -35,6 +41,29 @@ TARGETS = {
     "tls://db.internal:5432": TLSTarget("db.internal", 5432),
     "tls://[::1]:443?servername=db.internal": TLSTarget("::1", 443, servername="db.internal"),
     "tls://h:1?ca=/etc/a%26b&cert=c&key=k": TLSTarget("h", 1, ca="/etc/a&b", cert="c", key="k"),
+    "i2p://name.i2p": I2PTarget("name.i2p"),
+    "name.i2p": I2PTarget("name.i2p"),
+    "Name.I2P:80": I2PTarget("name.i2p", 80),
+    f"I2P://{B32.upper()}:80": I2PTarget(B32, 80),
+    f"{B32}:80?sam=router:7656": I2PTarget(B32, 80, ELSEWHERE),
+    f"i2p://{DESTINATION}": I2PTarget(DESTINATION),
+    f"i2p://{DESTINATION}:81": I2PTarget(DESTINATION, 81),
+    f"i2p://{DESTINATION.rstrip('=')}?sam=router:7656": I2PTarget(DESTINATION, None, ELSEWHERE),
+    "i2p://name.i2p?sam=tcp://Router:7656": I2PTarget("name.i2p", None, ELSEWHERE),
+    "i2p://name.i2p?sam=[::1]:1": I2PTarget("name.i2p", None, I2PRouter("[::1]:1")),
+    "i2p://name.i2p?sam=tls://h:1?ca=/a%2526b%26cert=c": I2PTarget(
+        "name.i2p", None, I2PRouter("tls://h:1?ca=/a%26b&cert=c")
+    ),
+    "i2p://n.i2p?session=a%26b&keys=~/me.dat&in_depth=0&out_depth=7&user=me&password_file=f": I2PTarget(
+        "n.i2p",
+        None,
+        I2PRouter(session="a&b", keys="~/me.dat", in_depth=0, out_depth=7, user="me", password_file="f"),
+    ),
+    "i2p://n.i2p?user=me&password=p%26+w": I2PTarget("n.i2p", None, I2PRouter(user="me", password="p&+w")),
+    "i2p://n.i2p?user=me&password_env=PW": I2PTarget("n.i2p", None, I2PRouter(user="me", password_env="PW")),
+    "i2p://n.i2p?outbound.quantity=2&i2cp.leaseSetEncType=4,0": I2PTarget(
+        "n.i2p", None, I2PRouter(options=(("i2cp.leaseSetEncType", "4,0"), ("outbound.quantity", "2")))
+    ),
 }
 
 LISTENS = {
@@ -57,6 +86,13 @@ LISTENS = {
     "ssh://bastion?listen=/run/app%3F": SSHListen(BASTION, UnixAddress("/run/app?")),
     "ssh://bastion?listen=unix:///run/app": SSHListen(BASTION, UnixAddress("/run/app")),
     "ssh://me@[::1]:22?listen=:1": SSHListen(SSHServer("::1", "me", 22), TCPAddress("127.0.0.1", 1)),
+    **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p?", "i2p:?", "i2p://?"], I2PListen()),
+    **dict.fromkeys(["i2p:?keys=me.dat", "i2p://?keys=me.dat"], I2PListen(I2PRouter(keys="me.dat"))),
+    "i2p:?sam=router:7656&accept=forward": I2PListen(ELSEWHERE, "forward"),
+    f"i2p:?allow={B32}&deny=a,b&allow=friends&accept=accept": I2PListen(
+        I2PRouter(), "accept", (B32, "friends"), ("a,b",)
+    ),
+    "i2p:?inbound.quantity=5&session=web": I2PListen(I2PRouter(session="web", options=(("inbound.quantity", "5"),))),
 }
 
 FINGERPRINT = "SHA256:" + "+/0aZ9" * 7 + "A"
@@ -106,13 +142,13 @@ SERVERS = {
 @pytest.mark.parametrize(("text", "value"), TARGETS.items())
 def test_targets(text, value):
     assert parse_target(text) == value
-    assert parse_target(str(value)) == value
+    assert parse_target(str(value)) == without_parameters(value)
 
 
 @pytest.mark.parametrize(("text", "value"), LISTENS.items())
 def test_listen_addresses(text, value):
     assert parse_listen(text) == value
-    assert parse_listen(str(value)) == value
+    assert parse_listen(str(value)) == without_parameters(value)
 
 
 @pytest.mark.parametrize(("text", "value"), HOPS.items())
@@ -169,8 +205,51 @@ BAD_TARGETS = {
     "ssh://bastion": "ssh:// is a hop, not a target; it leads to one: give it as --via ssh://host",
     "ssh:bastion": "ssh: without //",
     "shh://h": "unknown scheme shh://; allowed are",
-    "i2p://name.i2p": "i2p is not available in this version",
-    "name.i2p:80": "i2p is not available in this version",
+    "i2p://": "there is no name",
+    "i2p://?sam=h:1": "there is no name; write one: i2p://NAME.i2p; i2p: alone is a place to listen at",
+    "i2p:": "i2p: without //; allowed are",
+    "i2p:?sam=h:1": "i2p: without //; allowed are",
+    "i2p://name": "this has 4 characters and does not end in .i2p; a destination is base64 of 516",
+    "i2p://example.com": "does not end in .i2p",
+    "i2p://:80": "there is no name",
+    "i2p://a.b32.i2p": "before .b32.i2p stand 1 characters; they are 52, or 56 and more",
+    f"i2p://{'1' * 52}.b32.i2p": "before .b32.i2p stands a character that is not of base32",
+    f"i2p://{'b' * 52}.b32.i2p": "the 52 characters before .b32.i2p end in a or q",
+    f"i2p://{'a' * 56}.b32.i2p": "the checksum of the 56 characters before .b32.i2p is wrong",
+    f"i2p://-{'a' * 30}.i2p": "this is not a host name",
+    f"i2p://{'a' * 70}.i2p": "a name in .i2p has at most 67",
+    f"i2p://{DESTINATION[:512]}": "these are 384 bytes; a destination has at least 387",
+    f"i2p://{DESTINATION[:516]}": "its certificate has 4 bytes, and 0 are there; something is missing at its end",
+    f"i2p://{DESTINATION[:-5]}!====": "there is a character that is not of I2P's base64",
+    f"i2p://{DESTINATION[:512]}~~~~": "its certificate is of type 255",
+    f"i2p://{DESTINATION[:-2]}AAAA": "the destination ends after 391; what follows may be a private key",
+    "i2p://name.i2p:0": "port 0; a port is a number from 1 to 65535",
+    "i2p://name.i2p:": "port (empty)",
+    "name.i2p:x": "port x",
+    "name.i2p:80:81": "port 80:81",
+    "i2p://name.i2p/": "something follows the name; parameters begin with a question mark",
+    "i2p://name.i2p:80/index.html": "something follows the name",
+    "i2p://me@name.i2p": "i2p:// takes no user before the name; user= and password_file= log in",
+    "i2p://name.i2p?sma=x": "unknown parameter 'sma' (did you mean sam=?); i2p:// takes sam=, session=, keys=",
+    "i2p://name.i2p?accept=forward": "unknown parameter 'accept'",
+    "i2p://name.i2p?sam=h": "sam 'h': no port",
+    "i2p://name.i2p?sam=ssh://h:1": "sam 'ssh://h:1': unknown scheme ssh://; allowed are host:port, as in",
+    "i2p://name.i2p?sam=h:1&sam=h:2": "sam= is written twice",
+    "i2p://name.i2p?sam=name.i2p:1": "'name.i2p' is a name of I2P; it is not looked up in the DNS",
+    "i2p://name.i2p?keys=": "keys= is empty",
+    "i2p://name.i2p?in_depth=8": "in_depth: 8 is out of range; 0 to 7 hops",
+    "i2p://name.i2p?out_depth=-1": "out_depth=-1; a number of hops is allowed, from 0 to 7",
+    "i2p://name.i2p?out_depth=x": "out_depth=x; a number of hops",
+    "i2p://name.i2p?password_file=f": "password: there is no user; SAM wants both",
+    "i2p://name.i2p?user=me&password=a&password_env=B": "password: it is given twice",
+    "i2p://name.i2p?user=me&password_env=-": "password_env: that is not the name of a variable",
+    "i2p://name.i2p?inbound.=1": "unknown parameter 'inbound.'",
+    "i2p://name.i2p?inbound.quantity=": "inbound.quantity= is empty",
+    "i2p://name.i2p?inbound.quantity=%80": "inbound.quantity: its value is empty, not printable",
+    f"i2p://name.i2p?session={'x' * 201}": "session: 'xxx",
+    "tcp://name.i2p:80": "'name.i2p' is a name of I2P; it is not looked up in the DNS; only i2p://NAME leads there",
+    "tls://name.i2p.:443": "'name.i2p' is a name of I2P; it is not looked up in the DNS",
+    "tls://h:443?servername=name.i2p": "'name.i2p' is a name of I2P",
     "socks5://h:1": "socks5 is not available in this version",
     "http://h:1": "http is not available in this version",
     "exec:nc %h %p": "exec is not available in this version",
@@ -200,7 +279,16 @@ BAD_LISTENS = {
     "*:80": "0.0.0.0 is every IPv4 interface and [::] every one",
     "tls://:8443": "no certificate",
     "tls://:8443?cert=c&servername=x": "unknown parameter 'servername'",
-    "i2p:?keys=x": "i2p is not available in this version",
+    "i2p://name.i2p": "what others connect to is told by the keys; i2p: listens there, or i2p:?keys=FILE",
+    "i2p:name.i2p": "i2p: without //; allowed are :port",
+    "i2p:80": "'i2p' is a name of I2P; nobody listens there but the owner of its keys; i2p: listens at I2P",
+    "name.i2p:80": "'name.i2p' is a name of I2P",
+    "i2p:?key=x": "unknown parameter 'key' (did you mean keys=?); i2p: takes sam=, session=, keys=",
+    "i2p:?accept=both": "accept: 'both' is not allowed; accept and forward are, or nothing",
+    "i2p:?keys=a&keys=b": "keys= is written twice",
+    "i2p:?allow=": "allow= is empty",
+    "i2p:?in_depth=11": "in_depth=11; a number of hops is allowed, from 0 to 7",
+    "tls://name.i2p:1?cert=c": "'name.i2p' is a name of I2P",
     "sssh://h": "unknown scheme sssh:// (did you mean ssh://?)",
     "ssh://h?listn=:1": "unknown parameter 'listn' (did you mean listen=?)",
     "ssh://h?listen=:1&listen=:2": "listen= is written twice",
@@ -213,6 +301,7 @@ BAD_PLACES = {
     "*:80": "0.0.0.0 is every IPv4 interface",
     "tls://h:1": "unknown scheme tls://; allowed are host:port, port, /path and unix:///path",
     "ssh://h": "unknown scheme ssh://",
+    "i2p:": "i2p: without //; allowed are host:port, port, /path and unix:///path",
     "/run/x/": "the path ends with a slash",
     "/" + "x" * 200: "the path is 201 bytes long",
     "unix://run/x": "three slashes begin it",
@@ -284,8 +373,8 @@ BAD_SERVERS = {
     "h/": "something follows the host",
     "h/path": "something follows the host",
     "h#x": "something follows the host",
-    "x.b32.i2p": "i2p is not available in this version",
-    "X.I2P.:22": "i2p is not available in this version",
+    "x.b32.i2p": "'x.b32.i2p' is a name of I2P; i2p: as a hop, on the way to such a server, is not available",
+    "X.I2P.:22": "'X.I2P.' is a name of I2P",
     "-me@h": "is not a user's name",
     "a b@h": "is not a user's name",
     "a;b@h": "is not a user's name",
@@ -304,8 +393,9 @@ BAD_HOPS = {
     "ssh:h": "ssh: without //",
     "shh://h": "unknown scheme shh:// (did you mean ssh://?)",
     "gopher://h": "unknown scheme gopher://; a hop is ssh://",
-    "i2p:?sam=h:1": "i2p is not available in this version",
-    "i2p://x": "i2p is not available in this version",
+    "i2p:": "i2p: as a hop is not available in this version; a target i2p://NAME.i2p needs none",
+    "i2p:?sam=h:1": "i2p: as a hop is not available in this version",
+    "i2p://x": "i2p: as a hop is not available in this version",
     "socks5://h:1": "socks5 is not available in this version",
     "http://h:1": "http is not available in this version",
     "exec:nc %h %p": "exec is not available in this version",
@@ -379,25 +469,26 @@ def test_what_is_wrong_is_shown_unless_it_is_a_secret(text, said):
 
 
 BAD_ONS = {
-    "h": "it has no scheme; allowed is ssh://[user@]host[:port], with ?listen=HOST:PORT",
+    "h": "it has no scheme; allowed are i2p: and ssh://[user@]host[:port], with ?listen=HOST:PORT",
     "me@h:22": "it has no scheme",
     ":80": "it has no scheme",
-    "ssh:h": "ssh: without //; allowed is ssh://[user@]host[:port], with",
-    "tcp://h:1": "tcp:// is on this machine, where relay forward listens; allowed is ssh://",
+    "ssh:h": "ssh: without //; allowed are i2p: and ssh://[user@]host[:port], with",
+    "tcp://h:1": "tcp:// is on this machine, where relay forward listens; allowed are i2p: and ssh://",
     "unix:///run/x": "unix:// is on this machine",
     "sshh://h": "did you mean ssh://?",
-    "i2p:": "i2p is not available in this version; allowed is ssh://",
+    "i2p://name.i2p": "what others connect to is told by the keys",
     "ssh://h:0": "port 0; a port is a number from 1",
 }
 
 
 @pytest.mark.parametrize(("text", "said"), BAD_ONS.items())
-def test_a_server_to_listen_on_is_an_ssh_address(text, said):
+def test_elsewhere_is_an_ssh_server_or_i2p(text, said):
     with pytest.raises(AddressError) as failure:
-        parse_ssh_listen(text, "--on")
+        parse_elsewhere(text, "--on")
     assert said in str(failure.value)
     assert str(failure.value).startswith("--on '")
-    assert parse_ssh_listen("ssh://h?listen=:1", "--on") == parse_listen("ssh://h?listen=:1")
+    for good in ("ssh://h?listen=:1", "i2p", "i2p:?keys=x"):
+        assert parse_elsewhere(good, "--on") == parse_listen(good)
 
 
 @pytest.mark.parametrize("text", BAD_SERVERS)
@@ -481,6 +572,15 @@ SECRETS = [
     "me:hun://hunter2@h",
     "socks5://me:hunter2@h:1080",
     "sssh://me:hunter2@h",
+    "i2p://me:hunter2@name.i2p",
+    "i2p://name.i2p?password=hunter2",
+    "i2p://name.i2p?user=me&password=x&hunter2",
+    "i2p://name.i2p?user=me&password=hunter2&in_depth=9",
+    "i2p://name.i2p?i2cp.leaseSetSecret=hunter2&in_depth=9",
+    "i2p://name.i2p?sam=me:hunter2@h:1",
+    "i2p:?user=me&password=hunter2&accept=x",
+    "i2p:?user=me&pasword=hunter2",
+    "me:hunter2@name.i2p:80",
 ]
 
 
@@ -508,7 +608,7 @@ def test_no_error_shows_a_secret_however_it_is_split(secret, rest):
                 assert "hunter2" not in str(error)
 
 
-SCHEMES = ["tcp://", "tls://", "unix://", "ssh://"]
+SCHEMES = ["tcp://", "tls://", "unix://", "ssh://", "i2p://", "i2p:"]
 MARKS = ["/", ":", "?", "&", "=", "@", "%", "%25", "[", "]", "-", "\n", "\udcff", " "]
 WORDS = [
     "listen=",
@@ -527,6 +627,12 @@ WORDS = [
     "key=",
     "servername=",
     "client_ca=x",
+    "name.i2p",
+    "a.b32.i2p",
+    "sam=h:1",
+    "user=me",
+    "in_depth=1",
+    "allow=",
 ]
 PIECES = st.sampled_from([*SCHEMES, *MARKS, *WORDS])
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=10).map("".join))
@@ -548,6 +654,10 @@ def without_parameters(value):
     """An address as its text shows it: parameters of an SSH server may be secrets."""
     if isinstance(value, SSHServer):
         return SSHServer(value.host, value.user, value.port)
+    if isinstance(value, I2PTarget):
+        return I2PTarget(value.dest, value.port)
+    if isinstance(value, I2PListen):
+        return I2PListen(I2PRouter(value.router.sam.partition("?")[0]))
     return SSHListen(without_parameters(value.server), value.place) if isinstance(value, SSHListen) else value
 
 

@@ -20,6 +20,21 @@ def test_it_leads_there(echo_server):
         assert receive_all(client) == b"hello"
 
 
+def test_i2p_is_given_more_time(monkeypatch):
+    made = []
+
+    class Tunnel(relay.Tunnel):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append((self.limits.connect, self.limits.linger, self.limits.lifetime))
+
+    monkeypatch.setattr("relay.private.Tunnel", Tunnel)
+    for url in ("127.0.0.1:1", "name.i2p"):
+        with relay.local(url):
+            pass
+    assert made == [(30.0, 60.0, None), (90.0, 5.0, None)]
+
+
 def test_it_is_nobody_elses(echo_server):
     with relay.local("{}:{}".format(*echo_server.address)) as path:
         assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600

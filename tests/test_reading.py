@@ -98,6 +98,17 @@ def test_a_port(text, port):
 
 @pytest.mark.parametrize("host", ["x.i2p", "X.I2P", "x.b32.i2p.", "i2p"])
 def test_a_name_of_i2p_is_not_looked_up_in_the_dns(host):
-    with pytest.raises(AddressError, match="i2p is not available"):
+    with pytest.raises(AddressError, match="is a name of I2P; it is not looked up in the DNS; only i2p://"):
         reader().host(host)
     reader().refuse_i2p("i2p.example")
+
+
+def test_some_parameters_may_be_repeated_and_others_go_further():
+    read = reader().repeated_parameters("x://", "a=1&b=2&a=3&x.y=4", ("a", "b"), ("a",), lambda name: name[:2] == "x.")
+    assert read == {"a": ["1", "3"], "b": ["2"], "x.y": ["4"]}
+    with pytest.raises(AddressError, match="b= is written twice"):
+        reader().repeated_parameters("x://", "b=1&b=1", ("a", "b"), ("a",))
+    with pytest.raises(AddressError, match=r"x\.y= is written twice"):
+        reader().repeated_parameters("x://", "x.y=1&x.y=1", ("a", "b"), ("a",), lambda name: name[:2] == "x.")
+    with pytest.raises(AddressError, match="unknown parameter 'y'; x:// takes a=, b="):
+        reader().repeated_parameters("x://", "y=1", ("a", "b"), ("a",), lambda name: name[:2] == "x.")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import relay
-from relay.address import SSH_PARAMETERS, SSHListen
+from relay.address import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.i2paddress import I2PListen
 from relay.parsing import parse_hops, parse_listen, parse_target
 from relay.secureshell.configuration import CLIENT_ONLY
 
@@ -22,6 +23,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", README, re.MULTILINE)
 SSH = README.partition("\n## SSH\n")[2].partition("\n## ")[0]
+I2P = README.partition("\n## I2P\n")[2].partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
@@ -40,7 +42,7 @@ def test_the_commands_are_understood(command):
         parse_target(words[3])
     else:
         parse_target(words[2])
-        assert isinstance(parse_listen(values["--on"]), SSHListen)
+        assert isinstance(parse_listen(values["--on"]), (SSHListen, I2PListen))
     parse_hops([hop for option, hop in itertools.pairwise(words) if option == "--via"])
     done = subprocess.run(
         # The last word is one too many: everything before it was understood.
@@ -57,7 +59,7 @@ def test_it_shows_programs_and_commands():
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
-    named = set(re.findall(r"`relay\.([A-Za-z_]+)", README)) - {"testing"}
+    named = set(re.findall(r"`relay\.(\w+)", README)) - {"testing"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -78,7 +80,7 @@ def test_every_make_command_and_every_file_exists(text):
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("folder", ["relay", "relay/secureshell"])
+@pytest.mark.parametrize("folder", ["relay", "relay/sam", "relay/secureshell"])
 def test_the_layout_names_every_module(folder):
     modules = {path.name for path in (ROOT / folder).glob("[!_]*.py")}
     assert {name for name in modules if name not in CONTRIBUTING} == set()
@@ -88,6 +90,12 @@ def test_every_parameter_of_a_hop_is_in_it():
     assert SSH
     for name in set(SSH_PARAMETERS) - {"password", "passphrase"}:
         assert f"`{name}" in SSH, name
+
+
+def test_every_parameter_of_i2p_is_in_it():
+    assert I2P
+    for name in set(I2P_LISTEN_PARAMETERS) - {"password"}:
+        assert f"`{name}" in I2P, name
 
 
 def test_everything_that_forces_the_openssh_client_is_in_it():

@@ -15,6 +15,7 @@ from helpers import echo, receive_all, send_and_end
 
 import relay
 from relay import address, registry
+from relay.i2paddress import I2PListen, I2PRouter, I2PTarget
 
 
 @pytest.fixture
@@ -100,7 +101,9 @@ def test_an_error_in_a_hop_tells_which(function):
 
 
 def test_hops_do_not_lead_to_what_listens_here():
-    with pytest.raises(relay.AddressError, match="^listen address ':0': it is on this machine; hops lead to ssh://"):
+    with pytest.raises(
+        relay.AddressError, match="^listen address ':0': it is on this machine; hops lead to ssh:// and i2p:"
+    ):
         relay.listen(":0", via=["ssh://bastion"])
 
 
@@ -158,7 +161,27 @@ def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("table", "union"), [(registry.SENDERS, address.Target), (registry.LISTENERS, address.Listen)])
+def test_i2p_is_reached_through_the_hops(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.senders.i2p.send_i2p", lambda **arguments: seen.append(arguments))
+    monkeypatch.setattr("relay.listeners.i2p.listen_i2p", lambda **arguments: seen.append(arguments))
+    relay.target("name.i2p:81", via=["ssh://a"])
+    relay.target("i2p://name.i2p?sam=h:1")
+    relay.listen("i2p:?keys=f&allow=x&accept=forward", via=["ssh://a"])
+    relay.listen("i2p")
+    over_a = (address.SSHServer("a"),)
+    assert seen == [
+        {"dest": "name.i2p", "port": 81, "router": I2PRouter(), "via": over_a},
+        {"dest": "name.i2p", "port": None, "router": I2PRouter("h:1"), "via": ()},
+        {"router": I2PRouter(keys="f"), "accept": "forward", "allow": ("x",), "deny": (), "via": over_a},
+        {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": ()},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "union"),
+    [(registry.SENDERS, address.Target | I2PTarget), (registry.LISTENERS, address.Listen | I2PListen)],
+)
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))
     for kind, entry in table.items():

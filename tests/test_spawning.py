@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import pytest
 from helpers import WAIT
@@ -11,6 +12,7 @@ from helpers import WAIT
 import relay
 from relay import spawning
 from relay.process import start
+from relay.testing import SAMBridge
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,6 +51,17 @@ def test_a_child_that_does_not_listen_in_time(monkeypatch):
     monkeypatch.setattr(spawning, "_CHILD", "import signal; signal.pause()")
     with pytest.raises(relay.RelayError, match=r"did not listen within"):
         relay.spawn(":0", "127.0.0.1:1")
+
+
+def test_a_child_that_listens_at_i2p_has_more_time(monkeypatch, echo_server):
+    monkeypatch.setattr("relay.childtunnel._START", 0.2)
+    with SAMBridge() as router:
+        router.hold_answers("SESSION CREATE")
+        threading.Timer(0.5, router.release_answers).start()
+        with relay.spawn(f"i2p:?sam={router.sam}", "{}:{}".format(*echo_server.address)) as tunnel:
+            with relay.connect(f"i2p://{tunnel.address}?sam={router.sam}", timeout=WAIT) as client:
+                client.sendall(b"hello")
+                assert client.recv(100) == b"hello"
 
 
 def test_a_factory_is_no_target():

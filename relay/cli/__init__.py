@@ -8,13 +8,13 @@ import sys
 import typer
 
 from ..address import masked
-from . import demo, expose, forward
+from . import demo, expose, forward, keys
 from .output import complain, drop_stdout
 
 __all__ = ["main"]
 
 app = typer.Typer(
-    help="Relay streams: TCP, Unix sockets, TLS and SSH, from one listening address to another.",
+    help="Relay streams: TCP, Unix sockets, TLS, SSH and I2P, from one listening address to another.",
     epilog="relay COMMAND --help tells more of each.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command(epilog=forward.EXAMPLES)(forward.forward)
 app.command(epilog=expose.EXAMPLES)(expose.expose)
 app.command()(demo.demo)
+app.add_typer(keys.app, name="keys", help="Make and show the keys of I2P destinations.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""``relay demo``: a web server, a relay in front of it, directly and over SSH, and every byte compared."""
+"""``relay demo``: a web server, a relay in front of it, directly, over SSH and over I2P, and every byte compared."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ import typer
 import relay
 import relay.testing
 
+from ..i2paddress import parse_sam
 from ..process import PIPE, start
 from ..race import place
 from ..registry import listen, target
 from ..tunnel import Tunnel
+from .i2pdemo import PATIENCE, few, over_i2p
 from .output import failures_reported, say
 
 __all__ = ["demo"]
@@ -38,12 +40,21 @@ def demo(
     directory: Annotated[
         Path | None, typer.Argument(metavar="DIRECTORY", help="Whose files are served; without it those of relay.")
     ] = None,
+    sam: Annotated[
+        str | None,
+        typer.Option("--sam", metavar="HOST:PORT", help="A router's SAM bridge; without it one of the demo's own."),
+    ] = None,
 ) -> None:
     """Relay a web server on real files, fetch all of them through the relay, and compare every byte.
 
     Then the same over SSH, to a server inside this program: by paramiko and, where there is ssh, by that.
+
+    And over I2P: published by one relay, reached by another, each in a process of its own, as the SAM bridge is that
+    takes the place of a router. With --sam they meet in the real network, and some of the files are fetched.
     """
     with failures_reported(debug=False):
+        if sam is not None:
+            parse_sam(sam)
         root = (directory or _own_files()).resolve(strict=True)
         pages = find_pages(root)
         if not pages:
@@ -55,6 +66,8 @@ def demo(
                 say(f"\nssh server   {place(bastion.address)}, inside this program; it sees the web server, too")
                 for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
                     show(place(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
+            with over_i2p(place(server), sam) as address:
+                fetch_and_say(address, pages if sam is None else few(pages), PATIENCE)
     say("\nNow your own service, for example one on port 8000:\n")
     say(f"    {command()} forward :0 127.0.0.1:8000")
 
@@ -78,8 +91,7 @@ def show(server: str, via: Sequence[str], pages: Pages, how: str = "") -> None:
 
 def fetch_and_tell(tunnel: Tunnel, pages: Pages) -> None:
     """Fetch every page through the relay and say what happened."""
-    total = sum(fetch_all(tunnel.address, pages))
-    say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")
+    fetch_and_say(tunnel.address, pages)
     if shutil.which("curl"):
         name = max(pages, key=lambda page: pages[page].stat().st_size)
         size = compare(name, pages[name], curl(f"http://{place(tunnel.address)}{name}"))
@@ -91,6 +103,12 @@ def fetch_and_tell(tunnel: Tunnel, pages: Pages) -> None:
         f"relayed      {stats.accepted} connections: {stats.received:,} bytes from clients and {stats.sent:,} to them, "
         f"by {engines}; {sum(stats.failed.values())} failed"
     )
+
+
+def fetch_and_say(address: tuple[str, int], pages: Pages, patience: float = 30) -> None:
+    """Fetch every page through the relay, and say that each is right."""
+    total = sum(fetch_all(address, pages, patience))
+    say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")
 
 
 def find_pages(root: Path) -> dict[str, Path]:
@@ -105,25 +123,28 @@ def find_pages(root: Path) -> dict[str, Path]:
     return pages
 
 
-def fetch_all(address: tuple[str, int], pages: Pages) -> list[int]:
+def fetch_all(address: tuple[str, int], pages: Pages, patience: float = 30) -> list[int]:
     """Fetch all pages over several connections.
 
+    :param patience: seconds that an answer may take.
     :returns: their sizes.
     :raises OSError: if one differs from its file.
     """
     names = list(pages)
     parts = [names[first::CONNECTIONS] for first in range(CONNECTIONS)]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return [size for sizes in pool.map(lambda part: fetch(address, part, pages), parts) for size in sizes]
+        fetched = pool.map(lambda part: fetch(address, part, pages, patience), parts)
+        return [size for sizes in fetched for size in sizes]
 
 
-def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages) -> list[int]:
+def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages, patience: float = 30) -> list[int]:
     """Fetch some pages over one connection, with the HTTP client of Python's library."""
-    client = http.client.HTTPConnection(*address, timeout=30)
+    client = http.client.HTTPConnection(*address, timeout=patience)
     sizes = []
     try:
         for name in names:
-            client.request("GET", name)
+            # The server ends the connection, and not we: over I2P an end of ours would not get there.
+            client.request("GET", name, headers={"Connection": "close"} if name == names[-1] else {})
             answer = client.getresponse()
             body = answer.read()
             if answer.status != 200:

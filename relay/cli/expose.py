@@ -1,12 +1,16 @@
-"""``relay expose``: publish a local service at a server elsewhere."""
+"""``relay expose``: publish a local service at a server elsewhere, or at I2P."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..parsing import parse_ssh_listen
+from ..errors import AddressError
+from ..i2paddress import I2PListen
+from ..parsing import parse_elsewhere, parse_target
+from .i2p import Sam, with_parameters
 from .options import Options, Via, with_options
 from .output import failures_reported
 from .serving import serve
@@ -23,8 +27,32 @@ relay expose unix:///run/app.sock --on 'ssh://me@server?listen=/run/user/1000/ap
 
 relay expose 127.0.0.1:8000 --on ssh://me@inner --via ssh://me@bastion (a server behind another)
 
-relay forward --help tells the parameters of a hop and of the server.
+relay expose 127.0.0.1:8000 --on i2p (an I2P destination, the same every time)
+
+relay expose 127.0.0.1:8000 --on i2p --keys site.dat --allow friends.txt (for friends alone)
+
+relay expose 127.0.0.1:8000 --on 'i2p:?in_depth=1&out_depth=1' --transient (a new destination; shorter tunnels)
+
+relay forward --help tells the parameters of a hop, of the server and of I2P.
 """
+
+Keys = Annotated[
+    Path | None, typer.Option("--keys", metavar="FILE", help="I2P: the file of the destination's private key.")
+]
+Session = Annotated[
+    str | None,
+    typer.Option(
+        "--session", metavar="NAME", help="I2P: the name under which the destination is kept [the text of TARGET]."
+    ),
+]
+Transient = Annotated[bool, typer.Option("--transient", help="I2P: a new destination, which is kept nowhere.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="DESTINATION", help="I2P: who alone is let in; or a file of them. Several add up."),
+]
+Deny = Annotated[
+    list[str] | None, typer.Option("--deny", metavar="DESTINATION", help="I2P: who is not; or a file. Several add up.")
+]
 
 
 @with_options
@@ -33,18 +61,50 @@ def expose(
     on: Annotated[
         str,
         typer.Option(
-            "--on", metavar="SERVER", help="ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], where it is to be published."
+            "--on",
+            metavar="SERVER",
+            help="Where it is to be published: ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], or i2p[:?PARAMETERS].",
         ),
     ],
     via: Via = None,
+    sam: Sam = None,
+    keys: Keys = None,
+    session: Session = None,
+    transient: Transient = False,
+    allow: Allow = None,
+    deny: Deny = None,
     *,
     options: Options,
 ) -> None:
-    """Publish TARGET at a server elsewhere, until SIGINT, SIGTERM or SIGHUP (ssh -R).
+    """Publish TARGET at a server elsewhere, or at I2P, until SIGINT, SIGTERM or SIGHUP.
 
-    The server listens at its own 127.0.0.1, at a port that it chooses, unless listen= says another place.
+    An SSH server (ssh -R) listens at its own 127.0.0.1, at a port that it chooses, unless listen= says another place.
     Prints where once the server has agreed. When the server is lost and comes back, it is asked again.
+
+    At I2P, prints the address of the destination, and a line that begins with "published" once a stream from outside
+    has come through. The destination stays the same for the same TARGET, or with the same --session or --keys.
     """
     with failures_reported(debug=options.debug):
-        parse_ssh_listen(on, "--on")
+        place = parse_elsewhere(on, "--on")
+        given = [("sam", sam), ("keys", str(keys) if keys else None), ("session", session)]
+        given += [("allow", entry) for entry in allow or ()] + [("deny", entry) for entry in deny or ()]
+        if isinstance(place, I2PListen):
+            on = with_parameters(on, given)
+            on = with_parameters(on, [("session", _session(on, target, transient=transient))])
+        elif transient or any(value for _, value in given):
+            wrong = next((name for name, value in given if value), "transient")
+            raise AddressError(f"--{wrong}: it goes with --on i2p alone; an ssh:// address has its own parameters")
     serve(on, target, options, name="expose", title="", listen_via=via or ())
+
+
+def _session(on: str, target: str, *, transient: bool) -> str | None:
+    """The name under which the destination is kept, unless something else tells where.
+
+    :raises AddressError: if an address cannot be understood, or says that it is to be kept as well as not.
+    """
+    place = parse_elsewhere(on, "--on")
+    assert isinstance(place, I2PListen)
+    kept = place.router.keys or place.router.session
+    if transient and kept:
+        raise AddressError("--transient: a destination that is kept nowhere has no keys and no session; leave one out")
+    return None if transient or kept else str(parse_target(target))

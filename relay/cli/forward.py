@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
+from ..errors import AddressError
+from ..i2paddress import I2PListen, I2PTarget
+from ..parsing import parse_listen, parse_target
+from .i2p import Sam, with_parameters
 from .options import Options, Via, with_options
+from .output import failures_reported
 from .serving import serve
 
 __all__ = ["EXAMPLES", "forward"]
@@ -23,9 +28,15 @@ relay forward :0 'tls://db.internal:5432?ca=db.pem' (any free port; verified TLS
 
 relay forward 'tls://0.0.0.0:443?cert=cert.pem&key=key.pem' 127.0.0.1:8080 (ends TLS)
 
+relay forward 8080 i2p://name.i2p (over I2P; addresses that end in .b32.i2p and destinations in base64 as well)
+
 A hop's parameters follow a question mark: ssh://me@bastion?keyfile=FILE, password_file=, password_env=,
 passphrase_file=, passphrase_env=, known_hosts=, hostkey=SHA256:…, accept_new=yes, config=FILE, keepalive=SECONDS|none,
 compress=yes|no, backend=paramiko|openssh. What none of them says, your SSH configuration and agent do.
+
+So do those of I2P: i2p://name.i2p?sam=HOST:PORT, session=NAME, keys=FILE, in_depth=HOPS, out_depth=HOPS, user=NAME,
+password_file=, password_env=, and any option of the router's such as inbound.quantity=2. As LISTEN, i2p: has these and
+accept=accept|forward, allow=, deny=; relay expose is made for that.
 """
 
 
@@ -38,8 +49,14 @@ def forward(
             help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT",
         ),
     ],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="HOST:PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="HOST:PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+        ),
+    ],
     via: Via = None,
+    sam: Sam = None,
     *,
     options: Options,
 ) -> None:
@@ -50,5 +67,21 @@ def forward(
 
     With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
     A hop that is lost comes back by itself; a host key or a login that is refused ends the command.
+
+    An I2P target is reached through the router on this machine, or the one that --sam tells.
     """
+    with failures_reported(debug=options.debug):
+        listen, target = _at(sam, listen, target)
     serve(listen, target, options, name="forward", title="listening on ", via=via or ())
+
+
+def _at(sam: str | None, listen: str, target: str) -> tuple[str, str]:
+    """Both addresses, with the bridge in those of I2P.
+
+    :raises AddressError: if there is none.
+    """
+    bridge = [("sam", sam)]
+    at_i2p, to_i2p = isinstance(parse_listen(listen), I2PListen), isinstance(parse_target(target), I2PTarget)
+    if sam and not (at_i2p or to_i2p):
+        raise AddressError("--sam: neither LISTEN nor TARGET is at I2P; i2p: and i2p://NAME.i2p are")
+    return with_parameters(listen, bridge) if at_i2p else listen, with_parameters(target, bridge) if to_i2p else target

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from ..i2paddress import CONNECT_TIMEOUT, LINGER
+
 __all__ = ["Options", "Via", "with_options"]
 
 SECONDS = "SECONDS"
@@ -33,14 +35,18 @@ class Options:
         float | None, typer.Option(metavar=SECONDS, help="End a connection after so long, whatever it does.")
     ] = None
     connect_timeout: Annotated[
-        float, typer.Option(metavar=SECONDS, help="Give the target so long to be connected, hops included.")
-    ] = 30.0
+        float | None,
+        typer.Option(metavar=SECONDS, help="Give the target so long to be connected, hops included [30, over I2P 90]."),
+    ] = None
     idle_timeout: Annotated[
         float | None, typer.Option(metavar=SECONDS, help="End a connection when no byte has moved for so long.")
     ] = None
     linger: Annotated[
-        float, typer.Option(metavar=SECONDS, help="After one direction's end, wait so long for bytes of the other.")
-    ] = 60.0
+        float | None,
+        typer.Option(
+            metavar=SECONDS, help="After one direction's end, wait so long for bytes of the other [60, over I2P 5]."
+        ),
+    ] = None
     drain: Annotated[
         float, typer.Option(metavar=SECONDS, min=0, help="When told to stop, let connections finish for so long.")
     ] = 30.0
@@ -48,6 +54,18 @@ class Options:
     watch: Annotated[bool, typer.Option("--watch", help="A live table of the connections.")] = False
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text"
     debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False
+
+    def settled(self, *, over_i2p: bool) -> Options:
+        """The same, with the limits that were not given as they are usual.
+
+        :param over_i2p: whether one of the two sides is at I2P.
+        """
+        connect_timeout, linger = (CONNECT_TIMEOUT, LINGER) if over_i2p else (30.0, 60.0)
+        return dataclasses.replace(
+            self,
+            connect_timeout=connect_timeout if self.connect_timeout is None else self.connect_timeout,
+            linger=linger if self.linger is None else self.linger,
+        )
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

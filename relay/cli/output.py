@@ -114,19 +114,24 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> Iterator
 
 
 @contextmanager
-def carriers_quiet(level: int) -> Iterator[None]:
+def carriers_quiet(level: int) -> Iterator[list[logging.LogRecord]]:
     """Leave out what the connections under the streams say of their failures, for the command is to say it itself.
 
     :param level: from which level on.
+    :returns: what was left out.
     """
+    left_out: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        return record.module != "carrier" or record.levelno < level
+        if record.module != "carrier" or record.levelno < level:
+            return True
+        left_out.append(record)
+        return False
 
     logger = logging.getLogger("relay")
     logger.addFilter(keep)
     try:
-        yield
+        yield left_out
     finally:
         logger.removeFilter(keep)
 

@@ -6,20 +6,23 @@ import logging
 import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from ..address import SSHListen, masked
-from ..errors import AddressError, CarrierError, ConnectError
-from ..parsing import parse_hops, parse_listen
+from ..errors import AddressError
+from ..i2paddress import I2PListen, I2PTarget
+from ..parsing import parse_hops, parse_listen, parse_target
 from ..race import place
 from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
+from .i2p import tell_published
 from .options import Options
 from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary
 from .signals import Signals
+from .trying import SLOW, Attempt, SessionTrial, Trial, say_slow
 
 __all__ = ["serve"]
 
@@ -55,8 +58,9 @@ def serve(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        on = _where(listen, listen_via)
-        over = _over(via)
+        on, at_i2p = _where(listen, listen_via)
+        over, to_i2p = _over(via), _is_i2p(target)
+        options = options.settled(over_i2p=at_i2p or to_i2p)
         make_send = factory_for(target, via)
         receive = _listening(listen, listen_via, signals)
         if receive is None:
@@ -65,23 +69,39 @@ def serve(
         title = f"{title}{place(tunnel.address)}{on} → {make_send.target}{over}"
         with tunnel:
             say(title)
-            trial = Trial(make_send, options.connect_timeout, signals.wake)
+            tell_published(receive)
+            trial = (SessionTrial if to_i2p else Trial)(make_send, options.connect_timeout, signals.wake)
             run(tunnel, signals, title if options.watch else None, options.drain)
         if trial.error is not None:
             raise trial.error
         logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
 
 
-def _where(listen: str, via: Sequence[str]) -> str:
-    """The server on which it listens, for the title; empty for this machine.
+def _where(listen: str, via: Sequence[str]) -> tuple[str, bool]:
+    """The server on which it listens, for the title, empty for this machine; and whether that is at I2P.
 
     :raises AddressError: if there is a secret in an address.
     """
     address = parse_listen(listen)
+    if isinstance(address, I2PListen):
+        refuse_secrets("listen address", listen, address.router.inline_secrets)
+        return _over(via), True
     if not isinstance(address, SSHListen):
-        return ""
+        return "", False
     refuse_secrets("listen address", listen, address.server.inline_secrets)
-    return f" on {address.server}{_over(via)}"
+    return f" on {address.server}{_over(via)}", False
+
+
+def _is_i2p(target: str) -> bool:
+    """Whether the target is at I2P.
+
+    :raises AddressError: if there is a secret in its address.
+    """
+    address = parse_target(target)
+    if not isinstance(address, I2PTarget):
+        return False
+    refuse_secrets("target", target, address.router.inline_secrets)
+    return True
 
 
 def _over(via: Sequence[str]) -> str:
@@ -108,58 +128,21 @@ def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
 
 
 def _listening(listen: str, via: Sequence[str], signals: Signals) -> Any:
-    """Listen, in a thread of its own: a name server or an SSH server may take its time.
+    """Listen, in a thread of its own: a name server, an SSH server or an I2P router may take its time.
 
     :returns: the listener; ``None`` if a signal came first.
     """
     with carriers_quiet(logging.WARNING):
         attempt = Attempt(lambda: listen_at(listen, via), signals.wake)
-        heard = signals.wait()
+        heard = signals.wait(SLOW if isinstance(parse_listen(listen), I2PListen) else None)
+        if heard is None:
+            say_slow()
+            heard = signals.wait()
     if heard:
         attempt.give_up()
         logger.info("%s: closing before there was an answer", signal.Signals(heard).name)
         return None
     return attempt.outcome()
-
-
-class Attempt:
-    """A call that opens something, in a thread of its own.
-
-    :param call: returns what has a ``close``.
-    :param over: called in the thread when there is an outcome.
-    """
-
-    def __init__(self, call: Callable[[], Any], over: Callable[[], object]) -> None:
-        self._call = call
-        self._over = over
-        self._given_up = False
-        self._made: Any = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._made = self._call()
-        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
-            self._error = error
-        if self._given_up:
-            self.give_up()
-        self._over()
-
-    def outcome(self) -> Any:
-        """What was opened, once it is over.
-
-        :raises Exception: what the call raised.
-        """
-        if self._error is not None:
-            raise self._error
-        return self._made
-
-    def give_up(self) -> None:
-        """Close what was opened, now or when it is."""
-        self._given_up = True
-        if self._made is not None:
-            self._made.close()
 
 
 def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel:
@@ -177,34 +160,6 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
     except BaseException:
         receive.close()
         raise
-
-
-class Trial:
-    """Tries the hops while the tunnel already listens, so that a wrong key is known before the first client comes.
-
-    A server that cannot be reached is not the end: its carrier says so and tries again.
-
-    :param make_send: the factory; one without ``ready`` has no hops.
-    :param timeout: seconds.
-    :param failed: called, in a thread, when something failed that another try would not mend; :attr:`error` has it.
-    """
-
-    def __init__(self, make_send: Any, timeout: float, failed: Callable[[], object]) -> None:
-        self.error: Exception | None = None
-        self._failed = failed
-        ready = getattr(make_send, "ready", None)
-        if ready is not None:
-            threading.Thread(target=self._try, args=(ready, timeout), name="relay-trial", daemon=True).start()
-
-    def _try(self, ready: Callable[[float], object], timeout: float) -> None:
-        try:
-            with carriers_quiet(logging.ERROR):
-                ready(timeout)
-        except (ConnectError, CarrierError) as error:
-            logger.debug("%s", error)
-        except (OSError, ValueError, TypeError) as error:
-            self.error = error
-            self._failed()
 
 
 def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:

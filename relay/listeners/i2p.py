@@ -1,0 +1,111 @@
+"""The way in over I2P: a destination of ours, at a router's SAM bridge."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..address import Secret, SSHServer
+from ..i2paddress import I2PListen, I2PRouter, router_of
+from ..parsing import parse_hops
+from ..sam.listener import I2PListener
+from ..senders.i2p import reach
+
+__all__ = ["I2PListener", "i2p_listen", "listen_i2p"]
+
+Path = str | os.PathLike[str]
+Entries = Sequence[Path] | Path
+OnState = Callable[[str], object]
+
+
+def i2p_listen(
+    session: str = "",
+    *,
+    sam: str = "127.0.0.1:7656",
+    keys: Path | None = None,
+    accept: str | None = None,
+    allow: Entries | None = None,
+    deny: Entries | None = None,
+    in_depth: int | None = None,
+    out_depth: int | None = None,
+    user: str | None = None,
+    password: Secret | None = None,
+    via: Sequence[str] = (),
+    on_state: OnState | None = None,
+    **options: Any,
+) -> I2PListener:
+    """Be a destination of I2P. What connects to it is accepted here.
+
+    The session is made again, with the same keys, whenever it has been lost. That it can be reached is found out by
+    streams to itself, from a session of their own: a router may well think that a session is up which nobody can reach.
+
+    :param session: its name, which keeps its destination: the keys lie in the user's data directory under this name.
+        Empty for a destination that lasts as long as the listener.
+    :param sam: where the router's SAM bridge is: ``host:port`` or ``tls://host:port?ca=…``.
+    :param keys: a file with the private key, made if there is none, and locked while it is in use.
+    :param accept: ``'forward'``: the router connects to us for each stream, which is quicker and takes bursts whole,
+        and works only where it is on this machine; ``'accept'``: we wait at the bridge for each stream. ``None`` for
+        what the router shows it can do.
+    :param allow: who is let in: destinations, in base64 or ``….b32.i2p``, and files with one of them in a line, which
+        are read again when they change. ``None`` for everybody.
+    :param deny: who is not let in, likewise.
+    :param in_depth: hops of the tunnels through which bytes come in, 0 to 7; ``None`` for three.
+    :param out_depth: of those through which they go out.
+    :param user: who logs in at the bridge.
+    :param password: text or a callable.
+    :param via: hops on the way to the router, the nearest first, such as ``ssh://bastion``.
+    :param on_state: called with each state, a word as in :attr:`I2PListener.state`, in a thread of ours. It must not
+        block; what it raises is logged.
+    :param options: further ones of the session: ``i2cp.…``, ``inbound.…`` and ``outbound.…``.
+    :returns: a listener for :class:`relay.Tunnel`, once the session is up, which may take a minute. The caller owns it.
+    :raises ConnectError: if the bridge cannot be reached.
+    :raises SAMError: if there is no SAM bridge, if it makes no session, or for what is wrong with the keys: damaged, in
+        use, not to be written; ``.result`` is the router's word.
+    :raises AuthenticationError: if the bridge does not take the user and the password.
+    :raises TypeError: if an argument has the wrong type, or is unknown.
+    :raises ValueError: if an argument cannot be right.
+
+    Source: the project's API, section 3; SAM v3, "STREAM ACCEPT" and "STREAM FORWARD".
+    """
+    given = {"sam": sam, "session": session, "keys": keys, "in_depth": in_depth, "out_depth": out_depth}
+    router = router_of({**given, "user": user, "password": password, **options})
+    place = I2PListen(router, accept, _entries(allow), _entries(deny) or ())
+    return _started(place, parse_hops(via), on_state)
+
+
+def listen_i2p(
+    router: I2PRouter,
+    accept: str | None = None,
+    allow: tuple[str, ...] | None = None,
+    deny: tuple[str, ...] = (),
+    via: tuple[SSHServer, ...] = (),
+) -> I2PListener:
+    """Be a destination of I2P.
+
+    :param router: the router and the session.
+    :param accept: as for :func:`i2p_listen`, and so are the others.
+    :param via: the hops on the way to the router, the nearest first.
+    :returns: a listener for :class:`relay.Tunnel`, once the session is up. The caller owns it.
+    :raises OSError: as :func:`i2p_listen` does.
+    """
+    return _started(I2PListen(router, accept, allow, deny), via, None)
+
+
+def _started(place: I2PListen, hops: tuple[SSHServer, ...], on_state: OnState | None) -> I2PListener:
+    listener = I2PListener(place, functools.partial(reach, via=hops), str(place))
+    if on_state is not None:
+        listener.subscribe(lambda state, _: on_state(state))
+    try:
+        listener.start()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _entries(given: Entries | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return tuple(os.fspath(entry) for entry in ((given,) if isinstance(given, (str, os.PathLike)) else given))

@@ -1,0 +1,150 @@
+"""The three traps of lease sets that are out of date: each is noticed by streams, and comes right by itself."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import WAIT, ended, ending, exchange, receive_exactly, wait_until
+
+import relay
+
+SOON = 15.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short times; how long they are has its own tests."""
+    monkeypatch.setattr("relay.carrier._BACKOFF", (0.02, 0.1))
+    monkeypatch.setattr("relay.carrier._WANTED", 0.05)
+    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.05, 2.0))
+    monkeypatch.setattr("relay.sam.carriers._RECYCLE", (0.5, 1.0))
+    monkeypatch.setattr("relay.sam.trials.SILENT", 0.3)
+    for name, value in {"HEAD_START": 0.01, "REACH": 2.0, "ANSWER": 0.4, "AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
+        monkeypatch.setattr(f"relay.sam.proving.{name}", value)
+
+
+def is_served(rig):
+    """Whether a client gets through and back."""
+    rig.target.settimeout(0.3)
+    client = rig.client()
+    client.settimeout(0.5)
+    try:
+        client.sendall(b"x")
+        far = rig.accept()
+        far.settimeout(1)
+        exchange_rest(client, far)
+    except (OSError, AssertionError):
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def exchange_rest(client, far):
+    assert far.recv(1) == b"x"
+    far.sendall(b"y")
+    assert client.recv(1) == b"y"
+    far.close()
+
+
+@pytest.fixture
+def world(i2p_double):
+    """Routers with their memory."""
+    for bridge in (i2p_double.servers, i2p_double.clients):
+        bridge.settings.silence = 60.0
+    return i2p_double
+
+
+def test_the_same_keys_again_too_soon(world, over_i2p):
+    """Trap 1: such a session comes at once, works for a moment, and is dead for good, although its socket lives."""
+    rig = over_i2p(world)
+    exchange(*rig.connect())
+    dest = rig.server.dest
+    world.servers.settings.remember = 0.5  # the first one is made within this time
+    world.servers.settings.zombie_life = 0.1
+    world.servers.cut()
+    wait_until(lambda: rig.server.state in ("backing off", "connecting"))
+    wait_until(lambda: sound(world, rig), SOON)
+    wait_until(lambda: is_served(rig), SOON)
+    assert rig.server.dest == dest
+
+
+def sound(world, rig):
+    """Whether the second session of the keys was given up, and the one after that has proved itself."""
+    own = [one for one in world.servers.commands if one.options.get("DESTINATION") == "***"]
+    return len(own) > 2 and rig.server.state == "published"
+
+
+def test_a_program_that_is_started_again_too_soon(world, over_i2p, tmp_path):
+    """Trap 1 from the first session on: the last one was another program's."""
+    world.servers.settings.remember = 0.5
+    world.servers.settings.zombie_life = 0.3
+    keys = tmp_path / "keys.dat"
+    world.serve(9, keys=keys).close()
+    rig = over_i2p(world, serve={"keys": keys})
+    assert len(world.servers.sessions) >= 1
+    doomed = {session.id for session in world.servers.sessions if session.destination == rig.server.dest}
+    wait_until(lambda: doomed.isdisjoint(session.id for session in world.servers.sessions), SOON)
+    wait_until(lambda: is_served(rig), SOON)
+
+
+def test_a_client_that_has_gone_deaf(world, over_i2p):
+    """Trap 2: whoever knew the server before its router restarted gets OK and no bytes."""
+    rig = over_i2p(world)
+    exchange(*rig.connect())
+    before = rig.tunnel.dest
+    world.clients.settings.stale = 600.0
+    world.servers.kill()
+    wait_until(lambda: rig.server.state == "backing off")
+    world.servers.restart()
+    wait_until(lambda: rig.server.state in ("up", "published"))
+    assert not is_served(rig), "there is no trap"
+    wait_until(lambda: is_served(rig), SOON)
+    assert rig.tunnel.dest != before
+    assert "carrier_lost" not in rig.tunnel.stats().failed
+
+
+def test_a_deaf_session_ends_with_its_last_stream(world, over_i2p, echo_server):
+    """What still works on it goes on, such as a stream to another destination."""
+    rig = over_i2p(world, linger=0.1)
+    client, far = rig.connect()
+    exchange(client, far)
+    client.close()
+    deaf = rig.tunnel.dest
+    with (
+        world.serve(echo_server.address[1], samaddr=world.client) as other,
+        world.reach(other.dest, linger=0.1) as second,
+    ):
+        assert second.dest == deaf, "they do not share a session"
+        with relay.connect("{}:{}".format(*second.address)) as lasting:
+            lasting.settimeout(WAIT)
+            echoed(lasting)
+            world.clients.settings.stale = 600.0
+            world.servers.kill()
+            wait_until(lambda: rig.server.state == "backing off")
+            world.servers.restart()
+            wait_until(lambda: is_served(rig), SOON)
+            assert rig.tunnel.dest == second.dest != deaf
+            echoed(lasting)
+            assert deaf in {session.destination for session in world.clients.sessions}
+        wait_until(lambda: deaf not in {session.destination for session in world.clients.sessions}, SOON)
+
+
+def echoed(end):
+    end.sendall(b"still there?")
+    assert receive_exactly(end, 12) == b"still there?"
+
+
+def test_a_clients_address_that_nobody_answers(world, over_i2p):
+    """Trap 3: after its router restarts, the same address is not answered; so it takes another one."""
+    rig = over_i2p(world)
+    client, far = rig.connect()
+    exchange(client, far)
+    before = rig.tunnel.dest
+    world.servers.settings.stale = 600.0
+    world.clients.kill()
+    assert ending(client) == "reset"
+    assert ended(rig.tunnel) == ["carrier_lost"]
+    world.clients.restart()
+    wait_until(lambda: rig.tunnel.state == "up")
+    assert rig.tunnel.dest != before
+    assert is_served(rig)

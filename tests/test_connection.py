@@ -1,0 +1,378 @@
+"""``relay.connection``: streams that are only said to be there, and ends that settle before they are understood."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, receive_exactly, send_and_end, wait_until
+
+import relay
+from relay.stream import reset
+from relay.testing import FakeListener, pair
+
+LOST = relay.CarrierError("i2p: gone")
+
+
+class World:
+    """A tunnel whose outgoing streams are set as a transport sets them; the test holds the far ends."""
+
+    def __init__(self, stack, *, half_close=False, answered=False, settle=0.0, failure=lambda: None, **options):
+        self.stack = stack
+        self.set = (half_close, answered, settle, failure)
+        self.streams = []
+        self.far = []
+        self.listener = FakeListener()
+        self.tunnel = stack.enter_context(relay.Tunnel(self.listener, self.make, name="t", **options))
+
+    def make(self):
+        half_close, answered, settle, failure = self.set
+        near, far = pair(socket.AF_INET)
+        stream = relay.Stream(near, half_close=half_close, target="the target", failure=failure)
+        stream.answered, stream.settle = answered, settle
+        self.streams.append(stream)
+        far.settimeout(WAIT)
+        self.far.append(self.stack.enter_context(far))
+        return stream
+
+    def client(self):
+        """A new client."""
+        client = self.stack.enter_context(self.listener.connect(socket.AF_INET))
+        client.settimeout(WAIT)
+        return client
+
+    def connect(self):
+        """A new client, and the far end of its stream."""
+        count = len(self.far)
+        client = self.client()
+        wait_until(lambda: len(self.far) > count)
+        return client, self.far[-1]
+
+
+@pytest.fixture
+def world():
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: World(stack, **options)
+
+
+# -- streams on which nobody may answer -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset])
+@pytest.mark.parametrize("request_", [b"", b"request"])
+def test_an_end_before_any_answer_is_nobody_there(world, any_engine, caplog, end, request_):
+    one = world()
+    client, far = one.connect()
+    client.sendall(request_)
+    assert receive_exactly(far, len(request_)) == request_
+    end(far)
+    assert ending(client) == "reset"
+    assert ended(one.tunnel) == ["unreachable"]
+    assert (
+        "t: the target: it ended before a single byte came; is the service there up? (client fake client)"
+        in caplog.text
+    )
+    assert one.tunnel.stats().failed == {"unreachable": 1}
+
+
+def test_an_end_after_an_answer_is_the_end(world, any_engine):
+    one = world()
+    client, far = one.connect()
+    far.sendall(b"x")
+    far.close()
+    assert receive_all(client) == b"x"
+    client.close()
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_a_reset_after_an_answer_is_a_reset(world):
+    one = world()
+    client, far = one.connect()
+    exchange(client, far)
+    reset(far)
+    assert ending(client) == "reset"
+    assert ended(one.tunnel) == ["target_reset"]
+
+
+def test_who_ends_first_may_get_an_empty_answer(world):
+    one = world()
+    client, far = one.connect()
+    send_and_end(client, b"request")
+    assert receive_exactly(far, 7) == b"request"
+    wait_until(lambda: one.tunnel.connections()[0].state == "half-closed")
+    far.close()
+    assert receive_all(client) == b""
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_an_empty_answer_of_others_is_one(world):
+    one = world(answered=True)
+    client, far = one.connect()
+    far.close()
+    assert receive_all(client) == b""
+    client.close()
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_the_transport_learns_what_has_come(world, any_engine):
+    one = world()
+    client, far = one.connect()
+    wait_until(lambda: one.streams and one.streams[0].received is not None)
+    stream = one.streams[0]
+    assert stream.received() == 0
+    client.sendall(b"up only")
+    assert receive_exactly(far, 7) == b"up only"
+    assert stream.received() == 0 and not stream.answered
+    sending = Thread(far.sendall, BLOCK)
+    assert receive_exactly(client, len(BLOCK)) == BLOCK
+    sending.result()
+    assert stream.received() == len(BLOCK)
+    client.close()
+    far.close()
+    ended(one.tunnel)
+    assert stream.received() == len(BLOCK) and stream.answered
+
+
+def test_one_that_has_not_answered_is_said_not_to_have(world):
+    one = world()
+    client, _ = one.connect()
+    reset(client)
+    assert ended(one.tunnel) == ["client_reset"]
+    assert not one.streams[0].answered and one.streams[0].received() == 0
+
+
+# -- ends that settle -------------------------------------------------------------------------------------------------
+
+
+class Fate:
+    """A failure that shows when the test says so."""
+
+    def __init__(self):
+        self.error = None
+        self.asked = threading.Event()
+
+    def __call__(self):
+        self.asked.set()
+        return self.error
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset])
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_end_that_is_seen_before_its_reason_waits_for_it(world, any_engine, end, answered):
+    fate = Fate()
+    one = world(settle=0.3, failure=fate, answered=answered)
+    client, far = one.connect()
+    exchange(client, far)
+    end(far)
+    client.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    client.settimeout(WAIT)
+    assert not fate.asked.is_set()
+    fate.error = LOST
+    assert ending(client) == "reset"
+    assert ended(one.tunnel) == ["carrier_lost"]
+
+
+@pytest.mark.parametrize(
+    ("end", "fate", "reason"), [(socket.socket.close, "end of file", "done"), (reset, "reset", "target_reset")]
+)
+def test_an_end_that_has_settled_is_what_it_was(world, any_engine, end, fate, reason):
+    one = world(settle=0.02)
+    client, far = one.connect()
+    exchange(client, far)
+    end(far)
+    assert ending(client) == fate
+    client.close()
+    assert ended(one.tunnel) == [reason]
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset])
+def test_an_end_before_any_answer_settles_as_well(world, end):
+    one = world(settle=0.02)
+    client, far = one.connect()
+    end(far)
+    assert ending(client) == "reset"
+    assert ended(one.tunnel) == ["unreachable"]
+    one = world(settle=0.02, failure=lambda: LOST)
+    client, far = one.connect()
+    end(far)
+    assert ending(client) == "reset"
+    assert ended(one.tunnel) == ["carrier_lost"]
+
+
+def test_all_that_came_before_the_end_is_there_at_once(world, any_engine):
+    one = world(settle=5.0)
+    client, far = one.connect()
+    sending = Thread(send_and_end, far, BLOCK)
+    begun = time.monotonic()
+    assert receive_exactly(client, len(BLOCK)) == BLOCK
+    assert time.monotonic() - begun < 4
+    sending.result()
+
+
+def test_a_client_that_says_more_while_an_end_settles_does_not_change_it(world, any_engine):
+    one = world(settle=0.2)
+    client, far = one.connect()
+    exchange(client, far)
+    far.close()
+    for _ in range(20):
+        client.sendall(b"nobody reads this")
+        threading.Event().wait(0.005)
+    assert ending(client) == "end of file"
+    client.close()
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_a_client_that_ends_while_an_end_settles(world, any_engine):
+    one = world(settle=0.1)
+    client, far = one.connect()
+    exchange(client, far)
+    far.shutdown(socket.SHUT_WR)
+    client.shutdown(socket.SHUT_WR)
+    assert receive_all(client) == b""
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_a_client_that_resets_while_an_end_settles(world):
+    one = world(settle=0.2)
+    client, far = one.connect()
+    exchange(client, far)
+    far.close()
+    threading.Event().wait(0.02)
+    reset(client)
+    assert ended(one.tunnel) == ["client_reset"]
+    threading.Event().wait(0.25)
+
+
+def test_a_tunnel_that_closes_while_an_end_settles(world):
+    one = world(settle=0.2)
+    client, far = one.connect()
+    exchange(client, far)
+    far.close()
+    threading.Event().wait(0.02)
+    begun = time.monotonic()
+    one.tunnel.close()
+    assert time.monotonic() - begun < 1
+    assert ending(client) == "reset"
+
+
+def test_waiting_for_an_end_to_settle_costs_nothing(world, any_engine):
+    one = world(settle=0.3)
+    client, far = one.connect()
+    exchange(client, far)
+    far.close()
+    before = time.process_time()
+    threading.Event().wait(0.2)
+    assert time.process_time() - before < 0.1
+    assert receive_all(client) == b""
+
+
+def accepted(one, failure, settle):
+    """A client behind a stream that has no half-close, and the far end of its way."""
+    near, client = pair(socket.AF_INET)
+    client.settimeout(WAIT)
+    stream = relay.Stream(near, half_close=False, failure=failure)
+    stream.settle = settle
+    one.listener.put(stream, "a peer")
+    wait_until(lambda: one.far)
+    return one.stack.enter_context(client), one.far[0]
+
+
+def test_the_end_of_a_client_settles_as_well(world, any_engine):
+    fate = Fate()
+    one = world(answered=True, half_close=True)
+    client, far = accepted(one, fate, 0.3)
+    exchange(client, far)
+    client.close()
+    fate.error = LOST
+    assert ending(far) == "reset"
+    assert ended(one.tunnel) == ["carrier_lost"]
+
+
+def test_the_end_of_a_client_that_has_settled_is_its_end(world, any_engine):
+    one = world(answered=True, half_close=True)
+    client, far = accepted(one, lambda: None, 0.02)
+    exchange(client, far)
+    client.close()
+    assert receive_all(far) == b""
+    far.close()
+    assert ended(one.tunnel) == ["done"]
+
+
+def test_both_ends_settle_by_themselves(world, any_engine):
+    one = world(answered=True, settle=0.05)
+    client, far = accepted(one, lambda: None, 0.1)
+    exchange(client, far)
+    client.close()
+    far.close()
+    assert ended(one.tunnel) == ["done"]
+
+
+# -- clients that are not let in --------------------------------------------------------------------------------------
+
+
+def denied(family=socket.AF_INET):
+    """A stream whose client is not let in, and the client."""
+    near, client = pair(family)
+    client.settimeout(WAIT)
+    stream = relay.Stream(near, half_close=False)
+    stream.denied = relay.ConnectError("x.b32.i2p is on the list of those who are not let in", reason="denied")
+    return stream, client
+
+
+def test_a_denied_client_is_reset_and_told_of(world, caplog):
+    one = world()
+    closed = threading.Event()
+    stream, client = denied()
+    stream.on_close = closed.set
+    with client:
+        one.listener.put(stream, "the peer")
+        assert ending(client) == "reset"
+    assert closed.wait(WAIT)
+    assert ended(one.tunnel) == ["denied"]
+    record = one.tunnel.recent()[0]
+    assert record.peer == "the peer" and record.target is None and record.received == record.sent == 0
+    assert one.tunnel.stats().failed == {"denied": 1} and one.tunnel.stats().accepted == 1
+    assert "t: x.b32.i2p is on the list of those who are not let in" in caplog.text
+    assert not one.far, "nothing was made for it"
+
+
+def test_denied_clients_hold_no_slot(world):
+    one = world(nconnect=1)
+    for _ in range(3):
+        stream, client = denied()
+        with client:
+            one.listener.put(stream)
+            assert ending(client) == "reset"
+    exchange(*one.connect())
+
+
+def test_a_listener_that_hands_out_denied_clients_is_asked_for_them(world):
+    class Strict(FakeListener):
+        def accept_any(self):
+            return super().accept()
+
+        def accept(self):
+            raise AssertionError("this one would leave no record")
+
+    listener = Strict()
+    with relay.Tunnel(listener, lambda: pytest.fail("it is denied")) as tunnel:
+        stream, client = denied()
+        with client:
+            listener.put(stream)
+            assert ending(client) == "reset"
+        assert ended(tunnel) == ["denied"]
+
+
+def test_a_denied_client_of_a_tunnel_that_is_paused_is_let_go(world):
+    one = world()
+    one.tunnel.pause()
+    stream, client = denied()
+    with client:
+        one.listener.put(stream)
+        one.tunnel.resume()
+        assert ending(client) == "reset"

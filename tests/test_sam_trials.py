@@ -1,0 +1,159 @@
+"""``relay.sam.trials``: whether anybody answers on a stream that is said to be there."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+from helpers import wait_until
+
+import relay
+from relay.loop import Timers
+from relay.sam import trials as module
+from relay.sam.trials import SILENT, Trial, Trials
+from relay.testing import pair
+
+
+class World:
+    """Trials whose clock the test moves."""
+
+    def __init__(self):
+        self.timers = Timers()
+        self.silent, self.answered, self.left = [], [], []
+        self.trials = Trials(self.timers, self.silent.append, self.answered.append)
+        self.now = time.monotonic()
+        self.open = []
+
+    def begin(self, dest="a", read=0, family=socket.AF_UNIX):
+        near, far = pair(family)
+        self.open += [near, far]
+        trial = Trial(self.trials, dest, read, lambda: self.left.append(dest))
+        stream = relay.Stream(near)
+        stream.answered = False
+        self.trials.begin(trial, stream, self.now)
+        return trial, stream, far
+
+    def wait(self, seconds):
+        self.now += seconds
+        self.timers.run(self.now + 0.05)
+
+    def close(self):
+        for end in self.open:
+            end.close()
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.close()
+
+
+def test_a_stream_without_a_byte_is_doubted_once_in_time(world):
+    _, stream, _ = world.begin()
+    stream.received = lambda: 0
+    world.wait(SILENT - 1)
+    assert not world.silent
+    world.wait(1)
+    assert world.silent == ["a"] and not world.answered
+    world.wait(10 * SILENT)
+    assert world.silent == ["a"]
+
+
+def test_a_stream_with_a_byte_is_not(world):
+    _, stream, _ = world.begin()
+    stream.received = lambda: 1
+    world.wait(SILENT)
+    assert not world.silent and world.answered == ["a"]
+
+
+def test_each_has_its_time(world):
+    for dest in "abc":
+        _, stream, _ = world.begin(dest)
+        stream.received = lambda: 0
+        world.wait(1)
+    world.wait(SILENT - 3)
+    assert world.silent == ["a"]
+    world.wait(1)
+    assert world.silent == ["a", "b"]
+    world.wait(1)
+    assert world.silent == ["a", "b", "c"]
+
+
+def test_one_that_is_over_is_not_looked_at(world):
+    trial, stream, _ = world.begin("a")
+    stream.received = lambda: pytest.fail("it is over") if world.left else 0
+    _, other, _ = world.begin("b")
+    other.received = lambda: 0
+    trial.over()
+    assert world.left == ["a"] and len(world.trials._running) == 1
+    world.wait(SILENT)
+    assert world.silent == ["b"] and not world.trials._running
+
+
+def test_one_that_ends_with_bytes_is_an_answer(world):
+    trial, stream, _ = world.begin("a")
+    stream.received = lambda: 1
+    trial.over()
+    trial, stream, _ = world.begin("b")
+    stream.answered = True
+    trial.over()
+    trial, stream, _ = world.begin("c")
+    trial.over()
+    assert world.answered == ["a", "b"]
+
+
+def test_one_that_never_became_a_stream_is_nothing(world):
+    Trial(world.trials, "a", 0, lambda: world.left.append("a")).over()
+    assert world.left == ["a"] and not world.answered
+
+
+def test_without_streams_nobody_is_woken(world):
+    trial, _, _ = world.begin()
+    trial.over()
+    world.wait(SILENT)
+    assert world.timers.first == float("inf")
+
+
+def test_many_trials_cost_little(world):
+    begun = time.process_time()
+    for _ in range(3000):
+        trial = Trial(world.trials, "a", 0, lambda: None)
+        world.trials.begin(trial, relay.Stream(socket.socket.__new__(socket.socket)), world.now)
+        trial.over()
+    assert time.process_time() - begun < 2 and not world.trials._running
+
+
+@pytest.mark.skipif(module._TCP_INFO is None, reason="only Linux tells how much a connection has received")
+def test_where_nobody_counts_the_kernel_does(world):
+    _, _, far = world.begin("a", family=socket.AF_INET)
+    _, _, other = world.begin("b", read=4, family=socket.AF_INET)
+    _, _, third = world.begin("c", read=4, family=socket.AF_INET)
+    far.sendall(b"x")
+    other.sendall(b"line")
+    third.sendall(b"line and more")
+    wait_until(lambda: all(module._bytes_received(end) for end in world.open[::2]))
+    world.wait(SILENT)
+    assert world.silent == ["b"] and world.answered == ["a", "c"]
+
+
+def test_where_nobody_can_tell_nobody_is_doubted(world, monkeypatch):
+    world.begin("a")
+    monkeypatch.setattr(module, "_TCP_INFO", None)
+    world.begin("b", family=socket.AF_INET)
+    world.wait(SILENT)
+    assert not world.silent and not world.answered
+
+
+def test_streams_may_end_in_any_thread(world):
+    trials = [world.begin()[0] for _ in range(100)]
+    threads = [threading.Thread(target=trial.over) for trial in trials]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        world.wait(1)
+    for thread in threads:
+        thread.join()
+    assert len(world.left) == 100 and not world.trials._running

@@ -45,7 +45,7 @@ def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure relay beside its peers. A run of everything is kept in benchmarks/results.",
+        description="Measure relay beside its peers. Whole tables are kept in benchmarks/results.",
         epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
     )
     tables = {table: [name for name, row in ROWS.items() if row.table == table] for table in TABLES}
@@ -110,8 +110,10 @@ def main() -> int:
     results = run(chosen)
     print()
     print(text(results), end="")
-    if chosen.rows == list(ROWS) and chosen.peers == list(PEERS):
-        keep(results)
+    whole = {table for table in TABLES if all(row in chosen.rows for row in ROWS if ROWS[row].table == table)}
+    if whole and chosen.peers == list(PEERS):
+        kept = RESULTS / "latest.json"
+        keep(Results.load(kept).merged(whole, results) if kept.exists() and whole != set(TABLES) else results)
     return 1 if results.failed else 0
 
 

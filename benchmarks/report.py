@@ -41,6 +41,25 @@ class Results:
         """Those that were kept."""
         return cls(json.loads(path.read_text()))
 
+    def merged(self, tables: set[str], newer: Results) -> Results:
+        """These, with some tables taken from a newer run, which says for itself when that was.
+
+        :param tables: of :data:`TABLES`.
+        """
+        data: dict[str, Any] = json.loads(json.dumps(self.data))
+        for kind in ("samples", "missing"):
+            kept = {row: value for row, value in data[kind].items() if ROWS[row].table not in tables}
+            data[kind] = kept | {row: new for row, new in newer.data[kind].items() if ROWS[row].table in tables}
+        head = {"date": newer.data["date"], "rounds": newer.data["rounds"], "seconds": newer.data["seconds"]}
+        data["later"] = data.get("later", {}) | dict.fromkeys(sorted(tables), head)
+        data["machine"] = newer.data["machine"]
+        return Results(data)
+
+    def date(self, table: str) -> str:
+        """When a table was measured."""
+        head = self.data.get("later", {}).get(table, self.data)
+        return f"{head['date']}, {head['rounds']} rounds of {head['seconds']} s"
+
     def add(self, row: str, peer: str, sample: Sample) -> None:
         """One measurement."""
         self.data["samples"].setdefault(row, {}).setdefault(peer, []).append(sample)
@@ -145,7 +164,9 @@ def text(results: Results) -> str:
     data = results.data
     out = StringIO()
     console = Console(file=out, width=120, highlight=False, markup=False, color_system=None)
-    console.print(f"{data['date']}, {data['rounds']} rounds of {data['seconds']} s; median (smallest–largest)")
+    for name, title in TABLES.items():
+        if any(ROWS[row].table == name for row in results.rows()):
+            console.print(f"{title}: {results.date(name)}; median (smallest–largest)")
     for what, value in data["machine"].items():
         console.print(f"  {what}: {value}")
     for row in results.rows():
@@ -159,11 +180,11 @@ def text(results: Results) -> str:
 def markdown(results: Results) -> str:
     """The README's tables: medians, and the ratios to what is to be reached."""
     machine = results.data["machine"]
-    parts = [f"{results.data['date'].split()[0]}, {machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
+    parts = [f"{machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
     for name, title in TABLES.items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
         if rows:
-            parts.append(f"**{title}**\n\n" + "\n".join(_markdown_table(results, rows)))
+            parts.append(f"**{title}** ({results.date(name)})\n\n" + "\n".join(_markdown_table(results, rows)))
     return "\n\n".join(parts)
 
 

@@ -351,18 +351,15 @@ class Carrier(Generic[AnyLink]):
         self._idle = call
         self._look_idle()
 
-    def _look_idle(self) -> None:
-        if self._idle is None or self._retired:  # a retired link is watched already
+    def _look_idle(self, idle: AnyLink | None = None) -> None:
+        """Tell whoever waits for that if no link has a stream; ``idle`` has none."""
+        if self._idle is None or self._retired:  # which are watched already
             return
-        if self.link is not None:
-            self._watch_idle(self.link)
-        else:
-            self._fire_idle()
-
-    def _fire_idle(self) -> None:
-        idle, self._idle = self._idle, None
-        if idle is not None:
-            idle()
+        if self.link is not None and self.link is not idle:
+            return self._watch_idle(self.link)
+        call, self._idle = self._idle, None
+        call()
+        return None
 
     def _watch_idle(self, link: AnyLink) -> None:
         link.when_idle(functools.partial(self.call, functools.partial(self._is_idle, link)))
@@ -370,10 +367,7 @@ class Carrier(Generic[AnyLink]):
     def _is_idle(self, link: AnyLink) -> None:
         if link in self._retired:
             self._end_retired(link)
-        if link is self.link and not self._retired:
-            self._fire_idle()
-        else:
-            self._look_idle()
+        self._look_idle(link)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:
         if link in self._retired:

@@ -130,7 +130,7 @@ class _SSHReader(AddressReader):
             return SSHServer(host, user, number, **options)
         except ValueError as error:
             problem, _, allowed = str(error).partition("; ")
-            self.fail(problem, allowed)
+            self.fail(f"{problem.partition(':')[0]}: that cannot be one" if self.hidden else problem, allowed)
 
     def ssh_place(self, place: str) -> tuple[str, str, str]:
         if not place.startswith("["):

@@ -66,7 +66,10 @@ class _Dial(Generic[AnyLink]):
 
     def _open(self, told: Done) -> GiveUp:
         assert self._link is not None
-        return self._begin(self._link, told)
+        try:
+            return self._begin(self._link, told)
+        except Exception as error:
+            raise as_oserror(error) from error
 
     def _opened(self, outcome: Stream | OSError) -> None:
         if isinstance(outcome, CarrierError) and self._link is not None and self._times < _AGAIN:

@@ -351,3 +351,9 @@ I2P_WORLDS = {"double": "i2p_double", "java-double": "java_double", "i2pd": "i2p
 def i2p_world(request: pytest.FixtureRequest) -> Any:
     """Runs a test on embedded bridges and on real routers, which are not to be ended; see :class:`i2p_world.World`."""
     return request.getfixturevalue(I2P_WORLDS[request.param])
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names of tests must be the same in every process: none has a key made just now, or an object's address, in it."""
+    text = repr(val)
+    return argname if len(text) > 55 or " at 0x" in text else None

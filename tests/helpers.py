@@ -366,3 +366,8 @@ def refusing() -> Iterator[tuple[str, int]]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()
+
+
+def steady(value: object) -> str:
+    """What a value is called in the name of a test, which must be the same in every process."""
+    return repr(value).partition(" at 0x")[0]

@@ -8,22 +8,28 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import i2pd
 import pytest
 from helpers import WAIT, Relayed, Server, Thread
 
 import relay
+from relay.process import DEVNULL, PIPE, start
 from relay.sam.destinations import PrivateKey
 from relay.testing import SAMBridge
 
+if TYPE_CHECKING:
+    from relay.process import Process
+
 SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
-MANY = 60  # ready destinations of each router
+MANY, FEW = 110, 2  # ready destinations of each router
+RESTARTS = 400.0  # seconds that the program of this name may take
 INSIDE = "RELAY_TEST_I2P_INSIDE"  # the environment variable that tells a program in the network where it is
 
 
@@ -114,9 +120,9 @@ class Routers(World):
     :param pid: the process of the clients' router.
     """
 
-    def __init__(
-        self, server: str, client: str, files: tuple[list[Path], list[Path]], pid: int, **options: Any
-    ) -> None:
+    inside: Sequence[str] = ()  # where the two bridges are for programs in their network
+
+    def __init__(self, server: str, client: str, files: Sequence[list[Path]], pid: int, **options: Any) -> None:
         super().__init__(server, client, **options)
         self._files = files
         self._pid = pid
@@ -139,10 +145,10 @@ class Routers(World):
         assert self._files[which], "no ready destination is left; the fixture must ask for more"
         return self._files[which].pop()
 
-    def lend(self, count: int, server: str, client: str) -> dict[str, str]:
-        """What a program needs to have :func:`inside` with so many destinations: its environment."""
+    def lend(self, count: int) -> dict[str, str]:
+        """What a program in the network needs to have :func:`inside` with so many destinations: its environment."""
         files = [[str(self._take(which)) for _ in range(count)] for which in (0, 1)]
-        return {**os.environ, INSIDE: json.dumps([server, client, files, self._pid])}
+        return {**os.environ, INSIDE: json.dumps([*self.inside, files, self._pid])}
 
 
 def inside() -> Routers | None:
@@ -151,7 +157,7 @@ def inside() -> Routers | None:
     if told is None:
         return None
     server, client, files, pid = json.loads(told)
-    return Routers(server, client, ([Path(file) for file in files[0]], [Path(file) for file in files[1]]), pid)
+    return Routers(server, client, [list(map(Path, some)) for some in files], pid)
 
 
 class OverI2P(Relayed):
@@ -269,28 +275,30 @@ class Networks:
 
     def __init__(self, wanted: set[str], make_folder: Callable[[str], Path]) -> None:
         self._stack = contextlib.ExitStack()
-        self._begun: dict[str, Any] = {}
-        self._ready: dict[str, Any] = {}
-        starts = {
-            "i2p_routers": lambda: self._network(make_folder("i2p-routers"), 2, MANY, 0),
-            "i2p_hops": lambda: self._network(make_folder("i2p-hops"), 3, 2, 1),
-        }
-        for name in wanted & set(starts):
+        self._made: dict[str, Any] = {}
+        for name in wanted:
             try:
-                self._begun[name] = starts[name]()
+                self._made[name] = self._make(name, make_folder(name))
             except i2pd.Unavailable as error:
-                self._begun[name] = error
+                self._made[name] = error
 
-    def _network(self, folder: Path, routers: int, ready: int, hops: int) -> i2pd.Network | str:
+    def _make(self, name: str, folder: Path) -> i2pd.Network | Process | i2pd.Unavailable:
         if i2pd.PROGRAM is None:
-            return "there is no i2pd (Debian: i2pd)"
-        return self._stack.enter_context(i2pd.Network(folder, routers, ready=ready, hops=hops))
+            raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
+        if name == "i2p_restarts":
+            argv = [sys.executable, str(Path(__file__).with_name("i2p_restarts.py")), str(folder)]
+            process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))
+            self._stack.callback(process.kill)
+            return process
+        routers, ready, hops = (3, FEW, 1) if name == "i2p_hops" else (2, MANY, 0)
+        network = i2pd.Network(folder, routers, ready=ready, hops=hops, exploratory=hops)
+        return self._stack.enter_context(network)
 
     def _have(self, name: str) -> Any:
-        begun = self._begun[name]
-        if isinstance(begun, (str, i2pd.Unavailable)):
-            pytest.skip(str(begun))
-        return begun
+        made = self._made[name]
+        if isinstance(made, i2pd.Unavailable):
+            pytest.skip(str(made))
+        return made
 
     def routers(self) -> Routers:
         """Two routers whose tunnels have no hop."""
@@ -298,7 +306,16 @@ class Networks:
 
     def hops(self) -> Routers:
         """Two of three routers, whose tunnels have one hop, over any of the others."""
-        return _two_routers(self._have("i2p_hops"), 2)
+        return _two_routers(self._have("i2p_hops"), FEW)
+
+    def restarts(self) -> dict[str, tuple[float | None, str]]:
+        """What ``i2p_restarts.py`` says; it has run since the beginning."""
+        said, _ = self._have("i2p_restarts").communicate(timeout=RESTARTS)
+        return dict(json.loads(said))
+
+    def run(self, argv: Sequence[str], **options: Any) -> Process:
+        """Start a program in the network of the two routers."""
+        return self._have("i2p_routers").run(argv, **options)
 
     def __enter__(self) -> Networks:
         return self
@@ -310,7 +327,7 @@ class Networks:
 def wanted_by(item: Any) -> set[str]:
     """The networks that a test wants."""
     names = set(item.fixturenames) & {"i2p_routers", "i2p_hops", "i2p_restarts"}
-    if getattr(item, "callspec", None) is not None and item.callspec.params.get("i2p_world") == "i2pd":
+    if "i2pd" in getattr(getattr(item, "callspec", None), "params", {}).values():
         names.add("i2p_routers")
     return set() if INSIDE in os.environ else names
 
@@ -318,11 +335,13 @@ def wanted_by(item: Any) -> set[str]:
 def _two_routers(network: i2pd.Network, count: int) -> Routers:
     """The world of programs outside a network: they use ACCEPT, for a router in there cannot connect to them."""
     servers, clients = (network.router(number) for number in (1, 2))
-    files = tuple([router.ready_keys() for _ in range(count)] for router in (servers, clients))
+    files = [[router.ready_keys() for _ in range(count)] for router in (servers, clients)]
     _wait_until_published(clients, files[0])
     _wait_until_published(servers, files[1])
-    addresses = ["{}:{}".format(*router.sam) for router in (servers, clients)]
-    return Routers(*addresses, files, clients.pid, accept="accept")
+    outside = ["{}:{}".format(*router.sam) for router in (servers, clients)]
+    world = Routers(*outside, files, clients.pid, accept="accept")
+    world.inside = ["{}:{}".format(*router.inside) for router in (servers, clients)]
+    return world
 
 
 def _wait_until_published(elsewhere: i2pd.Router, keys: list[Path]) -> None:

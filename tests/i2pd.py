@@ -50,18 +50,28 @@ class Network:
     :param routers: how many beside the floodfill; with three of them a tunnel can have one hop.
     :param ready: how many destinations each router has for :meth:`Router.ready_keys`.
     :param hops: of the tunnels of those.
+    :param exploratory: hops of the routers' own tunnels. With none, routers meet only when there is something to send:
+        of two that connect to each other at one moment, one may take the other for dead for minutes.
     :param loglevel: ``error``, ``warn``, ``info`` or ``debug``.
     :raises Unavailable: where there can be no network namespace.
     """
 
     def __init__(
-        self, folder: Path, routers: int = 1, *, ready: int = 0, hops: int = 0, loglevel: str = "error"
+        self,
+        folder: Path,
+        routers: int = 1,
+        *,
+        ready: int = 0,
+        hops: int = 0,
+        exploratory: int = 1,
+        loglevel: str = "error",
     ) -> None:
         assert PROGRAM is not None, "there is no i2pd"
         # A copy: where AppArmor is on, Debian's profile keeps the program at its own path to the system's directories.
         self.program = str(shutil.copy(PROGRAM, folder / "i2pd"))
+        self.settings = {"exploratory": exploratory, "loglevel": loglevel}
         self.namespace = Namespace(["198.18.0.1"])
-        self.routers = [Router(self, folder / f"router-{number}", number, loglevel) for number in range(routers + 1)]
+        self.routers = [Router(self, folder / f"router-{number}", number) for number in range(routers + 1)]
         for router in self.routers[1:]:
             router.keep_ready(ready, hops)
 
@@ -83,8 +93,7 @@ class Network:
         for step in (Router.launch, Router.wait_for_identity, Router.kill):
             for router in self.routers:
                 step(router)
-        # The floodfill gets to know the others when they come: of two that connect to each other at one time, one may
-        # take the other for dead for minutes.
+        # The floodfill gets to know the others when they come, so that it does not connect to them, too.
         for router in self.routers[1:]:
             router.learn(self.routers)
         for step in (Router.launch, Router.wait_until_ready):
@@ -131,7 +140,7 @@ class Router:
     ``sam`` is the address of its SAM bridge for programs outside the network, ``inside`` for programs in it.
     """
 
-    def __init__(self, network: Network, folder: Path, number: int, loglevel: str) -> None:
+    def __init__(self, network: Network, folder: Path, number: int) -> None:
         self.folder = folder
         self.inside = (LOOPBACK, 7656 + 2 * number)  # i2pd takes the port below it, too
         self._network = network
@@ -142,7 +151,7 @@ class Router:
         self._sections: list[Section] = []
         folder.mkdir()
         values = {"address": f"198.18.0.{number + 1}", "port": self.inside[1], "floodfill": str(number == 0).lower()}
-        (folder / "i2pd.conf").write_text(CONFIGURATION.format(**values, loglevel=loglevel))
+        (folder / "i2pd.conf").write_text(CONFIGURATION.format(**values, **network.settings))
         self._write_tunnels()
 
     @property
@@ -371,8 +380,8 @@ subscriptions = http://none.i2p/hosts.txt
 [persist]
 profiles = false
 [exploratory]
-inbound.length = 1
-outbound.length = 1
+inbound.length = {exploratory}
+outbound.length = {exploratory}
 inbound.quantity = 2
 outbound.quantity = 2
 [http]

@@ -107,3 +107,122 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
         client.sendall(b"y")
         assert receive_exactly(client, 1) == b"y"
     assert "closed by somebody else" in caplog.text
+
+
+class Deliverer:
+    """A listener that delivers, in a thread of its own or in the loop's."""
+
+    delivers = True
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.taker: Any = None
+        self.loop: Any = None
+        self.waiting: list[relay.Stream] = []
+        self.over = threading.Event()
+
+    def deliver(self, taker: Any, loop: Any = None) -> None:
+        self.calls.append("deliver" if taker is not None else "keep")
+        self.taker, self.loop = taker, loop
+        while taker is not None and self.waiting:
+            taker(self.waiting.pop(0), "somebody")
+
+    def bring(self) -> socket.socket:
+        """A client; returns its end."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.settimeout(10)
+        stream = relay.Stream(ours)
+        if self.taker is not None:
+            self.taker(stream, "somebody")
+        else:
+            self.waiting.append(stream)
+        return theirs
+
+    def accept(self) -> tuple[relay.Stream, str]:
+        self.calls.append("accept")
+        self.over.wait()
+        raise OSError(errno.EBADF, "closed")
+
+    def accept_any(self) -> tuple[relay.Stream, str]:
+        return self.accept()
+
+    def join(self, timeout: float) -> None:
+        self.calls.append("join")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        self.over.set()
+
+
+def test_a_listener_that_delivers_needs_no_thread(echo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = Deliverer()
+    with relay.Tunnel(receive, echo_server.factory(), name="t") as tunnel:
+        wait_until(lambda: receive.taker is not None)
+        assert receive.loop is tunnel.loop
+        assert "t accept" not in [thread.name for thread in threading.enumerate()]
+        with receive.bring() as client:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+        threads: list[threading.Thread] = []
+        offered = tunnel.offered
+        seen = lambda *what: (threads.append(threading.current_thread()), offered(*what))  # noqa: E731
+        monkeypatch.setattr(tunnel, "offered", seen)
+        receive.bring().close()
+        brought: list[socket.socket] = []
+        tunnel.loop.call(lambda: brought.append(receive.bring()))
+        wait_until(lambda: brought)
+        with brought[0] as client:
+            client.sendall(b"y")
+            assert receive_exactly(client, 1) == b"y"
+        assert {thread.name for thread in threads} == {"t"}
+        assert {record.peer for record in tunnel.connections() + tunnel.recent()} == {"somebody"}
+    assert receive.calls == ["deliver", "keep", "close", "join"]
+
+
+def test_a_paused_tunnel_has_nobody_delivered(echo_server: Server) -> None:
+    receive = Deliverer()
+    with relay.Tunnel(receive, echo_server.factory()) as tunnel:
+        tunnel.pause()
+        assert receive.taker is None
+        with receive.bring() as client:
+            assert tunnel.stats().accepted == 0
+            tunnel.resume()
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+
+
+def test_whoever_is_delivered_too_late_is_ended(echo_server: Server) -> None:
+    receive = Deliverer()
+    tunnel = relay.Tunnel(receive, echo_server.factory())
+    wait_until(lambda: receive.taker is not None)
+    take = receive.taker
+    tunnel.pause()
+    receive.taker = take  # it was on its way
+    with receive.bring() as client:
+        assert client.recv(1) == b""
+    tunnel.close()
+    receive.taker = take
+    with receive.bring() as client:
+        assert client.recv(1) == b""
+
+
+def test_with_a_limit_of_connections_each_is_asked_for(echo_server: Server) -> None:
+    receive = Deliverer()
+    with relay.Tunnel(receive, echo_server.factory(), nconnect=5):
+        wait_until(lambda: receive.calls == ["accept"])
+    assert receive.calls == ["accept", "close", "join"]
+
+
+def test_a_listener_of_somebody_elses_is_not_joined(echo_server: Server) -> None:
+    receive = Deliverer()
+    receive.delivers = False
+
+    class Plain:
+        accept = receive.accept
+        close = receive.close
+        join = receive.join
+
+    with relay.Tunnel(Plain(), echo_server.factory()):
+        pass
+    assert "join" not in receive.calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers import steady
 
 from relay.address import (
     SSHListen,
@@ -108,7 +109,7 @@ GOOD_SSH = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD_SSH, ids=str)
+@pytest.mark.parametrize("options", GOOD_SSH, ids=steady)
 def test_an_ssh_server_is_a_value(options):
     options = {"host": "h", **options}
     value = SSHServer(**options)

@@ -741,6 +741,15 @@ def test_it_is_idle_when_no_link_of_it_has_a_stream(carried):
     assert idle.wait(WAIT)
 
 
+def test_it_is_not_idle_while_an_old_link_has_a_stream(carried):
+    carrier, connector = carried()
+    old, _ = renewed(carrier, connector, streams=1)
+    idle = idle_of(carrier)
+    assert not idle.is_set()
+    old.end_streams()
+    assert idle.wait(WAIT)
+
+
 def test_it_is_idle_without_a_link(carried):
     carrier, _ = carried(held_back)
     assert idle_of(carrier).wait(WAIT)

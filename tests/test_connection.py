@@ -260,15 +260,34 @@ def test_a_tunnel_that_closes_while_an_end_settles(world):
     assert ending(client) == "reset"
 
 
-def test_waiting_for_an_end_to_settle_costs_nothing(world, any_engine):
+@pytest.mark.parametrize("end", [socket.socket.close, reset])
+def test_waiting_for_an_end_to_settle_costs_nothing(world, any_engine, end):
     one = world(settle=0.3)
     client, far = one.connect()
     exchange(client, far)
-    far.close()
+    end(far)
+    for _ in range(5):
+        client.sendall(b"nobody reads this")
+        threading.Event().wait(0.005)
     before = time.process_time()
     threading.Event().wait(0.2)
     assert time.process_time() - before < 0.1
-    assert receive_all(client) == b""
+    assert ending(client) == ("reset" if end is reset else "end of file")
+
+
+def test_nothing_is_read_for_a_target_that_has_failed_while_that_settles(world, any_engine):
+    one = world(settle=0.3)
+    client, far = one.connect()
+    exchange(client, far)
+    reset(far)
+    client.setblocking(False)
+    sent, until = 0, time.monotonic() + 0.2
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            sent += client.send(BLOCK)
+    assert sent < 32 << 20, "more than that is in no buffer"
+    client.settimeout(WAIT)
+    assert ending(client) == "reset"
 
 
 def accepted(one, failure, settle):

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from helpers import steady
 
 from relay.address import TCPAddress, TLSTarget
 from relay.errors import AddressError
@@ -26,7 +27,7 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize("given", GOOD, ids=str)
+@pytest.mark.parametrize("given", GOOD, ids=steady)
 def test_equal_routers_are_one(given):
     router = I2PRouter(**given)
     assert router == I2PRouter(**given)
@@ -34,7 +35,7 @@ def test_equal_routers_are_one(given):
     assert str(router).startswith("i2p:?sam=")
 
 
-@pytest.mark.parametrize("given", GOOD[1:], ids=str)
+@pytest.mark.parametrize("given", GOOD[1:], ids=steady)
 def test_what_differs_is_another_one(given):
     assert I2PRouter(**given) != I2PRouter()
 

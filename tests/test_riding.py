@@ -187,6 +187,16 @@ def test_who_gives_up_while_it_is_begun_undoes_that(world):
     assert world.given_up.is_set() and told.empty()
 
 
+def test_one_that_cannot_be_begun_is_told(world):
+    def fail(link, told):
+        raise ValueError("a bug")
+
+    told = queue.SimpleQueue()
+    dial(world.carrier, fail, None, told.put)
+    error = told.get(timeout=WAIT)
+    assert isinstance(error, RelayError) and str(error) == "ValueError: a bug"
+
+
 def test_giving_up_what_is_there_does_nothing(world):
     told, give_up = world.dial()
     stream = told.get(timeout=WAIT)

@@ -1,21 +1,20 @@
-"""Streams that come in: by ACCEPT and by FORWARD, whatever the router says and whoever connects."""
+"""Streams that come in by ACCEPT and by FORWARD, whatever the router says."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import math
 import queue
 import socket
 import threading
 
 import pytest
-from helpers import WAIT, ending, receive_all, receive_exactly, wait_until
+from helpers import WAIT, receive_exactly, wait_until
 from sam_rig import DEST, OK, Opened, ScriptedBridge
 
 from relay.errors import ConnectError, SAMError
-from relay.loop import Loop
-from relay.sam import accepting, port
+from relay.sam import accepting
 from relay.sam.accepting import Accepts, Forward, is_near
 from relay.sam.destinations import Peer
 from relay.sam.messages import LONGEST, MessageError
@@ -42,7 +41,6 @@ def opened(scripted):
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     monkeypatch.setattr(accepting, "AGAIN", (0.01, 0.05))
-    monkeypatch.setattr(port, "AGAIN", 0.01)
 
 
 class Entrance:
@@ -387,19 +385,22 @@ def test_a_bridge_that_cannot_be_reached_any_more_is_tried_again(enter, scripted
 
 @pytest.mark.parametrize("kind", [Accepts, Forward])
 @pytest.mark.parametrize("when", ["before HELLO", "before the answer", "open", "between two tries"])
-def test_it_can_be_closed_at_any_time(enter, scripted, kind, when):
+def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     if when == "before HELLO":
         scripted.hello = [None]
     elif when == "before the answer":
         scripted.answers.append("")
     elif when == "between two tries":
         scripted.answers.append("STREAM STATUS RESULT=I2P_ERROR")
+        monkeypatch.setattr(accepting, "AGAIN", (WAIT, WAIT))
     entrance = enter(kind)
     hellos = len(scripted.hellos)
     entrance.call(entrance.way.begin)
     wait_until(lambda: len(scripted.hellos) > hellos if when == "before HELLO" else entrance.asked())
-    if when in ("open", "between two tries"):
+    if when == "open":
         entrance.armed.get(timeout=WAIT)
+    elif when == "between two tries":
+        wait_until(lambda: entrance.way._again.due < math.inf)
     talks = [request.conversation for request in entrance.way._requests if request.conversation is not None]
     entrance.call(entrance.way.close)
     asked = entrance.asked()
@@ -443,262 +444,6 @@ def test_a_burst_is_taken_whole(enter):
                 assert receive_exactly(stream.socket, 3) == f"{peer.port:03}".encode()
             seen.add(peer.port)
         assert seen == set(range(200))
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"GET / HTTP/1.0\r\n\r\n", "instead of the destination"),
-        (b"x" * (LONGEST + 1), "a line of more than"),
-        (b"\xff\xfe\n", "not in UTF-8"),
-        (f"{DEST} TO_PORT=x\n".encode(), "TO_PORT"),
-        (b"STREAM STATUS RESULT=I2P_ERROR\n", "the accept failed"),
-    ],
-)
-def test_who_does_not_say_whose_the_stream_is_is_reset(enter, data, why, caplog):
-    caplog.set_level("INFO", "relay")
-    entrance = enter(Forward).begin()
-    with connect(entrance) as end:
-        end.sendall(data)
-        assert ending(end) == "reset"
-    assert why in caplog.text
-    assert entrance.arrived.empty()
-    assert entrance.opened.session._streams == 0
-
-
-def test_who_ends_before_the_line_is_complete_is_dropped(enter):
-    entrance = enter(Forward).begin()
-    with connect(entrance) as end:
-        end.sendall(DEST.encode()[:50])
-        wait_until(lambda: entrance.way._port._silent)
-        end.shutdown(socket.SHUT_WR)
-        assert ending(end) in ("reset", "end of file")
-    wait_until(lambda: not entrance.way._port._silent)
-    assert entrance.arrived.empty()
-
-
-def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, monkeypatch):
-    monkeypatch.setattr(port, "PATIENCE", 1.0)
-    entrance = enter(Forward)
-    monkeypatch.setattr(port, "PATIENCE", 0.05)
-    entrance.begin()
-    with connect(entrance) as end:
-        end.sendall(b"half")
-        assert ending(end) == "reset"
-
-
-def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch):
-    monkeypatch.setattr(port, "SILENT", 2)
-    entrance = enter(Forward).begin()
-    with contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(connect(entrance)) for _ in range(2)]
-        for end in silent:
-            end.sendall(b"x")
-        wait_until(lambda: len(entrance.way._port._silent) == 2)
-        third = stack.enter_context(connect(entrance))
-        third.sendall(f"{DEST}\n".encode())
-        with pytest.raises(queue.Empty):
-            entrance.arrived.get(timeout=0.05)
-        silent[0].sendall(b"\n")
-        entrance.stream()[0].close()
-
-
-def test_while_it_is_held_the_kernel_keeps_them(enter):
-    entrance = enter(Forward).begin()
-    entrance.call(entrance.way.hold, True)
-    with connect(entrance) as end:
-        end.sendall(f"{DEST}\n".encode())
-        with pytest.raises(queue.Empty):
-            entrance.arrived.get(timeout=0.05)
-        entrance.call(entrance.way.hold, False)
-        entrance.stream()[0].close()
-
-
-class Told:
-    """Stands for the kernel: who is at the other end."""
-
-    def __init__(self, router, others):
-        self.router, self.others = router, others
-
-    def of(self, connection):
-        return self.router
-
-    def between(self, family, theirs, ours):
-        return self.others
-
-    def close(self):
-        pass
-
-
-def test_another_user_is_not_let_in(enter, caplog):
-    owners = Told(router=1, others=2)
-    entrance = enter(Forward, owners=owners).begin()
-    for _ in range(2):
-        with connect(entrance) as end, contextlib.suppress(OSError):
-            end.sendall(f"{DEST}\n".encode())
-            assert ending(end) == "reset"
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1, "others could fill the log"
-    assert "user 2 has connected to the port for the router's streams, whose user is 1" in warnings[0]
-    owners.others = 1
-    with connect(entrance) as end:
-        end.sendall(f"{DEST}\n".encode())
-        entrance.stream()[0].close()
-    assert entrance.arrived.empty()
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_whoever_has_closed_already_is_let_in_where_no_list_says_who_may(enter, strict):
-    """The router may have closed its end before we look, and then the kernel need not tell whose it was."""
-    entrance = enter(Forward, owners=Told(router=1, others=None), strict=strict).begin()
-    with connect(entrance) as end:
-        end.sendall(f"{DEST}\nall of it".encode())
-        if strict:
-            assert ending(end) == "reset"
-        else:
-            stream, _ = entrance.stream()
-            end.close()
-            with stream:
-                assert receive_all(stream.socket) == b"all of it"
-    assert entrance.arrived.empty()
-
-
-def test_accepting_goes_on_when_there_were_no_descriptors(enter, monkeypatch, caplog):
-    entrance = enter(Forward).begin()
-    there = entrance.way._port
-    real, failures = there._socket.accept, [OSError(24, "Too many open files")] * 2
-
-    class Short:
-        def __getattr__(self, name):
-            return getattr(there_socket, name)
-
-        def accept(self):
-            if failures:
-                raise failures.pop()
-            return real()
-
-    there_socket = there._socket
-    there._socket = Short()
-    try:
-        with connect(entrance) as end:
-            end.sendall(f"{DEST}\n".encode())
-            entrance.stream()[0].close()
-    finally:
-        there._socket = there_socket
-    assert caplog.text.count("Too many open files") == 2
-
-
-def test_a_bug_ends_one_connection_and_not_the_port(enter, monkeypatch, caplog):
-    entrance = enter(Forward).begin()
-    bugs = [RuntimeError("a bug")]
-    arrive = entrance.way._port.arrived
-
-    def arrived(stream, peer):
-        if bugs:
-            stream.close()
-            raise bugs.pop()
-        arrive(stream, peer)
-
-    entrance.way._port.arrived = arrived
-    for _ in range(2):
-        with connect(entrance) as end:
-            end.sendall(f"{DEST}\n".encode())
-            if bugs:
-                assert ending(end) in ("reset", "end of file")
-    entrance.stream()[0].close()
-    assert "a bug" in caplog.text
-
-
-@pytest.fixture
-def other_loop():
-    loop = Loop()
-    thread = threading.Thread(target=loop.run, name="another loop")
-    thread.start()
-    yield loop, thread
-    if thread.is_alive():
-        loop.call(loop.stop)
-        thread.join(WAIT)
-    loop.close()
-
-
-def test_streams_can_be_accepted_in_the_thread_of_another_loop(enter, other_loop):
-    loop, thread = other_loop
-    entrance = enter(Forward)
-    threads = queue.SimpleQueue()
-    arrive = entrance.way._port.arrived
-    entrance.way._port.arrived = lambda *what: (threads.put(threading.current_thread()), arrive(*what))
-    entrance.begin()
-
-    def use():
-        with connect(entrance) as end:
-            end.sendall(f"{DEST}\n".encode())
-            entrance.stream()[0].close()
-            return threads.get(timeout=WAIT)
-
-    assert use() is entrance.way.pump.thread
-    entrance.call(entrance.way.move, loop)
-    assert use() is thread
-    entrance.call(entrance.way.hold, True)
-    entrance.call(entrance.way.hold, False)
-    assert use() is thread
-    entrance.call(entrance.way.move, None)
-    assert use() is entrance.way.pump.thread
-    entrance.call(entrance.way.move, loop)
-    loop.call(loop.stop)
-    thread.join(WAIT)
-    entrance.call(entrance.way.move, None)
-    assert use() is entrance.way.pump.thread
-
-
-def test_it_is_closed_whatever_became_of_the_other_loop(enter, other_loop):
-    loop, thread = other_loop
-    entrance = enter(Forward, loop=loop).begin()
-    with connect(entrance) as end:
-        end.sendall(b"half")
-        wait_until(lambda: entrance.way._port._silent)
-        loop.call(loop.stop)
-        thread.join(WAIT)
-        entrance.call(entrance.way.close)
-        assert ending(end) in ("reset", "end of file")
-    assert entrance.way._port._socket.fileno() < 0
-
-
-def test_a_connection_under_way_is_kept_when_the_thread_changes(enter, other_loop):
-    loop, _ = other_loop
-    entrance = enter(Forward).begin()
-    with connect(entrance) as end:
-        end.sendall(DEST.encode())
-        wait_until(lambda: entrance.way._port._silent)
-        entrance.call(entrance.way.move, loop)
-        end.sendall(b"\n")
-        entrance.stream()[0].close()
-
-
-def test_in_a_forked_child_the_descriptors_are_closed(enter):
-    entrance = enter(Forward).begin()
-    with connect(entrance) as end:
-        end.sendall(b"half")
-        wait_until(lambda: entrance.way._port._silent)
-        numbers = [entrance.way._port._socket.fileno(), *(one.socket.fileno() for one in entrance.way._port._silent)]
-        pid = os.fork()
-        if pid == 0:
-            left = 0
-            for number in numbers:
-                with contextlib.suppress(OSError):
-                    os.fstat(number)
-                    left += 1
-            os._exit(left)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        end.sendall(f"{DEST}\n".encode()[4:])
-
-
-def test_no_port_to_be_had_is_an_error(opened, monkeypatch):
-    def create_server(*args, **options):
-        raise OSError(98, "Address already in use")
-
-    monkeypatch.setattr(socket, "create_server", create_server)
-    with pytest.raises(OSError, match="already in use"):
-        Entrance(Forward, opened)
 
 
 # -- where the bridge is --

@@ -338,15 +338,14 @@ def test_those_that_are_needed_stay(scripted, bridge, monkeypatch):
 
 def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
     meet(bridge).close()
-    stop, go = threading.Event(), threading.Event()
-    bridge._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))
-    assert stop.wait(WAIT)
-    meeting = Meeting(bridge)
+    scripted.hello = [HELLO, None]
+    meet(bridge).close()
+    wait_until(lambda: len(scripted.hellos) == 3)
     bridge._wanted = 0
-    go.set()
-    meeting.outcome().close()
-    wait_until(lambda: not bridge._coming)
-    assert not bridge._spares
+    late = scripted.ends[-1]
+    late.say(HELLO)
+    assert late.over.wait(WAIT)
+    assert not bridge._coming and not bridge._spares
 
 
 def test_a_spare_that_cannot_be_made_is_not_asked_for_again_and_again(scripted, bridge):

@@ -111,9 +111,9 @@ def test_what_follows_the_answer_stays_for_whoever_takes_the_stream(rig):
 
 
 def test_a_stream_that_was_taken_is_watched_no_longer(rig):
-    stream = rig.in_pump(rig.conversation.take)
     member = object()
     pump = Pump.hold(member)
+    stream = rig.in_pump(rig.conversation.take)
     try:
         rig.far.sendall(b"these are not read here")
         before = time.process_time()

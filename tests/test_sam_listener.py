@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import queue
 import socket
 import threading
 import time
 
 import pytest
 from helpers import WAIT, Thread, ending, receive_exactly, refusing, wait_until
+from listener_rig import Clients, Listening, States, accept, make_prompt
 
 import relay
 from relay.carrier import State
 from relay.errors import AuthenticationError, ConnectError, SAMError
 from relay.i2paddress import I2PListen, I2PRouter
-from relay.sam import accepting, carriers, listener, proving
+from relay.sam import accepting, listener
 from relay.sam.accepting import Accepts, Forward
 from relay.sam.destinations import Peer, PrivateKey
 from relay.sam.listener import I2PListener
@@ -29,10 +29,7 @@ CLOSED = "Bad file descriptor"
 
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch, tmp_path):
-    monkeypatch.setattr("relay.carrier._BACKOFF", (0.01, 0.05))
-    monkeypatch.setattr(carriers, "_REMEMBERED", (0.0, 0.0))  # the bridge forgets at once, unless a test says otherwise
-    monkeypatch.setattr(accepting, "AGAIN", (0.01, 0.05))
-    monkeypatch.setattr(proving, "HEAD_START", 0.01)
+    make_prompt(monkeypatch)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
@@ -42,50 +39,11 @@ def bridge(request):
         yield made
 
 
-class States:
-    """The states that are told, in order."""
-
-    def __init__(self):
-        self.queue = queue.SimpleQueue()
-
-    def __call__(self, state, error):
-        self.queue.put((state, error))
-
-    def wait_for(self, wanted):
-        """Wait for this one; returns those before it, and the error that came with it."""
-        seen = []
-        while True:
-            state, error = self.queue.get(timeout=WAIT)
-            if state == wanted:
-                return seen, error
-            seen.append(state)
-
-
-class Clients:
-    """Somebody else who connects."""
-
-    def __init__(self, bridge):
-        self._bridge = bridge
-        self._made = []
-
-    def connect(self, made, text=b""):
-        """A stream to a listener, which says this."""
-        if isinstance(made, I2PListener):
-            self._made.append(i2p(made.dest, sam=self._bridge.sam))
-            made = self._made[-1]
-        stream = made(deadline=time.monotonic() + WAIT)
-        stream.socket.settimeout(WAIT)
-        if text:
-            stream.socket.sendall(text)
-        return stream
-
-    @property
-    def dest(self):
-        return self._made[-1].dest
-
-    def close(self):
-        for one in self._made:
-            one.close()
+@pytest.fixture
+def listen(bridge):
+    made = Listening(bridge)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -93,33 +51,6 @@ def clients(bridge):
     made = Clients(bridge)
     yield made
     made.close()
-
-
-@pytest.fixture
-def listen(bridge):
-    """Makes listeners that are started, unless they are not to be."""
-    made = []
-
-    def make(*, start=True, sam=None, states=None, accept=None, allow=None, deny=(), name="here", **router):
-        place = I2PListen(I2PRouter(sam=sam or bridge.sam, **router), accept, allow, deny)
-        made.append(I2PListener(place, reach, name))
-        if states is not None:
-            made[-1].subscribe(states)
-        if start:
-            made[-1].start(WAIT)
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-        one.join(WAIT)
-
-
-def accept(there):
-    """The next stream and who it comes from."""
-    stream, peer = Thread(there.accept).result()
-    stream.socket.settimeout(WAIT)
-    return stream, peer
 
 
 # -- how it begins --
@@ -156,7 +87,7 @@ def test_nothing_begins_before_it_is_started(listen, bridge):
     assert there.dest == there.b32 == there.address == ""
     assert not bridge.commands
     there.close()
-    assert there.state == "connecting", "nobody has seen it"
+    assert there.state == "closed"
 
 
 def test_the_states_of_a_life(listen, bridge):
@@ -334,14 +265,8 @@ def test_who_is_denied_is_reset_and_the_next_one_is_let_in(bridge, listen, clien
             next_one = Thread(there.accept)
             assert ending(stream.socket) in ("reset", "end of file")
             assert "is denied" in caplog.text
-            with clients.connect(i2p_of_another(clients, there, bridge)):
+            with clients.connect(clients.factory(there, session="another")):
                 next_one.result()[0].close()
-
-
-def i2p_of_another(clients, there, bridge):
-    """A factory with a session of its own."""
-    clients._made.append(i2p(there.dest, sam=bridge.sam, session="another"))
-    return clients._made[-1]
 
 
 def test_a_tunnel_is_told_who_is_denied_and_why(listen, clients):
@@ -369,15 +294,15 @@ def test_lists_that_make_no_sense_are_an_error_at_once():
 
 @pytest.mark.parametrize("way", ["accept", "forward"])
 def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, clients, monkeypatch, way):
-    monkeypatch.setattr(listener, "MOST", 4)
+    monkeypatch.setattr("relay.sam.reception.MOST", 4)
     there = listen(accept=way)
     assert there.wait_published(WAIT)
     with contextlib.ExitStack() as stack:
         stack.enter_context(clients.connect(there, b"a"))
-        factory = clients._made[-1]
+        factory = clients._factories[-1]
         more = [Thread(clients.connect, factory, text) for text in (b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i")]
         wait_until(lambda: there._way.held)
-        held = len(there._accepted)
+        held = len(there._reception)
         assert 4 <= held <= 4 + accepting.SEVERAL
         texts = set()
         for _ in range(9):
@@ -393,7 +318,7 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
 def test_accept_ends_with_the_listener(listen):
     there = listen()
     waiting = Thread(there.accept)
-    wait_until(lambda: there._changed._waiters)
+    wait_until(lambda: there._reception._changed._waiters)
     there.close()
     with pytest.raises(OSError, match=CLOSED):
         waiting.result()
@@ -404,7 +329,7 @@ def test_accept_ends_with_the_listener(listen):
 def test_who_was_not_accepted_yet_is_reset_at_the_end(listen, clients):
     there = listen()
     with clients.connect(there) as stream:
-        wait_until(lambda: there._accepted)
+        wait_until(lambda: len(there._reception))
         there.close()
         assert ending(stream.socket) in ("reset", "end of file")
 
@@ -420,10 +345,11 @@ def test_when_the_router_returns_it_goes_on_with_the_same_destination(listen, cl
     dest = there.dest
     waiting = Thread(there.accept)
     bridge.kill()
-    _, error = states.wait_for("backing off")
+    before, error = states.wait_for("backing off")
+    assert before == []
     assert "ended the session" in str(error)
     bridge.restart()
-    states.wait_for("up")
+    assert set(states.wait_for("up")[0]) <= {"connecting", "backing off"}
     states.wait_for("published")
     assert there.dest == dest
     with clients.connect(there):
@@ -586,7 +512,7 @@ def test_a_limit_of_connections_holds(listen, clients, echo):
     there = listen()
     with relay.Tunnel(there, echo(), nconnect=2) as tunnel, contextlib.ExitStack() as stack:
         one = stack.enter_context(clients.connect(there, b"1"))
-        factory = clients._made[-1]
+        factory = clients._factories[-1]
         assert receive_exactly(one.socket, 1) == b"1"
         more = [stack.enter_context(clients.connect(factory, b"x")) for _ in range(4)]
         wait_until(lambda: tunnel.stats().active == 2)
@@ -615,7 +541,7 @@ def test_a_paused_tunnel_lets_nobody_in_and_drops_nobody(listen, clients, echo):
         assert there.wait_published(WAIT)
         tunnel.pause()
         with clients.connect(there, b"x") as stream:
-            wait_until(lambda: there._accepted)
+            wait_until(lambda: len(there._reception))
             assert tunnel.stats().accepted == 0
             tunnel.resume()
             assert receive_exactly(stream.socket, 1) == b"x"

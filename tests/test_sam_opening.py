@@ -125,7 +125,13 @@ def test_nothing_is_left_of_a_stream(opened):
         opened.open(lasting=lasting).stream().close()
     opened.session.close()
     wait_until(lambda: Pump._current is None)
-    assert opened.session._streams == 0 and not opened.session.trials._running
+    assert opened.session._streams == 0 and not opened.bridge.clock._due
+
+
+def test_what_no_line_can_say_is_a_value_error(opened):
+    with pytest.raises(ValueError, match="newline"):
+        opened.open("a\nSTREAM CONNECT")
+    assert opened.session._streams == 0
 
 
 def test_many_at_once(opened):

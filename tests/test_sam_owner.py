@@ -52,7 +52,6 @@ def test_an_ipv4_connection_to_a_socket_of_ipv6_is_found_from_both_ends(owners):
         assert owners.of(far) == ME
 
 
-
 @pytest.mark.skipif(ME != 0, reason="only root can start a program as somebody else")
 def test_another_users_end_is_his(owners):
     with (

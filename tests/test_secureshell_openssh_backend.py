@@ -672,7 +672,7 @@ def test_an_answer_that_comes_too_late_leaves_nothing(
         asking = Thread(client.connection.listen, place, accepted, time.monotonic() + WAIT) if again else None
         if again:
             listening = client.connection._listening
-            wait_until(lambda: not listening._reverses[place].answer.cancelled())
+            wait_until(lambda: place in listening._reverses and not listening._reverses[place].answer.cancelled())
     finally:
         sshd.thaw()
     if asking is not None:

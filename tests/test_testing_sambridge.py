@@ -169,11 +169,11 @@ class Clients:
         return connected, accepted
 
 
-@pytest.fixture
-def open_():
-    """Makes clients of a bridge."""
-    with contextlib.ExitStack() as stack:
-        yield lambda bridge: Clients(bridge.address, stack)
+@pytest.fixture(autouse=True)
+def no_bugs(caplog):
+    """The loop goes on after an error in a handler, and reports it."""
+    yield
+    assert not [record for record in caplog.get_records("call") if "bug in relay" in record.getMessage()]
 
 
 @pytest.fixture
@@ -382,16 +382,26 @@ def test_what_no_session_can_be(personality, make):
 
 
 def test_a_session_takes_its_time(personality, make):
-    bridge, clients = make(personality, build_time=0.3)
+    bridge, clients = make(personality)
+    target = clients.session("target")
+    bridge.settings.build_time = 0.3
     began = time.monotonic()
     program = clients.greeted()
     program.sendall(session_create(id="one").encode())
     wait_until(lambda: bridge.commands[-1].words == ("SESSION", "CREATE"))
-    assert bridge.sessions == []
+    assert [record.id for record in bridge.sessions] == ["target"]
     assert clients.greeted().result(session_create(id="one")) == "DUPLICATED_ID"
+    early = clients.asked(stream_connect("one", target.dest))
+    assert early.result == ("CANT_REACH_PEER" if personality == "i2pd" else "INVALID_ID")
     assert program.hear().result == OK
     assert 0.3 <= time.monotonic() - began < 5
-    assert [record.id for record in bridge.sessions] == ["one"]
+    assert [record.id for record in bridge.sessions] == ["target", "one"]
+    other = clients.greeted()
+    other.sendall(session_create(id="two").encode())
+    wait_until(lambda: len(bridge._router.sessions) == 3)
+    bridge.kill()
+    bridge.restart()
+    assert other.ends() and clients.greeted().is_silent(0.4)
 
 
 def test_a_session_is_found_later(personality, make):
@@ -704,6 +714,12 @@ def test_answers_are_held(personality, make):
     assert waiting.hear().result == OK
     assert other.hear().result == OK
     accepting.result()
+    bridge.hold_answers("NAMING")
+    waiting.sendall(naming_lookup("ME").encode())
+    wait_until(lambda: bridge.commands[-1].words == ("NAMING", "LOOKUP"))
+    bridge.cut("held")
+    bridge.release_answers()
+    assert waiting.ends()
 
 
 def test_a_control_socket_is_cut(personality, make):
@@ -720,7 +736,7 @@ def test_a_control_socket_is_cut(personality, make):
 
 
 def test_a_router_dies_and_returns(personality, make):
-    bridge, clients = make(personality, remember=100.0)
+    bridge, clients = make(personality, remember=100.0, zombie_life=0.0)
     server, client = clients.session("server"), clients.session("client")
     connected, accepted = clients.pair(server, client)
     more = [clients.raw(), clients.greeted(), clients.accept("server")]
@@ -1029,18 +1045,28 @@ def test_what_is_stale_becomes_fresh(make):
     assert time.monotonic() - began >= 0.5
 
 
-def test_a_stale_java_router_says_so(make):
+def test_a_java_router_says_what_is_stale(make):
     near, clients = make("java", stale=100.0, silence=0.2)
-    far, servers = make("java", network=near)
-    server = servers.session("server")
-    clients.session("client")
+    far, servers = make("java", network=near, stale=100.0, silence=0.2)
+    server, client = servers.session("server"), clients.session("client")
     servers.accept("server")
     clients.connect("client", server.dest)
     far.kill()
     far.restart()
-    servers.session("server", server.key.base64)
-    servers.accept("server")
-    assert clients.asked(stream_connect("client", server.dest)).result == "CANT_REACH_PEER"
+    again = servers.session("server", server.key.base64)
+    accepted = servers.accept("server")
+    assert clients.asked(stream_connect("client", again.dest)).result == "CANT_REACH_PEER"
+    assert accepted.is_silent()
+    fresh = clients.session("fresh")
+    clients.connect("fresh", again.dest)
+    assert parse_peer(accepted.line()) == fresh.dest
+    near.kill()
+    near.restart()
+    fresh = clients.session("fresh", fresh.key.base64)
+    accepted = servers.accept("server")
+    assert clients.asked(stream_connect("fresh", again.dest)).result == "CANT_REACH_PEER"
+    assert parse_peer(accepted.line()) == fresh.dest  # it has come so far
+    assert client.ends()
 
 
 def test_a_stream_to_oneself(personality, make):
@@ -1171,6 +1197,24 @@ def test_i2pd_ignores_the_host_of_a_forward(make):
     assert clients.forwarded(listening)[0] == client.dest
 
 
+def test_java_forwards_to_a_host(make):
+    bridge, clients = make("java")
+    server, client = clients.session("server"), clients.session("client")
+    listening = clients.listen()
+    port = listening.getsockname()[1]
+    for host in ("nonsense", "example.com", "127.0.0.1.1"):
+        assert clients.asked(stream_forward("server", port, host=host)).result == "I2P_ERROR"
+    for host in ("127.0.0.1", "localhost"):
+        forward = clients.greeted()
+        assert forward.result(stream_forward("server", port, host=host)) == OK
+        clients.connect("client", server.dest)
+        assert clients.forwarded(listening)[0] == client.dest
+        forward.close()
+        wait_until(lambda: bridge.connections == 2)
+    assert clients.greeted().result(stream_forward("server", 9, host="255.255.255.255")) == OK
+    assert clients.connect("client", server.dest).ends()
+
+
 @pytest.mark.parametrize("port", ["", "0", "65536", "-1", "http"])
 def test_a_forward_to_no_port(personality, make, port):
     _, clients = make(personality)
@@ -1296,13 +1340,15 @@ def test_java_answers_pings(make):
 
 
 def test_java_asks_for_signs_of_life(make):
-    bridge, clients = make("java", ping_interval=0.5)
+    bridge, clients = make("java", ping_interval=0.5, build_time=0.6)
     session = clients.session()
+    accepted = clients.accept()
     for _ in range(2):
         asked = session.hear()
         assert asked.words == ("PING",)
         session.sendall(pong(asked.text).encode())
     assert session.hear().words == ("PING",)
+    assert accepted.is_silent(0.01)
     assert session.hear().options["MESSAGE"] == "PONG timeout"
     assert session.ends()
     assert bridge.sessions == []
@@ -1484,12 +1530,27 @@ def test_a_program_that_reads_no_answers(personality, make):
     bridge, clients = make(personality)
     program = clients.greeted()
     program.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    program.settimeout(0.3)
-    with pytest.raises((TimeoutError, ConnectionError)):
-        while True:
-            program.sendall(dest_generate().encode() * (1 if personality == "i2pd" else 100))
-    assert bridge._network.hub.held < 1 << 20
+    program.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    commands, asked = bridge._router.commands, 0
+
+    def is_obeyed(before):
+        deadline = time.monotonic() + 0.5
+        while commands[-1] is before and time.monotonic() < deadline:
+            threading.Event().wait(0.0001)
+        return commands[-1] is not before
+
+    obeyed = True
+    while obeyed:
+        before = commands[-1]
+        program.sendall(dest_generate().encode())
+        asked += 1
+        obeyed = is_obeyed(before)
+        assert asked < 20_000
+    assert 0 < bridge._network.hub.held < 1 << 16
     clients.session()
+    program.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    with program.socket.makefile("rb") as lines:  # all of them come, once they are read
+        assert all(next(lines).startswith(b"DEST REPLY PUB=") for _ in range(asked))
 
 
 def test_an_endless_line(personality, make):

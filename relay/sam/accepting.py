@@ -54,6 +54,7 @@ class Way:
         self._requests: set[_Request] = set()
         self._delay = AGAIN[0]
         self._granted: float | None = None  # when streams were promised, monotonic seconds
+        self._error: OSError | None = None  # why they are asked for again, where that is to be told
         self.pump = Pump.hold(self)
         self._again = Timer(self.pump.loop.timers, self._try_again)
 
@@ -107,12 +108,16 @@ class Way:
         delay = AGAIN[0] if steady else self._delay
         self._granted = None
         self._delay = min(delay * 2, AGAIN[1])
+        self._error = None if steady else error
         self._again.start(now + delay, now)
-        if not steady:  # else it may be the end of the session, which is told by others, or is mended at once
-            self._armed(self, error)
 
     def _try_again(self, now: float) -> None:
-        self.begin()
+        """Ask again; only now it is told, for often it was the end of the session, which is told by others."""
+        error, self._error = self._error, None
+        if error is not None and self.session.failure() is None:
+            self._armed(self, error)
+        if not self.over:
+            self.begin()
 
     def _ask(self) -> None:
         request = _Request(self)

@@ -138,8 +138,9 @@ class _Way:
         bridge = Bridge(self._name, self._reach(self._router), _login(self._router))
         try:
             control = self._converse(bridge, deadline, cancel)
-            if self._keys is not None and self._wait_until_forgotten(control, cancel):
+            if self._keys is not None and self._forgotten > time.monotonic():
                 control.close()
+                self._wait_until_forgotten(cancel)
                 control = self._converse(bridge, deadline, cancel)
             return self._create(bridge, control, deadline, cancel, lost)
         except BaseException:
@@ -236,17 +237,12 @@ class _Way:
         """If a session of these keys did not live, wait for longer before the next one."""
         self._patience = _REMEMBERED[0] if sound else min(self._patience * 2, _REMEMBERED[1])
 
-    def _wait_until_forgotten(self, control: Conversation, cancel: Cancel) -> bool:
+    def _wait_until_forgotten(self, cancel: Cancel) -> None:
         left = self._forgotten - time.monotonic()
-        if left <= 0:
-            return False
-        logger.info(
-            "%s: waiting %.0f s, until the router has forgotten the last session of these keys", self._name, left
-        )
+        text = "%s: waiting %.0f s, until the router has forgotten the last session of these keys"
+        logger.info(text, self._name, left)
         if _cancelled(cancel, left):
-            control.close()
             raise CarrierError(f"{self._name}: the session was closed")
-        return True
 
     def _replace(self, session: Session, dest: str) -> None:
         if self._keys is None:  # the same keys would be the same session

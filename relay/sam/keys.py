@@ -22,7 +22,7 @@ from ..errors import SAMError
 from ..files import open_regular
 from .destinations import PrivateKey
 
-__all__ = ["KeyFile", "path_of_session", "read", "write"]
+__all__ = ["KeyFile", "UnkeptKey", "path_of_session", "read", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
@@ -87,6 +87,25 @@ class KeyFile:
 
     def __repr__(self) -> str:
         return f"<KeyFile {self.path}, {self.key.b32}>"
+
+
+class UnkeptKey:
+    """A key that is in no file.
+
+    :param key: it.
+    """
+
+    path: Path | None = None
+    rested = math.inf
+
+    def __init__(self, key: PrivateKey) -> None:
+        self.key = key
+
+    def rest(self) -> None:
+        """There is nobody to be told."""
+
+    def close(self) -> None:
+        """There is nobody who could have it."""
 
 
 def _rested(path: Path) -> float:

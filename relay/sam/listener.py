@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
-import os
 import socket
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 
 from ..carrier import Carrier, State
-from ..errors import ConnectError, SAMError
+from ..errors import CarrierError, ConnectError, SAMError
 from ..holding import Holder
 from ..i2paddress import I2PListen
 from ..limits import check_time
@@ -28,20 +24,19 @@ from .accepting import Accepts, Forward, Way, is_near
 from .accesslist import AccessList
 from .carriers import HeldKey, Reach, make_carrier
 from .destinations import Peer, PrivateKey, b32_of
-from .keys import KeyFile, path_of_session
+from .keys import KeyFile, UnkeptKey, path_of_session
 from .owner import Owners
 from .proving import Prover, silence
+from .reception import Reception, Taker
 from .session import Session
 
 __all__ = ["I2PListener"]
 
 logger = logging.getLogger("relay")
 
-Taker = Callable[[Stream, Peer], object]
 Watcher = Callable[[str, "Exception | None"], object]
 
 PUBLISHED = "published"
-MOST = 128  # streams that wait for accept(); beyond that the router keeps them
 FINAL = 301.0  # seconds after which a failure is tried again that time alone does not mend; see the carrier
 BRIEF = 0.001  # seconds for a session without streams to be seen to have none
 
@@ -60,21 +55,18 @@ class I2PListener:
         self._name = name
         self._lists = AccessList(place.allow, place.deny)
         self._listed = place.allow is not None or bool(place.deny)
-        self._keys = _Keys(place)
         self._reach = reach
         self._dest = ""
         self._holder: Holder[Session] = Holder(
-            name, ("i2p listener", object()), lambda: make_carrier(name, place.router, reach, self._keys.hold)
+            name, ("i2p listener", object()), lambda: make_carrier(name, place.router, reach, self._hold_key)
         )
         self._carrier: Carrier[Session] | None = None
         self._watchers: list[Watcher] = []
+        self._reception = Reception(lambda: self._call(self._hold), lambda: self._call(self._go_on))
+        self._loop: Loop | None = None  # in whose thread streams are to be accepted
         self._changed = threading.Condition()  # for what follows
         self._state = State.CONNECTING.value
         self._problem: Exception | None = None  # why it is in that state
-        self._untold: OSError | None = None  # to be raised by accept()
-        self._accepted: deque[tuple[Stream, Peer]] = deque()
-        self._taker: Taker | None = None
-        self._loop: Loop | None = None  # the taker's
         self._closed = False
         self._came = 0.0  # when the last stream has come
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # of those that are open
@@ -94,7 +86,7 @@ class I2PListener:
         :raises SAMError: if there is no bridge, it makes no session or hands no streams over, or for what is wrong with
             the keys; ``.result`` is the router's word.
         :raises AuthenticationError: if it does not take the user and the password.
-        :raises CarrierError: if the session is lost before streams can come.
+        :raises CarrierError: if the session is lost, or the listener closed, before streams can come.
         :raises TypeError: if ``timeout`` is not a number.
         :raises ValueError: if it is not positive.
         """
@@ -109,6 +101,8 @@ class I2PListener:
             self._changed.wait_for(self._is_settled, None if deadline is None else deadline - time.monotonic())
             if self._problem is not None:
                 raise as_oserror(self._problem)
+            if self._closed:
+                raise CarrierError(f"{self._name}: the listener was closed")
             if self._state == State.CONNECTING.value:
                 raise ConnectError(f"{self._name}: the session was not made in time", reason="connect_timeout")
 
@@ -135,7 +129,7 @@ class I2PListener:
     @property
     def state(self) -> str:
         """``connecting``, ``up``, ``published``, ``backing off``, ``failed`` or ``closed``."""
-        return self._state
+        return State.CLOSED.value if self._closed else self._state
 
     def subscribe(self, watcher: Watcher) -> None:
         """Have ``watcher(state, error)`` called at each change of the state; it must not block.
@@ -171,17 +165,7 @@ class I2PListener:
 
     def accept_any(self) -> tuple[Stream, Peer]:
         """The same for a tunnel, which has records of those that are not let in: their streams say so (``denied``)."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._accepted or self._untold is not None)
-            if self._closed:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            if not self._accepted:
-                error, self._untold = self._untold, None
-                assert error is not None
-                raise error
-            stream, peer = self._accepted.popleft()
-            if len(self._accepted) == MOST // 2:
-                self._call(self._go_on)
+        stream, peer = self._reception.take()
         refusal = self._lists.refusal(peer) if self._listed else None
         if refusal is not None:
             stream.denied = ConnectError(refusal, reason="denied")
@@ -199,15 +183,8 @@ class I2PListener:
             ``None`` to keep them for :meth:`accept` from now on.
         :param loop: in whose thread they are accepted, where that can be chosen, which saves a change of threads.
         """
-        with self._changed:
-            if self._closed:
-                return
-            self._taker, self._loop = taker, loop
-            waiting = self._take_all() if taker is not None else []
-        for stream, peer in waiting:
-            assert taker is not None
-            taker(stream, peer)
-        self._call(self._go_on)
+        self._loop = loop
+        self._reception.deliver(taker)
 
     def close(self) -> None:
         """Accept no more, wake :meth:`accept`, end who was not accepted yet. Idempotent, from any thread.
@@ -218,11 +195,8 @@ class I2PListener:
             if self._closed:
                 return
             self._closed = True
-            self._taker = None
-            waiting = self._take_all()
             self._changed.notify_all()
-        for stream, _ in waiting:
-            stream.reset()
+        self._reception.close()
         carrier = self._carrier
         if carrier is not None:
             carrier.unsubscribe(self._on_state)
@@ -246,15 +220,10 @@ class I2PListener:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<relay.I2PListener {self._name}, {self.b32 or 'no destination yet'}, {self._state}>"
+        return f"<relay.I2PListener {self._name}, {self.b32 or 'no destination yet'}, {self.state}>"
 
     def _is_settled(self) -> bool:
         return self._closed or self._state != State.CONNECTING.value or self._problem is not None
-
-    def _take_all(self) -> list[tuple[Stream, Peer]]:
-        waiting = list(self._accepted)
-        self._accepted.clear()
-        return waiting
 
     def _call(self, function: Callable[[], object]) -> None:
         if self._carrier is not None:
@@ -283,12 +252,25 @@ class I2PListener:
         if state is State.FAILED and error is not None:
             self._fail(as_oserror(error))
 
+    def _hold_key(self) -> HeldKey:
+        """The key, which stays the same as long as the listener lives; in a thread that may block.
+
+        :raises SAMError: if it is in use, or cannot be read or made.
+        """
+        router = self._place.router
+        if router.keys is not None:
+            return KeyFile.open(router.keys, PrivateKey.generate)
+        if router.session:
+            return KeyFile.open(path_of_session(router.session), PrivateKey.generate)
+        return UnkeptKey(PrivateKey.generate())
+
     def _set(self, state: str, error: Exception | None = None) -> None:
         with self._changed:
-            if (state, error) == (self._state, self._problem):
-                return
+            told = state == self._state and error in (None, self._problem)
             self._state, self._problem = state, error
             self._changed.notify_all()
+        if told:
+            return
         for watcher in tuple(self._watchers):
             try:
                 watcher(state, error)
@@ -296,9 +278,7 @@ class I2PListener:
                 logger.exception("%s: a watcher of the state failed", self._name)
 
     def _fail(self, error: OSError) -> None:
-        with self._changed:
-            self._untold = error
-            self._changed.notify_all()
+        self._reception.fail(error)
         now = time.monotonic()
         assert self._carrier is not None
         self._retry = self._retry or Timer(self._carrier.timers, self._try_again)
@@ -392,21 +372,11 @@ class I2PListener:
         with self._changed:
             self._came = time.monotonic()
             self._sockets.add(stream.socket)
-            taker = self._taker
-            if taker is None and not self._closed:
-                self._accepted.append((stream, peer))
-                self._changed.notify()
-                full = len(self._accepted) >= MOST
-        if taker is not None:
-            taker(stream, peer)
-        elif self._closed:
-            stream.reset()
-        elif full:
-            self._call(self._hold)
+        self._reception.put(stream, peer)
 
     def _hold(self) -> None:
         """There is no room for more."""
-        if self._way is not None and not self._way.held and len(self._accepted) >= MOST:
+        if self._way is not None and not self._way.held and self._reception.is_full:
             self._held = math.inf
             self._way.hold(True)
 
@@ -445,37 +415,3 @@ class I2PListener:
             sockets = tuple(self._sockets)
         quiet = time.monotonic() - since
         return any(silence(one) < quiet for one in sockets)
-
-
-class _Keys:
-    """Where the private key of a listener is, which stays the same as long as the listener lives."""
-
-    def __init__(self, place: I2PListen) -> None:
-        self._router = place.router
-
-    def hold(self) -> HeldKey:
-        """Take it; called in a thread that may block.
-
-        :raises SAMError: if it is in use, or cannot be read or made.
-        """
-        router = self._router
-        if router.keys is not None:
-            return KeyFile.open(router.keys, PrivateKey.generate)
-        if router.session:
-            return KeyFile.open(path_of_session(router.session), PrivateKey.generate)
-        return _Unkept(PrivateKey.generate())
-
-
-class _Unkept:
-    """A key that is in no file."""
-
-    def __init__(self, key: PrivateKey) -> None:
-        self.key = key
-        self.path: Path | None = None
-        self.rested = math.inf
-
-    def rest(self) -> None:
-        """There is nobody to be told."""
-
-    def close(self) -> None:
-        """Nothing keeps it from others."""

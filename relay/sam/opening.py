@@ -54,7 +54,10 @@ def unreachable(text: str, result: str) -> UnreachableError:
 
 
 class Opening:
-    """One stream on its way; see :meth:`relay.sam.session.Session.open`."""
+    """One stream on its way; see :meth:`relay.sam.session.Session.open`.
+
+    :raises ValueError: if ``dest`` cannot be said in a line.
+    """
 
     def __init__(
         self,
@@ -75,9 +78,11 @@ class Opening:
         self._lasting = lasting
         self._patient = patient and deadline is not None
         self._delay = _AGAIN[0]
+        self._refusal: OSError | None = None  # the last time, if it is tried again
         self._trial: Trial | None = None  # from the moment when the stream is there
         self._left = False
         self._lock = threading.Lock()
+        _request(session.id, self._asked, to_port)  # what no line can say is an error here and now
         session.enter()
         self._steps = Steps(functools.partial(self._over, done))
 
@@ -137,7 +142,9 @@ class Opening:
 
     def _failed(self, error: OSError) -> OSError:
         if isinstance(error, ConnectError) and error.reason == "connect_timeout":
-            return ConnectError(f"{self._shown}: the router did not connect in time", reason="connect_timeout")
+            return self._refusal or ConnectError(
+                f"{self._shown}: the router did not connect in time", reason="connect_timeout"
+            )
         return self._session.failure() or unreachable(f"{self._shown}: {error}", "")
 
     def _refused(self, answer: Message) -> None:
@@ -157,6 +164,7 @@ class Opening:
         delay, self._delay = self._delay, min(self._delay * 2, _AGAIN[1])
         if not self._patient or time.monotonic() + delay > (self._deadline or 0.0):
             return self._steps.finish(error)
+        self._refusal = error
         self._steps.begin(lambda told: _Pause(delay, told).give_up, lambda _: self._converse())
         return None
 
@@ -165,7 +173,10 @@ class Opening:
 
         def named(outcome: str | OSError) -> None:
             if isinstance(outcome, OSError):
-                self._steps.finish(unreachable(f"{self._shown}: {_WORDS[result]}", result))
+                refusal = unreachable(f"{self._shown}: {_WORDS[result]}", result)
+                # An address cannot be unknown as a name can: Java's router says so of what it has not found yet.
+                later = self._asked.endswith(".b32.i2p")
+                self._try_again(refusal) if later else self._steps.finish(refusal)
             else:
                 self._asked = outcome
                 self._converse()

@@ -29,7 +29,7 @@ from ..pump import Pump
 from ..stream import Stream
 from .carriers import Reach, make_carrier
 from .destinations import Peer
-from .opening import SETTLE
+from .opening import SETTLE, UnreachableError
 from .session import Session
 
 __all__ = ["Prover", "Subject", "silence"]
@@ -322,8 +322,8 @@ class _Attempt:
             self._pump.loop.watch(outcome.fileno(), IN, self._on_event)
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)
-        else:  # a lost carrier is that of this side
-            self._finish(str(outcome), conclusive=not isinstance(outcome, CarrierError))
+        else:  # what is not the router's word is about this side
+            self._finish(str(outcome), conclusive=isinstance(outcome, UnreachableError))
 
     def _on_event(self, event: int, now: float) -> None:
         assert self._stream is not None

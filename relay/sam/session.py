@@ -25,6 +25,7 @@ __all__ = ["Session"]
 logger = logging.getLogger("relay")
 
 _SILENT = 3  # checks in a row without an answer until the bridge is dead
+_REST = 0.1  # seconds between the end of the last stream and that of the session
 _NAMES = 1000  # looked-up names that are kept
 _FRESH = 600.0  # seconds that they are kept
 _LONGEST = 4096  # characters of a destination; none in use has a quarter of that
@@ -61,6 +62,7 @@ class Session:
         self._control = control
         self._lost: Lost | None = lost
         self._lock = threading.Lock()
+        self._left = 0.0  # when the last one ended, monotonic seconds
         self._streams = 0  # open ones, and those on their way
         self._idle: Callable[[], object] | None = None
         self._error: CarrierError | None = None
@@ -105,6 +107,7 @@ class Session:
         """It is over."""
         with self._lock:
             self._streams -= 1
+            self._left = time.monotonic()
             idle = None
             if not self._streams:
                 idle, self._idle = self._idle, None
@@ -215,10 +218,17 @@ class Session:
             idle()
 
     def close(self) -> None:
-        """End it, and every stream of it. Idempotent."""
+        """End it, and every stream of it. Idempotent; waits for a moment if a stream has just ended.
+
+        A session that ends in the same moment as a stream which it has opened makes i2pd use memory that it has freed,
+        and the router dies some sessions later (2.45).
+        """
         with self._lock:
             self._lost = None
             self._error = self._error or CarrierError(f"{self.name}: the session was closed")
+            rest = self._left + _REST - time.monotonic()
+        if rest > 0:
+            threading.Event().wait(rest)
         self._control.close()
         self.bridge.close()
 

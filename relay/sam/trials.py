@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 
 from ..stream import Stream, nonblocking
@@ -13,6 +14,7 @@ from .clock import Clock
 __all__ = ["Trial", "Trials"]
 
 SILENT = 12.0  # seconds without a byte after which a stream that is said to be there is doubted
+MOST = 1000  # destinations that are remembered
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h: tcpi_bytes_received
@@ -27,10 +29,11 @@ class Trial:
     :param leave: called once when it is over; must not block.
     """
 
-    __slots__ = ("dest", "stream", "_leave", "_read", "_trials")
+    __slots__ = ("begun", "dest", "stream", "_leave", "_read", "_trials")
 
     def __init__(self, trials: Trials, dest: str, read: int, leave: Callable[[], object]) -> None:
         self.dest = dest
+        self.begun = 0.0
         self.stream: Stream | None = None
         self._trials = trials
         self._read = read
@@ -70,18 +73,30 @@ class Trials:
         self._clock = clock
         self._silent = silent
         self._answered = answered
+        self._in_vain: dict[str, float] = {}  # destination → seconds that clients have waited there who gave up
 
     def begin(self, trial: Trial, stream: Stream, now: float) -> None:
-        """Look after a while whether there is an answer."""
-        trial.stream = stream
+        """Look after a while whether there is an answer; in the pump's thread."""
+        trial.stream, trial.begun = stream, now
         self._clock.set(trial, now + SILENT)
+        if self._in_vain.get(trial.dest, 0.0) >= SILENT:  # clients may be less patient, each of them
+            self._in_vain.pop(trial.dest, None)
+            self._silent(trial.dest)
 
     def end(self, trial: Trial) -> None:
         """The stream is over; in any thread."""
         self._clock.drop(trial)
         stream = trial.stream
-        if stream is not None and (stream.answered or (stream.received is not None and stream.received())):
+        if stream is None:
+            return
+        if stream.answered or (stream.received is not None and stream.received()):
+            self._in_vain.pop(trial.dest, None)
             self._answered(trial.dest)
+        elif stream.received is not None:
+            if len(self._in_vain) > MOST:
+                self._in_vain.clear()
+            waited = time.monotonic() - trial.begun
+            self._in_vain[trial.dest] = self._in_vain.get(trial.dest, 0.0) + waited
 
     def look(self, trial: Trial) -> None:
         """Tell of a stream whether there is an answer; in the pump's thread."""

@@ -61,14 +61,7 @@ class JavaConversation(Conversation):
 
     def _leave(self) -> None:
         self._timer.stop()
-        near, self._near = self._near, None
-        if near is not None:
-            near.close()
         super()._leave()
-
-    def _become(self, end: End, first: bytes = b"") -> None:
-        self._timer.stop()
-        super()._become(end, first)
 
     def unknown(self, message: Message) -> None:
         """Most of these end nothing."""

@@ -6,7 +6,7 @@ import logging
 import socket
 
 import pytest
-from helpers import ended, exchange, fate_of_client
+from helpers import ended, exchange, fate_of_client, steady
 
 import relay
 
@@ -74,7 +74,7 @@ def test_a_target_that_is_out_of_reach_is_a_warning_of_one_line(caplog, error):
     assert not record.exc_info
 
 
-@pytest.mark.parametrize("nonsense", [None, 7, "text", object(), [], (1, 2)], ids=repr)
+@pytest.mark.parametrize("nonsense", [None, 7, "text", object(), [], (1, 2)], ids=steady)
 @pytest.mark.parametrize("mark", [relay.nonblocking, lambda factory: factory], ids=["engine", "thread"])
 def test_nonsense_is_an_error_that_says_what_came(caplog, mark, nonsense):
     with relay.Tunnel(relay.listen(":0"), mark(lambda: nonsense)) as tunnel:

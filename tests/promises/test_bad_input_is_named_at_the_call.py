@@ -6,6 +6,7 @@ import math
 import socket
 
 import pytest
+from helpers import steady
 
 import relay
 from relay.testing import FakeListener
@@ -70,7 +71,7 @@ def test_an_ssl_socket_that_listens_names_the_tls_form(certificates):
                 relay.Tunnel(listening, factory)
 
 
-@pytest.mark.parametrize("nonsense", [None, 80, "127.0.0.1:80", object(), ("127.0.0.1", 80)], ids=repr)
+@pytest.mark.parametrize("nonsense", [None, 80, "127.0.0.1:80", object(), ("127.0.0.1", 80)], ids=steady)
 def test_a_receive_that_is_no_listener(nonsense):
     with pytest.raises(TypeError, match=r"receive.*accept"):
         relay.Tunnel(nonsense, factory)
@@ -85,7 +86,7 @@ def test_a_receive_without_close():
         relay.Tunnel(HalfAListener(), factory)
 
 
-@pytest.mark.parametrize("nonsense", [None, 80, "127.0.0.1:80", object()], ids=repr)
+@pytest.mark.parametrize("nonsense", [None, 80, "127.0.0.1:80", object()], ids=steady)
 def test_a_make_send_that_cannot_be_called(receive, nonsense):
     with pytest.raises(TypeError, match="make_send"):
         relay.Tunnel(receive, nonsense)
@@ -110,7 +111,7 @@ def test_nconnect_that_is_no_whole_number(receive, value):
 
 
 @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "idle_timeout", "linger"])
-@pytest.mark.parametrize("value", [-1, -0.001, math.nan, -math.inf, "soon", "60", b"1", [], object()], ids=repr)
+@pytest.mark.parametrize("value", [-1, -0.001, math.nan, -math.inf, "soon", "60", b"1", [], object()], ids=steady)
 def test_a_time_that_is_none(receive, name, value):
     with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
         relay.Tunnel(receive, factory, **{name: value})

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import http.server
 import threading
 import urllib.request
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, receive_exactly, sha256_of
+from helpers import BLOCK, WAIT, Thread, ended, receive_exactly
 
 PAGE = b"<!doctype html><title>relay</title><p>over I2P"
 FILE = BLOCK * 5

@@ -1,4 +1,4 @@
-"""Who connects over I2P is known, and those who are not to come in do not: in the records, in the log, in the counts."""
+"""Who connects over I2P is known, and who is not to come in does not, which records, log and counts say."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import pytest
 from helpers import Thread, ended, exchange, fate_of_client, receive_all, wait_until
 
 import relay
+from relay.sam import keys as keyfiles
+from relay.sam.destinations import PrivateKey
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nobody waits until a router has forgotten the last session of a key."""
+    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -19,28 +27,13 @@ def keys(i2p_world, tmp_path):
         file = i2p_world.client_keys()
         if file is None:
             file = tmp_path / f"{name}.dat"
-            relay_keys(file)
+            keyfiles.write(file, PrivateKey.generate())
         made[name] = file
     return made
 
 
-def relay_keys(file):
-    from relay.sam import keys
-    from relay.sam.destinations import PrivateKey
-
-    keys.write(file, PrivateKey.generate())
-
-
 def address_of(file):
-    from relay.sam import keys
-
-    return keys.read(file).b32
-
-
-def dest_of(file):
-    from relay.sam import keys
-
-    return keys.read(file).destination
+    return keyfiles.read(file).b32
 
 
 class Rig:
@@ -86,14 +79,14 @@ def test_allow_lets_in_those_alone(rig, keys, caplog):
     wait_until(lambda: server.stats().failed)
     assert server.stats().failed == {"denied": 1}
     (denied,) = [record for record in server.recent() if record.reason == "denied"]
-    assert denied.peer == dest_of(keys["stranger"])
+    assert denied.peer == keyfiles.read(keys["stranger"]).destination
     assert (denied.received, denied.sent) == (0, 0)
     assert any(address_of(keys["stranger"]) in text for text in caplog.messages)
 
 
 def test_deny_keeps_those_away_also_from_among_the_allowed(rig, keys):
     both = [address_of(file) for file in keys.values()]
-    one = rig(allow=both, deny=dest_of(keys["stranger"]))
+    one = rig(allow=both, deny=keyfiles.read(keys["stranger"]).destination)
     assert one.is_served("friend")
     assert not one.is_served("stranger")
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, fate_of_client, flood, receive_exactly, wait_until
+from i2p_restarts import SCENARIOS
 from i2p_world import Cable
 
 AT_ONCE = 2.0  # seconds
@@ -232,3 +233,12 @@ def test_accepts_that_fail_after_all(world, over_i2p):
     world.servers.late_error(3)
     for _ in range(5):
         exchange(*rig.connect())
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_over_real_routers(i2p_restarts, scenario, capsys):
+    seconds, problem = i2p_restarts[scenario]
+    assert not problem, problem
+    with capsys.disabled():
+        print(f"\n{scenario.replace('_', ' ')}: served again after {seconds:.1f} s", end=" ")

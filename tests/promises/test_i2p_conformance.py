@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 
 import pytest
@@ -12,11 +14,13 @@ import relay
 from relay.process import PIPE, start
 from relay.testing import check_factory
 
+ADDRESS = re.compile(r"[a-z2-7]{52}\.b32\.i2p")
 
-@pytest.fixture
-def embedded(request, spawner_thread):
+
+@contextlib.contextmanager
+def embedded(personality):
     """``relay.testing.SAMBridge`` as a program."""
-    argv = [sys.executable, "-m", "relay.testing.sambridge", "--personality", request.param]
+    argv = [sys.executable, "-m", "relay.testing.sambridge", "--personality", personality]
     with start(argv, stdin=PIPE, stdout=PIPE) as process:
         sam = process.stdout.readline().decode().split()[-1]
         yield World(sam, sam)
@@ -24,22 +28,31 @@ def embedded(request, spawner_thread):
 
 
 @pytest.fixture(params=["double", "java-double", "i2pd"])
-def far(request, listener):
-    """Publishes ``listener`` by the command; the address, and the parameters to reach it."""
-    if request.param == "i2pd":
-        world = request.getfixturevalue("i2p_routers")
-    else:
-        world = request.getfixturevalue("embedded")
-    with commands() as run:
-        place = "i2p:?" + query(sam=world.server, keys=world.server_keys(), **SHORT, **world.options)
-        command = run("{}:{}".format(*listener.getsockname()), "--on", place, command="expose")
+def far(request, spawner_thread, listener):
+    """The command publishes ``listener``; the address, and the parameters to reach it."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "i2pd":
+            world = request.getfixturevalue("i2p_routers")
+        else:
+            world = stack.enter_context(embedded("java" if request.param == "java-double" else "i2pd"))
+        keys = world.server_keys()
+        place = query({"sam": world.server, "keys": keys, **SHORT, **world.options})
+        arguments = ["{}:{}".format(*listener.getsockname()), "--on", f"i2p:?{place}"]
+        run = stack.enter_context(commands())
+        command = run(*arguments, *([] if keys else ["--transient"]), command="expose")
         said = command.process.stdout.readline()
-        yield said, {"sam": world.client, "keys": world.client_keys(), **SHORT}
+        yield ADDRESS.search(said)[0], {"sam": world.client, "keys": world.client_keys(), **SHORT}
 
 
-def query(**parameters):
+def query(parameters):
     return "&".join(f"{name}={value}" for name, value in parameters.items() if value is not None)
 
 
 def test_a_factory(far, listener):
-    print(far)
+    address, options = far
+    check_factory(relay.i2p(address, **options), listener, half_close=False, timeout=20)
+
+
+def test_an_address(far, listener):
+    address, options = far
+    check_factory(relay.target(f"i2p://{address}?{query(options)}"), listener, half_close=False, timeout=20)

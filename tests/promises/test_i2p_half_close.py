@@ -25,7 +25,7 @@ def test_a_request_with_an_end_gets_its_answer(i2p_world, over_i2p):
 
 
 def test_netcat_gets_its_answer(i2p_world, serve):
-    """``printf request | nc -N``"""
+    """As in ``printf request | nc -N``."""
     if shutil.which("nc") is None:
         pytest.skip("there is no nc (Debian: netcat-openbsd)")
 

@@ -27,7 +27,7 @@ def limited(request, i2p_world, over_i2p):
 def test_nconnect_lets_so_many_in_and_the_others_wait(limited):
     tunnel, rig = limited(nconnect=2)
     live = [rig.connect() for _ in range(2)]
-    waiting = [rig.client() for _ in range(3)]
+    waiting = [rig.client() for _ in range(2)]
     for number, client in enumerate(waiting):
         client.sendall(bytes([number]))
     rig.target.settimeout(0.3)
@@ -48,7 +48,7 @@ def test_nconnect_lets_so_many_in_and_the_others_wait(limited):
         seen.add(number)
         live.append((waiting[number], far))
         assert tunnel.stats().active <= 2
-    assert seen == {0, 1, 2}
+    assert seen == {0, 1}
 
 
 def test_nconnect_under_churn(i2p_world, echo_server):
@@ -72,7 +72,10 @@ def test_nconnect_under_churn(i2p_world, echo_server):
             served += 1
 
     options = {"nconnect": 4, "linger": 0}
-    with i2p_world.serve(echo_server.address[1], **options) as server, i2p_world.reach(server.dest, **options) as client:
+    with (
+        i2p_world.serve(echo_server.address[1], **options) as server,
+        i2p_world.reach(server.dest, **options) as client,
+    ):
         callers = [Thread(call) for _ in range(12)]
         assert sum(caller.result(5 * WAIT) for caller in callers) == 60
         assert max(itertools.chain.from_iterable(most)) <= 4

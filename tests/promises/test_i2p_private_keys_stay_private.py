@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import traceback
+from pathlib import Path
 
 import pytest
 from command_rig import commands, run
@@ -161,13 +162,13 @@ def test_not_in_what_the_command_says(i2p_double, tmp_path):
         command = start("127.0.0.1:9", "--on", place, "--keys", str(path), "-v", "--debug", command="expose")
         said = command.process.stdout.readline()
         secret = Secret(keyfiles.read(path))
-        argv = b" ".join((os.fsencode(f"/proc/{command.process.pid}/{name}") for name in ("cmdline", "environ")))
+        argv = b" ".join(os.fsencode(f"/proc/{command.process.pid}/{name}") for name in ("cmdline", "environ"))
         for name in argv.split():
             with open(name, "rb") as what:
                 assert not secret.is_in(what.read().decode("latin-1"))
         i2p_double.servers.kill()
         command.hear("trying again")
-        status, errors = command.end()
+        _, errors = command.end()
     assert keyfiles.read(path).b32 in said
     assert not secret.is_in(said + errors)
     shown = run("keys", "show", str(path))

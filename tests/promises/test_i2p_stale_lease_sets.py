@@ -103,6 +103,19 @@ def test_a_client_that_has_gone_deaf(world, over_i2p):
     assert "carrier_lost" not in rig.tunnel.stats().failed
 
 
+def test_clients_that_do_not_wait_for_long(world, over_i2p, monkeypatch):
+    """Trap 2 is noticed by all of them together."""
+    monkeypatch.setattr("relay.sam.trials.SILENT", 1.0)
+    rig = over_i2p(world, linger=0)
+    exchange(*rig.connect())
+    world.clients.settings.stale = 600.0
+    world.servers.kill()
+    wait_until(lambda: rig.server.state == "backing off")
+    world.servers.restart()
+    wait_until(lambda: rig.server.state in ("up", "published"))
+    wait_until(lambda: is_served(rig), SOON)  # none of them waits for half a second
+
+
 def test_a_deaf_session_ends_with_its_last_stream(world, over_i2p, echo_server):
     """What still works on it goes on, such as a stream to another destination."""
     rig = over_i2p(world, linger=0.1)

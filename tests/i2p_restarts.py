@@ -1,0 +1,210 @@
+"""Real routers and programs end and come back. That takes a minute, so it runs as a program beside the other tests.
+
+``python i2p_restarts.py FOLDER`` prints one line of JSON: a scenario → the seconds that it took until all was well
+again, or what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import i2pd
+from command_rig import Command
+from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
+from i2p_world import SHORT, Cable
+
+import relay
+
+DEADLINE = 240.0  # seconds for each step that waits for routers
+ATTEMPT = 3.0  # seconds for one client
+AT_LAST = 40.0  # seconds of service that show that it lasts
+LATEST = 900.0
+
+Scenario = Callable[[i2pd.Network, str], float]
+
+
+def place(router: i2pd.Router) -> str:
+    """Its bridge, for programs outside the network."""
+    return "{}:{}".format(*router.sam)
+
+
+def serve(router: i2pd.Router | str, service: str, **options: Any) -> relay.TunnelServer:
+    """Publish a service; the session is made in 20 seconds, as everybody's."""
+    sam = router if isinstance(router, str) else place(router)
+    return relay.TunnelServer("", int(service.rpartition(":")[2]), sam, accept="accept", **SHORT, **options)
+
+
+def reach(router: i2pd.Router, dest: str) -> relay.TunnelClient:
+    """Have a port that leads to a destination."""
+    return relay.TunnelClient("", 0, dest, place(router), **SHORT)
+
+
+def is_served(tunnel: relay.TunnelClient) -> bool:
+    """Whether a new client gets an answer."""
+    try:
+        with socket.create_connection(tunnel.address, ATTEMPT) as client:
+            client.sendall(b"anybody?")
+            return receive_exactly(client, 8) == b"anybody?"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def live(tunnel: relay.TunnelClient) -> Iterator[socket.socket]:
+    """A client that is served."""
+    wait_until(lambda: is_served(tunnel), DEADLINE)
+    with socket.create_connection(tunnel.address, DEADLINE) as client:
+        client.sendall(b"hello")
+        assert receive_exactly(client, 5) == b"hello"
+        yield client
+
+
+def until_served(tunnel: relay.TunnelClient) -> float:
+    """Seconds from now on."""
+    begin = time.monotonic()
+    wait_until(lambda: is_served(tunnel), DEADLINE)
+    return time.monotonic() - begin
+
+
+def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
+    """Traps 1 and 2."""
+    router = network.router(1)
+    with serve(router, service) as server, reach(network.router(2), server.dest) as client:
+        dest = server.dest
+        with live(client):
+            router.kill()
+            wait_until(lambda: any(one.reason == "carrier_lost" for one in server.recent()))
+        router.start()
+        seconds = until_served(client)
+        assert server.dest == dest
+        assert server.wait_published(DEADLINE), "it is served and not published"
+        assert until_served(client) < DEADLINE
+        return seconds
+
+
+def the_clients_router_restarts(network: i2pd.Network, service: str) -> float:
+    """Trap 3."""
+    router = network.router(3)
+    with serve(network.router(2), service) as server, reach(router, server.dest) as client:
+        dest = client.dest
+        with live(client) as end:
+            router.kill()
+            assert ending(end) == "reset"
+            wait_until(lambda: client.recent()[-1].reason == "carrier_lost")
+        router.start()
+        seconds = until_served(client)
+        assert client.dest != dest
+        return seconds
+
+
+def the_control_socket_is_cut(network: i2pd.Network, service: str) -> float:
+    """Trap 1 while the router lives, and trap 2."""
+    with (
+        Cable(place(network.router(4))) as cable,
+        serve(cable.sam, service) as server,
+        reach(network.router(2), server.dest) as client,
+    ):
+        dest = server.dest
+        with live(client):
+            cable.cut_control()
+            wait_until(lambda: any(one.reason == "carrier_lost" for one in server.recent()))
+        seconds = until_served(client)
+        assert server.dest == dest
+        return seconds
+
+
+def the_program_is_killed_and_started_again(network: i2pd.Network, service: str) -> float:
+    """Trap 1 in another program, which knows nothing of the end of the one before."""
+    return _started_again(network, service, signal.SIGKILL)
+
+
+def the_program_ends_and_is_started_again(network: i2pd.Network, service: str) -> float:
+    """Trap 1 is stepped round: a program that ends leaves word."""
+    return _started_again(network, service, signal.SIGTERM)
+
+
+def _started_again(network: i2pd.Network, service: str, number: int) -> float:
+    keys = network.router(4).folder / f"program-{number}.dat"
+    address = f"i2p:?sam={place(network.router(4))}&accept=accept&in_depth=0&out_depth=0"
+    arguments = (service, "--on", address, "--keys", str(keys), "--drain", "0")
+    with command(*arguments) as (dest, published, process):
+        published.result(DEADLINE)
+        process.send_signal(number)
+        process.wait(DEADLINE)
+    begin = time.monotonic()
+    with command(*arguments) as (again, published, _), reach(network.router(2), again) as client:
+        assert again == dest
+        published.result(DEADLINE)
+        return until_served_for(AT_LAST, client) - begin
+
+
+def until_served_for(seconds: float, tunnel: relay.TunnelClient) -> float:
+    """When everybody is served from then on, and that for so long; in monotonic seconds."""
+    since: float = time.monotonic()
+    deadline = since + DEADLINE
+    while time.monotonic() < since + seconds:
+        if not is_served(tunnel):
+            since = time.monotonic()
+        assert since < deadline, "it does not last"
+        threading.Event().wait(0.5)
+    return since
+
+
+@contextlib.contextmanager
+def command(*arguments: str) -> Iterator[tuple[str, Thread, Any]]:
+    """``relay expose``: its address, a thread that ends when it says that this is published, and its process."""
+    running = Command(*arguments, command="expose", stderr=subprocess.DEVNULL)
+    with running.process as process:
+        try:
+            said = process.stdout.readline()
+            dest = next(word for word in said.split() if word.endswith(".b32.i2p"))
+            yield dest, Thread(_published, process), process
+        finally:
+            process.kill()
+
+
+def _published(process: Any) -> None:
+    assert process.stdout.readline().startswith("published")
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        the_servers_router_restarts,
+        the_clients_router_restarts,
+        the_control_socket_is_cut,
+        the_program_is_killed_and_started_again,
+        the_program_ends_and_is_started_again,
+    )
+}
+
+
+def _outcome(scenario: Scenario, network: i2pd.Network, service: str) -> tuple[float | None, str]:
+    try:
+        return scenario(network, service), ""
+    except BaseException:  # noqa: BLE001 - it is told
+        return None, traceback.format_exc()
+
+
+def _main(folder: str) -> None:
+    service = Server(echo)
+    with i2pd.Network(Path(folder), 4, exploratory=0) as network:
+        at = "{}:{}".format(*service.address)
+        threads = {name: Thread(_outcome, one, network, at) for name, one in SCENARIOS.items()}
+        print(json.dumps({name: thread.result(LATEST) for name, thread in threads.items()}))
+    service.close()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,23 @@
+"""What is promised over real routers, once more in their own network, where a router can connect to us (FORWARD)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COUNT = 40  # destinations that the tests in there need
+FILES = sorted(map(str, Path(__file__).parent.glob("test_i2p_*.py")))
+# What a server does; the rest is the same wherever it runs.
+WANTED = "i2pd and (whole or fifty or stays or down or conformance or half_close or (limits and server) or access)"
+
+
+@pytest.mark.timeout(150)
+def test_inside(i2p_routers, i2p_networks):
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES, "-k", WANTED]
+    process = i2p_networks.run(argv, env=i2p_routers.lend(COUNT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = process.communicate(timeout=140)[0].decode()
+    assert process.returncode == 0, said
+    assert " passed" in said and "skipped" not in said, said

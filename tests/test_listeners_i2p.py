@@ -1,0 +1,172 @@
+"""``relay.i2p_listen`` and ``i2p:`` addresses: what each argument does, and how the bridge is reached."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+
+import pytest
+from helpers import WAIT, Thread, exchange, receive_exactly, refusing
+from listener_rig import make_prompt
+
+import relay
+from relay.sam.accepting import Accepts, Forward
+from relay.sam.destinations import PrivateKey
+from relay.sam.listener import I2PListener
+from relay.testing import SAMBridge
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch, tmp_path):
+    make_prompt(monkeypatch)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def bridge():
+    with SAMBridge() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def listening(*args, **options):
+    """A listener that is gone afterwards."""
+    with relay.i2p_listen(*args, **options) as made:
+        yield made
+    assert made.state == "closed"
+    made.join(WAIT)
+
+
+def prove(there, sam):
+    """Prove that streams come."""
+    with relay.i2p(there.dest, sam=sam) as factory, factory(deadline=time.monotonic() + WAIT) as near:
+        far, peer = Thread(there.accept).result()
+        with far:
+            assert peer == factory.dest
+            near.socket.settimeout(WAIT)
+            far.socket.settimeout(WAIT)
+            exchange(near.socket, far.socket)
+
+
+def test_it_returns_when_streams_can_come(bridge):
+    with listening(sam=bridge.sam) as there:
+        assert isinstance(there, I2PListener)
+        assert there.state in ("up", "published")
+        prove(there, bridge.sam)
+
+
+def test_the_arguments_reach_the_bridge(tmp_path):
+    told = queue.SimpleQueue()
+    path = tmp_path / "me.dat"
+    with (
+        SAMBridge(personality="java", user="me", password="right") as bridge,
+        listening(
+            "my site",
+            sam=bridge.sam,
+            keys=path,
+            accept="accept",
+            in_depth=1,
+            out_depth=2,
+            user="me",
+            password=lambda: "right",
+            on_state=told.put,
+            **{"inbound.quantity": 5},
+        ) as there,
+    ):
+        (session,) = [one.options for one in bridge.sessions if one.destination == there.dest]
+        assert (session["inbound.length"], session["outbound.length"]) == ("1", "2")
+        assert session["inbound.quantity"] == "5"
+        assert session["inbound.nickname"] == "my_site"
+        assert PrivateKey.from_bytes(path.read_bytes()).destination == there.dest
+        assert there.session == "my site"
+        assert type(there._way) is Accepts
+        assert [told.get(timeout=WAIT) for _ in range(2)] == ["up", "published"]
+    assert told.get(timeout=WAIT) == "closed"
+
+
+def test_who_is_let_in(bridge, tmp_path):
+    friend, list_of_them = PrivateKey.generate().b32, tmp_path / "friends"
+    list_of_them.write_text(f"{friend}  # a friend\n")
+    for allow in (friend, [friend], list_of_them, str(list_of_them), [str(list_of_them)]):
+        with listening(sam=bridge.sam, allow=allow) as there:
+            assert there._lists.refusal(PrivateKey.generate().destination) is not None
+    with listening(sam=bridge.sam, deny=[list_of_them, friend]) as there:
+        assert there._lists.refusal(PrivateKey.generate().destination) is None
+    with listening(sam=bridge.sam, allow=[]) as there:
+        assert there._lists.refusal(PrivateKey.generate().destination) is not None
+
+
+def test_a_name_keeps_its_destination(bridge):
+    with listening("shop", sam=bridge.sam) as there:
+        dest = there.dest
+    with listening("shop", sam=bridge.sam) as there:
+        assert there.dest == dest
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"accept": "perhaps"}, ValueError, "^accept: 'perhaps' is not allowed"),
+        ({"in_depth": 9}, ValueError, "^in_depth: 9"),
+        ({"in_depth": "1"}, TypeError, "^in_depth: "),
+        ({"nonsense": 1}, TypeError, "^nonsense: "),
+        ({"session": 7}, TypeError, "^session: "),
+        ({"password": "p"}, ValueError, "^password: "),
+        ({"allow": "nonsense"}, ValueError, "^allow: 'nonsense' is neither a destination nor a file"),
+        ({"deny": ["name.i2p"]}, ValueError, r"^deny: .*\.b32\.i2p address"),
+        ({"via": "ssh://h"}, TypeError, "^via: a list of addresses is wanted"),
+        ({"sam": "nonsense"}, ValueError, "sam"),
+    ],
+)
+def test_what_cannot_be_right_is_an_error_at_once(options, error, text):
+    with pytest.raises(error, match=text):
+        relay.i2p_listen(**{"sam": "127.0.0.1:1", **options})
+
+
+def test_no_bridge_is_an_error_at_once_and_leaves_nothing(tmp_path):
+    with refusing() as (host, port):
+        with pytest.raises(relay.ConnectError, match="no SAM bridge there"):
+            relay.i2p_listen("shop", sam=f"{host}:{port}")
+        with pytest.raises(relay.ConnectError, match="no SAM bridge there"):
+            relay.i2p_listen("shop", sam=f"{host}:{port}")
+
+
+def test_it_is_an_address_too(bridge, tmp_path):
+    path = tmp_path / "me.dat"
+    there = relay.listen(f"i2p:?sam={bridge.sam}&keys={path}&accept=accept")
+    with there:
+        assert isinstance(there, I2PListener)
+        assert type(there._way) is Accepts
+        prove(there, bridge.sam)
+    there.join(WAIT)
+
+
+def test_the_bridge_may_be_behind_an_ssh_server(bridge, ssh_server, spawner_thread):
+    with listening(sam=bridge.sam, via=[ssh_server.url]) as there:
+        assert type(there._way) is Accepts, "the router is elsewhere"
+        assert there.wait_published(WAIT)
+        prove(there, bridge.sam)
+    assert ssh_server.logins == 1
+    with pytest.raises(relay.SAMError, match="not on this machine's loopback"):
+        relay.i2p_listen(sam=bridge.sam, via=[ssh_server.url], accept="forward")
+
+
+def test_the_bridge_may_be_behind_tls(bridge, certificates):
+    front = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    with relay.Tunnel(front, relay.tcp(*bridge.address), timeout=None) as tunnel:
+        sam = f"tls://localhost:{tunnel.address[1]}?ca={certificates.ca}"
+        with listening(sam=sam) as there:
+            assert type(there._way) is Accepts
+            prove(there, bridge.sam)
+
+
+def test_a_tunnel_in_front_of_a_service(bridge, echo_server):
+    there = relay.i2p_listen(sam=bridge.sam)
+    with relay.Tunnel(there, relay.tcp(*echo_server.address), timeout=None) as tunnel:
+        assert tunnel.address == there.b32
+        assert type(there._way) is Forward
+        with relay.i2p(there.dest, sam=bridge.sam) as factory, factory(deadline=time.monotonic() + WAIT) as near:
+            near.socket.settimeout(WAIT)
+            near.socket.sendall(b"hello")
+            assert receive_exactly(near.socket, 5) == b"hello"

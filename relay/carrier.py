@@ -10,6 +10,7 @@ import enum
 import errno
 import functools
 import logging
+import math
 import random
 import threading
 import time
@@ -28,6 +29,7 @@ __all__ = ["Carrier", "Connector", "Link", "Lost", "State", "Watcher"]
 logger = logging.getLogger("relay")
 
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
+_TOLD = 5  # times in a row that the same failure is told
 _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
@@ -88,6 +90,7 @@ class Carrier(Generic[AnyLink]):
     :param connector: makes the link, again after each loss.
     :param interval: seconds between two checks of the link; ``None`` for none.
     :param attempt: seconds for one attempt to connect; by default its error comes before a client's 30 are over.
+    :param rest: seconds of back-off at most while the other side cannot be reached, where asking costs next to nothing.
     :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
     :raises OSError: if there is no thread or descriptor to be had.
     """
@@ -99,9 +102,11 @@ class Carrier(Generic[AnyLink]):
         interval: float | None,
         attempt: float = 25.0,
         *,
+        rest: float = math.inf,
         quiet: bool = False,
     ) -> None:
         self.name = name
+        self._rest = rest
         self._quiet = quiet
         self.state = State.CONNECTING
         self.error: Exception | None = None  # why it is not up
@@ -387,9 +392,13 @@ class Carrier(Generic[AnyLink]):
 
     def _back_off(self, error: Exception) -> None:
         most = _WANTED if self._waiters else _BACKOFF[1]
+        if isinstance(error, ConnectError):
+            most = min(most, self._rest)
         delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
         self._failures += 1
-        self._log(logging.WARNING, "%s: %s; trying again in %.1f s", without(self.name, error), delay)
+        known = self._failures > _TOLD and str(error) == str(self.error)  # and said often enough
+        level = logging.DEBUG if known else logging.WARNING
+        self._log(level, "%s: %s; trying again in %.1f s", without(self.name, error), delay)
         self._change(State.BACKING_OFF, error)
         self._timer.start(self._since + delay, self._since)
 

@@ -21,6 +21,7 @@ def make_prompt(monkeypatch: Any) -> None:
     """Have nothing wait that waits for the sake of real routers."""
     monkeypatch.setattr("relay.carrier._BACKOFF", (0.01, 0.05))
     monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.0, 0.0))  # this bridge forgets at once, unless it is told
+    monkeypatch.setattr("relay.sam.session._REST", 0.0)
     monkeypatch.setattr("relay.sam.accepting.AGAIN", (0.01, 0.05))
     monkeypatch.setattr("relay.sam.proving.HEAD_START", 0.01)
     monkeypatch.setattr("relay.sam.proving.AGAIN", 0.02)

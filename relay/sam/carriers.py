@@ -40,6 +40,7 @@ _REMEMBERED = (13.0, 120.0)  # seconds for a router to forget a session of the s
 _DUPLICATE = 8.0  # seconds that the first session of some keys is tried for while the router has another one
 _AGAIN = 2.0  # seconds between two tries meanwhile
 _RECYCLE = (30.0, 900.0)  # seconds until a session is replaced again for the same destination, and at most
+_REST = 2.0  # seconds until a bridge that has gone is looked for again, at most: it is near, as a rule
 _CHECK = 30.0  # seconds between two signs of life of the bridge
 
 _LENGTH = 3  # hops of a tunnel, unless it is said otherwise
@@ -80,7 +81,7 @@ def make_carrier(name: str, router: I2PRouter, reach: Reach, keys: Keys, *, quie
     :raises OSError: if there is no thread or descriptor to be had.
     """
     way = _Way(name, router, reach, keys, logging.DEBUG if quiet else logging.INFO)
-    carrier = Carrier(name, way, _CHECK, _ATTEMPT, quiet=quiet)
+    carrier = Carrier(name, way, _CHECK, _ATTEMPT, rest=_REST, quiet=quiet)
     way.renew = carrier.renew
     return carrier
 

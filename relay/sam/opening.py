@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Opening", "SETTLE", "UnreachableError", "unreachable"]
 
 SETTLE = 0.05  # seconds until it shows whether the end of a stream is that of its session
-_AGAIN = (0.5, 5.0)  # seconds until a destination that cannot be reached is tried again, and at most
+_AGAIN = (0.25, 2.0)  # seconds until a destination that cannot be reached is tried again, and at most
 _ANSWER = 150.0  # seconds for the router to answer where nobody has a deadline; its own patience ends before
 
 _WORDS = {

@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
+# Most tests wait for something most of the time. A file's tests stay together: they share what is slow to start.
+SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --quiet
+
 .PHONY: demo test install check bench
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
@@ -13,7 +16,7 @@ demo: $(VENV)/.installed
 
 test: install
 	@tests/debian-packages tests/debian-packages.txt
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 install: $(VENV)/.installed-dev
 

@@ -292,13 +292,13 @@ def i2p_routers(i2p_networks: Any) -> Any:
     """Two real routers, which no test may end; see :class:`i2p_world.Routers`."""
     import i2p_world
 
-    return i2p_world.inside() or i2p_networks.routers()
+    return i2p_world.inside() or i2p_networks.world("i2p_routers")
 
 
 @pytest.fixture(scope="session")
 def i2p_hops(i2p_networks: Any) -> Any:
     """The same with tunnels of one hop."""
-    return i2p_networks.hops()
+    return i2p_networks.world("i2p_hops")
 
 
 @pytest.fixture(scope="session")

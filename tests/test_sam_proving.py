@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import socket
@@ -11,7 +10,7 @@ import threading
 import time
 
 import pytest
-from helpers import WAIT, Thread, exchange, wait_until
+from helpers import WAIT, exchange, wait_until
 from listener_rig import Clients, Listening, States, accept, make_prompt
 
 from relay.carrier import State
@@ -21,7 +20,7 @@ from relay.sam import proving
 from relay.sam.carriers import make_carrier
 from relay.sam.destinations import Peer, PrivateKey
 from relay.sam.proving import Prover, silence
-from relay.senders.i2p import i2p, reach
+from relay.senders.i2p import reach
 from relay.stream import Stream
 from relay.testing import SAMBridge
 
@@ -185,6 +184,7 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
     """Trap 1: of the keys of a session that has just ended another one comes at once, and is dead soon."""
     monkeypatch.setattr(proving, "AFTER", (0.1, 0.2, 0.2))
     monkeypatch.setattr(proving, "ANSWER", 0.2)
+    monkeypatch.setattr(proving, "REACH", 0.3)
     monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.05, 4.0))
     bridge.settings.remember = 0.5
     bridge.settings.zombie_life = 0.05
@@ -316,20 +316,33 @@ def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, mon
     assert creations(bridge)[0] == 1
 
 
-def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog):
-    with contextlib.closing(i2p("nobody.i2p", sam=bridge.sam)):
-        there = listen(start=False)
-        there._prover = None
-        start = Thread(there.start)
-        wait_until(lambda: creations(bridge)[0] == 1)
-        bridge.refuse_sessions(1000, "I2P_ERROR")
-        start.result()
-        threading.Event().wait(0.2)
-        assert there.state in ("up", "published")
-        bridge.refuse_sessions(0)
-        assert there.wait_published(WAIT)
-        assert creations(bridge)[0] == 1
-        assert "I2P_ERROR" not in caplog.text, "that is of no interest to users"
+def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog, monkeypatch):
+    monkeypatch.setattr(proving, "HEAD_START", WAIT)
+    bridge.settings.publish_time = 0.2
+    there = listen()
+    bridge.refuse_sessions(1000, "I2P_ERROR")
+    for one in bridge.sessions:
+        if one.destination != there.dest:
+            bridge.cut(one.id)
+    wait_until(lambda: creations(bridge)[1] > 4)
+    assert there.state == "up"
+    bridge.refuse_sessions(0)
+    assert there.wait_published(WAIT)
+    assert creations(bridge)[0] == 1
+    assert "I2P_ERROR" not in caplog.text, "that is of no interest to users"
+
+
+def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
+    monkeypatch.setattr(proving, "HEAD_START", WAIT)
+    monkeypatch.setattr(proving, "AGAIN", (0.1, 100.0))
+    monkeypatch.setattr(proving, "make_carrier", make_none)
+    there = listen()
+    wait_until(lambda: there._prover._delay > 0.3)
+    assert there.state == "up"
+
+
+def make_none(name, router, reach, keys, *, quiet):
+    raise OSError("there are no threads")
 
 
 def test_it_ends_at_any_moment(bridge, listen):

@@ -142,3 +142,45 @@ def test_where_nobody_can_tell_nobody_is_doubted(world, monkeypatch):
     world.begin("b", family=socket.AF_INET)
     world.wait(SILENT)
     assert not world.silent and not world.answered
+
+
+def in_vain(world, dest, seconds):
+    """A client waits for so long and gives up."""
+    trial, stream, _ = world.begin(dest)
+    stream.received = lambda: 0
+    trial.begun -= seconds
+    trial.over()
+
+
+def test_clients_who_give_up_sooner_are_counted_together(world):
+    for _ in range(4):
+        in_vain(world, "a", SILENT / 4 + 0.1)
+        in_vain(world, "b", 0.0)
+        assert not world.silent
+    world.begin("b")
+    assert not world.silent
+    world.begin("a")
+    assert world.silent == ["a"]
+    world.begin("a")
+    assert world.silent == ["a"], "and from the beginning then"
+
+
+def test_an_answer_makes_up_for_those_who_gave_up(world):
+    in_vain(world, "a", SILENT)
+    trial, stream, _ = world.begin("b")
+    stream.answered = True
+    trial.over()
+    in_vain(world, "b", SILENT - 1)
+    trial, stream, _ = world.begin("b")
+    stream.answered = True
+    trial.over()
+    in_vain(world, "b", 2.0)
+    world.begin("b")
+    assert not world.silent
+
+
+def test_destinations_that_are_remembered_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 3)
+    for number in range(20):
+        in_vain(world, str(number), 1.0)
+    assert len(world.trials._in_vain) <= 4

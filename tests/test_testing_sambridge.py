@@ -20,6 +20,7 @@ import pytest
 from helpers import BLOCK, WAIT, Thread, is_gone, receive_all, receive_exactly, sha256_of, wait_until
 from i2p_world import address_of
 
+import relay
 import relay.testing
 from relay.sam.destinations import PrivateKey, b32_of
 from relay.sam.messages import (
@@ -826,6 +827,16 @@ def test_ipv6(make):
         clients.forward("server", listening)
         connected = clients.connect("client", server.dest)
         sent(connected, clients.forwarded(listening)[1])
+
+
+def test_behind_tls(make, certificates):
+    bridge, _ = make()
+    listening = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    with relay.Tunnel(listening, relay.tcp(*bridge.address)) as tunnel:
+        with socket.create_connection(tunnel.address, WAIT) as plain:
+            with certificates.client().wrap_socket(plain, server_hostname="localhost") as program:
+                program.sendall(hello().encode())
+                assert parse(program.recv(100)).result == OK
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ class Way:
     def _arrive(self, under: Stream, peer: Peer) -> None:
         """Hand a stream on; in any thread."""
         self.brought = True
+        self._delay = AGAIN[0]
         session = self.session
         session.enter()
         on_close = session.leave if under.on_close is None else functools.partial(_close, under, session.leave)

@@ -39,7 +39,7 @@ logger = logging.getLogger("relay")
 HEAD_START = 1.0  # seconds that a session is being made before the prover begins to make its own beside it
 REACH = 75.0  # seconds for the destination to be found: its lease set spreads for some time
 ANSWER = 15.0  # seconds for a stream to bring the answer
-AGAIN = 5.0  # seconds until it is tried again when that says nothing about the session
+AGAIN = (5.0, 300.0)  # seconds until it is tried again when that says nothing about the session, and at most
 AFTER = (10.0, 30.0, 90.0)  # seconds after one proof to the next, at first: what is unsound may work for seconds
 PEERS = 8  # destinations of ours that are known again, for a stream may come late
 SELDOM = (600.0, 1800.0)  # from then on
@@ -96,6 +96,7 @@ class Prover:
         self._carrier: Carrier[Session] | None = None  # the one that streams are made from
         self._times = 0  # it was proved
         self._renewed = False  # whether the session that streams are made from was replaced for this proof
+        self._delay = AGAIN[0]
         self._since = 0.0  # when the proof began
         self._last = 0.0  # when the last one ended
         self._attempt: _Attempt | None = None
@@ -113,7 +114,9 @@ class Prover:
         """Streams can come to this session: prove that they do, now and again."""
         if session is not self._session:
             self.forget()
-        if self._possible:
+        if not self._possible:
+            logger.info("%s: its options hide it, so it is not checked whether it can be reached", self._name)
+        else:
             self._session = session
             self._times = 0
             self._renewed = False
@@ -184,7 +187,7 @@ class Prover:
             self._attempt = _Attempt(self._pump, carrier, session.destination, self._answer, self._know, self._over)
         except OSError as error:
             logger.warning("%s: cannot check for now whether it can be reached: %s", self._name, error)
-            self._later(AGAIN)
+            self._wait()
         else:
             self._attempt.begin()
 
@@ -211,12 +214,13 @@ class Prover:
             self._failed(problem, now)
         else:
             logger.debug("%s: self-check: %s", self._name, problem)
-            self._later(AGAIN)
+            self._wait()
 
     def _passed(self, now: float) -> None:
         assert self._session is not None
         self._last = now
         self._renewed = False
+        self._delay = AGAIN[0]
         if self._times == len(AFTER):
             self._session.judge(True)
         if self._times < len(AFTER):
@@ -231,7 +235,7 @@ class Prover:
         session = self._session
         assert session is not None
         if self._subject.was_held(self._since):
-            return self._later(AGAIN)
+            return self._later(AGAIN[0])
         if self._subject.was_alive(self._since):
             return self._passed(now)
         logger.info("%s: self-check: %s", self._name, problem)
@@ -243,6 +247,12 @@ class Prover:
             return self._try(now)
         session.judge(False)
         return session.lose(CarrierError(f"{self._name}: nobody can reach the session ({problem}); it is made again"))
+
+    def _wait(self) -> None:
+        """Try again with another session, rarely if that does not help."""
+        self._release()
+        self._later(self._delay)
+        self._delay = min(self._delay * 2, AGAIN[1])
 
     def _later(self, seconds: float) -> None:
         now = time.monotonic()
@@ -283,7 +293,7 @@ class _Attempt:
 
     def begin(self) -> None:
         """Begin, as soon as there is a session to make it from."""
-        undo = self._carrier.wait(functools.partial(self._told, self._up), None)
+        undo = self._carrier.wait(functools.partial(self._told, self._up), None, patient=False)
         if self._undo is _nothing:
             self._undo = undo
 

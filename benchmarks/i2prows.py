@@ -128,8 +128,8 @@ ROWS = {
     ),
     "i2p-two-up": _bulk("two routers, up", "two", "up", ALL, ours("i2pd", 1.0)),
     "i2p-two-down": _bulk("two routers, down", "two", "down", ALL, ours("i2pd", 1.0)),
-    "i2p-hop-up": _bulk("three routers, one hop, up", "hop", "up", ALL, ours("i2p-raw", 0.98)),
-    "i2p-hop-down": _bulk("three routers, one hop, down", "hop", "down", ALL, ours("i2p-raw", 0.98)),
+    "i2p-hop-up": _bulk("three routers, one hop, up", "hop", "up", (OURS, "i2p-raw"), ours("i2p-raw", 0.98)),
+    "i2p-hop-down": _bulk("three routers, one hop, down", "hop", "down", (OURS, "i2p-raw"), ours("i2p-raw", 0.98)),
     "i2p-server-back": Row(
         "the server's router restarts",
         "i2p",

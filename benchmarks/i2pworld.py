@@ -39,16 +39,20 @@ class World:
         directory.mkdir()
         i2pd = _rig()
         self._open = ExitStack()
+        self._log = self._open.enter_context((directory / "log").open("ab"))
         self._programs: list[subprocess.Popen[bytes]] = []
         self.recovered: dict[str, dict[str, float]] = {}  # what was measured of all peers at once, by peer
         try:
             self.network = i2pd.Network(directory, routers)
             self._open.callback(self.network.close)
             self.near, self.far = self.network.router(near), self.network.router(far)
-            keys = self.far.folder / "builtin.dat"
-            address = i2pd.make_keys(keys)
-            self.far.configure(i2pd.server_tunnel("builtin-server", keys, TARGET, hops=self.hops))
-            self.near.configure(i2pd.client_tunnel("builtin-client", ROUTER_PORT, address, hops=self.hops))
+            self._ports = [RELAY_PORT]
+            if not self.hops:  # three routers have enough to do with the tunnels of the others
+                keys = self.far.folder / "builtin.dat"
+                address = i2pd.make_keys(keys)
+                self.far.configure(i2pd.server_tunnel("builtin-server", keys, TARGET))
+                self.near.configure(i2pd.client_tunnel("builtin-client", ROUTER_PORT, address))
+                self._ports.append(ROUTER_PORT)
             self.network.start()
             self._start_all(directory)
         except i2pd.Unavailable as error:
@@ -71,7 +75,7 @@ class World:
         address = server.stdout.readline().decode().split()[0]
         client = self._run([relay_command(), "forward", str(RELAY_PORT), f"i2p://{address}?{near}&{depth}"])
         self.server, self.client = server, client
-        for port in RELAY_PORT, ROUTER_PORT:
+        for port in self._ports:
             self.load("until", str(port), str(PATIENCE), patience=PATIENCE + 30)
 
     def _run(self, argv: list[str]) -> subprocess.Popen[bytes]:
@@ -79,6 +83,7 @@ class World:
             argv,
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
+            stderr=self._log,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self._programs.append(program)

@@ -24,7 +24,8 @@ def make_prompt(monkeypatch: Any) -> None:
     monkeypatch.setattr("relay.sam.session._REST", 0.0)
     monkeypatch.setattr("relay.sam.accepting.AGAIN", (0.01, 0.05))
     monkeypatch.setattr("relay.sam.proving.HEAD_START", 0.01)
-    monkeypatch.setattr("relay.sam.proving.AGAIN", (0.02, 0.1))
+    monkeypatch.setattr("relay.sam.proving.AGAIN", 0.02)
+    monkeypatch.setattr("relay.sam.proving.RARELY", 0.1)
 
 
 class States:

@@ -350,6 +350,16 @@ def test_an_accept_that_is_ended_at_once_again_and_again_is_told(enter, scripted
         assert "ended the conversation" in str(entrance.trouble())
 
 
+def test_of_the_end_of_the_session_nothing_is_told_here(enter, scripted, opened):
+    scripted.answers.append(hand_over(scripted))
+    entrance = enter(Accepts).begin()
+    opened.far_control.close()
+    opened.lost.get(timeout=WAIT)
+    scripted.stream().close()
+    wait_until(lambda: entrance.asked() == 2)
+    assert entrance.armed.get(timeout=WAIT) is None, "and no error before it"
+
+
 def test_silence_is_not_waited_for_without_end(enter, scripted, monkeypatch):
     monkeypatch.setattr(accepting, "ANSWER", 0.1)
     scripted.answers.append("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from i2plib.sam import Destination
 import relay
 from relay.sam import keys
 from relay.sam.destinations import PrivateKey
-from relay.sam.keys import KeyFile, path_of_session, read, write
+from relay.sam.keys import KeyFile, UnkeptKey, path_of_session, read, write
 
 KEY = PrivateKey.generate()
 OTHER = PrivateKey.generate()
@@ -474,3 +476,50 @@ def test_no_name_and_no_directory_are_said(data_home):
     data_home.write_text("a file")
     with pytest.raises(relay.SAMError, match="name a file for the keys"):
         path_of_session("web")
+
+
+# When a session of a key has ended.
+
+
+def test_that_a_session_has_just_ended_is_told_to_whoever_takes_the_key_next(tmp_path):
+    path = tmp_path / "me.dat"
+    with KeyFile.open(path, lambda: KEY) as file:
+        assert file.rested == math.inf, "there was none"
+        written = path.stat().st_mtime_ns
+        file.rest()
+    with KeyFile.open(path, never) as file:
+        assert 0.0 <= file.rested < WAIT
+    assert path.stat().st_mtime_ns == written, "its content is what it was"
+    os.utime(path, (time.time() - 1000, time.time() - 2000))
+    with KeyFile.open(path, never) as file:
+        assert 990 < file.rested < 1010
+
+
+def test_a_key_that_was_only_written_has_had_none(tmp_path):
+    path = saved(tmp_path / "me.dat")
+    os.utime(path, (time.time() - 10, time.time()))
+    with KeyFile.open(path, never) as file:
+        assert file.rested == math.inf
+
+
+def test_a_clock_that_was_set_back_does_no_harm(tmp_path):
+    path = saved(tmp_path / "me.dat")
+    os.utime(path, (time.time() + 1000, time.time() - 1000))
+    with KeyFile.open(path, never) as file:
+        assert file.rested == 0.0
+
+
+def test_a_file_that_is_gone_can_be_told_nothing(tmp_path):
+    path = tmp_path / "me.dat"
+    with KeyFile.open(path, lambda: KEY) as file:
+        path.unlink()
+        file.rest()
+    assert not path.exists()
+
+
+def test_a_key_in_no_file():
+    key = UnkeptKey(KEY)
+    assert (key.key, key.path, key.rested) == (KEY, None, math.inf)
+    key.rest()
+    key.close()
+    assert KEY.base64[600:610] not in repr(key)

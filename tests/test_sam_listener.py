@@ -404,6 +404,28 @@ def test_what_has_failed_is_tried_again_after_a_while(listen, bridge, monkeypatc
     states.wait_for("published")
 
 
+def test_a_way_in_that_cannot_be_made_for_now_is_made_later(listen, bridge, monkeypatch, caplog, clients):
+    monkeypatch.setattr(listener, "AGAIN", 0.01)
+    states = States()
+    there = listen(states=states)
+    states.wait_for("published")
+    failures = [OSError(24, "Too many open files")] * 3
+    real = accepting.Port
+
+    def port(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(accepting, "Port", port)
+    bridge.cut()
+    states.wait_for("published")
+    assert not failures
+    assert "here: streams cannot come for now: [Errno 24] Too many open files" in caplog.text
+    with clients.connect(there):
+        accept(there)[0].close()
+
+
 def test_a_watcher_that_raises_hurts_nobody(listen, caplog):
     def broken(state, error):
         raise RuntimeError("a bug of the user's")
@@ -446,7 +468,7 @@ def test_close_takes_less_than_a_second_in_every_state(listen, bridge, state):
     there.close()
     there.join(WAIT)
     if wanted is not None:
-        with pytest.raises(relay.RelayError):
+        with pytest.raises(relay.CarrierError, match="was closed"):
             starting.result()
 
 

@@ -147,6 +147,24 @@ def test_while_others_come_nothing_more_is_proved(bridge, listen, clients, soon)
     assert proofs(bridge) - ours <= 3
 
 
+def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch):
+    """That word is for what was seen to work, there and back."""
+    monkeypatch.setattr(proving, "ANSWER", 0.05)
+    there = listen(start=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(Prover, "keeps", lambda self, stream, peer: peer in self._peers and (stream.close() or True))
+        there.start(WAIT)
+        near = clients.connect(there)
+        far, _ = accept(there)
+        with near, far:
+            begun = proofs(bridge)
+            while proofs(bridge) < begun + 4:
+                exchange(near.socket, far.socket)
+            assert there.state == "up"
+    assert there.wait_published(WAIT)
+    assert creations(bridge)[0] == 1
+
+
 def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients, soon):
     there = listen()
     assert there.wait_published(WAIT)
@@ -160,9 +178,16 @@ def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients
             assert proofs(bridge) - begun <= 3
 
 
-@pytest.mark.parametrize("option", ["i2cp.leaseSetType", "i2cp.dontPublishLeaseSet", "i2cp.enableAccessList"])
+@pytest.mark.parametrize("option", ["i2cp.leaseSetType=3", "i2cp.dontPublishLeaseSet=false"])
+def test_options_that_hide_nothing_are_no_reason_not_to(listen, option):
+    assert listen(options=(tuple(option.split("=")),)).wait_published(WAIT)
+
+
+@pytest.mark.parametrize(
+    "option", ["i2cp.leaseSetType=5", "i2cp.dontPublishLeaseSet=True", "i2cp.enableAccessList=true"]
+)
 def test_what_others_cannot_reach_under_its_own_name_is_not_judged(bridge, listen, option):
-    there = listen(options=((option, "5"),))
+    there = listen(options=(tuple(option.split("=")),))
     assert not there.wait_published(0.1)
     assert there.state == "up"
     assert proofs(bridge) == 0
@@ -186,7 +211,7 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
     monkeypatch.setattr(proving, "ANSWER", 0.2)
     monkeypatch.setattr(proving, "REACH", 0.3)
     monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.05, 4.0))
-    bridge.settings.remember = 0.5
+    bridge.settings.remember = 0.15
     bridge.settings.zombie_life = 0.05
     there = listen()
     assert there.wait_published(WAIT)
@@ -278,7 +303,7 @@ def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypa
     with clients.connect(there):
         wait_until(lambda: there._way.held)
         begun = proofs(bridge)
-        wait_until(lambda: proofs(bridge) > begun + 3)
+        wait_until(lambda: proofs(bridge) > begun + 2)
         assert creations(bridge)[0] == 1
 
 
@@ -334,7 +359,8 @@ def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, capl
 
 def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
     monkeypatch.setattr(proving, "HEAD_START", WAIT)
-    monkeypatch.setattr(proving, "AGAIN", (0.1, 100.0))
+    monkeypatch.setattr(proving, "AGAIN", 0.1)
+    monkeypatch.setattr(proving, "RARELY", 100.0)
     monkeypatch.setattr(proving, "make_carrier", make_none)
     there = listen()
     wait_until(lambda: there._prover._delay > 0.3)

@@ -20,6 +20,7 @@ from ..limits import check_time
 from ..loop import Loop, Timer
 from ..riding import as_oserror, wait_for
 from ..stream import Stream
+from ..waiter import without
 from .accepting import Accepts, Forward, Way, is_near
 from .accesslist import AccessList
 from .carriers import HeldKey, Reach, make_carrier
@@ -37,6 +38,7 @@ logger = logging.getLogger("relay")
 Watcher = Callable[[str, "Exception | None"], object]
 
 PUBLISHED = "published"
+AGAIN = 2.0  # seconds until a way in is tried again that could not be made, for want of descriptors for instance
 FINAL = 301.0  # seconds after which a failure is tried again that time alone does not mend; see the carrier
 BRIEF = 0.001  # seconds for a session without streams to be seen to have none
 
@@ -76,7 +78,8 @@ class I2PListener:
         self._held = 0.0  # when they were last kept waiting
         self._owners: Owners | None = None
         self._near = place.accept != "accept"  # whether the router may be able to connect to us
-        self._retry: Timer | None = None
+        self._retry: Timer  # of a session that has failed for good
+        self._again: Timer  # of a way in that could not be made
 
     def start(self, timeout: float | None = None) -> None:
         """Make the session, and wait until streams can come: one attempt.
@@ -93,6 +96,8 @@ class I2PListener:
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         carrier = self._carrier = self._holder.carrier()
+        self._retry = Timer(carrier.timers, self._try_again)
+        self._again = Timer(carrier.timers, self._enter_again)
         self._prover = Prover(self._name, self._place.router, self._reach, self)
         carrier.subscribe(self._on_state)
         carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may have been up before
@@ -280,8 +285,6 @@ class I2PListener:
     def _fail(self, error: OSError) -> None:
         self._reception.fail(error)
         now = time.monotonic()
-        assert self._carrier is not None
-        self._retry = self._retry or Timer(self._carrier.timers, self._try_again)
         self._retry.start(now + FINAL, now)
 
     def _try_again(self, now: float) -> None:
@@ -291,8 +294,7 @@ class I2PListener:
     def _end(self) -> None:
         """It is closed."""
         self._leave()
-        if self._retry is not None:
-            self._retry.stop()
+        self._retry.stop()
         if self._owners is not None:
             self._owners.close()
         if self._prover is not None:
@@ -306,12 +308,21 @@ class I2PListener:
         try:
             way = self._way = self._way_of(session)
         except OSError as error:
+            logger.warning("%s: streams cannot come for now: %s", self._name, without(self._name, error))
             self._set(State.CONNECTING.value, error)
-            return
-        way.begin()
+            now = time.monotonic()
+            self._again.start(now + AGAIN, now)
+        else:
+            way.begin()
+
+    def _enter_again(self, now: float) -> None:
+        session = self._carrier.link if self._carrier is not None else None
+        if session is not None and (self._way is None or self._way.over):
+            self._enter(session)
 
     def _leave(self) -> None:
         """Have no more come in from the session that there was."""
+        self._again.stop()
         way, self._way = self._way, None
         if way is not None:
             way.close()

@@ -7,6 +7,7 @@ thread, unless it says otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -39,15 +40,20 @@ logger = logging.getLogger("relay")
 HEAD_START = 1.0  # seconds that a session is being made before the prover begins to make its own beside it
 REACH = 75.0  # seconds for the destination to be found: its lease set spreads for some time
 ANSWER = 15.0  # seconds for a stream to bring the answer
-AGAIN = (5.0, 300.0)  # seconds until it is tried again when that says nothing about the session, and at most
+AGAIN = 5.0  # seconds until it is tried again when that says nothing about the session
+RARELY = 300.0  # and at most, while that goes on
 AFTER = (10.0, 30.0, 90.0)  # seconds after one proof to the next, at first: what is unsound may work for seconds
 PEERS = 8  # destinations of ours that are known again, for a stream may come late
 SELDOM = (600.0, 1800.0)  # from then on
 _TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
 
-# Options with which the destination cannot be reached by everybody under its own name.
-_HIDDEN = ("i2cp.leaseSetType", "i2cp.dontPublishLeaseSet", "i2cp.enableAccessList", "i2cp.enableBlackList")
-
+# Options, and their values, with which the destination cannot be reached by everybody under its own name.
+_HIDING = {
+    "i2cp.leaseSetType": ("5", "7"),
+    "i2cp.dontPublishLeaseSet": ("true",),
+    "i2cp.enableAccessList": ("true",),
+    "i2cp.enableBlackList": ("true",),
+}
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _LAST = struct.Struct("=52xI")  # struct tcp_info of linux/tcp.h: tcpi_last_data_recv, in milliseconds
@@ -85,18 +91,18 @@ class Prover:
     def __init__(self, name: str, router: I2PRouter, reach: Reach, subject: Subject) -> None:
         self._name = name
         options = {**dict(router.options), **_TUNNELS}
-        self._possible = not any(option in _HIDDEN for option in options)
-        kept = {option: value for option, value in options.items() if not option.startswith("i2cp.lease")}
-        own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(kept.items())))
+        self._possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
+        own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
         self._make = functools.partial(make_carrier, f"{name} (self-check)", own, reach, _no_keys, quiet=True)
         self._subject = subject
         self._answer = f"relay {secrets.token_hex(16)}\n".encode()
         self._peers: tuple[str, ...] = ()  # the destinations that streams of ours come from, the newest first
         self._session: Session | None = None  # that is to be proved
         self._carrier: Carrier[Session] | None = None  # the one that streams are made from
-        self._times = 0  # it was proved
+        self._proved = False  # whether it was proved by a stream of ours
+        self._times = 0  # it was proved, also by those of others
         self._renewed = False  # whether the session that streams are made from was replaced for this proof
-        self._delay = AGAIN[0]
+        self._delay = AGAIN
         self._since = 0.0  # when the proof began
         self._last = 0.0  # when the last one ended
         self._attempt: _Attempt | None = None
@@ -118,6 +124,7 @@ class Prover:
             logger.info("%s: its options hide it, so it is not checked whether it can be reached", self._name)
         else:
             self._session = session
+            self._proved = False
             self._times = 0
             self._renewed = False
             self._prove(time.monotonic())
@@ -157,7 +164,8 @@ class Prover:
     # -- the session from which streams are made ----------------------------------------------------------------------
 
     def _warm(self, now: float) -> None:
-        self._own()
+        with contextlib.suppress(OSError):  # it is told when it is needed
+            self._own()
 
     def _own(self) -> Carrier[Session]:
         if self._carrier is None:
@@ -172,7 +180,7 @@ class Prover:
     # -- one proof ----------------------------------------------------------------------------------------------------
 
     def _prove(self, now: float) -> None:
-        if self._times and self._subject.was_alive(self._last):
+        if self._proved and self._subject.was_alive(self._last):
             return self._passed(now)  # the streams of others are proof enough
         self._since = now
         return self._try(now)
@@ -208,6 +216,7 @@ class Prover:
         self._attempt = None
         now = time.monotonic()
         if problem is None:
+            self._proved = True
             self._passed(now)
             self._subject.proved()
         elif conclusive:
@@ -220,7 +229,7 @@ class Prover:
         assert self._session is not None
         self._last = now
         self._renewed = False
-        self._delay = AGAIN[0]
+        self._delay = AGAIN
         if self._times == len(AFTER):
             self._session.judge(True)
         if self._times < len(AFTER):
@@ -235,7 +244,7 @@ class Prover:
         session = self._session
         assert session is not None
         if self._subject.was_held(self._since):
-            return self._later(AGAIN[0])
+            return self._wait()
         if self._subject.was_alive(self._since):
             return self._passed(now)
         logger.info("%s: self-check: %s", self._name, problem)
@@ -252,7 +261,7 @@ class Prover:
         """Try again with another session, rarely if that does not help."""
         self._release()
         self._later(self._delay)
-        self._delay = min(self._delay * 2, AGAIN[1])
+        self._delay = min(self._delay * 2, RARELY)
 
     def _later(self, seconds: float) -> None:
         now = time.monotonic()

@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
-# Most tests wait for something most of the time. A file's tests stay together: they share what is slow to start.
-SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --quiet
+# Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
+SIDE_BY_SIDE := --numprocesses=3 --dist=loadgroup --quiet
 
 .PHONY: demo test install check bench
 

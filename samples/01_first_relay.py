@@ -11,6 +11,7 @@ with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPReq
     with relay.Tunnel(relay.listen(":0"), relay.tcp(*web.server_address)) as tunnel:
         client = http.client.HTTPConnection(*tunnel.address)
         client.request("GET", "/")
-        print(tunnel, client.getresponse().status)
+        answer = client.getresponse()
+        print(tunnel, answer.status, len(answer.read()), "bytes")
         client.close()
     web.shutdown()

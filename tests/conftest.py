@@ -266,16 +266,24 @@ def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any
         one.close()
 
 
-# I2P. Real routers start before the first test: what is slow with them happens while other tests run.
+# I2P. All real routers start with the first test that needs one: what is slow with them happens while others run.
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs beside the tests all the time is looked at in the end."""
+    """The tests of a file run in one process, those with real I2P routers in one, too.
+
+    What runs beside them all the time is looked at in the end.
+    """
+    import i2p_world
+
     items.sort(key=lambda item: "i2p_restarts" in item.fixturenames)  # type: ignore[attr-defined]
+    for item in items:
+        group = "i2pd" if i2p_world.wanted_by(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def i2p_networks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The networks of real routers that the collected tests want; see :class:`i2p_world.Networks`."""
     import i2p_world

@@ -1,4 +1,4 @@
-"""Real routers and programs end and come back. That takes a minute, so it runs as a program beside the other tests.
+"""Real routers and programs end and come back. That takes minutes, so it runs as a program beside the other tests.
 
 ``python i2p_restarts.py FOLDER`` prints one line of JSON: a scenario → the seconds that it took until all was well
 again, or what went wrong.
@@ -42,7 +42,8 @@ def place(router: i2pd.Router) -> str:
 def serve(router: i2pd.Router | str, service: str, **options: Any) -> relay.TunnelServer:
     """Publish a service; the session is made in 20 seconds, as everybody's."""
     sam = router if isinstance(router, str) else place(router)
-    return relay.TunnelServer("", int(service.rpartition(":")[2]), sam, accept="accept", **SHORT, **options)
+    given = {"accept": "accept", **SHORT, **options}  # a router in another network cannot connect to us
+    return relay.TunnelServer("", int(service.rpartition(":")[2]), sam, **given)
 
 
 def reach(router: i2pd.Router, dest: str) -> relay.TunnelClient:
@@ -124,6 +125,15 @@ def the_control_socket_is_cut(network: i2pd.Network, service: str) -> float:
         return seconds
 
 
+def the_router_cannot_connect_to_the_program(network: i2pd.Network, service: str) -> float:
+    """It promises to do so, and nobody comes: streams are accepted one by one then."""
+    with (
+        serve(network.router(4), service, accept=None) as server,
+        reach(network.router(2), server.dest) as client,
+    ):
+        return until_served(client)
+
+
 def the_program_is_killed_and_started_again(network: i2pd.Network, service: str) -> float:
     """Trap 1 in another program, which knows nothing of the end of the one before."""
     return _started_again(network, service, signal.SIGKILL)
@@ -184,6 +194,7 @@ SCENARIOS: dict[str, Scenario] = {
         the_servers_router_restarts,
         the_clients_router_restarts,
         the_control_socket_is_cut,
+        the_router_cannot_connect_to_the_program,
         the_program_is_killed_and_started_again,
         the_program_ends_and_is_started_again,
     )

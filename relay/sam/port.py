@@ -67,6 +67,7 @@ class Port:
         self._silent: set[_Arrival] = set()
         self._retry: Timer | None = None
         control = session.control_socket
+        self._family = control.family
         # Where a router connects to is the address that the conversation comes from.
         self._socket = socket.create_server((control.getsockname()[0], 0), family=control.family, backlog=BACKLOG)
         self._socket.setblocking(False)
@@ -173,7 +174,7 @@ class Port:
         self._update_there()
 
     def _is_foreign(self, place: tuple[str, int], owners: Owners) -> bool:
-        user = owners.between(self._socket.family, place, self._place)
+        user = owners.between(self._family, place, self._place)
         if user == self._user or (user is None and not self._strict):
             return False
         whose = "a program that has closed it already" if user is None else f"user {user}"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import exchange
 
 COUNT = 40  # destinations that the tests in there need
 FILES = sorted(map(str, Path(__file__).parent.glob("test_i2p_*.py")))
@@ -21,3 +22,9 @@ def test_inside(i2p_routers, i2p_networks):
     said = process.communicate(timeout=140)[0].decode()
     assert process.returncode == 0, said
     assert " passed" in said and "skipped" not in said, said
+
+
+def test_embedded_bridges_are_met_in_the_same_way(i2p_double, over_i2p):
+    exchange(*over_i2p(i2p_double).connect())
+    assert ("STREAM", "FORWARD") in {command.words for command in i2p_double.servers.commands}
+    assert ("STREAM", "ACCEPT") not in {command.words for command in i2p_double.servers.commands}

@@ -102,13 +102,22 @@ def test_not_in_an_error(i2p_double, everything, tmp_path, result, monkeypatch):
 
 
 class Parrot(ScriptedBridge):
-    """A bridge that repeats what it is told, as errors of parsers do."""
+    """A bridge that repeats what it is told, as errors of parsers do: first when it refuses, then after all is well."""
 
     def _answer(self, line):
-        if not line.startswith("SESSION CREATE"):
-            return super()._answer(line)
-        private = line.partition("DESTINATION=")[2].split()[0]
-        return f"SESSION STATUS RESULT=INVALID_KEY DESTINATION={private}"
+        if line.startswith("SESSION CREATE"):
+            private = line.partition("DESTINATION=")[2].split()[0]
+            if len(self.asked) == 1:
+                return f"SESSION STATUS RESULT=INVALID_KEY DESTINATION={private}"
+            self.made = f"SESSION STATUS RESULT=OK DESTINATION={private}"
+            return self._session
+        self.controls[0].say(self.made)
+        return super()._answer(line)
+
+    def _session(self, end):
+        self.controls.append(end)
+        end.say(self.made)
+        end.over.wait()
 
 
 def test_not_where_the_bridge_repeats_it(everything, tmp_path):
@@ -118,7 +127,10 @@ def test_not_where_the_bridge_repeats_it(everything, tmp_path):
     with contextlib.closing(Parrot()) as bridge:
         with pytest.raises(relay.SAMError) as failed:
             relay.TunnelServer("", 9, bridge.name, keys=path, **SHORT)
-    assert not secret.is_in(told(failed.value))
+        assert not secret.is_in(told(failed.value))
+        with relay.TunnelServer("", 9, bridge.name, keys=path, accept="accept", **SHORT) as server:
+            wait_until(lambda: "SESSION STATUS" in everything.text)
+            assert server.b32 == keyfiles.read(path).b32
     assert not secret.is_in(everything.text)
 
 

@@ -24,6 +24,7 @@ with (
         client = http.client.HTTPConnection("website.i2p")
         client.sock = relay.connect(f"i2p://{site.b32}?sam={router.sam}", timeout=90)
         client.request("GET", "/")
-        print(client.getresponse().status)
+        answer = client.getresponse()
+        print(answer.status, len(answer.read()), "bytes")
         client.close()
     web.shutdown()

@@ -25,8 +25,12 @@ CI = os.environ.get("CI") == "true"
 
 
 @pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test leaves a descriptor (a socket, a pipe), a thread or a child process."""
+    import i2p_world
+
+    if i2p_world.wanted_by(request.node):
+        request.getfixturevalue("i2p_networks")  # which outlive the test: they are there before it
     leaks = Leaks()
     yield
     left = leaks.left(timeout=5.0)
@@ -279,8 +283,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=lambda item: "i2p_restarts" in item.fixturenames)  # type: ignore[attr-defined]
     for item in items:
-        group = "i2pd" if i2p_world.wanted_by(item) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        real = bool(i2p_world.wanted_by(item))
+        item.add_marker(pytest.mark.xdist_group("i2pd" if real else item.nodeid.partition("::")[0]))
+        if real:  # before the test's own fixtures look what is there
+            item.fixturenames.insert(0, "i2p_networks")  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

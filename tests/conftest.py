@@ -62,12 +62,16 @@ def _reason(report: Any) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say aloud what was not tested."""
+    """Say aloud what was not tested, and what was measured."""
     skipped = terminalreporter.getreports("skipped")
     if skipped:
         terminalreporter.section(f"{len(skipped)} NOT TESTED", yellow=True)
         for report in skipped:
             terminalreporter.write_line(f"{report.nodeid}: {_reason(report)}")
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(value)
 
 
 ENGINES: dict[str, list[tuple[Any, str]]] = {
@@ -273,20 +277,40 @@ def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any
 # I2P. All real routers start with the first test that needs one: what is slow with them happens while others run.
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file run in one process, those with real I2P routers in one, too.
+    """Where tests run side by side, those with real I2P routers come first, for they take the longest.
 
     What runs beside them all the time is looked at in the end.
     """
     import i2p_world
 
+    real = [item for item in items if i2p_world.wanted_by(item)]
+    for item in real:
+        assert i2p_world.is_real(item.nodeid), f"{item.nodeid}: its name must tell of real_router(s) or of i2pd"
+        # before the test's own fixtures look what is there
+        item.fixturenames.insert(0, "i2p_networks")  # type: ignore[attr-defined]
     items.sort(key=lambda item: "i2p_restarts" in item.fixturenames)  # type: ignore[attr-defined]
-    for item in items:
-        real = bool(i2p_world.wanted_by(item))
-        item.add_marker(pytest.mark.xdist_group("i2pd" if real else item.nodeid.partition("::")[0]))
-        if real:  # before the test's own fixtures look what is there
-            item.fixturenames.insert(0, "i2p_networks")  # type: ignore[attr-defined]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item not in real)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one process, those with real I2P routers in one, too.
+
+    Marks for ``--dist=loadgroup`` have no effect with pytest 9.2 and pytest-xdist 3.8.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    import i2p_world
+    from xdist.scheduler import LoadScopeScheduling
+
+    class InGroups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "i2pd" if i2p_world.is_real(nodeid) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return InGroups(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -341,6 +341,11 @@ def wanted_by(item: Any) -> set[str]:
     return set() if INSIDE in os.environ else names
 
 
+def is_real(nodeid: str) -> bool:
+    """Whether a test's id tells that it is about real routers; some that are about their doubles tell so, too."""
+    return "i2pd" in nodeid or "real_router" in nodeid
+
+
 def _two_routers(network: i2pd.Network, count: int) -> Routers:
     """The world of programs outside a network: they use ACCEPT, for a router in there cannot connect to them."""
     servers, clients = (network.router(number) for number in (1, 2))

@@ -50,7 +50,7 @@ def test_a_page_and_a_file(i2p_world, web_server):
     fetch_both(i2p_world, web_server)
 
 
-def test_over_a_hop(i2p_hops, web_server):
+def test_over_a_hop_of_real_routers(i2p_hops, web_server):
     fetch_both(i2p_hops, web_server)
 
 

@@ -119,8 +119,8 @@ def test_who_connects_is_in_the_record_and_in_the_log(i2p_world, over_i2p, caplo
         client.close()
         receive_all(far)
         ended(rig.server)
+        wait_until(lambda: rig.tunnel.b32 in caplog.text)
     assert rig.server.recent()[0].peer == rig.tunnel.dest
-    assert rig.tunnel.b32 in caplog.text
     assert rig.tunnel.dest not in caplog.text, "five hundred characters tell nobody anything"
 
 

@@ -237,8 +237,7 @@ def test_accepts_that_fail_after_all(world, over_i2p):
 
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_over_real_routers(i2p_restarts, scenario, capsys):
+def test_over_real_routers(i2p_restarts, scenario, record_property):
     seconds, problem = i2p_restarts[scenario]
     assert not problem, problem
-    with capsys.disabled():
-        print(f"\n{scenario.replace('_', ' ')}: served again after {seconds:.1f} s", end=" ")
+    record_property("measured", f"I2P, {scenario.replace('_', ' ')}: served again after {seconds:.1f} s")

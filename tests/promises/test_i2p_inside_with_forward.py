@@ -16,8 +16,9 @@ WANTED = "i2pd and (whole or fifty or stays or down or conformance or half_close
 
 
 @pytest.mark.timeout(150)
-def test_inside(i2p_routers, i2p_networks):
-    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES, "-k", WANTED]
+def test_inside_with_real_routers(i2p_routers, i2p_networks, tmp_path):
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'inside'}", "-k", WANTED]
+    argv = [sys.executable, "-m", "pytest", *options, *FILES]
     process = i2p_networks.run(argv, env=i2p_routers.lend(COUNT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said = process.communicate(timeout=140)[0].decode()
     assert process.returncode == 0, said

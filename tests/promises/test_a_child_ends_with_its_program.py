@@ -61,7 +61,11 @@ class Program:
 @contextlib.contextmanager
 def watched(pid):
     """Gives a function that waits for the end of a process which is not our child, and says whether it came."""
-    descriptor = os.pidfd_open(int(pid))
+    try:
+        descriptor = os.pidfd_open(int(pid))
+    except ProcessLookupError:  # it came already
+        yield lambda seconds=WAIT: True
+        return
     try:
         yield lambda seconds=WAIT: bool(select.select([descriptor], [], [], seconds)[0])
     finally:

@@ -1,0 +1,192 @@
+"""Hops as values: what other streams lead through; :mod:`relay.parsing` reads them.
+
+Pure: nothing here does I/O. Every value is frozen and checked when it is made, equal values lead the same way, and
+``str`` of one is its name, without secrets, for errors and the log.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote
+
+from .address import (
+    CONTROL,
+    Secret,
+    SSHServer,
+    TCPAddress,
+    UnixAddress,
+    check_file,
+    check_place,
+    check_secret,
+    check_variable,
+    is_i2p,
+)
+from .errors import ConnectError
+from .i2paddress import I2PRouter
+
+__all__ = ["Command", "Hop", "Place", "Proxy", "Route", "hop_of", "inline_secrets", "on_the_way"]
+
+_LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
+_LONGEST_COMMAND = 4096  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """``socks5://[user@]host:port`` (RFC 1928) or ``http://[user@]host:port`` (CONNECT; RFC 9110, section 9.3.6).
+
+    :param protocol: ``socks5`` or ``http``.
+    :param host: a name, or an IPv4 or IPv6 address (no brackets); one in ``.i2p`` is reached over I2P.
+    :param port: from 1 to 65535.
+    :param user: who logs in; ``None`` for nobody.
+    :param password: text or a callable.
+    :param password_file: a file that holds it.
+    :param password_env: an environment variable that holds it.
+    :raises TypeError: if one has the wrong type; it names the argument, and shows no secret.
+    :raises ValueError: if one has a value that cannot be right; likewise.
+    """
+
+    protocol: Literal["socks5", "http"]
+    host: str
+    port: int
+    user: str | None = None
+    password: Secret | None = field(default=None, repr=False)
+    password_file: str | None = None
+    password_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("socks5", "http"):
+            raise ValueError(f"protocol: {self.protocol!r} is not allowed; socks5 and http are")
+        check_place("proxy" if is_i2p(self.host) else self.host, self.port)
+        check_file("password_file", self.password_file)
+        check_variable("password_env", self.password_env)
+        check_secret("password", self.password, self.password_file, self.password_env)
+        secret = any((self.password, self.password_file, self.password_env))
+        if self.user is None:
+            if secret:
+                raise ValueError("password: there is no user; a proxy wants both, user@ and a password")
+            return
+        _check_user(self.user, self.protocol)
+        if not secret:
+            raise ValueError("user: there is no password; password_file= or password_env= tells it")
+
+    @property
+    def place(self) -> TCPAddress:
+        """Where it is."""
+        return TCPAddress(self.host, self.port)
+
+    def __str__(self) -> str:
+        user = f"{quote(self.user)}@" if self.user else ""
+        return f"{self.protocol}://{user}{self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``exec:command %h %p``: a program whose standard input and output is the stream; no shell ever sees it.
+
+    As a hop, ``%h`` and ``%p`` are the host and the port that it is to lead to, as in the ``ProxyCommand`` of
+    ssh_config(5); ``%%`` is a percent sign. Behind an SSH server it runs there.
+
+    :param text: the words, quoted as in a POSIX shell, but nothing else of a shell: no variables, pipes or globs.
+    :raises TypeError: if it is no text.
+    :raises ValueError: if it is empty, too long, or not quoted right, or has a percent sign with anything else.
+    """
+
+    text: str
+    argv: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"exec: a str is wanted, not {type(self.text).__name__}")
+        if CONTROL.search(self.text) or len(self.text) > _LONGEST_COMMAND:
+            raise ValueError(f"exec: a control character, or too long; {_LONGEST_COMMAND} characters are allowed")
+        try:
+            argv = tuple(shlex.split(self.text))
+        except ValueError as error:
+            raise ValueError(f"exec: {str(error).lower()}; words are quoted as in a shell") from None
+        if not argv or not argv[0]:
+            raise ValueError("exec: there is no command; exec:nc %h %p is one")
+        for word in argv:
+            _fill(word, "", "")
+        object.__setattr__(self, "argv", argv)
+
+    @property
+    def is_hop(self) -> bool:
+        """Whether it is told where to lead."""
+        return any(_fill(word, "x", "x") != _fill(word, "", "") for word in self.argv)
+
+    def to(self, place: TCPAddress) -> Command:
+        """The command that leads to a place: with its host and port filled in.
+
+        :raises ValueError: if the place could be taken for an option.
+        """
+        check_place("host" if is_i2p(place.host) else place.host, place.port)
+        argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
+        return Command(shlex.join(argv))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is run: the argument list, percent signs as they are meant. Of a hop, of what :meth:`to` returns."""
+        return tuple(_fill(word, "", "") for word in self.argv)
+
+    def __str__(self) -> str:
+        # Only the program: what follows may hold a secret.
+        return f"exec:{os.path.basename(self.argv[0])}{' …' if len(self.argv) > 1 else ''}"
+
+
+Hop = SSHServer | I2PRouter | Proxy | Command
+Route = tuple[Hop, ...]
+Place = TCPAddress | UnixAddress | Command
+
+
+def hop_of(error: object, route: Route) -> int | None:
+    """Which hop an error, or its text, belongs to, from 1: it begins with the hop's name and a colon."""
+    text = str(error)
+    for number, hop in enumerate(route, 1):
+        if text.startswith(f"{hop}: "):
+            return number
+    return None
+
+
+def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
+    """An error on the way to a hop: it is that hop's, unless it belongs to one before it."""
+    if not isinstance(error, ConnectError) or hop_of(error, (*before, hop)) is not None:
+        return error
+    return ConnectError(f"{hop}: {error}", reason=error.reason)
+
+
+def inline_secrets(hop: object) -> Sequence[str]:
+    """The names of those parameters of a hop or target that hold a secret as text."""
+    if isinstance(hop, Proxy):
+        return ("password",) if isinstance(hop.password, str) else ()
+    names: Sequence[str] = getattr(hop, "inline_secrets", ())
+    return names
+
+
+def _check_user(user: str, protocol: str) -> None:
+    if not isinstance(user, str):
+        raise TypeError(f"user: a str is wanted, not {type(user).__name__}")
+    if not user or not user.isprintable() or len(user.encode()) > _LONGEST_LOGIN:
+        raise ValueError(f"user: it is empty, not printable or too long; {_LONGEST_LOGIN} bytes are allowed")
+    if protocol == "http" and ":" in user:
+        raise ValueError("user: a colon is not allowed in it (RFC 7617, section 2)")
+
+
+def _fill(word: str, host: str, port: str) -> str:
+    """A word of a command with its percent signs replaced."""
+    parts = word.split("%")
+    found = [parts[0]]
+    pending = iter(parts[1:])
+    for part in pending:
+        if part.startswith("h"):
+            found.append(host + part[1:])
+        elif part.startswith("p"):
+            found.append(port + part[1:])
+        elif not part and (rest := next(pending, None)) is not None:
+            found.append(f"%{rest}")
+        else:
+            raise ValueError(f"exec: %{part[:1]} is not known; %h is the host, %p the port, %% a percent sign")
+    return "".join(found)

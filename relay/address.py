@@ -22,6 +22,7 @@ __all__ = [
     "LISTEN_PARAMETERS",
     "LONGEST_UNIX_PATH",
     "Listen",
+    "PROXY_PARAMETERS",
     "SSHListen",
     "SSHServer",
     "SSH_PARAMETERS",
@@ -57,6 +58,7 @@ SSH_VARIABLES = ("passphrase_env", "password_env")
 SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", "accept_new", "keepalive", "compress")
 I2P_PASSWORD = ("user", "password", "password_file", "password_env")
 I2P_PARAMETERS = ("sam", "session", "keys", "in_depth", "out_depth", *I2P_PASSWORD)
+PROXY_PARAMETERS = ("password", "password_file", "password_env")
 I2P_LISTEN_PARAMETERS = (*I2P_PARAMETERS, "accept", "allow", "deny")
 ALL_PARAMETERS = (*TARGET_PARAMETERS, *LISTEN_PARAMETERS, *SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS, "listen")
 SHOWN_PARAMETERS = {*ALL_PARAMETERS}.difference(SECRETS)
@@ -262,6 +264,9 @@ def unix_path(path: str | os.PathLike[str]) -> str:
 
 def masked(text: str) -> str:
     """An address fit to be printed: on one line, short, passwords and the values of unknown parameters replaced."""
+    if text[:5].lower() == "exec:":
+        program, space, _ = text.strip().partition(" ")
+        return shown(f"{program}{space and ' …'}")  # what follows may hold a secret
     scheme, rest = _scheme_and_rest(text)
     head, mark, query = rest.partition("?")
     if unclear(text):

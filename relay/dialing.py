@@ -9,14 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from .cancellation import Cancellation
 from .errors import ConnectError
 from .race import Cancel
 from .stream import Stream
 
-__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded", "copied"]
+__all__ = ["LATE", "Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded", "copied"]
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=Exception)
@@ -24,7 +24,7 @@ Done = Callable[[Stream | OSError], object]
 GiveUp = Callable[[], object]
 Upgrade = Callable[[Stream, float | None, Done], GiveUp]
 
-_LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
+LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
 
 
 class Dialed:
@@ -32,6 +32,9 @@ class Dialed:
 
     :param target: the name of the target in records, such as ``db.internal:5432``.
     """
+
+    route: tuple[Any, ...] = ()
+    """The hops on the way, the nearest first."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -75,12 +78,42 @@ class Dialed:
             self.release()
 
     @property
+    def state(self) -> str:
+        """What the connection under the streams does: ``connecting``, ``up``, ``backing off``, ``failed``, ``closed``.
+
+        Where each stream has its own, this is ``up``.
+        """
+        return "up"
+
+    @property
     def problem(self) -> str | None:
         """Why streams cannot be made for now, as far as that is known."""
         return None
 
+    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change of the connection under the streams; it must not block.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Open what the streams ride on, if that is not done yet, and wait for it: one attempt.
+
+        :param timeout: seconds; ``None`` for as long as it takes.
+        :raises OSError: why it cannot be had.
+        """
+
     def release(self) -> None:
         """Hold nothing any longer than a stream needs it. Does not wait."""
+
+    def close(self) -> None:
+        """Let go of what the streams ride on. Idempotent; the next call takes it up anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _wait(self, deadline: float | None, cancel: Cancel | None, *, patient: bool) -> Stream:
         answer: Answer[Stream] = Answer()
@@ -132,12 +165,33 @@ class Answer(Generic[Value]):
         """
         try:
             self._wait(deadline, cancel)
-        finally:
-            with self._lock:
-                outcome, self._unwanted = self._outcome, True
-                self._there.close()
+        except BaseException:
+            self.refuse()
+            raise
+        return self.take()
+
+    def take(self) -> Value | None:
+        """The outcome as it is now; it is waited for no longer.
+
+        :returns: the value; ``None`` if there is none.
+        :raises Exception: if that is the outcome.
+        """
+        outcome = self._end()
         if isinstance(outcome, Exception):
             raise copied(outcome)
+        return outcome
+
+    def refuse(self) -> None:
+        """Wait for it no longer, and close it if it is a stream."""
+        outcome = self._end()
+        if isinstance(outcome, Stream):
+            outcome.close()
+
+    def _end(self) -> Value | Exception | None:
+        with self._lock:
+            outcome, self._outcome = self._outcome, None
+            self._unwanted = True
+            self._there.close()
         return outcome
 
     def _wait(self, deadline: float | None, cancel: Cancel | None) -> None:
@@ -145,7 +199,7 @@ class Answer(Generic[Value]):
         poller.register(self._there.fileno(), select.POLLIN)
         if cancel is not None:
             poller.register(cancel.fileno(), select.POLLIN)
-        poller.poll(None if deadline is None else max(0.0, deadline + _LATE - time.monotonic()) * 1000)
+        poller.poll(None if deadline is None else max(0.0, deadline + LATE - time.monotonic()) * 1000)
 
 
 def copied(error: Error) -> Error:
@@ -186,14 +240,21 @@ class Upgraded(Dialed):
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Wait until the way to the target is there; see the inner factory."""
-        ready = getattr(self._inner, "ready", None)
-        if ready is not None:
-            ready(timeout)
+        self._inner.ready(timeout)
+
+    @property
+    def state(self) -> str:
+        """What the connection under the streams does; see the inner factory."""
+        return self._inner.state
 
     @property
     def problem(self) -> str | None:
         """Why streams cannot be made for now; see the inner factory."""
         return self._inner.problem
+
+    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change; see the inner factory."""
+        self._inner.subscribe(watcher)
 
     def release(self) -> None:
         """Have the inner factory hold nothing any longer than a stream needs it."""
@@ -201,9 +262,7 @@ class Upgraded(Dialed):
 
     def close(self) -> None:
         """Let the inner factory go."""
-        close = getattr(self._inner, "close", None)
-        if close is not None:
-            close()
+        self._inner.close()
 
 
 class Steps:

@@ -25,10 +25,21 @@ from .address import (
     check_variable,
     is_i2p,
 )
-from .errors import ConnectError
-from .i2paddress import I2PRouter
+from .errors import AddressError, ConnectError
+from .i2paddress import I2PRouter, I2PTarget, parse_sam
 
-__all__ = ["Command", "Hop", "Place", "Proxy", "Route", "hop_of", "inline_secrets", "on_the_way"]
+__all__ = [
+    "Command",
+    "Hop",
+    "Place",
+    "Proxy",
+    "Route",
+    "check_way",
+    "hop_of",
+    "inline_secrets",
+    "on_the_way",
+    "over_i2p",
+]
 
 _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
 _LONGEST_COMMAND = 4096  # characters
@@ -142,13 +153,60 @@ Route = tuple[Hop, ...]
 Place = TCPAddress | UnixAddress | Command
 
 
-def hop_of(error: object, route: Route) -> int | None:
+def over_i2p(route: Sequence[Hop], *places: object) -> bool:
+    """Whether a way leads over I2P, where everything takes longer.
+
+    :param route: the hops.
+    :param places: what else is on it.
+    """
+    return any(isinstance(one, I2PRouter) or is_i2p(getattr(one, "host", "")) for one in (*route, *places))
+
+
+def hop_of(error: object, route: Sequence[object]) -> int | None:
     """Which hop an error, or its text, belongs to, from 1: it begins with the hop's name and a colon."""
     text = str(error)
     for number, hop in enumerate(route, 1):
         if text.startswith(f"{hop}: "):
             return number
     return None
+
+
+def check_way(route: Route, place: object) -> None:
+    """Refuse a chain in which a hop cannot lead to what comes after it, before anything is opened.
+
+    An alias of an SSH configuration behind ``i2p:`` is not known before it is looked up.
+
+    :param route: the hops, the nearest first.
+    :param place: what comes after the last one.
+    :raises AddressError: if it makes no sense; it names the two places.
+    """
+    if not route:
+        return
+    count = len(route)
+    for number, (hop, after) in enumerate(zip(route, (*route[1:], place), strict=True), 1):
+        if problem := _misfit(hop, after):
+            what = f"hop {number + 1} of {count} ({after})" if number < count else f"{after}"
+            before = f"hop {number} of {count} ({hop})" if count > 1 else f"the hop {hop}"
+            raise AddressError(f"{what}: {problem.format(before)}")
+
+
+def _misfit(hop: Hop, place: object) -> str:
+    """Why a hop cannot lead to what comes after it, with ``{}`` for the hop; empty if it can."""
+    here = "is on this machine, or on a server directly behind an ssh:// hop;"
+    if isinstance(place, (Command, UnixAddress)) and not isinstance(hop, SSHServer):
+        what = "a command" if isinstance(place, Command) else "a Unix socket"
+        return f"{what} {here} {{}} leads to hosts and ports only"
+    if isinstance(hop, I2PRouter) and not _may_be_i2p(place):
+        return "what follows i2p: has a name in .i2p; {} leads nowhere else"
+    return ""
+
+
+def _may_be_i2p(place: object) -> bool:
+    if isinstance(place, I2PTarget):
+        return place.router == I2PRouter() or _may_be_i2p(place.router)
+    host = parse_sam(place.sam).host if isinstance(place, I2PRouter) else getattr(place, "host", "")
+    is_alias = isinstance(place, SSHServer) and "." not in host and ":" not in host
+    return is_alias or is_i2p(host)
 
 
 def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:

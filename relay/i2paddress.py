@@ -172,6 +172,7 @@ class _Sam(AddressReader):
     example = SAM
     schemes = ("tcp", "tls")
     forms = f"allowed are host:port, as in {SAM}, and tls://host:port?ca=FILE"
+    takes_i2p = True
 
     def read(self) -> TCPAddress | TLSTarget:
         scheme, rest = self.split()

@@ -8,7 +8,7 @@ from .address import I2P_LISTEN_PARAMETERS, I2P_PARAMETERS
 from .i2paddress import I2PListen, I2PRouter, I2PTarget, is_option
 from .reading import AddressReader
 
-__all__ = ["read_i2p_listen", "read_i2p_target"]
+__all__ = ["read_i2p_hop", "read_i2p_listen", "read_i2p_target"]
 
 _DEPTHS = ("in_depth", "out_depth")
 _LISTS = ("allow", "deny")
@@ -55,6 +55,17 @@ def read_i2p_listen(reader: AddressReader, rest: str) -> I2PListen:
         return I2PListen(router, accept, lists.get("allow"), lists.get("deny", ()))
     except ValueError as error:
         _refuse(reader, error)
+
+
+def read_i2p_hop(reader: AddressReader, rest: str) -> I2PRouter:
+    """Read what follows ``i2p:`` in a hop.
+
+    :param reader: of the whole address.
+    :param rest: nothing, or parameters after a question mark.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    query = rest.removeprefix("?")
+    return _router(reader, reader.repeated_parameters("i2p:", query, I2P_PARAMETERS, is_further=is_option))
 
 
 def _router(reader: AddressReader, given: dict[str, list[str]]) -> I2PRouter:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .address import (
     LISTEN_PARAMETERS,
-    SSH_PARAMETERS,
     TARGET_PARAMETERS,
     Listen,
     SSHListen,
@@ -20,30 +19,32 @@ from .address import (
     UnixAddress,
     is_i2p,
 )
+from .hopreading import HopReader, ServerReader, SSHReader, read_command, read_hops
+from .hops import Command, Hop, Proxy, Route
 from .i2paddress import I2PListen, I2PTarget
 from .i2preading import read_i2p_listen, read_i2p_target
 from .reading import KNOWN, AddressReader
 
 __all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
 
-_CHOICES = {"accept_new": ("yes", "no"), "compress": ("yes", "no"), "backend": ("paramiko", "openssh")}
 _I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-def parse_target(text: str) -> Target | I2PTarget:
+def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | Command:
     """Read the address of something to connect to.
 
     :param text: ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…`` or ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` or
+        ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
         ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
         ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
         destination in base64. ``sam`` is ``host:port`` or ``tls://host:port?ca=…``, an ``&`` in it written ``%26``.
+    :param before: the hop that leads to it; a name in ``.i2p`` behind a proxy or a command is that one's business.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return _Target(text, "target").read()
+    return _Target(text, "target", before).read()
 
 
 def parse_listen(text: str) -> Listen | I2PListen:
@@ -74,129 +75,72 @@ def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
     return _Elsewhere(text, what).read()
 
 
-def parse_hop(text: str) -> SSHServer:
+def parse_hop(text: str) -> Hop:
     """Read the address of a hop, something that other streams lead through.
 
-    :param text: ``ssh://[user@]host[:port]?backend=…&keyfile=…&passphrase_file=…&passphrase_env=…&password_file=…&``
-        ``password_env=…&known_hosts=…&config=…&hostkey=SHA256:…&accept_new=yes&keepalive=15&compress=yes``; IPv6 in
-        brackets. ``keepalive`` may be ``none``. ``ssh://user:password@host``, ``password=`` and ``passphrase=`` hold a
-        secret as text, percent-encoded. A ``+`` is a plus sign.
+    :param text: one of
+
+        - ``ssh://[user@]host[:port]?backend=…&keyfile=…&passphrase_file=…&passphrase_env=…&password_file=…&``
+          ``password_env=…&known_hosts=…&config=…&hostkey=SHA256:…&accept_new=yes&keepalive=15&compress=yes``;
+          ``keepalive`` may be ``none``. ``ssh://user:password@host``, ``password=`` and ``passphrase=`` hold a secret
+          as text, percent-encoded;
+        - ``i2p:``, or ``i2p:?sam=…`` with the parameters of an ``i2p://`` target;
+        - ``socks5://[user@]host:port?password_file=…&password_env=…`` and ``http://[user@]host:port?…``;
+        - ``exec:command %h %p``, words quoted as in a shell.
+
+        IPv6 in brackets. A ``+`` is a plus sign.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return _Hop(text, "hop").read()
+    return HopReader(text, "hop").read()
 
 
-def parse_hops(via: Sequence[str]) -> tuple[SSHServer, ...]:
+def parse_hops(via: Sequence[str], target: str | None = None) -> Route:
     """Read a chain of hops, the nearest first; an error tells which one it is about.
 
-    :raises AddressError: if one cannot be understood.
+    :param target: what comes after them, for errors.
+    :raises AddressError: if one cannot be understood, or cannot be where it is.
     :raises TypeError: if ``via`` is not a list of ``str``.
     """
-    if isinstance(via, str) or not isinstance(via, Sequence):
-        raise TypeError(f"via: a list of addresses is wanted, not {type(via).__name__}")
-    count = len(via)
-    whats = [f"hop {number} of {count}" if count > 1 else "hop" for number in range(1, count + 1)]
-    return tuple(_Hop(text, what).read() for text, what in zip(via, whats, strict=True))
+    return read_hops(via, target)
 
 
 def parse_ssh_server(text: str) -> SSHServer:
     """Read an SSH server as people name it.
 
-    :param text: ``[user@]host[:port]``, an alias of the user's SSH configuration, or what :func:`parse_hop` takes.
+    :param text: ``[user@]host[:port]``, an alias of the user's SSH configuration, or an ``ssh://`` URL, as in
+        :func:`parse_hop`.
     :returns: the server as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return _Server(text, "server").read()
-
-
-class _SSHReader(AddressReader):
-    """An address with an SSH server in it."""
-
-    i2p_names = "i2p: as a hop, on the way to such a server, is not available in this version"
-
-    def server(self, user: str | None, place: str, options: dict[str, Any]) -> SSHServer:
-        """An SSH server of its parts; the value itself checks them."""
-        if "/" in place or "#" in place:
-            self.fail("something follows the host", "parameters begin with a question mark: ssh://host?keyfile=FILE")
-        host, colon, port = self.ssh_place(place)
-        if not host:
-            self.fail("the host is empty", "write it out: ssh://user@host")
-        self.refuse_i2p(host)
-        number = self.port(port, 1) if colon else None
-        try:
-            return SSHServer(host, user, number, **options)
-        except ValueError as error:
-            problem, _, allowed = str(error).partition("; ")
-            self.fail(f"{problem.partition(':')[0]}: that cannot be one" if self.hidden else problem, allowed)
-
-    def ssh_place(self, place: str) -> tuple[str, str, str]:
-        if not place.startswith("["):
-            host, colon, port = place.partition(":")
-            if ":" in port:
-                self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:22")
-            return self.ascii(host), colon, port
-        host, bracket, port = place[1:].partition("]")
-        if not bracket or not host or (port and not port.startswith(":")):
-            self.fail("a broken IPv6 address", "an IPv6 address is written [::1] or [::1]:22")
-        return self.ipv6(host, encoded=False), port[:1], port[1:]
-
-    def ssh_url(self, rest: str, more: tuple[str, ...] = ()) -> tuple[SSHServer, dict[str, str]]:
-        """Read what follows ``ssh://``.
-
-        :param more: the names of further parameters, whose values are returned as they are.
-        """
-        place, _, query = rest.partition("?")
-        given = self.parameters("ssh://", query, (*SSH_PARAMETERS, *more))
-        others = {name: given.pop(name) for name in more if name in given}
-        user, sign, place = place.rpartition("@")
-        user, colon, password = user.partition(":")
-        if sign and not user:
-            self.fail("the user is empty", "write it before the @, or leave both out")
-        if colon:
-            if "password" in given or not password:
-                self.fail("a password that is empty or given twice", "give one, or leave the colon out")
-            given["password"] = self.decoded(password)
-        return self.server(self.decoded(user) or None, place, self.ssh_options(given)), others
-
-    def ssh_options(self, given: dict[str, str]) -> dict[str, Any]:
-        """Give parameters the types of the fields that they stand for."""
-        options: dict[str, Any] = dict(given)
-        for name, choices in _CHOICES.items():
-            if name in given:
-                if given[name] not in choices:
-                    self.fail(f"{name}={self.part(given[name])}", f"{' and '.join(choices)} are allowed")
-                if "yes" in choices:
-                    options[name] = given[name] == "yes"
-        if "keepalive" in given:
-            options["keepalive"] = self.seconds("keepalive", given["keepalive"])
-        return options
-
-    def seconds(self, name: str, text: str) -> float | None:
-        if text == "none":
-            return None
-        if not _SECONDS.fullmatch(text) or float(text) <= 0:
-            self.fail(f"{name}={self.part(text)}", "a number of seconds above 0 is allowed, or none")
-        return float(text)
+    return ServerReader(text, "server").read()
 
 
 class _Target(AddressReader):
-    schemes = ("tcp", "tls", "unix", "i2p")
-    forms = "allowed are host:port, tcp://host:port, unix:///path, tls://host:port and i2p://name.i2p"
+    schemes = ("tcp", "tls", "unix", "i2p", "exec")
+    forms = "allowed are host:port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
+    takes_i2p = True
+
+    def __init__(self, text: str, what: str, before: Hop | None) -> None:
+        super().__init__(text, what)
+        self._takes_names = isinstance(before, (Proxy, Command))
 
     def unknown(self, scheme: str) -> NoReturn:
-        if scheme == "ssh":
-            use = "it leads to one: give it as --via ssh://host (via=[…] in Python), and as the target what is behind"
-            self.fail("ssh:// is a hop, not a target", use)
+        if scheme in HopReader.schemes:
+            use = "it leads to one: give it as --via {0}://host (via=[…] in Python), and as the target what is behind"
+            self.fail(f"{scheme}:// is a hop, not a target", use.format(scheme))
         super().unknown(scheme)
 
-    def read(self) -> Target | I2PTarget:
+    def read(self) -> Target | I2PTarget | Command:
         scheme, rest = self.split()
         if scheme == "unix":
             return UnixAddress(self.path(rest))
-        if scheme == "i2p" or (not scheme and is_i2p(rest.partition("?")[0].partition(":")[0])):
+        if scheme == "exec":
+            return self.command(rest)
+        is_name = scheme in ("", "tcp") and is_i2p(rest.partition("?")[0].partition(":")[0])
+        if scheme == "i2p" or (is_name and not self._takes_names):
             return read_i2p_target(self, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
@@ -209,8 +153,15 @@ class _Target(AddressReader):
             self.fail("key= without cert=", "a client certificate is cert=FILE, and key=FILE if its key is elsewhere")
         return TLSTarget(host, port, **given)
 
+    def command(self, text: str) -> Command:
+        """A program, which is told nothing: it is the target itself."""
+        command = read_command(self, text)
+        if command.is_hop:
+            self.fail("%h and %p have no meaning in a target", "a percent sign is written %%; as a hop it has both")
+        return command
 
-class _Listen(_SSHReader):
+
+class _Listen(SSHReader):
     schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p")
     forms = "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port and i2p:"
     i2p_names = "nobody listens there but the owner of its keys; i2p: listens at I2P"
@@ -284,43 +235,3 @@ class _Place(_Listen):
         place = super().read()
         assert isinstance(place, (TCPAddress, UnixAddress))
         return place
-
-
-class _Hop(_SSHReader):
-    example = "ssh://bastion"
-    schemes = ("ssh",)
-    forms = "a hop is ssh://[user@]host[:port]"
-
-    def plain(self) -> tuple[str, str]:
-        scheme, colon, port = self.text.lower().partition(":")
-        if scheme == "i2p" and colon and not port.isdigit():
-            self.unknown("i2p")
-        return super().plain()
-
-    def unknown(self, scheme: str) -> NoReturn:
-        if scheme == "i2p":
-            use = "a target i2p://NAME.i2p needs none, and over ssh:// hops the router behind them is asked"
-            self.fail("i2p: as a hop is not available in this version", use)
-        if scheme in KNOWN:
-            self.fail(f"{scheme}:// is a target, not a hop", f"only the last address of a way is one; {self.forms}")
-        super().unknown(scheme)
-
-    def read(self) -> SSHServer:
-        scheme, rest = self.split()
-        return self.ssh_url(rest)[0] if scheme else self.bare(rest)
-
-    def bare(self, text: str) -> SSHServer:
-        self.fail("it has no scheme", self.forms)
-
-
-class _Server(_Hop):
-    example = "user@host"
-    forms = "allowed are [user@]host[:port], an alias of the SSH configuration and ssh://[user@]host[:port]"
-
-    def bare(self, text: str) -> SSHServer:
-        user, sign, place = text.rpartition("@")
-        if "?" in text or ":" in user:
-            self.fail("a parameter or a password", "only the form with ssh:// has them")
-        if sign and not user:
-            self.fail("the user is empty", "write it before the @, or leave both out")
-        return self.server(user or None, place, {})

@@ -20,8 +20,7 @@ __all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
 
-KNOWN = ("i2p", "ssh", "tcp", "tls", "unix")
-LATER = ("exec", "http", "socks5")
+KNOWN = ("exec", "http", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -43,6 +42,7 @@ class AddressReader:
     forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
     i2p_names = "it is not looked up in the DNS; only i2p://NAME leads there"
     least_port = 1
+    takes_i2p = False  # whether a host may be a name of I2P
 
     def __init__(self, text: str, what: str, *, hidden: bool = False) -> None:
         self.what = what
@@ -83,16 +83,14 @@ class AddressReader:
     def plain(self) -> tuple[str, str]:
         """Split an address without ``//``; what looks like another scheme is told apart from ``host:port``."""
         scheme, colon, rest = self.text.partition(":")
-        if colon and not rest.isdigit() and scheme.lower() in (*KNOWN, *LATER):
-            if scheme.lower() in LATER:
-                self.unknown(scheme.lower())
+        if colon and not rest.isdigit() and scheme.lower() in KNOWN:
+            if scheme.lower() == "exec":
+                return ("exec", rest) if "exec" in self.schemes else self.unknown("exec")
             self.fail(f"{scheme}: without //", self.forms)
         return "", self.text
 
     def unknown(self, scheme: str) -> NoReturn:
         """Refuse a scheme that is none of :attr:`schemes`."""
-        if scheme in LATER:
-            self.fail(f"{scheme} is not available in this version", self.forms)
         near = get_close_matches(scheme, self.schemes, 1)
         self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms)
 
@@ -182,7 +180,7 @@ class AddressReader:
 
     def refuse_i2p(self, host: str) -> None:
         """Looked up in the DNS, such a name would tell the resolver whom the user visits."""
-        if is_i2p(host):
+        if is_i2p(host) and not self.takes_i2p:
             self.fail(f"'{self.part(host)}' is a name of I2P", self.i2p_names)
 
     def ascii(self, host: str) -> str:

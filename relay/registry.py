@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
+from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
 from .errors import AddressError
-from .i2paddress import I2PListen, I2PTarget
+from .hops import check_way
+from .i2paddress import I2PListen
 from .limits import check_time
 from .parsing import parse_hops, parse_listen, parse_target
 from .race import Cancel
@@ -31,11 +32,11 @@ class Factory(Protocol):
 
 
 # The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
+# What is reached over hops, or over a connection of its own, is made by :mod:`relay.senders.chain`.
 SENDERS: dict[type, str] = {
     TCPAddress: "senders.tcp:tcp",
     UnixAddress: "senders.unix:unix",
     TLSTarget: "senders.tls:tls",
-    I2PTarget: "senders.i2p:send_i2p",
 }
 LISTENERS: dict[type, str] = {
     TCPAddress: "listeners.tcp:listen_tcp",
@@ -47,30 +48,37 @@ LISTENERS: dict[type, str] = {
 
 
 def target(url: str, via: Sequence[str] = ()) -> Factory:
-    """A factory for any address.
+    """A factory for any address, behind any chain of hops.
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?servername=…&ca=…&cert=…&key=…`` or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
+        quoted as in a shell, and no shell is asked) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
         destination (``….b32.i2p``), or the whole of it in base64, in place of a name; the parameters are those of
         :func:`relay.i2p`. ``name.i2p:port`` goes over I2P, too: no such name is looked up in the DNS.
-    :param via: the hops on the way, the nearest first: ``ssh://[user@]host[:port]?…``. What is behind the last one is
-        reached from there: its names are looked up there, its Unix paths are there, and so is the bridge to I2P.
+    :param via: the hops on the way, the nearest first, in any order that makes sense:
+
+        - ``ssh://[user@]host[:port]?…``, an SSH server; the parameters are those of :func:`relay.ssh`;
+        - ``i2p:`` or ``i2p:?sam=…``, an I2P router; what follows is a name in ``.i2p``;
+        - ``socks5://[user@]host:port`` and ``http://[user@]host:port`` (CONNECT), a proxy; ``password_file=…`` or
+          ``password_env=…`` tells the password;
+        - ``exec:command %h %p``, a program like a ``ProxyCommand``: on this machine as the first hop, on the server
+          directly behind ``ssh://``.
+
+        What is behind the last one is reached from there: its names are looked up there, its Unix paths and commands
+        are there, and so is the bridge to I2P. TLS is spoken from here to the target.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address.
-    :raises AddressError: if an address cannot be understood or is not available in this version.
+    :raises AddressError: if an address cannot be understood, or a hop cannot lead to what follows it.
     :raises OSError: if a file that the address names cannot be read.
     """
-    hops, address = parse_hops(via), parse_target(url)
-    if isinstance(address, I2PTarget):
-        over_i2p: Factory = _make(SENDERS, address, via=hops)
-        return over_i2p
-    if not hops:
+    hops = parse_hops(via, url)
+    address = parse_target(url, hops[-1] if hops else None)
+    if not hops and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
         direct: Factory = _make(SENDERS, address)
         return direct
-    from .senders.ssh import through
+    from .senders.chain import chain
 
-    made: Factory = through(hops, address)
-    return made
+    return chain(hops, address)
 
 
 def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
@@ -114,8 +122,9 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
         names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
         :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
-    hops, place = parse_hops(via), parse_listen(address)
+    hops, place = parse_hops(via, address), parse_listen(address)
     if isinstance(place, (SSHListen, I2PListen)):
+        check_way(hops, place.server if isinstance(place, SSHListen) else place.router)
         return _make(LISTENERS, place, via=hops)
     if hops:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"

@@ -12,7 +12,8 @@ from relay.i2paddress import I2PListen, I2PRouter
 from relay.sam.destinations import Peer
 from relay.sam.factory import I2PFactory
 from relay.sam.listener import I2PListener
-from relay.senders.i2p import i2p, reach
+from relay.senders.chain import bridge
+from relay.senders.i2p import i2p
 from relay.stream import Stream
 from relay.testing import SAMBridge
 
@@ -67,7 +68,7 @@ class Listening:
     ) -> I2PListener:
         """One that is started, unless it is not to be."""
         place = I2PListen(I2PRouter(sam=sam or self._bridge.sam, **router), accept, allow, deny)
-        made = I2PListener(place, reach, "here")
+        made = I2PListener(place, bridge, "here")
         self._made.append(made)
         if states is not None:
             made.subscribe(states)

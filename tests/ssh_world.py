@@ -9,8 +9,10 @@ from helpers import WAIT
 
 import relay
 from relay.address import TCPAddress
+from relay.dialing import Dialed
 from relay.secureshell import carriers
 from relay.secureshell.connection import Settings
+from relay.senders import chain
 
 
 class Connection:
@@ -95,6 +97,7 @@ class World:
         monkeypatch.setattr("relay.carrier._WANTED", 0.02)
         monkeypatch.setattr(carriers, "settle", self.settle)
         monkeypatch.setattr(carriers, "import_module", self.backend)
+        monkeypatch.setattr(chain, "_here", self.here)
 
     def settle(self, server):
         return Settings(server, f"{server.host}.example", server.port or 22, "me", **self.settings.get(server.host, {}))
@@ -111,12 +114,21 @@ class World:
 
         return SimpleNamespace(connect=connect)
 
-    def directly(self, host, port):
-        def factory(deadline=None, cancel=None):
-            self.dialed.append((host, port))
-            near, far = socket.socketpair()
-            far.close()
-            near.setblocking(False)
-            return relay.Stream(near)
+    def here(self, place):
+        """In place of what this machine reaches itself."""
+        return _Reached(self, place)
 
-        return factory
+
+class _Reached(Dialed):
+    def __init__(self, world, place):
+        super().__init__(str(place))
+        self._world = world
+        self._place = place
+
+    def dial(self, deadline, done, *, lasting=False, patient=True):
+        self._world.dialed.append((self._place.host, self._place.port))
+        near, far = socket.socketpair()
+        far.close()
+        near.setblocking(False)
+        done(relay.Stream(near))
+        return lambda: None

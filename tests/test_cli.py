@@ -281,7 +281,7 @@ WRONG = {
     ("forward", ":0", "gopher://h:1"): "unknown scheme gopher://",
     ("forward", ":0", "tpc://h:1"): "did you mean tcp://?",
     ("forward", ":0", "ssh://h"): "ssh:// is a hop, not a target",
-    ("forward", ":0", "h:1", "--via", "i2p:"): "hop 'i2p:': i2p: as a hop is not available in",
+    ("forward", ":0", "h:1", "--via", "i2p:"): "h:1: what follows i2p: has a name in .i2p",
     ("forward", ":0", "h:1", "--via", "tcp://h:1"): "tcp:// is a target, not a hop",
     ("forward", ":0", "h:1", "--via", "shh://h"): "did you mean ssh://?",
     ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://-b"): "hop 2 of 2 (ssh://-b): host: '-b' is not",

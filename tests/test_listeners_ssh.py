@@ -26,7 +26,6 @@ GRANTED = TCPAddress("127.0.0.1", 40001)
 @pytest.fixture
 def world(monkeypatch):
     world = World(monkeypatch)
-    monkeypatch.setattr(module, "tcp", world.directly)
     monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
     return world
 

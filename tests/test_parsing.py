@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from relay.address import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
 from relay.errors import AddressError
+from relay.hops import Command, Proxy
 from relay.i2paddress import I2PListen, I2PRouter, I2PTarget
 from relay.parsing import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
 from relay.reading import LONGEST_ADDRESS
@@ -235,7 +236,6 @@ BAD_TARGETS = {
     "i2p://name.i2p?sam=h": "sam 'h': no port",
     "i2p://name.i2p?sam=ssh://h:1": "sam 'ssh://h:1': unknown scheme ssh://; allowed are host:port, as in",
     "i2p://name.i2p?sam=h:1&sam=h:2": "sam= is written twice",
-    "i2p://name.i2p?sam=name.i2p:1": "'name.i2p' is a name of I2P; it is not looked up in the DNS",
     "i2p://name.i2p?keys=": "keys= is empty",
     "i2p://name.i2p?in_depth=8": "in_depth: 8 is out of range; 0 to 7 hops",
     "i2p://name.i2p?out_depth=-1": "out_depth=-1; a number of hops is allowed, from 0 to 7",
@@ -247,12 +247,10 @@ BAD_TARGETS = {
     "i2p://name.i2p?inbound.quantity=": "inbound.quantity= is empty",
     "i2p://name.i2p?inbound.quantity=%80": "inbound.quantity: its value is empty, not printable",
     f"i2p://name.i2p?session={'x' * 201}": "session: 'xxx",
-    "tcp://name.i2p:80": "'name.i2p' is a name of I2P; it is not looked up in the DNS; only i2p://NAME leads there",
-    "tls://name.i2p.:443": "'name.i2p' is a name of I2P; it is not looked up in the DNS",
-    "tls://h:443?servername=name.i2p": "'name.i2p' is a name of I2P",
-    "socks5://h:1": "socks5 is not available in this version",
-    "http://h:1": "http is not available in this version",
-    "exec:nc %h %p": "exec is not available in this version",
+    "socks5://h:1": "socks5:// is a hop, not a target; it leads to one: give it as --via socks5://host",
+    "http://h:1": "http:// is a hop, not a target",
+    "exec:nc %h %p": "%h and %p have no meaning in a target",
+    "exec:": "there is no command",
     "unix:/run/x": "unix: without //",
     "unix://run/x": "three slashes begin it",
     "unix:///run/": "the path ends with a slash",
@@ -373,8 +371,6 @@ BAD_SERVERS = {
     "h/": "something follows the host",
     "h/path": "something follows the host",
     "h#x": "something follows the host",
-    "x.b32.i2p": "'x.b32.i2p' is a name of I2P; i2p: as a hop, on the way to such a server, is not available",
-    "X.I2P.:22": "'X.I2P.' is a name of I2P",
     "-me@h": "is not a user's name",
     "a b@h": "is not a user's name",
     "a;b@h": "is not a user's name",
@@ -383,6 +379,51 @@ BAD_SERVERS = {
     "me\\@h": "is not a user's name",
     "x" * 256 + "@h": "is not a user's name",
 }
+
+OTHER_HOPS = {
+    **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p:?", "i2p://?"], I2PRouter()),
+    "i2p:?sam=router:7656&in_depth=1": I2PRouter("router:7656", in_depth=1),
+    "i2p://?inbound.quantity=2": I2PRouter(options=(("inbound.quantity", "2"),)),
+    "i2p:?sam=bridge.i2p:7656": I2PRouter("bridge.i2p:7656"),
+    "socks5://h:1080": Proxy("socks5", "h", 1080),
+    "SOCKS5://H:1080/": Proxy("socks5", "h", 1080),
+    "http://[::1]:3128": Proxy("http", "::1", 3128),
+    "socks5://name.i2p:1": Proxy("socks5", "name.i2p", 1),
+    "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", "p@ss"),
+    "http://m%C3%A9@h:1?password_env=PW": Proxy("http", "h", 1, "m\u00e9", password_env="PW"),
+    "socks5://me@h:1?password_file=~/pw": Proxy("socks5", "h", 1, "me", password_file="~/pw"),
+    "socks5://me@h:1?password=a+b": Proxy("socks5", "h", 1, "me", "a+b"),
+    "exec:nc %h %p": Command("nc %h %p"),
+    "EXEC:nc %h %p": Command("nc %h %p"),
+    "exec:'a b' %%": Command("'a b' %%"),
+    "ssh://x.b32.i2p": SSHServer("x.b32.i2p"),
+}
+
+
+@pytest.mark.parametrize(("text", "value"), OTHER_HOPS.items())
+def test_hops_that_are_no_ssh_servers(text, value):
+    assert parse_hop(text) == value
+    assert "p@ss" not in repr(parse_hop(text))
+
+
+@pytest.mark.parametrize("hop", ["socks5://p:1", "http://p:1", "exec:nc %h %p"])
+def test_a_name_of_i2p_behind_a_proxy_or_a_command_is_its_business(hop):
+    before = parse_hop(hop)
+    assert parse_target("name.i2p:80", before) == TCPAddress("name.i2p", 80)
+    assert parse_target("tcp://name.i2p:80", before) == TCPAddress("name.i2p", 80)
+    assert parse_target("i2p://name.i2p:80", before) == I2PTarget("name.i2p", 80)
+    with pytest.raises(AddressError, match="no port"):
+        parse_target("name.i2p", before)
+
+
+def test_a_target_among_the_hops_tells_what_follows():
+    with pytest.raises(
+        AddressError, match=r"^hop 1 of 2 \(tls://h:1\): tls:// is a target.* ssh://me:\*\*\*@b follows"
+    ):
+        parse_hops(["tls://h:1", "ssh://me:x@b"], "db:1")
+    with pytest.raises(AddressError, match=r"^hop 'tcp://h:1': tcp:// is a target.* and db:1 follows"):
+        parse_hops(["tcp://h:1"], "db:1")
+
 
 BAD_HOPS = {
     "bastion": "it has no scheme; a hop is ssh://[user@]host[:port]",
@@ -393,12 +434,26 @@ BAD_HOPS = {
     "ssh:h": "ssh: without //",
     "shh://h": "unknown scheme shh:// (did you mean ssh://?)",
     "gopher://h": "unknown scheme gopher://; a hop is ssh://",
-    "i2p:": "i2p: as a hop is not available in this version; a target i2p://NAME.i2p needs none",
-    "i2p:?sam=h:1": "i2p: as a hop is not available in this version",
-    "i2p://x": "i2p: as a hop is not available in this version",
-    "socks5://h:1": "socks5 is not available in this version",
-    "http://h:1": "http is not available in this version",
-    "exec:nc %h %p": "exec is not available in this version",
+    "i2p://x": "i2p://NAME is a target, not a hop; i2p: alone is the way to it",
+    "i2p:?accept=forward": "accept= makes it a place to listen at, not a hop",
+    "i2p:?keys=": "keys= is empty",
+    "i2p:?sam=h": "sam 'h': no port",
+    "socks5:h:1": "socks5: without //",
+    "socks5://h": "no port",
+    "socks5://:1": "the host is empty",
+    "socks5://h:1/x": "something follows the port",
+    "socks5://@h:1": "the user is empty",
+    "socks5://me@h:1": "user: there is no password; password_file= or password_env= tells it",
+    "socks5://h:1?password_env=X": "password: there is no user",
+    "socks5://me:@h:1": "a password that is empty or given twice",
+    "socks5://me:a@h:1?password_env=b": "password: it is given twice",
+    "socks5://me@h:1?user=x": "unknown parameter 'user'",
+    "http://a%3Ab@h:1?password_env=X": "user: a colon is not allowed in it",
+    "https://h:1": "unknown scheme https:// (did you mean http://?)",
+    "exec:": "there is no command",
+    "exec:  ": "there is no command",
+    "exec:nc %h %r": "%r is not known; %h is the host, %p the port",
+    "exec:nc 'a": "no closing quotation; words are quoted as in a shell",
     "ssh://%2DoProxyCommand": "is not a host or an alias",
     "ssh://h%0a": "is not a host or an alias",
     "ssh://h%zz": "is not a host or an alias",
@@ -417,7 +472,7 @@ BAD_HOPS = {
     "ssh://h?keyfile=": "keyfile= is empty",
     "ssh://h?keyfile=a&keyfile=b": "keyfile= is written twice",
     "ssh://h?keyfile=a%00": "a control character",
-    "ssh://h?listen=:1": "unknown parameter 'listen'",
+    "ssh://h?listen=:1": "listen= makes it a place to listen at, not a hop",
     "ssh://h?backend=putty": "backend=putty; paramiko and openssh are allowed",
     "ssh://h?accept_new=1": "accept_new=1; yes and no are allowed",
     "ssh://h?compress=true": "compress=true; yes and no are allowed",
@@ -570,7 +625,10 @@ SECRETS = [
     "ssh://h?passphrase=hunter2@x&listn=1",
     "ssh://me:hunt%6?er2@h?password=hunter2",
     "me:hun://hunter2@h",
-    "socks5://me:hunter2@h:1080",
+    "socks5://me:hunter2@h:0",
+    "http://me:hunter2@h:1080/x",
+    "socks5://me@h:1?password=hunter2&in=x",
+    "exec:curl -u me:hunter2 %x",
     "sssh://me:hunter2@h",
     "i2p://me:hunter2@name.i2p",
     "i2p://name.i2p?password=hunter2",

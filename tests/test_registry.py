@@ -15,6 +15,7 @@ from helpers import echo, receive_all, send_and_end
 
 import relay
 from relay import address, registry
+from relay.hops import Command, Proxy
 from relay.i2paddress import I2PListen, I2PRouter, I2PTarget
 
 
@@ -124,15 +125,25 @@ class Dialed:
 
 def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
     seen = []
-    monkeypatch.setattr("relay.senders.ssh.through", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("relay.senders.chain.chain", lambda *arguments: seen.append(arguments))
     relay.target("db.internal:5432", via=["ssh://me@a", "ssh://b:2222"])
     relay.target("unix:///run/db", via=("ssh://a",))
+    relay.target("name.i2p:81", via=["ssh://a"])
+    relay.target("name.i2p:81", via=["socks5://a:1"])
+    relay.target("i2p://name.i2p?sam=h:1")
+    relay.target("tls://name.i2p:443")
+    relay.target("exec:cat")
     assert seen == [
         (
             (address.SSHServer("a", "me"), address.SSHServer("b", port=2222)),
             address.TCPAddress("db.internal", 5432),
         ),
         ((address.SSHServer("a"),), address.UnixAddress("/run/db")),
+        ((address.SSHServer("a"),), I2PTarget("name.i2p", 81)),
+        ((Proxy("socks5", "a", 1),), address.TCPAddress("name.i2p", 81)),
+        ((), I2PTarget("name.i2p", None, I2PRouter("h:1"))),
+        ((), address.TLSTarget("name.i2p", 443)),
+        ((), Command("cat")),
     ]
 
 
@@ -140,7 +151,7 @@ def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):
     near, far = socket.socketpair()
     with near, far:
         factory = Dialed(near)
-        monkeypatch.setattr("relay.senders.ssh.through", lambda *_: factory)
+        monkeypatch.setattr("relay.senders.chain.chain", lambda *_: factory)
         assert relay.connect("h:80", via=["ssh://a"], timeout=100) is near
         assert near.gettimeout() is None
         assert 90 < factory.deadline - time.monotonic() <= 100
@@ -161,26 +172,51 @@ def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
     ]
 
 
-def test_i2p_is_reached_through_the_hops(monkeypatch):
+def test_i2p_is_listened_at_through_the_hops(monkeypatch):
     seen = []
-    monkeypatch.setattr("relay.senders.i2p.send_i2p", lambda **arguments: seen.append(arguments))
     monkeypatch.setattr("relay.listeners.i2p.listen_i2p", lambda **arguments: seen.append(arguments))
-    relay.target("name.i2p:81", via=["ssh://a"])
-    relay.target("i2p://name.i2p?sam=h:1")
     relay.listen("i2p:?keys=f&allow=x&accept=forward", via=["ssh://a"])
     relay.listen("i2p")
-    over_a = (address.SSHServer("a"),)
     assert seen == [
-        {"dest": "name.i2p", "port": 81, "router": I2PRouter(), "via": over_a},
-        {"dest": "name.i2p", "port": None, "router": I2PRouter("h:1"), "via": ()},
-        {"router": I2PRouter(keys="f"), "accept": "forward", "allow": ("x",), "deny": (), "via": over_a},
+        {
+            "router": I2PRouter(keys="f"),
+            "accept": "forward",
+            "allow": ("x",),
+            "deny": (),
+            "via": (address.SSHServer("a"),),
+        },
         {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": ()},
     ]
 
 
+NONSENSE = {
+    ("h:1", "i2p:"): "^h:1: what follows i2p: has a name in .i2p; the hop i2p:.sam=127.0.0.1:7656 leads nowhere else",
+    ("unix:///x", "socks5://p:1"): "^unix:///x: a Unix socket is on this machine, or on a server directly behind an",
+    ("exec:cat", "http://p:1"): "^exec:cat: a command is on this machine, or .* the hop http://p:1 leads to hosts and",
+    ("h:1", "socks5://p:1", "exec:nc %h %p"): r"^hop 2 of 2 \(exec:nc .\): a command is .* hop 1 of 2 \(socks5://p:1\)",
+    ("h:1", "i2p:", "ssh://h.example", "ssh://b"): r"^hop 2 of 3 \(ssh://h.example\): what follows i2p:.* hop 1 of 3",
+    ("n.i2p", "i2p:", "i2p:?sam=h:1"): r"^hop 2 of 2 \(i2p:.sam=h:1\): what follows i2p:",
+    ("h:1", "ssh://a", "unix:///x"): r"^hop 2 of 2 \(unix:///x\): unix:// is a target, not a hop.* and h:1 follows",
+}
+
+
+@pytest.mark.parametrize(("way", "said"), NONSENSE.items(), ids=map(" ".join, NONSENSE))
+def test_a_chain_that_makes_no_sense_is_refused(way, said):
+    url, *via = way
+    for function in (relay.target, relay.connect):
+        with pytest.raises(relay.AddressError, match=said):
+            function(url, via=via)
+
+
+@pytest.mark.parametrize("place", ["ssh://h.example?listen=:1", "i2p:?sam=h:1"])
+def test_so_is_one_that_leads_to_a_listener(place):
+    with pytest.raises(relay.AddressError, match="what follows i2p: has a name in .i2p; the hop i2p:"):
+        relay.listen(place, via=["i2p:"])
+
+
 @pytest.mark.parametrize(
     ("table", "union"),
-    [(registry.SENDERS, address.Target | I2PTarget), (registry.LISTENERS, address.Listen | I2PListen)],
+    [(registry.SENDERS, address.Target), (registry.LISTENERS, address.Listen | I2PListen)],
 )
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))

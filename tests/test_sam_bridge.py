@@ -403,15 +403,3 @@ def test_one_that_is_closed_begins_none(scripted, bridge):
     assert str(error_of(bridge)) == f"{bridge.name}: the way to the bridge was closed"
     wait_until(lambda: Pump._current is None)
     assert not bridge._spares and not bridge._coming and len(scripted.hellos) == 1
-
-
-def test_the_way_is_let_go_with_it(scripted):
-    class Way(Dialed):
-        released = False
-
-        def release(self):
-            self.released = True
-
-    way = Way("x")
-    Bridge("b", way, None).close()
-    assert way.released

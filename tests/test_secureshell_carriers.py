@@ -22,7 +22,8 @@ from relay.process import PIPE, start
 from relay.secureshell import carriers
 from relay.secureshell.carriers import backend_for
 from relay.secureshell.connection import IncompatibleError, Settings
-from relay.secureshell.factory import SSHFactory, in_hop
+from relay.secureshell.factory import SSHFactory
+from relay.senders.chain import chain, way
 
 TARGET = TCPAddress("db.internal", 5432)
 
@@ -39,7 +40,7 @@ def factory(world):
 
     def make(*hosts, place=TARGET, **options):
         *via, last = (SSHServer(host, **options) for host in hosts)
-        made.append(SSHFactory(last, tuple(via), place, world.directly))
+        made.append(chain((*via, last), place))
         return made[-1]
 
     yield make
@@ -92,7 +93,7 @@ def test_a_factory_that_was_closed_takes_it_up_anew(world, factory):
 
 
 def test_a_factory_that_is_forgotten_lets_it_go(world):
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
     make().close()
     del make
     wait_until(lambda: world.connections[0].closed)
@@ -109,7 +110,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
         raise relay.ConnectError("given up")
 
     monkeypatch.setattr(carriers, "import_module", lambda *_: SimpleNamespace(connect=never))
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
     make.dial(None, lambda outcome: None)()
     assert entered.wait(WAIT)
     del make
@@ -140,9 +141,9 @@ def test_a_program_ends_at_once_with_connections_that_live(spawner_thread):
 import sys
 sys.path.insert(0, sys.argv[1])
 import pytest, ssh_world
-from test_secureshell_carriers import SSHFactory, SSHServer, TARGET
+from test_secureshell_carriers import SSHFactory, SSHServer, TARGET, way
 world = ssh_world.World(pytest.MonkeyPatch())
-factory = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+factory = SSHFactory(SSHServer("bastion"), (), TARGET, way)
 stream = factory()
 print(factory.state)
 """
@@ -326,7 +327,7 @@ def test_a_proxy_command_that_ends_is_named(world, factory, spawner_thread):
     stream = world.connections[0].stream
     stream.socket.settimeout(WAIT)
     assert stream.socket.recv(1) == b""
-    wait_until(lambda: str(stream.failure()) == "the ProxyCommand has ended with status 3")
+    wait_until(lambda: str(stream.failure()) == "the ProxyCommand: ended with status 3")
 
 
 def test_a_proxy_command_is_the_way(world, factory, spawner_thread):
@@ -383,17 +384,6 @@ def test_which_backend(monkeypatch):
         backend_for(settings_for(server, needs_client="a token"))
 
 
-def test_an_error_says_which_hop_it_belongs_to():
-    route = (SSHServer("a"), SSHServer("b", "me"))
-    error = relay.ConnectError("ssh://me@b: connection refused", reason="refused")
-    told = in_hop(error, route)
-    assert str(told) == "hop 2 of 2 (ssh://me@b): connection refused"
-    assert isinstance(told, relay.ConnectError) and told.reason == "refused"
-    assert in_hop(error, route[1:]) is error
-    other = relay.ConnectError("db:1: refused")
-    assert in_hop(other, route) is other
-
-
 def test_the_users_chain_tells_the_hop(world, factory):
     world.errors = [relay.HostKeyError("ssh://first: the key has changed")]
     with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://first\): the key has changed"):
@@ -431,7 +421,7 @@ def test_watchers_are_the_factorys(world, factory):
 def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
     other, heard = factory("bastion"), []
     other.ready()
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, world.directly)
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
     make.subscribe(lambda state, error: heard.append(state.value))
     watchers = make._holder.held._watchers
     assert len(watchers) == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..address import SSHListen, masked
 from ..errors import AddressError
+from ..hops import inline_secrets
 from ..i2paddress import I2PListen, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
 from ..race import place
@@ -109,10 +110,10 @@ def _over(via: Sequence[str]) -> str:
 
     :raises AddressError: if there is a secret in one of them.
     """
-    servers = parse_hops(via)
-    for text, server in zip(via, servers, strict=True):
-        refuse_secrets("hop", text, server.inline_secrets)
-    return f" via {', '.join(map(str, servers))}" if servers else ""
+    hops = parse_hops(via)
+    for text, hop in zip(via, hops, strict=True):
+        refuse_secrets("hop", text, inline_secrets(hop))
+    return f" via {', '.join(map(str, hops))}" if hops else ""
 
 
 def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..address import Secret, SSHServer
+from ..address import Secret
+from ..hops import Route
 from ..i2paddress import I2PListen, I2PRouter, router_of
 from ..parsing import parse_hops
 from ..sam.listener import I2PListener
-from ..senders.i2p import reach
+from ..senders.chain import bridge, numbered
 
 __all__ = ["I2PListener", "i2p_listen", "listen_i2p"]
 
@@ -55,7 +56,7 @@ def i2p_listen(
     :param out_depth: of those through which they go out.
     :param user: who logs in at the bridge.
     :param password: text or a callable.
-    :param via: hops on the way to the router, the nearest first, such as ``ssh://bastion``.
+    :param via: hops on the way to the router, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state, a word as in :attr:`I2PListener.state`, in a thread of ours. It must not
         block; what it raises is logged.
     :param options: further ones of the session: ``i2cp.…``, ``inbound.…`` and ``outbound.…``.
@@ -80,7 +81,7 @@ def listen_i2p(
     accept: str | None = None,
     allow: tuple[str, ...] | None = None,
     deny: tuple[str, ...] = (),
-    via: tuple[SSHServer, ...] = (),
+    via: Route = (),
 ) -> I2PListener:
     """Be a destination of I2P.
 
@@ -93,12 +94,15 @@ def listen_i2p(
     return _started(I2PListen(router, accept, allow, deny), via, None)
 
 
-def _started(place: I2PListen, hops: tuple[SSHServer, ...], on_state: OnState | None) -> I2PListener:
-    listener = I2PListener(place, functools.partial(reach, via=hops), str(place))
+def _started(place: I2PListen, hops: Route, on_state: OnState | None) -> I2PListener:
+    listener = I2PListener(place, functools.partial(bridge, before=hops), str(place))
     if on_state is not None:
         listener.subscribe(lambda state, _: on_state(state))
     try:
         listener.start()
+    except OSError as error:
+        listener.close()
+        raise numbered(error, hops) from error
     except BaseException:
         listener.close()
         raise

@@ -16,13 +16,13 @@ from typing import Any
 from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
 from ..carrier import Carrier, State
 from ..errors import CarrierError, ForwardError
+from ..hops import Route
 from ..parsing import parse_hops
 from ..riding import as_oserror, wait_for
 from ..secureshell.carriers import Holder
-from ..secureshell.connection import Connection, Place
-from ..secureshell.factory import in_hop
+from ..secureshell.connection import Address, Connection
+from ..senders.chain import numbered, way
 from ..senders.ssh import Path, server_with
-from ..senders.tcp import tcp
 from ..stream import Stream
 
 __all__ = ["SSHListener", "listen_ssh", "ssh_listen"]
@@ -38,7 +38,7 @@ _ATTEMPTS = 4  # connections that may be lost under the first request
 _STOP = 0.4  # seconds that close() waits for the server to have stopped, where others go on using the connection
 
 _lock = threading.Lock()  # for what follows
-_places: weakref.WeakKeyDictionary[Connection, set[Place]] = weakref.WeakKeyDictionary()  # of all listeners
+_places: weakref.WeakKeyDictionary[Connection, set[Address]] = weakref.WeakKeyDictionary()  # of all listeners
 
 
 def ssh_listen(
@@ -92,12 +92,12 @@ def ssh_listen(
     return listen_ssh(server_with(server, options), TCPAddress(bind_host, bind_port), parse_hops(via))
 
 
-def listen_ssh(server: SSHServer, place: TCPAddress | UnixAddress, via: tuple[SSHServer, ...] = ()) -> SSHListener:
+def listen_ssh(server: SSHServer, place: TCPAddress | UnixAddress, via: Route = ()) -> SSHListener:
     """Have an SSH server listen for us.
 
     :param server: the server.
     :param place: where it listens, also at a Unix socket where it allows that.
-    :param via: the servers on the way to it, the nearest first.
+    :param via: the hops on the way to it, the nearest first.
     :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
     :raises OSError: as :func:`ssh_listen` does.
     """
@@ -115,13 +115,13 @@ class SSHListener:
 
     :param server: the server.
     :param place: where it is to listen.
-    :param via: the servers on the way to it, the nearest first.
+    :param via: the hops on the way to it, the nearest first.
     """
 
-    def __init__(self, server: SSHServer, place: Place, via: tuple[SSHServer, ...]) -> None:
+    def __init__(self, server: SSHServer, place: Address, via: Route) -> None:
         self._server = server
         self._route = (*via, server)
-        self._holder = Holder(server, via, tcp)
+        self._holder = Holder(server, via, way)
         self._place = place
         self._changed = threading.Condition()  # for all that follows
         self._accepted: deque[tuple[Stream, Any]] = deque()
@@ -141,7 +141,7 @@ class SSHListener:
         try:
             link = self._ask_first(carrier, deadline)
         except OSError as error:
-            raise in_hop(error, self._route) from error
+            raise numbered(error, self._route) from error
         carrier.subscribe(self._on_state)
         # It may have been lost, and be up again, before anybody listened.
         if carrier.link is not link:
@@ -252,7 +252,7 @@ class SSHListener:
         if closed:
             self._stop(link, place)
 
-    def _request(self, link: Connection, place: Place, deadline: float) -> Place:
+    def _request(self, link: Connection, place: Address, deadline: float) -> Address:
         try:
             return link.listen(place, self._on_stream, deadline)
         except ForwardError:
@@ -261,13 +261,13 @@ class SSHListener:
             link.stop_listening(place)
             return link.listen(place, self._on_stream, deadline)
 
-    def _stop(self, link: Connection, place: Place) -> None:
+    def _stop(self, link: Connection, place: Address) -> None:
         link.stop_listening(place)
         self._leave(link, place)
 
     # Cancelling what a dead session may hold must not take a place away from another listener of this process.
 
-    def _take(self, link: Connection, place: Place) -> None:
+    def _take(self, link: Connection, place: Address) -> None:
         if isinstance(place, TCPAddress) and not place.port:
             return
         with _lock:
@@ -276,7 +276,7 @@ class SSHListener:
                 raise ForwardError(f"{self._server}: {place} is listened at already, over this connection")
             taken.add(place)
 
-    def _leave(self, link: Connection, place: Place) -> None:
+    def _leave(self, link: Connection, place: Address) -> None:
         with _lock:
             _places.setdefault(link, set()).discard(place)
 
@@ -284,7 +284,7 @@ class SSHListener:
         """In the pump's thread."""
         with self._changed:
             if state is State.FAILED and error is not None:
-                self._error = in_hop(as_oserror(error), self._route)
+                self._error = numbered(as_oserror(error), self._route)
             held = self._holder.held
             link = held.link if held is not None else None
             known = link is self._newest

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ..dialing import Dialed, GiveUp
 from ..errors import AuthenticationError, ConnectError, RelayError, SAMError
+from ..hops import hop_of
 from ..loop import Timer
 from ..pump import Pump
 from ..stream import Stream
@@ -41,7 +42,7 @@ class Bridge:
     two. There are as many as it takes for nobody to find none.
 
     :param name: in errors and in the log, such as ``127.0.0.1:7656``.
-    :param reach: the factory for streams to it, over whatever is between.
+    :param reach: the factory for streams to it, over whatever is between; its owner closes it.
     :param login: the user and the password, or ``None`` where there are none.
     :raises OSError: if there is no thread or descriptor to be had.
     """
@@ -94,7 +95,6 @@ class Bridge:
         for meeting in coming:
             meeting.give_up()
         self._pump.loop.call(self._rest.stop)
-        self._reach.release()
         self._pump.let_go(self)
 
     def abandon(self) -> None:
@@ -176,6 +176,8 @@ class Bridge:
 
     def explained(self, error: OSError) -> OSError:
         """Why there is no bridge, with what to do."""
+        if hop_of(error, self._reach.route) is not None:
+            return error
         if not isinstance(error, ConnectError):
             return error if isinstance(error, RelayError) else ConnectError(f"{self.name}: {error.strerror or error}")
         if error.reason == "refused":

@@ -96,6 +96,7 @@ class _Way:
         self._level = level
         self._router = router
         self._reach = reach
+        self._below: Dialed | None = None  # held while this one is, so that what is below comes back by itself, too
         self._open_keys = keys
         self._keys: HeldKey | None = None
         self._begun = False
@@ -127,6 +128,8 @@ class _Way:
 
     def close(self) -> None:
         self._stop_asking()
+        if self._below is not None:
+            self._below.close()
         keys, self._keys = self._keys, None
         if keys is not None:
             if self._was_up:
@@ -136,7 +139,9 @@ class _Way:
     # -- one attempt --------------------------------------------------------------------------------------------------
 
     def _make(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
-        bridge = Bridge(self._name, self._reach(self._router), _login(self._router))
+        if self._below is None:
+            self._below = self._reach(self._router)
+        bridge = Bridge(self._name, self._below, _login(self._router))
         try:
             control = self._converse(bridge, deadline, cancel)
             if self._keys is not None and self._forgotten > time.monotonic():
@@ -150,7 +155,8 @@ class _Way:
 
     def _converse(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
         answer: Answer[Conversation] = Answer()
-        until = min(deadline, time.monotonic() + _REACH)
+        # A bridge behind hops waits for them, and its own HELLO has a limit of its own.
+        until = deadline if self._below is not None and self._below.route else min(deadline, time.monotonic() + _REACH)
 
         def met(outcome: Conversation | OSError) -> None:
             if not answer.put(outcome) and isinstance(outcome, Conversation):

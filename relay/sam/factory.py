@@ -13,6 +13,7 @@ from ..holding import Holder
 from ..i2paddress import I2PRouter, I2PTarget
 from ..limits import check_time
 from ..riding import dial, wait_for
+from ..stream import Stream
 from .carriers import HeldKey, Reach, make_carrier
 from .destinations import PrivateKey, b32_of, is_base64
 from .keys import KeyFile
@@ -21,17 +22,25 @@ from .session import Session
 __all__ = ["I2PFactory"]
 
 
+def _as_it_is(error: OSError) -> OSError:
+    return error
+
+
 class I2PFactory(Dialed):
     """Streams to one destination; made by :func:`relay.i2p`.
 
     :param target: where to, through which router and session.
     :param reach: makes the factory for streams to the router's SAM bridge.
     :param via: what is between, for the session to be shared with those alone who go the same way.
+    :param told: gives an error the form in which it is told.
     """
 
-    def __init__(self, target: I2PTarget, reach: Reach, via: object = ()) -> None:
+    def __init__(
+        self, target: I2PTarget, reach: Reach, via: object = (), told: Callable[[OSError], OSError] = _as_it_is
+    ) -> None:
         super().__init__(str(target) if not is_base64(target.dest) else _shown(target))
         self._place = target
+        self._told = told
         router = target.router
         make = functools.partial(make_carrier, str(router), router, reach, functools.partial(_keys, router))
         self._holder: Holder[Session] = Holder(str(router), ("i2p", router, via), make)
@@ -75,7 +84,7 @@ class I2PFactory(Dialed):
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        wait_for(self._holder.carrier(), deadline, None, patient=False)
+        self._session(deadline, patient=False)
 
     def look_up(self, timeout: float | None = 60.0) -> str:
         """The destination that the streams lead to.
@@ -90,7 +99,7 @@ class I2PFactory(Dialed):
         if is_base64(self._place.dest):
             return self._place.dest
         deadline = None if seconds is None else time.monotonic() + seconds
-        session = wait_for(self._holder.carrier(), deadline, None, patient=True)
+        session = self._session(deadline, patient=True)
         answer: Answer[str] = Answer()
         session.look_up(self._place.dest, answer.put)
         found = answer.get(deadline, None)
@@ -106,7 +115,17 @@ class I2PFactory(Dialed):
             # Also for one attempt: a destination that cannot be reached yet is what the deadline is for.
             return session.open(place.dest, place.port, deadline, told, lasting=lasting)
 
-        return dial(self._holder.carrier(), begin, deadline, done, patient=patient)
+        def tell(outcome: Stream | OSError) -> None:
+            done(self._told(outcome) if isinstance(outcome, OSError) else outcome)
+
+        tell_it = done if self._told is _as_it_is else tell
+        return dial(self._holder.carrier(), begin, deadline, tell_it, patient=patient)
+
+    def _session(self, deadline: float | None, *, patient: bool) -> Session:
+        try:
+            return wait_for(self._holder.carrier(), deadline, None, patient=patient)
+        except OSError as error:
+            raise self._told(error) from error
 
     def carrier(self) -> Carrier[Session]:
         """The session under the streams, which is held from now on.
@@ -122,12 +141,6 @@ class I2PFactory(Dialed):
     def close(self) -> None:
         """Let the session go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
         self._holder.close()
-
-    def __enter__(self) -> I2PFactory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _keys(router: I2PRouter) -> HeldKey | None:

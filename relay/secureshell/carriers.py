@@ -5,42 +5,41 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
-import socket
 from collections.abc import Callable
 from importlib import import_module
 
 from .. import holding, riding
-from ..address import SSHServer, TCPAddress
+from ..address import SSHServer, TCPAddress, is_i2p
 from ..carrier import Carrier, Lost
-from ..dialing import Answer, Done, GiveUp
-from ..errors import AddressError, CarrierError, ConnectError, RelayError
-from ..process import end, start
-from ..race import Cancel, Direct
+from ..dialing import Answer, Dialed, Done, GiveUp
+from ..errors import AddressError, ConnectError, RelayError
+from ..hops import Route, on_the_way, over_i2p
+from ..program import Programs
+from ..race import Cancel
 from ..stream import Stream
 from .configuration import settle
 from .connection import Connect, Connection, IncompatibleError, Place, Settings
 
-__all__ = ["Directly", "Holder", "Route", "backend_for", "dial"]
+__all__ = ["Holder", "Reach", "backend_for", "dial"]
 
 logger = logging.getLogger("relay")
 
-Route = tuple[SSHServer, ...]
-Directly = Callable[[str, int], Direct]
+Reach = Callable[[Route, TCPAddress], Dialed]
 
+_SLOW = 120.0  # seconds for one attempt over I2P, where a session may have to be made first
 _DEEPEST = 8  # servers on the way to one that the configuration may name
-_PROMPT = 0.3  # seconds for a proxy command to end before it is killed
 
 
 class Holder(holding.Holder[Connection]):
     """Whoever needs the connection to a server: holds it from the first use until it is closed.
 
     :param server: which.
-    :param via: the servers on the way to it, the nearest first.
-    :param directly: makes the factory that connects over TCP to the first of them.
+    :param via: the hops on the way to it, the nearest first.
+    :param reach: makes the factory for streams to it, of those hops and its place.
     """
 
-    def __init__(self, server: SSHServer, via: Route, directly: Directly) -> None:
-        super().__init__(str(server), (server, via), functools.partial(_make_carrier, server, via, directly))
+    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
+        super().__init__(str(server), (server, via), functools.partial(_make_carrier, server, via, reach))
         self.server = server
 
 
@@ -61,19 +60,23 @@ def dial(
     return riding.dial(carrier, begin, deadline, done, patient=patient)
 
 
-def _make_carrier(server: SSHServer, via: Route, directly: Directly) -> Carrier[Connection]:
-    return Carrier(str(server), _Way(server, via, directly), server.keepalive)
+def _make_carrier(server: SSHServer, via: Route, reach: Reach) -> Carrier[Connection]:
+    name, connector = str(server), _Way(server, via, reach)
+    if over_i2p(via, server):
+        return Carrier(name, connector, server.keepalive, _SLOW)
+    return Carrier(name, connector, server.keepalive)
 
 
 class _Way:
     """Connects to one server, again and again; see :class:`relay.carrier.Connector`."""
 
-    def __init__(self, server: SSHServer, via: Route, directly: Directly) -> None:
+    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
         self._server = server
         self._via = via
-        self._directly = directly
+        self._reach = reach
         self._chosen: str | None = None  # the backend, where another one has proved to be of no use
-        self._hop: tuple[Route, Holder] | None = None  # held while this one is, so that it comes back by itself, too
+        # Held while this one is, so that what is below comes back by itself, too.
+        self._below: tuple[Route, TCPAddress, Dialed] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         settings = settle(self._server)
@@ -89,58 +92,51 @@ class _Way:
 
     def _connect(self, chosen: str, settings: Settings, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
-        if chosen == "openssh" and not self._via:
-            self._leave_hop()
+        if chosen == "openssh" and not self._via and not is_i2p(settings.hostname):
+            self._let_go()
             _refuse_circles(settings, ())
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
-        return connect(settings, self._reach(settings, deadline, cancel), deadline, cancel, lost)
+        return connect(settings, self._stream(settings, deadline, cancel), deadline, cancel, lost)
 
     def close(self) -> None:
-        self._leave_hop()
+        self._let_go()
 
-    def _reach(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
+    def _stream(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
         """A stream to the server: over the hops that were given, else as the user's configuration says."""
         route = self._via or settings.jumps
-        if route:
-            return self._through(route, settings, deadline, cancel)
-        self._leave_hop()
-        if settings.command is not None:
+        if not route and settings.command is not None:
+            self._let_go()
             return _command(settings.command, settings.name)
-        try:
-            return self._directly(settings.hostname, settings.port)(deadline=deadline, cancel=cancel)
-        except ConnectError as error:
-            raise ConnectError(f"{settings.name}: {error}", reason=error.reason) from error
-
-    def _through(self, route: Route, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
         if len(route) > _DEEPEST:
-            raise AddressError(
-                f"{settings.name}: more than {_DEEPEST} servers are on the way; does one jump in circles?"
-            )
-        if self._hop is None or self._hop[0] != route:
-            self._leave_hop()
-            if not self._via:
-                _refuse_circles(settings, ())
-            self._hop = route, Holder(route[-1], route[:-1], self._directly)
+            raise AddressError(f"{settings.name}: more than {_DEEPEST} hops are on the way; does one jump in circles?")
         answer: Answer[Stream] = Answer()
-        place = TCPAddress(settings.hostname, settings.port)
         # One attempt, so that whoever waits for one attempt to reach this server need not wait for more.
-        give_up = dial(self._hop[1].carrier(), place, deadline, answer.put, patient=False)
+        give_up = self._to_it(route, settings).dial(deadline, answer.put, patient=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
-            if str(error).startswith(tuple(f"{server}: " for server in route)):
-                raise  # it belongs to that one
-            raise ConnectError(f"{settings.name}: {error}", reason=error.reason) from error
+            raise on_the_way(error, self._server, route) from error
         finally:
             give_up()
         if stream is None:
-            raise ConnectError(f"{settings.name}: not reached in time over {route[-1]}", reason="connect_timeout")
+            over = f" over {route[-1]}" if route else ""
+            raise ConnectError(f"{settings.name}: not reached in time{over}", reason="connect_timeout")
         return stream
 
-    def _leave_hop(self) -> None:
-        hop, self._hop = self._hop, None
-        if hop is not None:
-            hop[1].close()
+    def _to_it(self, route: Route, settings: Settings) -> Dialed:
+        """The factory for streams to the server, the same as last time if nothing has changed."""
+        place = TCPAddress(settings.hostname, settings.port)
+        if self._below is None or self._below[:2] != (route, place):
+            self._let_go()
+            if not self._via:
+                _refuse_circles(settings, ())
+            self._below = route, place, self._reach(route, place)
+        return self._below[2]
+
+    def _let_go(self) -> None:
+        below, self._below = self._below, None
+        if below is not None:
+            below[2].close()
 
 
 def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:
@@ -173,17 +169,6 @@ def backend_for(settings: Settings) -> str:
 
 def _command(command: str, name: str) -> Stream:
     """A stream to the standard input and output of the user's ``ProxyCommand`` (ssh_config(5): the shell runs it)."""
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            process = start(["/bin/sh", "-c", f"exec {command}"], stdin=theirs.fileno(), stdout=theirs.fileno())
-    except OSError:
-        ours.close()
-        raise
-
-    def failure() -> CarrierError:
-        status = process.poll()
-        return CarrierError("the ProxyCommand has ended" + (f" with status {status}" if status is not None else ""))
-
-    ours.setblocking(False)
-    return Stream(ours, target=name, failure=failure, on_close=functools.partial(end, process, _PROMPT, group=True))
+    stream = Programs(["/bin/sh", "-c", f"exec {command}"], "the ProxyCommand")()
+    stream.target = name
+    return stream

@@ -7,29 +7,28 @@ from collections.abc import Callable
 
 from ..address import SSHServer
 from ..carrier import State
-from ..dialing import Dialed, Done, GiveUp, copied
+from ..dialing import Dialed, Done, GiveUp
+from ..hops import Route
 from ..limits import check_time
 from ..riding import as_oserror, wait_for
-from ..stream import Stream
-from .carriers import Directly, Holder, Route, dial
+from .carriers import Holder, Reach, dial
 from .connection import Place
 
-__all__ = ["SSHFactory", "in_hop"]
+__all__ = ["SSHFactory"]
 
 
 class SSHFactory(Dialed):
     """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
 
     :param server: the SSH server.
-    :param via: the servers on the way to it, the nearest first.
+    :param via: the hops on the way to it, the nearest first.
     :param place: where the streams lead to.
-    :param directly: makes the factory that connects over TCP to the first server.
+    :param reach: makes the factory for streams to the server.
     """
 
-    def __init__(self, server: SSHServer, via: Route, place: Place, directly: Directly) -> None:
+    def __init__(self, server: SSHServer, via: Route, place: Place, reach: Reach) -> None:
         super().__init__(str(place))
-        self._holder = Holder(server, via, directly)
-        self._route = (*via, server)
+        self._holder = Holder(server, via, reach)
         self._place = place
 
     @property
@@ -55,7 +54,7 @@ class SSHFactory(Dialed):
         """Why there is no connection to the server, as far as that is known."""
         held = self._holder.held
         error = held.error if held is not None else None
-        return str(in_hop(as_oserror(error), self._route)) if error is not None else None
+        return str(as_oserror(error)) if error is not None else None
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Connect and log in, if that is not done yet, and wait for it: one attempt.
@@ -72,19 +71,11 @@ class SSHFactory(Dialed):
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            wait_for(self._holder.carrier(), deadline, None, patient=False)
-        except OSError as error:
-            raise in_hop(error, self._route) from error
+        wait_for(self._holder.carrier(), deadline, None, patient=False)
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
         """Begin to make a stream; see :meth:`Dialed.dial`."""
-
-        def told(outcome: Stream | OSError) -> None:
-            done(in_hop(outcome, self._route) if isinstance(outcome, OSError) else outcome)
-
-        tell = told if len(self._route) > 1 else done
-        return dial(self._holder.carrier(), self._place, deadline, tell, lasting=lasting, patient=patient)
+        return dial(self._holder.carrier(), self._place, deadline, done, lasting=lasting, patient=patient)
 
     def release(self) -> None:
         """Let the connection go as soon as no stream rides on it, and do not wait for that."""
@@ -94,23 +85,5 @@ class SSHFactory(Dialed):
         """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
         self._holder.close()
 
-    def __enter__(self) -> SSHFactory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<relay factory to {self.target} over {self._holder!r}>"
-
-
-def in_hop(error: OSError, route: Route) -> OSError:
-    """An error as the user of a chain of hops is to see it: it says which one it belongs to."""
-    if len(route) > 1:
-        for number, server in enumerate(route, 1):
-            text = str(error)
-            if text.startswith(f"{server}: "):
-                told = copied(error)
-                told.args = (f"hop {number} of {len(route)} ({server}): {text.removeprefix(f'{server}: ')}",)
-                return told
-    return error

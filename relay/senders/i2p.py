@@ -7,16 +7,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..address import Secret, SSHServer, TLSTarget
-from ..dialing import Dialed
-from ..i2paddress import SAM, I2PRouter, I2PTarget, parse_sam, router_of
+from ..address import Secret
+from ..i2paddress import SAM, I2PTarget, router_of
 from ..parsing import parse_hops
-from ..reaching import dialed
 from ..sam.factory import I2PFactory
-from .ssh import through
-from .tcp import tcp
+from .chain import bridge, numbered
 
-__all__ = ["i2p", "reach", "send_i2p"]
+__all__ = ["i2p"]
 
 Path = str | os.PathLike[str]
 
@@ -55,8 +52,8 @@ def i2p(
     :param out_depth: hops of those through which they go out.
     :param user: who logs in at the bridge, where it asks for that.
     :param password: text, or a callable that returns it. ``password_file`` and ``password_env`` are keywords, too.
-    :param via: the servers on the way to the bridge, the nearest first, as ``ssh://`` URLs; ``sam`` is what the last
-        one sees.
+    :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is what the
+        last one sees.
     :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``look_up(timeout)``, ``dest``, ``state``,
@@ -79,40 +76,7 @@ def i2p(
         "password": password,
         **options,
     }
-    return send_i2p(dest, port, router_of(keywords), parse_hops(via))
-
-
-def send_i2p(dest: str, port: int | None, router: I2PRouter, via: tuple[SSHServer, ...] = ()) -> I2PFactory:
-    """A factory for streams to an I2P destination.
-
-    :param dest: where to.
-    :param port: the virtual port there; ``None`` to say nothing.
-    :param router: through which router and session.
-    :param via: the servers on the way to the router, the nearest first.
-    :returns: a callable for :class:`relay.Tunnel`.
-    :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if an argument cannot be right.
-    :raises OSError: if a file that the router's address names cannot be read.
-    """
-    target = I2PTarget(dest, port, router)
-    reach(router, via)  # what is wrong with its files is told now
-    return I2PFactory(target, functools.partial(reach, via=via), via)
-
-
-def reach(router: I2PRouter, via: tuple[SSHServer, ...] = ()) -> Dialed:
-    """A factory for streams to a router's SAM bridge.
-
-    :param router: where it is.
-    :param via: the servers on the way to it, the nearest first.
-    :raises OSError: if a file that its address names cannot be read.
-    :raises ValueError: if a file does not hold what it should.
-    """
-    place = parse_sam(router.sam)
-    if via:
-        return through(via, place)
-    if not isinstance(place, TLSTarget):
-        return dialed(tcp(place.host, place.port))
-    from .tls import tls
-
-    made = tls(place.host, place.port, servername=place.servername, ca=place.ca, cert=place.cert, key=place.key)
-    return dialed(made)
+    target, hops = I2PTarget(dest, port, router_of(keywords)), parse_hops(via)
+    bridge(target.router, hops)  # what is wrong with its files is told now
+    reach = functools.partial(bridge, before=hops)
+    return I2PFactory(target, reach, hops, functools.partial(numbered, hops=hops))

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..address import Secret, SSHServer, Target, TCPAddress, TLSTarget, check_place
-from ..dialing import Dialed, Upgraded
+from ..address import Secret, SSHServer, TCPAddress, check_place
+from ..dialing import Dialed
 from ..parsing import parse_hops, parse_ssh_server
-from ..secureshell.factory import SSHFactory
-from .tcp import tcp
+from .chain import chain
 
-__all__ = ["server_with", "ssh", "through"]
+__all__ = ["server_with", "ssh"]
 
 Path = str | os.PathLike[str]
 
@@ -36,7 +35,7 @@ def ssh(
     keepalive: float | None = 15.0,
     compress: bool | None = None,
     via: Sequence[str] = (),
-) -> SSHFactory:
+) -> Dialed:
     """A factory for what an SSH server reaches: ``ssh -L`` without the port.
 
     Nothing is opened before the first call (or ``ready()``). One connection to the server carries all streams, and
@@ -63,7 +62,7 @@ def ssh(
     :param keepalive: seconds between two signs of life; a server silent for three times as long is dead. ``None`` turns
         it off.
     :param compress: whether to compress; ``None`` leaves it to the configuration.
-    :param via: the servers on the way to this one, the nearest first, as ``ssh://`` URLs.
+    :param via: the hops on the way to the server, the nearest first, as for :func:`relay.target`.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``state``, ``subscribe(watcher)`` and
         ``close()``, which lets the connection go. A call returns a connected :class:`relay.Stream`, and raises
         :class:`relay.ConnectError` (refused, unreachable, timed out, denied by the server's policy),
@@ -86,7 +85,8 @@ def ssh(
         "keepalive": keepalive,
         "compress": compress,
     }
-    return SSHFactory(server_with(server, options), parse_hops(via), TCPAddress(host, port), tcp)
+    last = server_with(server, options)
+    return chain((*parse_hops(via, str(last)), last), TCPAddress(host, port))
 
 
 def server_with(server: str, options: dict[str, Any]) -> SSHServer:
@@ -98,24 +98,6 @@ def server_with(server: str, options: dict[str, Any]) -> SSHServer:
     """
     given = {name: _text(value) for name, value in options.items() if value != _DEFAULTS[name]}
     return dataclasses.replace(parse_ssh_server(server), **given)
-
-
-def through(hops: tuple[SSHServer, ...], target: Target) -> Dialed:
-    """A factory for a target behind one or more SSH servers.
-
-    :param hops: the servers, the nearest first.
-    :param target: the place, as the last of them sees it.
-    :returns: a callable for :class:`relay.Tunnel`.
-    :raises OSError: if a file that the target names cannot be read.
-    :raises ValueError: if a file does not hold what it should.
-    """
-    if not isinstance(target, TLSTarget):
-        return SSHFactory(hops[-1], hops[:-1], target, tcp)
-    from .tls import tls
-
-    outer = tls(target.host, target.port, servername=target.servername, ca=target.ca, cert=target.cert, key=target.key)
-    inner = SSHFactory(hops[-1], hops[:-1], TCPAddress(target.host, target.port), tcp)
-    return Upgraded(inner, outer.upgrade, outer.target)
 
 
 def _text(value: Any) -> Any:

@@ -9,7 +9,7 @@ import queue
 import ssl
 from collections.abc import Callable
 
-from ..address import TCPAddress, check_place
+from ..address import TCPAddress, check_place, is_i2p
 from ..certificates import load_chain, trusting
 from ..errors import ConnectError
 from ..handshake import Handshake
@@ -18,7 +18,7 @@ from ..stream import Stream
 from ..tlssession import Session, is_denial
 from .tcp import tcp
 
-__all__ = ["TLS", "tls", "wrap"]
+__all__ = ["Client", "TLS", "tls", "wrap"]
 
 _VAIN = 3  # tickets in a row that were of no use until none is offered any more
 
@@ -53,44 +53,38 @@ def tls(
     return TLS(host, port, servername, ca, cert, key)
 
 
-class TLS(Direct):
-    """A factory for one TLS server; made by :func:`tls`. A connect, and a handshake on it."""
+class Client:
+    """What a client of one TLS server shows, trusts and remembers.
+
+    :param host: of the server.
+    :param port: and the others: as for :func:`tls`.
+    """
 
     def __init__(
         self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
     ) -> None:
-        direct = tcp(host, port)
-        super().__init__(f"tls://{TCPAddress(host, port)}", direct.resolve, literal=direct.literal)
+        self.name = f"tls://{TCPAddress(host, port)}"
         self._context = client_context(ca, cert, key)
         self._servername = _checked(host if servername is None else servername)
         # Verified with the same context and name as any other, so that taking it up again verifies as much.
         self._ticket: ssl.SSLSession | None = None
         self._vain = 0  # tickets in a row that were of no use
 
-    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
-        """Connect and shake hands, and wait for both.
-
-        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-        :param cancel: gives the attempt up when set.
-        :returns: a connected stream; its ``reset()`` resets the connection to the server.
-        :raises ConnectError: refused, unreachable, timed out, given up or not trusted; ``.reason`` tells.
-        """
-        return shake_hands(self._session(super().__call__(deadline=deadline, cancel=cancel)), deadline, cancel)
-
     def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
         """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
 
         def explain(outcome: Stream | OSError) -> None:
-            done(_explained(self.target, outcome) if isinstance(outcome, OSError) else outcome)
+            done(_explained(self.name, outcome) if isinstance(outcome, OSError) else outcome)
 
-        return Handshake(self._session(stream), deadline, None, explain).cancel
+        return Handshake(self.session(stream), deadline, None, explain).cancel
 
-    def _session(self, stream: Stream) -> Session:
+    def session(self, stream: Stream) -> Session:
+        """A session over a connected stream, whose handshake is to be made."""
         return Session(
             stream,
             self._context,
             peer="target",
-            name=self.target,
+            name=self.name,
             servername=self._servername,
             ticket=self._ticket,
             heard_first=functools.partial(self._remember, self._ticket),
@@ -109,6 +103,31 @@ class TLS(Direct):
                 self._vain += 1
                 made = tls.session
                 self._ticket = made if made is not None and made.has_ticket else None
+
+
+class TLS(Direct):
+    """A factory for one TLS server; made by :func:`tls`. A connect, and a handshake on it."""
+
+    def __init__(
+        self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
+    ) -> None:
+        direct = tcp(host, port)
+        self._client = Client(host, port, servername, ca, cert, key)
+        super().__init__(self._client.name, direct.resolve, literal=direct.literal)
+
+    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Connect and shake hands, and wait for both.
+
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :param cancel: gives the attempt up when set.
+        :returns: a connected stream; its ``reset()`` resets the connection to the server.
+        :raises ConnectError: refused, unreachable, timed out, given up or not trusted; ``.reason`` tells.
+        """
+        return shake_hands(self._client.session(super().__call__(deadline=deadline, cancel=cancel)), deadline, cancel)
+
+    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
+        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
+        return self._client.upgrade(stream, deadline, done)
 
 
 def wrap(
@@ -150,7 +169,7 @@ def _checked(servername: str) -> str:
         raise TypeError(f"servername: a str is wanted, not {type(servername).__name__}")
     name = servername.partition("%")[0].removesuffix(".")
     try:
-        check_place(name, 443)
+        check_place("name" if is_i2p(name) else name, 443)
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
     except (ValueError, ssl.SSLError):  # a UnicodeError is a ValueError
         raise ValueError(f"servername: {servername!r} is neither a name nor an address") from None

@@ -39,6 +39,7 @@ __all__ = [
     "inline_secrets",
     "on_the_way",
     "over_i2p",
+    "to_i2p",
 ]
 
 _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
@@ -160,6 +161,21 @@ def over_i2p(route: Sequence[Hop], *places: object) -> bool:
     :param places: what else is on it.
     """
     return any(isinstance(one, I2PRouter) or is_i2p(getattr(one, "host", "")) for one in (*route, *places))
+
+
+def to_i2p(route: Route, place: object) -> bool:
+    """Whether the stream to a target is one of SAM, which has no half-close.
+
+    :param route: the hops.
+    :param place: the target.
+    """
+    if isinstance(place, I2PTarget):
+        return True
+    last = route[-1] if route else None
+    is_name = isinstance(place, TCPAddress) and is_i2p(place.host)
+    return isinstance(place, TCPAddress) and (
+        isinstance(last, I2PRouter) or (is_name and not isinstance(last, Proxy | Command))
+    )
 
 
 def hop_of(error: object, route: Sequence[object]) -> int | None:

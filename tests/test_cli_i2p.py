@@ -290,11 +290,9 @@ WRONG = {
     ("expose", "h:1", "--on", "i2p:?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
     ("forward", ":0", "i2p://x.i2p?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
     ("forward", "i2p:?user=me&password=hunter2", "h:1"): "use password_file=FILE or password_env=NAME",
-    ("forward", ":0", "h:1", "--sam", "h:1"): "--sam: neither LISTEN nor TARGET is at I2P",
+    ("forward", ":0", "h:1", "--sam", "h:1"): "--sam: neither LISTEN nor TARGET nor a hop is at I2P",
     ("forward", ":0", "i2p://x"): "this has 1 characters and does not end in .i2p",
-    ("forward", ":0", "x.i2p", "--sam", "x.i2p:1"): "'x.i2p' is a name of I2P; it is not looked up in the DNS",
     ("forward", ":0", "x.i2p?sam=h:1", "--sam", "h:1"): "sam= is written twice",
-    ("forward", ":0", "tcp://x.i2p:80"): "only i2p://NAME leads there",
 }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ..errors import AddressError
-from ..i2paddress import I2PListen, I2PTarget
-from ..parsing import parse_listen, parse_target
+from ..i2paddress import I2PListen, I2PRouter, I2PTarget
+from ..parsing import parse_hops, parse_listen, parse_target
 from .i2p import Sam, with_parameters
 from .options import Options, Via, with_options
 from .output import failures_reported
@@ -29,6 +30,14 @@ relay forward :0 'tls://db.internal:5432?ca=db.pem' (any free port; verified TLS
 relay forward 'tls://0.0.0.0:443?cert=cert.pem&key=key.pem' 127.0.0.1:8080 (ends TLS)
 
 relay forward 8080 i2p://name.i2p (over I2P; addresses that end in .b32.i2p and destinations in base64 as well)
+
+relay forward 5432 db:5432 --via ssh://me@outer --via ssh://me@inner (a database behind two bastions)
+
+relay forward 2222 127.0.0.1:22 --via i2p: --via ssh://me@NAME.b32.i2p (an SSH server that is an I2P destination)
+
+relay forward 8080 i2p://name.i2p --via ssh://me@bastion (the I2P router of another machine)
+
+relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out through a proxy)
 
 A hop's parameters follow a question mark: ssh://me@bastion?keyfile=FILE, password_file=, password_env=,
 passphrase_file=, passphrase_env=, known_hosts=, hostkey=SHA256:…, accept_new=yes, config=FILE, keepalive=SECONDS|none,
@@ -71,17 +80,24 @@ def forward(
     An I2P target is reached through the router on this machine, or the one that --sam tells.
     """
     with failures_reported(debug=options.debug):
-        listen, target = _at(sam, listen, target)
-    serve(listen, target, options, name="forward", title="listening on ", via=via or ())
+        listen, target, hops = _at(sam, listen, target, via or ())
+    serve(listen, target, options, name="forward", title="listening on ", via=hops)
 
 
-def _at(sam: str | None, listen: str, target: str) -> tuple[str, str]:
-    """Both addresses, with the bridge in those of I2P.
+def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[str, str, Sequence[str]]:
+    """The addresses, with the bridge in those of I2P.
 
     :raises AddressError: if there is none.
     """
     bridge = [("sam", sam)]
-    at_i2p, to_i2p = isinstance(parse_listen(listen), I2PListen), isinstance(parse_target(target), I2PTarget)
-    if sam and not (at_i2p or to_i2p):
-        raise AddressError("--sam: neither LISTEN nor TARGET is at I2P; i2p: and i2p://NAME.i2p are")
-    return with_parameters(listen, bridge) if at_i2p else listen, with_parameters(target, bridge) if to_i2p else target
+    hops = parse_hops(via, target)
+    at_i2p = isinstance(parse_listen(listen), I2PListen)
+    to_i2p = isinstance(parse_target(target, hops[-1] if hops else None), I2PTarget)
+    routers = [isinstance(hop, I2PRouter) for hop in hops]
+    if sam and not (at_i2p or to_i2p or any(routers)):
+        raise AddressError("--sam: neither LISTEN nor TARGET nor a hop is at I2P; i2p: and i2p://NAME.i2p are")
+    return (
+        with_parameters(listen, bridge) if at_i2p else listen,
+        with_parameters(target, bridge) if to_i2p and not any(routers) else target,
+        [with_parameters(text, bridge) if router else text for text, router in zip(via, routers, strict=True)],
+    )

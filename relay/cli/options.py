@@ -12,14 +12,17 @@ import typer
 
 from ..i2paddress import CONNECT_TIMEOUT, LINGER
 
-__all__ = ["Options", "Via", "with_options"]
+__all__ = ["SECONDS", "Options", "Via", "with_options"]
 
 SECONDS = "SECONDS"
 
 Via = Annotated[
     list[str] | None,
     typer.Option(
-        "--via", metavar="HOP", help="A hop on the way: ssh://[USER@]HOST[:PORT]. Several: the nearest first."
+        "--via",
+        metavar="HOP",
+        help="A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
+        "exec:COMMAND %h %p. Several: the nearest first.",
     ),
 ]
 
@@ -55,12 +58,14 @@ class Options:
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text"
     debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False
 
-    def settled(self, *, over_i2p: bool) -> Options:
+    def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """The same, with the limits that were not given as they are usual.
 
-        :param over_i2p: whether one of the two sides is at I2P.
+        :param over_i2p: whether something on the way is reached over I2P.
+        :param at_i2p: whether one of the two ends is itself at I2P; ``None`` for the same.
         """
-        connect_timeout, linger = (CONNECT_TIMEOUT, LINGER) if over_i2p else (30.0, 60.0)
+        connect_timeout = CONNECT_TIMEOUT if over_i2p else 30.0
+        linger = LINGER if (over_i2p if at_i2p is None else at_i2p) else 60.0
         return dataclasses.replace(
             self,
             connect_timeout=connect_timeout if self.connect_timeout is None else self.connect_timeout,

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..address import SSHListen, masked
-from ..errors import AddressError
-from ..hops import inline_secrets
+from ..address import SSHListen
+from ..hops import inline_secrets, over_i2p, to_i2p
 from ..i2paddress import I2PListen, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
 from ..race import place
@@ -22,6 +21,7 @@ from ..tunnel import Tunnel
 from .i2p import tell_published
 from .options import Options
 from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary
+from .secrets import refuse_secrets
 from .signals import Signals
 from .trying import SLOW, Attempt, SessionTrial, Trial, say_slow
 
@@ -60,8 +60,8 @@ def serve(
     ):
         raise_descriptor_limit()
         on, at_i2p = _where(listen, listen_via)
-        over, to_i2p = _over(via), _is_i2p(target)
-        options = options.settled(over_i2p=at_i2p or to_i2p)
+        over, slow, to_i2p = _over(via), *_i2p(target, via)
+        options = options.settled(over_i2p=at_i2p or slow, at_i2p=at_i2p or to_i2p)
         make_send = factory_for(target, via)
         receive = _listening(listen, listen_via, signals)
         if receive is None:
@@ -93,16 +93,17 @@ def _where(listen: str, via: Sequence[str]) -> tuple[str, bool]:
     return f" on {address.server}{_over(via)}", False
 
 
-def _is_i2p(target: str) -> bool:
-    """Whether the target is at I2P.
+def _i2p(target: str, via: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the way to the target leads over I2P, and whether the target is itself there.
 
     :raises AddressError: if there is a secret in its address.
     """
-    address = parse_target(target)
-    if not isinstance(address, I2PTarget):
-        return False
-    refuse_secrets("target", target, address.router.inline_secrets)
-    return True
+    hops = parse_hops(via)
+    address = parse_target(target, hops[-1] if hops else None)
+    if isinstance(address, I2PTarget):
+        refuse_secrets("target", target, address.router.inline_secrets)
+        return True, True
+    return over_i2p(hops, address), to_i2p(hops, address)
 
 
 def _over(via: Sequence[str]) -> str:
@@ -114,18 +115,6 @@ def _over(via: Sequence[str]) -> str:
     for text, hop in zip(via, hops, strict=True):
         refuse_secrets("hop", text, inline_secrets(hop))
     return f" via {', '.join(map(str, hops))}" if hops else ""
-
-
-def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
-    """Refuse an address in which a secret is written.
-
-    :raises AddressError: if ``names``, those of the secrets that are in it, is not empty.
-    """
-    for name in names:
-        raise AddressError(
-            f"{what} '{masked(text)}': everybody on this machine can read a {name} that is on a command line; "
-            f"use {name}_file=FILE or {name}_env=NAME"
-        )
 
 
 def _listening(listen: str, via: Sequence[str], signals: Signals) -> Any:

@@ -59,8 +59,8 @@ def test_it_compares_every_byte_and_says_so(pages):
 def backends(said):
     """The backends that a demo has shown, each with every page."""
     shown = re.findall(r"^relay .* via ssh://relay@127.0.0.1:\d+, by (\w+)$", said, re.MULTILINE)
-    assert said.count("; 0 failed") == 1 + len(shown)
-    assert said.count("each is as on disk") == 1 + len(shown) + 1  # the last one over I2P
+    assert said.count("; 0 failed") == 1 + len(shown) + 1  # the last one over a chain
+    assert said.count("each is as on disk") == 1 + len(shown) + 2  # the last ones over I2P and over a chain
     return shown
 
 
@@ -84,11 +84,20 @@ OVER_I2P = re.compile(
 )
 
 
+A_CHAIN = re.compile(
+    r"^relay        (\S+\.b32\.i2p) → 127\.0\.0\.1:\d+, in a process of its own; reached from outside\n"
+    r"relay        127\.0\.0\.1:\d+ → 127\.0\.0\.1:\d+ via i2p: via ssh://relay@\1\n"
+    r"fetched      (\d+) pages, [\d,]+ bytes, over 4 connections at once; each is as on disk$",
+    re.MULTILINE,
+)
+
+
 def test_it_goes_over_i2p_with_a_bridge_of_its_own(pages):
     done = run(str(pages[0]))
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^sam bridge   127\.0\.0\.1:\d+, in a process of its own", done.stdout, re.MULTILINE)
     assert OVER_I2P.search(done.stdout)[2] == "4"
+    assert A_CHAIN.search(done.stdout)[2] == "4"
 
 
 def test_it_goes_over_i2p_through_a_router(pages):
@@ -98,6 +107,7 @@ def test_it_goes_over_i2p_through_a_router(pages):
     assert (done.returncode, done.stderr) == (0, "")
     assert f"\ni2p router   {router.sam}; it may take some minutes" in done.stdout
     assert OVER_I2P.search(done.stdout)[2] == "3"  # without the large one
+    assert A_CHAIN.search(done.stdout)[2] == "3"
 
 
 def test_without_a_router_it_says_so(pages):

@@ -1,4 +1,4 @@
-"""``relay demo``: a web server, a relay in front of it, directly, over SSH and over I2P, and every byte compared."""
+"""``relay demo``: a web server, relays in front of it (plain, over SSH, I2P and both), and every byte compared."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..process import PIPE, start
 from ..race import place
 from ..registry import listen, target
 from ..tunnel import Tunnel
-from .i2pdemo import PATIENCE, few, over_i2p
+from .i2pdemo import PATIENCE, few, published, reached, router
 from .output import failures_reported, say
 
 __all__ = ["demo"]
@@ -51,6 +51,8 @@ def demo(
 
     And over I2P: published by one relay, reached by another, each in a process of its own, as the SAM bridge is that
     takes the place of a router. With --sam they meet in the real network, and some of the files are fetched.
+
+    Last, a chain: over I2P to the SSH server, which has become a destination, and from there to the web server.
     """
     with failures_reported(debug=False):
         if sam is not None:
@@ -66,32 +68,39 @@ def demo(
                 say(f"\nssh server   {place(bastion.address)}, inside this program; it sees the web server, too")
                 for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
                     show(place(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
-            with over_i2p(place(server), sam) as address:
-                fetch_and_say(address, pages if sam is None else few(pages), PATIENCE)
+                with router(sam) as bridge:
+                    some = pages if sam is None else few(pages)
+                    with published(place(server), bridge) as name, reached(name, bridge) as address:
+                        fetch_and_say(address, some, PATIENCE)
+                    say("\na chain of hops: the ssh server as an I2P destination, and the web server behind it")
+                    with published(place(bastion.address), bridge) as name:
+                        ssh = bastion.url.replace(place(bastion.address), name)
+                        show(place(server), [f"i2p:?sam={bridge}", ssh], some, patience=PATIENCE)
     say("\nNow your own service, for example one on port 8000:\n")
     say(f"    {command()} forward :0 127.0.0.1:8000")
 
 
-def show(server: str, via: Sequence[str], pages: Pages, how: str = "") -> None:
+def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience: float = 30) -> None:
     """Relay the web server and say what happened.
 
     :param server: its address.
-    :param via: the hop on the way, if there is one.
+    :param via: the hops on the way, if there are any.
     :param pages: what it serves.
     :param how: what else is said of the hop.
+    :param patience: seconds for the hops, and for each answer.
     """
     over = "".join(f" via {hop.partition('?')[0]}" for hop in via)
     make_send: Any = target(server, via)
-    with Tunnel(listen(":0"), make_send) as tunnel:
+    with Tunnel(listen(":0"), make_send, connect_timeout=patience, timeout=None) as tunnel:
         if via:
-            make_send.ready(30.0)
+            make_send.ready(patience)
         say(f"relay        {place(tunnel.address)} → {server}{over}{how}")
-        fetch_and_tell(tunnel, pages)
+        fetch_and_tell(tunnel, pages, patience)
 
 
-def fetch_and_tell(tunnel: Tunnel, pages: Pages) -> None:
+def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
     """Fetch every page through the relay and say what happened."""
-    fetch_and_say(tunnel.address, pages)
+    fetch_and_say(tunnel.address, pages, patience)
     if shutil.which("curl"):
         name = max(pages, key=lambda page: pages[page].stat().st_size)
         size = compare(name, pages[name], curl(f"http://{place(tunnel.address)}{name}"))

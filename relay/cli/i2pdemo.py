@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +20,7 @@ from ..i2paddress import parse_sam
 from ..process import PIPE, Process, end, start
 from .output import say
 
-__all__ = ["PATIENCE", "Program", "few", "over_i2p", "program"]
+__all__ = ["PATIENCE", "Program", "few", "program", "published", "reached", "router"]
 
 PATIENCE = 300.0  # seconds for a line to come: sessions have to be made, and to be found by others
 END = 10.0  # seconds for a program to end by itself
@@ -84,29 +84,49 @@ def program(*arguments: str) -> Iterator[Program]:
 
 
 @contextmanager
-def over_i2p(server: str, sam: str | None) -> Iterator[tuple[str, int]]:
-    """Publish a web server at I2P and have a way there, and say so.
+def router(sam: str | None) -> Iterator[str]:
+    """The SAM bridge of a router, and say so.
 
-    :param server: its address.
-    :param sam: the SAM bridge of a router; ``None`` for one of our own.
-    :returns: where a client may connect to.
-    :raises OSError: if one of the programs fails.
+    :param sam: where it is; ``None`` for one of our own.
+    :returns: where it is.
+    :raises OSError: if our own does not start.
     """
-    with ExitStack() as running:
-        if sam is None:
-            sam = running.enter_context(program("-m", "relay.testing.sambridge")).hear(r".*?(\S+:\d+)")[1]
-            say(f"\nsam bridge   {sam}, in a process of its own; it takes the place of an I2P router")
-        else:
-            say(f"\ni2p router   {parse_sam(sam)}; it may take some minutes to build tunnels and to find them")
-        exposed = running.enter_context(
-            program(*RELAY, "expose", server, "--on", "i2p", "--sam", sam, "--transient", "--drain", "0")
-        )
+    if sam is not None:
+        say(f"\ni2p router   {parse_sam(sam)}; it may take some minutes to build tunnels and to find them")
+        yield sam
+        return
+    with program("-m", "relay.testing.sambridge") as bridge:
+        own = bridge.hear(r".*?(\S+:\d+)")[1]
+        say(f"\nsam bridge   {own}, in a process of its own; it takes the place of an I2P router")
+        yield own
+
+
+@contextmanager
+def published(service: str, sam: str) -> Iterator[str]:
+    """Publish a service at I2P, and say so.
+
+    :param service: its address.
+    :param sam: the SAM bridge.
+    :returns: the address of its destination, once it has been reached from outside.
+    :raises OSError: if that fails.
+    """
+    with program(*RELAY, "expose", service, "--on", "i2p", "--sam", sam, "--transient", "--drain", "0") as exposed:
         address = exposed.hear(r"(\S+\.b32\.i2p) .*")[1]
         exposed.hear("published .*")
-        say(f"relay        {address} → {server}, in a process of its own; reached from outside")
-        forwarded = running.enter_context(
-            program(*RELAY, "forward", ":0", f"i2p://{address}", "--sam", sam, "--drain", "0")
-        )
+        say(f"relay        {address} → {service}, in a process of its own; reached from outside")
+        yield address
+
+
+@contextmanager
+def reached(address: str, sam: str) -> Iterator[tuple[str, int]]:
+    """Have a way to a destination, and say so.
+
+    :param address: of the destination.
+    :param sam: the SAM bridge.
+    :returns: where a client may connect to.
+    :raises OSError: if the program fails.
+    """
+    with program(*RELAY, "forward", ":0", f"i2p://{address}", "--sam", sam, "--drain", "0") as forwarded:
         found = forwarded.hear(r"listening on (\S+):(\d+) .*")
         say(f"relay        {found[1]}:{found[2]} → i2p://{address}, in a process of its own")
         yield found[1], int(found[2])

@@ -6,7 +6,6 @@ block (connecting, closing), which has threads of its own.
 
 from __future__ import annotations
 
-import enum
 import errno
 import functools
 import logging
@@ -15,16 +14,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from .cancellation import Cancellation
 from .errors import CarrierError, ConnectError, SAMError
+from .link import AnyLink, Connector, State, Watcher
 from .loop import Timer, Timers
 from .pump import Pump
-from .race import Cancel
 from .waiter import Waiter, without
 
-__all__ = ["Carrier", "Connector", "Link", "Lost", "State", "Watcher"]
+__all__ = ["Carrier"]
 
 logger = logging.getLogger("relay")
 
@@ -35,52 +34,6 @@ _STEADY = 10.0  # seconds after which a connection that was up counts as a succe
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
 _PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on alone after that
 _TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
-
-
-class State(enum.Enum):
-    """What a carrier is doing."""
-
-    CONNECTING = "connecting"
-    UP = "up"
-    BACKING_OFF = "backing off"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class Link(Protocol):
-    """What a carrier has while it is up; every method may be called from any thread."""
-
-    def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called once, in any thread, as soon as no stream is open; at once if none is."""
-
-    def check(self) -> None:
-        """Ask the other side for a sign of life, and say so if it has given none for too long. Never blocks."""
-
-    def close(self) -> None:
-        """End it and everything on it, within a second. Idempotent."""
-
-    def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
-
-
-AnyLink = TypeVar("AnyLink", bound=Link)
-Link_co = TypeVar("Link_co", bound="Link", covariant=True)
-Lost = Callable[[CarrierError], object]
-Watcher = Callable[[State, "Exception | None"], object]
-
-
-class Connector(Protocol[Link_co]):
-    """Makes the link of a carrier, in a thread of its own."""
-
-    def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Link_co:
-        """Connect, until ``deadline`` or until it is cancelled.
-
-        :param lost: called once, in any thread, when the link that was returned is lost.
-        :raises ConnectError: and :class:`CarrierError`, if another attempt may succeed; any other exception is final.
-        """
-
-    def close(self) -> None:
-        """There will be no further attempt."""
 
 
 class Carrier(Generic[AnyLink]):

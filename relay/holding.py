@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, Generic
 
-from .carrier import AnyLink, Carrier, State, Watcher
+from .carrier import Carrier
+from .link import AnyLink, State, Watcher
 
 __all__ = ["Holder", "LetGo", "hold"]
 

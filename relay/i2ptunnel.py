@@ -50,7 +50,7 @@ class TunnelServer(Tunnel):
     :param out_depth: hops of those through which they go out.
     :param user: who logs in at the bridge, where it asks for that.
     :param password: text, or a callable that returns it. ``password_file`` and ``password_env`` are keywords, too.
-    :param via: the servers on the way to the bridge, the nearest first, as ``ssh://`` URLs.
+    :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
         ``failed``, ``closed``), on a thread of ours; it must not block, and what it raises is logged.
     :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``: as for :class:`relay.Tunnel`.

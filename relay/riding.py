@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic
 
-from .carrier import AnyLink, Carrier
+from .carrier import Carrier
 from .dialing import Answer, Done, GiveUp, Steps
 from .errors import CarrierError, ConnectError, RelayError
+from .link import AnyLink
 from .race import Cancel
 from .stream import Stream
 

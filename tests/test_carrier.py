@@ -14,9 +14,10 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay import carrier as module
-from relay.carrier import Carrier, State
+from relay.carrier import Carrier
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
 from relay.holding import hold
+from relay.link import State
 
 
 class Link:

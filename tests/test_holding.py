@@ -9,8 +9,9 @@ import threading
 import pytest
 from helpers import WAIT, Thread, wait_until
 
-from relay.carrier import Carrier, State
+from relay.carrier import Carrier
 from relay.holding import Holder
+from relay.link import State
 
 
 class Link:

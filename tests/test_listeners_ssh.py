@@ -15,7 +15,8 @@ from ssh_world import World
 
 import relay
 from relay.address import SSHServer, TCPAddress, UnixAddress
-from relay.carrier import Carrier, State
+from relay.carrier import Carrier
+from relay.link import State
 from relay.listeners import ssh as module
 from relay.listeners.ssh import listen_ssh
 

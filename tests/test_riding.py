@@ -14,8 +14,9 @@ from helpers import WAIT, Thread, wait_until
 import relay
 from relay import carrier as module
 from relay.cancellation import Cancellation
-from relay.carrier import Carrier, State
+from relay.carrier import Carrier
 from relay.errors import CarrierError, ConnectError, HostKeyError, RelayError
+from relay.link import State
 from relay.riding import as_oserror, dial, wait_for
 
 

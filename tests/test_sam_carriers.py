@@ -13,15 +13,15 @@ import pytest
 from helpers import WAIT, Thread, exchange, refusing, wait_until
 from sam_rig import DEST, KEY, OK, ScriptedBridge
 
-from relay.carrier import State
 from relay.dialing import Answer
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.i2paddress import I2PRouter
+from relay.link import State
 from relay.riding import wait_for
 from relay.sam import carriers
 from relay.sam.carriers import make_carrier, options_of
 from relay.sam.destinations import PrivateKey
-from relay.senders.i2p import reach
+from relay.senders.chain import bridge as reach
 from relay.testing import SAMBridge
 
 MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
@@ -196,7 +196,7 @@ def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, capl
 
 def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
     monkeypatch.setattr(carriers, "_ATTEMPT", 0.2)
-    monkeypatch.setattr("relay.dialing._LATE", 0.0)
+    monkeypatch.setattr("relay.dialing.LATE", 0.0)
     bridge.settings.build_time = 60.0
     error = failure(make(bridge))
     assert isinstance(error, ConnectError)
@@ -233,7 +233,7 @@ def test_an_http_server_is_no_bridge(scripted, make):
 
 def test_silence_instead_of_hello(scripted, make, monkeypatch):
     monkeypatch.setattr(carriers, "_REACH", 0.1)
-    monkeypatch.setattr("relay.dialing._LATE", 0.0)
+    monkeypatch.setattr("relay.dialing.LATE", 0.0)
     scripted.hello = [None] * 10
     assert failure(make(scripted)).reason == "connect_timeout"
 

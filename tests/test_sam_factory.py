@@ -27,9 +27,9 @@ from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
 from relay import carrier as carrying
-from relay.carrier import State
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.i2paddress import I2PRouter, I2PTarget
+from relay.link import State
 from relay.pump import Pump
 from relay.reaching import dialed
 from relay.sam.destinations import PrivateKey, b32_of

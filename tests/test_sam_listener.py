@@ -13,15 +13,16 @@ from helpers import WAIT, Thread, ending, receive_exactly, refusing, wait_until
 from listener_rig import Clients, Listening, States, accept, make_prompt
 
 import relay
-from relay.carrier import State
 from relay.errors import AuthenticationError, ConnectError, SAMError
 from relay.i2paddress import I2PListen, I2PRouter
+from relay.link import State
 from relay.sam import accepting, listener
 from relay.sam.accepting import Accepts, Forward
 from relay.sam.destinations import Peer, PrivateKey
 from relay.sam.listener import I2PListener
 from relay.sam.messages import stream_connect, stream_forward
-from relay.senders.i2p import i2p, reach
+from relay.senders.chain import bridge as reach
+from relay.senders.i2p import i2p
 from relay.testing import SAMBridge
 
 CLOSED = "Bad file descriptor"

@@ -13,14 +13,14 @@ import pytest
 from helpers import WAIT, exchange, wait_until
 from listener_rig import Clients, Listening, States, accept, make_prompt
 
-from relay.carrier import State
 from relay.i2paddress import I2PRouter
+from relay.link import State
 from relay.riding import wait_for
 from relay.sam import proving
 from relay.sam.carriers import make_carrier
 from relay.sam.destinations import Peer, PrivateKey
 from relay.sam.proving import Prover, silence
-from relay.senders.i2p import reach
+from relay.senders.chain import bridge as reach
 from relay.stream import Stream
 from relay.testing import SAMBridge
 

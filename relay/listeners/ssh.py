@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
-from ..carrier import Carrier, State
+from ..carrier import Carrier
 from ..errors import CarrierError, ForwardError
 from ..hops import Route
+from ..link import State
 from ..parsing import parse_hops
 from ..riding import as_oserror, wait_for
 from ..secureshell.carriers import Holder

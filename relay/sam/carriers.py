@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from ..carrier import Carrier, Lost
+from ..carrier import Carrier
 from ..credentials import secret_of
 from ..dialing import Answer, Dialed, GiveUp
 from ..errors import CarrierError, ConnectError, SAMError
 from ..i2paddress import I2PRouter
+from ..link import Lost
 from ..loop import Timer
 from ..pump import Pump
 from ..race import Cancel

@@ -6,12 +6,13 @@ import functools
 import time
 from collections.abc import Callable
 
-from ..carrier import Carrier, State
+from ..carrier import Carrier
 from ..dialing import Answer, Dialed, Done, GiveUp
 from ..errors import ConnectError
 from ..holding import Holder
 from ..i2paddress import I2PRouter, I2PTarget
 from ..limits import check_time
+from ..link import State
 from ..riding import dial, wait_for
 from ..stream import Stream
 from .carriers import HeldKey, Reach, make_carrier

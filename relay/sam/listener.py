@@ -12,11 +12,12 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-from ..carrier import Carrier, State
+from ..carrier import Carrier
 from ..errors import CarrierError, ConnectError, SAMError
 from ..holding import Holder
 from ..i2paddress import I2PListen
 from ..limits import check_time
+from ..link import State
 from ..loop import Loop, Timer
 from ..riding import as_oserror, wait_for
 from ..stream import Stream

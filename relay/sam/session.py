@@ -9,9 +9,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ..carrier import Lost
 from ..dialing import Done, GiveUp
 from ..errors import CarrierError
+from ..link import Lost
 from ..stream import nonblocking
 from .bridge import Bridge
 from .conversation import Conversation

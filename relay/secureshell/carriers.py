@@ -10,10 +10,11 @@ from importlib import import_module
 
 from .. import holding, riding
 from ..address import SSHServer, TCPAddress, is_i2p
-from ..carrier import Carrier, Lost
+from ..carrier import Carrier
 from ..dialing import Answer, Dialed, Done, GiveUp
 from ..errors import AddressError, ConnectError, RelayError
 from ..hops import Route, on_the_way, over_i2p
+from ..link import Lost
 from ..program import Programs
 from ..race import Cancel
 from ..stream import Stream

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from ..address import SSHServer
-from ..carrier import State
 from ..dialing import Dialed, Done, GiveUp
 from ..hops import Route
 from ..limits import check_time
+from ..link import State
 from ..riding import as_oserror, wait_for
 from .carriers import Holder, Reach, dial
 from .connection import Place

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import aio as aio
     from .errors import (
         AddressError,
         AuthenticationError,
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
         SAMError,
     )
     from .i2ptunnel import TunnelClient, TunnelServer
+    from .listeners.http import http_listen
     from .listeners.i2p import i2p_listen
+    from .listeners.socks import socks_listen
     from .listeners.ssh import ssh_listen
     from .private import local
     from .registry import connect, listen, target
+    from .senders.dynamic import dynamic
     from .senders.i2p import i2p
     from .senders.ssh import ssh
     from .senders.tcp import tcp
@@ -47,11 +51,14 @@ __all__ = [
     "TunnelClient",
     "TunnelServer",
     "connect",
+    "dynamic",
+    "http_listen",
     "i2p",
     "i2p_listen",
     "listen",
     "local",
     "nonblocking",
+    "socks_listen",
     "spawn",
     "ssh",
     "ssh_listen",
@@ -68,11 +75,14 @@ _MODULES = {
     "TunnelClient": "i2ptunnel",
     "TunnelServer": "i2ptunnel",
     "connect": "registry",
+    "dynamic": "senders.dynamic",
+    "http_listen": "listeners.http",
     "i2p": "senders.i2p",
     "i2p_listen": "listeners.i2p",
     "listen": "registry",
     "local": "private",
     "nonblocking": "stream",
+    "socks_listen": "listeners.socks",
     "spawn": "spawning",
     "ssh": "senders.ssh",
     "ssh_listen": "listeners.ssh",
@@ -84,6 +94,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return import_module(".aio", __name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)
@@ -92,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "aio"})

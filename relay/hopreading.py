@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, TypeVar
 
 from .address import PROXY_PARAMETERS, SSH_PARAMETERS, SSHServer, masked
 from .hops import Command, Hop, Proxy, Route
@@ -12,7 +12,9 @@ from .i2paddress import I2PRouter
 from .i2preading import read_i2p_hop
 from .reading import KNOWN, AddressReader
 
-__all__ = ["HopReader", "SSHReader", "ServerReader", "read_command", "read_hops"]
+__all__ = ["HopReader", "SSHReader", "ServerReader", "made_of", "read_command", "read_hops", "read_proxy"]
+
+Value = TypeVar("Value")
 
 _CHOICES = {"accept_new": ("yes", "no"), "compress": ("yes", "no"), "backend": ("paramiko", "openssh")}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -30,11 +32,7 @@ class SSHReader(AddressReader):
         if not host:
             self.fail("the host is empty", "write it out: ssh://user@host")
         number = self.port(port, 1) if colon else None
-        try:
-            return SSHServer(host, user, number, **options)
-        except ValueError as error:
-            problem, _, allowed = str(error).partition("; ")
-            self.fail(f"{problem.partition(':')[0]}: that cannot be one" if self.hidden else problem, allowed)
+        return made_of(self, SSHServer, host=host, user=user, port=number, **options)
 
     def ssh_place(self, place: str) -> tuple[str, str, str]:
         """Split ``host`` or ``host:port``, the colon apart."""
@@ -134,7 +132,9 @@ class HopReader(SSHReader):
             return self.router(rest)
         if scheme == "exec":
             return read_command(self, rest)
-        return self.proxy("socks5" if scheme == "socks5" else "http", rest) if scheme else self.bare(rest)
+        if not scheme:
+            return self.bare(rest)
+        return made_of(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
 
     def bare(self, text: str) -> SSHServer:
         """A hop without a scheme."""
@@ -147,25 +147,6 @@ class HopReader(SSHReader):
                 "i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one"
             )
         return read_i2p_hop(self, rest)
-
-    def proxy(self, protocol: Literal["socks5", "http"], rest: str) -> Proxy:
-        """A proxy of its parts; the value itself checks them."""
-        place, _, query = rest.partition("?")
-        user, sign, place = place.rpartition("@")
-        user, colon, password = user.partition(":")
-        if sign and not user:
-            self.fail("the user is empty", "write it before the @, or leave both out")
-        given: dict[str, Any] = dict(self.parameters(f"{protocol}://", query, PROXY_PARAMETERS))
-        if colon:
-            if "password" in given or not password:
-                self.fail("a password that is empty or given twice", "give one, or leave the colon out")
-            given["password"] = self.decoded(password)
-        host, port, _ = self.place(protocol, place.removesuffix("/"))
-        try:
-            return Proxy(protocol, host, port, self.decoded(user) or None, **given)
-        except ValueError as error:
-            problem, _, allowed = str(error).partition("; ")
-            self.fail(f"{problem.partition(':')[0]}: that cannot be one" if self.hidden else problem, allowed)
 
 
 class ServerReader(HopReader):
@@ -188,6 +169,38 @@ class ServerReader(HopReader):
         if sign and not user:
             self.fail("the user is empty", "write it before the @, or leave both out")
         return self.server(user or None, place, {})
+
+
+def read_proxy(reader: AddressReader, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
+    """Read what follows ``socks5://`` or ``http://``.
+
+    :returns: the parameters of :class:`relay.hops.Proxy`, which checks them; see :func:`made_of`.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    place, _, query = rest.partition("?")
+    user, sign, place = place.rpartition("@")
+    user, colon, password = user.partition(":")
+    if sign and not user:
+        reader.fail("the user is empty", "write it before the @, or leave both out")
+    given: dict[str, Any] = dict(reader.parameters(f"{protocol}://", query, PROXY_PARAMETERS))
+    if colon:
+        if "password" in given or not password:
+            reader.fail("a password that is empty or given twice", "give one, or leave the colon out")
+        given["password"] = reader.decoded(password)
+    host, port, _ = reader.place(protocol, place.removesuffix("/"))
+    return {"protocol": protocol, "host": host, "port": port, "user": reader.decoded(user) or None, **given}
+
+
+def made_of(reader: AddressReader, make: Callable[..., Value], **given: Any) -> Value:
+    """The value of some parameters, which it checks itself.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    try:
+        return make(**given)
+    except ValueError as error:
+        problem, _, allowed = str(error).partition("; ")
+        reader.fail(f"{problem.partition(':')[0]}: that cannot be one" if reader.hidden else problem, allowed)
 
 
 def read_command(reader: AddressReader, text: str) -> Command:

@@ -33,6 +33,7 @@ __all__ = [
     "Hop",
     "Place",
     "Proxy",
+    "ProxyListen",
     "Route",
     "check_way",
     "hop_of",
@@ -93,6 +94,28 @@ class Proxy:
     def __str__(self) -> str:
         user = f"{quote(self.user)}@" if self.user else ""
         return f"{self.protocol}://{user}{self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyListen:
+    """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen at: our clients name their targets.
+
+    :param protocol: and the others: as for :class:`Proxy`; port 0 for any that is free.
+    """
+
+    protocol: Literal["socks5", "http"]
+    host: str
+    port: int
+    user: str | None = None
+    password: Secret | None = field(default=None, repr=False)
+    password_file: str | None = None
+    password_env: str | None = None
+
+    def __post_init__(self) -> None:
+        Proxy(self.protocol, self.host, self.port or 1, self.user, self.password, self.password_file, self.password_env)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{TCPAddress(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +257,7 @@ def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
 
 def inline_secrets(hop: object) -> Sequence[str]:
     """The names of those parameters of a hop or target that hold a secret as text."""
-    if isinstance(hop, Proxy):
+    if isinstance(hop, (Proxy, ProxyListen)):
         return ("password",) if isinstance(hop.password, str) else ()
     names: Sequence[str] = getattr(hop, "inline_secrets", ())
     return names

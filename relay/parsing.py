@@ -19,8 +19,8 @@ from .address import (
     UnixAddress,
     is_i2p,
 )
-from .hopreading import HopReader, ServerReader, SSHReader, read_command, read_hops
-from .hops import Command, Hop, Proxy, Route
+from .hopreading import HopReader, ServerReader, SSHReader, made_of, read_command, read_hops, read_proxy
+from .hops import Command, Hop, Proxy, ProxyListen, Route
 from .i2paddress import I2PListen, I2PTarget
 from .i2preading import read_i2p_listen, read_i2p_target
 from .reading import KNOWN, AddressReader
@@ -47,15 +47,16 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
     return _Target(text, "target", before).read()
 
 
-def parse_listen(text: str) -> Listen | I2PListen:
+def parse_listen(text: str) -> Listen | I2PListen | ProxyListen:
     """Read an address to listen at: on the loopback unless another host is written out.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
         ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
-        :func:`parse_hop`, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an ``i2p://`` target
-        and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be repeated; IPv6 in
-        brackets, port 0 for any that is free.
+        :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
+        name their targets themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an
+        ``i2p://`` target and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be
+        repeated; IPv6 in brackets, port 0 for any that is free.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -162,8 +163,11 @@ class _Target(AddressReader):
 
 
 class _Listen(SSHReader):
-    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p")
-    forms = "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port and i2p:"
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http")
+    forms = (
+        "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
+        "socks5://host:port and http://host:port"
+    )
     i2p_names = "nobody listens there but the owner of its keys; i2p: listens at I2P"
     least_port = 0
 
@@ -174,7 +178,7 @@ class _Listen(SSHReader):
     def without_host(self, port: str) -> str:
         return "127.0.0.1"
 
-    def read(self) -> Listen | I2PListen:
+    def read(self) -> Listen | I2PListen | ProxyListen:
         if self.text.isascii() and self.text.isdigit():
             return TCPAddress("127.0.0.1", self.port(self.text))
         scheme, rest = self.split()
@@ -184,6 +188,8 @@ class _Listen(SSHReader):
             return self.reverse(rest)
         if scheme == "i2p":
             return read_i2p_listen(self, rest)
+        if scheme in ("socks5", "http"):
+            return made_of(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
             self.parameters("tcp://", query, ())

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from .address import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
 from .errors import AddressError
-from .hops import check_way
+from .hops import ProxyListen, check_way
 from .i2paddress import I2PListen
 from .limits import check_time
 from .parsing import parse_hops, parse_listen, parse_target
@@ -44,6 +44,7 @@ LISTENERS: dict[type, str] = {
     TLSListen: "listeners.tls:listen_tls",
     SSHListen: "listeners.ssh:listen_ssh",
     I2PListen: "listeners.i2p:listen_i2p",
+    ProxyListen: "listeners.proxies:listen_proxy",
 }
 
 
@@ -111,12 +112,13 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
 
     :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
-        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given), or ``i2p:?keys=…&…`` with
-        the parameters of :func:`relay.i2p_listen`; port 0 picks a free one.
+        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given), ``i2p:?keys=…&…`` with the
+        parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
+        ``http://…`` for clients that name their targets (:func:`relay.dynamic` leads there); port 0 picks a free one.
     :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.
-    :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS and SSH an object with ``accept()``,
-        ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and ``address``. The
-        caller owns it, until a tunnel takes it over.
+    :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
+        ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and
+        ``address``. The caller owns it, until a tunnel takes it over.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises OSError: if it cannot be had (in use, not this machine's, a name that does not resolve), or a file that it
         names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or

@@ -625,7 +625,7 @@ SECRETS = [
     "ssh://h?passphrase=hunter2@x&listn=1",
     "ssh://me:hunt%6?er2@h?password=hunter2",
     "me:hun://hunter2@h",
-    "socks5://me:hunter2@h:0",
+    "socks5://me:hunter2@h:x",
     "http://me:hunter2@h:1080/x",
     "socks5://me@h:1?password=hunter2&in=x",
     "exec:curl -u me:hunter2 %x",

@@ -15,7 +15,7 @@ from helpers import echo, receive_all, send_and_end
 
 import relay
 from relay import address, registry
-from relay.hops import Command, Proxy
+from relay.hops import Command, Proxy, ProxyListen
 from relay.i2paddress import I2PListen, I2PRouter, I2PTarget
 
 
@@ -216,7 +216,7 @@ def test_so_is_one_that_leads_to_a_listener(place):
 
 @pytest.mark.parametrize(
     ("table", "union"),
-    [(registry.SENDERS, address.Target), (registry.LISTENERS, address.Listen | I2PListen)],
+    [(registry.SENDERS, address.Target), (registry.LISTENERS, address.Listen | I2PListen | ProxyListen)],
 )
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))
@@ -236,3 +236,12 @@ def test_tls_leads_to_tls(serve, certificates):
     with relay.connect(f"tls://localhost:{port}?ca={certificates.ca}", timeout=10) as connected:
         connected.sendall(b"hello")
         assert receive_all(connected) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("socks5://127.0.0.1:0", "SOCKSListener"), ("http://me:x@[::1]:0", "HTTPListener")]
+)
+def test_a_proxy_is_listened_at(text, kind):
+    with relay.listen(text) as listener:
+        assert type(listener).__name__ == kind
+        assert listener.address[1] and listener.protected is ("me" in text)

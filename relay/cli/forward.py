@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import AddressError
+from ..hops import ProxyListen
 from ..i2paddress import I2PListen, I2PRouter, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
 from .i2p import Sam, with_parameters
@@ -91,7 +92,10 @@ def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[
     """
     bridge = [("sam", sam)]
     hops = parse_hops(via, target)
-    at_i2p = isinstance(parse_listen(listen), I2PListen)
+    on = parse_listen(listen)
+    if isinstance(on, ProxyListen):
+        raise AddressError(f"listen address '{on}': its clients name their targets themselves; relay socks serves them")
+    at_i2p = isinstance(on, I2PListen)
     to_i2p = isinstance(parse_target(target, hops[-1] if hops else None), I2PTarget)
     routers = [isinstance(hop, I2PRouter) for hop in hops]
     if sam and not (at_i2p or to_i2p or any(routers)):

@@ -12,7 +12,8 @@ import pytest
 import relay
 
 PACKAGE = Path(relay.__file__).parent
-FOREIGN = {"paramiko", "zmq", "i2plib", "typer", "rich", "asyncio", "subprocess"}  # what no tunnel needs
+# What no tunnel needs.
+FOREIGN = {"paramiko", "zmq", "i2plib", "h11", "socksio", "typer", "rich", "asyncio", "subprocess"}
 HEAVY = FOREIGN | {"ssl", "socket", "logging", "inspect", "threading"}
 
 

@@ -84,7 +84,8 @@ class Trial:
             with carriers_quiet(self.said) as left_out:
                 self._ready(make_send, timeout)
         except self.mended as error:
-            logger.debug("%s", error)
+            # A carrier says it itself when it tries again; where each stream has its own connection, nobody else does.
+            logger.log(logging.WARNING if getattr(make_send, "state", "") == "up" else logging.DEBUG, "%s", error)
         except (OSError, ValueError, TypeError) as error:
             self.error = error
             self._failed()

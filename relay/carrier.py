@@ -6,6 +6,7 @@ block (connecting, closing), which has threads of its own.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -284,7 +285,8 @@ class Carrier(Generic[AnyLink]):
             if not self._waiters:  # else whoever waits is told
                 trace = None if isinstance(error, OSError) else error
                 why = without(self.name, error)
-                self._log(logging.ERROR, "%s: %s; not tried again by itself", why, exc_info=trace)
+                level = logging.DEBUG if _is_said(error) else logging.ERROR
+                self._log(level, "%s: %s; not tried again by itself", why, exc_info=trace)
             self._tell(error)
             return
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.
@@ -350,6 +352,7 @@ class Carrier(Generic[AnyLink]):
         delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
         self._failures += 1
         known = self._failures > _TOLD and str(error) == str(self.error)  # and said often enough
+        known = _is_said(error) or known
         level = logging.DEBUG if known else logging.WARNING
         self._log(level, "%s: %s; trying again in %.1f s", without(self.name, error), delay)
         self._change(State.BACKING_OFF, error)
@@ -414,6 +417,14 @@ class Carrier(Generic[AnyLink]):
 
     def _closed_error(self) -> CarrierError:
         return CarrierError(f"{self.name}: the connection was closed")
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether a carrier below, to which the error belongs, has said it; from now on it counts as said."""
+    said = getattr(error, "said", False)
+    with contextlib.suppress(AttributeError):  # not every exception takes a mark
+        error.said = True  # type: ignore[attr-defined]
+    return bool(said)
 
 
 def _is_final(error: Exception) -> bool:

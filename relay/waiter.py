@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .errors import ConnectError
+from .errors import ConnectError, RelayError
 from .loop import Timer, Timers
 
 if TYPE_CHECKING:
@@ -76,8 +76,13 @@ class Waiter(Generic[AnyLink]):
     def _expired(self, now: float) -> None:
         carrier = self._carrier
         carrier.drop(self)
-        why = without(carrier.name, carrier.error) if carrier.error is not None else "no answer yet"
-        self.tell(ConnectError(f"{carrier.name}: not connected in time: {why}", reason="connect_timeout"))
+        error, prefix = carrier.error, f"{carrier.name}: "
+        if isinstance(error, RelayError) and not str(error).startswith(prefix):  # it belongs to a hop before
+            text = f"{error} (not connected in time)"
+        else:
+            why = without(carrier.name, error) if error is not None else "no answer yet"
+            text = f"{prefix}not connected in time: {why}"
+        self.tell(ConnectError(text, reason="connect_timeout"))
 
 
 def without(name: str, error: Exception) -> str:

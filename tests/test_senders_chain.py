@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import time
 
 import pytest
 from helpers import WAIT, receive_exactly, wait_until
@@ -115,3 +117,20 @@ def test_what_makes_no_sense_is_refused_at_once():
         chain((SOCKS,), UnixAddress("/x"))
     with pytest.raises(relay.AddressError, match="leads nowhere else"):
         way((I2PRouter(),), DB)
+
+
+def test_who_waits_in_vain_hears_of_the_hop_that_failed(world):
+    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused") for _ in range(500)]
+    with chain((SSHServer("first"), SSHServer("second"), SSHServer("third")), DB) as factory:
+        with pytest.raises(relay.ConnectError, match=r"^hop 1 of 3 \(ssh://first\): refused \(not connected in time\)$"):
+            factory(deadline=time.monotonic() + 0.2)
+
+
+def test_a_failure_is_said_by_the_hop_that_it_belongs_to(world, caplog):
+    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused") for _ in range(30)]
+    with chain((SSHServer("first"), SSHServer("second"), SSHServer("third")), DB) as factory:
+        with factory(deadline=time.monotonic() + WAIT):
+            pass
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    failures = [text for text in said if "refused" in text]
+    assert failures and all(text.startswith("ssh://first: refused; trying again") for text in failures)

@@ -77,6 +77,7 @@ def test_how_a_place_is_said(host, shown):
     ("line", "reason", "words"),
     [
         ("403 Filtered", "denied", "does not allow it (403 Filtered)"),
+        ("500 Unable to connect", "unreachable", "says that it cannot be reached (500 Unable to connect)"),
         ("502 Bad Gateway", "unreachable", "says that it cannot be reached (502 Bad Gateway)"),
         ("503 Service Unavailable", "unreachable", "says that it cannot be reached (503 Service Unavailable)"),
         ("504", "connect_timeout", "says that it does not answer in time (504)"),
@@ -91,7 +92,7 @@ def test_what_a_proxy_says_of_the_place(line, reason, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("500 Unable to connect", "with 500 Unable to connect"),
+        ("501 Not Implemented", "with 501 Not Implemented"),
         ("405 Not Allowed", "with 405 Not Allowed; is it a proxy, and does it allow that port?"),
         ("301 Moved", "with 301 Moved; is it a proxy, and does it allow that port?"),
         ("400 " + "x" * 1000, f"with 400 {'x' * 80}; is it a proxy, and does it allow that port?"),

@@ -153,7 +153,7 @@ def test_a_refusal(real):
         assert error.reason == "refused"
         assert str(error) == f"{place}: {real.hop()} says that it refused the connection; is the service running?"
     else:
-        assert str(error) == f"{real.hop()}: it answers CONNECT {place} with 500 Unable to connect"
+        assert str(error) == f"{place}: {real.hop()} says that it cannot be reached (500 Unable to connect)"
 
 
 def test_a_name_that_nobody_knows(real):

@@ -23,6 +23,7 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 # Of the place that was asked for: what a proxy says of it, and the reason.
 _STATUS = {
     403: ("{} does not allow it", "denied"),
+    500: ("{} says that it cannot be reached", "unreachable"),  # tinyproxy has no other word
     502: ("{} says that it cannot be reached", "unreachable"),
     503: ("{} says that it cannot be reached", "unreachable"),
     504: ("{} says that it does not answer in time", "connect_timeout"),

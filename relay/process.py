@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from .errors import RelayError
 
-__all__ = ["DEVNULL", "PIPE", "Process", "end", "own_stderr", "python", "start", "start_python"]
+__all__ = ["DEVNULL", "PIPE", "Process", "begin", "end", "own_stderr", "python", "start", "start_python"]
 
 DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
@@ -58,8 +58,8 @@ class _Spawner:
         self._thread: threading.Thread | None = None
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
 
-    def popen(self, argv: Sequence[str], **options: Any) -> Process:
-        """``subprocess.Popen``, in the spawner's thread and in a session of its own."""
+    def popen(self, argv: Sequence[str], **options: Any) -> Future[Process]:
+        """``subprocess.Popen``, in the spawner's thread and in a session of its own. Does not wait."""
         with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, args=(self._requests,), name="relay-spawner", daemon=True)
@@ -67,7 +67,7 @@ class _Spawner:
                 self._thread = thread
         future: Future[Process] = Future()
         self._requests.put((future, argv, {**options, "start_new_session": True}))
-        return future.result()
+        return future
 
     @staticmethod
     def _run(requests: queue.SimpleQueue[_Request]) -> None:
@@ -114,6 +114,26 @@ def start(
 
     Source: :class:`subprocess.Popen`; ``PR_SET_PDEATHSIG`` in prctl(2).
     """
+    return begin(argv, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, env=env).result()
+
+
+def begin(
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[Any] | None,
+    stdout: int | IO[Any] | None,
+    stderr: int | IO[Any] | None,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+) -> Future[Process]:
+    """Start a program as :func:`start` does, and do not wait for it.
+
+    :param argv: and the others: as for :func:`start`. The descriptors stay open until there is an outcome.
+    :returns: gets the process, or the error, in the spawner's thread, which starts every other child: whatever is
+        called back there must not block.
+    :raises FileNotFoundError: if there is no such program.
+    :raises RelayError: if this program has no Python interpreter to start it with.
+    """
     path = shutil.which(argv[0])
     if path is None:
         raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
@@ -137,7 +157,7 @@ def start_python(code: str, stdin: int) -> Process:
     :raises RelayError: if this program has no Python interpreter.
     :raises OSError: if the system has no room for another process.
     """
-    return _spawner.popen([*python(), "-c", code], stdin=stdin, stdout=DEVNULL, stderr=own_stderr())
+    return _spawner.popen([*python(), "-c", code], stdin=stdin, stdout=DEVNULL, stderr=own_stderr()).result()
 
 
 def end(process: Process, seconds: float, *, group: bool = False) -> None:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from helpers import WAIT, Relayed, wait_until
+from namespace import Namespace
 
 import relay
 from relay.address import SSHServer
@@ -57,19 +58,25 @@ class Sshd:
     :param folder: where it may put its files; a directory that exists.
     :param config: lines of sshd_config(5), which go before the usual ones and so replace them.
     :param port: 0 for any.
+    :param namespace: a network that it runs in, with its port there; a door on the machine's 127.0.0.1 leads to it.
     """
 
-    def __init__(self, folder: Path, *, config: Sequence[str] = (), port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, config: Sequence[str] = (), port: int = 0, namespace: Namespace | None = None
+    ) -> None:
         assert PROGRAM is not None, "there is no sshd"
         self.folder = folder
         self.user = getpass.getuser()
         self.keyfile = folder / "client_key"
         self.known_hosts = folder / "known_hosts"
         # A socket that is bound and never listens: the port is nobody else's, and connections to it are refused.
-        self._reservation = socket.socket()
+        self._reservation = socket.socket() if namespace is None else namespace.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reservation.bind((LOOPBACK, port))
-        self.port: int = self._reservation.getsockname()[1]
+        self._own_port: int = self._reservation.getsockname()[1]
+        self._namespace = namespace
+        self._door = namespace.door(self._own_port) if namespace is not None else None
+        self.port: int = self._door.address[1] if self._door is not None else self._own_port
         self._process: Any = None
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
@@ -86,7 +93,7 @@ class Sshd:
     def configure(self, *config: str) -> None:
         """Replace the configuration's first lines; a server that runs keeps what it has."""
         usual = (
-            f"ListenAddress {LOOPBACK}:{self.port}",
+            f"ListenAddress {LOOPBACK}:{self._own_port}",
             f"HostKey {self.folder}/host_key",
             f"AuthorizedKeysFile {self.folder}/authorized_keys",
             "PidFile none",
@@ -97,6 +104,7 @@ class Sshd:
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
             "MaxStartups 500",
+            "SetEnv SHLVL=1",  # else bash reads the user's ~/.bashrc for each command, which may take any time
             "LogLevel VERBOSE",
         )
         (self.folder / "sshd_config").write_text("\n".join((*config, *usual)) + "\n")
@@ -119,7 +127,8 @@ class Sshd:
             os.makedirs("/run/sshd", 0o755, exist_ok=True)  # without it a server of root refuses to start
         argv = [str(PROGRAM), "-D", "-e", "-f", f"{self.folder}/sshd_config"]
         seen = len(self._lines)
-        self._process = start(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+        run = start if self._namespace is None else self._namespace.run
+        self._process = run(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), name="sshd log", daemon=True)
         self._reader.start()
         try:
@@ -127,6 +136,8 @@ class Sshd:
         except BaseException:
             self.kill()
             raise
+        if self._door is not None:
+            self._door.open()
         return self
 
     def _read(self, pipe: Any) -> None:
@@ -184,6 +195,8 @@ class Sshd:
         """Kill it and its sessions (SIGKILL); :meth:`start` brings it back on the same port. Idempotent."""
         if self._process is None:
             return
+        if self._door is not None:
+            self._door.shut()
         self._signal(signal.SIGSTOP)  # so that none of them has new children
         self._signal(signal.SIGKILL)
         self._process.wait(WAIT)
@@ -201,6 +214,8 @@ class Sshd:
         """Kill it and give up the port. Idempotent."""
         self.kill()
         self._reservation.close()
+        if self._door is not None:
+            self._door.close()
 
     def _signal(self, number: int) -> None:
         """Signal each before its children; one that stops has no new ones by then."""

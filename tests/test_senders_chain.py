@@ -122,7 +122,8 @@ def test_what_makes_no_sense_is_refused_at_once():
 def test_who_waits_in_vain_hears_of_the_hop_that_failed(world):
     world.errors = [relay.ConnectError("ssh://first: refused", reason="refused") for _ in range(500)]
     with chain((SSHServer("first"), SSHServer("second"), SSHServer("third")), DB) as factory:
-        with pytest.raises(relay.ConnectError, match=r"^hop 1 of 3 \(ssh://first\): refused \(not connected in time\)$"):
+        told = r"^hop 1 of 3 \(ssh://first\): refused \(not connected in time\)$"
+        with pytest.raises(relay.ConnectError, match=told):
             factory(deadline=time.monotonic() + 0.2)
 
 

@@ -395,6 +395,39 @@ def test_what_it_does_not_have(ssh_server):
             assert refused.value.code == code
 
 
+@pytest.mark.parametrize("commands", [["echo out; echo err >&2; exit 3"], lambda text: text.startswith("echo")])
+def test_a_command(make_ssh_server, commands):
+    with logged_in(make_ssh_server(commands=commands)) as transport:
+        channel = transport.open_session(timeout=WAIT)
+        channel.settimeout(WAIT)
+        channel.exec_command("echo out; echo err >&2; exit 3")
+        assert (channel.recv(10), channel.recv(10), channel.recv_stderr(10)) == (b"out\n", b"", b"err\n")
+        assert channel.recv_exit_status() == 3
+        refused = transport.open_session(timeout=WAIT)
+        with pytest.raises(paramiko.SSHException):
+            refused.exec_command("id")
+
+
+def test_a_command_by_the_client_of_openssh(make_ssh_server):
+    server = make_ssh_server(commands=lambda text: True)
+    host, port = server.address
+    options = ("-i", server.keyfile, "-o", f"UserKnownHostsFile={server.known_hosts}", "-o", "IdentitiesOnly=yes")
+    argv = ["ssh", "-F", os.devnull, "-p", str(port), *options, f"{server.user}@{host}", "wc -c; echo done >&2; exit 4"]
+    done = subprocess.run(argv, input=BLOCK, capture_output=True, timeout=WAIT, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (4, b"%d" % len(BLOCK), b"done\n")
+
+
+def test_stopping_it_ends_its_commands(make_ssh_server):
+    server = make_ssh_server(commands=lambda text: True)
+    with logged_in(server) as transport:
+        channel = transport.open_session(timeout=WAIT)
+        channel.settimeout(WAIT)
+        channel.exec_command("trap '' TERM HUP; echo on; sleep 1000")
+        assert channel.recv(10) == b"on\n"
+        server.stop()  # what is left is found by the check for leaks
+        assert channel.recv(10) == b""
+
+
 def test_a_slow_target_holds_up_nobody_and_is_given_up_with_the_connection(ssh_server, echo_server):
     with black_hole() as hole:
         with logged_in(ssh_server) as transport:

@@ -49,6 +49,7 @@ def ssh_listen(
     *,
     backend: str | None = None,
     keyfile: Path | None = None,
+    identities_only: bool = True,
     passphrase: Secret | None = None,
     password: Secret | None = None,
     known_hosts: Path | None = None,
@@ -81,6 +82,7 @@ def ssh_listen(
     options = {
         "backend": backend,
         "keyfile": keyfile,
+        "identities_only": identities_only,
         "passphrase": passphrase,
         "password": password,
         "known_hosts": known_hosts,

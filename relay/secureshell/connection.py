@@ -8,12 +8,13 @@ from typing import Protocol
 
 from ..address import SSHServer, TCPAddress, UnixAddress
 from ..errors import CarrierError, RelayError
+from ..hops import Place
 from ..race import Cancel
 from ..stream import Stream
 
-__all__ = ["Accepted", "Connect", "Connection", "Done", "IncompatibleError", "Lost", "Place", "Settings"]
+__all__ = ["Accepted", "Address", "Connect", "Connection", "Done", "IncompatibleError", "Lost", "Place", "Settings"]
 
-Place = TCPAddress | UnixAddress
+Address = TCPAddress | UnixAddress
 Done = Callable[[Stream | OSError], object]
 Accepted = Callable[[Stream, object], object]
 Lost = Callable[[CarrierError], object]
@@ -82,21 +83,29 @@ class Connection(Protocol):
     """One SSH connection that is up. Every method may be called from any thread."""
 
     def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
-        """Begin to make a stream to a place that the server reaches. Never blocks.
+        """Begin to make a stream to a place that the server reaches, or to a command that it runs. Never blocks.
 
-        :param place: where to, seen from the server.
+        A command runs in a session of its own (RFC 4254, section 6.5), without a terminal, an agent or variables of
+        ours; its words reach it as they are through a POSIX shell of the user there. The stream is its standard input
+        and output, and ends when the command has: a status other than 0, or none, is the failure of the stream
+        (``target_reset``). What it says on its standard error is logged, line by line and bounded. A stream that is
+        reset has it sent SIGTERM, where the backend and the server do that; one that is closed ends its input, and a
+        command that does not heed that runs on there, and holds the connection for a minute more.
+
+        :param place: where to, seen from the server; or what to run there.
         :param deadline: monotonic seconds after which ``done`` gets a :class:`ConnectError` (``connect_timeout``).
         :param done: called exactly once, in any thread, perhaps before this returns; must not block. It gets a
-            connected stream over a non-blocking kernel socket, which its caller then owns; or a :class:`ConnectError`
-            whose reason is ``refused``, ``unreachable``, ``connect_timeout`` or ``denied``; or the
-            :class:`CarrierError` of a lost connection. The stream's ``failure`` tells of what came after.
+            connected stream over a non-blocking kernel socket, which its caller then owns (of a command as soon as the
+            server has taken it); or a :class:`ConnectError` whose reason is ``refused``, ``unreachable``,
+            ``connect_timeout`` or ``denied``; or the :class:`CarrierError` of a lost connection. The stream's
+            ``failure`` tells of what came after.
         :param lasting: for whoever never asks the stream's ``failure`` nor calls its ``on_close`` (a socket handed to a
             user): a target that refuses must be an error here, and the socket alone keeps and lets go of what is under
             it.
         :returns: gives the attempt up; ``done`` is then not called any more, and nothing is left. Idempotent.
         """
 
-    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+    def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen for us (RFC 4254, section 7.1). Blocks until it has answered.
 
         :param place: where; port 0 lets the server choose.
@@ -109,7 +118,7 @@ class Connection(Protocol):
         :raises CarrierError: if the connection was lost meanwhile.
         """
 
-    def stop_listening(self, place: Place) -> None:
+    def stop_listening(self, place: Address) -> None:
         """Ask the server to listen there no more; accepted streams go on. Never raises, waits a second at most.
 
         :param place: what :meth:`listen` returned, or a place that a dead session of ours may still hold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import paramiko
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_REQUEST,
     cMSG_CHANNEL_CLOSE,
     cMSG_CHANNEL_OPEN,
     cMSG_CHANNEL_OPEN_FAILURE,
     cMSG_CHANNEL_OPEN_SUCCESS,
+    cMSG_CHANNEL_REQUEST,
 )
 
 __all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
@@ -76,6 +79,48 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
     _target: socket.socket | None = None
     _close_sent = False
     _close_came = False
+    _signalled: Callable[[str], object] | None = None
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask_for_command(self, text: str) -> None:
+        """The client wants a command to run."""
+        self._commands.put(text)
+
+    def wait_for_command(self, seconds: float) -> str | None:
+        """What is to run; ``None`` if the channel was closed, or nothing came in time."""
+        try:
+            return self._commands.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def use_signals(self, signalled: Callable[[str], object]) -> None:
+        """Have this called, on the connection's thread, with the name of each signal that the client sends."""
+        self._signalled = signalled
+
+    def _handle_request(self, message: Any) -> None:
+        start = message.packet.tell()
+        if message.get_text() == "signal" and self._signalled is not None:
+            message.get_boolean()
+            self._signalled(message.get_text())
+        else:
+            message.packet.seek(start)
+            super()._handle_request(message)
+
+    def send_exit_signal(self, name: str) -> None:
+        """Tell that a signal has ended the command (RFC 4254, section 6.10)."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(self.remote_chanid)
+        message.add_string("exit-signal")
+        message.add_boolean(False)
+        message.add_string(name)
+        message.add_boolean(False)
+        message.add_string("")
+        message.add_string("")
+        self.transport._send_user_message(message)
 
     def bind(self, target: socket.socket) -> None:
         """What is to be woken when the channel ends."""
@@ -91,6 +136,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
 
     def _set_closed(self) -> None:
         super()._set_closed()
+        self._commands.put(None)
         self._wake_target()
 
     def _handle_close(self, message: Any) -> None:
@@ -128,6 +174,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     _channel_handler_table = {  # noqa: RUF012
         **paramiko.Transport._channel_handler_table,
         MSG_CHANNEL_CLOSE: Channel._handle_close,
+        MSG_CHANNEL_REQUEST: Channel._handle_request,
     }
 
     def __init__(

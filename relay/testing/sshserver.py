@@ -37,8 +37,9 @@ class SSHServer:
     """An SSH server on the loopback that forwards, and fails on demand. It runs from when it is made.
 
     It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``. Channels keep half-close both ways.
-    It has no shell, no commands and no SFTP. Whoever logs in acts as the user whose program this is, so nobody gets
-    in without a credential; without arguments that is the key in :attr:`keyfile`, which nobody else can read::
+    It has no shell and no SFTP, and runs commands only where that is allowed. Whoever logs in acts as the user whose
+    program this is, so nobody gets in without a credential; without arguments that is the key in :attr:`keyfile`, which
+    nobody else can read::
 
         with relay.testing.SSHServer() as server:
             make = relay.target("127.0.0.1:5432", via=[server.url])
@@ -55,6 +56,8 @@ class SSHServer:
         for anywhere.
     :param allow_forwarding: ``False`` forbids all of it, ``'local'`` allows connections to targets only, ``'remote'``
         listening only (``AllowTcpForwarding``).
+    :param commands: what it runs for clients, by ``/bin/sh -c`` as the user whose program this is: a collection of
+        commands, or a function that is called with one, on a thread that must not block, and tells. ``None`` for none.
     :param max_channels: the most channels on one connection at one time; more are refused.
     :param host_key: the server's private key; ``None`` for a new one of Ed25519.
     :param banner: shown to clients before they log in; empty for none.
@@ -73,6 +76,7 @@ class SSHServer:
         methods: Sequence[str] | None = None,
         permit: Callable[[str], object] | Collection[str] | None = None,
         allow_forwarding: bool | str = True,
+        commands: Callable[[str], object] | Collection[str] | None = None,
         max_channels: int = 1000,
         host_key: paramiko.PKey | None = None,
         banner: str = "",
@@ -83,7 +87,8 @@ class SSHServer:
             raise ValueError(f"allow_forwarding: {allow_forwarding!r}; allowed are True, False, 'local' and 'remote'")
         client_key, text = _new_key()
         rules = Rules.made(users, [client_key, *authorized_keys], questions, methods, banner)
-        self._state = State(_permission(permit), allow_forwarding, max_channels, rules)
+        runs = None if commands is None else _permission(commands)
+        self._state = State(_permission(permit), allow_forwarding, max_channels, rules, runs)
         self.host_key: paramiko.PKey = host_key if host_key is not None else _new_key()[0]
         self.user: str = next(iter(users))
         self._lock = threading.Lock()

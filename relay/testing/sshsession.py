@@ -14,10 +14,12 @@ from typing import Any
 from ..address import TCPAddress, UnixAddress
 from ..cancellation import Cancellation
 from ..errors import ConnectError
+from ..process import Process
 from ..race import Direct
 from ..senders.tcp import tcp
 from ..senders.unix import unix
 from .sshchannel import GONE, Channel, GatedSocket, Remote, Transport, move
+from .sshcommand import kill, serve_command
 from .sshforward import Forward, Place, hang_up, send_at_once
 from .sshlogin import Login, Rules
 
@@ -43,9 +45,15 @@ class State:
     """What all connections of a server share: what it allows, its faults, and what it counts."""
 
     def __init__(
-        self, permit: Callable[[str], object], forwarding: bool | str, max_channels: int, rules: Rules
+        self,
+        permit: Callable[[str], object],
+        forwarding: bool | str,
+        max_channels: int,
+        rules: Rules,
+        commands: Callable[[str], object] | None,
     ) -> None:
         self.permit = permit
+        self.commands = commands
         self.forwarding = forwarding
         self.max_channels = max_channels
         self.rules = rules
@@ -93,6 +101,7 @@ class Session:
         self._when_over = over
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._processes: set[Process] = set()
         self._connecting: set[Cancellation] = set()
         self._threads: set[threading.Thread] = set()
         self._forwards: dict[Place, Forward] = {}
@@ -125,6 +134,8 @@ class Session:
                 place: Place = TCPAddress(message.get_text(), message.get_int())
             elif kind == "direct-streamlocal@openssh.com":
                 place = UnixAddress(message.get_text())
+            elif kind == "session" and self._state.commands is not None and not self._state.refusing:
+                return self._run(self._serve_session, remote)
             elif kind == "session":
                 raise Refused(PROHIBITED, "this server has no sessions, it only forwards")
             else:
@@ -147,6 +158,24 @@ class Session:
                     move(self.transport.grant(remote), target)
         except Refused as refused:
             self._refuse(remote, refused)
+
+    def _serve_session(self, remote: Remote) -> None:
+        """Open a channel for one command; a thread for each."""
+        try:
+            with self._slot():
+                self._delay()
+                self._state.count(opened=True)
+                serve_command(self.transport.grant(remote), self._kept_process)
+        except Refused as refused:
+            self._refuse(remote, refused)
+
+    def runs(self, command: str) -> bool:
+        """Whether it runs a command for a client."""
+        try:
+            return self._state.commands is not None and bool(self._state.commands(command))
+        except Exception:
+            logger.exception("commands failed with %s", command)
+            return False
 
     def _connect(self, place: Place) -> socket.socket:
         if not self._state.allows("local") or not self._permitted(str(place)):
@@ -211,6 +240,19 @@ class Session:
             finally:
                 with self._lock:
                     self._sockets.discard(sock)
+
+    @contextlib.contextmanager
+    def _kept_process(self, process: Process) -> Iterator[Process]:
+        """A command that the end of the session ends."""
+        with self._lock:
+            self._processes.add(process)
+        try:
+            if self.transport.over:
+                kill(process)
+            yield process
+        finally:
+            with self._lock:
+                self._processes.discard(process)
 
     def _run(self, function: Callable[..., object], *args: Any) -> None:
         def run() -> None:
@@ -316,6 +358,8 @@ class Session:
         with self._lock:
             forwards, self._forwards = list(self._forwards.values()), {}
             sockets, connecting = list(self._sockets), list(self._connecting)
+            for process in self._processes:
+                kill(process)
         for cancel in connecting:
             cancel.set()
         for forward in forwards:
@@ -331,6 +375,14 @@ class Requests(Login):
     def __init__(self, state: State, session: Session) -> None:
         super().__init__(state.rules, state)
         self._session = session
+
+    def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+        """``exec`` (RFC 4254, section 6.5)."""
+        text = command.decode("utf-8", "surrogateescape")
+        if not self._session.runs(text):
+            return False
+        channel.ask_for_command(text)
+        return True
 
     def check_port_forward_request(self, address: str, port: int) -> int:
         """``tcpip-forward`` (RFC 4254, section 7.1): returns the port, 0 for a refusal."""

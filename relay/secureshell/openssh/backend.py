@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 from ...address import UnixAddress
 from ...errors import CarrierError, ConnectError, RelayError
+from ...hops import Command
 from ...loop import Timer
 from ...race import Cancel
 from ...stream import Stream
-from ..connection import Accepted, Connection, Done, Lost, Place, Settings
+from ..connection import Accepted, Address, Connection, Done, Lost, Place, Settings
 from .channels import Channels, is_plain, shown
 from .diagnostics import timeout_error
 from .forwards import Forward
@@ -25,6 +26,7 @@ from .listening import Listening
 from .master import Master
 from .multiplexing import Control, close_forward, open_forward
 from .opening import Opening
+from .sessions import Sessions
 from .trust import check_writable
 
 __all__ = ["OpenSSH", "connect"]
@@ -82,7 +84,7 @@ class OpenSSH:
     def __init__(self, settings: Settings, stream: Stream | None, lost: Lost) -> None:
         self.server = settings.name
         self._lost = lost
-        self._forwards: OrderedDict[Place, Forward] = OrderedDict()
+        self._forwards: OrderedDict[Address, Forward] = OrderedDict()
         self._unanswered: dict[Opening, None] = {}  # those with a deadline
         self._patient: set[Opening] = set()  # those whose maker waits for the answer
         self._next = math.inf  # when the first of them is looked at
@@ -97,6 +99,7 @@ class OpenSSH:
         self.soon = self.loop.call
         self._timer = Timer(self.loop.timers, self._look_at_deadlines)
         self._listening = Listening(self._master, self._channels, self._unknown)
+        self._sessions = Sessions(self._master, self._channels, self)
 
     def wait(self, deadline: float, cancel: Cancel) -> None:
         """Until it is up.
@@ -122,29 +125,30 @@ class OpenSSH:
     def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
         """Begin to make a stream; see :meth:`relay.secureshell.connection.Connection.open`.
 
-        ``done`` is told as soon as ssh has the stream, unless it is ``lasting``: what the server answers is told by the
-        stream's ``failure`` then.
+        ``done`` is told as soon as ssh has the stream, unless it is ``lasting`` or of a command: what the server
+        answers is told by the stream's ``failure`` then.
         """
+        if isinstance(place, Command):
+            return self._sessions.open(place, Opening(self, str(place), done, deadline, patient=True))
         opening = Opening(self, str(place), done, deadline, patient=lasting)
         made, told = None, None
         with self._master.lock:
             error: OSError | None = self._master.gone or self._objection(place)
             if error is None:
-                self._count += 1
+                self.begun(opening)
                 forward = self._forward(place)
                 made = forward.connect(opening)
                 if made is not None:
                     told = opening.connected(made)
                 elif forward.wants_help:
                     self._help(forward)
-                self._expect_answer(opening)
         if error is not None:
             done(error)
         elif told is not None and made is not None:
             told(opening.stream(made))
         return lambda: self._give_up(place, opening)
 
-    def _give_up(self, place: Place, opening: Opening) -> None:
+    def _give_up(self, place: Address, opening: Opening) -> None:
         with self._master.lock:
             opening.give_up()
             forward = self._forwards.get(place)
@@ -162,7 +166,7 @@ class OpenSSH:
         opening.is_traced = False
         return opening
 
-    def _forward(self, place: Place) -> Forward:
+    def _forward(self, place: Address) -> Forward:
         """The one that leads there; asked for if there is none."""
         forward = self._forwards.get(place)
         if forward is None:
@@ -174,7 +178,7 @@ class OpenSSH:
             self._forwards.move_to_end(place)
         return forward
 
-    def _objection(self, place: Place) -> ConnectError | None:
+    def _objection(self, place: Address) -> ConnectError | None:
         """Why no stream is made to such a place."""
         if place in self._forwards:
             return None
@@ -195,7 +199,9 @@ class OpenSSH:
                 self._channels.expected.pop(forward.key, None)
                 self.soon(functools.partial(self._take_back, forward))
 
-    def _expect_answer(self, opening: Opening) -> None:
+    def begun(self, opening: Opening) -> None:
+        """It is counted, and has a deadline. Called with the lock held."""
+        self._count += 1
         if opening.patient and opening.done is not None:
             self._patient.add(opening)
             self.soon(self._master.listen_closely)
@@ -236,11 +242,11 @@ class OpenSSH:
 
     # -- the rest of the contract ---------------------------------------------------------------------------------
 
-    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+    def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen; see :meth:`relay.secureshell.connection.Connection.listen`."""
         return self._listening.begin(place, accepted, deadline)
 
-    def stop_listening(self, place: Place) -> None:
+    def stop_listening(self, place: Address) -> None:
         """Ask it to listen there no more; see :meth:`relay.secureshell.connection.Connection.stop_listening`."""
         self._listening.end(place)
 
@@ -264,6 +270,7 @@ class OpenSSH:
         self._master.abandon()
         for control in self._controls:
             control.abandon()
+        self._sessions.abandon()
         self._listening.abandon()
 
     # -- what the master tells ------------------------------------------------------------------------------------
@@ -285,6 +292,7 @@ class OpenSSH:
 
     def ended(self, error: CarrierError) -> None:
         """The process is gone; in the loop's thread."""
+        self._sessions.ended(error)
         for control in self._controls:
             control.close()
         self._listening.close()

@@ -14,19 +14,22 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ...address import TCPAddress
-from ..connection import Place
+from ..connection import Address
 
 __all__ = ["UNIX", "Arrival", "Channel", "Channels", "FUNCTIONS", "is_plain", "shown"]
 
 # The lines that are wanted beside those of the level DEBUG1 (`LogVerbose`; the same words from 8.5 to 10.5).
-FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*"
+FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*,*:chan_obuf_empty():*,*:client_status_confirm():*"
 
 UNIX = -2  # what ssh shows as the port of a Unix socket
 _SHOWN = 100  # bytes of a host or path that ssh shows
 _ARRIVALS = 4096  # streams from the server that one listener may have waiting to be accepted
 
 _TAG = rb"(?:debug[123]: )?(?:[\w.]+:\w+\(\):\d+ \([^)]*\): )?"
-_CHANNEL = re.compile(_TAG + rb"channel (\d+): (new|open confirm|open failed|rcvd eof|rcvd close|free)(.*)").match
+_CHANNEL = re.compile(
+    _TAG + rb"channel (\d+): (new|open confirm|open failed|rcvd eof|rcvd close|obuf empty|free)(.*)"
+).match
+_ACCEPTED = re.compile(_TAG + rb"exec request accepted on channel (\d+)").match
 _REQUESTED = re.compile(_TAG + rb"Connection to port -?\d+ forwarding to (.*) port (-?\d+) requested").match
 _FORWARDED = re.compile(
     _TAG + rb"client_request_forwarded_(?:tcpip: listen .* port \d+, originator (.*) port (\d+)|streamlocal: )"
@@ -67,6 +70,41 @@ class Arrival:
         self.channel = channel
 
 
+class Session(Channel, Protocol):
+    """What is told of a command's channel."""
+
+    def accepted(self) -> None:
+        """The far side runs the command."""
+
+    def drained(self) -> None:
+        """All of its output has been passed on, and there is no more."""
+
+
+class _Unclaimed:
+    """What was told of a command's channel before it is known whose it is."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, None] = {}  # the names of methods, in their order
+
+    def opened(self) -> None:
+        """Every session is."""
+
+    def refused(self, text: str) -> None:
+        """The answer says so, too."""
+
+    def accepted(self) -> None:
+        self.told["accepted"] = None
+
+    def ended(self) -> None:
+        self.told["ended"] = None
+
+    def drained(self) -> None:
+        self.told["drained"] = None
+
+    def freed(self) -> None:
+        self.told["freed"] = None
+
+
 class Channels:
     """The channels of one ssh; every method is called with its owner's lock held.
 
@@ -78,6 +116,7 @@ class Channels:
         self.arrivals: dict[bytes, deque[Arrival]] = {}  # of each listener of ours, in the order of ssh's connects
         self._make = make
         self._numbers: dict[int, Channel] = {}
+        self._sessions: dict[int, Session] = {}  # channels of commands, also those that nobody has claimed yet
         self._accepting: deque[Channel] | None = None
         self._peer: Peer = ""
         self._connecting: tuple[deque[Arrival], Arrival] | None = None
@@ -87,6 +126,7 @@ class Channels:
         self.expected.clear()
         self.arrivals.clear()
         self._numbers.clear()
+        self._sessions.clear()
 
     def read(self, line: bytes) -> bool:
         """Take one line of ssh's standard error.
@@ -101,7 +141,26 @@ class Channels:
         if match is not None:
             self._accepting = self.expected.get((match[1], int(match[2])))
             return True
+        match = _ACCEPTED(line)
+        if match is not None:
+            session = self._sessions.get(int(match[1]))
+            if session is not None:
+                session.accepted()
+            return True
         return self._is_nodelay(line) or self._reverse(line)
+
+    def claim(self, number: int, session: Session) -> None:
+        """Tell of a channel for a command, from its beginning on.
+
+        :param number: what ssh calls it.
+        """
+        before = self._sessions.get(number)
+        self._numbers[number] = self._sessions[number] = session
+        if isinstance(before, _Unclaimed):
+            if "freed" in before.told:
+                del self._numbers[number], self._sessions[number]
+            for name in before.told:
+                getattr(session, name)()
 
     @staticmethod
     def _is_nodelay(line: bytes) -> bool:
@@ -143,7 +202,13 @@ class Channels:
             channel.refused(rest.lstrip(b": ").decode("utf-8", "replace").strip())
         elif event == b"free":
             del self._numbers[number]
+            if not isinstance(channel, _Unclaimed):
+                self._sessions.pop(number, None)
             channel.freed()
+        elif event == b"obuf empty":
+            session = self._sessions.get(number)
+            if session is channel and session is not None:
+                session.drained()
         else:
             channel.ended()
 
@@ -153,16 +218,18 @@ class Channels:
             self._connecting = None
         elif self._accepting and b"direct-" in rest:
             self._numbers[number] = self._accepting.popleft()
+        elif b"client-session" in rest:
+            self._numbers[number] = self._sessions[number] = _Unclaimed()
         self._accepting = None
 
 
-def shown(place: Place) -> Key:
+def shown(place: Address) -> Key:
     """How ssh shows a place: the first bytes of it, unprintable ones encoded (vis(3))."""
     name, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, UNIX)
     return b"".join(map(_visible, name.encode("utf-8", "surrogateescape")[:_SHOWN])), port
 
 
-def is_plain(place: Place) -> bool:
+def is_plain(place: Address) -> bool:
     """Whether a place has nothing in it that could pass for a line of ssh's own, or that C cannot hold."""
     name = place.host if isinstance(place, TCPAddress) else place.path
     return not any(char < " " or char == "\x7f" for char in name)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ...errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
 from ..connection import Settings
+from ..identities import NO_PASSPHRASE
 
 __all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
 
@@ -194,7 +195,10 @@ def _denied(settings: Settings, lines: Sequence[str]) -> RelayError | None:
         )
         notes = [many, *notes]
     hint = "; ".join(notes[:_MOST]) or "check the user, the key file and the agent, or give a password"
-    return AuthenticationError(f"{settings.name}: not let in as {settings.user}: {text}; {hint}")
+    asks = not settings.server.has_password and ("password" in takes or "keyboard-interactive" in takes)
+    wants_secret = asks or any(NO_PASSPHRASE in note for note in notes)
+    text = f"{settings.name}: not let in as {settings.user}: {text}; {hint}"
+    return AuthenticationError(text, wants_secret=wants_secret)
 
 
 def _keys(settings: Settings, lines: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -239,7 +243,7 @@ def _problem(settings: Settings, name: str, rest: Sequence[str]) -> str:
     server = settings.server
     if any((server.passphrase, server.passphrase_file, server.passphrase_env)):
         return f"{name} is encrypted with another passphrase than the one that was given"
-    return f"{name} is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"
+    return f"{name} {NO_PASSPHRASE}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 
 from ...errors import CarrierError, ConnectError
 from ...race import Endpoint, connect_patiently
-from ..connection import Place
+from ..connection import Address
 from .channels import shown
 from .opening import Opening
 
@@ -29,7 +29,7 @@ class Forward:
     :param path: of the listener.
     """
 
-    def __init__(self, place: Place, path: str) -> None:
+    def __init__(self, place: Address, path: str) -> None:
         self.place = place
         self.path = path
         self.name = str(place)

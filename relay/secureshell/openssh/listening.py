@@ -15,7 +15,7 @@ from ...address import TCPAddress, UnixAddress
 from ...errors import CarrierError, ForwardError, RelayError
 from ...loop import Loop
 from ...poller import IN
-from ..connection import Accepted, Place
+from ..connection import Accepted, Address
 from .channels import Arrival, Channels, is_plain, shown
 from .diagnostics import said
 from .master import Master
@@ -32,7 +32,7 @@ _PATIENCE = 1.0  # seconds for a listener to be taken back
 class _Reverse:
     """One place where the server listens, or is to."""
 
-    def __init__(self, place: Place, path: str, accepted: Accepted, answer: Future[Place]) -> None:
+    def __init__(self, place: Address, path: str, accepted: Accepted, answer: Future[Address]) -> None:
         self.asked = place
         self.place = place
         self.path = UnixAddress(path)
@@ -54,7 +54,7 @@ class _Reverse:
         """Whether nobody takes its streams any more."""
         return self.socket.fileno() < 0
 
-    def granted(self, port: int) -> Place | None:
+    def granted(self, port: int) -> Address | None:
         """Where the server listens, from the port that it tells (0 if none); ``None`` if that is no port."""
         if not _is_any_port(self.asked):
             return self.asked
@@ -76,15 +76,15 @@ class Listening:
         self._loop: Loop = master.loop
         self._channels = channels
         self._make = make
-        self._reverses: dict[Place, _Reverse] = {}
+        self._reverses: dict[Address, _Reverse] = {}
         # ssh keeps what it was asked, also where the server has refused, and connects the streams of a place to the
         # path that it was told first: a place has the same one for as long as ssh lives.
-        self._paths: dict[Place, str] = {}
+        self._paths: dict[Address, str] = {}
         self._number = 0
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
-    def begin(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+    def begin(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen, and wait for its answer; as :meth:`relay.secureshell.connection.Connection.listen`.
 
         :raises ForwardError: if it does not.
@@ -92,7 +92,7 @@ class Listening:
         """
         if not is_plain(place):
             raise ForwardError(f"{self._name}: ssh is given no name with control characters: {str(place)!a}")
-        answer: Future[Place] = Future()
+        answer: Future[Address] = Future()
         if not self._loop.call(lambda: self._ask(place, accepted, answer)):
             raise self._gone()
         try:
@@ -103,7 +103,7 @@ class Listening:
             problem = f"the server did not answer in time whether it listens at {place}"
             raise ForwardError(f"{self._name}: {problem}") from None
 
-    def end(self, place: Place) -> None:
+    def end(self, place: Address) -> None:
         """Ask it to listen there no more, and wait a second at most."""
         over = threading.Event()
         if self._loop.call(lambda: self._take_back(place, over)):
@@ -129,7 +129,7 @@ class Listening:
     def _gone(self) -> CarrierError:
         return self._master.gone or CarrierError(f"{self._name}: the connection is not up")
 
-    def _ask(self, place: Place, accepted: Accepted, answer: Future[Place]) -> None:
+    def _ask(self, place: Address, accepted: Accepted, answer: Future[Address]) -> None:
         if self.control is None or self._master.gone is not None:
             _fail(answer, self._gone())
             return
@@ -151,7 +151,7 @@ class Listening:
         request = open_forward(place, reverse.path, remote=True)
         self.control.request(request, lambda told: self._answered(reverse, told))
 
-    def _path(self, place: Place) -> str:
+    def _path(self, place: Address) -> str:
         """Where ssh is to connect the streams of a place."""
         self._number += 1
         path = self._master.path(f"r{self._number}")
@@ -179,7 +179,7 @@ class Listening:
             self.control.request(close_forward(reverse.asked, reverse.path, remote=True), lambda told: None)
         _fail(reverse.answer, self._refusal(reverse.asked, told))
 
-    def _refusal(self, place: Place, told: int | RelayError) -> RelayError:
+    def _refusal(self, place: Address, told: int | RelayError) -> RelayError:
         if isinstance(told, int):
             return ForwardError(f"{self._name}: the server says that it listens at the port {told}, which is none")
         if not isinstance(told, ControlError):
@@ -193,7 +193,7 @@ class Listening:
             self._master.drain()
         return said(self._master.said())
 
-    def _take_back(self, place: Place, over: threading.Event) -> None:
+    def _take_back(self, place: Address, over: threading.Event) -> None:
         reverse = self._reverses.get(place)
         if reverse is None or self.control is None or not reverse.answer.done():
             over.set()
@@ -231,11 +231,11 @@ class Listening:
             reverse.accepted(opening.stream(made), arrival.peer if arrival is not None else "")
 
 
-def _is_any_port(place: Place) -> bool:
+def _is_any_port(place: Address) -> bool:
     """Whether the server is to choose; each such place is another."""
     return isinstance(place, TCPAddress) and not place.port
 
 
-def _fail(answer: Future[Place], error: OSError) -> None:
+def _fail(answer: Future[Address], error: OSError) -> None:
     if answer.set_running_or_notify_cancel():
         answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""The wire protocol of the client's control socket: new forwards in a connection that is up.
+"""The wire protocol of the client's control socket: new forwards and sessions in a connection that is up.
 
 Source: ``PROTOCOL.mux`` of OpenSSH, protocol version 4.
 """
@@ -9,24 +9,26 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...address import TCPAddress
 from ...errors import CarrierError, RelayError
 from ...loop import Loop
 from ...poller import ERR, HUP, IN
-from ..connection import Place
+from ..connection import Address
 
-__all__ = ["Control", "ControlError", "close_forward", "open_forward"]
+__all__ = ["Control", "ControlError", "SessionControl", "close_forward", "open_forward"]
 
 _HELLO, _VERSION = 0x00000001, 4
-_OPEN_FORWARD, _CLOSE_FORWARD = 0x10000006, 0x10000007
+_NEW_SESSION, _OPEN_FORWARD, _CLOSE_FORWARD = 0x10000002, 0x10000006, 0x10000007
 _OK, _DENIED, _FAILURE, _REMOTE_PORT = 0x80000001, 0x80000002, 0x80000003, 0x80000007
+_EXITED, _OPENED = 0x80000004, 0x80000006
 _LOCAL, _REMOTE = 1, 2
 _UNIX = 0xFFFFFFFE  # as a port number: the host is the path of a Unix socket
 
 _LONGEST = 256 << 10  # bytes of one message, as ssh's own client
 _CHUNK = 64 << 10
+_NO_ESCAPE = 0xFFFFFFFF
 
 
 class ControlError(RelayError):
@@ -36,7 +38,7 @@ class ControlError(RelayError):
 Reply = Callable[[int | RelayError], object]
 
 
-def open_forward(listen: Place, connect: Place, *, remote: bool) -> tuple[int, bytes]:
+def open_forward(listen: Address, connect: Address, *, remote: bool) -> tuple[int, bytes]:
     """Type and body of a request to listen and to forward what comes ("Requesting establishment of port forwards").
 
     :param listen: where to listen: on this side, or on the server's if ``remote``.
@@ -46,16 +48,16 @@ def open_forward(listen: Place, connect: Place, *, remote: bool) -> tuple[int, b
     return _OPEN_FORWARD, _forward(listen, connect, remote)
 
 
-def close_forward(listen: Place, connect: Place, *, remote: bool) -> tuple[int, bytes]:
+def close_forward(listen: Address, connect: Address, *, remote: bool) -> tuple[int, bytes]:
     """Type and body of a request to take back a forward that was asked for with the same arguments."""
     return _CLOSE_FORWARD, _forward(listen, connect, remote)
 
 
-def _forward(listen: Place, connect: Place, remote: bool) -> bytes:
+def _forward(listen: Address, connect: Address, remote: bool) -> bytes:
     return struct.pack(">I", _REMOTE if remote else _LOCAL) + _place(listen) + _place(connect)
 
 
-def _place(place: Place) -> bytes:
+def _place(place: Address) -> bytes:
     host, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, _UNIX)
     name = os.fsencode(host)
     return struct.pack(">I", len(name)) + name + struct.pack(">I", port)
@@ -157,6 +159,7 @@ class Control:
             self._take(body)
 
     def _take(self, body: bytes) -> None:
+        """Take a message."""
         kind, number = struct.unpack_from(">II", body)
         if not self._greeted:
             if (kind, number) != (_HELLO, _VERSION):
@@ -170,12 +173,45 @@ class Control:
         reply(outcome)
 
 
+class SessionControl(Control):
+    """A connection to the control socket for one session, which lasts as long as the session does.
+
+    It must not be closed while the request has no answer: ssh then keeps the channel for ever, or ends.
+
+    :param loop: and the others: as for :class:`Control`; the connection ends when the session is over.
+    """
+
+    status: int | None = None
+    """The command's exit status, if it had one; ssh does not tell a signal."""
+
+    def open(self, command: str, descriptors: Sequence[int], reply: Reply) -> None:
+        """Ask for a session in which a command runs ("Requesting a new session").
+
+        :param command: for the server's shell.
+        :param descriptors: its standard input, output and error; ssh gets copies.
+        :param reply: as for :meth:`Control.request`; gets the number of the channel.
+        :raises OSError: if they cannot be sent.
+        """
+        text = os.fsencode(command)
+        # Neither a terminal nor X11, an agent, a subsystem, an escape character, or variables.
+        head = struct.pack(">6I", 0, 0, 0, 0, 0, _NO_ESCAPE)
+        self.request((_NEW_SESSION, head + struct.pack(">2I", 0, len(text)) + text), reply)
+        for descriptor in descriptors:
+            socket.send_fds(self._socket, [b"\0"], [descriptor])
+
+    def _take(self, body: bytes) -> None:
+        if self._greeted and struct.unpack_from(">I", body) == (_EXITED,):
+            (self.status,) = struct.unpack_from(">I", body, 8)
+        else:
+            super()._take(body)
+
+
 def _outcome(kind: int, body: bytes) -> int | ControlError:
     if kind == _OK:
         return 0
-    if kind == _REMOTE_PORT:
-        (port,) = struct.unpack_from(">I", body, 8)
-        return int(port)
+    if kind in (_REMOTE_PORT, _OPENED):
+        (number,) = struct.unpack_from(">I", body, 8)
+        return int(number)
     if kind in (_DENIED, _FAILURE):
         (length,) = struct.unpack_from(">I", body, 8)
         return ControlError(body[12 : 12 + length].decode("utf-8", "replace"))

@@ -18,7 +18,7 @@ from ...poller import IN
 from ...race import Cancel
 from ...stream import Stream
 from ..algorithms import CLIENT_HINT
-from ..connection import Accepted, Done, IncompatibleError, Lost, Place, Settings
+from ..connection import Accepted, Address, Done, IncompatibleError, Lost, Place, Settings
 from .authentication import authenticate
 from .channels import Channels
 from .forwards import Forwards
@@ -37,6 +37,7 @@ _LATE = 1.0  # seconds after the deadline until a thread that should have ended 
 _SILENCE = 3  # times keepalive without a byte that a server may take
 _STOPPED = 1.5  # times keepalive without a check, which only a process that was stopped leaves out
 _BY_APPLICATION = 11  # RFC 4253, section 11.1
+_NEVER_THERE = ("refused", "unreachable", "connect_timeout", "denied")  # of a stream whose end alone tells
 
 
 def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
@@ -159,6 +160,8 @@ class Connection:
         name, ended = self._settings.name, self._wire.error or self._stumbled()
         if isinstance(ended, ConnectError):
             return ended
+        if (never_there := self._never_there()) is not None:
+            return ConnectError(f"{name}: {never_there}", reason=never_there.reason)
         if isinstance(error, RelayError) and not (isinstance(error, CarrierError) and ended is not None):
             return error
         if isinstance(error, OSError) and not self._wire.ending:
@@ -176,6 +179,14 @@ class Connection:
             problem = f"{printable(str(error)) or 'the connection has ended'} ({self._stage()})"
         return CarrierError(f"{name}: {problem}")
 
+    def _never_there(self) -> ConnectError | None:
+        """Why the stream to the server has never led there, which some learn from its end alone."""
+        failure = self._wire.stream.failure
+        under = failure() if failure is not None and not self._transport.remote_version else None
+        if isinstance(under, ConnectError) and under.reason in _NEVER_THERE:
+            return under
+        return None
+
     def _stumbled(self) -> Exception | None:
         """What the transport's thread has ended over, if nobody was told; the rest are refusals of a credential."""
         error = self._transport.saved_exception
@@ -191,11 +202,11 @@ class Connection:
             opening.tell(self._ended())
         return opening.give_up
 
-    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+    def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen; see :class:`relay.secureshell.connection.Connection`."""
         return self._forwards.listen(place, accepted, deadline)
 
-    def stop_listening(self, place: Place) -> None:
+    def stop_listening(self, place: Address) -> None:
         """Ask it to listen no more; see :class:`relay.secureshell.connection.Connection`."""
         self._forwards.stop_listening(place)
 

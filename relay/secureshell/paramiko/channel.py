@@ -125,6 +125,10 @@ class Channel:
         self._left -= size
         self._passed_on(size)
 
+    def extended(self, kind: int, data: memoryview) -> None:
+        """Data of another kind, which are not for the holder (RFC 4254, section 5.2)."""
+        self.skip(len(data))
+
     def deliver(self) -> None:
         """Pass on what has come, as far as the holder takes it."""
         batch, self._batch = self._batch, []
@@ -209,10 +213,16 @@ class Channel:
         else:
             self.settle()
 
-    def answer(self) -> None:
+    def requested(self, kind: bytes, wants_answer: bool, rest: memoryview) -> None:
         """Refuse a request: there is none that concerns us (RFC 4254, section 5.4)."""
-        if not self._sent_close:
+        if wants_answer and not self._sent_close:
             self._channels.send(struct.pack(">BI", REQUEST_REFUSED, self._remote))
+
+    def granted(self) -> None:
+        """A request of ours was granted: there was none."""
+
+    def denied(self) -> None:
+        """A request of ours was refused: there was none."""
 
     # -- from the holder ------------------------------------------------------------------------------------------
 

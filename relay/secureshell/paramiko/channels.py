@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ...address import TCPAddress
 from ...errors import CarrierError
+from ...hops import Command
 from ...stream import Stream
 from ..connection import Place
 from .channel import WINDOW, Channel
@@ -26,6 +27,7 @@ from .messages import (
     text,
 )
 from .openings import Opening
+from .sessions import CommandChannel
 from .transport import Transport
 
 __all__ = ["Channels"]
@@ -64,7 +66,7 @@ class Channels:
         for kind, handler in (
             (CONFIRMED, self._on_confirmed), (REFUSED, self._on_refused), (ADJUST, self._on_adjust),
             (DATA, self._on_data), (EXTENDED, self._on_extended), (END, self._on_end), (CLOSE, self._on_close),
-            (REQUEST, self._on_request), (REQUEST_GRANTED, _ignore), (REQUEST_REFUSED, _ignore),
+            (REQUEST, self._on_request), (REQUEST_GRANTED, self._on_granted), (REQUEST_REFUSED, self._on_denied),
         ):  # fmt: skip
             transport.handle(kind, handler)
 
@@ -135,9 +137,11 @@ class Channels:
             call()
 
     def open(self, opening: Opening, place: Place) -> None:
-        """Ask the server for a channel to a place (RFC 4254, section 7.2; OpenSSH's PROTOCOL, section 2.4)."""
+        """Ask the server for a channel (RFC 4254, sections 6.1 and 7.2; OpenSSH's PROTOCOL, section 2.4)."""
         number = self.number(opening)
-        if isinstance(place, TCPAddress):
+        if isinstance(place, Command):
+            kind, rest = b"session", b""
+        elif isinstance(place, TCPAddress):
             kind, rest = b"direct-tcpip", text(place.host) + struct.pack(">I", place.port) + text("127.0.0.1") + _ZERO
         else:
             kind, rest = b"direct-streamlocal@openssh.com", text(place.path) + text("") + _ZERO
@@ -166,17 +170,29 @@ class Channels:
             return
         if opening.is_wanted():
             try:
-                channel = Channel(self, number, remote, credit, packet, opening.target)
+                return self._take(opening, number, remote, credit, packet)
             except OSError as error:
                 opening.tell(error)
-            else:
-                self._table[number] = channel
-                self.one_more()
-                opening.tell(channel.hand_over())
-                return
         # Nobody wants it any more; the number is free when the server has closed it, too.
         self._table[number] = None
         self.send(struct.pack(">BI", CLOSE, remote))
+
+    def _take(self, opening: Opening, number: int, remote: int, credit: int, packet: int) -> None:
+        """Take a channel that the server has opened for us.
+
+        :raises OSError: if there are no descriptors left.
+        """
+        place = opening.place
+        if isinstance(place, Command):
+            session = CommandChannel(self, number, remote, credit, packet, opening)
+            self._table[number] = session
+            self.one_more()
+            session.ask(place.words)
+        else:
+            channel = Channel(self, number, remote, credit, packet, opening.target)
+            self._table[number] = channel
+            self.one_more()
+            opening.tell(channel.hand_over())
 
     def _on_refused(self, body: memoryview) -> None:
         number, code, length = struct.unpack_from(">III", body)
@@ -197,14 +213,14 @@ class Channels:
         if size > len(data):
             raise ValueError("data that are longer than their message")
         channel = self._table.get(number)
-        if channel.__class__ is Channel and size:
+        if isinstance(channel, Channel) and size:
             channel.receive(data)
 
     def _on_extended(self, body: memoryview) -> None:
         channel = self._find(body)
-        struct.unpack_from(">III", body)
+        _, kind, _ = struct.unpack_from(">III", body)
         if channel is not None:
-            channel.skip(len(body) - 12)
+            channel.extended(kind, body[12:])
 
     def _on_adjust(self, body: memoryview) -> None:
         channel = self._find(body)
@@ -227,8 +243,20 @@ class Channels:
     def _on_request(self, body: memoryview) -> None:
         channel = self._find(body)
         (length,) = struct.unpack_from(">I", body, 4)
-        if body[8 + length] and channel is not None:
-            channel.answer()
+        end = 8 + length
+        wants_answer = bool(body[end])
+        if channel is not None:
+            channel.requested(bytes(body[8:end]), wants_answer, body[end + 1 :])
+
+    def _on_granted(self, body: memoryview) -> None:
+        channel = self._find(body)
+        if channel is not None:
+            channel.granted()
+
+    def _on_denied(self, body: memoryview) -> None:
+        channel = self._find(body)
+        if channel is not None:
+            channel.denied()
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -264,7 +292,3 @@ class Channels:
         """In a forked child: close the descriptors and nothing else."""
         for channel in self.live:
             channel.abandon()
-
-
-def _ignore(body: memoryview) -> None:
-    pass

@@ -16,7 +16,7 @@ import paramiko
 
 from ...address import TCPAddress, UnixAddress
 from ...errors import ForwardError
-from ..connection import Accepted, Place
+from ..connection import Accepted, Address
 from .channels import Channels
 from .messages import OPEN, PROHIBITED, REFUSED, SHORTAGE, guarded, text
 from .requests import Requests
@@ -44,7 +44,7 @@ class Incoming:
     sender: int
     window: int
     packet: int
-    place: Place
+    place: Address
     peer: object
 
 
@@ -65,17 +65,17 @@ class Dispatcher:
     def __init__(self, transport: paramiko.Transport, refuse: Callable[[int, int], object] | None = None) -> None:
         self._transport = transport
         self._refuse = refuse
-        self._places: dict[Place, Taken] = {}
+        self._places: dict[Address, Taken] = {}
         self._expected = 0  # requests under way whose port is not known yet
         self._held: list[tuple[Incoming, Any]] = []
         self._before: Callable[[Any], object] = transport._handler_table[OPEN]
         transport._handler_table[OPEN] = self._on_open
 
-    def add(self, place: Place, taken: Taken) -> None:
+    def add(self, place: Address, taken: Taken) -> None:
         """Give what comes for ``place`` to ``taken``."""
         self._places[place] = taken
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: Address) -> None:
         """Give it to nobody any more."""
         self._places.pop(place, None)
 
@@ -117,7 +117,7 @@ class Dispatcher:
         message.rewind()
         self._before(message)
 
-    def _find(self, place: Place) -> Taken | None:
+    def _find(self, place: Address) -> Taken | None:
         """Whose place this is; a server may write an address in another way, which does no harm where the port is
         ours alone."""  # noqa: D205, D209
         taken = self._places.get(place)
@@ -133,7 +133,7 @@ def _parsed(message: Any) -> Incoming | None:
     kind = message.get_string()
     sender, window, packet = message.get_int(), message.get_int(), message.get_int()
     if kind == b"forwarded-tcpip":
-        place: Place = TCPAddress(_text(message), message.get_int())
+        place: Address = TCPAddress(_text(message), message.get_int())
         return Incoming(sender, window, packet, place, (_text(message), message.get_int()))
     if kind == b"forwarded-streamlocal@openssh.com":
         place = UnixAddress(_text(message))
@@ -162,7 +162,7 @@ class Forwards:
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
-    def listen(self, place: Place, accepted: Accepted, deadline: float | None) -> Place:
+    def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen; see :meth:`relay.secureshell.connection.Connection.listen`."""
         request = _Request(self._dispatcher, place, partial(self._take, accepted), self._cancel)
         if not self._loop.call(partial(self._ask, request)):
@@ -178,7 +178,7 @@ class Forwards:
             raise self._lost()
         raise self._refused(place)
 
-    def stop_listening(self, place: Place) -> None:
+    def stop_listening(self, place: Address) -> None:
         """Ask it to listen no more; waits a second at most."""
         answered: SimpleQueue[bytes | None] = SimpleQueue()
 
@@ -198,7 +198,7 @@ class Forwards:
         request.begin()
         self._requests.ask(_kind(request.place), _data(request.place), request.answered)
 
-    def _cancel(self, place: Place, answered: Callable[[bytes | None], object]) -> None:
+    def _cancel(self, place: Address, answered: Callable[[bytes | None], object]) -> None:
         self._requests.ask(f"cancel-{_kind(place)}", _data(place), answered)
 
     def _take(self, accepted: Accepted, incoming: Incoming) -> None:
@@ -223,7 +223,7 @@ class Forwards:
         assert self._channels.ended is not None
         return self._channels.ended
 
-    def _refused(self, place: Place) -> ForwardError:
+    def _refused(self, place: Address) -> ForwardError:
         name = self._channels.name
         if isinstance(place, UnixAddress):
             why = "does the file exist already, and does it allow that (AllowStreamLocalForwarding)?"
@@ -240,14 +240,14 @@ class _Request:
     Its place is known before the server is asked, so that whoever connects at once is served.
     """
 
-    def __init__(self, dispatcher: Dispatcher, place: Place, taken: Taken, cancel: Callable[..., object]) -> None:
+    def __init__(self, dispatcher: Dispatcher, place: Address, taken: Taken, cancel: Callable[..., object]) -> None:
         self.place = place
-        self.outcome: SimpleQueue[Place | None] = SimpleQueue()
+        self.outcome: SimpleQueue[Address | None] = SimpleQueue()
         self._dispatcher = dispatcher
         self._taken = taken
         self._cancel = cancel
         self._given_up = False
-        self._granted: Place | None = None
+        self._granted: Address | None = None
         self._added = False
         self._chosen = isinstance(place, TCPAddress) and not place.port  # by the server
 
@@ -277,7 +277,7 @@ class _Request:
             self._dispatcher.settle()
         self.outcome.put(place)
 
-    def _listening(self, data: bytes | None) -> Place | None:
+    def _listening(self, data: bytes | None) -> Address | None:
         """Where the server listens, after its answer."""
         if data is None or not isinstance(self.place, TCPAddress) or self.place.port:
             return self.place if data is not None else None
@@ -285,11 +285,11 @@ class _Request:
         return TCPAddress(self.place.host, port) if len(data) >= 4 and 0 < port < 65536 else None
 
 
-def _kind(place: Place) -> str:
+def _kind(place: Address) -> str:
     return "tcpip-forward" if isinstance(place, TCPAddress) else "streamlocal-forward@openssh.com"
 
 
-def _data(place: Place) -> bytes:
+def _data(place: Address) -> bytes:
     if isinstance(place, TCPAddress):
         return text(place.host) + struct.pack(">I", place.port)
     return text(place.path)

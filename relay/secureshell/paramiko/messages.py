@@ -18,6 +18,7 @@ __all__ = [
     "END",
     "EXTENDED",
     "GRANTED",
+    "NOTHING",
     "OPEN",
     "PROHIBITED",
     "REFUSED",
@@ -34,6 +35,7 @@ __all__ = [
 logger = logging.getLogger("relay.ssh")
 
 DISCONNECT = 1
+NOTHING = b"\2\0\0\0\0"  # a message that is ignored; RFC 4253, section 11.2
 ASK, GRANTED, DENIED = 80, 81, 82  # global requests
 OPEN, CONFIRMED, REFUSED, ADJUST, DATA, EXTENDED, END, CLOSE, REQUEST, REQUEST_GRANTED, REQUEST_REFUSED = range(90, 101)
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ...errors import ConnectError
+from ...hops import Command
 from ...loop import Timer
 from ...stream import Stream
 from ..connection import Done, Place
@@ -14,6 +15,7 @@ from .messages import PROHIBITED, SHORTAGE, UNKNOWN_KIND, guarded, printable
 
 if TYPE_CHECKING:
     from .channels import Channels
+    from .sessions import CommandChannel
 
 __all__ = ["Opening"]
 
@@ -28,7 +30,8 @@ class Opening:
 
     def __init__(self, channels: Channels, place: Place, deadline: float | None, done: Done) -> None:
         self._channels = channels
-        self._place = place
+        self.place = place
+        self.pending: CommandChannel | None = None  # it is there, and the server has not taken the command yet
         self._deadline = deadline
         self._lock = threading.Lock()
         self._done: Done | None = done
@@ -38,7 +41,7 @@ class Opening:
     @property
     def target(self) -> str:
         """The name of the place."""
-        return str(self._place)
+        return str(self.place)
 
     def is_wanted(self) -> bool:
         """Whether nobody has given it up, and nobody was told anything yet."""
@@ -56,7 +59,7 @@ class Opening:
         if self._deadline is not None:
             self._timer = Timer(channels.loop.timers, self._expired)
             self._timer.start(self._deadline, time.monotonic())
-        channels.open(self, self._place)
+        channels.open(self, self.place)
         return None
 
     def tell(self, outcome: Stream | OSError) -> None:
@@ -81,24 +84,33 @@ class Opening:
     def refused(self, code: int, text: str) -> None:
         """The server does not make it."""
         if self.is_wanted():
-            self.tell(_error(self.target, self._channels.name, code, printable(text)))
+            self.tell(_error(self.place, self._channels.name, code, printable(text)))
 
     def _expired(self, now: float) -> None:
-        problem = f"no answer in time through {self._channels.name}; is the host up and the port open?"
+        name = self._channels.name
+        problem = f"no answer in time through {name}; is the host up and the port open?"
+        if isinstance(self.place, Command):
+            problem = f"{name} has not begun to run it in time"
         self.tell(ConnectError(f"{self.target}: {problem}", reason="connect_timeout"))
 
     def _end(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.stop()
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.give_up()
         if self._begun:
             self._begun = False
             self._channels.one_less()
 
 
-def _error(target: str, server: str, code: int, text: str) -> ConnectError:
+def _error(place: Place, server: str, code: int, text: str) -> ConnectError:
+    target = str(place)
     said = f"says {server}" + (f" ({text})" if text else "")
-    if code == PROHIBITED:
+    if isinstance(place, Command):
+        problem, reason = f"denied, {said}; may this user run commands there, and is MaxSessions enough?", "denied"
+    elif code == PROHIBITED:
         problem, reason = f"denied, {said}; see AllowTcpForwarding and PermitOpen in its configuration", "denied"
     elif code == UNKNOWN_KIND:
         problem, reason = f"denied, {said}; it knows no forwarding of this kind", "denied"

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from .channels import Channels
-from .messages import ASK, DENIED, GRANTED, text
+from .messages import ASK, DENIED, GRANTED, NOTHING, text
 from .transport import Transport
 
 __all__ = ["Answered", "Requests"]
@@ -22,6 +22,7 @@ class Requests:
     def __init__(self, transport: Transport, channels: Channels) -> None:
         self._channels = channels
         self._waiting: deque[Answered] = deque()
+        self._has_spoken = transport.wire.is_prompt
         transport.handle(ASK, self._on_request)
         transport.handle(GRANTED, self._on_success)
         transport.handle(DENIED, self._on_failure)
@@ -55,3 +56,8 @@ class Requests:
         (length,) = struct.unpack_from(">I", body)
         if body[4 + length]:
             self._channels.send(bytes((DENIED,)))
+        elif not self._has_spoken:
+            # OpenSSH tells its host keys right after the login, and Nagle holds the answer to our first channel back
+            # until they are acknowledged: behind another server 40 ms later, unless bytes of ours come first.
+            self._has_spoken = True
+            self._channels.send(NOTHING)

@@ -62,7 +62,8 @@ class Wire:
         self._output: list[bytes | memoryview] = []
         self._mask = IN
         sock = self._socket = stream.socket
-        self._prompt = sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_QUICKACK")
+        # whether the server's packets are acknowledged as soon as that is of use to it
+        self.is_prompt = sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_QUICKACK")
         self._owes = False  # an acknowledgement
         self._receive, self._send, self._descriptor = sock.recv_into, sock.sendmsg, sock.fileno()
         try:
@@ -158,7 +159,7 @@ class Wire:
             if not count:
                 return self.end(self._why_ended())
             self.heard = now
-            self._owes = self._prompt and count < _SMALL
+            self._owes = self.is_prompt and count < _SMALL
         self.last = last + count
 
     def _acknowledge(self) -> None:

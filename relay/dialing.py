@@ -235,7 +235,7 @@ class Upgraded(Dialed):
             elif not steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish):
                 outcome.close()
 
-        steps.begin(functools.partial(self._inner.dial, deadline, patient=patient), upgrade)
+        steps.begin(functools.partial(self._inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
         return steps.give_up
 
     def ready(self, timeout: float | None = 30.0) -> None:

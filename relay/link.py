@@ -1,4 +1,4 @@
-"""What a carrier has while it is up, what makes it, and the states of a carrier: the contract of SSH and SAM with it."""
+"""What a carrier has while it is up, what makes it, and the states of a carrier: what SSH and SAM share with it."""
 
 from __future__ import annotations
 

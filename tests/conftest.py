@@ -274,6 +274,49 @@ def over_ssh(tmp_path: Path, spawner_thread: None) -> Iterator[Callable[..., Any
         one.close()
 
 
+# Servers of Debian that real programs and drivers speak to; see postgres.py. They run for a whole session.
+
+
+@pytest.fixture(scope="session")
+def database(spawner_thread: None) -> Iterator[Any]:
+    """A PostgreSQL, with one empty database."""
+    import postgres
+
+    yield from _served("postgresql", postgres.POSTGRES, postgres.Postgres)
+
+
+@pytest.fixture(scope="session")
+def redis_server(spawner_thread: None) -> Iterator[Any]:
+    """A Redis, which holds what earlier tests have left."""
+    import postgres
+
+    yield from _served("redis-server", postgres.REDIS, postgres.Redis)
+
+
+@pytest.fixture(scope="session")
+def web_server(spawner_thread: None, certificates: Certificates) -> Iterator[Any]:
+    """An nginx with one page."""
+    import postgres
+
+    yield from _served("nginx-light", postgres.NGINX, postgres.Nginx, certificates)
+
+
+@pytest.fixture(scope="session")
+def git_server(spawner_thread: None) -> Iterator[Any]:
+    """A daemon of git with one repository."""
+    import postgres
+
+    yield from _served("git", postgres.GIT, postgres.GitDaemon)
+
+
+def _served(package: str, program: object, make: Callable[..., Any], *arguments: object) -> Iterator[Any]:
+    if program is None:
+        pytest.skip(f"{package} is not installed")
+    server = make(*arguments)
+    yield server
+    server.stop()
+
+
 # I2P. All real routers start with the first test that needs one: what is slow with them happens while others run.
 
 
@@ -289,7 +332,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         assert i2p_world.is_real(item.nodeid), f"{item.nodeid}: its name must tell of real_router(s) or of i2pd"
         # before the test's own fixtures look what is there
         item.fixturenames.insert(0, "i2p_networks")  # type: ignore[attr-defined]
-    items.sort(key=lambda item: "i2p_restarts" in item.fixturenames)  # type: ignore[attr-defined]
+    items.sort(key=lambda item: not i2p_world.wanted_by(item).isdisjoint(i2p_world.PROGRAMS))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item not in real)
 
@@ -341,8 +384,14 @@ def i2p_hops(i2p_networks: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def i2p_restarts(i2p_networks: Any) -> Any:
-    """What came of ``i2p_restarts.py``: a scenario → an error or nothing, and what was measured."""
-    return i2p_networks.restarts()
+    """What came of ``i2p_restarts.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    return i2p_networks.restarts("i2p_restarts")
+
+
+@pytest.fixture(scope="session")
+def chain_restarts(i2p_networks: Any) -> Any:
+    """What came of ``chain_restarts.py``: a scenario → the seconds of each recovery, and what went wrong or nothing."""
+    return i2p_networks.restarts("chain_restarts")
 
 
 @pytest.fixture

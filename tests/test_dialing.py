@@ -208,7 +208,7 @@ def test_a_call_can_be_cancelled(dialer):
 
 
 def test_a_call_whose_deadline_nobody_keeps_ends(dialer, monkeypatch):
-    monkeypatch.setattr("relay.dialing._LATE", 0.01)
+    monkeypatch.setattr("relay.dialing.LATE", 0.01)
     with pytest.raises(relay.ConnectError, match="no answer in time"):
         dialer(None)(deadline=time.monotonic() + 0.01)
 

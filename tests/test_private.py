@@ -29,10 +29,11 @@ def test_i2p_is_given_more_time(monkeypatch):
             made.append((self.limits.connect, self.limits.linger, self.limits.lifetime))
 
     monkeypatch.setattr("relay.private.Tunnel", Tunnel)
-    for url in ("127.0.0.1:1", "name.i2p"):
-        with relay.local(url):
+    chains = [("127.0.0.1:1",), ("name.i2p",), ("127.0.0.1:1", ["i2p:", "ssh://me@name.i2p"])]
+    for chain in chains:
+        with relay.local(*chain):
             pass
-    assert made == [(30.0, 60.0, None), (90.0, 5.0, None)]
+    assert made == [(30.0, 60.0, None), (90.0, 5.0, None), (90.0, 60.0, None)]
 
 
 def test_it_is_nobody_elses(echo_server):
@@ -68,5 +69,43 @@ def test_it_is_removed_when_its_user_fails(echo_server):
 def test_a_bad_address_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match="port 0"), relay.local("h:0"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_has_the_name_that_is_wanted(echo_server):
+    with relay.local("{}:{}".format(*echo_server.address), name=".s.PGSQL.5432") as path:
+        assert os.path.basename(path) == ".s.PGSQL.5432"
+        assert os.listdir(os.path.dirname(path)) == [".s.PGSQL.5432"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("", ValueError),
+        (".", ValueError),
+        ("..", ValueError),
+        ("../x", ValueError),
+        ("/x", ValueError),
+        ("a\nb", ValueError),
+        ("x" * 120, ValueError),
+        (b"x", TypeError),
+        (None, TypeError),
+    ],
+)
+def test_another_name_is_refused(name, error, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(error), relay.local("127.0.0.1:1", name=name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tunnel_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("relay.private.Tunnel", fail)
+    with pytest.raises(OSError, match="no descriptor"), relay.local("127.0.0.1:1"):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -36,7 +36,8 @@ class Leaks:
         """
         deadline = time.monotonic() + timeout
         for thread in self._new_threads():
-            thread.join(max(0.0, deadline - time.monotonic()))
+            with suppress(RuntimeError):  # it is about to start
+                thread.join(max(0.0, deadline - time.monotonic()))
         while (found := self._found()) and time.monotonic() < deadline:
             threading.Event().wait(0.01)  # nothing tells when a descriptor is closed or a child is reaped
         return found

@@ -1,0 +1,222 @@
+"""The few names for asyncio programs: :func:`connect` and :class:`Tunnel`. All else is the same there."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+from . import tunnel
+from .dialing import LATE, Answer, Dialed
+from .errors import ConnectError
+from .limits import check_time
+from .race import Direct
+from .reaching import dialed
+from .records import ConnectionRecord, Stats
+from .registry import target
+from .stream import Stream
+
+__all__ = ["Tunnel", "connect"]
+
+
+async def connect(
+    url: str,
+    via: Sequence[str] = (),
+    timeout: float | None = 30.0,  # noqa: ASYNC109  (as relay.connect has it)
+) -> socket.socket:
+    """Connect to any address, with what must be between hidden, while the loop does something else.
+
+    Cancelling it gives the attempt up, and nothing is left of it. (A name that the system's resolver looks up is an
+    exception: nothing stops that, and its thread ends with the answer.)
+
+    :param url: as in :func:`relay.target`.
+    :param via: as in :func:`relay.target`.
+    :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
+        made first, which takes up to a minute: give it 90.
+    :returns: a connected, non-blocking socket, for ``asyncio.open_connection(sock=…)`` and ``loop.sock_recv``; closing
+        it lets go of what lies under it.
+    :raises OSError: as :func:`relay.connect` does, with the same classes and texts.
+    :raises ValueError: if ``timeout`` is not positive; :class:`relay.AddressError` for an address.
+    :raises TypeError: if ``timeout`` is not a number.
+    """
+    seconds = check_time("timeout", timeout)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    made = await asyncio.to_thread(target, url, via)  # which may read files
+    factory = dialed(cast("Direct | Dialed", made))
+    try:
+        stream = await _stream(factory, deadline)
+    finally:
+        factory.release()
+    return stream.socket
+
+
+async def _stream(factory: Dialed, deadline: float | None) -> Stream:
+    loop = asyncio.get_running_loop()
+    there: asyncio.Future[None] = loop.create_future()
+    answer: Answer[Stream] = Answer()
+
+    def done(outcome: Stream | OSError) -> None:
+        """In any thread."""
+        if answer.put(outcome) and not _call(loop, there.set_result, None):
+            answer.refuse()
+
+    give_up = factory.dial(deadline, done, lasting=True, patient=False)
+    try:
+        await asyncio.wait([there], timeout=None if deadline is None else deadline + LATE - time.monotonic())
+    except BaseException:  # also where the loop is closed, and this task is thrown away
+        answer.refuse()
+        raise
+    finally:
+        give_up()
+    outcome = answer.take()
+    if outcome is None:
+        raise ConnectError(f"{factory.target}: no answer in time", reason="connect_timeout")
+    return outcome
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> bool:
+    """Have it called in the loop, from any thread.
+
+    :returns: whether it will be; not if the loop is closed.
+    """
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        return False
+    return True
+
+
+class Tunnel:
+    """A :class:`relay.Tunnel` that a program waits for without blocking its loop; ``async with`` closes it.
+
+    The relaying is done by the tunnel's own thread, as ever.
+
+    :param receive: this and the rest are as for :class:`relay.Tunnel`, and so are the errors.
+    :param make_send: likewise; it is called in a thread, so a coroutine function is of no use.
+    :param nconnect: likewise.
+    :param timeout: likewise, and so are the others: ``connect_timeout``, ``idle_timeout``, ``linger`` and ``name``.
+    """
+
+    def __init__(
+        self,
+        receive: Any,
+        make_send: Callable[..., Any],
+        nconnect: int = -1,
+        timeout: float | None = 60.0,
+        *,
+        connect_timeout: float | None = 30.0,
+        idle_timeout: float | None = None,
+        linger: float | None = 60.0,
+        name: str | None = None,
+    ) -> None:
+        self._tunnel = _Tunnel(
+            receive,
+            make_send,
+            nconnect,
+            timeout,
+            connect_timeout=connect_timeout,
+            idle_timeout=idle_timeout,
+            linger=linger,
+            name=name,
+        )
+
+    @property
+    def name(self) -> str:
+        """In the log, in ``repr`` and of the thread."""
+        return self._tunnel.name
+
+    @property
+    def address(self) -> Any:
+        """Where it listens; see :attr:`relay.Tunnel.address`."""
+        return self._tunnel.address
+
+    def connections(self) -> list[ConnectionRecord]:
+        """The connections that live, oldest first."""
+        return self._tunnel.connections()
+
+    def recent(self) -> list[ConnectionRecord]:
+        """The last 100 connections that ended, oldest first, each with its reason."""
+        return self._tunnel.recent()
+
+    def stats(self) -> Stats:
+        """Figures since the tunnel was made."""
+        return self._tunnel.stats()
+
+    def pause(self, close: bool = False) -> None:
+        """Let nobody in until :meth:`resume`; see :meth:`relay.Tunnel.pause`."""
+        self._tunnel.pause(close)
+
+    def resume(self) -> None:
+        """Let clients in again. In force when it returns."""
+        self._tunnel.resume()
+
+    async def close(self, drain: float = 0.0) -> None:
+        """Stop listening at once, end every connection, and wait until all is done. Idempotent.
+
+        Whoever is cancelled while he waits has begun to close it all the same.
+
+        :param drain: seconds that connections may take to finish first; those that are left are reset.
+        :raises TypeError: if ``drain`` is not a number.
+        :raises ValueError: if it is negative.
+        """
+        self._tunnel.begin_to_close(drain)
+        await self.join()
+
+    async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  (as relay.Tunnel has it)
+        """Wait until the tunnel has ended.
+
+        :param timeout: seconds to wait at most; ``None`` for ever.
+        """
+        if await self._tunnel.ended(timeout):
+            self._tunnel.join()  # its thread does nothing any more
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._tunnel)
+
+
+class _Tunnel(tunnel.Tunnel):
+    """A tunnel that can be closed without waiting, and tells whoever waits that it has ended."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._waiting: set[Callable[[], object]] = set()
+        super().__init__(*arguments, **options)
+
+    def begin_to_close(self, drain: float) -> None:
+        seconds = check_time("drain", drain, zero=True)
+        if not self._forked:
+            self.loop.call(functools.partial(self._close, seconds))
+
+    async def ended(self, timeout: float | None) -> bool:  # noqa: ASYNC109  (it is that of join)
+        """Wait until it has.
+
+        :returns: whether it has.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        tell = functools.partial(_call, loop, told.set_result, None)
+        self._waiting.add(tell)
+        try:
+            if not self._over.is_set():  # looked at after the line above, and set before that one is read
+                await asyncio.wait([told], timeout=timeout)
+        finally:
+            self._waiting.discard(tell)
+        return self._over.is_set()
+
+    def _run(self) -> None:
+        try:
+            super()._run()
+        finally:
+            for tell in tuple(self._waiting):
+                tell()

@@ -21,12 +21,13 @@ ROOT = Path(relay.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+LISTENING = [program for program in PROGRAMS if "listening on" in program]  # what others do, the tour's test tries
 COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", README, re.MULTILINE)
 SSH = README.partition("\n## SSH\n")[2].partition("\n## ")[0]
 I2P = README.partition("\n## I2P\n")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
+@pytest.mark.parametrize("program", LISTENING, ids=range(len(LISTENING)))
 def test_the_programs_run(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -53,7 +54,7 @@ def test_the_commands_are_understood(command):
 
 
 def test_it_shows_programs_and_commands():
-    assert len(PROGRAMS) >= 2
+    assert len(LISTENING) >= 2 and len(PROGRAMS) == len(LISTENING) + 1
     assert len(COMMANDS) >= 5
     assert {command.split()[1] for command in COMMANDS} == {"forward", "expose"}
 

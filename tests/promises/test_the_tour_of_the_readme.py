@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import copy
 import os
 import re
 import shlex
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from helpers import WAIT, Server
+from postgres import PASSWORD
 
 import relay
 from relay.process import end
@@ -79,6 +82,12 @@ class Places:
             "*.internal": "127.0.0.1",
             "10.0.0.0/8": "127.0.0.0/8",
         }
+
+    def with_name(self, name, place):
+        """The same with another place for a name."""
+        others = copy.copy(self)
+        others.names = {**self.names, name: place}
+        return others
 
     def put_in(self, word):
         """A word of a command with the test's own places in it."""
@@ -173,6 +182,30 @@ def test_rsync(line, places, tmp_path):
         [command, "-e", shlex.join(ssh), "-a", source, f"{tmp_path}/site/"], env=environment, timeout=60, check=True
     )
     assert (tmp_path / "site" / "page").read_bytes() == PAGE
+
+
+def program_of(places):
+    """The README's program, with the test's own places in it."""
+    (text,) = re.findall(r"^```python\n(.*?)^```", CHAINS, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(places.put_in(text.replace("web.internal:80", places.web)), names)
+    return names
+
+
+def test_the_programs_page(places):
+    names = program_of(places)
+    assert asyncio.run(names["page"]()).endswith(PAGE)
+
+
+def test_the_programs_rows(places, database):
+    for name, place in {
+        "db.internal:5432": database.address,
+        'user="me", dbname="app"': f'user="{database.name}", password="{PASSWORD}", dbname="postgres"',
+        "select * from orders": "select 7",
+    }.items():
+        places = places.with_name(name, place)
+    names = program_of(places)
+    assert names["rows"]() == [(7,)]
 
 
 def pytest_generate_tests(metafunc):

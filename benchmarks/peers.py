@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import sshpeers
+from . import chainpeers, sockspeers, sshpeers
 from .jobs import DIRECT, Job, Peer
 from .machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 
@@ -142,6 +142,8 @@ PEERS = {
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
     **sshpeers.PEERS,
+    **chainpeers.PEERS,
+    **sockspeers.PEERS,
     "i2p-relay": Peer("relay", _kept_up),
     "i2pd": Peer("i2pd's own tunnels", _kept_up),
     "i2p-raw": Peer("SAM, nothing between", _kept_up),
@@ -160,5 +162,6 @@ VERSIONS = {
     "iperf3": ["iperf3", "-v"],
     "wrk": ["wrk", "-v"],
     "curl": ["curl", "-V"],
+    "rsync": ["rsync", "--version"],
 }
 PACKAGES = ["paramiko", "asyncssh", "sshtunnel"]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .bridge import as_stream
+from .greeting import HearingListener
 from .loop import Timer
 from .poller import IN
 from .stream import Stream
@@ -76,7 +77,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
 
 def make_acceptor(tunnel: Tunnel, receive: Any) -> Acceptor:
     """The acceptor for this kind of listener."""
-    if isinstance(receive, socket.socket):
+    if isinstance(receive, (socket.socket, HearingListener)):
         return SocketAcceptor(tunnel, receive)
     if getattr(receive, "delivers", False) and tunnel.unlimited:
         return DeliveryAcceptor(tunnel, receive)
@@ -87,12 +88,15 @@ class SocketAcceptor:
     """Accepts in the relay thread.
 
     :param tunnel: whose.
-    :param receive: a listening socket.
+    :param listener: a listening socket, or one whose clients say first where they want to be led.
     """
 
-    def __init__(self, tunnel: Tunnel, receive: socket.socket) -> None:
+    def __init__(self, tunnel: Tunnel, listener: socket.socket | HearingListener) -> None:
+        receive = listener.listening if isinstance(listener, HearingListener) else listener
         self._tunnel = tunnel
+        self._listener = listener
         self._receive = receive
+        self._greeting = listener.greeting if isinstance(listener, HearingListener) else None
         self._descriptor = receive.fileno()
         self.listening = False
         self._backoff = _BACKOFF[0]
@@ -121,7 +125,7 @@ class SocketAcceptor:
     def close(self) -> None:
         """Never again."""
         self.listen(False)
-        self._receive.close()
+        self._listener.close()
 
     def join(self, seconds: float) -> None:
         """Nothing to wait for."""
@@ -143,7 +147,10 @@ class SocketAcceptor:
             client.setblocking(False)
             if self._family_is_ip and not self._hands_on:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            tunnel.accepted(client, None, peer, now)
+            if self._greeting is None:
+                tunnel.accepted(client, None, peer, now)
+            else:
+                tunnel.greeted(client, self._greeting(), peer, now)
             if not self.listening:
                 return
             if not tunnel.has_spare():

@@ -21,7 +21,7 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .connector import Connector
+    from .connector import Connector, Plan
     from .tunnel import Tunnel
 
 __all__ = ["Attempt"]
@@ -30,10 +30,11 @@ __all__ = ["Attempt"]
 class Attempt:
     """What makes the outgoing stream of one connection. Belongs to the relay thread."""
 
-    __slots__ = ("connection", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer", "_give_up")
+    __slots__ = ("connection", "plan", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer", "_give_up")
 
-    def __init__(self, connector: Connector, tunnel: Tunnel, connection: Connection) -> None:
+    def __init__(self, connector: Connector, tunnel: Tunnel, connection: Connection, plan: Plan) -> None:
         self.connection = connection
+        self.plan = plan
         self.cancel: Cancellation | None = None
         self._connector = connector
         self._tunnel = tunnel
@@ -58,7 +59,11 @@ class Attempt:
 
     def too_late(self) -> None:
         """The time for it is over."""
-        self._connector.too_late(self.connection)
+        self._connector.too_late(self.connection, self.plan)
+
+    def is_wanted(self) -> bool:
+        """Whether its connection still waits for it."""
+        return self.connection.attempt is self
 
     def finished(self, outcome: Any, now: float) -> None:
         """A call has returned a stream or addresses, or raised."""
@@ -147,7 +152,7 @@ class Attempt:
         if self.connection.over or self._race is not race:
             return
         if race.lost:
-            self._connector.failed(self.connection, connect_error(str(self._connector.target), race.error), now)
+            self._connector.failed(self.connection, connect_error(str(self.plan.target), race.error), now)
         elif race.again is not None:
             self._timer.start(race.again, now)
 
@@ -179,7 +184,7 @@ class Attempt:
     def _lost(self, status: int, now: float) -> None:
         error = OSError(status, os.strerror(status))
         if self._race is None:
-            self._connector.failed(self.connection, connect_error(str(self._connector.target), error), now)
+            self._connector.failed(self.connection, connect_error(str(self.plan.target), error), now)
         else:
             self._race.failed(error)
             self._next(now)
@@ -188,14 +193,14 @@ class Attempt:
         self._running.pop(sock.fileno(), None)
         self._tunnel.loop.forget(sock.fileno())
         self._stop_racing()
-        if stream is None and self._connector.upgrade is not None:
-            self._begin_upgrade(self._connector.upgrade, sock, now)
+        if stream is None and self.plan.upgrade is not None:
+            self._begin_upgrade(self.plan.upgrade, sock, now)
         else:
             self._opened(sock, stream, now)
 
     def _begin_upgrade(self, upgrade: Callable[..., Callable[[], object]], sock: socket.SocketType, now: float) -> None:
         # A stream is over a socket as users know them.
-        made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self._connector.target)
+        made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self.plan.target)
         made.socket.setblocking(False)
         try:
             self._give_up = upgrade(made, self.deadline(), self._told)
@@ -210,7 +215,7 @@ class Attempt:
 
     def _finish_begun(self, outcome: Stream | OSError) -> None:
         self._give_up = None
-        if not self.connection.over:
+        if self.is_wanted():
             self.finished(outcome, time.monotonic())
         elif isinstance(outcome, Stream):
             self._tunnel.let_go(outcome, clean=False)
@@ -238,7 +243,7 @@ class Attempt:
                 made.close()
 
         def done(status: int) -> None:
-            if self.connection.over:
+            if not self.is_wanted():
                 made.close()
             else:
                 self.begun(made, endpoint, status, time.monotonic())

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import logging
 import socket
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConnectError
 from .flow import Flow
+from .greeting import Farewell, Greeting, Introduction, Refusal, Request, watch
 from .loop import Timer
 from .poller import ERR, HUP, READ
 from .race import place
+from .records import ConnectionRecord, State, Stats
 from .stream import Stream, keep_alive, set_to_reset
 
 if TYPE_CHECKING:
@@ -27,51 +28,6 @@ logger = logging.getLogger("relay")
 _QUIET = 1.0  # seconds; apis: how long the end of a target is held back from a client stream without half-close
 
 
-class State(enum.Enum):
-    """Where a connection stands."""
-
-    CONNECTING = "connecting"
-    OPEN = "open"
-    HALF_CLOSED = "half-closed"
-    CLOSED = "closed"
-
-
-class ConnectionRecord(NamedTuple):
-    """What is to be known of one connection."""
-
-    peer: Any
-    """The address that the client came from, as ``accept()`` told it."""
-    target: str | None
-    """The name of the outgoing stream, once it is known."""
-    age: float
-    """Seconds from its acceptance until now, or until it ended."""
-    received: int
-    """Bytes from the client."""
-    sent: int
-    """Bytes to the client."""
-    engine: str
-    """``splice`` once either direction has been spliced, else ``copy``."""
-    state: str
-    """``connecting``, ``open``, ``half-closed`` or ``closed``."""
-    reason: str | None = None
-    """Why it ended; ``None`` while it lives."""
-
-
-class Stats(NamedTuple):
-    """What a tunnel has done so far."""
-
-    accepted: int
-    """Connections accepted."""
-    active: int
-    """Connections that live, connecting ones included."""
-    received: int
-    """Bytes from clients."""
-    sent: int
-    """Bytes to clients."""
-    failed: Mapping[str, int]
-    """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
-
-
 class Connection:
     """One accepted client and the stream that was made for it. Belongs to the relay thread."""
 
@@ -83,6 +39,7 @@ class Connection:
         "client_stream",
         "target_stream",
         "attempt",
+        "request",
         "up",
         "down",
         "state",
@@ -112,6 +69,7 @@ class Connection:
         self.target: socket.SocketType | None = None
         self.target_stream: Stream | None = None
         self.attempt: Any = None  # what makes the outgoing stream; None once there is one
+        self.request = stream.request if stream is not None else None  # where the client wants to be led, if it said so
         self.state = State.CONNECTING
         self.reason: str | None = None
         self.peer = peer
@@ -128,6 +86,26 @@ class Connection:
 
     # -- its life -------------------------------------------------------------------------------------------------
 
+    def hear(self, greeting: Greeting, now: float) -> None:
+        """Let the client say where it wants to be led; then make the stream."""
+        self.wait_for_target(now)
+        self.tunnel.undecided[self] = None
+        self.attempt = introduction = Introduction(self.client, self.tunnel.loop, greeting, self._heard)
+        introduction.begin(now)
+
+    def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
+        self.attempt = None
+        if isinstance(outcome, Request):
+            self.tunnel.decided(self)
+            self.request = outcome
+            self.tunnel.make_stream(self, now)
+        elif isinstance(outcome, Refusal):
+            if outcome.problem:
+                logger.info("%s: %s (client %s)", self.tunnel.name, outcome.problem, place(self.peer))
+            self._part(outcome.last, outcome.reason, now)
+        else:
+            self.close("client_reset", now)
+
     def wait_for_target(self, now: float) -> None:
         """The stream is being made: read nothing from the client yet."""
         if self.limits.making is not None:
@@ -136,7 +114,7 @@ class Connection:
 
     def watch_client(self) -> None:
         """See the client's reset while the stream is being made."""
-        self.tunnel.loop.watch(self.client.fileno(), 0, self.client_event)
+        watch(self.tunnel.loop, self.client.fileno(), 0, self.client_event)
 
     def client_event(self, event: int, now: float) -> None:
         """The client hung up while its stream was being made."""
@@ -151,6 +129,12 @@ class Connection:
         loop = work.loop
         self.target = target
         self.target_stream = stream
+        request = self.request
+        if request is not None:
+            try:
+                client.send(request.granted)  # it fits, for hardly anything was sent before
+            except OSError:
+                return self.close("client_reset", now)
         self.state = State.OPEN
         self.opened = now
         up = self.up = Flow(self, work, client, target)
@@ -161,19 +145,43 @@ class Connection:
             stream.received = down.count
         up.mask = down.mask = READ
         loop.watch(down.descriptor, READ, down.handler)
-        if up.descriptor in loop.handlers:
-            loop.poller.modify(up.descriptor, READ)
-            loop.handlers[up.descriptor] = up.handler
-        else:
+        watched = loop.handlers.get(up.descriptor)
+        if watched is None:
             loop.watch(up.descriptor, READ, up.handler)
+        else:
+            if watched == self.client_event:  # else it has introduced itself, and is read from already
+                loop.poller.modify(up.descriptor, READ)
+            loop.handlers[up.descriptor] = up.handler
+        if request is not None and request.early:
+            up.hold(memoryview(request.early))
         first = self.limits.first
         if first is not None and not (self.tick and self.due <= now + first):
             self.due = due = now + first
             loop.timers.set(self, due, now)
-        if self.attempt is not None:
+        if self.attempt is not None or request is not None:
             self.attempt = None
             if self.started <= self.tunnel.swept:  # keep-alive was turned on without it
                 self.keep_alive()
+
+    def refuse(self, reason: str, now: float) -> None:
+        """There is no stream for it: answer a client that has asked for one, reset any other."""
+        if self.request is None or self.over:
+            self.close(reason, now)
+        else:
+            self._part(self.request.refused(reason), reason, now)
+
+    def _part(self, last: bytes, reason: str, now: float) -> None:
+        """End it by a few last bytes to the client."""
+        if self.attempt is not None:
+            self.attempt.abandon()
+        if self.target is not None:
+            self._let_go(self.target, self.target_stream, clean=False)
+            self.target = self.target_stream = None
+        self.tunnel.loop.timers.cancel(self)
+        self.tunnel.undecided[self] = None
+        over = functools.partial(self.close, reason, clean=True)
+        self.attempt = farewell = Farewell(self.client, self.tunnel.loop, last, over)
+        farewell.begin(now)
 
     def flow_ended(self, flow: Flow, now: float) -> None:
         """One direction has come to its end: pass that on."""
@@ -279,8 +287,8 @@ class Connection:
             logger.warning("%s: %s (client %s)", self.tunnel.name, failure, place(self.peer))
         return self.close(getattr(failure, "reason", reason), now)
 
-    def close(self, reason: str, now: float) -> None:
-        """End it, for this reason: by a close if all was said, else by a reset."""
+    def close(self, reason: str, now: float, *, clean: bool = False) -> None:
+        """End it, for this reason: by a close if all was said (then it is clean), else by a reset."""
         if self.over:
             return
         self.over = True
@@ -288,6 +296,7 @@ class Connection:
         if self.state is State.CONNECTING:
             if self.attempt is not None:
                 self.attempt.abandon()
+            if self.attempt is not None or self.request is not None:
                 self.tunnel.loop.forget(self.client.fileno(), closing=True)
         else:
             up, down = self.up, self.down
@@ -300,7 +309,7 @@ class Connection:
             down.release(own=self.target_stream is None)
             del self.up, self.down
         self.tunnel.loop.timers.cancel(self)
-        clean = reason == "done"
+        clean = clean or reason == "done"
         self._let_go(self.client, self.client_stream, clean)
         if self.target is not None:
             self._let_go(self.target, self.target_stream, clean or said)
@@ -351,9 +360,11 @@ class Connection:
             self.due = due
             self.tunnel.loop.timers.set(self, due, now)
         else:
-            if reason == "connect_timeout" and self.attempt is not None:
+            if reason != "connect_timeout":
+                return self.close(reason, now)
+            if self.attempt is not None:
                 self.attempt.too_late()
-            self.close(reason, now)
+            self.refuse(reason, now)
 
     def crashed(self, now: float) -> None:
         """A bug: end it."""
@@ -412,7 +423,7 @@ class Connection:
 
     def target_name(self) -> str | None:
         """What the outgoing stream leads to, once it is known."""
-        return place(self.name) or None
+        return place(self.name or self.request) or None
 
     def __repr__(self) -> str:
         return f"<connection from {self.peer} to {self.target_name()}: {self.reason or self.state.value}>"

@@ -18,6 +18,7 @@ from .bridge import as_stream
 from .cancellation import Cancellation
 from .dialing import Dialed
 from .errors import RelayError
+from .greeting import Guide
 from .loop import Timer
 from .race import Direct, Endpoint, connect_error, open_socket, place
 from .stream import Stream
@@ -37,13 +38,13 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
-    """Which of ``peer``, ``deadline`` and ``cancel`` a factory names; ``**kwargs`` alone names none."""
+    """Which of ``peer``, ``destination``, ``deadline`` and ``cancel`` a factory names; ``**kwargs`` alone: none."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         return frozenset()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return frozenset(named & {"peer", "deadline", "cancel"})
+    return frozenset(named & {"peer", "destination", "deadline", "cancel"})
 
 
 def reason_of(error: BaseException) -> str:
@@ -61,6 +62,27 @@ def reason_of(error: BaseException) -> str:
     return "factory_error"
 
 
+class Plan:
+    """How the streams of one factory are made.
+
+    :param factory: a tunnel's ``make_send``, or what a :class:`Guide` leads to.
+    """
+
+    __slots__ = ("factory", "direct", "upgrade", "endpoints", "dialed", "nonblocking", "keywords", "target")
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self.factory = factory
+        self.direct = factory if isinstance(factory, Direct) else None
+        self.upgrade = self.direct.upgrade if self.direct is not None else None
+        self.endpoints: Sequence[Endpoint] = ()
+        if self.direct is not None and self.direct.literal:
+            self.endpoints = self.direct.resolve()
+        self.dialed = factory if isinstance(factory, Dialed) else None
+        self.nonblocking = bool(getattr(factory, "nonblocking", False))
+        self.keywords = frozenset() if self.direct or self.dialed else keywords_of(factory)
+        self.target: str | None = getattr(factory, "target", None)
+
+
 class Connector:
     """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_run_call`.
 
@@ -70,16 +92,8 @@ class Connector:
 
     def __init__(self, tunnel: Tunnel, factory: Callable[..., Any]) -> None:
         self._tunnel = tunnel
-        self._factory = factory
-        self._keywords = keywords_of(factory)
-        self._direct = factory if isinstance(factory, Direct) else None
-        self.upgrade = self._direct.upgrade if self._direct is not None else None
-        self._endpoints: Sequence[Endpoint] = ()
-        if self._direct is not None and self._direct.literal:
-            self._endpoints = self._direct.resolve()
-        self._dialed = factory if isinstance(factory, Dialed) else None
-        self._nonblocking = bool(getattr(factory, "nonblocking", False))
-        self.target: str | None = getattr(factory, "target", None)
+        self._guide = factory if isinstance(factory, Guide) else None
+        self._plan = Plan(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
         self._watch = Timer(tunnel.loop.timers, self._watch_clients)
@@ -87,41 +101,42 @@ class Connector:
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
-        connection.name = self.target
-        if len(self._endpoints) == 1 and self.upgrade is None:
-            return self._connect_at_once(connection, self._endpoints[0], now)
-        attempt = connection.attempt = Attempt(self, self._tunnel, connection)
+        plan = self._plan if self._guide is None else Plan(self._guide.lead(connection.request))
+        connection.name = connection.request if "destination" in plan.keywords else plan.target
+        if len(plan.endpoints) == 1 and plan.upgrade is None:
+            return self._connect_at_once(connection, plan, now)
+        attempt = connection.attempt = Attempt(self, self._tunnel, connection, plan)
         connection.wait_for_target(now)
-        if self._endpoints:
+        if connection.request is not None or plan.endpoints or plan.dialed is not None or plan.nonblocking:
             connection.watch_client()
-            attempt.race(self._endpoints, now)
-        elif self._direct is not None:
-            self._call(attempt, self._direct.resolve, now)
-        elif self._dialed is not None:
-            connection.watch_client()
-            attempt.dial(self._dialed, now)
-        elif self._nonblocking:
-            connection.watch_client()
-            attempt.finished(self._outcome(self._bound(attempt)), now)
+        if plan.endpoints:
+            attempt.race(plan.endpoints, now)
+        elif plan.direct is not None:
+            self._call(attempt, plan.direct.resolve, now)
+        elif plan.dialed is not None:
+            attempt.dial(plan.dialed, now)
+        elif plan.nonblocking:
+            attempt.finished(self._outcome(plan, self._bound(attempt)), now)
         else:
             self._call(attempt, self._bound(attempt), now)
 
-    def _connect_at_once(self, connection: Connection, endpoint: Endpoint, now: float) -> None:
+    def _connect_at_once(self, connection: Connection, plan: Plan, now: float) -> None:
+        endpoint = plan.endpoints[0]
         try:
             made, status = self.open(endpoint)
         except OSError as error:
-            self.failed(connection, connect_error(str(self.target), error), now)
+            self.failed(connection, connect_error(str(plan.target), error), now)
             return
         if status == 0:
             connection.open(made, None, self._tunnel.workspace, now)
         elif status in (errno.EINPROGRESS, errno.EAGAIN):
-            attempt = connection.attempt = Attempt(self, self._tunnel, connection)
+            attempt = connection.attempt = Attempt(self, self._tunnel, connection, plan)
             connection.wait_for_target(now)
             connection.watch_client()
             attempt.begun(made, endpoint, status, now)
         else:
             made.close()
-            self.failed(connection, connect_error(str(self.target), OSError(status, os.strerror(status))), now)
+            self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
 
     def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
         """Begin a connect; the tunnel's spare descriptor is spent on it where there is no other."""
@@ -133,7 +148,7 @@ class Connector:
             raise
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
-        """There will be no stream: reset the client, and say why."""
+        """There will be no stream: reset the client or answer it, and say why."""
         name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
         if reason == "factory_error":
             expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
@@ -142,33 +157,36 @@ class Connector:
             logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
         else:
             logger.warning("%s: %s (client %s)", name, error, peer)
-        connection.close(reason, now)
+        connection.refuse(reason, now)
 
-    def too_late(self, connection: Connection) -> None:
+    def too_late(self, connection: Connection, plan: Plan) -> None:
         """There was no stream in time: say why, if the factory knows."""
-        problem = self._dialed.problem if self._dialed is not None else None
+        problem = plan.dialed.problem if plan.dialed is not None else None
         if problem is not None:
             name, peer = self._tunnel.name, place(connection.peer)
-            logger.warning("%s: %s: not connected in time: %s (client %s)", name, self.target, problem, peer)
+            logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)
 
     # -- calls that may block -------------------------------------------------------------------------------------
 
     def _bound(self, attempt: Attempt) -> Callable[[], Any]:
-        connection, keywords = attempt.connection, self._keywords
+        connection, keywords = attempt.connection, attempt.plan.keywords
         given: dict[str, Any] = {}
         if "peer" in keywords:
             given["peer"] = connection.peer
+        if "destination" in keywords:
+            given["destination"] = connection.request
         if "deadline" in keywords:
             given["deadline"] = attempt.deadline()
         if "cancel" in keywords:
             given["cancel"] = attempt.cancel = Cancellation()
-        return functools.partial(self._factory, **given) if given else self._factory
+        factory = attempt.plan.factory
+        return functools.partial(factory, **given) if given else factory
 
-    def _outcome(self, function: Callable[[], Any]) -> Any:
+    def _outcome(self, plan: Plan, function: Callable[[], Any]) -> Any:
         """Call, and return what it returned as a stream (or as addresses), or the exception."""
         try:
             result = function()
-            return result if self._direct is not None else as_stream(result)
+            return result if plan.direct is not None else as_stream(result)
         except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
             return error
 
@@ -187,7 +205,7 @@ class Connector:
                 attempt.connection.watch_client()
 
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
-        outcome = self._outcome(function)
+        outcome = self._outcome(attempt.plan, function)
         if attempt.cancel is not None:
             attempt.cancel.close()
         if not self._tunnel.loop.call(functools.partial(self._called, attempt, outcome)):
@@ -196,7 +214,7 @@ class Connector:
     def _called(self, attempt: Attempt, outcome: Any) -> None:
         now = time.monotonic()
         self.calls -= 1
-        if not attempt.connection.over:
+        if attempt.is_wanted():
             try:
                 attempt.finished(outcome, now)
             except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)

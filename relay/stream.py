@@ -8,7 +8,10 @@ import struct
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from .greeting import Request
 
 __all__ = ["Stream", "nonblocking"]
 
@@ -32,7 +35,18 @@ class Stream:
     Source: ``Stream`` of the project's API, section 1.
     """
 
-    __slots__ = ("socket", "half_close", "target", "failure", "on_close", "answered", "received", "settle", "denied")
+    __slots__ = (
+        "socket",
+        "half_close",
+        "target",
+        "failure",
+        "on_close",
+        "answered",
+        "received",
+        "settle",
+        "denied",
+        "request",
+    )
 
     def __init__(
         self,
@@ -56,6 +70,7 @@ class Stream:
         self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
         self.denied: Exception | None = None  # why its client is not to be let in
+        self.request: Request | None = None  # where its client wants to be led, which it has not been answered yet
 
     def fileno(self) -> int:
         """The descriptor of the socket; −1 once it is closed."""

@@ -21,6 +21,7 @@ from .acceptor import check_listener, make_acceptor
 from .connection import Connection, ConnectionRecord, Stats
 from .connector import MOST_CALLS, Connector
 from .flow import Workspace
+from .greeting import Greeting, HearingListener
 from .limits import Limits, check_count, check_time
 from .loop import Loop, Timer
 from .pipes import PipePool
@@ -33,6 +34,7 @@ logger = logging.getLogger("relay")
 
 _SETTLED = 15.0  # seconds after an accept when keep-alive is turned on
 _REMEMBERED = 100  # ended connections that recent() tells of
+_UNDECIDED = 1024  # clients that are being heard, or sent away, at one time
 _LET_GO = 0.5  # seconds that close() waits for threads which are closing streams
 _tunnels: weakref.WeakSet[Tunnel] = weakref.WeakSet()
 _numbers = iter(range(1, 1 << 62))
@@ -56,8 +58,9 @@ class Tunnel:
     :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
         with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
         ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may
-        name the keywords ``peer``, ``deadline`` (monotonic seconds) and ``cancel``. Closed with the tunnel if it has a
-        ``close``.
+        name the keywords ``peer``, ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with
+        ``host`` and ``port``, if the listener's clients name their targets themselves, else ``None``. Closed with the
+        tunnel if it has a ``close``.
     :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit callers
         wait in the listen backlog.
     :param timeout: seconds that a connection may last from its acceptance, whatever it does; ``None`` for ever.
@@ -104,6 +107,7 @@ class Tunnel:
         if hasattr(receive, "handshake_timeout"):
             receive.handshake_timeout = self.limits.connect
         self._connections: dict[Connection, None] = {}
+        self.undecided: dict[Connection, None] = {}  # those that have no stream, and for which none is made
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_REMEMBERED)
         self._accepted = self._received = self._sent = 0
         self._failed: collections.Counter[str] = collections.Counter()
@@ -224,19 +228,38 @@ class Tunnel:
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """A client is here: make its stream."""
+        self.make_stream(self._admit(client, stream, peer, now), now)
+
+    def greeted(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float) -> None:
+        """A client is here that says first where it wants to be led."""
+        self._admit(client, None, peer, now).hear(greeting, now)
+        if len(self.undecided) >= _UNDECIDED:
+            self.update_listening()
+
+    def decided(self, connection: Connection) -> None:
+        """A client has said where it wants to be led."""
+        del self.undecided[connection]
+        if not self.listening:
+            self.update_listening()
+
+    def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
         self._accepted += 1
         connection = Connection(self, client, stream, peer, now)
         self._connections[connection] = None
         if len(self._connections) == self._nconnect:
             self.update_listening()
+        if self._settle.due == math.inf:
+            self._settle.start(now + _SETTLED, now)
+        return connection
+
+    def make_stream(self, connection: Connection, now: float) -> None:
+        """Make the outgoing stream of a connection, now or later."""
         try:
             self._connector.connect(connection, now)
         except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
             self._connector.failed(connection, error, now)
         if self._connector.calls >= self._most_calls:
             self.update_listening()
-        if self._settle.due == math.inf:
-            self._settle.start(now + _SETTLED, now)
 
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
         """A listener object has accepted a client. It was asked to while there was room, but perhaps not any more."""
@@ -257,6 +280,7 @@ class Tunnel:
     def connection_over(self, connection: Connection) -> None:
         """A connection has ended."""
         del self._connections[connection]
+        self.undecided.pop(connection, None)
         self._recent.append(connection)
         self._received += connection.received
         self._sent += connection.sent
@@ -306,7 +330,9 @@ class Tunnel:
 
     def _has_room(self) -> bool:
         limit = self._nconnect
-        return (limit < 0 or len(self._connections) < limit) and self._connector.calls < self._most_calls
+        if 0 <= limit <= len(self._connections) or len(self.undecided) >= _UNDECIDED:
+            return False
+        return self._connector.calls < self._most_calls
 
     def _keep_alive(self, now: float) -> None:
         """Have vanished peers noticed, for the connections that turned out to last: short ones are spared the cost."""
@@ -415,7 +441,9 @@ class Tunnel:
         if self._pipes is not None:
             self._pipes.close()
         self.loop.close()
-        if isinstance(self._receive, socket.socket):
+        if isinstance(self._receive, HearingListener):
+            self._receive.listening.close()
+        elif isinstance(self._receive, socket.socket):
             self._receive.close()
 
 

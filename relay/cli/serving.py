@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import resource
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,12 +21,12 @@ from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .i2p import tell_published
 from .options import Options
-from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary
+from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary, view_of
 from .secrets import refuse_secrets
 from .signals import Signals
 from .trying import SLOW, Attempt, SessionTrial, Trial, say_slow
 
-__all__ = ["serve"]
+__all__ = ["listening", "over_hops", "raise_descriptor_limit", "relay_until_signal", "serve"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -60,22 +61,48 @@ def serve(
     ):
         raise_descriptor_limit()
         on, at_i2p = _where(listen, listen_via)
-        over, slow, to_i2p = _over(via), *_i2p(target, via)
+        over, slow, to_i2p = over_hops(via), *_i2p(target, via)
         options = options.settled(over_i2p=at_i2p or slow, at_i2p=at_i2p or to_i2p)
         make_send = factory_for(target, via)
-        receive = _listening(listen, listen_via, signals)
+        receive = listening(lambda: listen_at(listen, listen_via), signals, at_i2p=at_i2p)
         if receive is None:
             return
-        tunnel = _tunnel(receive, make_send, options, name)
-        title = f"{title}{place(tunnel.address)}{on} → {make_send.target}{over}"
-        with tunnel:
-            say(title)
-            tell_published(receive)
-            trial = (SessionTrial if to_i2p else Trial)(make_send, options.connect_timeout, signals.wake)
-            run(tunnel, signals, title if options.watch else None, options.drain)
-        if trial.error is not None:
-            raise trial.error
-        logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
+        trial = SessionTrial if to_i2p else Trial
+        ends = title, f"{on} → {make_send.target}{over}"
+        relay_until_signal(receive, make_send, options, signals, name=name, ends=ends, trial=trial)
+
+
+def relay_until_signal(
+    receive: Any,
+    make_send: Any,
+    options: Options,
+    signals: Signals,
+    *,
+    name: str,
+    ends: tuple[str, str],
+    trial: type[Trial] = Trial,
+) -> None:
+    """Relay until a signal, and drain.
+
+    :param receive: the listener; it is closed in the end.
+    :param make_send: the factory; likewise.
+    :param options: the limits, and what is printed.
+    :param signals: those that end it.
+    :param name: of the tunnel.
+    :param ends: what is printed before and after where it listens.
+    :param trial: how the hops are tried in the beginning.
+    :raises Exception: what another try would not mend.
+    """
+    tunnel = _tunnel(receive, make_send, options, name)
+    title = f"{ends[0]}{place(tunnel.address)}{ends[1]}"
+    with tunnel:
+        say(title)
+        tell_published(receive)
+        tried = trial(make_send, options.connect_timeout, signals.wake)
+        run(tunnel, signals, title if options.watch else None, options.drain)
+    if tried.error is not None:
+        raise tried.error
+    logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
 
 
 def _where(listen: str, via: Sequence[str]) -> tuple[str, bool]:
@@ -86,11 +113,11 @@ def _where(listen: str, via: Sequence[str]) -> tuple[str, bool]:
     address = parse_listen(listen)
     if isinstance(address, I2PListen):
         refuse_secrets("listen address", listen, address.router.inline_secrets)
-        return _over(via), True
+        return over_hops(via), True
     if not isinstance(address, SSHListen):
         return "", False
     refuse_secrets("listen address", listen, address.server.inline_secrets)
-    return f" on {address.server}{_over(via)}", False
+    return f" on {address.server}{over_hops(via)}", False
 
 
 def _i2p(target: str, via: Sequence[str]) -> tuple[bool, bool]:
@@ -106,7 +133,7 @@ def _i2p(target: str, via: Sequence[str]) -> tuple[bool, bool]:
     return over_i2p(hops, address), to_i2p(hops, address)
 
 
-def _over(via: Sequence[str]) -> str:
+def over_hops(via: Sequence[str]) -> str:
     """The hops, for the title.
 
     :raises AddressError: if there is a secret in one of them.
@@ -117,14 +144,17 @@ def _over(via: Sequence[str]) -> str:
     return f" via {', '.join(map(str, hops))}" if hops else ""
 
 
-def _listening(listen: str, via: Sequence[str], signals: Signals) -> Any:
+def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = False) -> Any:
     """Listen, in a thread of its own: a name server, an SSH server or an I2P router may take its time.
 
+    :param listen: returns the listener.
+    :param signals: those that end it.
+    :param at_i2p: whether it is said what takes so long.
     :returns: the listener; ``None`` if a signal came first.
     """
     with carriers_quiet(logging.WARNING):
-        attempt = Attempt(lambda: listen_at(listen, via), signals.wake)
-        heard = signals.wait(SLOW if isinstance(parse_listen(listen), I2PListen) else None)
+        attempt = Attempt(listen, signals.wake)
+        heard = signals.wait(SLOW if at_i2p else None)
         if heard is None:
             say_slow()
             heard = signals.wait()
@@ -154,7 +184,7 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
 
 def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:
     """Wait for a signal and drain; return when that is done, or at a second signal. The tunnel is closed next."""
-    with LiveTable(tunnel, watched) if watched else nullcontext() as table:
+    with LiveTable(functools.partial(view_of, tunnel, watched)) if watched else nullcontext() as table:
         closing: threading.Thread | None = None
         while (heard := signals.wait(REFRESH if table else None)) != 0:
             if table is not None:

@@ -16,7 +16,7 @@ from .errors import ConnectError
 from .race import Cancel
 from .stream import Stream
 
-__all__ = ["LATE", "Answer", "Dialed", "Done", "GiveUp", "Steps", "Upgraded", "copied"]
+__all__ = ["LATE", "Answer", "Dialed", "Done", "GiveUp", "Over", "Steps", "Upgraded", "copied"]
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=Exception)
@@ -212,7 +212,45 @@ def copied(error: Error) -> Error:
     return made
 
 
-class Upgraded(Dialed):
+class Over(Dialed):
+    """Streams that another factory makes and this one changes; what those ride on is that factory's business.
+
+    :param inner: the other factory; it is closed with this one.
+    :param target: the name of the target in records.
+    """
+
+    def __init__(self, inner: Dialed, target: str) -> None:
+        super().__init__(target)
+        self.inner = inner
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Open what the streams ride on, and wait for it; see :meth:`Dialed.ready`."""
+        self.inner.ready(timeout)
+
+    @property
+    def state(self) -> str:
+        """What the connection under the streams does; see :attr:`Dialed.state`."""
+        return self.inner.state
+
+    @property
+    def problem(self) -> str | None:
+        """Why streams cannot be made for now; see :attr:`Dialed.problem`."""
+        return self.inner.problem
+
+    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialed.subscribe`."""
+        self.inner.subscribe(watcher)
+
+    def release(self) -> None:
+        """Hold nothing any longer than a stream needs it."""
+        self.inner.release()
+
+    def close(self) -> None:
+        """Let the inner factory go."""
+        self.inner.close()
+
+
+class Upgraded(Over):
     """Streams of one factory, each made into another one, such as one of TLS.
 
     :param inner: makes the streams; it is closed with this factory.
@@ -221,8 +259,7 @@ class Upgraded(Dialed):
     """
 
     def __init__(self, inner: Dialed, upgrade: Upgrade, target: str) -> None:
-        super().__init__(target)
-        self._inner = inner
+        super().__init__(inner, target)
         self._upgrade = upgrade
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
@@ -235,34 +272,8 @@ class Upgraded(Dialed):
             elif not steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish):
                 outcome.close()
 
-        steps.begin(functools.partial(self._inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
+        steps.begin(functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
         return steps.give_up
-
-    def ready(self, timeout: float | None = 30.0) -> None:
-        """Wait until the way to the target is there; see the inner factory."""
-        self._inner.ready(timeout)
-
-    @property
-    def state(self) -> str:
-        """What the connection under the streams does; see the inner factory."""
-        return self._inner.state
-
-    @property
-    def problem(self) -> str | None:
-        """Why streams cannot be made for now; see the inner factory."""
-        return self._inner.problem
-
-    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change; see the inner factory."""
-        self._inner.subscribe(watcher)
-
-    def release(self) -> None:
-        """Have the inner factory hold nothing any longer than a stream needs it."""
-        self._inner.release()
-
-    def close(self) -> None:
-        """Let the inner factory go."""
-        self._inner.close()
 
 
 class Steps:

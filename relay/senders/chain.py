@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 from ..address import SSHServer, Target, TCPAddress, TLSTarget, is_i2p
-from ..dialing import Dialed, Done, GiveUp, Upgraded, copied
+from ..dialing import Dialed, Done, GiveUp, Over, Upgraded, copied
 from ..hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
 from ..i2paddress import I2PRouter, I2PTarget, parse_sam
 from ..reaching import dialed
@@ -125,7 +123,7 @@ def _over_i2p(target: I2PTarget, before: Route) -> Dialed:
     return I2PFactory(target, functools.partial(bridge, before=before), before)
 
 
-class _Chained(Dialed):
+class _Chained(Over):
     """The same streams; an error tells which hop it belongs to.
 
     :param inner: makes them.
@@ -133,8 +131,7 @@ class _Chained(Dialed):
     """
 
     def __init__(self, inner: Dialed, hops: Route) -> None:
-        super().__init__(inner.target)
-        self._inner = inner
+        super().__init__(inner, inner.target)
         self.route = hops
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
@@ -143,34 +140,17 @@ class _Chained(Dialed):
         def told(outcome: Stream | OSError) -> None:
             done(numbered(outcome, self.route) if isinstance(outcome, OSError) else outcome)
 
-        return self._inner.dial(deadline, told, lasting=lasting, patient=patient)
+        return self.inner.dial(deadline, told, lasting=lasting, patient=patient)
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Wait until the way is there; see :meth:`Dialed.ready`."""
         try:
-            self._inner.ready(timeout)
+            self.inner.ready(timeout)
         except OSError as error:
             raise numbered(error, self.route) from error
 
     @property
-    def state(self) -> str:
-        """What the connection at the end of the way does; see :attr:`Dialed.state`."""
-        return self._inner.state
-
-    @property
     def problem(self) -> str | None:
         """Why streams cannot be made for now; see :attr:`Dialed.problem`."""
-        problem = self._inner.problem
+        problem = self.inner.problem
         return problem and str(numbered(OSError(problem), self.route))
-
-    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialed.subscribe`."""
-        self._inner.subscribe(watcher)
-
-    def release(self) -> None:
-        """Hold nothing any longer than a stream needs it."""
-        self._inner.release()
-
-    def close(self) -> None:
-        """Let everything on the way go."""
-        self._inner.close()

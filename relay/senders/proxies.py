@@ -7,11 +7,10 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from ..address import TCPAddress, shown
 from ..credentials import secret_of
-from ..dialing import Answer, Dialed, Done, GiveUp, Steps
+from ..dialing import Answer, Dialed, Done, GiveUp, Over, Steps
 from ..errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ..hops import Proxy, Route, on_the_way
 from ..limits import check_time
@@ -26,7 +25,7 @@ Login = tuple[bytes, bytes]
 Say = Callable[["Login | None"], Dialogue]
 
 
-class Proxied(Dialed):
+class Proxied(Over):
     """Streams to a place through a proxy. Each is the very stream to the proxy, once that has connected.
 
     Names are resolved by the proxy. The password is read anew for each stream.
@@ -39,9 +38,8 @@ class Proxied(Dialed):
     """
 
     def __init__(self, below: Dialed, proxy: Proxy, place: TCPAddress, before: Route) -> None:
-        super().__init__(str(place))
+        super().__init__(below, str(place))
         _check(place)
-        self._below = below
         self._proxy = proxy
         self._before = before
         if proxy.protocol == "socks5":
@@ -66,7 +64,7 @@ class Proxied(Dialed):
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            self._below.ready(timeout)
+            self.inner.ready(timeout)
         except OSError as error:
             raise on_the_way(error, self._proxy, self._before) from error
         answer: Answer[Stream] = Answer()
@@ -79,35 +77,13 @@ class Proxied(Dialed):
             raise ConnectError(f"{self._proxy}: no answer in time", reason="connect_timeout")
         stream.close()
 
-    @property
-    def state(self) -> str:
-        """What the connection under the way to the proxy does."""
-        return self._below.state
-
-    @property
-    def problem(self) -> str | None:
-        """Why the proxy cannot be reached for now, as far as that is known."""
-        return self._below.problem
-
-    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialed.subscribe`."""
-        self._below.subscribe(watcher)
-
-    def release(self) -> None:
-        """Hold nothing any longer than a stream needs it."""
-        self._below.release()
-
-    def close(self) -> None:
-        """Let the way to the proxy go."""
-        self._below.close()
-
     def _begin(self, say: Say, deadline: float | None, done: Done, *, lasting: bool, patient: bool) -> GiveUp:
         steps = Steps(done)
 
         def known(login: Login | OSError | None) -> None:
             if isinstance(login, OSError):
                 return steps.finish(login)
-            reach = functools.partial(self._below.dial, deadline, lasting=lasting, patient=patient)
+            reach = functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient)
             steps.begin(reach, functools.partial(reached, login))
             return None
 

@@ -1,0 +1,1 @@
+"""Names that other libraries taught people, on top of relay."""

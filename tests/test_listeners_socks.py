@@ -293,6 +293,13 @@ def test_a_target_that_refuses(proxy, connect):
     assert tunnel.recent()[0].target == "{}:{}".format(*address)
 
 
+@pytest.mark.parametrize("name", ["exec:id", "unix:x", "tcp:x", "a:1", "[::1]"])
+def test_a_name_that_is_none_goes_no_further(proxy, connect, name):
+    client = connect(proxy())
+    assert ask(client, (name, 80)) == 1
+    assert ending(client) == "end of file"
+
+
 def test_a_name_that_does_not_exist(proxy, connect):
     client = connect(proxy())
     assert ask(client, ("nothing.invalid", 80)) == 4

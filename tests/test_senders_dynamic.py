@@ -163,6 +163,7 @@ def test_what_no_rule_is_about():
     [
         *("0.0.0.0", "::", "::ffff:0.0.0.0", "224.0.0.1", "127.1", "0x7f.0.0.1", "2130706433", "1.2.3"),
         *("-x", "a..b", ".", "a" * 64, "a:1", "x" * 40 + ".b32.i2p", "$(id)", "a b", "a%eth0"),
+        *("exec:id", "unix:x", "tcp:x", "ssh:x", "tcp://x", "unix:///x", "exec:cat /etc/passwd;"),
     ],
 )
 def test_a_host_that_cannot_be_one_goes_no_further(host):

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import hmac
+import ipaddress
 import logging
 import os
 import re
@@ -110,7 +111,18 @@ def _check_user(user: str) -> None:
 
 def checked_host(name: bytes) -> str | None:
     """The host that a client has named, as text; ``None`` if it cannot be one, and then it goes no further."""
-    return name.decode("ascii") if _HOST.fullmatch(name) else None
+    if not _HOST.fullmatch(name):
+        return None
+    host = name.decode("ascii")
+    return host if ":" not in host or _is_ipv6(host) else None
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class GreetingListener(HearingListener):

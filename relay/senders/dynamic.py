@@ -304,7 +304,8 @@ def _place(host: str, port: int) -> tuple[TCPAddress, _Address | None]:
 
 def _named(host: str, port: int) -> TCPAddress:
     try:
-        found = parse_target(f"{host.removesuffix('.') if is_i2p(host) else host}:{port}")
+        # With its scheme, so that no client's text is ever read as another kind of address, such as a command.
+        found = parse_target(f"tcp://{host.removesuffix('.') if is_i2p(host) else host}:{port}")
     except AddressError as error:
         raise ConnectError(f"a client asks for what cannot be: {error}", reason="denied") from None
     if isinstance(found, I2PTarget):

@@ -20,11 +20,13 @@ class Target:
     :param port: on 127.0.0.1.
     :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
     :param server: the SSH server to go through, if any.
+    :param before: the one to go through on the way to that.
     """
 
     port: int
     ca: Path | None = None
     server: Server | None = None
+    before: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Job:
         """The SSH server to go through."""
         assert self.target.server is not None, "this peer goes through an SSH server"
         return self.target.server
+
+    @property
+    def route(self) -> list[Server]:
+        """The SSH servers to go through, the nearest first."""
+        return [server for server in (self.target.before, self.target.server) if server is not None]
 
     def write(self, name: str, text: str) -> str:
         """Write a configuration file; returns its path."""

@@ -127,6 +127,25 @@ class Lab:
         with Process(PEERS[name].start(job), job.port, job.directory / "log") as process:
             yield Relay(job.port, process)
 
+    def command(self, name: str, target: Target) -> list[str]:
+        """How one peer is started that takes standard input and output to ``target``."""
+        return PEERS[name].start(self._job(target))
+
+    @contextmanager
+    def pouring(self, *words: str) -> Iterator[Target]:
+        """A server of pour.c.
+
+        :param words: what it does, and what comes after its port.
+        """
+        job = self._job(Target(0))
+        kind, *more = words
+        with Process([self.pour(), kind, str(job.port), *more], job.port, job.directory / "log"):
+            yield Target(job.port)
+
+    def pour(self) -> str:
+        """The program of pour.c."""
+        return compiled(HERE / "pour.c", self.directory)
+
     @contextmanager
     def one_core(self) -> Iterator[None]:
         """Whatever is started inside shares one core, and not the one of busy threads if there is another."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import chainpeers, sockspeers, sshpeers
+from . import chainpeers, sockspeers, sshpeers, zmqpeers
 from .jobs import DIRECT, Job, Peer
 from .machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 
@@ -144,6 +144,7 @@ PEERS = {
     **sshpeers.PEERS,
     **chainpeers.PEERS,
     **sockspeers.PEERS,
+    **zmqpeers.PEERS,
     "i2p-relay": Peer("relay", _kept_up),
     "i2pd": Peer("i2pd's own tunnels", _kept_up),
     "i2p-raw": Peer("SAM, nothing between", _kept_up),

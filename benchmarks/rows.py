@@ -7,7 +7,7 @@ from functools import partial
 from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
-from . import chainrows, i2prows, socksrows, sshrows
+from . import chainrows, i2prows, socksrows, sshrows, uprows, zmqrows
 from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from .jobs import DIRECT, Target
 from .loads import GIB, Lab, downloads, held, iperf3, wrk
@@ -102,9 +102,11 @@ TABLES = {
     "tls": "TLS to the target",
     "ssh": "Relaying over SSH",
     "i2p": "Relaying over I2P",
+    "zmq": "ØMQ sockets over SSH",
     "pipe": "Standard input and output",
     "chain": "Relaying over two SSH servers",
     "socks": "Clients that name their targets",
+    "up": "Many tunnels in one process",
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -179,6 +181,8 @@ ROWS = {
     ),
     **sshrows.ROWS,
     **i2prows.ROWS,
+    **zmqrows.ROWS,
     **chainrows.ROWS,
     **socksrows.ROWS,
+    **uprows.ROWS,
 }

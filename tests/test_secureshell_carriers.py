@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,11 +20,13 @@ from relay import holding
 from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
 from relay.process import PIPE, start
+from relay.sam.destinations import b32_of
 from relay.secureshell import carriers
 from relay.secureshell.carriers import backend_for
 from relay.secureshell.connection import IncompatibleError, Settings
 from relay.secureshell.factory import SSHFactory
 from relay.senders.chain import chain, way
+from relay.testing import SAMBridge
 
 TARGET = TCPAddress("db.internal", 5432)
 
@@ -46,6 +49,16 @@ def factory(world):
     yield make
     for one in made:
         one.close()
+
+
+def test_a_stream_of_i2p_that_leads_nowhere_does_not_cost_the_whole_attempt(monkeypatch, spawner_thread):
+    monkeypatch.setattr(carriers, "_ANSWER", 0.3)
+    with SAMBridge() as bridge:
+        with relay.i2p_listen("", sam=bridge.sam) as gone:
+            via = [f"i2p:?sam={bridge.sam}", f"ssh://me@{b32_of(gone.dest)}?config={os.devnull}"]
+        with contextlib.closing(relay.target(str(TARGET), via)) as make:
+            with pytest.raises(relay.ConnectError, match="hop 2 of 2 .* it has not said that it speaks SSH"):
+                make.ready(WAIT)
 
 
 def test_a_stream_over_a_connection(world, factory):

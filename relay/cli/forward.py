@@ -40,9 +40,10 @@ relay forward 8080 i2p://name.i2p --via ssh://me@bastion (the I2P router of anot
 
 relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out through a proxy)
 
-A hop's parameters follow a question mark: ssh://me@bastion?keyfile=FILE, password_file=, password_env=,
-passphrase_file=, passphrase_env=, known_hosts=, hostkey=SHA256:…, accept_new=yes, config=FILE, keepalive=SECONDS|none,
-compress=yes|no, backend=paramiko|openssh. What none of them says, your SSH configuration and agent do.
+A hop's parameters follow a question mark: ssh://me@bastion?keyfile=FILE, identities_only=no,
+password_file=, password_env=, passphrase_file=, passphrase_env=, known_hosts=, hostkey=SHA256:…, accept_new=yes,
+config=FILE, keepalive=SECONDS|none, compress=yes|no, backend=paramiko|openssh. What none of them says, your SSH
+configuration and agent do.
 
 So do those of I2P: i2p://name.i2p?sam=HOST:PORT, session=NAME, keys=FILE, in_depth=HOPS, out_depth=HOPS, user=NAME,
 password_file=, password_env=, and any option of the router's such as inbound.quantity=2. As LISTEN, i2p: has these and

@@ -11,7 +11,7 @@ from .output import failures_reported, say
 
 __all__ = ["app"]
 
-app = typer.Typer()
+app = typer.Typer(help="Make and show the keys of I2P destinations.", add_completion=False)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the private key")]
 

@@ -10,20 +10,18 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console, Group
-from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
-from ..connection import ConnectionRecord, Stats
-from ..race import place
-from ..tunnel import Tunnel
+if TYPE_CHECKING:  # a command starts in half the time without them
+    from rich.console import Group
+
+    from ..connection import ConnectionRecord, Stats
+    from ..tunnel import Tunnel
 
 __all__ = [
     "LiveTable",
@@ -34,6 +32,7 @@ __all__ = [
     "logged_to_stderr",
     "say",
     "summary",
+    "view_of",
 ]
 
 MOST_LINES = 10_000  # that wait for a reader of standard error
@@ -93,14 +92,15 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool) -> Iterator[None]:
+def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool = False) -> Iterator[None]:
     """Send the ``relay`` log to standard error.
 
     :param log_format: ``text`` or ``json``.
     :param verbose: whether there is a line for each finished connection.
     :param debug: whether there is everything, with tracebacks.
+    :param named: whether such a line begins with the name of the tunnel.
     """
-    handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug))
+    handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug, named=named))
     logger = logging.getLogger("relay")
     logger.addHandler(handler)
     logger.propagate = False
@@ -196,20 +196,26 @@ def _write_line(line: str) -> None:
 class _Text(logging.Formatter):
     """Lines for people; tracebacks only for those who debug."""
 
-    def __init__(self, *, debug: bool) -> None:
+    def __init__(self, *, debug: bool, named: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
         self._debug = debug
+        self._named = named
 
     def format(self, record: logging.LogRecord) -> str:
         if self._debug:
             return super().format(record)
         plain = {**record.__dict__, "exc_info": None, "exc_text": None, "stack_info": None}
         if (connection := getattr(record, "connection", None)) is not None:
-            plain |= {"msg": _finished(connection), "args": None}
+            name = f"{record.getMessage().partition(':')[0]}: " if self._named else ""
+            plain |= {"msg": name + _finished(connection), "args": None}
         return " ".join(super().format(logging.makeLogRecord(plain)).splitlines())
 
 
 def _finished(record: ConnectionRecord) -> str:
+    from rich.filesize import decimal
+
+    from ..race import place
+
     return (
         f"{place(record.peer) or 'a local client'} → {record.target}: {record.reason} after {record.age:.3f} s, "
         f"{decimal(record.received)} received, {decimal(record.sent)} sent, {record.engine}"
@@ -236,6 +242,8 @@ class _JSON(logging.Formatter):
 
 def summary(stats: Stats) -> str:
     """What a tunnel has done, as one line."""
+    from rich.filesize import decimal
+
     failed = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.failed.items()))
     return (
         f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {decimal(stats.received)} from clients, "
@@ -244,19 +252,21 @@ def summary(stats: Stats) -> str:
 
 
 class LiveTable:
-    """What ``--watch`` shows of a tunnel on standard error; use it with ``with``.
+    """What ``--watch`` shows on standard error; use it with ``with``.
 
-    :param tunnel: the tunnel.
-    :param title: a line above the table.
+    :param view: returns what is to be seen now, for so many rows.
     """
 
-    def __init__(self, tunnel: Tunnel, title: str) -> None:
+    def __init__(self, view: Callable[[int], Group]) -> None:
+        from rich.console import Console
         from rich.live import Live
 
-        self._tunnel = tunnel
-        self._title = title
+        self._make_view = view
         self._console = Console(stderr=True)
-        self._live = Live(self._view(), console=self._console, auto_refresh=False, transient=True)
+        on_top = sys.stdout is not None and sys.stdout.isatty()  # else what is printed goes where it is meant to
+        self._live = Live(
+            self._view(), console=self._console, auto_refresh=False, transient=True, redirect_stdout=on_top
+        )
 
     def __enter__(self) -> LiveTable:
         self._live.start(refresh=True)
@@ -270,14 +280,31 @@ class LiveTable:
         self._live.update(self._view(), refresh=True)
 
     def _view(self) -> Group:
-        stats = self._tunnel.stats()
-        table = Table("client", "target", "age", "received", "sent", "engine", "state")
-        for record in itertools.islice(self._tunnel.connections(), max(1, self._console.height - 8)):
-            table.add_row(*map(Text, _row(record)))
-        return Group(Text(self._title), table, Text(f"{stats.active} live of {summary(stats)}"))
+        return self._make_view(max(1, self._console.height - 8))
+
+
+def view_of(tunnel: Tunnel, title: str, rows: int) -> Group:
+    """The connections of a tunnel as a table.
+
+    :param title: a line above it.
+    :param rows: the most that there is room for.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    stats = tunnel.stats()
+    table = Table("client", "target", "age", "received", "sent", "engine", "state")
+    for record in itertools.islice(tunnel.connections(), rows):
+        table.add_row(*map(Text, _row(record)))
+    return Group(Text(title), table, Text(f"{stats.active} live of {summary(stats)}"))
 
 
 def _row(record: ConnectionRecord) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
+    from ..race import place
+
     return (
         place(record.peer),
         record.target or "",

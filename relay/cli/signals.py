@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
+from typing import NoReturn
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "die_of"]
 
 
 class Signals:
@@ -34,6 +36,14 @@ class Signals:
         self._reader.close()
         self._writer.close()
 
+    def is_set(self) -> bool:
+        """Whether something was heard for which nobody has waited yet. With :meth:`fileno` this cancels an attempt."""
+        return bool(select.select([self._reader], [], [], 0)[0])
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable with a signal or :meth:`wake`."""
+        return self._reader.fileno()
+
     def wake(self) -> None:
         """End the wait; from any thread."""
         try:
@@ -49,3 +59,11 @@ class Signals:
         """
         ready, _, _ = select.select([self._reader], [], [], timeout)
         return self._reader.recv(1)[0] if ready else None
+
+
+def die_of(number: int) -> NoReturn:
+    """End this program as if nothing had caught the signal, so that its parent knows: a shell's loop ends, too."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # it is ignored, or stopped from outside

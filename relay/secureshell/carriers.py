@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from importlib import import_module
 
@@ -28,6 +29,7 @@ logger = logging.getLogger("relay")
 Reach = Callable[[Route, TCPAddress], Dialed]
 
 _SLOW = 120.0  # seconds for one attempt over I2P, where a session may have to be made first
+_ANSWER = 40.0  # seconds of that for the server itself: I2P has streams that are there and lead nowhere
 _DEEPEST = 8  # servers on the way to one that the configuration may name
 
 
@@ -97,7 +99,8 @@ class _Way:
             self._let_go()
             _refuse_circles(settings, ())
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
-        return connect(settings, self._stream(settings, deadline, cancel), deadline, cancel, lost)
+        stream = self._stream(settings, deadline, cancel)
+        return connect(settings, stream, min(deadline, time.monotonic() + _ANSWER), cancel, lost)
 
     def close(self) -> None:
         self._let_go()

@@ -9,9 +9,10 @@ import pwd
 import signal
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from shutil import which
-from typing import Any
+from typing import Any, TypeVar
 
 from ..address import SSHServer
 from ..errors import AddressError, ConnectError
@@ -21,6 +22,8 @@ from .algorithms import LISTS, supported
 from .knownhosts import matches
 
 __all__ = ["Options", "local_user", "read"]
+
+Value = TypeVar("Value")
 
 ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may look names up and run the user's `Match exec`
 
@@ -92,8 +95,29 @@ def read(server: SSHServer) -> Options:
         return Options(_by_paramiko(server), {name: [",".join(supported(name))] for name in LISTS})
     place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
     config = [] if server.config is None else ["-F", os.path.expanduser(server.config)]
-    values = _ask(server, [program, *config, *place, "-T", "-G", "--", server.host])
-    return Options(values, _defaults_of(server, program))
+    defaults = _meanwhile(_defaults_of, server, program)
+    try:
+        values = _ask(server, [program, *config, *place, "-T", "-G", "--", server.host])
+    finally:
+        wait([defaults])
+    return Options(values, defaults.result())
+
+
+def _meanwhile(function: Callable[..., Value], *arguments: object) -> Future[Value]:
+    """Call a function in a thread; its result can be waited for."""
+    outcome: Future[Value] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  (it is raised where the result is wanted)
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=call, name="relay ssh -G", daemon=True).start()
+    except RuntimeError:
+        call()  # there is no thread to be had
+    return outcome
 
 
 def local_user() -> str:
@@ -103,10 +127,12 @@ def local_user() -> str:
 
 def _defaults_of(server: SSHServer, program: str) -> Mapping[str, list[str]]:
     key = (program, os.stat(program).st_mtime_ns)
-    if key not in _defaults:
+    known = _defaults.get(key)
+    if known is None:
+        known = _ask(server, [program, "-F", os.devnull, "-T", "-G", "--", "localhost"])
         _defaults.clear()
-        _defaults[key] = _ask(server, [program, "-F", os.devnull, "-T", "-G", "--", "localhost"])
-    return _defaults[key]
+        _defaults[key] = known
+    return known
 
 
 def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:

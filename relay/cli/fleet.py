@@ -1,0 +1,309 @@
+"""Many tunnels in one process: opened side by side, watched, and drained together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..connection import Stats
+from ..errors import CarrierError, ConnectError
+from .i2p import tell_published
+from .output import LiveTable, carriers_quiet, complain, reason, say, summary
+from .plans import Opened, Plan
+from .signals import Signals
+from .trying import Attempt, Trial
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+__all__ = ["Fleet", "Member"]
+
+logger = logging.getLogger("relay.cli")
+
+REFRESH = 0.5  # seconds between two states of the live table
+AGAIN = (1.0, 60.0)  # seconds until a server that cannot be reached is tried again: at first, and at most
+
+
+@dataclass(slots=True)
+class Member:
+    """One of the tunnels. All but the plan belongs to the main thread.
+
+    :param plan: how it is opened.
+    :param is_required: whether all end if it cannot start.
+    """
+
+    plan: Plan
+    is_required: bool
+    attempt: Attempt | None = None
+    opened: Opened | None = None
+    problem: str = ""
+    """Why it is not open."""
+    is_over: bool = False
+    """Whether it will not be tried again."""
+
+    @property
+    def name(self) -> str:
+        """The tunnel's name."""
+        return self.plan.name
+
+
+class Fleet:
+    """Tunnels that run until a signal. What happens elsewhere is put in a queue and handled in the main thread.
+
+    :param members: the tunnels.
+    :param signals: those that end it.
+    """
+
+    def __init__(self, members: Sequence[Member], signals: Signals) -> None:
+        self._members = members
+        self._signals = signals
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ending = threading.Event()
+        self._unheard = len(members)  # of those that have not said yet how they began
+        self._trials: dict[Hashable, tuple[Trial, list[Member]]] = {}
+        self._draining = False
+        self._drained = 0
+        self._done = False
+        self._status = 0
+
+    def run(self, *, watch: bool) -> int:
+        """Open all, and relay until a signal.
+
+        :param watch: whether there is a live table.
+        :returns: the exit status: 1 if one that is required could not start or was refused, or if none is left.
+        """
+        with LiveTable(self._view) if watch else nullcontext() as table:
+            for member in self._members:
+                self._begin(member)
+            while not self._done:
+                heard = self._signals.wait(REFRESH if table is not None else None)
+                if heard:
+                    self._on_signal(heard)
+                self._handle_events()
+                if table is not None and heard is None:
+                    table.refresh()
+        self._close()
+        stats = _sum([member.opened.tunnel.stats() for member in self._members if member.opened])
+        logger.info("%s", summary(stats), extra={"stats": stats})
+        return self._status
+
+    def _handle_events(self) -> None:
+        while not self._events.empty():
+            self._events.get()()
+
+    def _later(self, event: Callable[..., None], *arguments: Any) -> None:
+        """Have something done in the main thread; from any thread."""
+        self._events.put(functools.partial(event, *arguments))
+        self._signals.wake()
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def _begin(self, member: Member) -> None:
+        opening, tried = functools.partial(self._open, member), functools.partial(self._later, self._tried, member)
+        try:
+            member.attempt = Attempt(opening, tried)
+        except RuntimeError as error:  # there is no thread to be had
+            self._give_up(member, reason(error))
+            self._heard_of(member)
+
+    def _open(self, member: Member) -> Opened:
+        """Open a tunnel, in a thread of its own; a server elsewhere that cannot be reached is tried again."""
+        pause, most = AGAIN
+        while True:
+            try:
+                return _quietly(member.plan)
+            except (ConnectError, CarrierError) as error:
+                if member.is_required or not member.plan.elsewhere:
+                    raise
+                self._later(self._postponed, member, error)
+                if self._ending.wait(pause):
+                    raise
+            pause = min(2 * pause, most)
+
+    def _postponed(self, member: Member, error: Exception) -> None:
+        if not member.problem:
+            self._fail(member, f"{reason(error)}; it is tried again")
+            self._heard_of(member)
+
+    def _tried(self, member: Member) -> None:
+        """A tunnel is open, or will not be."""
+        assert member.attempt is not None, "it has begun"
+        is_news, attempt, member.attempt = not member.problem, member.attempt, None
+        try:
+            opened: Opened = attempt.outcome()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            if not self._ending.is_set():
+                self._give_up(member, reason(error))
+        else:
+            self._up(member, opened)
+        if is_news:
+            self._heard_of(member)
+
+    def _up(self, member: Member, opened: Opened) -> None:
+        if self._ending.is_set():
+            opened.close()
+            return
+        member.opened, member.problem = opened, ""
+        say(f"{member.name}: listening on {opened.title}")
+        tell_published(opened.receive, f"{member.name}: ")
+        self._try_hops(member, opened)
+
+    def _heard_of(self, member: Member) -> None:
+        """The first news of a tunnel; with the last of these all have begun."""
+        self._unheard -= 1
+        if self._unheard or self._ending.is_set():
+            return
+        count = sum(member.opened is not None for member in self._members)
+        failed = len(self._members) - count
+        logger.info("%d of %d tunnels listen%s", count, len(self._members), f"; {failed} do not" if failed else "")
+
+    def _fail(self, member: Member, problem: str) -> None:
+        member.problem = problem
+        complain(f"{member.name}: {problem}")
+
+    def _give_up(self, member: Member, problem: str) -> None:
+        """What another try would not mend."""
+        member.is_over = True
+        if member.opened is not None:
+            member.opened.close()
+        self._fail(member, problem)
+        if member.is_required:
+            self._end(1)
+        elif all(other.is_over for other in self._members):
+            complain("there is no tunnel left")
+            self._end(1)
+
+    def _try_hops(self, member: Member, opened: Opened) -> None:
+        """Try the hops on the way to the target, once for all tunnels that have the same."""
+        if not hasattr(opened.make_send, "ready"):
+            return
+        key = member.plan.way
+        if key in self._trials:
+            trial, members = self._trials[key]
+            members.append(member)
+            if trial.error is not None:
+                self._later(self._refused, key)
+            return
+        timeout = member.plan.options.connect_timeout
+        trial = member.plan.trial(opened.make_send, timeout, functools.partial(self._later, self._refused, key))
+        self._trials[key] = trial, [member]
+
+    def _refused(self, key: Hashable) -> None:
+        """A hop does not let us in, and never will."""
+        trial, members = self._trials[key]
+        assert trial.error is not None, "that is what it failed with"
+        for member in members:
+            if not member.is_over:
+                self._give_up(member, reason(trial.error))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        """The first one drains, the second one ends."""
+        if self._draining:
+            self._done = True
+            return
+        self._draining = True
+        self._ending.set()
+        opened = [member for member in self._members if member.opened is not None]
+        live = sum(member.opened.tunnel.stats().active for member in opened if member.opened)
+        longest = max((member.plan.options.drain for member in opened), default=0)
+        wait = f"; {live} live, {longest:g} s to finish" if live and longest else ""
+        logger.info("%s: closing%s", signal.Signals(number).name, wait)
+        self._drained = len(opened)
+        self._done = not opened
+        for member in opened:
+            threading.Thread(target=self._drain, args=(member,), name="relay-drain", daemon=True).start()
+
+    def _drain(self, member: Member) -> None:
+        assert member.opened is not None, "only those that are open are drained"
+        member.opened.tunnel.close(member.plan.options.drain)
+        self._later(self._one_drained)
+
+    def _one_drained(self) -> None:
+        self._drained -= 1
+        self._done = self._done or self._drained == 0
+
+    def _end(self, status: int) -> None:
+        """End all at once."""
+        self._status = status
+        self._ending.set()
+        self._done = True
+
+    def _close(self) -> None:
+        self._ending.set()
+        for member in self._members:
+            if member.attempt is not None:
+                member.attempt.give_up()
+            if member.opened is not None:
+                member.opened.close()
+
+    # -- the live table -----------------------------------------------------------------------------------------------
+
+    def _view(self, rows: int) -> Group:
+        """The tunnels as a table: those first that have most to tell."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        stats = {member.name: member.opened.tunnel.stats() for member in self._members if member.opened}
+        total = _sum(list(stats.values()))
+        table = Table()
+        for title in ("tunnel", "from → to", "live", "connections", "received", "sent", "failed", "state"):
+            table.add_column(title, no_wrap=True, overflow="ellipsis")
+        order = sorted(self._members, key=lambda member: (not member.problem, -_active(stats.get(member.name))))
+        for member in order[:rows]:
+            table.add_row(*map(Text, _row(member, stats.get(member.name))))
+        count = sum(not member.is_over and member.opened is not None for member in self._members)
+        head = f"{count} of {len(self._members)} tunnels listen"
+        return Group(Text(head), table, Text(f"{total.active} live of {summary(total)}"))
+
+
+def _quietly(plan: Plan) -> Opened:
+    """Open a tunnel; what the connections under its listener say of a failure, the error says as well."""
+    if not plan.elsewhere:
+        return plan.open()
+    left_out: list[logging.LogRecord] = []
+    try:
+        with carriers_quiet(logging.WARNING) as left_out:
+            return plan.open()
+    finally:
+        for record in left_out:
+            if not (isinstance(record.args, tuple) and str(record.args[0]) in plan.elsewhere):
+                logging.getLogger(record.name).handle(record)
+
+
+def _active(stats: Stats | None) -> int:
+    return stats.active if stats else 0
+
+
+def _row(member: Member, stats: Stats | None) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
+    if stats is None or member.opened is None or member.is_over:
+        state = "failed" if member.is_over else "waiting" if member.problem else "opening"
+        return member.name, member.problem, "", "", "", "", "", state
+    state = getattr(member.opened.make_send, "state", "up")
+    figures = str(stats.active), str(stats.accepted), decimal(stats.received), decimal(stats.sent)
+    return member.name, member.opened.title, *figures, str(sum(stats.failed.values())), state
+
+
+def _sum(all_stats: Sequence[Stats]) -> Stats:
+    failed: Counter[str] = Counter()
+    for stats in all_stats:
+        failed.update(stats.failed)
+    return Stats(
+        accepted=sum(stats.accepted for stats in all_stats),
+        active=sum(stats.active for stats in all_stats),
+        received=sum(stats.received for stats in all_stats),
+        sent=sum(stats.sent for stats in all_stats),
+        failed=dict(failed),
+    )

@@ -1,0 +1,176 @@
+"""What can be known of a tunnel before it is opened, and without connecting to anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from ..address import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, is_i2p
+from ..certificates import load_chain, trusting
+from ..credentials import passphrase_of, secret_of
+from ..errors import AuthenticationError, RelayError
+from ..hops import Command, Proxy, ProxyListen, Route
+from ..i2paddress import I2PListen, I2PRouter, I2PTarget, parse_sam
+from .plans import Plan
+
+__all__ = ["Look"]
+
+
+class Look:
+    """Looks at tunnels, and once at what several of them have in common."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, bool] = {}  # what was looked at → whether all is well
+        self._noted: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._all_well = True
+
+    def at(self, plan: Plan, noted: Callable[[], AbstractContextManager[Any]]) -> str | None:
+        """Look at everything that a tunnel needs.
+
+        :param noted: makes what takes the problems: each is raised in one.
+        :returns: the address at which it would listen; ``None`` if there is a problem.
+        """
+        where, before, out = plan.ways
+        self._noted, self._all_well = noted, True
+        self._try(object(), lambda: _close(plan.make_send()))
+        self._route(before)
+        for route, end in out:
+            self._route(route)
+            self._way(route, end)
+        address = self._place(where, before)
+        return address if self._all_well else None
+
+    def _try(self, what: Hashable, look: Callable[[], Any]) -> Any:
+        """Look at something, unless that was done; ``None`` if there is a problem."""
+        if what in self._seen:
+            self._all_well = self._all_well and self._seen[what]
+            return None
+        found = None
+        well, self._all_well, self._seen[what] = self._all_well, False, False
+        with self._noted():
+            found = look()
+            self._all_well, self._seen[what] = well, True
+        return found
+
+    # -- where it listens ---------------------------------------------------------------------------------------------
+
+    def _place(self, where: Any, before: Route) -> str:
+        if isinstance(where, SSHListen):
+            self._hop(where.server, is_first=not before)
+            return str(getattr(where.place, "path", where.place))
+        if isinstance(where, I2PListen):
+            self._hop(where.router, is_first=not before)
+            self._try((where, "who"), lambda: _access(where))
+            return str(self._try((where, "key"), lambda: _destination(where)) or where)
+        if isinstance(where, TLSListen):
+            self._try(where, lambda: _chain(where))
+        if isinstance(where, ProxyListen) and where.user is not None:
+            self._try(where, lambda: secret_of(where, "password", ""))
+        if isinstance(where, TCPAddress | TLSListen | ProxyListen):
+            self._try((where.host, "here"), lambda: _resolve(where.host))
+            return str(TCPAddress(where.host, where.port))
+        return str(where)
+
+    # -- where it leads -----------------------------------------------------------------------------------------------
+
+    def _way(self, route: Route, end: Any) -> None:
+        """What is behind the hops; where there are some, its name is looked up there."""
+        if isinstance(end, Command) and not route:
+            self._try(end, lambda: _find(end))
+        elif isinstance(end, I2PTarget):
+            self._hop(end.router, is_first=not route)
+        elif isinstance(end, TCPAddress | TLSTarget) and not route:
+            self._try((end.host, "there"), lambda: _resolve(end.host))
+
+    def _route(self, route: Route) -> None:
+        for number, hop in enumerate(route):
+            self._hop(hop, is_first=not number)
+
+    def _hop(self, hop: Any, *, is_first: bool) -> None:
+        self._try((hop, is_first), lambda: _hop(hop, is_first=is_first))
+
+
+def _hop(hop: Any, *, is_first: bool) -> None:
+    if isinstance(hop, SSHServer):
+        _server(hop, is_first=is_first)
+    elif isinstance(hop, Command):
+        if is_first:
+            _find(hop)
+    elif isinstance(hop, Proxy | I2PRouter):
+        if hop.user is not None:
+            secret_of(hop, "password", "")
+        if is_first:
+            _resolve(hop.host if isinstance(hop, Proxy) else parse_sam(hop.sam).host, f"{hop}: ")
+    if isinstance(hop, I2PRouter) and hop.keys is not None:
+        _key(hop.keys)
+
+
+def _server(server: SSHServer, *, is_first: bool) -> None:
+    """What the user's configuration says of a server, the key, the passwords, and the name."""
+    from ..secureshell.configuration import settle
+
+    settings = settle(server)
+    if is_first and not settings.jumps and settings.command is None:
+        _resolve(settings.hostname, f"{server}: ")
+    secret_of(server, "password", "")
+    file = server.keyfile
+    if file is None:
+        return
+    path = os.path.expanduser(file)
+    passphrase_of(server, path)
+    if settings.needs_client or server.backend == "openssh" or path.endswith(".pub"):
+        with open(path, "rb"):
+            return
+    from ..secureshell.paramiko.keys import load
+
+    try:
+        load(path, lambda: passphrase_of(server, path))
+    except ValueError as error:
+        raise AuthenticationError(f"{server}: {file} {error}") from None
+
+
+def _resolve(host: str, what: str = "") -> None:
+    if is_i2p(host):
+        return
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        problem = f"the name cannot be looked up ({error.args[-1]}); is it spelled right?"
+        raise RelayError(f"{what}{host}: {problem}") from error
+
+
+def _find(command: Command) -> None:
+    if shutil.which(command.words[0]) is None:
+        raise RelayError(f"{command}: there is no such program")
+
+
+def _chain(where: TLSListen) -> None:
+    load_chain(trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca), where.cert, where.key)
+
+
+def _access(where: I2PListen) -> None:
+    from ..sam.accesslist import AccessList
+
+    AccessList(where.allow, where.deny)
+
+
+def _key(path: str) -> str:
+    """The address of the destination in a file; empty if it is still to be made."""
+    from ..sam.keys import read
+
+    return read(path).b32 if os.path.lexists(os.path.expanduser(path)) else ""
+
+
+def _destination(where: I2PListen) -> str:
+    return _key(where.router.keys) if where.router.keys is not None else ""
+
+
+def _close(factory: Any) -> None:
+    close = getattr(factory, "close", None)
+    if close is not None:
+        close()

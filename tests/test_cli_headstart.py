@@ -1,0 +1,63 @@
+"""What is put off at the start of the command is there when it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code):
+    """What a fresh interpreter prints."""
+    program = f"import sys\nfrom relay.cli import headstart\nheadstart.quicken()\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import importlib.metadata; found = importlib.metadata.version",
+        "import importlib.metadata as metadata; found = metadata.version",
+        "from importlib import metadata; found = metadata.version",
+        "from importlib.metadata import version as found",
+    ],
+)
+def test_a_module_that_is_put_off_can_be_imported_in_every_way(statement):
+    said = run(f"{statement}\nprint(found('relay-toolkit'), 'importlib.metadata._adapters' in sys.modules)")
+    assert said[1:] == ["True"]
+
+
+def test_it_is_not_loaded_before_it_is_used():
+    said = run(
+        "import invoke\nprint('invoke.runners' in sys.modules)\ninvoke.run\nprint('invoke.runners' in sys.modules)"
+    )
+    assert said == ["False", "True"]
+
+
+def test_who_imported_it_first_sees_the_real_one():
+    assert run("import invoke as early\nimport invoke.tasks\nimport invoke\nprint(early.run is invoke.run)") == ["True"]
+
+
+def test_what_is_not_installed_is_still_missing():
+    code = "headstart._put_off('no_such_module')\nprint('no_such_module' in sys.modules)"
+    assert run(code) == ["False"]
+
+
+def test_what_is_loaded_already_is_left_alone():
+    assert run("import json\nheadstart._put_off('json')\nprint(sys.modules['json'] is json)") == ["True"]
+
+
+def test_the_backend_is_loaded_beside_for_a_way_over_ssh():
+    code = """
+import threading
+from relay.parsing import parse_hops
+headstart.begin(parse_hops(["ssh://me@host"]))
+for thread in threading.enumerate():
+    if thread.name == "relay-imports":
+        thread.join(20)
+print("relay.secureshell.paramiko.backend" in sys.modules)
+"""
+    assert run(code) == ["True"]
+    assert run(code.replace("ssh://me@host", "ssh://me@host?backend=openssh")) == ["False"]

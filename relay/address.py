@@ -55,7 +55,8 @@ LISTEN_PARAMETERS = ("cert", "key", "client_ca")
 SECRETS = ("passphrase", "password")
 SSH_FILES = ("keyfile", "passphrase_file", "password_file", "known_hosts", "config")
 SSH_VARIABLES = ("passphrase_env", "password_env")
-SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", "accept_new", "keepalive", "compress")
+SSH_FLAGS = ("identities_only", "accept_new")
+SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", *SSH_FLAGS, "keepalive", "compress")
 I2P_PASSWORD = ("user", "password", "password_file", "password_env")
 I2P_PARAMETERS = ("sam", "session", "keys", "in_depth", "out_depth", *I2P_PASSWORD)
 PROXY_PARAMETERS = ("password", "password_file", "password_env")
@@ -135,7 +136,9 @@ class SSHServer:
     :param user: who logs in; ``None`` for whom the configuration names, else who runs the program.
     :param port: 1 to 65535; ``None`` for that of the configuration, else 22.
     :param backend: ``paramiko`` or ``openssh``; ``None`` for paramiko unless something needs the client.
-    :param keyfile: the private key that is offered, alone; a ``.pub`` names a key of the agent.
+    :param keyfile: the private key that is offered; a ``.pub`` names a key of the agent.
+    :param identities_only: whether ``keyfile`` is offered alone; else the keys of the configuration and of the agent
+        follow it.
     :param passphrase: of ``keyfile``; text or a callable.
     :param passphrase_file: a file that holds it.
     :param passphrase_env: an environment variable that holds it.
@@ -160,6 +163,7 @@ class SSHServer:
     port: int | None = None
     backend: str | None = None
     keyfile: str | None = None
+    identities_only: bool = True
     passphrase: Secret | None = field(default=None, repr=False)
     passphrase_file: str | None = None
     passphrase_env: str | None = None
@@ -189,10 +193,16 @@ class SSHServer:
         _check_pattern(
             "hostkey", self.hostkey, _FINGERPRINT, "a fingerprint", "SHA256: and 43 characters, as ssh-keygen -l"
         )
-        _check_flag("accept_new", self.accept_new)
+        for name in SSH_FLAGS:
+            _check_flag(name, getattr(self, name))
         _check_keepalive(self.keepalive)
         if self.compress is not None:
             _check_flag("compress", self.compress)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether there is one, or a place that has it."""
+        return any((self.password, self.password_file, self.password_env))
 
     @property
     def inline_secrets(self) -> tuple[str, ...]:

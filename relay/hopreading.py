@@ -16,7 +16,12 @@ __all__ = ["HopReader", "SSHReader", "ServerReader", "made_of", "read_command", 
 
 Value = TypeVar("Value")
 
-_CHOICES = {"accept_new": ("yes", "no"), "compress": ("yes", "no"), "backend": ("paramiko", "openssh")}
+_CHOICES = {
+    "identities_only": ("yes", "no"),
+    "accept_new": ("yes", "no"),
+    "compress": ("yes", "no"),
+    "backend": ("paramiko", "openssh"),
+}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
 

@@ -20,6 +20,7 @@ from .address import (
     check_port,
     check_secret,
     check_variable,
+    is_i2p,
 )
 from .reading import AddressReader
 
@@ -122,7 +123,9 @@ class I2PTarget:
         if not isinstance(self.dest, str):
             raise TypeError(f"dest: a str is wanted, not {type(self.dest).__name__}")
         try:
-            object.__setattr__(self, "dest", check_destination(self.dest))
+            # The dot of the DNS's root means nothing here.
+            dest = self.dest.removesuffix(".") if is_i2p(self.dest) else self.dest
+            object.__setattr__(self, "dest", check_destination(dest))
         except ValueError as error:
             raise ValueError(f"dest: {error}") from None
         if self.port is not None:

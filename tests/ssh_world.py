@@ -90,6 +90,7 @@ class World:
         self.errors = []  # of the next attempts
         self.lossy = []  # of the first streams of each connection
         self.settings = {}  # what a server's configuration adds
+        self.names = {}  # the names of hosts that are not their alias and ".example"
         self.dialed = []
         self.asked = []  # places to listen at
         self.refusals = []  # of the next forwards
@@ -99,8 +100,9 @@ class World:
         monkeypatch.setattr(carriers, "import_module", self.backend)
         monkeypatch.setattr(chain, "_here", self.here)
 
-    def settle(self, server):
-        return Settings(server, f"{server.host}.example", server.port or 22, "me", **self.settings.get(server.host, {}))
+    def settle(self, server, behind=False):
+        name = self.names.get(server.host, f"{server.host}.example")
+        return Settings(server, name, server.port or 22, "me", **self.settings.get(server.host, {}))
 
     def backend(self, name, package):
         def connect(settings, stream, deadline, cancel, lost):

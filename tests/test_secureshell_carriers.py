@@ -25,6 +25,7 @@ from relay.secureshell import carriers
 from relay.secureshell.carriers import backend_for
 from relay.secureshell.connection import IncompatibleError, Settings
 from relay.secureshell.factory import SSHFactory
+from relay.senders import chain as chains
 from relay.senders.chain import chain, way
 from relay.testing import SAMBridge
 
@@ -379,6 +380,18 @@ def test_a_socket_alone_keeps_the_connection(world, factory):
     make.connect(None).close()
     assert make.state == "closed"
     wait_until(lambda: world.connections[0].closed)
+
+
+@pytest.mark.parametrize("jumps", [(SSHServer("home"),), (SSHServer("b"), SSHServer("home")), (SSHServer("far"),)])
+def test_a_jump_at_i2p_is_not_left_to_the_client(world, factory, monkeypatch, jumps):
+    """It would look the name up in the DNS."""
+    seen = []
+    monkeypatch.setattr(chains, "_over_i2p", lambda target, before: seen.append(target.dest) or world.here(TARGET))
+    world.names = {"home": "x.i2p"}
+    world.settings = {"a": {"jumps": jumps}, "far": {"jumps": (SSHServer("home"),)}}
+    with factory("a", backend="openssh")():
+        assert seen == ["x.i2p"]
+        assert world.connections[-1].stream is not None
 
 
 def settings_for(server, **options):

@@ -39,6 +39,15 @@ def test_what_the_caller_did_not_say_is_left_to_ssh() -> None:
     assert [word for word in argv if "ProxyCommand" in word or "KnownHosts" in word] == []
 
 
+def test_a_key_beside_those_of_the_configuration() -> None:
+    """ssh tries its default keys only where none is named."""
+    settings = with_server(keyfile="/k%", identities_only=False)
+    found = dataclasses.replace(settings, identities=("/k%", "/home/me/.ssh/id 1"))
+    options = [word for word in arguments(found, "/tmp/x", given=False, seconds=10) if "Identit" in word]
+    assert options == ['IdentityFile="/k%%"', 'IdentityFile="/home/me/.ssh/id 1"']
+    assert effective(found)["identitiesonly"] == "no"
+
+
 def test_what_the_caller_said_goes_before_the_configuration(tmp_path: Path) -> None:
     config = tmp_path / "config"
     config.write_text(
@@ -74,19 +83,20 @@ def test_a_given_connection_is_passed_on() -> None:
     found = effective(HERE, given=True)
     assert found["proxyusefdpass"] == "yes"
     assert "'/tmp/x 100%%/desk'" in found["proxycommand"]
+    assert (found["verifyhostkeydns"], found["canonicalizehostname"]) == ("false", "false"), "nothing is looked up here"
 
 
 def test_a_secret_is_in_no_argument_environment_or_file(tmp_path: Path) -> None:
     settings = with_server(password="correct horse", passphrase="battery staple")
     argv = arguments(settings, str(tmp_path), given=True, seconds=1)
     assert "BatchMode=no" in argv
-    added = environment(settings, str(tmp_path)) or {}
+    added = environment(settings, str(tmp_path), given=False) or {}
     script = Path(added["SSH_ASKPASS"])
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
     for place in (*argv, *added.values(), script.read_text()):
         assert "horse" not in place
         assert "staple" not in place
-    assert environment(HERE, str(tmp_path)) is None
+    assert environment(HERE, str(tmp_path), given=False) is None
 
 
 def test_a_directory_is_private_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

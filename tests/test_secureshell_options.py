@@ -54,6 +54,19 @@ def test_options_of_a_host(parser: str, told: Any) -> None:
     assert [other.text(name) for name in ("hostname", "port", "user")] == ["web", "22", "you"]
 
 
+@pytest.mark.parametrize(
+    ("host", "behind", "here"), [("db", False, True), ("db", True, False), ("x.i2p", False, False)]
+)
+def test_a_name_that_is_others_to_look_up_is_not_made_canonical(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, behind: bool, here: bool
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(options, "_ask", lambda server, argv: asked.append(argv) or {})
+    monkeypatch.setattr(options, "_defaults_of", lambda server, program: {})
+    read(SSHServer(host, config=str(tmp_path / "config")), behind=behind)
+    assert ("CanonicalizeHostname=no" in asked[0]) is not here
+
+
 def test_the_callers_wishes_decide_what_matches(told: Any, tmp_path: Path) -> None:
     (tmp_path / "config").write_text("Match user deploy\n HostName inner\n")
     assert read(SSHServer("host", "deploy", 99, config=str(tmp_path / "config"))).text("hostname") == "inner"

@@ -82,7 +82,7 @@ class _Way:
         self._below: tuple[Route, TCPAddress, Dialed] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
-        settings = settle(self._server)
+        settings = settle(self._server, behind=bool(self._via))
         chosen = self._chosen or backend_for(settings)
         try:
             return self._connect(chosen, settings, deadline, cancel, lost)
@@ -95,7 +95,7 @@ class _Way:
 
     def _connect(self, chosen: str, settings: Settings, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
-        if chosen == "openssh" and not self._via and not is_i2p(settings.hostname):
+        if chosen == "openssh" and not self._via and not _is_at_i2p(settings):
             self._let_go()
             _refuse_circles(settings, ())
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
@@ -141,6 +141,12 @@ class _Way:
         below, self._below = self._below, None
         if below is not None:
             below[2].close()
+
+
+def _is_at_i2p(settings: Settings, depth: int = 0) -> bool:
+    """Whether a server, or one on the user's own way to it, is at I2P, of which the client knows nothing."""
+    jumps = settings.jumps if depth < _DEEPEST else ()
+    return is_i2p(settings.hostname) or any(_is_at_i2p(settle(server), depth + 1) for server in jumps)
 
 
 def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:

@@ -50,13 +50,14 @@ class ClientOnly(NamedTuple):
     applies: Callable[[Options, Settings], bool]
 
 
-def settle(server: SSHServer) -> Settings:
+def settle(server: SSHServer, *, behind: bool = False) -> Settings:
     """Find out everything that is to be known of a server; called anew for every connection that is tried.
 
     The user's configuration is read by ``ssh -G``, and by paramiko where there is no ``ssh``. What the caller said goes
     before it. Blocks for as long as ``ssh -G`` takes, and ten seconds at most.
 
     :param server: what the caller asked for.
+    :param behind: whether it is behind hops, where its name is looked up, and not here.
     :returns: the settings; ``needs_client`` tells why only the OpenSSH client will do (see :data:`CLIENT_ONLY`).
     :raises AddressError: in one line, if the configuration or a file that the caller named is of no use.
     :raises ConnectError: if ``ssh -G`` does not answer.
@@ -65,7 +66,7 @@ def settle(server: SSHServer) -> Settings:
 
     Source: ssh_config(5).
     """
-    options = read(server)
+    options = read(server, behind=behind)
     hostname = _hostname(server, options.text("hostname") or server.host)
     port = server.port or _port(server, options.text("port") or "22")
     user = _user(server, server.user or options.text("user"))
@@ -233,21 +234,22 @@ def _accepts_new(server: SSHServer, options: Options) -> bool:
 
 
 def _with_keys(settings: Settings, options: Options, expand: _Expansion) -> Settings:
-    """The keys to offer: the caller's alone, else those of the configuration that are there."""
+    """The keys to offer: the caller's, alone or before the others, and those of the configuration that are there."""
     certificates = [path for path in map(expand.path, options.all("certificatefile")) if os.path.exists(path)]
     keyfile = settings.server.keyfile
-    if keyfile is not None:
-        path = os.path.expanduser(keyfile)
-        if not os.path.exists(path):
+    own = [] if keyfile is None else [os.path.expanduser(keyfile)]
+    if own:
+        if not os.path.exists(own[0]):
             _fail(settings.server, f"keyfile={keyfile}: no such file")
-        return replace(settings, identities=(path,), identities_only=True, certificates=tuple(certificates))
-    if options.is_no("pubkeyauthentication"):
+        if settings.server.identities_only:
+            return replace(settings, identities=tuple(own), identities_only=True, certificates=tuple(certificates))
+    elif options.is_no("pubkeyauthentication"):
         return replace(settings, agent=None)
     paths = [expand.path(path) for path in options.all("identityfile") if path.lower() != "none"]
     there = [path for path in paths if path and (os.path.exists(path) or os.path.exists(f"{path}.pub"))]
     return replace(
         settings,
-        identities=tuple(dict.fromkeys(there)),
+        identities=tuple(dict.fromkeys((*own, *there))),
         identities_only=options.is_yes("identitiesonly"),
         certificates=tuple(certificates),
     )

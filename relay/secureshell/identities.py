@@ -11,6 +11,7 @@ from ..files import open_regular
 __all__ = [
     "CERTIFICATE",
     "LONGEST_FILE",
+    "NO_PASSPHRASE",
     "certified_key",
     "clear_part",
     "file_type",
@@ -21,6 +22,7 @@ __all__ = [
 
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
+NO_PASSPHRASE = "is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"  # noqa: S105
 
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = b"-----END OPENSSH PRIVATE KEY-----"

@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from shutil import which
 from typing import Any, TypeVar
 
-from ..address import SSHServer
+from ..address import SSHServer, is_i2p
 from ..errors import AddressError, ConnectError
 from ..files import has_entry, home
 from ..process import DEVNULL, PIPE, start
@@ -79,10 +79,11 @@ class Options:
         return self._defaults.get(name, ["none"])[0]
 
 
-def read(server: SSHServer) -> Options:
+def read(server: SSHServer, *, behind: bool = False) -> Options:
     """Ask for everything that the user's configuration says of a server, anew at each call.
 
     :param server: whom; its ``config`` is read in place of the user's and the system's files.
+    :param behind: whether it is behind hops: its name is then not made canonical, which looks it up in the DNS here.
     :raises AddressError: if the configuration is broken; with the line that the parser says.
     :raises ConnectError: if ``ssh -G`` does not answer in time.
     :raises OSError: if it cannot be started.
@@ -94,6 +95,8 @@ def read(server: SSHServer) -> Options:
     if program is None or not has_entry():
         return Options(_by_paramiko(server), {name: [",".join(supported(name))] for name in LISTS})
     place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
+    if behind or is_i2p(server.host):
+        place += ["-o", "CanonicalizeHostname=no"]
     config = [] if server.config is None else ["-F", os.path.expanduser(server.config)]
     defaults = _meanwhile(_defaults_of, server, program)
     try:

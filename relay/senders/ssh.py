@@ -26,6 +26,7 @@ def ssh(
     *,
     backend: str | None = None,
     keyfile: Path | None = None,
+    identities_only: bool = True,
     passphrase: Secret | None = None,
     password: Secret | None = None,
     known_hosts: Path | None = None,
@@ -50,8 +51,9 @@ def ssh(
     :param port: its port, from 1 to 65535.
     :param backend: ``'paramiko'`` or ``'openssh'`` (the user's own ``ssh``); ``None`` for paramiko unless an option or
         the user's configuration needs the client.
-    :param keyfile: the private key that is offered, alone; a ``.pub`` file names a key of the agent. ``None`` for those
-        of the configuration and the agent.
+    :param keyfile: the private key that is offered; a ``.pub`` file names a key of the agent. ``None`` for those of the
+        configuration and the agent.
+    :param identities_only: whether ``keyfile`` is offered alone; else those follow it.
     :param passphrase: of the key: text, or a callable that returns it.
     :param password: text, or a callable that returns it; one that takes an argument is given each question of a
         keyboard-interactive login in turn, and answers it.
@@ -76,6 +78,7 @@ def ssh(
     options = {
         "backend": backend,
         "keyfile": keyfile,
+        "identities_only": identities_only,
         "passphrase": passphrase,
         "password": password,
         "known_hosts": known_hosts,

@@ -53,6 +53,9 @@ _FIXED = (
     f"LogVerbose={FUNCTIONS}",
 )
 
+# Where the server is behind hops its name is theirs to look up, and nobody here is to be asked for it.
+_NO_LOOKUPS = ("CanonicalizeHostname=no", "VerifyHostKeyDNS=no")
+
 
 def private_directory() -> str:
     """Make a directory that nobody else can look into, with a path short enough for sockets in it.
@@ -110,42 +113,58 @@ def arguments(settings: Settings, folder: str, *, given: bool, seconds: float) -
         f"ConnectTimeout={max(1, math.ceil(seconds / 2))}",
         f"Compression={'yes' if settings.compress else 'no'}",
         *_trust(settings),
+        *_identities(settings),
     ]
     if not settings.ciphers:
         options.append(f"Ciphers=^{_CIPHERS}")
     if given:
         helper = shlex.join([sys.executable, "-I", "-S", _HELPER, "connection", os.path.join(folder, DESK)])
-        options += [f"ProxyCommand={helper.replace('%', '%%')}", "ProxyUseFdpass=yes"]
+        options += [f"ProxyCommand={helper.replace('%', '%%')}", "ProxyUseFdpass=yes", *_NO_LOOKUPS]
     return [
         "ssh",
         "-N",
         *(["-F", server.config] if server.config is not None else []),
         *(["-l", server.user] if server.user is not None else []),
         *(["-p", str(server.port)] if server.port is not None else []),
-        *(["-i", server.keyfile.replace("%", "%%"), "-o", "IdentitiesOnly=yes"] if server.keyfile is not None else []),
         *(word for option in options for word in ("-o", option)),
         "--",
         server.host,
     ]
 
 
-def environment(settings: Settings, folder: str) -> dict[str, str] | None:
+def environment(settings: Settings, folder: str, *, given: bool) -> dict[str, str] | None:
     """The environment of the master; ``None`` for the program's own.
 
-    The program that answers ssh's questions takes no argument but the question, so it is a script of a line.
+    :param given: whether ssh is to ask us for its connection. It has ``$SHELL`` run that, with a socket as standard
+        input, for which bash would read ``~/.bashrc``; ``sh`` reads nothing.
     """
-    if not has_secret(settings):
-        return None
+    added = {"SHELL": "/bin/sh"} if given else {}
+    if has_secret(settings):
+        shown = os.environ.get("DISPLAY", ":")
+        added |= {"SSH_ASKPASS": _ask(folder), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": shown}
+    return {**os.environ, **added} if added else None
+
+
+def _ask(folder: str) -> str:
+    """The program that answers ssh's questions: it takes no argument but the question, so it is a script of a line."""
     path = os.path.join(folder, "ask")
     line = shlex.join([sys.executable, "-I", "-S", _HELPER, "secret", os.path.join(folder, DESK)])
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "w") as file:
         file.write(f'#!/bin/sh\nexec {line} "$1"\n')
-    return {
-        **os.environ,
-        "SSH_ASKPASS": path,
-        "SSH_ASKPASS_REQUIRE": "force",
-        "DISPLAY": os.environ.get("DISPLAY", ":"),
-    }
+    return path
+
+
+def _identities(settings: Settings) -> list[str]:
+    """The options for the key that the caller named, which ssh would try in place of those that are there by default.
+
+    They are no ``-i``, which takes no path with a percent sign in it: it is looked for before it is expanded.
+    """
+    server = settings.server
+    if server.keyfile is None:
+        return []
+    if server.identities_only:
+        return [f"IdentityFile={_quoted(server.keyfile)}", "IdentitiesOnly=yes"]
+    return [f"IdentityFile={_quoted(path)}" for path in settings.identities]
 
 
 def _trust(settings: Settings) -> list[str]:

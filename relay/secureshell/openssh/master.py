@@ -127,7 +127,7 @@ class Master:
                     stdin=DEVNULL,
                     stdout=DEVNULL,
                     stderr=pipe,
-                    env=environment(settings, self.folder),
+                    env=environment(settings, self.folder, given=given),
                 )
         except FileNotFoundError:
             text = "the backend openssh needs the program ssh, which is not in PATH; install it or use paramiko"

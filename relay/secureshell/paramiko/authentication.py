@@ -16,6 +16,7 @@ from ...credentials import password_of, wants_prompt
 from ...errors import AuthenticationError, CarrierError
 from ..algorithms import CLIENT_HINT
 from ..connection import Settings
+from ..identities import NO_PASSPHRASE
 from .keys import Keys, Offer
 
 __all__ = ["authenticate"]
@@ -67,9 +68,8 @@ class _Login:
         self.keys = Keys(settings, self.notes.append, self.patiently)
         self.banner = ""
         self.goodbye = _Goodbye(transport)
-        server = settings.server
-        self.has_password = any((server.password, server.password_file, server.password_env))
-        self.asks = wants_prompt(server.password)
+        self.has_password = settings.server.has_password
+        self.asks = wants_prompt(settings.server.password)
         self._text: str | None = None
 
     def run(self) -> None:
@@ -206,7 +206,12 @@ class _Login:
         parts += self.notes[:8]
         parts += self._advice()
         parts += [f"its banner: {self.banner}"] if self.banner else []
-        raise AuthenticationError("; ".join(parts))
+        raise AuthenticationError("; ".join(parts), wants_secret=self._wants_secret())
+
+    def _wants_secret(self) -> bool:
+        """Whether a secret that was not given might have helped."""
+        asks = not self.has_password and not {"password", "keyboard-interactive"}.isdisjoint(self.offered)
+        return asks or any(NO_PASSPHRASE in note for note in self.notes)
 
     def _advice(self) -> list[str]:
         """What could help, as far as it can be told from here."""

@@ -18,7 +18,7 @@ from paramiko.pkey import PublicBlob
 from ...credentials import passphrase_of
 from ...files import open_regular
 from ..connection import Settings
-from ..identities import CERTIFICATE, LONGEST_FILE, certified_key, clear_part, key_type, public_key
+from ..identities import CERTIFICATE, LONGEST_FILE, NO_PASSPHRASE, certified_key, clear_part, key_type, public_key
 from ..knownhosts import fingerprint
 from .agent import Agent
 
@@ -185,9 +185,7 @@ def load(path: str, passphrase: Callable[[], str | None]) -> Any:
     except TypeError:  # encrypted
         word = passphrase()
         if not word:
-            raise ValueError(
-                "is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"
-            ) from None
+            raise ValueError(NO_PASSPHRASE) from None
         try:
             key = _decoded(data, word.encode("utf-8", "surrogateescape"))
         except ValueError:

@@ -62,7 +62,8 @@ class Connection:
         near.setblocking(False)
         far.settimeout(WAIT)
         self.far.append(far)
-        done(relay.Stream(near, target=str(place)))
+        failure = self.world.failure
+        done(relay.Stream(near, target=str(place), failure=(lambda: failure) if failure is not None else None))
         return lambda: None
 
     def when_idle(self, call):
@@ -92,6 +93,7 @@ class World:
         self.settings = {}  # what a server's configuration adds
         self.names = {}  # the names of hosts that are not their alias and ".example"
         self.dialed = []
+        self.failure = None  # what ends the streams
         self.asked = []  # places to listen at
         self.refusals = []  # of the next forwards
         monkeypatch.setattr("relay.carrier._BACKOFF", (0.01, 0.02))

@@ -42,6 +42,23 @@ def test_an_error_says_which_hop_it_belongs_to():
     assert numbered(other, route) is other
 
 
+def test_of_hops_that_are_lost_together_the_first_is_told():
+    route = (SSHServer("a"), SSHServer("b"), SSHServer("c"))
+    lost = "the connection was lost: "
+    error = relay.CarrierError(f"ssh://c: {lost}ssh://b: {lost}ssh://a: {lost}the server has closed the connection")
+    assert str(numbered(error, route)) == f"hop 1 of 3 (ssh://a): {lost}the server has closed the connection"
+    error = relay.CarrierError(f"ssh://c: {lost}ssh://elsewhere: gone")
+    assert str(numbered(error, route)) == f"hop 3 of 3 (ssh://c): {lost}ssh://elsewhere: gone"
+
+
+def test_what_ends_a_live_stream_tells_the_hop(world):
+    with chain((SSHServer("first"), SSHServer("second")), DB) as factory, factory() as stream:
+        assert stream.failure is None
+    world.failure = relay.CarrierError("ssh://second: the connection was lost: reset")
+    with chain((SSHServer("first"), SSHServer("second")), DB) as factory, factory() as stream:
+        assert str(stream.failure()) == "hop 2 of 2 (ssh://second): the connection was lost: reset"
+
+
 @pytest.mark.parametrize(
     ("hops", "place", "kind"),
     [

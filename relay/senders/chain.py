@@ -14,6 +14,8 @@ from ..stream import Stream
 from .tcp import tcp
 from .unix import unix
 
+_LOST = "the connection was lost: "
+
 __all__ = ["bridge", "chain", "numbered", "way"]
 
 
@@ -65,9 +67,16 @@ def numbered(error: OSError, hops: Route) -> OSError:
     number = hop_of(error, hops) if len(hops) > 1 else None
     if number is None:
         return error
-    hop = hops[number - 1]
+    hop, text = hops[number - 1], str(error)
+    while True:
+        text = text.removeprefix(f"{hop}: ")
+        why = text.removeprefix(_LOST)  # a hop that is lost takes those after it along; it is the one to tell
+        below = hop_of(why, hops)
+        if why == text or below is None:
+            break
+        number, hop, text = below, hops[below - 1], why
     told = copied(error)
-    told.args = (f"hop {number} of {len(hops)} ({hop}): {str(error).removeprefix(f'{hop}: ')}",)
+    told.args = (f"hop {number} of {len(hops)} ({hop}): {text}",)
     return told
 
 
@@ -138,9 +147,20 @@ class _Chained(Over):
         """Begin to make a stream; see :meth:`Dialed.dial`."""
 
         def told(outcome: Stream | OSError) -> None:
-            done(numbered(outcome, self.route) if isinstance(outcome, OSError) else outcome)
+            done(numbered(outcome, self.route) if isinstance(outcome, OSError) else self._numbered(outcome))
 
         return self.inner.dial(deadline, told, lasting=lasting, patient=patient)
+
+    def _numbered(self, stream: Stream) -> Stream:
+        failure, route = stream.failure, self.route
+
+        def told() -> BaseException | None:
+            error = failure() if failure is not None else None
+            return numbered(error, route) if isinstance(error, OSError) else error
+
+        if failure is not None:
+            stream.failure = told
+        return stream
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Wait until the way is there; see :meth:`Dialed.ready`."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 from helpers import WAIT
 
 RELAY = str(Path(sys.executable).parent / "relay")
-LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)\n")
+LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)( via .+)?\n")
 
 
 def run(*arguments, **options):
@@ -69,3 +74,23 @@ def commands():
             return command
 
         yield make
+
+
+class Terminal:
+    """A terminal of 100 columns, and what was written to it."""
+
+    def __init__(self, stack):
+        self.ours, self.its = pty.openpty()
+        for descriptor in (self.ours, self.its):
+            stack.callback(os.close, descriptor)
+        termios.tcsetwinsize(self.its, (40, 100))
+        self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def wait_for(self, *words):
+        """Read until all of the words were seen."""
+        deadline = time.monotonic() + WAIT
+        while not all(word in self.seen for word in words):
+            ready, _, _ = select.select([self.ours], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"no {words} in {self.seen!r}"
+            self.seen += self._decoder.decode(os.read(self.ours, 1 << 16))

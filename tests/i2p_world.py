@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import i2pd
 import pytest
+import sshd
 from helpers import WAIT, Relayed, Server, Thread
 
 import relay
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
 MANY, FEW = 110, 2  # ready destinations of each router
 TRIES = 3  # networks that are made until the routers of one find each other
-RESTARTS = 400.0  # seconds that the program of this name may take
+RESTARTS = 400.0  # seconds that a program may take in which routers end and come back
+PROGRAMS = ("i2p_restarts", "chain_restarts")  # of this kind, which run beside the tests
 INSIDE = "RELAY_TEST_I2P_INSIDE"  # the environment variable that tells a program in the network where it is
 
 
@@ -291,8 +293,10 @@ class Networks:
     def _started(self, name: str, folder: Path) -> i2pd.Network | Process:
         if i2pd.PROGRAM is None:
             raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
-        if name == "i2p_restarts":
-            argv = [sys.executable, str(Path(__file__).with_name("i2p_restarts.py")), str(folder)]
+        if name == "chain_restarts" and sshd.PROGRAM is None:
+            raise i2pd.Unavailable("there is no sshd (Debian: openssh-server)")
+        if name in PROGRAMS:
+            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)]
             process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))
             self._stack.callback(process.kill)
             return process
@@ -318,9 +322,12 @@ class Networks:
                 self._make(name)
         return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
 
-    def restarts(self) -> dict[str, tuple[float | None, str]]:
-        """What ``i2p_restarts.py`` says; it has run since the beginning."""
-        said, _ = self._have("i2p_restarts").communicate(timeout=RESTARTS)
+    def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
+        """What a program says in the end: a scenario → what was measured, and what went wrong or nothing.
+
+        :param name: of :data:`PROGRAMS`.
+        """
+        said, _ = self._have(name).communicate(timeout=RESTARTS)
         return dict(json.loads(said))
 
     def run(self, argv: Sequence[str], **options: Any) -> Process:
@@ -336,7 +343,7 @@ class Networks:
 
 def wanted_by(item: Any) -> set[str]:
     """The networks that a test wants."""
-    names = set(item.fixturenames) & {"i2p_routers", "i2p_hops", "i2p_restarts"}
+    names = set(item.fixturenames) & {"i2p_routers", "i2p_hops", *PROGRAMS}
     if "i2pd" in getattr(getattr(item, "callspec", None), "params", {}).values():
         names.add("i2p_routers")
     return set() if INSIDE in os.environ else names

@@ -145,6 +145,7 @@ class Router:
         self.inside = (LOOPBACK, 7656 + 2 * number)  # i2pd takes the port below it, too
         self._network = network
         self._door = network.namespace.door(self.inside[1])
+        self._hidden = False
         self.sam = self._door.address
         self._pid: int | None = None
         self._ready: list[Path] = []
@@ -212,7 +213,13 @@ class Router:
     def wait_until_ready(self) -> None:
         """Wait until its SAM bridge answers, then let clients from outside the network through to it."""
         self._wait(self._answers)
-        self._door.open()
+        if not self._hidden:
+            self._door.open()
+
+    def hide(self) -> None:
+        """Let nobody from outside the network through to its SAM bridge, from now on."""
+        self._hidden = True
+        self._door.shut()
 
     def _answers(self) -> bool:
         with self._network.namespace.socket() as probe:

@@ -155,12 +155,22 @@ class Door:
 
 
 def enter(pid: int) -> None:
-    """Move this process, which has one thread, into the namespaces of another.
+    """Move this process, which has one thread, into the network of another.
+
+    Where root may do that, it stays what it is: in the other's user namespace it could become nobody else, and a server
+    such as sshd must.
 
     :param pid: of the holder.
     :raises OSError: if the kernel refuses.
     """
-    for kind, flag in ("user", CLONE_NEWUSER), ("net", CLONE_NEWNET):
+    try:
+        _enter(pid, ("net", CLONE_NEWNET))
+    except PermissionError:
+        _enter(pid, ("user", CLONE_NEWUSER), ("net", CLONE_NEWNET))
+
+
+def _enter(pid: int, *kinds: tuple[str, int]) -> None:
+    for kind, flag in kinds:
         path = f"/proc/{pid}/ns/{kind}"
         if os.readlink(path) != os.readlink(f"/proc/self/ns/{kind}"):
             with open(path) as namespace:

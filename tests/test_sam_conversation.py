@@ -196,6 +196,14 @@ def test_the_end_in_the_middle_of_a_line_is_told(rig):
     assert is_lost(rig.outcome(), GONE)
 
 
+def test_a_hop_that_has_not_reached_the_bridge_after_all_is_told(rig):
+    why = ConnectError("the bridge: connection refused, says ssh://bastion", reason="refused")
+    rig.stream.failure = lambda: why
+    rig.ask()
+    rig.far.close()
+    assert rig.outcome() is why
+
+
 def test_a_reset_is_told(rig):
     rig.ask(WAIT)
     rig.turn()

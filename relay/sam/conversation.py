@@ -232,6 +232,9 @@ class Conversation:
     def _lost(self, error: OSError) -> OSError:
         if isinstance(error, (SAMError, ConnectError)):
             return error
+        failure = self.stream.failure() if self.stream.failure is not None else None
+        if isinstance(failure, ConnectError):  # the hop before it has not reached the bridge after all
+            return failure
         why = error.strerror or os.strerror(error.errno or errno.EIO)
         return ConnectError(f"{self.name}: the connection to the bridge was lost ({why})")
 

@@ -1,0 +1,16 @@
+"""An SSH server that is an I2P destination, and a router behind an SSH server: both end and come back by themselves."""
+
+from __future__ import annotations
+
+import pytest
+from chain_restarts import SCENARIOS
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_over_real_routers(chain_restarts, scenario, record_property):
+    recoveries, problem = chain_restarts[scenario]
+    assert not problem, problem
+    for what, seconds in recoveries.items():
+        shown = scenario.replace("_", " ")
+        record_property("measured", f"Chain, {shown}: {what} ended; served again after {seconds:.1f} s")

@@ -5,6 +5,8 @@ Nothing here is called by the program itself: :mod:`relay.spawning` starts an in
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import queue
@@ -17,6 +19,8 @@ from typing import Any
 
 from . import registry
 from .control import Channel, Message, encode, from_error, from_log_record
+from .ephemeral import EphemeralTunnel
+from .private import listen_privately
 from .tunnel import Tunnel
 
 __all__ = ["main"]
@@ -33,19 +37,26 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
         the socket to listen with.
     :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log) and
-        ``options`` (of the :class:`~relay.Tunnel`).
+        ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``: seconds in which the hops must be up before it
+        listens. Perhaps ``unused``: for an :class:`~relay.ephemeral.EphemeralTunnel`, which listens at a private Unix
+        socket if there is nothing else.
     """
     _leave_standard_input()
-    _end_with_the_program(control)
+    _end_with_the_program()
     events, *receive = map(_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)
     logging.getLogger().addHandler(log)
     logging.getLogger("relay").setLevel(request["level"])
+    place = contextlib.ExitStack()
     try:
-        tunnel = _tunnel(receive[0] if receive else registry.listen(request["listen"]), request)
+        tunnel = _tunnel(request, receive[0] if receive else None, place)
     except (OSError, ValueError, TypeError) as error:
         channel.send({"error": from_error(error)})
         os._exit(0)
+    except SystemExit:  # a signal came meanwhile
+        place.close()
+        os._exit(0)
+    _on_a_signal(functools.partial(_hear_no_more, control))
     threading.Thread(target=_end_with_the_tunnel, args=(tunnel, control), name="relay-end", daemon=True).start()
     try:
         channel.send({"address": tunnel.address, "name": tunnel.name})
@@ -54,20 +65,46 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
         pass  # the program is gone
     signal.alarm(_LAST)
     tunnel.close()
-    log.finish({"last": {name: call() for name, call in _questions(tunnel).items()}})
+    place.close()
+    last = {name: call() for name, call in _questions(tunnel).items()}
+    log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
     # Not through the interpreter's own end, which would wait for nothing that matters here, and might wait for long.
     os._exit(0)
 
 
-def _tunnel(receive: Any, request: Message) -> Tunnel:
-    try:
-        make_send = registry.target(request["target"], via=request["via"])
-        options = request["options"]
-        # A tunnel that has no name is told from others by the process, for its number is that of the first one here.
-        return Tunnel(receive, make_send, **{**options, "name": options["name"] or f"relay child {os.getpid()}"})
-    except BaseException:
-        receive.close()
-        raise
+def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunnel:
+    """The tunnel that the program asks for.
+
+    :param request: see :func:`main`.
+    :param receive: a socket to listen with; ``None`` if there is an address.
+    :param place: gets what is to be removed when the tunnel has ended.
+    """
+    with contextlib.ExitStack() as undo:
+        if receive is not None:
+            undo.callback(receive.close)
+        make_send: Any = registry.target(request["target"], via=request["via"])
+        if request.get("ready"):
+            undo.callback(make_send.close)
+            make_send.ready(request["ready"])
+        if receive is None:
+            undo.push(place)
+            receive = _listening(request["listen"], place)
+            undo.callback(receive.close)
+        tunnel = _made(receive, make_send, request)
+        undo.pop_all()
+    return tunnel
+
+
+def _listening(address: str | None, place: contextlib.ExitStack) -> Any:
+    return place.enter_context(listen_privately()) if address is None else registry.listen(address)
+
+
+def _made(receive: Any, make_send: Any, request: Message) -> Tunnel:
+    # A tunnel that has no name is told from others by the process, for its number is that of the first one here.
+    options = {**request["options"], "name": request["options"]["name"] or f"relay child {os.getpid()}"}
+    if "unused" in request:
+        return EphemeralTunnel(receive, make_send, unused=request["unused"], **options)
+    return Tunnel(receive, make_send, **options)
 
 
 def _socket(descriptor: int) -> socket.socket:
@@ -82,24 +119,27 @@ def _leave_standard_input() -> None:
     os.close(null)
 
 
-def _end_with_the_program(control: socket.socket) -> None:
-    """End on a signal as at the end of ``control``, and have the kernel send that signal when the program dies.
+def _end_with_the_program() -> None:
+    """Have the kernel send a signal when the program dies, and end on any, with what has been made so far.
 
     The end of ``control`` alone would do, were it not that a process that the program forked may hold its other end.
     """
-
-    def end(number: int, frame: object) -> None:
-        signal.alarm(_LAST)
-        _hear_no_more(control)
-
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    _on_a_signal(sys.exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread that started this one may have blocked them
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _on_a_signal(end: Callable[[], object]) -> None:
+    def handle(number: int, frame: object) -> None:
+        signal.alarm(_LAST)
+        end()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
 
 
 def _end_with_the_tunnel(tunnel: Tunnel, control: socket.socket) -> None:
@@ -128,6 +168,8 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
 
     calls: dict[str, Callable[..., Any]] = {"pause": tunnel.pause, "resume": tunnel.resume, "drain": drain}
     calls |= _questions(tunnel)
+    if isinstance(tunnel, EphemeralTunnel):
+        calls["wait_for_client"] = tunnel.wait_for_client
     while (request := channel.receive()) is not None:
         logging.getLogger("relay").setLevel(request["level"])
         answer: Message

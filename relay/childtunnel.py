@@ -168,6 +168,7 @@ class ChildTunnel:
     def _begin(self, request: Message, its_events: socket.socket) -> Message:
         """Tell the child what to do, and wait until it listens."""
         patience = _START_AT_I2P if str(request["listen"]).lower().startswith("i2p") else _START
+        patience += request.get("ready") or 0.0
         deadline = time.monotonic() + patience
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
@@ -228,6 +229,7 @@ class ChildTunnel:
                     _log(message["log"])
                 else:
                     self._last = message["last"]
+                    self._closing = self._closing or message["expired"]
         finally:
             self._bury()
 

@@ -45,9 +45,17 @@ class HostKeyError(RelayError):
 
 
 class AuthenticationError(RelayError):
-    """The server (or bridge) accepted none of the credentials."""
+    """The server (or bridge) accepted none of the credentials.
+
+    :param message: what failed and what to do.
+    :param wants_secret: whether a password, or a passphrase of a key, might have helped, and none was given.
+    """
 
     reason = "denied"
+
+    def __init__(self, message: str, *, wants_secret: bool = False) -> None:
+        super().__init__(message)
+        self.wants_secret = wants_secret
 
 
 class ForwardError(RelayError):

@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from typing import NoReturn
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from .address import CONTROL, LONGEST_UNIX_PATH, is_i2p, masked, masked_parameters, shown, unclear
 from .errors import AddressError
 
-__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader"]
+__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader", "with_parameters"]
 
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
@@ -27,6 +27,19 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def with_parameters(address: str, parameters: Iterable[tuple[str, str | None]]) -> str:
+    """An address with further parameters.
+
+    :param address: as text.
+    :param parameters: names and values; those whose value is ``None`` are left out.
+    """
+    given = [(name, value.encode("utf-8", "surrogateescape")) for name, value in parameters if value is not None]
+    more = "&".join(f"{name}={quote(value, safe='/:@,+=~')}" for name, value in given)
+    if not more:
+        return address
+    return address + ("" if address.endswith("?") else "&" if "?" in address else "?") + more
 
 
 class AddressReader:

@@ -7,14 +7,19 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .acceptor import check_listener
 from .childtunnel import ChildTunnel
+from .control import Message
 from .limits import check_count, check_time
-from .process import start_python
+from .process import end, start_python
 
-__all__ = ["spawn"]
+__all__ = ["spawn", "start_child"]
+
+Child = TypeVar("Child", bound=ChildTunnel)
+
+_END = 1.0  # seconds for a child that was not to be to end by itself, and take with it what it has made
 
 # Everything that the child must know comes over a socket: arguments and environment are there for all to read.
 _CHILD = """
@@ -80,15 +85,25 @@ def spawn(
         "linger": check_time("linger", linger, zero=True),
         "name": name,
     }
-    request = {"listen": None if receive else listen, "target": target, "via": via, "options": options, "path": _path()}
+    request = {"listen": None if receive else listen, "target": target, "via": via, "options": options}
+    return start_child(ChildTunnel, request, receive)
+
+
+def start_child(kind: type[Child], request: Message, receive: socket.socket | None = None) -> Child:
+    """Start a child process with a tunnel in it.
+
+    :param kind: what to make of it, a class of the program's side.
+    :param request: what the child is to do; see :func:`relay.child.main`.
+    :param receive: the socket to listen with, if there is one.
+    :raises Exception: as for :func:`spawn`.
+    """
     with contextlib.ExitStack() as undo:
         ours, theirs = socket.socketpair()
         undo.callback(ours.close)
         with theirs:
             process = start_python(_CHILD, theirs.fileno())
-        undo.callback(process.wait)
-        undo.callback(process.kill)
-        child = ChildTunnel(process, ours, receive, request)
+        undo.callback(end, process, _END)
+        child = kind(process, ours, receive, {**request, "path": _path()})
         undo.pop_all()
     return child
 

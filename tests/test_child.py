@@ -81,7 +81,7 @@ def bare():
         yield made
 
 
-LAST = {"last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}]}}
+LAST = {"last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}]}, "expired": False}
 
 
 def test_it_ends_when_the_program_has_nothing_more_to_ask(bare):

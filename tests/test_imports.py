@@ -13,7 +13,7 @@ import relay
 
 PACKAGE = Path(relay.__file__).parent
 # What no tunnel needs.
-FOREIGN = {"paramiko", "zmq", "i2plib", "h11", "socksio", "typer", "rich", "asyncio", "subprocess"}
+FOREIGN = {"paramiko", "zmq", "i2plib", "h11", "socksio", "pydantic", "typer", "rich", "asyncio", "subprocess"}
 HEAVY = FOREIGN | {"ssl", "socket", "logging", "inspect", "threading"}
 
 
@@ -81,6 +81,8 @@ ALLOWED_IN = {
     "zmq": ("compat/",),
     "i2plib": ("sam/",),
     "subprocess": ("process.py",),
+    "pydantic": ("config/",),
+    "tomli_w": ("config/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }

@@ -125,6 +125,17 @@ def test_the_caller_wins(parser: None, told: Told, tmp_path: Path) -> None:
     assert settings.host_key_name == "[db]:2"
 
 
+def test_a_key_beside_those_of_the_configuration(parser: None, told: Told, tmp_path: Path) -> None:
+    mine, other = str(make(tmp_path / "mine")), str(make(tmp_path / "other"))
+    text = f"IdentityFile {other}\nIdentityFile {mine}\nIdentityAgent /run/agent\n"
+    settings = told(text, keyfile=mine, identities_only=False)
+    assert (settings.identities, settings.identities_only) == ((mine, other), False)
+    assert settings.agent == "/run/agent"
+    assert told(f"{text}IdentitiesOnly yes\n", keyfile=mine, identities_only=False).identities_only
+    with pytest.raises(AddressError, match="no such file"):
+        told(text, keyfile=f"{mine}-not", identities_only=False)
+
+
 def test_the_configuration_may_change_while_we_run(parser: None, told: Told) -> None:
     assert told("HostName one").hostname == "one"
     assert told("HostName two").hostname == "two"

@@ -1,0 +1,174 @@
+"""``relay.ephemeral``: a tunnel that ends by itself, and lets everybody finish."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+from helpers import BLOCK, WAIT, Thread, ending, receive_all, receive_exactly
+
+import relay
+from relay import ephemeral
+from relay.ephemeral import EphemeralTunnel
+
+SOON = 0.3  # seconds
+
+
+@pytest.fixture
+def listening(listener):
+    """A target that the test plays."""
+    return listener
+
+
+@pytest.fixture
+def make(listening):
+    with contextlib.ExitStack() as stack:
+
+        def make(**options):
+            factory = relay.tcp(*listening.getsockname())
+            options.setdefault("timeout", None)
+            return stack.enter_context(EphemeralTunnel(relay.listen(":0"), factory, **options))
+
+        yield make
+
+
+def client_of(tunnel):
+    made = socket.create_connection(tunnel.address, timeout=WAIT)
+    made.settimeout(WAIT)
+    return made
+
+
+def accepted(listening):
+    made, _ = listening.accept()
+    made.settimeout(WAIT)
+    return made
+
+
+def test_it_ends_when_nobody_comes(make):
+    begin = time.monotonic()
+    tunnel = make(unused=SOON)
+    tunnel.join(WAIT)
+    assert tunnel.expired and time.monotonic() - begin >= SOON
+    with pytest.raises(ConnectionRefusedError):
+        client_of(tunnel)
+
+
+def test_it_ends_when_the_last_one_has_gone(make, listening):
+    tunnel = make(unused=SOON)
+    with client_of(tunnel), accepted(listening):
+        with client_of(tunnel), accepted(listening):
+            pass
+        tunnel.join(3 * SOON)
+        assert not tunnel.expired
+        begin = time.monotonic()
+    tunnel.join(WAIT)
+    assert tunnel.expired and time.monotonic() - begin >= SOON - 0.02
+
+
+def test_whoever_comes_in_time_starts_it_anew(make, listening):
+    tunnel = make(unused=3 * SOON)
+    begin = time.monotonic()
+    for _ in range(4):
+        threading.Event().wait(SOON)
+        client_of(tunnel).close()
+        accepted(listening).close()
+    tunnel.join(WAIT)
+    assert tunnel.expired and time.monotonic() - begin >= 7 * SOON - 0.05
+
+
+def test_without_a_time_it_stays(make):
+    tunnel = make()
+    assert not tunnel.wait_for_client(SOON)
+    assert not tunnel.expired
+    tunnel.close()
+    assert not tunnel.expired
+
+
+def test_it_tells_that_somebody_has_come(make):
+    tunnel = make()
+    waiting = Thread(tunnel.wait_for_client, WAIT)
+    with client_of(tunnel):
+        assert waiting.result() is True
+
+
+@pytest.mark.parametrize("unused", [0, -1, float("nan"), "60"])
+def test_times_that_are_none(listening, unused):
+    with relay.listen(":0") as receive:
+        with pytest.raises((ValueError, TypeError), match="timeout"):
+            EphemeralTunnel(receive, relay.tcp("127.0.0.1", 1), unused=unused)
+
+
+def test_a_client_that_stays_is_quiet_for_a_moment_and_ends(make, listening):
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening) as far:
+        client.sendall(b"last words")
+        begin = time.monotonic()
+        tunnel.close(WAIT)
+        assert ephemeral._QUIET <= time.monotonic() - begin < WAIT / 2
+        assert receive_exactly(far, 10) == b"last words"
+        assert ending(client) == "reset"
+    assert [record.reason for record in tunnel.recent()] == ["closed"]
+
+
+def test_what_comes_from_the_target_keeps_nobody(make, listening):
+    """A publisher has no end; its subscriber is closed with the tunnel."""
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening) as far:
+        over = threading.Event()
+
+        def publish():
+            with contextlib.suppress(OSError):
+                while not over.is_set():
+                    far.sendall(BLOCK[:1000])
+
+        reading, publishing = Thread(ending, client), Thread(publish)
+        begin = time.monotonic()
+        tunnel.close(WAIT)
+        assert time.monotonic() - begin < WAIT / 2
+        over.set()
+        assert reading.result() == "reset"
+        publishing.result()
+
+
+def test_what_a_client_has_said_waits_for_a_slow_target(make, listening, monkeypatch):
+    """It is open and says nothing more, for the target does not take what it has said."""
+    monkeypatch.setattr(ephemeral, "_QUIET", 0.05)
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening) as far:
+        sent = 0
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += client.send(BLOCK)
+        client.settimeout(WAIT)
+        closing = Thread(tunnel.close, WAIT)
+        closing.join(0.5)
+        assert closing.is_alive()
+        assert len(receive_exactly(far, sent)) == sent
+        closing.result()
+
+
+def test_what_a_client_has_ended_arrives(make, listening):
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening) as far:
+        reading = Thread(receive_all, far)
+        for _ in range(32):
+            client.sendall(BLOCK)
+        client.close()
+        closing = Thread(tunnel.close, WAIT)
+        assert reading.result() == BLOCK * 32
+        far.close()
+        closing.result()
+    assert [record.reason for record in tunnel.recent()] == ["done"]
+
+
+def test_without_time_it_ends_at_once(make, listening):
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening):
+        begin = time.monotonic()
+        tunnel.close()
+        assert time.monotonic() - begin < ephemeral._QUIET
+        assert ending(client) == "reset"

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
 import resource
-import select
 import signal
 import socket
-import termios
-import time
 
 import psutil
 import pytest
-from command_rig import commands, run
+from command_rig import Terminal, commands, run
 from helpers import (
     WAIT,
     black_hole,
@@ -454,25 +450,6 @@ def test_output_that_nobody_reads_is_no_traceback(option):
     with os.fdopen(writer, "w") as nobody:
         done = run(option, stdout=nobody, env=buffered)
     assert (done.returncode, done.stderr) == (1, "")
-
-
-class Terminal:
-    """A terminal of 100 columns, and what was written to it."""
-
-    def __init__(self, stack):
-        self.ours, self.its = pty.openpty()
-        for descriptor in (self.ours, self.its):
-            stack.callback(os.close, descriptor)
-        termios.tcsetwinsize(self.its, (40, 100))
-        self.seen = ""
-
-    def wait_for(self, *words):
-        """Read until all of the words were seen."""
-        deadline = time.monotonic() + WAIT
-        while not all(word in self.seen for word in words):
-            ready, _, _ = select.select([self.ours], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"no {words} in {self.seen!r}"
-            self.seen += os.read(self.ours, 1 << 16).decode()
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
         seen.append((options.connect_timeout, options.linger))
         raise OSError("that will do")
 
-    monkeypatch.setattr("relay.cli.serving._tunnel", tunnel)
+    monkeypatch.setattr("relay.cli.plans._tunnel", tunnel)
     for listen, target in ((":0", "h:1"), (":0", "name.i2p"), (f"i2p:?sam={router.sam}", "h:1")):
         with pytest.raises(typer.Exit):
             serve(listen, target, Options(), name="x", title="")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_it_shows_programs_and_commands():
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
-    named = set(re.findall(r"`relay\.(\w+)", README)) - {"aio", "testing"}
+    named = set(re.findall(r"`relay\.(\w+)", README)) - {"aio", "compat", "testing"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -104,3 +105,26 @@ def test_everything_that_forces_the_openssh_client_is_in_it():
     for need in CLIENT_ONLY:
         word = re.search(r"sk-|@[a-z-]+|\b[A-Z]\w+", need.option)
         assert word[0] in SSH, need.option
+
+
+def test_the_file_of_tunnels_is_right(tmp_path):
+    (text,) = re.findall(r"^```toml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (tmp_path / "key").write_text("")
+    (tmp_path / "relay.toml").write_text(text.replace("~/.ssh/work", str(tmp_path / "key")))
+    program = str(Path(sys.executable).parent / "relay")
+    done = subprocess.run(
+        [program, "check", "--print", str(tmp_path / "relay.toml")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [*tomllib.loads(done.stdout)["tunnels"]] == ["db", "site", "proxy"]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- (.*)$", README, re.MULTILINE))
+def test_a_command_line_becomes_a_file(line):
+    program = str(Path(sys.executable).parent / "relay")
+    done = subprocess.run(
+        [program, "check", "--print", "--", *shlex.split(line)], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tomllib.loads(done.stdout)["tunnels"]

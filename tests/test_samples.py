@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import WAIT, receive_all
 
 ROOT = Path(__file__).parents[1]
+FILE = ROOT / "samples" / "12_relay.toml"
 SAMPLES = sorted((ROOT / "samples").glob("[0-9]*.py"))
 
 
@@ -27,7 +31,8 @@ def run(*arguments):
 
 
 def test_there_are_samples():
-    assert [path.name[:2] for path in SAMPLES] == [f"{number + 1:02}" for number in range(len(SAMPLES))]
+    numbers = sorted(path.name[:2] for path in (*SAMPLES, FILE))
+    assert numbers == [f"{number + 1:02}" for number in range(len(numbers))]
     assert len(SAMPLES) >= 2
 
 
@@ -59,3 +64,19 @@ def test_the_unit_test_of_a_factory_is_a_test_for_pytest_too():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=*.py", str(sample))
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout
+
+
+def test_the_file_of_tunnels_is_opened(spawner_thread):
+    assert FILE.name in (ROOT / "samples" / "README.md").read_text()
+    program = [str(Path(sys.executable).with_name("relay"))]
+    checked = subprocess.run([*program, "check", str(FILE)], capture_output=True, text=True, timeout=50)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    with subprocess.Popen([*program, "up", str(FILE)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as up:
+        try:
+            lines = [up.stdout.readline().decode() for _ in range(3)]
+            port = next(int(re.search(r":(\d+) ", line)[1]) for line in lines if line.startswith("clock: "))
+            with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as clock:
+                assert re.search(rb"\d\d:\d\d:\d\d", receive_all(clock))
+        finally:
+            up.terminate()
+        assert up.wait(WAIT) == 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .looking import Look
     from .plans import Plan
 
-__all__ = ["EXAMPLES", "check", "config_of_line"]
+__all__ = ["EXAMPLES", "check"]
 
 EXAMPLES = """Examples:
 
@@ -61,7 +61,7 @@ def check(
             say(json.dumps(files.schema(), indent=2, ensure_ascii=False))
             return
         if words and words[0] in LINES:
-            config = config_of_line(words[0], words[1:])
+            config = _of_line(words[0], words[1:])
         elif words and len(words) > 1:
             raise ValueError(f"{words[1]}: one file is checked at a time, or one of {', '.join(LINES)} after --")
         else:
@@ -97,7 +97,7 @@ def _line(config: Config, look: Look, entry: Entry, plan: Plan) -> str:
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 
 
-def config_of_line(command: str, words: list[str]) -> Config:
+def _of_line(command: str, words: list[str]) -> Config:
     """A command line as if it were a file with one tunnel, of the command's name.
 
     :raises typer.TyperException: if the command does not take it.

@@ -9,8 +9,8 @@ import typer
 
 from ..errors import AddressError
 from ..i2paddress import I2PListen
-from ..parsing import parse_elsewhere, parse_target
-from .i2p import Sam, with_parameters
+from ..parsing import parse_elsewhere
+from .i2p import Sam, with_session
 from .options import Options, Via, with_options
 from .output import failures_reported
 from .serving import serve
@@ -86,25 +86,12 @@ def expose(
     """
     with failures_reported(debug=options.debug):
         place = parse_elsewhere(on, "--on")
-        given = [("sam", sam), ("keys", str(keys) if keys else None), ("session", session)]
-        given += [("allow", entry) for entry in allow or ()] + [("deny", entry) for entry in deny or ()]
+        kept = {"keys": str(keys) if keys else None, "session": session}
+        lists = [("allow", entry) for entry in allow or ()] + [("deny", entry) for entry in deny or ()]
         if isinstance(place, I2PListen):
-            on = with_parameters(on, given)
-            on = with_parameters(on, [("session", _session(on, target, transient=transient))])
-        elif transient or any(value for _, value in given):
+            on = with_session(on, target, **kept, transient=transient, names=[("sam", sam), *lists])
+        elif transient or sam or any(kept.values()) or lists:
+            given = [("sam", sam), *kept.items(), *lists]
             wrong = next((name for name, value in given if value), "transient")
             raise AddressError(f"--{wrong}: it goes with --on i2p alone; an ssh:// address has its own parameters")
     serve(on, target, options, name="expose", title="", listen_via=via or ())
-
-
-def _session(on: str, target: str, *, transient: bool) -> str | None:
-    """The name under which the destination is kept, unless something else tells where.
-
-    :raises AddressError: if an address cannot be understood, or says that it is to be kept as well as not.
-    """
-    place = parse_elsewhere(on, "--on")
-    assert isinstance(place, I2PListen)
-    kept = place.router.keys or place.router.session
-    if transient and kept:
-        raise AddressError("--transient: a destination that is kept nowhere has no keys and no session; leave one out")
-    return None if transient or kept else str(parse_target(target))

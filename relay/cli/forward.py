@@ -11,7 +11,7 @@ from ..errors import AddressError
 from ..hops import ProxyListen
 from ..i2paddress import I2PListen, I2PRouter, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
-from .i2p import Sam, with_parameters
+from .i2p import Sam, with_bridge
 from .options import Options, Via, with_options
 from .output import failures_reported
 from .serving import serve
@@ -91,18 +91,11 @@ def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[
 
     :raises AddressError: if there is none.
     """
-    bridge = [("sam", sam)]
     hops = parse_hops(via, target)
     on = parse_listen(listen)
     if isinstance(on, ProxyListen):
         raise AddressError(f"listen address '{on}': its clients name their targets themselves; relay socks serves them")
-    at_i2p = isinstance(on, I2PListen)
-    to_i2p = isinstance(parse_target(target, hops[-1] if hops else None), I2PTarget)
-    routers = [isinstance(hop, I2PRouter) for hop in hops]
-    if sam and not (at_i2p or to_i2p or any(routers)):
+    end = parse_target(target, hops[-1] if hops else None)
+    if sam and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (on, end, *hops)):
         raise AddressError("--sam: neither LISTEN nor TARGET nor a hop is at I2P; i2p: and i2p://NAME.i2p are")
-    return (
-        with_parameters(listen, bridge) if at_i2p else listen,
-        with_parameters(target, bridge) if to_i2p and not any(routers) else target,
-        [with_parameters(text, bridge) if router else text for text, router in zip(via, routers, strict=True)],
-    )
+    return with_bridge(sam, listen, target, via)[:3]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from ..address import masked
 from ..errors import AddressError
+from ..hops import inline_secrets
+from ..parsing import parse_hops
 
-__all__ = ["refuse_secrets"]
+__all__ = ["refuse_secrets", "refuse_secrets_of"]
 
 
 def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
@@ -23,3 +25,14 @@ def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
             f"{what} '{masked(text)}': everybody on this machine can read a {name} that is on a command line; "
             f"use {name}_file=FILE or {name}_env=NAME"
         )
+
+
+def refuse_secrets_of(hops: Sequence[str], what: str = "hop") -> None:
+    """Refuse hops in one of which a secret is written.
+
+    :param hops: their addresses.
+    :param what: what they are for.
+    :raises AddressError: if there is one, or if one cannot be understood.
+    """
+    for text, hop in zip(hops, parse_hops(hops), strict=True):
+        refuse_secrets(what, text, inline_secrets(hop))

@@ -11,22 +11,18 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from ..address import SSHListen
-from ..hops import inline_secrets, over_i2p, to_i2p
-from ..i2paddress import I2PListen, I2PTarget
+from ..hops import inline_secrets
 from ..parsing import parse_hops, parse_listen, parse_target
-from ..race import place
-from ..registry import listen as listen_at
-from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .i2p import tell_published
 from .options import Options
 from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary, view_of
-from .secrets import refuse_secrets
+from .plans import Opened, Plan, plan
+from .secrets import refuse_secrets, refuse_secrets_of
 from .signals import Signals
-from .trying import SLOW, Attempt, SessionTrial, Trial, say_slow
+from .trying import SLOW, Attempt, say_slow
 
-__all__ = ["listening", "over_hops", "raise_descriptor_limit", "relay_until_signal", "serve"]
+__all__ = ["listening", "raise_descriptor_limit", "relay_until_signal", "serve"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -60,88 +56,45 @@ def serve(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        on, at_i2p = _where(listen, listen_via)
-        over, slow, to_i2p = over_hops(via), *_i2p(target, via)
-        options = options.settled(over_i2p=at_i2p or slow, at_i2p=at_i2p or to_i2p)
-        make_send = factory_for(target, via)
-        receive = listening(lambda: listen_at(listen, listen_via), signals, at_i2p=at_i2p)
-        if receive is None:
-            return
-        trial = SessionTrial if to_i2p else Trial
-        ends = title, f"{on} → {make_send.target}{over}"
-        relay_until_signal(receive, make_send, options, signals, name=name, ends=ends, trial=trial)
+        _refuse_secrets(listen, target, via, listen_via)
+        made = plan(listen, target, options, name=name, via=via, listen_via=listen_via)
+        relay_until_signal(made, signals, title)
 
 
-def relay_until_signal(
-    receive: Any,
-    make_send: Any,
-    options: Options,
-    signals: Signals,
-    *,
-    name: str,
-    ends: tuple[str, str],
-    trial: type[Trial] = Trial,
-) -> None:
-    """Relay until a signal, and drain.
+def relay_until_signal(made: Plan, signals: Signals, title: str) -> None:
+    """Open a tunnel, relay until a signal, and drain.
 
-    :param receive: the listener; it is closed in the end.
-    :param make_send: the factory; likewise.
-    :param options: the limits, and what is printed.
+    :param made: what is to be opened.
     :param signals: those that end it.
-    :param name: of the tunnel.
-    :param ends: what is printed before and after where it listens.
-    :param trial: how the hops are tried in the beginning.
+    :param title: printed before where it listens and where that leads to.
     :raises Exception: what another try would not mend.
     """
-    tunnel = _tunnel(receive, make_send, options, name)
-    title = f"{ends[0]}{place(tunnel.address)}{ends[1]}"
-    with tunnel:
-        say(title)
-        tell_published(receive)
-        tried = trial(make_send, options.connect_timeout, signals.wake)
-        run(tunnel, signals, title if options.watch else None, options.drain)
+    opened: Opened | None = listening(made.open, signals, at_i2p=made.at_i2p)
+    if opened is None:
+        return
+    line = f"{title}{opened.title}"
+    with opened.tunnel as tunnel:
+        say(line)
+        tell_published(opened.receive)
+        tried = made.trial(opened.make_send, made.options.connect_timeout, signals.wake)
+        run(tunnel, signals, line if made.options.watch else None, made.options.drain)
     if tried.error is not None:
         raise tried.error
     logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
 
 
-def _where(listen: str, via: Sequence[str]) -> tuple[str, bool]:
-    """The server on which it listens, for the title, empty for this machine; and whether that is at I2P.
+def _refuse_secrets(listen: str, target: str, via: Sequence[str], listen_via: Sequence[str]) -> None:
+    """Refuse secrets in the addresses of a command line.
 
-    :raises AddressError: if there is a secret in an address.
+    :raises AddressError: if there is one, or if an address cannot be understood.
     """
-    address = parse_listen(listen)
-    if isinstance(address, I2PListen):
-        refuse_secrets("listen address", listen, address.router.inline_secrets)
-        return over_hops(via), True
-    if not isinstance(address, SSHListen):
-        return "", False
-    refuse_secrets("listen address", listen, address.server.inline_secrets)
-    return f" on {address.server}{over_hops(via)}", False
-
-
-def _i2p(target: str, via: Sequence[str]) -> tuple[bool, bool]:
-    """Whether the way to the target leads over I2P, and whether the target is itself there.
-
-    :raises AddressError: if there is a secret in its address.
-    """
-    hops = parse_hops(via)
-    address = parse_target(target, hops[-1] if hops else None)
-    if isinstance(address, I2PTarget):
-        refuse_secrets("target", target, address.router.inline_secrets)
-        return True, True
-    return over_i2p(hops, address), to_i2p(hops, address)
-
-
-def over_hops(via: Sequence[str]) -> str:
-    """The hops, for the title.
-
-    :raises AddressError: if there is a secret in one of them.
-    """
-    hops = parse_hops(via)
-    for text, hop in zip(via, hops, strict=True):
-        refuse_secrets("hop", text, inline_secrets(hop))
-    return f" via {', '.join(map(str, hops))}" if hops else ""
+    where = parse_listen(listen)
+    refuse_secrets("listen address", listen, inline_secrets(getattr(where, "server", getattr(where, "router", where))))
+    for hops in (listen_via, via):
+        refuse_secrets_of(hops)
+    last = parse_hops(via, target)[-1] if via else None
+    end = parse_target(target, last)
+    refuse_secrets("target", target, inline_secrets(getattr(end, "router", end)))
 
 
 def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = False) -> Any:
@@ -163,23 +116,6 @@ def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = Fal
         logger.info("%s: closing before there was an answer", signal.Signals(heard).name)
         return None
     return attempt.outcome()
-
-
-def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel:
-    try:
-        return Tunnel(
-            receive,
-            make_send,
-            options.nconnect,
-            options.timeout,
-            connect_timeout=options.connect_timeout,
-            idle_timeout=options.idle_timeout,
-            linger=options.linger,
-            name=name,
-        )
-    except BaseException:
-        receive.close()
-        raise
 
 
 def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:

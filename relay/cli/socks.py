@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import ipaddress
-import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..address import TCPAddress, UnixAddress, masked
-from ..errors import AddressError
-from ..hops import ProxyListen, inline_secrets
-from ..i2paddress import SAM
-from ..listeners.greeting import GreetingListener, login_of
-from ..listeners.proxies import listen_proxy
-from ..listeners.socks import SOCKSListener
-from ..listeners.unix import listen_unix
+from ..hops import inline_secrets
 from ..parsing import parse_listen
-from ..senders.dynamic import Dynamic, dynamic
+from ..senders.dynamic import parse_rule
 from .i2p import Sam
 from .options import Options, Via, with_options
 from .output import failures_reported, logged_to_stderr
-from .secrets import refuse_secrets
-from .serving import listening, over_hops, raise_descriptor_limit, relay_until_signal
+from .plans import plan_of_proxy
+from .secrets import refuse_secrets, refuse_secrets_of
+from .serving import raise_descriptor_limit, relay_until_signal
 from .signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
-
-logger = logging.getLogger("relay.cli")
 
 EXAMPLES = """Examples:
 
@@ -98,64 +86,20 @@ def socks(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        make_send = _factory(via or (), rule or (), sam or SAM)
-        over = over_hops(via or ())
-        receive = listening(_opener(listen, user, password_file, password_env), signals)
-        if receive is None:
-            return
-        _warn_if_open(receive)
-        options = options.settled(over_i2p=True, at_i2p=False)
-        ends = "listening on ", f" → {make_send.target}{over}"
-        relay_until_signal(receive, make_send, options, signals, name="socks", ends=ends)
-
-
-def _factory(via: Sequence[str], rules: Sequence[str], sam: str) -> Dynamic:
-    """What leads where each client wants.
-
-    :raises AddressError: if something cannot be understood, or holds a secret.
-    """
-    made = dynamic(via, rules, sam=sam)
-    for rule in made.rules:
-        for hop in rule.route or ():
-            refuse_secrets(f"rule '{rule.text}=…', hop", str(hop), inline_secrets(hop))
-    return made
-
-
-def _opener(
-    text: str, user: str | None, password_file: Path | None, password_env: str | None
-) -> Callable[[], GreetingListener]:
-    """What listens.
-
-    :raises AddressError: if the address cannot be understood, is not on this machine, or holds a secret.
-    :raises ValueError: if the user or the password is missing, or given twice.
-    """
-    if (user is None) != (password_file is None and password_env is None):
-        problem = "there is no user" if user is None else "there is no password"
-        raise ValueError(f"{problem}; --user NAME goes with --password-file FILE or --password-env NAME")
-    file = str(password_file) if password_file else None
-    address = parse_listen(text)
-    if isinstance(address, UnixAddress):
-        path = address.path
-        return lambda: SOCKSListener(listen_unix(path), login_of(user, None, file, password_env))
-    if isinstance(address, TCPAddress):
-        address = ProxyListen("socks5", address.host, address.port)
-    if not isinstance(address, ProxyListen):
-        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
-        raise AddressError(f"listen address '{masked(text)}': a proxy for programs does not listen there; {allowed}")
-    refuse_secrets("listen address", text, inline_secrets(address))
-    if user is not None:
-        if address.user is not None:
-            raise ValueError("--user: it is in LISTEN already; once is enough")
-        address = dataclasses.replace(address, user=user, password_file=file, password_env=password_env)
-    fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
-    return lambda: listen_proxy(**fields)
-
-
-def _warn_if_open(listener: GreetingListener) -> None:
-    """Say so if others than those on this machine are let in without a password."""
-    address = listener.address
-    if listener.protected or not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
-        return
-    logger.warning(
-        "everybody who can reach %s port %d can use it; --user and --password-file let one user in", *address[:2]
-    )
+        refuse_secrets_of(via or ())
+        for one in map(parse_rule, rule or ()):
+            for hop in one.route or ():
+                refuse_secrets(f"rule '{one.text}=…', hop", str(hop), inline_secrets(hop))
+        refuse_secrets("listen address", listen, inline_secrets(parse_listen(listen)))
+        made = plan_of_proxy(
+            listen,
+            options,
+            name="socks",
+            via=via or (),
+            rules=rule or (),
+            user=user,
+            password_file=str(password_file) if password_file else None,
+            password_env=password_env,
+            sam=sam,
+        )
+        relay_until_signal(made, signals, "listening on ")

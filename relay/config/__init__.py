@@ -1,0 +1,137 @@
+"""``relay.toml``: many tunnels, their hops and what they have in common in one file."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..address import shown
+from ..files import open_regular
+from .checking import ANYWHERE, Checker, Entry
+from .lines import lines_of
+from .models import LIMITS, File, keys_at, schema
+from .problems import Problem, Problems, shape_problems
+from .writing import as_toml
+
+__all__ = ["ANYWHERE", "LIMITS", "Config", "Entry", "Problem", "as_toml", "find", "of_command_line", "read", "schema"]
+
+NAME = "relay.toml"
+
+_LONGEST = 1 << 22  # bytes of a file that are read; some ten thousand tunnels
+_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a file, or a command line, says.
+
+    :param folder: what paths in it are relative to.
+    :param file: the tables that have the right shape.
+    :param entries: the tunnels, in the order of the file. Those that :attr:`problems` tells of are not to be used.
+    :param problems: what is wrong.
+    """
+
+    folder: str
+    file: File
+    entries: list[Entry]
+    problems: Problems
+
+
+def find() -> str:
+    """The file that is meant where none is named.
+
+    :returns: ``relay.toml`` here, or the one in the user's directory for configuration.
+    :raises ValueError: if there is none.
+
+    Source: the XDG Base Directory Specification.
+    """
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    folder = base if os.path.isabs(base) else os.path.expanduser("~/.config")
+    users = os.path.join(folder, "relay", NAME)
+    for path in (NAME, users):
+        if os.path.lexists(path):
+            return path
+    raise ValueError(f"there is no {NAME} here, nor a {users}; name a file")
+
+
+def read(path: str) -> Config:
+    """Read a file and check all that is in it.
+
+    A file that somebody else may write is refused: it can name programs to start. One that others may read holds no
+    secrets.
+
+    :param path: of the file.
+    :returns: what it says, and what is wrong with it.
+    :raises OSError: if it cannot be read.
+    """
+    problems = Problems(shown(path))
+    with open_regular(path) as opened:
+        status = os.fstat(opened.fileno())
+        data = opened.read(_LONGEST + 1)
+    document: dict[str, Any] = {}
+    refusal = _distrust(status)
+    if refusal or len(data) > _LONGEST:
+        problems.add((), refusal or f"it has more than {_LONGEST} bytes, which are allowed")
+    else:
+        document = _parsed(data, problems)
+    mode = stat.S_IMODE(status.st_mode)
+    no_secrets = f"others can read the file (mode {mode:04o}); chmod 600 it" if mode & 0o077 else ""
+    return _checked(document, problems, str(Path(path).absolute().parent), no_secrets)
+
+
+def of_command_line(name: str, tunnel: dict[str, Any]) -> Config:
+    """What a command line says, as if it were a file.
+
+    :param name: of the tunnel.
+    :param tunnel: its table.
+    """
+    no_secrets = "everybody on this machine can read a command line"
+    return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets)
+
+
+def _distrust(status: os.stat_result) -> str:
+    """Why a file is not to be trusted; empty if it is."""
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o022:
+        return f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
+    if status.st_uid not in (0, os.geteuid()):
+        return "it is neither yours nor the administrator's, and it can name programs to start; make a copy of your own"
+    return ""
+
+
+def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
+    """The tables of a file; empty if it is not TOML, which is noted."""
+    try:
+        text = data.decode()
+        document = tomllib.loads(text)
+        problems.lines = lines_of(text)
+        return document
+    except UnicodeDecodeError as error:
+        problems.add((), "a byte that is not UTF-8, which TOML is", line=data.count(b"\n", 0, error.start) + 1)
+    except tomllib.TOMLDecodeError as error:
+        place = _PLACE.search(str(error))
+        line = int(place[1]) if place and place[1] else len(data.splitlines())
+        problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}", line=line)
+    except RecursionError:
+        problems.add((), "its arrays and tables are nested too deep")
+    return {}
+
+
+def _checked(document: dict[str, Any], problems: Problems, folder: str, no_secrets: str) -> Config:
+    shape_problems(File, document, keys_at, problems)
+    right: dict[str, Any] = {}
+    for name, value in document.items():
+        if name in ("hops", "tunnels") and isinstance(value, dict):
+            right[name] = {key: each for key, each in value.items() if not problems.about(name, key)}
+        elif not problems.about(name):
+            right[name] = value
+    file = File.model_validate(right)
+    entries = Checker(file, problems, no_secrets).entries()
+    if not file.tunnels and not problems.in_order():
+        problems.add((), "there are no tunnels in it; [tunnels.NAME] begins one, with listen = … and target = …")
+    return Config(folder, file, entries, problems)

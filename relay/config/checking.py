@@ -1,0 +1,280 @@
+"""What the addresses of a file of tunnels say, beyond the shape of its tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..address import SSHListen, TCPAddress, UnixAddress, masked, shown
+from ..hops import ProxyListen, Route, check_way, inline_secrets
+from ..i2paddress import I2PListen, I2PRouter, I2PTarget
+from ..parsing import parse_hop, parse_hops, parse_listen, parse_target
+from ..senders.dynamic import parse_rule
+from .lines import Path
+from .models import LIMITS, File, Hop, Tunnel, hop_address
+from .problems import Problems, near
+from .taken import Taken
+
+__all__ = ["ANYWHERE", "Checker", "Entry"]
+
+Value = TypeVar("Value")
+
+ANYWHERE = "anywhere"  # the target of a proxy: each client says where it wants to be led
+_OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
+_OF_A_DESTINATION = ("keys", "session", "transient", "allow", "deny")
+_WAYS = ("direct", "refuse")  # what a rule may say beside hops
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tunnel as it is to be: all of its words are checked, and its hops written out.
+
+    :param name: its name.
+    :param tunnel: what is written of it and, where it says nothing itself, in the defaults.
+    :param via: the hops to the target, as addresses.
+    :param listen_via: those to where it listens.
+    :param rules: those of a proxy, with addresses for hops.
+    :param is_proxy: whether its clients name their targets.
+    """
+
+    name: str
+    tunnel: Tunnel
+    via: tuple[str, ...]
+    listen_via: tuple[str, ...]
+    rules: tuple[str, ...]
+    is_proxy: bool
+
+
+class Checker:
+    """Checks a file whose tables have the right shape.
+
+    :param file: the tables; those without it are left out.
+    :param problems: takes what is wrong.
+    :param no_secrets: why there may be no secrets in it; empty if there may.
+    """
+
+    def __init__(self, file: File, problems: Problems, no_secrets: str) -> None:
+        self.file = file
+        self.problems = problems
+        self.hops = {name: hop_address(hop) if isinstance(hop, Hop) else hop for name, hop in file.hops.items()}
+        self.taken = Taken()
+        self._no_secrets = no_secrets
+
+    def entries(self) -> list[Entry]:
+        """Check everything.
+
+        :returns: the tunnels, in the order of the file.
+        """
+        for name, hop in self.file.hops.items():
+            self._check_hop(name, hop)
+        return [_One(self, name, tunnel).entry() for name, tunnel in self.file.tunnels.items()]
+
+    def _check_hop(self, name: str, hop: str | Hop) -> None:
+        path = ("hops", name)
+        self.check_name(path)
+        if name in _WAYS:
+            self.problems.add(path, f"a hop cannot be called {name}, which means something else in a rule")
+        if (
+            isinstance(hop, Hop)
+            and hop.address[:5].lower() == "exec:"
+            and hop.model_dump(exclude_none=True).keys() > {"address"}
+        ):
+            self.problems.add(path, "exec: takes no parameters; the command has all that it needs")
+        else:
+            self.check_secrets(path, [self.read(path, parse_hop, self.hops[name])])
+
+    def check_name(self, path: Path) -> None:
+        """Refuse a name that would not look well in a log line."""
+        if not _NAME.fullmatch(str(path[-1])):
+            self.problems.add(path, "that is no name; one has up to 64 letters, digits, dots, - and _")
+
+    def check_secrets(self, path: Path, values: Iterable[object]) -> None:
+        """Refuse secrets in addresses, where others can read them."""
+        for name in dict.fromkeys(name for value in values for name in inline_secrets(value)):
+            self.check_secret(path, name)
+
+    def check_secret(self, path: Path, name: str) -> None:
+        """Refuse a secret, where others can read it."""
+        if self._no_secrets:
+            allowed = f"{name}_file and {name}_env tell where it is"
+            self.problems.add(path, f"a {name} is written there, and {self._no_secrets}; {allowed}")
+
+    def read(self, path: Path, parse: Callable[..., Value], *arguments: Any) -> Value | None:
+        """What is read of a text; ``None`` if it cannot be, which is noted."""
+        try:
+            return parse(*arguments)
+        except ValueError as error:
+            self.problems.add(path, str(error))
+        except OSError:
+            pass  # a file that it names: whoever starts the tunnel says so
+        return None
+
+    def address(self, word: str) -> str:
+        """A hop as an address: the word is its name, or the address."""
+        return self.hops.get(word, word)
+
+    def is_known(self, path: Path, word: str) -> bool:
+        """Whether a word is a hop, as far as that is known here; else it is noted."""
+        if word in self.hops:
+            return not self.problems.about("hops", word)
+        if self.problems.about("hops", word):
+            return False
+        if ":" in word or word.lower() == "i2p":
+            return True
+        names = ", ".join(self.hops)
+        known = f"; [hops] has {names}, and an address has a scheme" if names else "; there are none in [hops]"
+        self.problems.add(path, f"there is no hop '{shown(word)}'{near(word, self.hops)}{known}")
+        return False
+
+
+class _One:
+    """One tunnel while it is checked."""
+
+    def __init__(self, checker: Checker, name: str, tunnel: Tunnel) -> None:
+        self._checker = checker
+        self._problems = checker.problems
+        self._name = name
+        self._path = ("tunnels", name)
+        self._tunnel = tunnel
+        self._listen = checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
+        self._is_proxy = isinstance(self._listen, ProxyListen) or tunnel.target == ANYWHERE
+
+    def entry(self) -> Entry:
+        """Check everything."""
+        tunnel, read = self._tunnel, self._checker.read
+        self._checker.check_name(self._path)
+        before, route = self._route("listen_via", tunnel.listen), self._route("via", tunnel.target)
+        place = self._target(route)
+        for name, hops, end in (("listen_via", before, self._server()), ("via", route, self._somewhere(place, route))):
+            if hops and end is not None:
+                read((*self._path, name), check_way, hops, end)
+        self._check_listen()
+        self._check_words()
+        rules = tuple(self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
+        is_i2p = any(
+            isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (self._listen, place, *before, *route)
+        )
+        return Entry(
+            self._name,
+            self._with_defaults(over_i2p=is_i2p),
+            tuple(map(self._checker.address, tunnel.via or ())),
+            tuple(map(self._checker.address, tunnel.listen_via or ())),
+            rules,
+            self._is_proxy,
+        )
+
+    def _refuse(self, name: str, text: str) -> None:
+        self._problems.add((*self._path, name), text)
+
+    def _route(self, name: str, end: str | None) -> Route:
+        """The hops of ``via`` or ``listen_via``; none if something is wrong with them."""
+        words: Sequence[str] = getattr(self._tunnel, name) or ()
+        path = (*self._path, name)
+        known = [self._checker.is_known((*path, number), word) for number, word in enumerate(words)]
+        if not all(known):
+            return ()
+        route = self._checker.read(path, parse_hops, [self._checker.address(word) for word in words], end) or ()
+        for number, (word, hop) in enumerate(zip(words, route, strict=False)):
+            if word not in self._checker.hops:
+                self._checker.check_secrets((*path, number), [hop])
+        return route
+
+    def _target(self, route: Route) -> object:
+        target, path = self._tunnel.target, (*self._path, "target")
+        if self._is_proxy:
+            if target not in (None, ANYWHERE):
+                self._refuse(
+                    "target", f"the clients of a proxy name their targets themselves; leave it out, or {ANYWHERE}"
+                )
+            return None
+        if target is None:
+            proxies = f"a proxy has none: it listens at socks5:// or http://, or target is '{ANYWHERE}'"
+            self._problems.add(self._path, f"there is no target, which it needs; {proxies}")
+            return None
+        if self._tunnel.via and not route:
+            return None  # what leads there is wrong, and with it what is allowed
+        place = self._checker.read(path, parse_target, target, route[-1] if route else None)
+        self._checker.check_secrets(path, [getattr(place, "router", place)])
+        return place
+
+    def _server(self) -> object:
+        """What leads to where it listens, if that is elsewhere."""
+        if isinstance(self._listen, SSHListen):
+            return self._listen.server
+        return self._listen.router if isinstance(self._listen, I2PListen) else None
+
+    def _somewhere(self, place: object, route: Route) -> object:
+        """What is behind the last hop."""
+        if not self._is_proxy or not route:
+            return place
+        return TCPAddress("somewhere.i2p" if isinstance(route[-1], I2PRouter) else "localhost", 1)
+
+    def _check_listen(self) -> None:
+        """What is wrong with where it listens, beyond its spelling."""
+        listen, server = self._listen, self._server()
+        if listen is None:
+            return
+        self._checker.check_secrets((*self._path, "listen"), [server or listen])
+        if self._tunnel.listen_via and server is None:
+            self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
+        if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress):
+            allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
+            self._refuse("listen", f"{masked(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
+        line = self._problems.line((*self._path, "listen"))
+        other = self._checker.taken.by(listen, self._name, line, self._tunnel)
+        if other is not None:
+            self._refuse("listen", f"{other.name} listens there already{f', line {other.line}' if other.line else ''}")
+
+    def _check_words(self) -> None:
+        """What is written of proxies and destinations, and of no other tunnels; and what does not go together."""
+        given = {name for name in Tunnel.model_fields if getattr(self._tunnel, name) is not None}
+        is_destination = isinstance(self._listen, I2PListen) or self._listen is None
+        for name in _OF_A_PROXY:
+            if name in given and not self._is_proxy:
+                self._refuse(name, "it goes with a proxy alone, at socks5://HOST:PORT or http://HOST:PORT")
+        for name in _OF_A_DESTINATION:
+            if name in given and not is_destination:
+                self._refuse(name, "it goes with an i2p: address of listen alone")
+        if self._tunnel.transient and given & {"keys", "session"}:
+            self._refuse("transient", "a destination that is kept nowhere has no keys and no session; leave one out")
+        if self._is_proxy:
+            self._check_login(given)
+        if "password" in given:
+            self._checker.check_secret((*self._path, "password"), "password")
+
+    def _check_login(self, given: set[str]) -> None:
+        passwords = given & {"password", "password_file", "password_env"}
+        if len(passwords) > 1:
+            self._refuse(max(passwords), "the password is given twice; once is enough")
+        if passwords and "user" not in given:
+            self._refuse(min(passwords), "there is no user; a proxy wants both, or neither")
+        if "user" in given and not passwords:
+            self._refuse("user", "there is no password; password_file or password_env tells where it is")
+        if "user" in given and getattr(self._listen, "user", None):
+            self._refuse("user", "listen has a user already; once is enough")
+
+    def _rule(self, number: int, rule: str) -> str:
+        """A rule with addresses for the names of hops."""
+        path = (*self._path, "rule", number)
+        pattern, sign, way = rule.partition("=")
+        words = way.split(",")
+        if ":" not in way and way.lower() not in _WAYS and way:
+            known = [self._checker.is_known(path, word) for word in words]
+            if not all(known):
+                return rule
+            rule = f"{pattern}{sign}{','.join(map(self._checker.address, words))}"
+            self._checker.read(path, parse_rule, rule)
+        elif read := self._checker.read(path, parse_rule, rule):
+            self._checker.check_secrets(path, read.route or ())
+        return rule
+
+    def _with_defaults(self, *, over_i2p: bool) -> Tunnel:
+        own, defaults = self._tunnel, self._checker.file.defaults
+        if own.sam is not None and not over_i2p and not self._is_proxy:
+            self._refuse("sam", "nothing of this tunnel is at I2P; i2p: and i2p://NAME.i2p are")
+        names = [*LIMITS, "required", *(["sam"] if over_i2p or self._is_proxy else [])]
+        return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

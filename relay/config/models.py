@@ -1,0 +1,251 @@
+"""What may be written in a ``relay.toml``: the tables, their keys and what each may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, PlainValidator, Tag, WithJsonSchema
+
+from ..limits import check_count, check_time
+from ..reading import with_parameters
+from .lines import Path
+
+__all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_address", "keys_at", "schema"]
+
+LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain")
+
+
+def _checked(wanted: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A validator of a function that says what is wrong with an argument."""
+
+    def validate(value: Any) -> Any:
+        try:
+            return check(value)
+        except TypeError:
+            raise ValueError(f"{wanted} is wanted") from None
+        except ValueError as error:
+            raise ValueError(str(error).partition(": ")[2].replace(" or None", " or 'none'")) from None
+
+    return validate
+
+
+def _time(value: Any, *, zero: bool) -> float:
+    """Seconds; infinity for no limit."""
+    seconds = check_time("time", math.inf if value == "none" else value, zero=zero)
+    return math.inf if seconds is None else seconds
+
+
+def _option(value: Any) -> Any:
+    if not isinstance(value, (str, int)):
+        raise TypeError
+    return value
+
+
+def _address(value: Any) -> Any:
+    """A port may be written as a number, as on a command line."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _in_schema(least: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "number", **least}, {"const": "none"}]})
+
+
+_SECONDS = "a number of seconds, or 'none',"
+Seconds = Annotated[
+    float,
+    PlainValidator(_checked(_SECONDS, lambda value: _time(value, zero=False))),
+    _in_schema({"exclusiveMinimum": 0}),
+]
+SecondsOrZero = Annotated[
+    float,
+    PlainValidator(_checked(_SECONDS, lambda value: _time(value, zero=True))),
+    _in_schema({"minimum": 0}),
+]
+Count = Annotated[
+    int,
+    PlainValidator(_checked("a whole number", check_count)),
+    WithJsonSchema({"type": "integer", "anyOf": [{"minimum": 1}, {"const": -1}]}),
+]
+Option = Annotated[
+    str | int | bool,
+    PlainValidator(_checked("text, a whole number, true or false", _option)),
+    WithJsonSchema({"type": ["string", "integer", "boolean"]}),
+]
+Address = Annotated[str, BeforeValidator(_address, json_schema_input_type=str | int)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Defaults(_Table):
+    """What holds for every tunnel that does not say otherwise."""
+
+    nconnect: Count | None = None
+    """The most connections at one time; -1 for no limit. Others wait."""
+    timeout: Seconds | None = None
+    """Seconds after which a connection is ended, whatever it does; 'none' for no limit, as it is without this."""
+    connect_timeout: Seconds | None = None
+    """Seconds for the target to be connected, hops included; 'none' for no limit. Without this 30, over I2P 90."""
+    idle_timeout: Seconds | None = None
+    """Seconds without a byte after which a connection is ended; 'none' for no limit, as it is without this."""
+    linger: SecondsOrZero | None = None
+    """Seconds to wait for bytes of one direction after the other's end. Without this 60, over I2P 5."""
+    drain: SecondsOrZero | None = None
+    """Seconds that connections may take to finish when relay is told to stop. Without this 30."""
+    sam: str | None = None
+    """Where the I2P router's SAM bridge is, for what leads over I2P. Without this 127.0.0.1:7656."""
+    required: bool | None = None
+    """Whether all of relay up ends, with status 1, if the tunnel cannot start. Without this it does not."""
+
+
+class Tunnel(Defaults):
+    """One tunnel: where it listens, and where that leads."""
+
+    listen: Address
+    """Where it listens: 8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE, ssh://HOST?listen=HOST:PORT or
+    i2p:; as a proxy socks5://HOST:PORT or http://HOST:PORT."""
+    listen_via: list[str] | None = None
+    """The hops to an ssh:// or i2p: address of listen, the nearest first: names of [hops], or addresses."""
+    target: str | None = None
+    """What it leads to: HOST:PORT, unix:///PATH, tls://HOST:PORT?ca=FILE, i2p://NAME.i2p or exec:COMMAND; 'anywhere' is
+    a proxy for SOCKS, which at socks5:// and http:// goes without saying."""
+    via: list[str] | None = None
+    """The hops to the target, the nearest first: names of [hops], or addresses."""
+    rule: list[str] | None = None
+    """Of a proxy: PATTERN=WAY, the first that matches wins. WAY is direct, refuse, or hops with commas between them."""
+    user: str | None = None
+    """Of a proxy: who alone is let in, with a password."""
+    password: str | None = None
+    """Of a proxy: the password; allowed only in a file that nobody else can read."""
+    password_file: str | None = None
+    """Of a proxy: the file with the password."""
+    password_env: str | None = None
+    """Of a proxy: the environment variable with the password."""
+    keys: str | None = None
+    """Of i2p: as listen: the file of the destination's private key."""
+    session: str | None = None
+    """Of i2p: as listen: the name under which the destination is kept. Without this the text of target."""
+    transient: bool | None = None
+    """Of i2p: as listen: whether the destination is kept nowhere."""
+    allow: list[str] | None = None
+    """Of i2p: as listen: who alone is let in: destinations, or files of them."""
+    deny: list[str] | None = None
+    """Of i2p: as listen: who is not let in: destinations, or files of them."""
+
+
+class Hop(_Table):
+    """A hop with its parameters, which may as well be written in the address."""
+
+    address: str
+    """ssh://[USER@]HOST[:PORT], i2p:, socks5://[USER@]HOST:PORT, http://[USER@]HOST:PORT or exec:COMMAND %h %p."""
+    backend: Literal["paramiko", "openssh"] | None = None
+    """Of ssh://: what speaks SSH."""
+    keyfile: str | None = None
+    """Of ssh://: the private key; a .pub names a key of the agent."""
+    identities_only: bool | None = None
+    """Of ssh://: whether the key file is offered alone; else those of your configuration and agent follow it."""
+    passphrase: str | None = None
+    """Of ssh://: the key's passphrase; allowed only in a file that nobody else can read."""
+    passphrase_file: str | None = None
+    """Of ssh://: the file with the key's passphrase."""
+    passphrase_env: str | None = None
+    """Of ssh://: the environment variable with the key's passphrase."""
+    password: str | None = None
+    """The password; allowed only in a file that nobody else can read."""
+    password_file: str | None = None
+    """The file with the password."""
+    password_env: str | None = None
+    """The environment variable with the password."""
+    known_hosts: str | None = None
+    """Of ssh://: a file of host keys in place of your own."""
+    config: str | None = None
+    """Of ssh://: a configuration file in place of your own."""
+    hostkey: str | None = None
+    """Of ssh://: the fingerprint that the host's key must have, SHA256:…."""
+    accept_new: bool | None = None
+    """Of ssh://: whether the key of a host that is not known yet is written down and trusted."""
+    keepalive: Seconds | None = None
+    """Of ssh://: seconds between two signs of life, or 'none'. Without this 15."""
+    compress: bool | None = None
+    """Of ssh://: whether to compress."""
+    sam: str | None = None
+    """Of i2p: where the router's SAM bridge is, HOST:PORT."""
+    session: str | None = None
+    """Of i2p: the session's name."""
+    keys: str | None = None
+    """Of i2p: the file of our destination's private key."""
+    in_depth: int | None = None
+    """Of i2p: hops of the tunnels through which bytes come in, 0 to 7."""
+    out_depth: int | None = None
+    """Of i2p: hops of the tunnels through which bytes go out, 0 to 7."""
+    user: str | None = None
+    """Of i2p: who logs in at the bridge."""
+    inbound: dict[str, Option] | None = None
+    """Of i2p: further options of the session, such as quantity."""
+    outbound: dict[str, Option] | None = None
+    """Of i2p: likewise."""
+    i2cp: dict[str, Option] | None = None
+    """Of i2p: likewise."""
+
+
+def _kind(value: Any) -> str:
+    return "table" if isinstance(value, (dict, Hop)) else "text"
+
+
+class File(_Table):
+    """A file of tunnels, for relay up and relay check."""
+
+    defaults: Defaults = Defaults()
+    """What holds for every tunnel that does not say otherwise."""
+    hops: dict[str, Annotated[Annotated[str, Tag("text")] | Annotated[Hop, Tag("table")], Discriminator(_kind)]] = {}
+    """Hops by their names, which via, listen_via and rule may use: an address, or a table."""
+    tunnels: dict[str, Tunnel] = {}
+    """The tunnels by their names."""
+
+
+def keys_at(path: Path) -> Iterable[str]:
+    """The keys that are known in the table at a path."""
+    tables: dict[str, type[_Table]] = {"defaults": Defaults, "hops": Hop, "tunnels": Tunnel}
+    return (tables[str(path[0])] if path else File).model_fields
+
+
+def hop_address(hop: Hop) -> str:
+    """A hop as one address, with its parameters after a question mark."""
+    given: dict[str, Any] = hop.model_dump(exclude={"address"}, exclude_none=True)
+    parameters: list[tuple[str, str]] = []
+    for name, value in given.items():
+        if isinstance(value, dict):
+            parameters += [(f"{name}.{further}", _written(each, "true", "false")) for further, each in value.items()]
+        else:
+            parameters.append((name, _written(value, "yes", "no")))
+    return with_parameters(hop.address, parameters)
+
+
+def _written(value: str | float | bool, yes: str, no: str) -> str:
+    if isinstance(value, bool):
+        return yes if value else no
+    if isinstance(value, float):
+        return "none" if value == math.inf else f"{value:.9f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a file, for editors. TOML has no null: what may be left out just may be left out."""
+    made: dict[str, Any] = _without_nulls(File.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "relay.toml"}
+
+
+def _without_nulls(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_without_nulls(each) for each in node if each != {"type": "null"}]
+    if not isinstance(node, dict):
+        return node
+    found = {name: _without_nulls(value) for name, value in node.items() if name != "default" or value is not None}
+    if isinstance(found.get("title"), str):
+        del found["title"]
+    if len(found.get("anyOf", ())) == 1:
+        found |= found.pop("anyOf")[0]
+    return found

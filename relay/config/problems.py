@@ -1,0 +1,144 @@
+"""What is wrong with a file of tunnels: every problem with its line, and all of them at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from .lines import Path
+
+__all__ = ["Problem", "Problems", "near", "shape_problems"]
+
+Keys = Callable[[Path], Iterable[str]]
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_WANTED = {
+    "string": "text in quotes is wanted",
+    "bool": "true or false is wanted",
+    "int": "a whole number is wanted",
+    "float": "a number is wanted",
+    "list": 'a list is wanted, such as ["…", "…"]',
+    "dict": "a table is wanted",
+    "model": "a table is wanted",
+}
+_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    :param line: where, from 1; 0 for the file as a whole.
+    :param text: what, and what is allowed, in one line.
+    :param is_wrong: whether the file is wrong; else something that it names cannot be had.
+    """
+
+    line: int
+    text: str
+    is_wrong: bool = True
+
+
+class Problems:
+    """Collects what is wrong with a file.
+
+    :param name: of the file, as the user named it; empty for a command line.
+    :param root: the path that goes without saying.
+    """
+
+    def __init__(self, name: str, root: Path = ()) -> None:
+        self.name = name
+        self._root = root
+        self.lines: Mapping[Path, int] = {}
+        self._found: list[tuple[Problem, Path]] = []
+
+    def add(self, path: Path, text: str, *, line: int | None = None, is_wrong: bool = True) -> None:
+        """Note a problem with what is at a path, or in a line."""
+        shown = path[len(self._root) :] if path[: len(self._root)] == self._root else path
+        where = f"{dotted(shown)}: " if shown else ""
+        number = self.line(path) if line is None else line
+        self._found.append((Problem(number, f"{where}{' '.join(text.split())}", is_wrong), path))
+
+    def line(self, path: Path) -> int:
+        """The line of what is at a path, or of what it would be in."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 0)
+
+    def about(self, *path: str | int) -> bool:
+        """Whether something is wrong with what is at a path, or in it."""
+        return any(found[: len(path)] == path for _, found in self._found)
+
+    def in_order(self) -> list[Problem]:
+        """All of them, each once, as they come in the file."""
+        return sorted(dict.fromkeys(problem for problem, _ in self._found), key=lambda problem: problem.line)
+
+    def told(self, problem: Problem) -> str:
+        """A problem as one line, with its place."""
+        line = f"{problem.line}:" if problem.line else ""
+        return f"{self.name}:{line} {problem.text}" if self.name else problem.text
+
+
+def dotted(path: Path) -> str:
+    """A path as TOML writes it, and as it may be printed."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in path)
+    return "".join(parts).removeprefix(".")
+
+
+def _key(text: str) -> str:
+    return text if _BARE.fullmatch(text) else json.dumps(text)
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A hint for a word that is unknown, if there is one that is spelled like it."""
+    found = get_close_matches(word, list(known), 1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def shape_problems(model: type[BaseModel], document: Any, keys: Keys, problems: Problems) -> None:
+    """Note everything in a document that does not have the shape of a model.
+
+    :param keys: the names that are known in the table at a path.
+    """
+    try:
+        model.model_validate(document)
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            path = _path_of(found["loc"], document)
+            if found["type"] == "extra_forbidden":
+                problems.add(path, _unknown(str(path[-1]), list(keys(path[:-1]))))
+            elif found["type"] == "missing":
+                problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
+            else:
+                problems.add(path, _told(found))
+
+
+def _path_of(where: Iterable[str | int], document: Any) -> Path:
+    """The path of an error: with the key that is missing, and without what Pydantic calls the kinds of a value."""
+    *inner, last = where
+    path: Path = ()
+    for part in inner:
+        if isinstance(document, list) or (isinstance(document, Mapping) and part in document):
+            document = document[part]  # type: ignore[index]
+            path = (*path, part)
+    return (*path, last) if isinstance(document, Mapping | list) else path
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    return f"there is no such key{near(key, known)}; allowed are {', '.join(known)}"
+
+
+def _told(found: Any) -> str:
+    """What is wrong with a value. It is not repeated: it may be a secret."""
+    if found["type"] == "value_error":
+        return str(found["ctx"]["error"])
+    if found["type"] == "literal_error":
+        return f"{found['ctx']['expected']} is wanted"
+    kind = _KINDS.get(type(found["input"]), "a date or a time")
+    wanted = _WANTED.get(found["type"].removesuffix("_type"))
+    return f"{wanted}, not {kind}" if wanted else str(found["msg"])

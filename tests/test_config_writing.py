@@ -1,0 +1,36 @@
+"""What holds in the end, as a file: it says the same, and no secrets."""
+
+from __future__ import annotations
+
+import pytest
+from config_rig import SECRETS, WHOLE, read_text
+
+from relay import config
+from relay.config.models import LIMITS
+
+
+def effective(found):
+    limits = [{name: getattr(entry.tunnel, name) for name in LIMITS} for entry in found.entries]
+    return config.as_toml(found.file.hops, list(zip(found.entries, limits, strict=True)))
+
+
+def test_what_is_printed_says_the_same(tmp_path):
+    found = read_text(tmp_path, WHOLE)
+    again = read_text(tmp_path, effective(found))
+    assert again.problems.in_order() == []
+    assert effective(again) == effective(found)
+
+    def plain(entries):
+        return [
+            (e.name, e.via, e.listen_via, e.rules, e.is_proxy, e.tunnel.model_dump(exclude={"listen"})) for e in entries
+        ]
+
+    assert plain(again.entries)[:4] == plain(found.entries)[:4]
+    assert again.entries[0].tunnel.listen == "127.0.0.1:5432"
+
+
+@pytest.mark.parametrize(("text", "told"), SECRETS)
+def test_no_secret_is_printed(tmp_path, text, told):
+    printed = effective(read_text(tmp_path, text))
+    assert "secret" not in printed
+    assert "***" in printed

@@ -23,7 +23,7 @@ def database(listening):
 
 with socket.create_server(("127.0.0.1", 0)) as listening, SSHServer() as outer, SSHServer() as inner:
     threading.Thread(target=database, args=(listening,), daemon=True).start()
-    url = "127.0.0.1:{}".format(listening.getsockname()[1])  # as the inner bastion sees it
+    url = f"127.0.0.1:{listening.getsockname()[1]}"  # as the inner bastion sees it
     via = [outer.url, inner.url]
 
     with relay.connect(url, via=via, timeout=10) as stream:  # a socket, for drivers that take one

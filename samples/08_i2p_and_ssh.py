@@ -25,7 +25,7 @@ def greet(listening):
 
 with socket.create_server(("127.0.0.1", 0)) as listening, SSHServer() as server, SAMBridge() as bridge:
     threading.Thread(target=greet, args=(listening,), daemon=True).start()
-    service, (host, port) = "127.0.0.1:{}".format(listening.getsockname()[1]), server.address[:2]
+    service, (host, port) = f"127.0.0.1:{listening.getsockname()[1]}", server.address[:2]
     router = f"i2p:?sam={bridge.sam}"
 
     with relay.TunnelServer("", port, bridge.sam, host=host) as published:  # sshd becomes a destination

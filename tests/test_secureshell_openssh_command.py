@@ -40,7 +40,7 @@ def test_what_the_caller_did_not_say_is_left_to_ssh() -> None:
 
 
 def test_a_key_beside_those_of_the_configuration() -> None:
-    """ssh tries its default keys only where none is named."""
+    """The client tries its default keys only where none is named."""
     settings = with_server(keyfile="/k%", identities_only=False)
     found = dataclasses.replace(settings, identities=("/k%", "/home/me/.ssh/id 1"))
     options = [word for word in arguments(found, "/tmp/x", given=False, seconds=10) if "Identit" in word]

@@ -47,7 +47,6 @@ BAD = [
     ({"sam": "ssh://h:1"}, ValueError),
     ({"sam": "unix:///x"}, ValueError),
     ({"sam": "me:hunter2@h:1"}, ValueError),
-    ({"sam": "name.i2p:1"}, ValueError),
     ({"sam": None}, TypeError),
     ({"sam": ("h", 1)}, TypeError),
     ({"session": None}, TypeError),

@@ -96,7 +96,7 @@ def relays():
     found = []
     for one in psutil.Process().children(recursive=True):
         try:
-            if RELAY in one.cmdline() and one.status() != psutil.STATUS_ZOMBIE:
+            if {RELAY, "pipe"} <= {*one.cmdline()} and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
         except psutil.NoSuchProcess:
             continue

@@ -96,7 +96,7 @@ def _from_file(owner: object, name: str, path: str) -> str:
         raise AuthenticationError(f"{where}: {error.strerror}; it is read with every login") from None
     if mode & 0o077:
         raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
-    value = _without_line_end(line.decode("utf-8", "surrogateescape"))
+    value = _without_line_end(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     if not value:
         raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")
     return value

@@ -18,6 +18,7 @@ from .stream import Stream
 __all__ = ["carry"]
 
 _ROOM = 1 << 19  # bytes for a Unix socket, so that it takes a whole piece at once: measured to spare a sixth of the CPU
+_UNREAD = "standard output: nobody reads it any more"
 _LAST_WORDS = 0.3  # seconds for the input to end, once nobody reads the output: whoever ends closes both
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -53,6 +54,7 @@ def carry(
     :raises ConnectError: if it turned out that the stream leads nowhere; ``.reason`` tells.
     :raises RelayError: why else it was cut, in one line: the carrier was lost, there was a reset, a limit was reached,
         the output takes no more.
+    :raises BrokenPipeError: if nobody reads the output any more, and bytes are lost, or the input goes on.
     :raises ValueError: if a time is negative or not a number.
     :raises TypeError: if it is no number at all.
     """
@@ -123,7 +125,7 @@ class _Conversation:
         self._last = time.monotonic()  # when a byte was moved
         self._refused: BaseException | None = None  # why the stream takes no more
         self._unread: float | None = None  # since when nobody reads the output
-        self._lost: str | None = None  # what is said of that, if bytes were lost by it
+        self._lost = False  # whether bytes were lost by that
         self._done = False
         if not stream.answered:
             stream.received = lambda: self._down.mover.moved
@@ -307,7 +309,7 @@ class _Conversation:
     def _cannot_write(self, error: BaseException | None) -> None:
         if not isinstance(error, BrokenPipeError):
             raise RelayError(f"standard output: {_text(error)}") from error
-        self._lost = f"standard output: nobody reads it any more ({_text(error)})"
+        self._lost = True
         self._reader_gone()
 
     def _reader_gone(self) -> None:
@@ -318,8 +320,8 @@ class _Conversation:
 
     def _leave(self) -> None:
         """Nobody reads the output, and the input is over."""
-        if self._lost is not None:
-            raise RelayError(self._lost)
+        if self._lost:
+            raise BrokenPipeError(errno.EPIPE, _UNREAD)
         self._done = True
 
     # -- limits ---------------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ class _Conversation:
         if self._done or (due := self._due()) is None or now < due:
             return
         if self._unread is not None:
-            raise RelayError(self._lost or "standard output: nobody reads it any more, so the input was cut, too")
+            raise BrokenPipeError(errno.EPIPE, _UNREAD)
         if self._idle is not None and now >= self._last + self._idle:
             raise RelayError(f"{self._name}: no byte has moved for {self._idle:g} s (--idle-timeout)")
         if self._stream.half_close:

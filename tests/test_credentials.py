@@ -102,6 +102,11 @@ def test_exactly_one_line_end_is_left_out(
     assert password_of(SSHServer("host", password_env="RELAY_WORD")) == secret
 
 
+def test_a_mark_that_editors_put_in_front_is_no_part_of_a_secret(tmp_path: Path) -> None:
+    path = written(tmp_path / "f", b"\xef\xbb\xbfword\r\n")
+    assert password_of(SSHServer("host", password_file=path)) == "word"
+
+
 def test_a_line_end_alone_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_WORD", "\n")
     with pytest.raises(AuthenticationError, match="RELAY_WORD.*empty"):

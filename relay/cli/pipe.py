@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -93,10 +94,19 @@ def pipe(
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:
                 linger = LINGER
-            whole = stream and carry(stream, idle_timeout=idle_timeout, linger=linger, cancel=signals)
-        heard = 0 if whole else signals.wait()
+            heard = _carried(stream, idle_timeout, linger, signals)
     if heard:
         die_of(heard)
+
+
+def _carried(stream: Stream | None, idle_timeout: float | None, linger: float | None, signals: Signals) -> int | None:
+    """Carry everything; the signal that ended it, if one did."""
+    try:
+        if stream is not None and carry(stream, idle_timeout=idle_timeout, linger=linger, cancel=signals):
+            return None
+    except BrokenPipeError:
+        return signal.SIGPIPE  # as of every program whose output nobody reads, and as silently
+    return signals.wait()
 
 
 def _way(target: str, via: Sequence[str]) -> tuple[Route, object]:

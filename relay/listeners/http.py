@@ -17,6 +17,9 @@ from .tcp import listen_tcp
 __all__ = ["HTTPGreeting", "HTTPListener", "http_listen"]
 
 _LONGEST = 16384  # bytes of a request with its header; RFC 6585, section 5, names the answer to more
+_WORDS = {
+    HTTPStatus.METHOD_NOT_ALLOWED: "This proxy knows CONNECT alone, as for https:// addresses; curl -p asks for it."
+}
 _GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _REFUSALS = {"denied": HTTPStatus.FORBIDDEN, "connect_timeout": HTTPStatus.GATEWAY_TIMEOUT}
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})")
@@ -102,7 +105,8 @@ class HTTPGreeting(Greeting):
         return b""
 
     def _refuse(self, status: HTTPStatus, problem: str, *headers: str) -> None:
-        self.outcome = Refusal(_answer(status, status.description or status.phrase, *headers), problem)
+        words = _WORDS.get(status) or status.description or status.phrase
+        self.outcome = Refusal(_answer(status, words, *headers), problem)
 
     def _take(self, request: h11.Request) -> None:
         if request.method != b"CONNECT":

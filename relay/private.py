@@ -6,20 +6,19 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from .hops import over_i2p, to_i2p
 from .i2paddress import CONNECT_TIMEOUT, LINGER
 from .listeners.unix import listen_unix
 from .parsing import parse_hops, parse_target
-from .registry import target
+from .registry import Factory, target
 from .tunnel import Tunnel
 
 __all__ = ["listen_privately", "local"]
 
 
-@contextmanager
-def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Iterator[str]:
+def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
     """Make a Unix socket in a directory of its own (mode 0700) that leads to any address.
 
     For drivers that take a path and not a socket: redis, ``uds`` of httpx, ``ipc://`` of ØMQ. What is made with
@@ -48,6 +47,11 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Iterato
     at_i2p = to_i2p(hops, place)
     connect_timeout = CONNECT_TIMEOUT if at_i2p or over_i2p(hops, place) else 30.0
     linger = LINGER if at_i2p else 60.0
+    return _leading(name, make_send, connect_timeout, linger)
+
+
+@contextmanager
+def _leading(name: str, make_send: Factory, connect_timeout: float, linger: float) -> Iterator[str]:
     with listen_privately(name) as receive:
         with Tunnel(receive, make_send, timeout=None, connect_timeout=connect_timeout, linger=linger):
             yield receive.getsockname()

@@ -480,5 +480,6 @@ def _address_of(receive: Any) -> Any:
 def _in_one_line(record: ConnectionRecord) -> str:
     return (
         f"{place(record.peer) or 'a local client'} -> {record.target or 'nowhere'}: "
-        f"{record.reason} after {record.age:.3f} s, {record.received} bytes received, {record.sent} sent, {record.engine}"
+        f"{record.reason} after {record.age:.3f} s, "
+        f"{record.received} bytes received, {record.sent} sent, {record.engine}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -61,3 +62,9 @@ print("relay.secureshell.paramiko.backend" in sys.modules)
 """
     assert run(code) == ["True"]
     assert run(code.replace("ssh://me@host", "ssh://me@host?backend=openssh")) == ["False"]
+
+
+def test_garbage_is_looked_for_as_ever_when_the_start_is_over():
+    said = run("import gc\nprint(gc.get_threshold()[0])\nheadstart.is_over()\nprint(*gc.get_threshold())")
+    assert int(said[0]) > 1000
+    assert tuple(map(int, said[1:])) == gc.get_threshold()

@@ -109,3 +109,17 @@ def test_a_tunnel_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no descriptor"), relay.local("127.0.0.1:1"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "via", "error"),
+    [
+        ("h:0", [], ValueError),
+        ("h:1", ["tls://x:1"], ValueError),
+        ("h:1", "ssh://a", TypeError),
+        ("h:1", [None], TypeError),
+    ],
+)
+def test_what_cannot_be_right_is_told_at_the_call(url, via, error):
+    with pytest.raises(error):
+        relay.local(url, via)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..connection import Stats
 from ..errors import CarrierError, ConnectError
+from . import headstart
 from .i2p import tell_published
 from .output import LiveTable, carriers_quiet, complain, reason, say, summary
 from .plans import Opened, Plan
@@ -83,6 +84,7 @@ class Fleet:
         with LiveTable(self._view) if watch else nullcontext() as table:
             for member in self._members:
                 self._begin(member)
+            headstart.is_over()
             while not self._done:
                 heard = self._signals.wait(REFRESH if table is not None else None)
                 if heard:

@@ -14,17 +14,23 @@ from typing import Any
 
 from ..address import SSHServer
 
-__all__ = ["begin", "climbing", "quicken"]
+__all__ = ["begin", "climbing", "is_over", "quicken"]
 
 _GARBAGE = 20_000  # objects more than before until Python looks for garbage; there is next to none in what is imported
+_USUAL = gc.get_threshold()
 _BACKEND = "relay.secureshell.paramiko.backend"
 
 
 def quicken() -> None:
     """Leave out what takes time at the start of this program and is of no use to it."""
-    gc.set_threshold(_GARBAGE)
+    gc.set_threshold(_GARBAGE, *_USUAL[1:])
     _put_off("importlib.metadata")  # for plugins and versions
     _put_off("invoke")  # for `Match exec` in an SSH configuration that only paramiko reads
+
+
+def is_over() -> None:
+    """The start is over: garbage is looked for as in every program, lest one that runs for years keeps it."""
+    gc.set_threshold(*_USUAL)
 
 
 def begin(route: Iterable[object]) -> None:

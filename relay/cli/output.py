@@ -218,7 +218,8 @@ def _finished(record: ConnectionRecord) -> str:
 
     return (
         f"{place(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
-        f"{record.reason} after {record.age:.3f} s, {decimal(record.received)} received, {decimal(record.sent)} sent, {record.engine}"
+        f"{record.reason} after {record.age:.3f} s, "
+        f"{decimal(record.received)} received, {decimal(record.sent)} sent, {record.engine}"
     )
 
 

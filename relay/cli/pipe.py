@@ -101,6 +101,7 @@ def pipe(
 
 def _carried(stream: Stream | None, idle_timeout: float | None, linger: float | None, signals: Signals) -> int | None:
     """Carry everything; the signal that ended it, if one did."""
+    headstart.is_over()
     try:
         if stream is not None and carry(stream, idle_timeout=idle_timeout, linger=linger, cancel=signals):
             return None

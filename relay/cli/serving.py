@@ -14,6 +14,7 @@ from typing import Any
 from ..hops import inline_secrets
 from ..parsing import parse_hops, parse_listen, parse_target
 from ..tunnel import Tunnel
+from . import headstart
 from .i2p import tell_published
 from .options import Options
 from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary, view_of
@@ -120,6 +121,7 @@ def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = Fal
 
 def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:
     """Wait for a signal and drain; return when that is done, or at a second signal. The tunnel is closed next."""
+    headstart.is_over()
     with LiveTable(functools.partial(view_of, tunnel, watched)) if watched else nullcontext() as table:
         closing: threading.Thread | None = None
         while (heard := signals.wait(REFRESH if table else None)) != 0:

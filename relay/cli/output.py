@@ -102,6 +102,7 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
     """
     handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug, named=named))
     logger = logging.getLogger("relay")
+    before = logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
@@ -110,6 +111,8 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
         yield
     finally:
         logger.removeHandler(handler)
+        logger.propagate = before[0]
+        logger.setLevel(before[1])
         handler.close()
 
 

@@ -10,6 +10,8 @@ import inspect
 import select
 import socket
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -487,7 +489,6 @@ def test_one_that_fails_ends_the_others_of_its_group(serve):
 
 def failures(sshd, tmp_path):
     """What fails, by name: an address and its hops."""
-    (tmp_path / "hosts").write_text("")
     return {
         "refused": ("127.0.0.1:1", []),
         "missing": (f"unix://{tmp_path}/none", []),
@@ -506,9 +507,10 @@ def unknown(*_, **__):
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-@pytest.mark.parametrize("name", failures(type("", (), {"url": "", "known_hosts": ""}), __import__("pathlib").Path()))
+@pytest.mark.parametrize("name", failures(SimpleNamespace(url="", known_hosts=""), Path()))
 def test_it_fails_as_connect_does(name, sshd, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no name leaves this machine
+    (tmp_path / "hosts").write_text("")
     url, via = failures(sshd, tmp_path)[name]
     with pytest.raises((OSError, ValueError)) as plain:
         relay.connect(url, via, WAIT)

@@ -36,13 +36,13 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     :param control: one end of a socketpair; the program has the other.
     :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
         the socket to listen with.
-    :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log) and
-        ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``: seconds in which the hops must be up before it
-        listens. Perhaps ``unused``: for an :class:`~relay.ephemeral.EphemeralTunnel`, which listens at a private Unix
-        socket if there is nothing else.
+    :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log),
+        ``program`` (the number of its process) and ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
+        seconds in which the hops must be up before it listens. Perhaps ``unused``: for an
+        :class:`~relay.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing else.
     """
     _leave_standard_input()
-    _end_with_the_program()
+    _end_with_the_program(request["program"])
     events, *receive = map(_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)
     logging.getLogger().addHandler(log)
@@ -119,8 +119,10 @@ def _leave_standard_input() -> None:
     os.close(null)
 
 
-def _end_with_the_program() -> None:
+def _end_with_the_program(program: int) -> None:
     """Have the kernel send a signal when the program dies, and end on any, with what has been made so far.
+
+    :param program: its number; if it has died before the kernel was told, nobody sends anything.
 
     The end of ``control`` alone would do, were it not that a process that the program forked may hold its other end.
     """
@@ -131,6 +133,8 @@ def _end_with_the_program() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != program:
+            os._exit(0)
 
 
 def _on_a_signal(end: Callable[[], object]) -> None:

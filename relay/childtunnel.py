@@ -173,7 +173,8 @@ class ChildTunnel:
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
             socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
-            self._channel.send({**request, "level": logger.getEffectiveLevel()}, deadline)
+            request = {**request, "level": logger.getEffectiveLevel(), "program": os.getpid()}
+            self._channel.send(request, deadline)
             answer = self._channel.receive(deadline)
         except TimeoutError:
             raise RelayError(f"the child process did not listen within {patience:.0f} s") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -44,6 +45,7 @@ class Bare:
             "target": "127.0.0.1:1",
             "via": [],
             "level": 30,
+            "program": os.getpid(),
             "options": OPTIONS,
             "path": path,
         }
@@ -248,3 +250,10 @@ def test_a_program_that_is_gone_stops_the_log_and_nobody_else(forwarder, monkeyp
     log._thread.join(WAIT)
     assert not log._thread.is_alive()
     assert log._lines.qsize() <= 11
+
+
+def test_it_ends_at_once_if_the_program_has_died_before():
+    """And the kernel has nobody to send a signal for, who waits for a server meanwhile."""
+    with Bare(program=os.getppid()) as orphan:
+        assert orphan.begin() is None
+        assert orphan.process.wait(WAIT) == 0

@@ -28,6 +28,7 @@ __all__ = ["main"]
 _LAST = 3  # seconds to end in, before the kernel ends the process
 _LOG_LIMIT = 10_000  # records held while the program does not read them
 _PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(control: socket.socket, descriptors: Sequence[int], request: Message) -> None:
@@ -129,6 +130,10 @@ def _end_with_the_program(program: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _on_a_signal(sys.exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread that started this one may have blocked them
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    threading.Thread(target=_pass_on, args=(hears,), name="relay-signal", daemon=True).start()
     if sys.platform == "linux":
         import ctypes
 
@@ -139,11 +144,19 @@ def _end_with_the_program(program: int) -> None:
 
 def _on_a_signal(end: Callable[[], object]) -> None:
     def handle(number: int, frame: object) -> None:
+        for one in _ENDING:  # the kernel says it for each thread of the program that dies
+            signal.signal(one, signal.SIG_IGN)
         signal.alarm(_LAST)
         end()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, handle)
+
+
+def _pass_on(hears: int) -> None:
+    """Wake the main thread, which acts upon signals, for the kernel may hand one to any thread."""
+    os.read(hears, 1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _end_with_the_tunnel(tunnel: Tunnel, control: socket.socket) -> None:

@@ -368,7 +368,7 @@ def _two_routers(network: i2pd.Network, count: int) -> Routers:
 
 def _wait_until_published(elsewhere: i2pd.Router, keys: list[Path]) -> None:
     """Wait until another router can find all of these."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     with contextlib.closing(socket.create_connection(elsewhere.sam, WAIT)) as connection:
         connection.settimeout(30)
         connection.sendall(b"HELLO VERSION MIN=3.1 MAX=3.1\n")

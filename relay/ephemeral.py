@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
+import socket
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -94,6 +98,14 @@ class EphemeralTunnel(Tunnel):
 
 
 def _is_quiet(connection: Connection, since: float) -> bool:
-    """Whether nothing has come from the client since then, and nothing of it waits for the target to take it."""
+    """Whether nothing has come from the client since then, and nothing of it waits, here or for the target."""
     up = connection.up
-    return max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
+    is_still = max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
+    return is_still and not _unread(connection.client)
+
+
+def _unread(client: socket.SocketType) -> int:
+    """Bytes that have come and that nobody has read yet (ioctl(2), FIONREAD)."""
+    number = array.array("i", [0])
+    fcntl.ioctl(client.fileno(), termios.FIONREAD, number)
+    return number[0]

@@ -191,13 +191,18 @@ def test_an_end_that_has_settled_is_what_it_was(world, any_engine, end, fate, re
 
 @pytest.mark.parametrize("end", [socket.socket.close, reset])
 def test_an_end_before_any_answer_settles_as_well(world, end):
+    def is_open():
+        return [record.state for record in one.tunnel.connections()] == ["open"]
+
     one = world(settle=0.02)
     client, far = one.connect()
+    wait_until(is_open)
     end(far)
     assert ending(client) == "reset"
     assert ended(one.tunnel) == ["unreachable"]
     one = world(settle=0.02, failure=lambda: LOST)
     client, far = one.connect()
+    wait_until(is_open)
     end(far)
     assert ending(client) == "reset"
     assert ended(one.tunnel) == ["carrier_lost"]

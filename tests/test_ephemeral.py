@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -139,11 +140,8 @@ def test_what_a_client_has_said_waits_for_a_slow_target(make, listening, monkeyp
     tunnel = make()
     with client_of(tunnel) as client, accepted(listening) as far:
         sent = 0
-        client.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                sent += client.send(BLOCK)
-        client.settimeout(WAIT)
+        while select.select([], [client], [], 0.3)[1]:  # until all buffers on the way are full
+            sent += client.send(BLOCK[: 1 << 16])
         closing = Thread(tunnel.close, WAIT)
         closing.join(0.5)
         assert closing.is_alive()

@@ -14,6 +14,7 @@ from . import tunnel
 from .dialing import LATE, Answer, Dialed
 from .errors import ConnectError
 from .limits import check_time
+from .observer import OnEnd
 from .race import Direct
 from .reaching import dialed
 from .records import ConnectionRecord, Stats
@@ -99,6 +100,8 @@ class Tunnel:
     :param make_send: likewise; it is called in a thread, so a coroutine function is of no use.
     :param nconnect: likewise.
     :param timeout: likewise, and so are the others: ``connect_timeout``, ``idle_timeout``, ``linger`` and ``name``.
+    :param on_end: likewise; it is called on a thread of the tunnel, not in the loop. To handle records in the loop,
+        pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Tunnel:
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
         name: str | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         self._tunnel = _Tunnel(
             receive,
@@ -122,6 +126,7 @@ class Tunnel:
             idle_timeout=idle_timeout,
             linger=linger,
             name=name,
+            on_end=on_end,
         )
 
     @property

@@ -13,6 +13,7 @@ from .i2paddress import CONNECT_TIMEOUT, LINGER, SAM
 from .limits import check_count, check_time
 from .listeners.i2p import i2p_listen
 from .listeners.tcp import listen_tcp
+from .observer import OnEnd, check_callback
 from .sam.destinations import b32_of, is_base64
 from .senders.i2p import i2p
 from .senders.tcp import tcp
@@ -53,7 +54,7 @@ class TunnelServer(Tunnel):
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
         ``failed``, ``closed``), on a thread of ours; it must not block, and what it raises is logged.
-    :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``: as for :class:`relay.Tunnel`.
+    :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``, ``on_end``: as for :class:`relay.Tunnel`.
     :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones.
     :raises ConnectError: if there is no bridge, or no answer.
@@ -89,10 +90,11 @@ class TunnelServer(Tunnel):
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
         name: str | None = None,
+        on_end: OnEnd | None = None,
         **options: Any,
     ) -> None:
         make_send = tcp(host, port)
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, session)
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
         self._listener = i2p_listen(
             session,
             sam=samaddr,
@@ -179,9 +181,10 @@ class TunnelClient(Tunnel):
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
         name: str | None = None,
+        on_end: OnEnd | None = None,
         **options: Any,
     ) -> None:
-        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, session)
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
         self._session = session
         self._sender = i2p(
             dest,
@@ -248,12 +251,14 @@ def _limits(
     idle_timeout: float | None,
     linger: float | None,
     name: str | None,
+    on_end: OnEnd | None,
     session: str,
 ) -> dict[str, Any]:
     """The limits and the name as a tunnel takes them, checked before anything is opened."""
     for what, text in (("name", name or ""), ("session", session)):
         if not isinstance(text, str):
             raise TypeError(f"{what}: a str is wanted, not {type(text).__name__}")
+    check_callback(on_end)
     return {
         "nconnect": check_count(nconnect),
         "timeout": check_time("timeout", timeout),
@@ -261,4 +266,5 @@ def _limits(
         "idle_timeout": check_time("idle_timeout", idle_timeout),
         "linger": check_time("linger", linger, zero=True),
         "name": name or session or None,
+        "on_end": on_end,
     }

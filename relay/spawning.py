@@ -53,6 +53,9 @@ def spawn(
     records come out of this program's own loggers; a level of ``relay`` that is set later reaches it with the next call
     of :meth:`~ChildTunnel.stats` or any other member that asks it.
 
+    There is no ``on_end``: a callable cannot be sent to another process. :meth:`~ChildTunnel.recent` returns the last
+    100 connections that ended, and the log has a line at INFO for each.
+
     :param listen: an address as for :func:`relay.listen`, or a bound, listening :class:`socket.socket`, which belongs
         to the result from then on.
     :param target: an address as for :func:`relay.target`.

@@ -24,6 +24,7 @@ from .flow import Workspace
 from .greeting import Greeting, HearingListener
 from .limits import Limits, check_count, check_time
 from .loop import Loop, Timer
+from .observer import Observer, OnEnd, check_callback
 from .pipes import PipePool
 from .race import place
 from .stream import Stream
@@ -69,7 +70,12 @@ class Tunnel:
     :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
         ever.
     :param name: in the log, in ``repr`` and of the thread.
-    :raises TypeError: if an argument is of a wrong kind; ``make_send`` must not be a coroutine function.
+    :param on_end: called with the :class:`~relay.records.ConnectionRecord` of each connection that has ended, in the
+        order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further ones
+        are dropped with a warning in the log. What it raises is logged. :meth:`close`, with ``drain`` or without, and
+        :meth:`join` return after it has been called for every connection. They wait at most five seconds for a slow
+        one; then a warning is logged, and the thread goes on with the rest.
+    :raises TypeError: if an argument is of a wrong kind; ``make_send`` and ``on_end`` must not be coroutine functions.
     :raises ValueError: if ``receive`` does not listen, or a number is out of range.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
 
@@ -87,9 +93,11 @@ class Tunnel:
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
         name: str | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         check_listener(receive)
         _check_factory(make_send)
+        check_callback(on_end)
         self._nconnect = check_count(nconnect)
         self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
         self.limits = Limits(
@@ -101,6 +109,7 @@ class Tunnel:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: text is wanted, not {type(name).__name__}")
         self.name = name or f"relay tunnel {next(_numbers)}"
+        self._observer = Observer(on_end, self.name) if on_end is not None else None
         self._receive = receive
         self._make_send = make_send
         self._address = _address_of(receive)
@@ -176,7 +185,8 @@ class Tunnel:
     def close(self, drain: float = 0.0) -> None:
         """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.
 
-        Called from inside ``make_send`` or a callback it marks the tunnel as closing and returns.
+        Called from inside ``make_send`` or a callback it marks the tunnel as closing and returns. ``on_end`` has been
+        called for every connection when it returns, unless it takes longer than five seconds.
 
         :param drain: seconds that connections may take to finish first; those that are left are reset.
         :raises TypeError: if ``drain`` is not a number.
@@ -186,7 +196,7 @@ class Tunnel:
         if self._forked:
             return
         self.loop.call(functools.partial(self._close, seconds))
-        if threading.current_thread() is not self._thread and not self._connector.workers.is_one():
+        if not self._is_ours() and not self._connector.workers.is_one():
             self._over.wait()
             self._thread.join()
 
@@ -195,8 +205,12 @@ class Tunnel:
 
         :param timeout: seconds to wait at most; ``None`` for ever.
         """
-        if not self._forked and threading.current_thread() is not self._thread:
+        if not self._forked and not self._is_ours():
             self._thread.join(timeout)
+
+    def _is_ours(self) -> bool:
+        """Whether the current thread must not wait for the tunnel's end, which waits for it."""
+        return self.is_here() or (self._observer is not None and self._observer.is_here())
 
     def __enter__(self) -> Self:
         return self
@@ -287,6 +301,8 @@ class Tunnel:
         reason = connection.reason
         if reason not in ("done", "closed"):
             self._failed[str(reason)] += 1
+        if self._observer is not None:
+            self._observer.put(connection.record(connection.finished))
         if logger.isEnabledFor(logging.INFO):
             record = connection.record(connection.finished)
             logger.info("%s: %s", self.name, _in_one_line(record), extra={"connection": record})
@@ -408,6 +424,8 @@ class Tunnel:
                 close()
             except Exception:
                 logger.exception("%s: closing the factory failed", self.name)
+        if self._observer is not None:
+            self._observer.close()
         self._over.set()
 
     def _in_loop(self, function: Callable[[], object]) -> None:

@@ -702,3 +702,17 @@ def test_it_outlives_a_loop_that_is_closed(echo_server):
         assert client.recv(1) == b"x"
     run(tunnel.close())
     assert "closed" in repr(tunnel)
+
+
+def test_on_end_is_called_before_close_returns(echo_server):
+    seen = []
+
+    async def work():
+        async with aio.Tunnel(relay.listen(":0"), echo_server.factory(), on_end=seen.append) as tunnel:
+            reader, writer = await asyncio.open_connection(*tunnel.address)
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+        writer.close()
+        assert [record.reason for record in seen] == ["closed"]
+
+    run(work())

@@ -83,6 +83,16 @@ def test_a_client_leads_to_the_destination(bridge):
     assert (tunnel.dest, tunnel.remotedest, tunnel.state) == (KEY.destination, DEST, "closed")
 
 
+def test_a_client_calls_on_end(bridge):
+    seen = []
+    with make_client(bridge, dest=DEST, on_end=seen.append) as tunnel:
+        with socket.create_connection(tunnel.address) as client:
+            client.settimeout(WAIT)
+            exchange(client, bridge.stream())
+        wait_until(lambda: tunnel.recent())
+    assert seen == tunnel.recent()
+
+
 def test_a_client_of_a_name_looks_it_up_when_it_is_asked(bridge):
     bridge.names[NAME] = DEST
     with make_client(bridge) as tunnel:
@@ -219,6 +229,7 @@ WRONG = [
     ({"idle_timeout": 0}, ValueError, "^idle_timeout: "),
     ({"linger": float("nan")}, ValueError, "^linger: "),
     ({"name": 3}, TypeError, "^name: a str is wanted"),
+    ({"on_end": 3}, TypeError, "^on_end: expected a callable"),
     ({"depth": 3}, TypeError, "^depth: there is no such keyword"),
     ({"in_depth": 9}, ValueError, "^in_depth: 9 is out of range"),
     ({"via": ["tcp://h:1"]}, ValueError, "^hop 'tcp://h:1': tcp:// is a target, not a hop"),

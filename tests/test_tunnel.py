@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from helpers import BLOCK, Relayed, Server, Thread, ended, ending, exchange, rec
 
 import relay
 from relay import tunnel as tunnel_module
+from relay.records import ConnectionRecord
 from relay.testing import FakeListener
 
 
@@ -271,3 +273,70 @@ def test_system_exit_in_accept_does_not_end_the_accepting(echo_server: Server) -
     listener.fail(SystemExit("a bug"))
     with relay.Tunnel(listener, echo_server.factory()), listener.connect() as client:
         exchange_with_echo(client)
+
+
+def test_on_end_gets_the_record_of_each_connection(relayed: Callable[..., Relayed]) -> None:
+    seen: queue.SimpleQueue[tuple[ConnectionRecord, str]] = queue.SimpleQueue()
+    made = relayed(name="seen", on_end=lambda record: seen.put((record, threading.current_thread().name)))
+    client, far = made.connect()
+    exchange(client, far)
+    client.close()
+    far.close()
+    record, where = seen.get(timeout=10)
+    assert [record] == made.tunnel.recent()
+    assert record.reason == "done"
+    assert where == "seen on_end"
+
+
+@pytest.mark.parametrize("drain", [0.0, 10.0])
+def test_close_returns_after_on_end_has_got_every_record(relayed: Callable[..., Relayed], drain: float) -> None:
+    seen: list[str | None] = []
+    go = threading.Event()
+    made = relayed(on_end=lambda record: (go.wait(10), seen.append(record.reason)))
+    pairs = [made.connect() for _ in range(5)]
+    for pair in pairs:
+        exchange(*pair)
+    closing = Thread(made.tunnel.close, drain)
+    if drain:
+        for client, far in pairs:
+            client.close()
+            far.close()
+    wait_until(lambda: not made.tunnel.connections())
+    assert closing.is_alive()
+    go.set()
+    closing.result()
+    assert len(seen) == 5
+    assert set(seen) == ({"done"} if drain else {"closed"})
+
+
+def test_a_slow_on_end_does_not_hold_up_the_relay(relayed: Callable[..., Relayed]) -> None:
+    go = threading.Event()
+    made = relayed(on_end=lambda record: go.wait(10))
+    for _ in range(3):
+        client, far = made.connect()
+        exchange(client, far)
+        client.close()
+        far.close()
+    go.set()
+
+
+def test_a_tunnel_can_be_closed_in_on_end(echo_server: Server) -> None:
+    joined: list[bool] = []
+
+    def end(record: ConnectionRecord) -> None:
+        tunnel.close()
+        tunnel.join()
+        joined.append(True)
+
+    tunnel = relay.Tunnel(relay.listen(":0"), echo_server.factory(), on_end=end)
+    with socket.create_connection(tunnel.address, timeout=10):
+        pass
+    tunnel.join(10)
+    assert repr(tunnel).endswith("closed>")
+    assert joined == [True]
+
+
+def test_a_bad_on_end_is_named_and_leaves_the_listener_with_the_caller(listener: socket.socket) -> None:
+    with pytest.raises(TypeError, match="on_end: expected a callable, got str"):
+        relay.Tunnel(listener, relay.tcp("127.0.0.1", 1), on_end="print")  # type: ignore[arg-type]
+    assert listener.fileno() >= 0

@@ -99,7 +99,8 @@ class Tunnel:
     :param receive: this and the rest are as for :class:`relay.Tunnel`, and so are the errors.
     :param make_send: likewise; it is called in a thread, so a coroutine function is of no use.
     :param nconnect: likewise.
-    :param timeout: likewise, and so are the others: ``connect_timeout``, ``idle_timeout``, ``linger`` and ``name``.
+    :param timeout: likewise: **after 60 s each connection is reset** unless this is ``None``. ``connect_timeout``,
+        ``idle_timeout``, ``linger`` and ``name`` are the same, too.
     :param on_end: likewise; it is called on a thread of the tunnel, not in the loop. To handle records in the loop,
         pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
     """

@@ -42,17 +42,17 @@ _numbers = iter(range(1, 1 << 62))
 
 
 class Tunnel:
-    """Relays connections from a listener to streams that a factory makes.
+    """Relays connections from a listener to streams that a factory makes; resets each connection after 60 s by default.
+
+    ``timeout=60.0`` limits the whole lifetime of a connection, whatever moves on it: a database session or a WebSocket
+    is reset after a minute, too. Pass ``timeout=None`` for connections that may last. The limit keeps a client that
+    sends a byte now and then from occupying a place for ever; ``idle_timeout`` and ``nconnect`` are other ways. The
+    first connection that it ends is a WARNING in the log; the reason in the records is ``lifetime``.
 
     A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both
     ways until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction
-    only, and a reset is passed on as a reset. Socket errors never shut the tunnel down.
-
-    The original exchanged data "until one socket is closed", which loses the reply to a client that ends its request by
-    a half-close; here both directions end for themselves, and ``linger`` bounds how long the second may be silent.
-
-    The original warned that an attacker could keep a tunnel's socket open by pinging it regularly, and left it to the
-    accepted sockets to prevent that. Here ``timeout`` does: it bounds the whole life of a connection, whatever moves.
+    only, so a client that half-closes after its request still receives the reply; ``linger`` limits how long the other
+    direction may be silent then. A reset is passed on as a reset. Socket errors never shut the tunnel down.
 
     :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)``
         and ``close()``. The tunnel owns it and closes it.
@@ -300,6 +300,8 @@ class Tunnel:
         self._sent += connection.sent
         reason = connection.reason
         if reason not in ("done", "closed"):
+            if reason == "lifetime" and not self._failed["lifetime"]:
+                self._warn_of_lifetime(connection)
             self._failed[str(reason)] += 1
         if self._observer is not None:
             self._observer.put(connection.record(connection.finished))
@@ -311,6 +313,13 @@ class Tunnel:
                 self.loop.stop()
         elif not self.listening:
             self.update_listening()
+
+    def _warn_of_lifetime(self, connection: Connection) -> None:
+        text = (
+            "%s: timeout: reset the connection of %s after %g s, the longest that one may last; "
+            "timeout=None is no limit (logged once for a tunnel)"
+        )
+        logger.warning(text, self.name, place(connection.peer) or "a local client", self.limits.lifetime)
 
     def let_go(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; what is to be done afterwards may block and is done elsewhere."""

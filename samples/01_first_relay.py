@@ -8,7 +8,7 @@ import relay
 
 with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as web:
     threading.Thread(target=web.serve_forever).start()
-    with relay.Tunnel(relay.listen(":0"), relay.tcp(*web.server_address)) as tunnel:
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*web.server_address), timeout=None) as tunnel:
         client = http.client.HTTPConnection(*tunnel.address)
         client.request("GET", "/")
         answer = client.getresponse()

@@ -27,7 +27,8 @@ def test_the_target_learns_who_comes() -> None:
     near, far = socket.socketpair()
     with check_leaks(), far:
         listener = FakeListener()
-        with relay.Tunnel(listener, Greeting(lambda: near)), listener.connect(peer="alice") as client:
+        tunnel = relay.Tunnel(listener, Greeting(lambda: near), timeout=None)
+        with tunnel, listener.connect(peer="alice") as client:
             client.sendall(b"hello")
             client.shutdown(socket.SHUT_WR)
             with far.makefile("rb") as lines:

@@ -18,7 +18,7 @@ with (
     service = f"127.0.0.1:{web.server_port}"
 
     # A port of this machine that leads there, for programs that know nothing of SSH.
-    with relay.Tunnel(relay.listen(":0"), relay.target(service, via=[bastion.url])) as tunnel:
+    with relay.Tunnel(relay.listen(":0"), relay.target(service, via=[bastion.url]), timeout=None) as tunnel:
         for _ in range(3):
             client = http.client.HTTPConnection(*tunnel.address)
             client.request("GET", "/")

@@ -10,7 +10,7 @@ from relay.testing import SSHServer
 
 with socket.create_server(("127.0.0.1", 0)) as service, SSHServer() as server:
     listener = relay.ssh_listen(server.url)  # at 127.0.0.1 of the server, at a port that it chooses
-    with relay.Tunnel(listener, relay.tcp(*service.getsockname())) as tunnel:
+    with relay.Tunnel(listener, relay.tcp(*service.getsockname()), timeout=None) as tunnel:
         host, port = tunnel.address
         print(f"published at {host} of the server")
 

@@ -16,7 +16,7 @@ with (
 ):
     threading.Thread(target=web.serve_forever).start()
     rules = [f"127.0.0.0/8={bastion.url}", "*.example=direct"]  # the first that matches wins; all else is refused
-    with relay.Tunnel(relay.listen("socks5://127.0.0.1:0"), relay.dynamic(rules=rules)) as tunnel:
+    with relay.Tunnel(relay.listen("socks5://127.0.0.1:0"), relay.dynamic(rules=rules), timeout=None) as tunnel:
         proxy = "socks5://{}:{}".format(*tunnel.address)
 
         # Our own client of it; a browser, or curl --proxy socks5h://…, does the same.

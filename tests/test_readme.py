@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import shlex
@@ -52,6 +53,22 @@ def test_the_commands_are_understood(command):
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert "unexpected extra argument(s) (surplus)" in done.stderr
+
+
+SAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "samples").glob("*.py"))}
+SHOWN = {**{f"README {number}": program for number, program in enumerate(PROGRAMS)}, **SAMPLES}
+
+
+@pytest.mark.parametrize("program", SHOWN.values(), ids=SHOWN)
+def test_no_example_ends_connections_after_a_minute(program):
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)]
+    tunnels = [call for call in calls if ast.unparse(call.func) in ("relay.Tunnel", "relay.aio.Tunnel", "Tunnel")]
+    for call in tunnels:
+        assert "timeout=None" in ast.unparse(call)
+
+
+def test_examples_of_tunnels_are_found():
+    assert sum("relay.Tunnel(" in program for program in SHOWN.values()) >= 8
 
 
 def test_it_shows_programs_and_commands():

@@ -34,7 +34,7 @@ class SAMBridge:
             with TunnelServer("web", 8000, samaddr=bridge.sam) as server: ...
 
     For a bridge behind TLS, put a tunnel in front: ``relay.Tunnel(relay.listen("tls://:0?cert=…&key=…"),
-    relay.tcp(*bridge.address))``.
+    relay.tcp(*bridge.address), timeout=None)``.
 
     All times below may be changed while it runs, in :attr:`settings`, where everything has the same name.
 

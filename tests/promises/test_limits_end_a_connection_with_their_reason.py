@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 
@@ -37,6 +38,18 @@ def test_lifetime_ends_a_connection_whatever_it_does(relayed, any_engine):
     with pytest.raises(ConnectionError):
         echo.result()
     assert ended(rig.tunnel, 2) == ["lifetime", "lifetime"]
+
+
+def test_the_first_connection_that_the_lifetime_ends_is_a_warning_that_names_it(relayed, caplog):
+    rig = relayed(timeout=SHORT, name="minute")
+    for _ in range(2):
+        client, _ = rig.connect()
+        assert ending(client) == "reset"
+    ended(rig.tunnel, 2)
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert line.getMessage().startswith("minute: timeout: reset the connection of ")
+    assert "after 0.3 s" in line.getMessage()
+    assert "timeout=None is no limit" in line.getMessage()
 
 
 def test_a_pinging_attacker_cannot_outlive_the_lifetime_though_idle_and_linger_are_put_off(relayed, any_engine):

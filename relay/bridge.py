@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .errors import ConnectError
 from .stream import Stream, is_tls, reset
 
 if TYPE_CHECKING:
@@ -105,9 +106,13 @@ class Bridge:
         self._sent = threading.Event()  # all that the engine sent was passed on, or cannot be
         self._left = 2
         self._end_output = _end_output(made)
-        if _can(made, "settimeout"):
-            made.settimeout(None)
-        ours, self._inner = _small_pair()
+        try:
+            if _can(made, "settimeout"):
+                made.settimeout(None)
+            ours, self._inner = _small_pair()
+        except BaseException:
+            _close(made)
+            raise
         self.stream = _BridgedStream(ours, self, half_close=self._end_output is not None)
         name = type(made).__name__
         for work in (self._inward, self._outward):
@@ -123,9 +128,12 @@ class Bridge:
             pass  # the engine closed its end: the outward thread sees that, too
         self._thread_over()
 
-    def _receive(self, receive: Callable[[int], bytes]) -> bytes:
+    def _receive(self, receive: Callable[[int], Any]) -> bytes:
         try:
-            return receive(_CHUNK)
+            data = receive(_CHUNK)
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise _wrong(self._made, "recv", "bytes", data)
+            return bytes(data)
         except BaseException as error:  # noqa: BLE001  (a foreign object may raise anything: the stream has failed)
             self._fail(error)
             return b""
@@ -158,7 +166,7 @@ class Bridge:
             else:
                 view = memoryview(data)
                 while view:
-                    view = view[made.send(view) :]
+                    view = view[_count(made, made.send(view), len(view)) :]
         except BaseException as error:  # noqa: BLE001  (as above)
             self._fail(error)
             return False
@@ -169,7 +177,7 @@ class Bridge:
             if not self._closed and self._end_output is not None:
                 try:
                     self._end_output()
-                except Exception as error:  # noqa: BLE001  (as above)
+                except BaseException as error:  # noqa: BLE001  (as above)
                     logger.debug("%r: its output could not be ended: %s", self._made, error)
 
     def _wait_for_close(self) -> None:
@@ -198,12 +206,9 @@ class Bridge:
             try:
                 if _can(made, "shutdown"):
                     made.shutdown(socket.SHUT_RDWR)  # wakes a thread that is in recv
-            except Exception as error:  # noqa: BLE001  (as above)
+            except BaseException as error:  # noqa: BLE001  (as above)
                 logger.debug("%r: %s", made, error)
-            try:
-                made.close()
-            except Exception as error:  # noqa: BLE001  (as above)
-                logger.debug("%r: %s", made, error)
+            _close(made)
 
     def _thread_over(self) -> None:
         with self._lock:
@@ -211,6 +216,32 @@ class Bridge:
             last = not self._left
         if last:
             self._inner.close()
+
+
+def _count(made: Any, sent: Any, most: int) -> int:
+    """What ``send`` returned, if it can be the number of bytes that it took.
+
+    :raises OSError: if it took none, as paramiko's does on a closed channel.
+    :raises ConnectError: if it is no such number.
+    """
+    if not isinstance(sent, int) or not 0 <= sent <= most:
+        raise _wrong(made, "send", f"the number of bytes that it took, of {most}", sent)
+    if not sent:
+        raise BrokenPipeError(errno.EPIPE, "the object takes no more bytes")
+    return sent
+
+
+def _wrong(made: Any, method: str, expected: str, got: Any) -> ConnectError:
+    shown = repr(got) if isinstance(got, int) else type(got).__name__
+    text = f"{type(made).__name__}.{method}: expected {expected}, got {shown}; fix the object"
+    return ConnectError(text, reason="factory_error")
+
+
+def _close(made: Any) -> None:
+    try:
+        made.close()
+    except BaseException as error:  # noqa: BLE001  (a foreign object may raise anything)
+        logger.debug("%r: %s", made, error)
 
 
 def _end_output(made: Any) -> Callable[[], object] | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 
 import pytest
-from helpers import ended, exchange, fate_of_client, steady
+from helpers import WAIT, ended, exchange, fate_of_client, steady
 
 import relay
 
@@ -83,6 +84,67 @@ def test_nonsense_is_an_error_that_says_what_came(caplog, mark, nonsense):
     (record,) = logged(caplog)
     text = record.getMessage() + str(record.exc_info and record.exc_info[1])
     assert type(nonsense).__name__ in text
+
+
+class Odd:
+    """An object that breaks the contract of a socket in one method."""
+
+    def __init__(self, **methods):
+        self._go = threading.Event()
+        for name, method in methods.items():
+            setattr(self, name, method)
+
+    def recv(self, size):
+        self._go.wait(WAIT)
+        return b""
+
+    def send(self, data):
+        return len(data)
+
+    def close(self):
+        self._go.set()
+
+
+def leave(*_):
+    raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ({"recv": lambda _: "text"}, "factory_error"),
+        ({"recv": lambda _: ""}, "factory_error"),
+        ({"recv": lambda _: None}, "factory_error"),
+        ({"recv": lambda _: [1]}, "factory_error"),
+        ({"send": lambda _: None}, "factory_error"),
+        ({"send": lambda _: "2"}, "factory_error"),
+        ({"send": lambda _: -1}, "factory_error"),
+        ({"send": lambda data: len(data) + 1}, "factory_error"),
+        ({"send": lambda _: 0}, "target_reset"),  # what paramiko's channel says when it is closed
+        ({"send": leave}, "target_reset"),
+        ({"settimeout": leave}, "factory_error"),
+    ],
+    ids=steady,
+)
+def test_an_object_that_is_no_socket_after_all_ends_its_own_connection(caplog, methods, reason):
+    odd = Odd(**methods)
+    with relay.Tunnel(relay.listen(":0"), lambda: odd) as tunnel:
+        assert fate_of_client(tunnel.address, b"hi") == "reset"
+        assert ended(tunnel) == [reason]
+    assert odd._go.wait(WAIT), "it was not closed"
+    if "recv" in methods or ("send" in methods and reason == "factory_error"):
+        (record,) = logged(caplog)
+        assert "Odd.recv: expected bytes, got " in record.getMessage() or "Odd.send: expected" in record.getMessage()
+
+
+def test_a_close_that_raises_whatever_it_is_ends_its_own_connection():
+    """Neither thread of the bridge dies of it, which would leave its client waiting."""
+    odd = Odd(recv=lambda _: b"", close=leave, shutdown=leave)
+    with relay.Tunnel(relay.listen(":0"), lambda: odd) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        assert ended(tunnel) == ["done"]
 
 
 def test_a_failing_on_close_is_logged_and_ends_nothing(relayed, caplog):

@@ -442,6 +442,54 @@ def test_a_server_that_goes_away_with_a_word(hostile: Any) -> None:
     assert "the server says: maintenance [31m" in refused(server, CarrierError)
 
 
+def test_a_server_that_accepts_the_service_twice(hostile: Any) -> None:
+    """What was sent once is not sent again."""
+    interface = Hostile("password")
+    server, made = hostile(interface)
+
+    def accept_again() -> int:
+        message = paramiko.Message()
+        message.add_byte(b"\x06")
+        message.add_string("ssh-userauth")
+        made[0]._send_message(message)
+        return int(paramiko.AUTH_FAILED)
+
+    interface.answers["password"] = accept_again
+    refused(server)
+    assert interface.tried == ["none", "password"]
+
+
+def test_a_server_that_asks_a_question_unasked(hostile: Any) -> None:
+    interface = Hostile("password")
+    server, made = hostile(interface)
+
+    def ask() -> int:
+        made[0].auth_handler._interactive_query(paramiko.InteractiveQuery("", "", ("Password: ", False)))
+        return int(paramiko.AUTH_FAILED)
+
+    interface.answers["password"] = ask
+    assert "a question that belongs to no request" in refused(server, CarrierError)
+
+
+def test_many_credentials_at_a_server_that_accepts_one_request_for_the_service(
+    make_ssh_server: Any, tmp_path: Path
+) -> None:
+    """RFC 4253, section 10; servers in Go, Erlang and Python end the connection at a second one."""
+    server = make_ssh_server(
+        users={"me": SECRET}, methods=["publickey,password,keyboard-interactive"], questions=QUESTIONS
+    )
+    config = tmp_path / "config"
+    config.write_text("".join(f"IdentityFile {path}\n" for path in (make(tmp_path / "other"), server.keyfile)))
+    answer = {"me@127.0.0.1's password: ": SECRET, "Password: ": SECRET, "Code : ": "123456"}
+    log_in(alter(of(server, password=lambda prompt: answer[prompt]), config=str(config)))
+    assert [method for _, method in server.attempts if method != "keyboard-interactive"][:4] == [
+        "none",
+        "publickey",
+        "publickey",
+        "password",
+    ]
+
+
 def test_an_rsa_key_for_which_no_signature_can_be_agreed_on(sshd: Any, tmp_path: Path) -> None:
     key = make(tmp_path / "key", "rsa")
     server = alter(sshd.server, keyfile=str(key))

@@ -194,15 +194,27 @@ def test_its_own_key_lets_in_and_is_counted(ssh_server):
     wait_until(lambda: ssh_server.connections == 0)
 
 
-def test_nobody_gets_in_without_a_credential(ssh_server):
-    with connected(ssh_server) as transport:
+def test_nobody_gets_in_without_a_credential(make_ssh_server):
+    server = make_ssh_server(strict=False)
+    with connected(server) as transport:
         with pytest.raises(paramiko.BadAuthenticationType) as refused:
             transport.auth_none("relay")
         assert refused.value.allowed_types == ["publickey"]
         with pytest.raises(paramiko.AuthenticationException):
             transport.auth_publickey("relay", paramiko.ECDSAKey.generate())
         with pytest.raises(paramiko.AuthenticationException):
-            transport.auth_publickey("nobody", key_of(ssh_server))
+            transport.auth_publickey("nobody", key_of(server))
+    assert server.logins == 0
+
+
+def test_the_service_is_requested_once(ssh_server):
+    """RFC 4253, section 10; paramiko's own client requests it before each attempt."""
+    with connected(ssh_server) as transport:
+        with pytest.raises(paramiko.BadAuthenticationType):
+            transport.auth_none("relay")
+        with pytest.raises(LOST):
+            transport.auth_publickey("relay", key_of(ssh_server))
+    wait_until(lambda: ssh_server.connections == 0)
     assert ssh_server.logins == 0
 
 
@@ -237,7 +249,7 @@ def test_authorized_keys_as_keys_and_as_lines(make_ssh_server, tmp_path):
 
 
 def test_questions(make_ssh_server):
-    server = make_ssh_server(questions=[("Token: ", "1234"), ("Colour: ", "blue")])
+    server = make_ssh_server(questions=[("Token: ", "1234"), ("Colour: ", "blue")], strict=False)
 
     def answers(*given):
         return lambda title, instructions, prompts: given[: len(prompts)]
@@ -258,7 +270,7 @@ def test_questions(make_ssh_server):
 
 
 def test_several_steps_in_their_order(make_ssh_server):
-    server = make_ssh_server(users={"ann": "wonderland"}, methods=["publickey,password"])
+    server = make_ssh_server(users={"ann": "wonderland"}, methods=["publickey,password"], strict=False)
     with connected(server) as transport:
         with pytest.raises(paramiko.BadAuthenticationType) as refused:
             transport.auth_password("ann", "wonderland", fallback=False)
@@ -280,7 +292,7 @@ def test_one_of_several_lists_will_do(make_ssh_server):
 
 def test_a_step_of_another_list_is_no_way_on(make_ssh_server):
     methods = ["publickey,password", "password,keyboard-interactive"]
-    server = make_ssh_server(users={"ann": "a"}, questions=[("?", "!")], methods=methods)
+    server = make_ssh_server(users={"ann": "a"}, questions=[("?", "!")], methods=methods, strict=False)
     with connected(server) as transport:
         assert transport.auth_publickey("ann", key_of(server)) == ["password"]
         with pytest.raises(paramiko.BadAuthenticationType):
@@ -290,7 +302,7 @@ def test_a_step_of_another_list_is_no_way_on(make_ssh_server):
 
 def test_a_key_that_was_only_offered_is_no_step(make_ssh_server):
     """To offer a key proves nothing; only its signature does."""
-    server = make_ssh_server(users={"ann": "wonderland"}, methods=["publickey,password"])
+    server = make_ssh_server(users={"ann": "wonderland"}, methods=["publickey,password"], strict=False)
 
     class Unsigned(paramiko.Ed25519Key):
         def sign_ssh_data(self, data, algorithm=None):

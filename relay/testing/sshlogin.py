@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.common import cMSG_DISCONNECT
 
-__all__ = ["Login", "Notes", "Rules", "public_blob"]
+__all__ = ["Login", "LoginHandler", "Notes", "Rules", "public_blob"]
 
 KNOWN = ("publickey", "password", "keyboard-interactive")
+_PROTOCOL_ERROR = 2  # SSH_DISCONNECT_PROTOCOL_ERROR; RFC 4253, section 11.1
 FAILED, PASSED, PARTIAL = paramiko.AUTH_FAILED, paramiko.AUTH_SUCCESSFUL, paramiko.AUTH_PARTIALLY_SUCCESSFUL
 
 
@@ -140,6 +143,28 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
             return int(PARTIAL)
         self._notes.logged_in(self._user)
         return int(PASSED)
+
+
+class LoginHandler(AuthHandler):  # type: ignore[misc]
+    """The messages of one client's login.
+
+    :param transport: of the connection.
+    :param strict: whether a second request for the service ends the connection; paramiko accepts any number of them.
+    """
+
+    def __init__(self, transport: Any, strict: bool) -> None:
+        super().__init__(transport)
+        self._strict = strict
+        self._requests = 0
+
+    def _parse_service_request(self, m: Any) -> None:
+        """RFC 4253, section 10."""
+        self._requests += 1
+        if self._strict and self._requests > 1:
+            problem = "the service has been requested before"
+            self.transport.tell(cMSG_DISCONNECT, _PROTOCOL_ERROR, problem, "en")
+            raise paramiko.SSHException(problem)
+        super()._parse_service_request(m)
 
 
 def _same(given: str | bytes, wanted: str) -> bool:

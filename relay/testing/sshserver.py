@@ -61,6 +61,9 @@ class SSHServer:
     :param max_channels: the most channels on one connection at one time; more are refused.
     :param host_key: the server's private key; ``None`` for a new one of Ed25519.
     :param banner: shown to clients before they log in; empty for none.
+    :param strict: whether a client that requests the login's service a second time loses its connection (RFC 4253,
+        section 10), as at servers of Go, Erlang and asyncssh. OpenSSH accepts every request. The client of paramiko
+        sends one for each credential, so ``False`` is for one that has several.
     :param host: where to listen.
     :param port: where to listen; 0 for any that is free.
     :raises OSError: if it cannot listen there.
@@ -80,6 +83,7 @@ class SSHServer:
         max_channels: int = 1000,
         host_key: paramiko.PKey | None = None,
         banner: str = "",
+        strict: bool = True,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -88,7 +92,7 @@ class SSHServer:
         client_key, text = _new_key()
         rules = Rules.made(users, [client_key, *authorized_keys], questions, methods, banner)
         runs = None if commands is None else _permission(commands)
-        self._state = State(_permission(permit), allow_forwarding, max_channels, rules, runs)
+        self._state = State(_permission(permit), allow_forwarding, max_channels, rules, runs, strict)
         self.host_key: paramiko.PKey = host_key if host_key is not None else _new_key()[0]
         self.user: str = next(iter(users))
         self._lock = threading.Lock()

@@ -21,7 +21,7 @@ from ..senders.unix import unix
 from .sshchannel import GONE, Channel, GatedSocket, Remote, Transport, move
 from .sshcommand import kill, serve_command
 from .sshforward import Forward, Place, hang_up, send_at_once
-from .sshlogin import Login, Rules
+from .sshlogin import Login, LoginHandler, Rules
 
 __all__ = ["Refused", "Session", "State"]
 
@@ -51,12 +51,14 @@ class State:
         max_channels: int,
         rules: Rules,
         commands: Callable[[str], object] | None,
+        strict: bool,
     ) -> None:
         self.permit = permit
         self.commands = commands
         self.forwarding = forwarding
         self.max_channels = max_channels
         self.rules = rules
+        self.strict = strict
         self.delay = 0.0
         self.refusing = False
         self.lock = threading.Lock()
@@ -113,6 +115,7 @@ class Session:
         self.transport.set_log_channel(LOG)
         self.transport.get_security_options().compression = ("none", "zlib@openssh.com", "zlib")
         self.transport.add_server_key(host_key)
+        self.transport.auth_handler = LoginHandler(self.transport, state.strict)
 
     def start(self) -> None:
         """Begin to serve.

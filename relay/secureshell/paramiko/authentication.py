@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
@@ -20,6 +20,12 @@ from ..identities import NO_PASSPHRASE
 from .keys import Keys, Offer
 
 __all__ = ["authenticate"]
+
+_Answer = TypeVar("_Answer")
+
+# Private names of paramiko that this module calls or overrides, the same in 3.5 to 5.1: ``AuthHandler._request_auth``,
+# ``AuthHandler._parse_service_accept``, ``AuthHandler._parse_userauth_info_request``, ``Transport._parse_disconnect``,
+# ``Transport._send_message``.
 
 MOST_ATTEMPTS = 30  # of all kinds; a server allows six unless told otherwise (MaxAuthTries)
 KEYS_BEFORE_PASSWORD = 4  # so that a password has its turn within the six
@@ -66,14 +72,14 @@ class _Login:
         self.accepted: list[str] = []  # steps that the server took, and wanted more
         self.notes: list[str] = []  # what could not be tried
         self.keys = Keys(settings, self.notes.append, self.patiently)
-        self.banner = ""
+        self.handler = _Handler(transport)
         self.goodbye = _Goodbye(transport)
         self.has_password = settings.server.has_password
         self.asks = wants_prompt(settings.server.password)
         self._text: str | None = None
 
     def run(self) -> None:
-        if self._attempt("none", partial(self.transport.auth_none, self.settings.user)):
+        if self._attempt("none", self._ask_for_methods):
             return
         self.tried.clear()  # everybody asks that first
         steps: dict[str, Iterator[tuple[str, Callable[[], Any]]]] = {"publickey": self._with_keys()}
@@ -110,19 +116,27 @@ class _Login:
             self._check_alive(error)  # else it is a refusal
             return False
         finally:
-            self._keep_banner()
+            self.handler.forget_password()
         if self.transport.is_authenticated():
             return True
         self.offered = _methods(further)
         self.accepted.append(self.tried.pop())
         return False
 
+    def _ask_for_methods(self) -> Any:
+        self.handler.send_request("none", self.settings.user)
+        return self.handler.wait()
+
     def _with_keys(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         most = KEYS_BEFORE_PASSWORD if self.has_password else None
         for offer in itertools.islice(filter(self._can_sign, self.keys), most):
-            yield offer.text, partial(self.transport.auth_publickey, self.settings.user, offer)
+            yield offer.text, partial(self._offer, offer)
             if offer.problem:
                 self.notes.append(f"{offer.where} gave no signature: {_one_line(offer.problem)}")
+
+    def _offer(self, offer: Offer) -> Any:
+        self.patiently(partial(self.handler.send_request, "publickey", self.settings.user, key=offer))
+        return self.handler.wait()
 
     def _can_sign(self, offer: Offer) -> bool:
         """Whether a signature of this key can be agreed on; paramiko ends the connection over one that cannot."""
@@ -136,8 +150,11 @@ class _Login:
         return True
 
     def _with_password(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        word = _encoded(self._password())
-        yield "password", partial(self.transport.auth_password, self.settings.user, word, fallback=False)
+        yield "password", partial(self._send_password, _encoded(self._password()))
+
+    def _send_password(self, word: bytes) -> Any:
+        self.handler.send_request("password", self.settings.user, password=word)
+        return self.handler.wait()
 
     def _with_answers(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield "keyboard-interactive", _Answers(self).run
@@ -155,9 +172,9 @@ class _Login:
     def _ask(self, question: str) -> str:
         return self.patiently(partial(password_of, self.settings.server, question)) or ""
 
-    def patiently(self, ask: Callable[[], str | None]) -> str | None:
-        """Call what may be the caller's code, and so may take as long as it likes, for as long as there is a need."""
-        answered: list[str | BaseException | None] = []
+    def patiently(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Call what may take as long as it likes, the caller's code or an agent, for as long as there is a need."""
+        answered: list[_Answer | BaseException] = []
         done = threading.Event()
 
         def work() -> None:
@@ -167,7 +184,10 @@ class _Login:
                 answered.append(error)
             done.set()
 
-        threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
+        except RuntimeError as error:
+            raise CarrierError(f"{self.settings.name}: {error}") from error
         while not done.wait(_LOOK):
             if not self.transport.is_active():
                 raise CarrierError(f"{self.settings.name}: the connection was lost while a secret was waited for")
@@ -175,14 +195,6 @@ class _Login:
         if isinstance(answer, BaseException):
             raise answer
         return answer
-
-    def _keep_banner(self) -> None:
-        """Every attempt has a handler of its own at the transport, and the banner came to one of them."""
-        handler = self.transport.auth_handler
-        if handler is not None and handler.banner:
-            self.banner = _one_line(handler.banner)
-        if handler is not None:
-            handler.password = None  # it is not to lie about for as long as the connection lives
 
     def _check_alive(self, error: Exception) -> None:
         if self.transport.is_active():
@@ -205,7 +217,7 @@ class _Login:
         parts += [end] if end else []
         parts += self.notes[:8]
         parts += self._advice()
-        parts += [f"its banner: {self.banner}"] if self.banner else []
+        parts += [f"its banner: {banner}"] if (banner := _one_line(self.handler.banner or "")) else []
         raise AuthenticationError("; ".join(parts), wants_secret=self._wants_secret())
 
     def _wants_secret(self) -> bool:
@@ -245,18 +257,15 @@ class _Answers:
         self._spent = False
 
     def run(self) -> Any:
-        transport, news = self._login.transport, threading.Event()
-        handler = _Handler(transport)
-        transport.auth_handler = handler
-        handler.auth_interactive(self._login.settings.user, None, news, "")
+        handler = self._login.handler
+        handler.send_request("keyboard-interactive", self._login.settings.user)
         while True:
             try:
-                return handler.wait_for_response(news)
+                return handler.wait()
             except paramiko.AuthenticationException:
                 questions, handler.questions = handler.questions, None
-                if questions is None or not transport.is_active():
+                if questions is None or not self._login.transport.is_active():
                     raise
-            news.clear()
             handler.reply(self._answers(questions))
 
     def _answers(self, questions: Sequence[tuple[bytes, bool]]) -> list[bytes]:
@@ -276,12 +285,53 @@ class _Answers:
 
 
 class _Handler(AuthHandler):  # type: ignore[misc]
-    """Questions are kept for the thread that logs in: paramiko would answer them on its own, and read nothing else."""
+    """All attempts of one login, after one request for the service (RFC 4253, section 10).
 
-    questions: list[tuple[bytes, bool]] | None = None
+    paramiko's own handler is made for one attempt and requests the service for each, at which servers in Go, Erlang and
+    Python end the connection. It also answers questions by itself, on the thread that reads: here they are kept for the
+    thread that logs in.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        super().__init__(transport)
+        self.questions: list[tuple[bytes, bool]] | None = None
+        self.submethods = ""
+        self._is_accepted = False  # the service
+        transport.auth_handler = self
+
+    def send_request(self, method: str, user: str, key: Offer | None = None, password: bytes | None = None) -> None:
+        """Send one request of the login, the first as soon as the server has accepted the service.
+
+        :param method: its name in RFC 4252; the first has to be one that makes no signature, which may block.
+        :param user: who logs in.
+        :param key: for ``publickey``.
+        :param password: for ``password``.
+        """
+        self.auth_event = threading.Event()
+        self.auth_method, self.username, self.private_key, self.password = method, user, key, password
+        if self._is_accepted:
+            super()._parse_service_accept(_service())
+        else:
+            self._request_auth()
+
+    def wait(self) -> Any:
+        """Wait for the server's answer, or for its questions; as paramiko's ``auth_*`` methods do."""
+        return self.wait_for_response(self.auth_event)
+
+    def forget_password(self) -> None:
+        """It is not to lie about for as long as the connection lives."""
+        self.password = None
+
+    def _parse_service_accept(self, m: Any) -> None:
+        """RFC 4253, section 10. paramiko answers with the request of the login, so only the first one counts."""
+        if not self._is_accepted:
+            self._is_accepted = True
+            super()._parse_service_accept(m)
 
     def _parse_userauth_info_request(self, m: Any) -> None:
         """RFC 4256, section 3.2."""
+        if self.auth_method != "keyboard-interactive":
+            raise paramiko.SSHException("it asks a question that belongs to no request")
         m.get_binary(), m.get_binary(), m.get_binary()  # name, instruction, language
         count = m.get_int()
         if count > MOST_QUESTIONS:
@@ -291,6 +341,7 @@ class _Handler(AuthHandler):  # type: ignore[misc]
 
     def reply(self, answers: Sequence[bytes]) -> None:
         """RFC 4256, section 3.4."""
+        self.auth_event = threading.Event()
         message = paramiko.Message()
         message.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
         message.add_int(len(answers))
@@ -313,6 +364,14 @@ class _Goodbye:
         self.text = _one_line(message.get_binary())
         message.rewind()
         self._parse(message)
+
+
+def _service() -> Any:
+    """The server's acceptance of the service, of which paramiko makes the next request."""
+    message = paramiko.Message()
+    message.add_string("ssh-userauth")
+    message.rewind()
+    return message
 
 
 def _methods(names: object) -> tuple[str, ...]:

@@ -34,8 +34,7 @@ _KINDS = {rsa.RSAPrivateKey: "RSAKey", ec.EllipticCurvePrivateKey: "ECDSAKey", e
 class Offer(paramiko.PKey):  # type: ignore[misc]
     """A key or certificate as paramiko wants it, whose signature is made elsewhere.
 
-    paramiko signs on the thread that reads from the server, where an exception would end the connection: here a
-    signature that cannot be had is empty, the server refuses it, and ``problem`` tells why.
+    A signature that cannot be had is empty: the server refuses it, and ``problem`` tells why.
 
     :param blob: the public key or certificate.
     :param where: what to call it in an error.

@@ -337,6 +337,18 @@ def test_what_does_not(told: Told, wish: str) -> None:
     assert told(wish).needs_client == ""
 
 
+@pytest.mark.parametrize("wish", ["KnownHostsCommand /bin/x", "VerifyHostKeyDNS yes"])
+def test_with_a_pin_other_sources_of_trust_do_not_count(told: Told, wish: str) -> None:
+    assert told(wish, hostkey="SHA256:" + "A" * 43).needs_client == ""
+
+
+def test_a_key_exchange_by_kerberos(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
+    """An option that only the clients of some distributions know."""
+    assert not told().gssapi_key_exchange
+    monkeypatch.setattr(options, "_ask", lambda server, argv: {"gssapikeyexchange": ["yes"], "user": ["me"]})
+    assert told().gssapi_key_exchange
+
+
 def test_kerberos_with_a_ticket(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRB5CCNAME", "KCM:")
     assert told("GSSAPIAuthentication yes").needs_client.startswith("GSSAPIAuthentication ")

@@ -79,6 +79,24 @@ def test_no_keepalive_and_a_new_key() -> None:
     assert found["stricthostkeychecking"] == "accept-new"
 
 
+def test_with_a_pin_no_other_source_of_trust_counts(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(
+        "VerifyHostKeyDNS yes\nKnownHostsCommand /other\nUserKnownHostsFile /other\nGlobalKnownHostsFile /other\n"
+        "CheckHostIP yes\nUpdateHostKeys yes\nStrictHostKeyChecking no\nNoHostAuthenticationForLocalhost yes\n"
+    )
+    pinned = with_server(hostkey="SHA256:" + "A" * 43, config=str(config), known_hosts="/other")
+    found = effective(dataclasses.replace(pinned, accept_new=True))
+    assert found["verifyhostkeydns"] == found["updatehostkeys"] == "false"
+    assert found["nohostauthenticationforlocalhost"] == found["checkhostip"] == "no"
+    assert found["stricthostkeychecking"] == "true"
+    assert found["userknownhostsfile"] == found["globalknownhostsfile"] == "/dev/null"
+    assert found["knownhostscommand"].endswith("AAA\" %I %f %H %t %K")
+    assert "gssapikeyexchange" not in " ".join(arguments(pinned, "/tmp/x", given=False, seconds=1)).lower()
+    kerberos = dataclasses.replace(pinned, gssapi_key_exchange=True)
+    assert "GSSAPIKeyExchange=no" in arguments(kerberos, "/tmp/x", given=False, seconds=1)
+
+
 def test_a_given_connection_is_passed_on() -> None:
     found = effective(HERE, given=True)
     assert found["proxyusefdpass"] == "yes"

@@ -128,10 +128,16 @@ def test_an_alias_is_looked_up_alone(trust: Any) -> None:
     verify(trust(line("alias", ED25519), line("db", OTHER), host_key_name="alias"), Key(ED25519))
 
 
+@pytest.mark.parametrize("port", [22, 2222])
+def test_a_pinned_key_that_is_revoked(trust: Any, port: int) -> None:
+    pin = {"hostkey": fingerprint(ED25519)}
+    assert "is revoked" in refused(trust(line("db", ED25519), line("@revoked db", ED25519), port=port, wishes=pin))
+
+
 @pytest.mark.parametrize("padding", ["", "="])
 def test_a_pinned_key(trust: Any, padding: str) -> None:
     pin = {"hostkey": fingerprint(ED25519)}
-    settings = trust(line("db", OTHER), line("@revoked db", ED25519), wishes=pin)
+    settings = trust(line("db", OTHER), line("@revoked db", RSA), wishes=pin)
     object.__setattr__(settings.server, "hostkey", fingerprint(ED25519) + padding)
     verify(settings, Key(ED25519))
     text = refused(settings, OTHER)

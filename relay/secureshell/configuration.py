@@ -88,6 +88,7 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
         kex=options.algorithms("kexalgorithms"),
         macs=options.algorithms("macs"),
         host_key_algorithms=options.algorithms("hostkeyalgorithms"),
+        gssapi_key_exchange=options.is_yes("gssapikeyexchange"),
     )
     if server.backend == "paramiko" and settings.command is not None and options.is_yes("proxyusefdpass"):
         problem = "ProxyUseFdpass in the SSH configuration needs the OpenSSH client"
@@ -267,9 +268,12 @@ def _has_security_key(options: Options, settings: Settings) -> bool:
     return any(file_type(path).startswith("sk-") for path in settings.identities)
 
 
+def _without_pin(applies: Callable[[Options, Settings], bool]) -> Callable[[Options, Settings], bool]:
+    """With ``hostkey`` no other source of trust counts."""
+    return lambda options, settings: settings.server.hostkey is None and applies(options, settings)
+
+
 def _knows_authority_only(options: Options, settings: Settings) -> bool:
-    if settings.server.hostkey is not None:
-        return False
     markers = {entry.marker for entry in find(settings.known_hosts, settings.host_key_name)}
     return AUTHORITY in markers and "" not in markers
 
@@ -308,10 +312,10 @@ CLIENT_ONLY = (
     ClientOnly("SecurityKeyProvider", "is set to a library", _has_other_provider),
     ClientOnly("GSSAPIAuthentication", "is on and there is a Kerberos ticket", _has_ticket),
     ClientOnly("HostbasedAuthentication", "is on", _is_on("hostbasedauthentication")),
-    ClientOnly("@cert-authority", "is all that known_hosts has of the host", _knows_authority_only),
-    ClientOnly("KnownHostsCommand", "is set", _is_set("knownhostscommand")),
+    ClientOnly("@cert-authority", "is all that known_hosts has of the host", _without_pin(_knows_authority_only)),
+    ClientOnly("KnownHostsCommand", "is set", _without_pin(_is_set("knownhostscommand"))),
     ClientOnly("RevokedHostKeys", "is set", _is_set("revokedhostkeys")),
-    ClientOnly("VerifyHostKeyDNS", "is on", _is_on("verifyhostkeydns")),
+    ClientOnly("VerifyHostKeyDNS", "is on", _without_pin(_is_on("verifyhostkeydns"))),
     ClientOnly("BindAddress", "is set", _is_set("bindaddress")),
     ClientOnly("BindInterface", "is set", _is_set("bindinterface")),
     ClientOnly("ProxyUseFdpass", "is on", _is_on("proxyusefdpass")),

@@ -48,6 +48,8 @@ class Settings:
     :param kex: likewise (``KexAlgorithms``).
     :param macs: likewise (``MACs``).
     :param host_key_algorithms: likewise (``HostKeyAlgorithms``).
+    :param gssapi_key_exchange: whether Kerberos may prove who the server is, without a host key (``GSSAPIKeyExchange``,
+        of the clients of Debian and Fedora only).
     :param compress: whether to compress.
     :param needs_client: why only the OpenSSH client will do; empty if paramiko does.
     """
@@ -70,6 +72,7 @@ class Settings:
     kex: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
     host_key_algorithms: tuple[str, ...] = ()
+    gssapi_key_exchange: bool = False
     compress: bool = False
     needs_client: str = ""
 
@@ -77,6 +80,14 @@ class Settings:
     def name(self) -> str:
         """The server in errors and in the log."""
         return str(self.server)
+
+    @property
+    def host_key_names(self) -> tuple[str, ...]:
+        """The names to look up in ``known_hosts``: a name with a port also without it, as the OpenSSH client does."""
+        name = self.host_key_name
+        if name.lower() == f"[{self.hostname}]:{self.port}".lower():
+            return name, self.hostname
+        return (name,)
 
 
 class Connection(Protocol):

@@ -74,6 +74,46 @@ def test_a_revoked_key(far_end, tmp_path):
     assert str(hosts) in text
 
 
+def test_a_revoked_key_is_refused_even_if_it_is_pinned(far_end, tmp_path):
+    hosts = tmp_path / "hosts"
+    known = Path(far_end.rig.known_hosts).read_text()
+    hosts.write_text(known + "@revoked * " + known.partition(" ")[2])
+    text = refused(far_end, far_end.address(hostkey=fingerprint(far_end), known_hosts=hosts))
+    assert "revoked" in text
+    assert f"{hosts} line 2" in text
+
+
+def test_beside_a_pin_nothing_else_is_trusted(far_end, tmp_path):
+    """Each of these lines alone would let the server pass."""
+    known = Path(far_end.rig.known_hosts).read_text()
+    (tmp_path / "known").write_text(known)
+    (tmp_path / "command").write_text(f"#!/bin/sh\ncat {tmp_path}/known\n")
+    (tmp_path / "command").chmod(0o700)
+    config = tmp_path / "config"
+    config.write_text(
+        f"NoHostAuthenticationForLocalhost yes\nKnownHostsCommand {tmp_path}/command\nVerifyHostKeyDNS yes\n"
+        f"UserKnownHostsFile {tmp_path}/known\nGlobalKnownHostsFile {tmp_path}/known\nCheckHostIP yes\n"
+        "StrictHostKeyChecking no\nUpdateHostKeys yes\n"
+    )
+    pin = "SHA256:" + "A" * 43
+    text = refused(far_end, far_end.address(hostkey=pin, known_hosts=None, config=config, accept_new="yes"))
+    assert pin in text
+    assert fingerprint(far_end) in text
+
+
+def test_localhost_is_verified_like_any_host(far_end, tmp_path):
+    config = tmp_path / "config"
+    config.write_text("NoHostAuthenticationForLocalhost yes\n")
+    (tmp_path / "empty").touch()
+    assert fingerprint(far_end) in refused(far_end, far_end.address(known_hosts=tmp_path / "empty", config=config))
+
+
+def test_a_pin_fits_in_any_configuration(far_end, over_ssh, tmp_path):
+    config = tmp_path / "config"
+    config.write_text("FingerprintHash md5\nHostKeyAlias other\nCheckHostIP yes\n")
+    over_ssh(far_end.address(hostkey=fingerprint(far_end), known_hosts=None, config=config)).connect()
+
+
 def test_a_pin_that_does_not_fit(far_end):
     pin = "SHA256:" + "A" * 43
     text = refused(far_end, far_end.address(hostkey=pin, known_hosts=None))

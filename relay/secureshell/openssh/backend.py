@@ -27,7 +27,7 @@ from .master import Master
 from .multiplexing import Control, close_forward, open_forward
 from .opening import Opening
 from .sessions import Sessions
-from .trust import check_writable
+from .trust import check_pin, check_writable
 
 __all__ = ["OpenSSH", "connect"]
 
@@ -56,6 +56,7 @@ def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: 
     Source: ssh(1), ssh_config(5), ``PROTOCOL.mux`` of OpenSSH.
     """
     try:
+        check_pin(settings)
         check_writable(settings)
         connection = OpenSSH(settings, stream, lost)
     except BaseException:

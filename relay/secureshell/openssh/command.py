@@ -45,12 +45,22 @@ _FIXED = (
     "ForwardX11=no",
     "AddKeysToAgent=no",
     "UpdateHostKeys=no",
+    "NoHostAuthenticationForLocalhost=no",
+    "FingerprintHash=sha256",
     "VisualHostKey=no",
     "StreamLocalBindUnlink=no",
     "NumberOfPasswordPrompts=1",
     "ServerAliveCountMax=2",
     "LogLevel=DEBUG1",
     f"LogVerbose={FUNCTIONS}",
+)
+
+# Whatever else would vouch for a host key. RevokedHostKeys stays: it only rejects.
+_PIN_ONLY = (
+    "UserKnownHostsFile=/dev/null",
+    "GlobalKnownHostsFile=/dev/null",
+    "VerifyHostKeyDNS=no",
+    "CheckHostIP=no",
 )
 
 # Where the server is behind hops its name is theirs to look up, and nobody here is to be asked for it.
@@ -172,7 +182,8 @@ def _trust(settings: Settings) -> list[str]:
     if server.hostkey is not None:
         words = [sys.executable, "-I", "-S", _HELPER, "hostkey", server.hostkey]
         command = " ".join(map(_quoted, words)) + " %I %f %H %t %K"
-        return [f"KnownHostsCommand={command}", "UserKnownHostsFile=/dev/null", "GlobalKnownHostsFile=/dev/null"]
+        kerberos = ["GSSAPIKeyExchange=no"] if settings.gssapi_key_exchange else []
+        return [f"KnownHostsCommand={command}", *_PIN_ONLY, *kerberos]
     if server.known_hosts is not None:
         return [f"UserKnownHostsFile={_quoted(server.known_hosts)}"]
     return []

@@ -1,4 +1,4 @@
-"""Trusting the key of a server that nothing is known of: only where it can be written down."""
+"""What ssh leaves open about trust: a pinned key that is revoked, and a new one that cannot be written down."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 from ...errors import HostKeyError
 from ..connection import Settings
-from ..knownhosts import find, open_to_append
+from ..knownhosts import REVOKED, find, fingerprint, open_to_append
 
-__all__ = ["UNWRITTEN", "check_writable", "is_accepting", "unwritten_error"]
+__all__ = ["UNWRITTEN", "check_pin", "check_writable", "is_accepting", "unwritten_error"]
 
 UNWRITTEN = "Failed to add the host to the list of known hosts"  # ssh says that, and goes on
 
@@ -16,6 +16,20 @@ UNWRITTEN = "Failed to add the host to the list of known hosts"  # ssh says that
 def is_accepting(settings: Settings) -> bool:
     """Whether the key of an unknown server is written down and trusted."""
     return settings.accept_new and settings.server.hostkey is None
+
+
+def check_pin(settings: Settings) -> None:
+    """Refuse a pinned key that is revoked: with a pin ssh reads no ``known_hosts``, and so sees no ``@revoked``.
+
+    :raises HostKeyError: if it is.
+    """
+    pin = settings.server.hostkey
+    if pin is None:
+        return
+    for entry in (entry for name in settings.host_key_names for entry in find(settings.known_hosts, name)):
+        if entry.marker == REVOKED and fingerprint(entry.blob) == pin:
+            problem = f"the host key {pin}, which hostkey pins, is revoked ({entry})"
+            raise HostKeyError(f"{settings.name}: {problem}; do not connect")
 
 
 def check_writable(settings: Settings) -> None:

@@ -35,7 +35,7 @@ def wanted_algorithms(settings: Settings) -> tuple[str, ...]:
     """
     if settings.host_key_algorithms:
         return ()
-    known = [entry for entry in _known(settings, _names(settings)) if not entry.marker]
+    known = [entry for entry in _known(settings, settings.host_key_names) if not entry.marker]
     if settings.server.hostkey is not None:
         known = [entry for entry in known if _is_pinned(settings, entry.blob)]
     types = {entry.type for entry in known}
@@ -45,7 +45,8 @@ def wanted_algorithms(settings: Settings) -> tuple[str, ...]:
 def verify(settings: Settings, key: paramiko.PKey) -> None:
     """Let a connection go on only if the server's key is the right one; called before anything secret is sent.
 
-    A key that is pinned (``hostkey``) is compared with that alone. A host of which nothing is known is trusted only
+    A revoked key is refused, whatever else speaks for it. Where a key is pinned (``hostkey``) it must be that one, and
+    nothing else counts. A host of which nothing is known is trusted only
     with ``accept_new``, and its key is then written to the user's first file.
 
     :param settings: whom to trust.
@@ -56,14 +57,14 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
     another type only is no new host here, and ``accept_new`` does not let it pass.
     """
     blob = key.asbytes()
-    if settings.server.hostkey is not None:
-        return _verify_pinned(settings, blob)
-    names = _names(settings)
+    names = settings.host_key_names
     own = _known(settings, names[:1])
     plain = _known(settings, names[1:])
     for entry in (*own, *plain):
         if entry.marker == REVOKED and entry.blob == blob:
             _fail(settings, f"the host key {_shown(blob)} is revoked ({entry}); do not connect")
+    if settings.server.hostkey is not None:
+        return _verify_pinned(settings, blob)
     if any(entry.blob == blob and not entry.marker for entry in own):
         return None
     _refuse_changed(settings, blob, own)
@@ -119,14 +120,6 @@ def _accept(settings: Settings, blob: bytes) -> None:
         _fail(settings, f"{problem}; accept_new needs a file that it can write, give known_hosts=FILE")
     # Another program may have been told of another key between our look and our line.
     _refuse_changed(settings, blob, [entry for entry in find([file], settings.host_key_name) if entry.blob != blob])
-
-
-def _names(settings: Settings) -> tuple[str, ...]:
-    """What to look up: the name, and where a port is in it also the plain name, as the OpenSSH client does."""
-    name = settings.host_key_name
-    if name.lower() == f"[{settings.hostname}]:{settings.port}".lower():
-        return name, settings.hostname
-    return (name,)
 
 
 def _known(settings: Settings, names: Iterable[str]) -> list[Entry]:

@@ -337,6 +337,12 @@ def test_what_does_not(told: Told, wish: str) -> None:
     assert told(wish).needs_client == ""
 
 
+def test_added_algorithms_are_kept(parser: None, told: Told) -> None:
+    settings = told("Ciphers +aes128-cbc\nKexAlgorithms ecdh-sha2-nistp256\n")
+    assert settings.added == ("aes128-cbc",)
+    assert settings.ciphers == () and settings.kex == ("ecdh-sha2-nistp256",)
+
+
 @pytest.mark.parametrize("wish", ["KnownHostsCommand /bin/x", "VerifyHostKeyDNS yes"])
 def test_with_a_pin_other_sources_of_trust_do_not_count(told: Told, wish: str) -> None:
     assert told(wish, hostkey="SHA256:" + "A" * 43).needs_client == ""

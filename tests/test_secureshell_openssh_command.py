@@ -91,7 +91,7 @@ def test_with_a_pin_no_other_source_of_trust_counts(tmp_path: Path) -> None:
     assert found["nohostauthenticationforlocalhost"] == found["checkhostip"] == "no"
     assert found["stricthostkeychecking"] == "true"
     assert found["userknownhostsfile"] == found["globalknownhostsfile"] == "/dev/null"
-    assert found["knownhostscommand"].endswith("AAA\" %I %f %H %t %K")
+    assert found["knownhostscommand"].endswith('AAA" %I %f %H %t %K')
     assert "gssapikeyexchange" not in " ".join(arguments(pinned, "/tmp/x", given=False, seconds=1)).lower()
     kerberos = dataclasses.replace(pinned, gssapi_key_exchange=True)
     assert "GSSAPIKeyExchange=no" in arguments(kerberos, "/tmp/x", given=False, seconds=1)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import math
+import os
+import re
 import socket
 import struct
 import threading
@@ -16,10 +19,11 @@ from cryptography.exceptions import InvalidSignature
 from helpers import BLOCK, WAIT, Thread, receive_all, receive_exactly, wait_until
 from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stream, settings_for
 
-from relay.address import TCPAddress
+from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
 from relay.carrier import _is_final
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError
+from relay.secureshell.configuration import settle
 from relay.secureshell.connection import IncompatibleError
 from relay.secureshell.paramiko import backend, packets
 from relay.stream import Stream
@@ -269,6 +273,74 @@ def test_lists_of_algorithms_are_kept_and_unknown_names_dropped(sshd):
     with contextlib.closing(connect(settings_for(sshd, kex=("sntrup", "ecdh-sha2-nistp256"), **names))) as connection:
         transport = connection._transport
         assert (transport.local_cipher, transport.local_mac) == ("aes256-ctr", "hmac-sha2-512")
+
+
+WEAK = {
+    "kex": ("diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"),
+    "keys": ("ssh-rsa", "ssh-dss"),
+    "ciphers": ("aes128-cbc", "3des-cbc"),
+    "macs": ("hmac-sha1", "hmac-md5", "hmac-sha1-96"),
+}
+
+
+@pytest.fixture
+def old_paramiko(monkeypatch):
+    """One that can do, and prefers, everything that 3.5 could."""
+    tables = {"kex": "_kex_info", "keys": "_key_info", "ciphers": "_cipher_info", "macs": "_mac_info"}
+    for kind, names in WEAK.items():
+        table = getattr(backend.Transport, tables[kind])
+        some = next(iter(table.values()))
+        monkeypatch.setattr(backend.Transport, tables[kind], {**dict.fromkeys(names, some), **table})
+        own = getattr(backend.Transport, f"_preferred_{kind}")
+        monkeypatch.setattr(backend.Transport, f"_preferred_{kind}", (*names, *own))
+
+
+def offered_to(serve, **wishes):
+    """The lists of names in the KEXINIT that a client sends (RFC 4253, section 7.1)."""
+    lists = []
+
+    def listen(end):
+        end.sendall(b"SSH-2.0-listening\r\n")
+        with end.makefile("rb") as file:
+            assert file.readline().startswith(b"SSH-2.0-")
+            length, padding = struct.unpack(">IB", file.read(5))
+            payload = io.BytesIO(file.read(length - 1)[: -padding or None])
+        assert payload.read(17)[:1] == bytes([20])
+        for _ in range(8):
+            (size,) = struct.unpack(">I", payload.read(4))
+            lists.append(payload.read(size).decode().split(","))
+
+    server = serve(listen)
+    host, port = server.address
+    settings = settle(SSHServer(host, "me", port, config=os.devnull))
+    with pytest.raises(CarrierError):
+        connect(dataclasses.replace(settings, **wishes))
+    kex, keys, ciphers, ciphers_in, macs, macs_in, _, _ = lists
+    assert (ciphers, macs) == (ciphers_in, macs_in)
+    return {"kex": kex, "keys": keys, "ciphers": ciphers, "macs": macs}
+
+
+def test_nothing_weak_is_offered_whatever_paramiko_can_do(serve, old_paramiko):
+    for kind, names in offered_to(serve).items():
+        weak = [name for name in names if re.search(r"sha1$|sha1-|md5|cbc|group1-|arcfour|dss|^ssh-rsa", name)]
+        assert names and weak == [], kind
+
+
+def test_all_that_is_strong_is_offered(serve):
+    found = offered_to(serve)
+    known = backend.Transport._kex_info, backend.Transport._key_info
+    for names, table in zip((found["kex"], found["keys"]), known, strict=True):
+        strong = {name for name in table if not re.search(r"sha1$|^ssh-|-cert-", name)}
+        assert strong <= set(names)
+    assert found["keys"][0] == "ssh-ed25519" and "kex-strict-c-v00@openssh.com" in found["kex"]
+
+
+def test_what_the_configuration_adds_is_offered_last(serve, old_paramiko):
+    added = tuple(name for names in WEAK.values() for name in names)
+    found = offered_to(serve, added=added)
+    for kind, names in WEAK.items():
+        plain = [name for name in found[kind] if "-c-v00" not in name and "-cert-" not in name and name != "ext-info-c"]
+        assert tuple(plain[-len(names) :]) == names
 
 
 @pytest.mark.parametrize("option", ["ciphers", "macs", "kex", "host_key_algorithms"])

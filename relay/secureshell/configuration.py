@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 from ..address import SSHServer
 from ..errors import AddressError, RelayError
 from ..files import home
-from .algorithms import CLIENT_HINT, supported
+from .algorithms import CLIENT_HINT, LISTS, supported
 from .connection import Settings
 from .identities import file_type
 from .knownhosts import AUTHORITY, find
@@ -88,6 +88,7 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
         kex=options.algorithms("kexalgorithms"),
         macs=options.algorithms("macs"),
         host_key_algorithms=options.algorithms("hostkeyalgorithms"),
+        added=tuple(name for kind in LISTS for name in options.added(kind)),
         gssapi_key_exchange=options.is_yes("gssapikeyexchange"),
     )
     if server.backend == "paramiko" and settings.command is not None and options.is_yes("proxyusefdpass"):

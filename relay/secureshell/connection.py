@@ -48,6 +48,7 @@ class Settings:
     :param kex: likewise (``KexAlgorithms``).
     :param macs: likewise (``MACs``).
     :param host_key_algorithms: likewise (``HostKeyAlgorithms``).
+    :param added: algorithms of all four kinds that the configuration adds to the backend's own (``+…``).
     :param gssapi_key_exchange: whether Kerberos may prove who the server is, without a host key (``GSSAPIKeyExchange``,
         of the clients of Debian and Fedora only).
     :param compress: whether to compress.
@@ -72,6 +73,7 @@ class Settings:
     kex: tuple[str, ...] = ()
     macs: tuple[str, ...] = ()
     host_key_algorithms: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     gssapi_key_exchange: bool = False
     compress: bool = False
     needs_client: str = ""

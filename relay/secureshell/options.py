@@ -250,7 +250,7 @@ def _resolved(value: str, own: Sequence[str]) -> list[str]:
     """A list that may begin with a mark which changes the default list (ssh_config(5), "Ciphers")."""
     named = value.lstrip(_MARKS).split(",")
     if value.startswith("+"):
-        return [*own, *(name for name in named if name not in own)]
+        return [*own, *named]  # also what paramiko has and we do not offer by ourselves
     if value.startswith("-"):
         return [name for name in own if not any(matches(name, pattern) for pattern in named)]
     if value.startswith("^"):

@@ -14,7 +14,7 @@ from ..connection import Settings
 from ..identities import key_type
 from ..knownhosts import AUTHORITY, REVOKED, Entry, find, fingerprint, write_down
 
-__all__ = ["verify", "wanted_algorithms"]
+__all__ = ["ALGORITHMS", "verify", "wanted_algorithms"]
 
 # How a key type is asked for, the best first; a key of type ssh-rsa signs in several ways (RFC 8332).
 ALGORITHMS = {

@@ -15,17 +15,32 @@ from ...errors import CarrierError
 from ...loop import Timer
 from ..algorithms import CLIENT_HINT
 from ..connection import IncompatibleError, Settings
+from .hostkeys import ALGORITHMS
 from .messages import printable
 from .packets import Handler, Packetizer
 from .wire import Wire
 
-__all__ = ["CIPHERS", "MACS", "Transport", "choose_algorithms"]
+__all__ = ["Transport", "choose_algorithms"]
 
 logger = logging.getLogger("relay.ssh.paramiko")
 
-# AES-GCM is the fastest by far. Where there is none, the length of a packet is best not encrypted (etm).
-CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
-MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512", "hmac-sha1")
+# What is offered by itself, the best first, where the installed paramiko has it: nothing with SHA-1 or MD5, no CBC, no
+# group of 1024 bits. AES-GCM is the fastest by far; where there is none, the length of a packet is best not encrypted
+# (etm).
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+_MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
+_KEX = (
+    "mlkem768x25519-sha256",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha256",
+    "diffie-hellman-group-exchange-sha256",
+)
+_HOST_KEYS = tuple(name for names in ALGORITHMS.values() for name in names)
 
 _KEX_PATIENCE = 30.0  # seconds that new keys may take
 _EXTENSIONS = 1024  # in one EXT_INFO; RFC 8308 knows a handful
@@ -162,16 +177,17 @@ def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_ke
     """Set what is offered in the key exchange, the best first.
 
     :param transport: before it has started.
-    :param settings: whose lists replace ours; names that paramiko does not know are dropped.
+    :param settings: whose lists replace ours, or add to them; names that paramiko does not know are dropped.
     :param host_keys: algorithms to ask for before all others.
     :raises IncompatibleError: if paramiko knows none of the names of a list.
     """
     options = transport.get_security_options()
     known = _Choice(settings.name, transport)
-    options.ciphers = known.of("Ciphers", settings.ciphers or CIPHERS, "_cipher_info")
-    options.digests = known.of("MACs", settings.macs or MACS, "_mac_info")
-    options.kex = known.of("KexAlgorithms", settings.kex or options.kex, "_kex_info")
-    own = settings.host_key_algorithms or options.key_types
+    more = settings.added  # of all kinds; each table knows its own
+    options.ciphers = known.of("Ciphers", settings.ciphers or (*_CIPHERS, *more), "_cipher_info")
+    options.digests = known.of("MACs", settings.macs or (*_MACS, *more), "_mac_info")
+    options.kex = known.of("KexAlgorithms", settings.kex or (*_KEX, *more), "_kex_info")
+    own = settings.host_key_algorithms or (*_HOST_KEYS, *more)
     wanted = (name for name in (*host_keys, *own) if "-cert-" not in name)  # paramiko adds those by itself
     options.key_types = known.of("HostKeyAlgorithms", wanted, "_key_info")
     transport.use_compression(settings.compress)

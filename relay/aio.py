@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 from . import tunnel
 from .dialing import LATE, Answer, Dialed
 from .errors import ConnectError
+from .interfaces import Listener, MakeSend
 from .limits import check_time
 from .observer import OnEnd
 from .race import Direct
@@ -107,8 +108,8 @@ class Tunnel:
 
     def __init__(
         self,
-        receive: Any,
-        make_send: Callable[..., Any],
+        receive: Listener,
+        make_send: MakeSend,
         nconnect: int = -1,
         timeout: float | None = 60.0,
         *,

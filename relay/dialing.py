@@ -51,9 +51,10 @@ class Dialed:
         """
         raise NotImplementedError
 
-    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Make a stream, and wait for it.
 
+        :param peer: the client's address; it changes nothing here.
         :param deadline: monotonic seconds, until which a lost connection on the way is waited for; ``None`` for one
             attempt, as long as it takes.
         :param cancel: gives the attempt up when set.

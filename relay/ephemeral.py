@@ -8,10 +8,10 @@ import socket
 import termios
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from .connection import Connection
+from .interfaces import Listener, MakeSend
 from .limits import check_time
 from .loop import Timer
 from .records import State
@@ -39,9 +39,7 @@ class EphemeralTunnel(Tunnel):
     :raises OSError: likewise.
     """
 
-    def __init__(
-        self, receive: Any, make_send: Callable[..., Any], *, unused: float | None = None, **options: Any
-    ) -> None:
+    def __init__(self, receive: Listener, make_send: MakeSend, *, unused: float | None = None, **options: Any) -> None:
         self._unused = check_time("timeout", unused)
         self._used = threading.Event()
         self.expired = False

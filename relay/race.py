@@ -260,9 +260,10 @@ class Direct:
         self.resolve = resolve
         self.literal = literal
 
-    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Connect, and wait for it.
 
+        :param peer: the client's address; it changes nothing here.
         :param deadline: monotonic seconds, or ``None`` for as long as the system tries.
         :param cancel: gives the attempt up when set.
         :returns: a connected stream.

@@ -27,8 +27,15 @@ class Factory(Protocol):
     target: str
     """The address in records and log lines."""
 
-    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
-        """Connect, and wait for it until ``deadline`` (monotonic seconds) or until it is cancelled."""
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Connect, and wait for it.
+
+        :param peer: the client's address; it changes nothing here. A tunnel passes it to factories that name it.
+        :param deadline: monotonic seconds; ``None`` for as long as it takes.
+        :param cancel: an object with ``is_set()`` and ``fileno()``; gives the attempt up when set.
+        :returns: a connected stream.
+        :raises OSError: as :func:`connect` does.
+        """
 
 
 # The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
@@ -68,7 +75,9 @@ def target(url: str, via: Sequence[str] = ()) -> Factory:
         What is behind the last one is reached from there: its names are looked up there, its Unix paths and commands
         are there, and so is the bridge to I2P. TLS is spoken from here to the target.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
-        address.
+        address. A factory of your own can call it with the keywords that it has got itself: ``peer`` (the client's
+        address, which changes nothing here), ``deadline`` (monotonic seconds, ``None`` for no limit) and ``cancel``
+        (an object with ``is_set()`` and ``fileno()``, which gives the attempt up).
     :raises AddressError: if an address cannot be understood, or a hop cannot lead to what follows it.
     :raises OSError: if a file that the address names cannot be read.
     """

@@ -22,6 +22,7 @@ from .connection import Connection, ConnectionRecord, Stats
 from .connector import MOST_CALLS, Connector
 from .flow import Workspace
 from .greeting import Greeting, HearingListener
+from .interfaces import Listener, MakeSend
 from .limits import Limits, check_count, check_time
 from .loop import Loop, Timer
 from .observer import Observer, OnEnd, check_callback
@@ -84,8 +85,8 @@ class Tunnel:
 
     def __init__(
         self,
-        receive: Any,
-        make_send: Callable[..., Any],
+        receive: Listener,
+        make_send: MakeSend,
         nconnect: int = -1,
         timeout: float | None = 60.0,
         *,

@@ -23,6 +23,11 @@ def test_every_public_name_is_there_and_documented(name):
     assert name in dir(relay)
 
 
+def test_dir_has_the_public_names_alone():
+    assert set(dir(relay)) == {*relay.__all__, "aio"}
+    assert set(run("import relay, relay.testing, relay.cli; print(*dir(relay))").split()) == {*relay.__all__, "aio"}
+
+
 def test_another_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'relay' has no attribute 'tunnels'"):
         relay.tunnels  # noqa: B018

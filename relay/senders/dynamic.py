@@ -131,8 +131,8 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
         there are rules, and else connected to directly.
     :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
-        keeps what the streams of each way ride on. A call wants the keyword ``destination``, and returns a connected
-        :class:`relay.Stream`.
+        keeps what the streams of each way ride on. A call needs the keyword ``destination``, may have ``peer``,
+        ``deadline`` and ``cancel`` (see :func:`relay.target`), and returns a connected :class:`relay.Stream`.
     :raises AddressError: if a hop or a rule cannot be understood.
     :raises TypeError: if an argument has the wrong type.
     :raises OSError: if a file that a hop names cannot be read.
@@ -192,12 +192,14 @@ class Dynamic(Guide):
     def __call__(
         self,
         *,
+        peer: Any = None,
         destination: Request | None = None,
         deadline: float | None = None,
         cancel: Cancel | None = None,
     ) -> Stream:
         """Make a stream to where a client wants, and wait for it.
 
+        :param peer: the client's address; it changes nothing here.
         :param destination: has a ``host`` and a ``port``.
         :param deadline: monotonic seconds; ``None`` for as long as it takes.
         :param cancel: gives it up when set.

@@ -60,6 +60,7 @@ def i2p(
         ``subscribe(watcher)`` and ``close()``, which lets the session go. A call returns a connected
         :class:`relay.Stream`, and raises :class:`relay.ConnectError` (unreachable, timed out),
         :class:`relay.SAMError`, :class:`relay.AuthenticationError` or :class:`relay.CarrierError`.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type or a keyword is unknown.
     :raises ValueError: if an argument cannot be right; of ``dest`` it tells what is wrong (length, alphabet, checksum).
     :raises OSError: if a file that ``sam`` names cannot be read.

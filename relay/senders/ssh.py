@@ -69,6 +69,7 @@ def ssh(
         ``close()``, which lets the connection go. A call returns a connected :class:`relay.Stream`, and raises
         :class:`relay.ConnectError` (refused, unreachable, timed out, denied by the server's policy),
         :class:`relay.HostKeyError`, :class:`relay.AuthenticationError` or :class:`relay.CarrierError`.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument cannot be right; :class:`relay.AddressError` for ``server`` and ``via``.
 

@@ -20,6 +20,7 @@ def tcp(host: str, port: int) -> Direct:
     :param port: from 1 to 65535.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`, and raises
         :class:`relay.ConnectError` if it cannot.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
     """

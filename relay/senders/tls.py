@@ -8,6 +8,7 @@ import os
 import queue
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from ..address import TCPAddress, check_place, is_i2p
 from ..certificates import load_chain, trusting
@@ -46,6 +47,7 @@ def tls(
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`. It raises
         :class:`relay.ConnectError` if it cannot; the reason is ``denied`` if one side does not accept the other's
         certificate.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument cannot be right, or a file does not hold what it should.
     :raises OSError: if a file cannot be read.
@@ -115,9 +117,10 @@ class TLS(Direct):
         self._client = Client(host, port, servername, ca, cert, key)
         super().__init__(self._client.name, direct.resolve, literal=direct.literal)
 
-    def __call__(self, *, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Connect and shake hands, and wait for both.
 
+        :param peer: the client's address; it changes nothing here.
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :param cancel: gives the attempt up when set.
         :returns: a connected stream; its ``reset()`` resets the connection to the server.

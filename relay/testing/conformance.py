@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..bridge import as_stream
+from ..interfaces import Listener, MakeSend
 from ..stream import Stream, reset
 from ..tunnel import Tunnel
 from .leaks import check_leaks
@@ -58,8 +59,8 @@ def check_stream(
 
 
 def check_factory(
-    factory: Callable[..., Any],
-    server: Any,
+    factory: MakeSend,
+    server: Listener,
     *,
     half_close: bool = True,
     timeout: float = 10.0,

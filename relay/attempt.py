@@ -9,19 +9,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .cancellation import Cancellation
 from .dialing import Dialed
 from .errors import ConnectError
+from .fairness import source_of
 from .loop import Timer
 from .poller import OUT
-from .race import Endpoint, Race, connect_error, connect_patiently
+from .race import Direct, Endpoint, Race, connect_error, connect_patiently
 from .stream import Stream
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .connector import Connector, Plan
+    from .lookups import Lookups
     from .tunnel import Tunnel
 
 __all__ = ["Attempt"]
@@ -65,14 +67,36 @@ class Attempt:
         """Whether its connection still waits for it."""
         return self.connection.attempt is self
 
-    def finished(self, outcome: Any, now: float) -> None:
-        """A call has returned a stream or addresses, or raised."""
+    def finished(self, outcome: Stream | BaseException, now: float) -> None:
+        """A call has returned a stream, or raised."""
         if isinstance(outcome, BaseException):
             self._connector.failed(self.connection, outcome, now)
-        elif isinstance(outcome, Stream):
-            self._begun_elsewhere(outcome, now)
         else:
-            self.race(outcome, now)
+            self._begun_elsewhere(outcome, now)
+
+    def look_up(self, lookups: Lookups, direct: Direct) -> None:
+        """Have the target's addresses looked up, then connect."""
+        connection, name = self.connection, direct.name
+        source = source_of(connection.client, connection.peer)
+        if name is None:
+            give_up = lookups.find(direct, direct.resolve, source, self._looked_up)
+        else:
+            give_up = lookups.find(name.host.lower(), name.look_up, source, self._looked_up)
+        if self.is_wanted():  # else there was no room for it
+            self._give_up = give_up
+
+    def _looked_up(self, found: Sequence[Endpoint] | BaseException, now: float) -> None:
+        self._give_up = None
+        direct = self.plan.direct
+        assert direct is not None
+        try:
+            if direct.name is not None:
+                found = direct.name.endpoints(found)
+            if isinstance(found, BaseException):
+                raise found
+            self.race(found, now)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+            self._connector.failed(self.connection, error, now)
 
     def dial(self, factory: Dialed, now: float) -> None:
         """Begin to make the stream; it is there at once, or another thread tells."""

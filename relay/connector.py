@@ -19,6 +19,7 @@ from .cancellation import Cancellation
 from .dialing import Dialed
 from .errors import RelayError
 from .greeting import Guide
+from .lookups import Lookups
 from .loop import Timer
 from .race import Direct, Endpoint, connect_error, open_socket, place
 from .stream import Stream
@@ -98,6 +99,7 @@ class Connector:
         self._young: list[Attempt] = []
         self._watch = Timer(tunnel.loop.timers, self._watch_clients)
         self.workers = Workers(tunnel.loop, f"{tunnel.name} connector")
+        self._lookups = Lookups(tunnel.loop, self.workers.submit)
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
@@ -112,11 +114,12 @@ class Connector:
         if plan.endpoints:
             attempt.race(plan.endpoints, now)
         elif plan.direct is not None:
-            self._call(attempt, plan.direct.resolve, now)
+            self._watch_soon(attempt, now)
+            attempt.look_up(self._lookups, plan.direct)
         elif plan.dialed is not None:
             attempt.dial(plan.dialed, now)
         elif plan.nonblocking:
-            attempt.finished(self._outcome(plan, self._bound(attempt)), now)
+            attempt.finished(self._outcome(self._bound(attempt)), now)
         else:
             self._call(attempt, self._bound(attempt), now)
 
@@ -182,20 +185,22 @@ class Connector:
         factory = attempt.plan.factory
         return functools.partial(factory, **given) if given else factory
 
-    def _outcome(self, plan: Plan, function: Callable[[], Any]) -> Any:
-        """Call, and return what it returned as a stream (or as addresses), or the exception."""
+    def _outcome(self, function: Callable[[], Any]) -> Any:
+        """Call, and return what it returned as a stream, or the exception."""
         try:
-            result = function()
-            return result if plan.direct is not None else as_stream(result)
+            return as_stream(function())
         except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
             return error
 
     def _call(self, attempt: Attempt, function: Callable[[], Any], now: float) -> None:
         self.calls += 1
+        self._watch_soon(attempt, now)
+        self.workers.submit(functools.partial(self._run_call, attempt, function))
+
+    def _watch_soon(self, attempt: Attempt, now: float) -> None:
         self._young.append(attempt)
         if self._watch.due == math.inf:
             self._watch.start(now + _YOUNG, now)
-        self.workers.submit(functools.partial(self._run_call, attempt, function))
 
     def _watch_clients(self, now: float) -> None:
         """Watch the clients whose call takes longer than most; for a quick one it would cost more than it tells."""
@@ -205,7 +210,7 @@ class Connector:
                 attempt.connection.watch_client()
 
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
-        outcome = self._outcome(attempt.plan, function)
+        outcome = self._outcome(function)
         if attempt.cancel is not None:
             attempt.cancel.close()
         if not self._tunnel.loop.call(functools.partial(self._called, attempt, outcome)):

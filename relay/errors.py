@@ -30,7 +30,7 @@ class ConnectError(RelayError):
 
     :param message: what failed and what to do.
     :param reason: the word for it in a connection's record: ``refused``, ``unreachable``, ``connect_timeout``,
-        ``denied`` or ``factory_error``.
+        ``denied``, ``overloaded`` or ``factory_error``.
     """
 
     def __init__(self, message: str, *, reason: str = "unreachable") -> None:

@@ -22,7 +22,18 @@ from .stream import Stream
 
 Socket = TypeVar("Socket", bound=socket.SocketType)
 
-__all__ = ["ATTEMPT_DELAY", "Cancel", "Direct", "Endpoint", "Race", "connect", "interleave", "open_socket", "place"]
+__all__ = [
+    "ATTEMPT_DELAY",
+    "Cancel",
+    "Direct",
+    "Endpoint",
+    "Name",
+    "Race",
+    "connect",
+    "interleave",
+    "open_socket",
+    "place",
+]
 
 _NONBLOCKING_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside the last one; RFC 8305, section 5
@@ -240,12 +251,28 @@ def connect_error(target: str, error: OSError | None) -> ConnectError:
 Upgraded = Callable[["Stream | OSError"], object]
 
 
+class Name(Protocol):
+    """A host name whose addresses are looked up for every connection."""
+
+    host: str
+
+    def look_up(self) -> Sequence[Endpoint]:
+        """Ask the system; blocks as long as its resolver does. Raises what the system raises."""
+
+    def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
+        """Return where to connect, of what a look-up of the same host returned or raised.
+
+        :raises ConnectError: if there is nothing to connect to.
+        """
+
+
 class Direct:
     """A factory that needs nothing but a connect, so that an engine can make it itself.
 
     :param target: its name in records, such as ``db.internal:5432``.
     :param resolve: returns the addresses; may block (a name) and then runs on a thread of its own.
     :param literal: whether ``resolve`` never blocks (an address, a path).
+    :param name: what ``resolve`` looks up, so that an engine can do it once for all who ask for the same host.
     """
 
     upgrade: Callable[[Stream, float | None, Upgraded], Callable[[], object]] | None = None
@@ -255,10 +282,13 @@ class Direct:
     calls, in any thread, with the stream that it made or with the error. It returns a function that gives it up.
     """
 
-    def __init__(self, target: str, resolve: Callable[[], Sequence[Endpoint]], *, literal: bool) -> None:
+    def __init__(
+        self, target: str, resolve: Callable[[], Sequence[Endpoint]], *, literal: bool, name: Name | None = None
+    ) -> None:
         self.target = target
         self.resolve = resolve
         self.literal = literal
+        self.name = name
 
     def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Connect, and wait for it.

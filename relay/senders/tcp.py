@@ -28,7 +28,8 @@ def tcp(host: str, port: int) -> Direct:
     target = str(TCPAddress(host, port))
     if (endpoint := _literal(host, port)) is not None:
         return Direct(target, lambda: (endpoint,), literal=True)
-    return Direct(target, lambda: _resolve(host, port), literal=False)
+    name = _Name(host, port)
+    return Direct(target, name.resolve, literal=False, name=name)
 
 
 def _literal(host: str, port: int) -> Endpoint | None:
@@ -42,19 +43,41 @@ def _literal(host: str, port: int) -> Endpoint | None:
     return None if address.scope_id else Endpoint(socket.AF_INET6, (host, port, 0, 0))
 
 
-def _resolve(host: str, port: int) -> Sequence[Endpoint]:
-    """Look up the addresses; blocks as long as the system's resolver does.
+class _Name:
+    """A host name and a port; see :class:`relay.race.Name`."""
 
-    :raises ConnectError: if there is none (``unreachable``).
-    """
-    literal, percent, zone = host.partition("%")
-    try:
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    def look_up(self) -> Sequence[Endpoint]:
+        literal, percent, zone = self.host.partition("%")
         if percent:
             index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-            return [Endpoint(socket.AF_INET6, (literal, port, 0, index))]
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        what = f"there is no interface {zone}" if percent else "the name cannot be looked up"
-        text = error.strerror if isinstance(error, OSError) else error
-        raise ConnectError(f"{TCPAddress(host, port)}: {what} ({text}); is it spelled right?") from error
-    return [Endpoint(family, address) for family, _, _, _, address in found]
+            return [Endpoint(socket.AF_INET6, (literal, self.port, 0, index))]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return [Endpoint(family, address) for family, _, _, _, address in found]
+
+    def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
+        if isinstance(found, (OSError, UnicodeError)) and not isinstance(found, ConnectError):
+            _, percent, zone = self.host.partition("%")
+            what = f"there is no interface {zone}" if percent else "the name cannot be looked up"
+            text = found.strerror if isinstance(found, OSError) else found
+            raise ConnectError(f"{TCPAddress(self.host, self.port)}: {what} ({text}); is it spelled right?") from found
+        if isinstance(found, BaseException):
+            raise found
+        # Another port may have been asked for by who had it looked up.
+        return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address in found]
+
+    def resolve(self) -> Sequence[Endpoint]:
+        """Look it up; blocks.
+
+        :raises ConnectError: if there is no address (``unreachable``).
+        """
+        try:
+            found: Sequence[Endpoint] | BaseException = self.look_up()
+        except (OSError, UnicodeError) as error:
+            found = error
+        return self.endpoints(found)

@@ -115,7 +115,7 @@ class TLS(Direct):
     ) -> None:
         direct = tcp(host, port)
         self._client = Client(host, port, servername, ca, cert, key)
-        super().__init__(self._client.name, direct.resolve, literal=direct.literal)
+        super().__init__(self._client.name, direct.resolve, literal=direct.literal, name=direct.name)
 
     def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Connect and shake hands, and wait for both.

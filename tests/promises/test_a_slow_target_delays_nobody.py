@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from helpers import Thread, black_hole, ended, exchange, wait_until
+from helpers import Thread, black_hole, ended, exchange, receive_exactly, wait_until
 
 import relay
 
@@ -131,22 +131,28 @@ def served(hole, text):
 
 
 def test_a_name_that_resolves_slowly(monkeypatch, listener):
-    wake, calls, resolve = threading.Event(), itertools.count(), socket.getaddrinfo
+    wake, asked, resolve = threading.Event(), threading.Event(), socket.getaddrinfo
+    port = listener.getsockname()[1]
 
     def slow(host, *args, **options):
         if host == "slow.invalid":
-            if next(calls) == 0:
-                wake.wait(10)
-            host = "127.0.0.1"
-        return resolve(host, *args, **options)
+            asked.set()
+            wake.wait(10)
+        return resolve("127.0.0.1", *args, **options)
+
+    def ask(tunnel, name):
+        client = socket.create_connection(tunnel.address, timeout=SOON)
+        client.sendall(b"\5\1\0\5\1\0\3" + bytes([len(name)]) + name + port.to_bytes(2, "big"))
+        return client
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    with relay.Tunnel(relay.listen(":0"), relay.tcp("slow.invalid", listener.getsockname()[1])) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=SOON):
-            wait_until(lambda: tunnel.stats().active == 1)
-            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+    with relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic()) as tunnel:
+        with ask(tunnel, b"slow.invalid"):
+            assert asked.wait(10)
+            with ask(tunnel, b"quick.invalid") as client:
                 far, _ = listener.accept()
                 with far:
+                    assert len(receive_exactly(client, 12)) == 12
                     far.settimeout(SOON)
                     exchange(client, far)
             wake.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import socket
@@ -15,7 +16,7 @@ from .loop import Timer
 from .poller import ERR, HUP, READ
 from .race import place
 from .records import ConnectionRecord, State, Stats
-from .stream import Stream, keep_alive, set_to_reset
+from .stream import Stream, keep_alive, set_to_reset, unsent
 
 if TYPE_CHECKING:
     from .flow import Workspace
@@ -56,6 +57,8 @@ class Connection:
         "kept_alive",
         "due",
         "tick",
+        "queued",
+        "drained",
     )
 
     up: Flow  # from the client to the target
@@ -83,6 +86,8 @@ class Connection:
         self.kept_alive = False
         self.due = 0.0  # when expire() is to be called; later than a limit only if bytes moved meanwhile
         self.tick = 0
+        self.queued = (0, 0)  # what unsent() told when it was last looked at
+        self.drained = 0.0  # when it was last seen to be another number, which means that bytes move
 
     # -- its life -------------------------------------------------------------------------------------------------
 
@@ -287,12 +292,14 @@ class Connection:
             logger.warning("%s: %s (client %s)", self.tunnel.name, failure, place(self.peer))
         return self.close(getattr(failure, "reason", reason), now)
 
-    def close(self, reason: str, now: float, *, clean: bool = False) -> None:
-        """End it, for this reason: by a close if all was said (then it is clean), else by a reset."""
+    def close(self, reason: str, now: float, *, clean: bool = False, said: bool = False) -> None:
+        """End it, for this reason: by a close if all was said (then it is clean), else by a reset.
+
+        :param said: whether the target has been sent everything, and only its answer is given up.
+        """
         if self.over:
             return
         self.over = True
-        said = False  # whether the target has been sent everything, and only its answer is given up
         if self.state is State.CONNECTING:
             if self.attempt is not None:
                 self.attempt.abandon()
@@ -300,7 +307,7 @@ class Connection:
                 self.tunnel.loop.forget(self.client.fileno(), closing=True)
         else:
             up, down = self.up, self.down
-            said = reason == "linger" and bool(up.ended) and not self._has_half_close()
+            said = said or (reason == "linger" and bool(up.ended) and not self._has_half_close())
             self.received, self.sent = up.moved, down.moved
             if self.target_stream is not None and down.moved:
                 self.target_stream.answered = True
@@ -312,6 +319,10 @@ class Connection:
         clean = clean or reason == "done"
         self._let_go(self.client, self.client_stream, clean)
         if self.target is not None:
+            if said and not clean:
+                # First, for a close with something unread is a reset, and the target then does not see the end.
+                with contextlib.suppress(OSError):
+                    self.target.shutdown(socket.SHUT_WR)
             self._let_go(self.target, self.target_stream, clean or said)
         self.state = State.CLOSED
         self.reason = reason
@@ -354,6 +365,8 @@ class Connection:
         if self.over:
             return
         due, reason = self.next_limit()
+        if due is not None and now >= due and self._still_sends(reason, now):
+            due, reason = self.next_limit()
         if due is None:
             return
         if now < due:
@@ -381,17 +394,41 @@ class Connection:
                 found.append((self.started + limits.connect, "connect_timeout"))
         else:
             if limits.idle is not None:
-                found.append((max(self.opened, self.up.last, self.down.last) + limits.idle, "idle"))
+                found.append((max(self.opened, self.drained, self.up.last, self.down.last) + limits.idle, "idle"))
             if self.state is State.HALF_CLOSED:
                 found += self._half_closed_limits()
         return min(found, default=(None, ""))
+
+    def unsent(self) -> tuple[int, int]:
+        """What the systems of the client and of the target have not taken yet of what was sent to them."""
+        client, target = self.client_stream, self.target_stream
+        assert self.target is not None
+        return (
+            unsent(self.client) if client is None else client.queued(),
+            unsent(self.target) if target is None else target.queued(),
+        )
+
+    def _still_sends(self, reason: str, now: float) -> bool:
+        """Whether bytes go on moving that the engine has moved already: out of the kernel, to a slow peer.
+
+        What has changed since the last look has moved. At the first look nobody knows, so that a peer that has stopped
+        with something on its way to it is given its time twice.
+        """
+        if reason not in ("idle", "linger") or (reason == "linger" and not self.limits.linger):
+            return False
+        queued = self.unsent()
+        if not any(queued) or queued == self.queued:
+            return False
+        self.queued = queued
+        self.drained = now
+        return True
 
     def _half_closed_limits(self) -> list[tuple[float, str]]:
         ended = self.up if self.up.ended else self.down
         other = ended.reverse
         found = []
         if self.limits.linger is not None:
-            found.append((max(ended.ended, other.last) + self.limits.linger, "linger"))
+            found.append((max(ended.ended, self.drained, other.last) + self.limits.linger, "linger"))
         if other.handler == other.discard:
             return [(ended.ended + (self.limits.linger or _QUIET), "done")]
         held_back = self.client_stream is not None and not self.client_stream.half_close

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
-import socket
-import termios
 import threading
 import time
 from typing import Any
@@ -15,7 +11,7 @@ from .interfaces import Listener, MakeSend
 from .limits import check_time
 from .loop import Timer
 from .records import State
-from .stream import Stream
+from .stream import Stream, unread
 from .tunnel import Tunnel
 
 __all__ = ["EphemeralTunnel"]
@@ -28,8 +24,8 @@ class EphemeralTunnel(Tunnel):
 
     A plain tunnel that drains waits for its clients to end their connections. Here a client may have no reason to: a
     ØMQ socket keeps its connection. So a connection that is still open ends, too, once nothing has come from its client
-    for half a second and nothing of that waits here any more. One that its client has ended has all the time that it
-    needs to carry its last bytes to the target.
+    for half a second and the target's system has taken all of it: the target then sees an end of file. One that its
+    client has ended has all the time that it needs to carry its last bytes to the target.
 
     :param receive: and the others: as for :class:`Tunnel`.
     :param unused: seconds without any connection, also after the last one has gone, after which it ends; ``None`` for
@@ -90,7 +86,7 @@ class EphemeralTunnel(Tunnel):
     def _end_quiet_ones(self, now: float) -> None:
         for connection in list(self._connections):
             if connection.state is State.OPEN and _is_quiet(connection, now - _QUIET):
-                connection.close("closed", now)
+                connection.close("closed", now, said=True)
         if self._connections:
             self._quiet.start(now + _QUIET, now)
 
@@ -99,11 +95,4 @@ def _is_quiet(connection: Connection, since: float) -> bool:
     """Whether nothing has come from the client since then, and nothing of it waits, here or for the target."""
     up = connection.up
     is_still = max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
-    return is_still and not _unread(connection.client)
-
-
-def _unread(client: socket.SocketType) -> int:
-    """Bytes that have come and that nobody has read yet (ioctl(2), FIONREAD)."""
-    number = array.array("i", [0])
-    fcntl.ioctl(client.fileno(), termios.FIONREAD, number)
-    return number[0]
+    return is_still and not unread(connection.client) and not connection.unsent()[1]

@@ -123,6 +123,7 @@ class _Conversation:
         self._poller = select.poll()
         self._watched: dict[int, int] = {}
         self._last = time.monotonic()  # when a byte was moved
+        self._queued = 0  # what the stream had not passed on when that was last looked at
         self._refused: BaseException | None = None  # why the stream takes no more
         self._unread: float | None = None  # since when nobody reads the output
         self._lost = False  # whether bytes were lost by that
@@ -332,11 +333,21 @@ class _Conversation:
             return
         if self._unread is not None:
             raise BrokenPipeError(errno.EPIPE, _UNREAD)
+        if self._still_sends(now):
+            return
         if self._idle is not None and now >= self._last + self._idle:
             raise RelayError(f"{self._name}: no byte has moved for {self._idle:g} s (--idle-timeout)")
         if self._stream.half_close:
             raise RelayError(f"{self._name}: no byte has come for {self._linger:g} s after one end (--linger)")
         self._done = True  # that was the answer
+
+    def _still_sends(self, now: float) -> bool:
+        """Whether what the stream was sent has moved on since the last look; the first one counts as if it had."""
+        queued = self._stream.queued()
+        if queued and queued != self._queued and (self._idle or self._linger):
+            self._queued, self._last = queued, now
+            return now < (self._due() or now)
+        return False
 
 
 def _failure(stream: Stream) -> BaseException | None:

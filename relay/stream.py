@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import socket as sockets
 import struct
 import sys
+import termios
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,6 +46,7 @@ class Stream:
         "on_close",
         "answered",
         "received",
+        "unsent",
         "settle",
         "denied",
         "request",
@@ -68,6 +72,7 @@ class Stream:
         # What a transport may set, and an engine reads or (the first two) tells.
         self.answered = True  # False until the first byte, where being connected does not mean that anybody is there
         self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
+        self.unsent: Callable[[], int] | None = None  # bytes that left the socket and wait in its transport
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
         self.denied: Exception | None = None  # why its client is not to be let in
         self.request: Request | None = None  # where its client wants to be led, which it has not been answered yet
@@ -75,6 +80,14 @@ class Stream:
     def fileno(self) -> int:
         """The descriptor of the socket; −1 once it is closed."""
         return self.socket.fileno()
+
+    def queued(self) -> int:
+        """How much of what was sent is still on its way in this machine, as far as that is known; see :func:`unsent`.
+
+        A number that changes means that bytes move. 0 means that the next system has taken all of them.
+        """
+        beyond = self.unsent
+        return unsent(self.socket) + (beyond() if beyond is not None else 0)
 
     def close(self) -> None:
         """Close the socket and call ``on_close``. Idempotent; may block if ``on_close`` does."""
@@ -129,6 +142,28 @@ def set_to_reset(socket: sockets.SocketType) -> None:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
     except OSError:
         pass  # it is closed, or of a kind that has no such thing
+
+
+def unread(socket: sockets.SocketType) -> int:
+    """Bytes that have come and that nobody has read yet (FIONREAD of ioctl(2)); 0 if that is not known."""
+    return _queued(socket, termios.FIONREAD)
+
+
+def unsent(socket: sockets.SocketType) -> int:
+    """How much of what was sent the peer's system has not taken yet (SIOCOUTQ of tcp(7)); 0 if that is not known.
+
+    Bytes for TCP. Of a Unix socket it is what the peer has not read, together with the system's own share.
+    """
+    return _queued(socket, termios.TIOCOUTQ)
+
+
+def _queued(socket: sockets.SocketType, request: int) -> int:
+    number = array.array("i", [0])
+    try:
+        fcntl.ioctl(socket.fileno(), request, number)
+    except (OSError, ValueError):  # it is closed, or of a kind that does not tell
+        return 0
+    return number[0]
 
 
 def keep_alive(socket: sockets.SocketType) -> None:

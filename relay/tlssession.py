@@ -6,14 +6,11 @@ alone (RFC 8446, section 6.1), with TLS 1.2 too.
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import math
 import os
 import socket
 import ssl
-import termios
 import threading
 from collections.abc import Callable
 
@@ -21,7 +18,7 @@ from .errors import RelayError
 from .loop import Timer
 from .poller import ERR, HUP, IN, OUT
 from .pump import BUFFER, Pump, Watch
-from .stream import Stream, keep_alive
+from .stream import Stream, keep_alive, unsent
 
 __all__ = ["Session", "TLSError", "TLSStream", "is_denial"]
 
@@ -53,6 +50,7 @@ class TLSStream(Stream):
     def __init__(self, socket: socket.socket, session: Session) -> None:
         super().__init__(socket, target=session.name, failure=lambda: session.error, on_close=session.on_close())
         self._session = session
+        self.unsent = session.unsent
 
     def reset(self) -> None:
         """Close so that the TLS peer sees a reset, and neither close_notify nor an end of file. Idempotent."""
@@ -155,6 +153,10 @@ class Session:
         return stream
 
     # -- other threads --------------------------------------------------------------------------------------------
+
+    def unsent(self) -> int:
+        """Bytes that wait for the far end, encrypted."""
+        return len(self._cipher) + unsent(self._outer)
 
     def wake(self) -> None:
         """Have :attr:`aborted` looked at."""
@@ -299,12 +301,7 @@ class Session:
         """
         if not self._sent_end or self._cipher or self._heard:
             return False
-        unread = array.array("i", [0])
-        try:
-            fcntl.ioctl(self._outer, termios.TIOCOUTQ, unread)
-        except OSError:
-            return False
-        return not unread[0]
+        return not unsent(self._outer)
 
     def _decrypt(self) -> None:
         """Decrypt all that has come and pass it on."""

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, receive_all, receive_exactly
+from helpers import BLOCK, WAIT, Thread, ending, flood, receive_all, receive_exactly, wait_until
 
 import relay
 from relay import ephemeral
@@ -132,6 +132,64 @@ def test_what_comes_from_the_target_keeps_nobody(make, listening):
         over.set()
         assert reading.result() == "reset"
         publishing.result()
+
+
+def held_in_the_kernel(make, listening, size):
+    """A tunnel, its client and a target that does not read: the tunnel has passed everything on to the kernel."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    tunnel = make()
+    client = client_of(tunnel)
+    far = accepted(listening)
+    client.sendall(BLOCK[:size])
+    wait_until(lambda: tunnel.stats().received == size)
+    (connection,) = tunnel._connections
+    assert connection.up.held is None and connection.up.pipe is None and connection.unsent()[1]
+    return tunnel, client, far
+
+
+def looks(tunnel):
+    """A wait for the tunnel's next two looks at what is quiet, of which one is whole; or for its end."""
+    looked = []
+    look = tunnel._end_quiet_ones
+    tunnel._quiet._call = lambda now: (look(now), looked.append(now))
+
+    def wait():
+        before = len(looked)
+        wait_until(lambda: len(looked) >= before + 2 or not tunnel._connections)
+
+    return wait
+
+
+def test_what_waits_in_the_kernel_for_a_slow_target_arrives(make, listening, monkeypatch):
+    """The target reads 64 KiB when the test says so; between, the tunnel looks twice, and nothing is cut."""
+    monkeypatch.setattr(ephemeral, "_QUIET", 0.02)
+    size = 5 << 16
+    tunnel, client, far = held_in_the_kernel(make, listening, size)
+    with client, far:
+        wait_for_looks = looks(tunnel)
+        closing = Thread(tunnel.close, WAIT)
+        got = b""
+        while len(got) < size:
+            wait_for_looks()
+            got += receive_exactly(far, 1 << 16)
+        assert got == BLOCK[:size]
+        assert far.recv(1) == b"", "an end of file, and no reset"
+        closing.result()
+        assert ending(client) == "reset"
+
+
+def test_a_target_sees_an_end_of_file_though_it_has_sent_what_nobody_takes(make, listening, monkeypatch):
+    """A close with something unread would be a reset."""
+    monkeypatch.setattr(ephemeral, "_QUIET", 0.02)
+    tunnel = make()
+    with client_of(tunnel) as client, accepted(listening) as far:
+        client.sendall(b"last words")
+        far.settimeout(0.2)
+        with contextlib.suppress(TimeoutError):
+            flood(far)
+        far.settimeout(WAIT)
+        tunnel.close(WAIT)
+        assert receive_exactly(far, 11) == b"last words"
 
 
 def test_what_a_client_has_said_waits_for_a_slow_target(make, listening, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from helpers import BLOCK, WAIT, Thread, ending, flood, receive_all, receive_exactly, sha256_of, wait_until
 
 import relay
+from relay import stdio
 from relay.cancellation import Cancellation
 from relay.errors import CarrierError, ConnectError, RelayError
 from relay.stdio import carry
@@ -637,3 +638,32 @@ def test_what_lies_under_the_stream_is_let_go_of_once(rig):
     one.far.close()
     one.over()
     assert calls == [1]
+
+
+@pytest.mark.parametrize("limit", ["idle", "linger"])
+def test_what_leaves_the_kernel_for_a_slow_target_has_moved(limit):
+    near, far = tcp_pair()
+    reader, writer = os.pipe()
+    with relay.Stream(near, target="there") as stream, far, open(reader, "rb"), open(writer, "wb"):
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(64):
+                near.send(BLOCK[: 1 << 16])
+        conversation = stdio._Conversation(stream, reader, writer, *((1000, None) if limit == "idle" else (None, 1000)))
+        conversation._up.ended = conversation._last if limit == "linger" else None
+
+        def look():
+            conversation._last -= 1001
+            if limit == "linger":
+                conversation._up.ended -= 1001
+            conversation._look_at_limits()
+
+        look()
+        before = stream.queued()
+        far.recv(1 << 20)
+        wait_until(lambda: stream.queued() != before)
+        look()
+        with pytest.raises(relay.RelayError, match=limit):
+            look()
+        conversation.close()

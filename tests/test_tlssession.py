@@ -330,3 +330,17 @@ def test_many_at_once(quick_rig):
         with stream:
             stream.socket.settimeout(WAIT)
             assert receive_exactly(stream.socket, 5) == b"hello"
+
+
+def test_a_stream_knows_what_is_on_its_way_beyond_its_socket(quick_rig):
+    """Else a transfer to a slow server would count as idle."""
+    stream, server = quick_rig.connect()
+    sent = 0
+    while select.select([], [stream.socket], [], 0.2)[1]:
+        sent += stream.socket.send(BLOCK[: 1 << 16], socket.MSG_DONTWAIT)
+    assert stream.unsent() > 0
+    assert stream.queued() > stream.unsent()
+    assert len(receive_exactly(server, sent)) == sent
+    wait_until(lambda: stream.queued() == 0)
+    stream.close()
+    assert stream.queued() == 0

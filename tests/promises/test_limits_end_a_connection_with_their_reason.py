@@ -6,9 +6,10 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 
 import pytest
-from helpers import Thread, black_hole, ended, ending, exchange, flood, receive_all, receive_exactly
+from helpers import BLOCK, Thread, black_hole, ended, ending, exchange, flood, receive_all, receive_exactly, wait_until
 
 import relay
 
@@ -189,3 +190,61 @@ def test_a_limit_ends_its_own_connection_alone(relayed, any_engine):
     with contextlib.suppress(OSError):
         pings.result()
     assert set(receive_all(far)) == {ord("x")}
+
+
+class Clock:
+    """The deadlines of a rig's one connection, which come when the test says so."""
+
+    def __init__(self, tunnel, step):
+        self._tunnel = tunnel
+        self._step = step
+        (self.connection,) = tunnel._connections
+        self._now = time.monotonic()
+
+    def go_on(self):
+        """So much later, a limit may have been reached."""
+        self._now += self._step
+        self._tunnel._in_loop(lambda: self.connection.expire(self._now))
+
+
+@pytest.mark.parametrize("limit", ["idle_timeout", "linger"])
+def test_what_leaves_the_kernel_for_a_slow_target_has_moved(relayed, limit):
+    """The client's bytes, and its end, have been taken: nothing moves here, and all of it moves there."""
+    rig = relayed(timeout=None, **{"linger": None, limit: 1000})
+    client, far = rig.connect()
+    exchange(client, far)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    size = 6 << 16
+    client.sendall(BLOCK[:size])
+    client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: rig.tunnel.stats().received == size + 4 and rig.tunnel.connections()[0].state == "half-closed")
+    clock = Clock(rig.tunnel, 1001)
+    assert clock.connection.unsent()[1]
+    got = b""
+    for _ in range(3):
+        clock.go_on()
+        got += receive_exactly(far, 1 << 16)
+        wait_until(lambda: clock.connection.unsent() != clock.connection.queued)
+        assert clock.connection.unsent()[1]
+    clock.go_on()
+    assert not clock.connection.over
+    clock.go_on()
+    assert ended(rig.tunnel) == [limit.removesuffix("_timeout")]
+    assert got == BLOCK[: len(got)]
+
+
+def test_what_leaves_the_kernel_for_a_slow_client_has_moved(relayed):
+    rig = relayed(timeout=None, idle_timeout=1000)
+    client, far = rig.connect()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    size = 8 << 16
+    far.sendall(BLOCK[:size])
+    wait_until(lambda: rig.tunnel.stats().sent == size)
+    clock = Clock(rig.tunnel, 1001)
+    clock.go_on()
+    receive_exactly(client, 2 << 16)
+    wait_until(lambda: clock.connection.unsent() != clock.connection.queued)
+    clock.go_on()
+    assert not clock.connection.over
+    clock.go_on()
+    assert ended(rig.tunnel) == ["idle"]

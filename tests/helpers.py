@@ -109,9 +109,16 @@ def is_gone(address: tuple[str, int]) -> bool:
         return True
 
 
+def send_all(end: Any, data: bytes) -> None:
+    """Send everything; each megabyte of it has the socket's timeout, which ``sendall`` has for everything at once."""
+    with memoryview(data) as view:
+        for start in range(0, len(data), 1 << 20):
+            end.sendall(view[start : start + (1 << 20)])
+
+
 def send_and_end(end: Any, data: bytes) -> None:
     """Send everything, then end this direction alone."""
-    end.sendall(data)
+    send_all(end, data)
     end.shutdown(socket.SHUT_WR)
 
 

@@ -1,4 +1,4 @@
-"""A real OpenSSH server for the tests: its own port, keys and configuration, and nothing of the system's service."""
+"""Real SSH servers for the tests, above all OpenSSH's: each has its own port, keys and configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from cryptography.hazmat.primitives import serialization
@@ -52,19 +52,17 @@ def server_url(server: SSHServer, **more: object) -> str:
     return f"ssh://{server.user}@{server.host}:{server.port}?{query}"
 
 
-class Sshd:
-    """A server on a port of 127.0.0.1 that stays its own while the server is down.
+class RealServer:
+    """A server program on a port of 127.0.0.1 that stays its own while the server is down.
 
     :param folder: where it may put its files; a directory that exists.
-    :param config: lines of sshd_config(5), which go before the usual ones and so replace them.
     :param port: 0 for any.
     :param namespace: a network that it runs in, with its port there; a door on the machine's 127.0.0.1 leads to it.
     """
 
-    def __init__(
-        self, folder: Path, *, config: Sequence[str] = (), port: int = 0, namespace: Namespace | None = None
-    ) -> None:
-        assert PROGRAM is not None, "there is no sshd"
+    ready = "Server listening on"  # is in the log once it listens
+
+    def __init__(self, folder: Path, *, port: int = 0, namespace: Namespace | None = None) -> None:
         self.folder = folder
         self.user = getpass.getuser()
         self.keyfile = folder / "client_key"
@@ -81,33 +79,21 @@ class Sshd:
         self._reader: threading.Thread | None = None
         self._lines: list[str] = []
         self._news = threading.Condition()
-        self._write_files(config)
+        self._write_files()
 
-    def _write_files(self, config: Sequence[str]) -> None:
+    def _write_files(self) -> None:
         self.host_key_line = make_key(self.folder / "host_key")
         authorized = make_key(self.keyfile)
         (self.folder / "authorized_keys").write_text(authorized + "\n")
         self.known_hosts.write_text(f"[{LOOPBACK}]:{self.port} {self.host_key_line}\n")
-        self.configure(*config)
 
-    def configure(self, *config: str) -> None:
-        """Replace the configuration's first lines; a server that runs keeps what it has."""
-        usual = (
-            f"ListenAddress {LOOPBACK}:{self._own_port}",
-            f"HostKey {self.folder}/host_key",
-            f"AuthorizedKeysFile {self.folder}/authorized_keys",
-            "PidFile none",
-            "UsePAM no",
-            "StrictModes no",
-            "UseDNS no",
-            "PermitRootLogin yes",
-            "PasswordAuthentication no",
-            "KbdInteractiveAuthentication no",
-            "MaxStartups 500",
-            "SetEnv SHLVL=1",  # else bash reads the user's ~/.bashrc for each command, which may take any time
-            "LogLevel VERBOSE",
-        )
-        (self.folder / "sshd_config").write_text("\n".join((*config, *usual)) + "\n")
+    def command(self) -> list[str]:
+        """The argument list that starts it."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str] | None:
+        """What it runs with; ``None`` for the environment of the tests."""
+        return None
 
     @property
     def server(self) -> SSHServer:
@@ -120,19 +106,16 @@ class Sshd:
         """The same as an address."""
         return server_url(self.server)
 
-    def start(self) -> Sshd:
+    def start(self) -> Self:
         """Start it; returns when it listens."""
         assert self._process is None, "it runs already"
-        if os.geteuid() == 0:
-            os.makedirs("/run/sshd", 0o755, exist_ok=True)  # without it a server of root refuses to start
-        argv = [str(PROGRAM), "-D", "-e", "-f", f"{self.folder}/sshd_config"]
         seen = len(self._lines)
         run = start if self._namespace is None else self._namespace.run
-        self._process = run(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+        self._process = run(self.command(), stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, env=self.environment())
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), name="sshd log", daemon=True)
         self._reader.start()
         try:
-            self.wait_for("Server listening on", since=seen)
+            self.wait_for(self.ready, since=seen, timeout=3 * WAIT)
         except BaseException:
             self.kill()
             raise
@@ -169,11 +152,6 @@ class Sshd:
     def log(self) -> str:
         """What it has written so far."""
         return "\n".join(self._lines)
-
-    @property
-    def logins(self) -> int:
-        """How many clients have logged in."""
-        return sum(re.match(r"Accepted [a-z/-]+ for ", line) is not None for line in self._lines)
 
     def processes(self) -> list[int]:
         """The process ids of the listening server and of its sessions, each before its children."""
@@ -231,6 +209,52 @@ class Sshd:
             waiting += children
 
 
+class Sshd(RealServer):
+    """OpenSSH's server, and nothing of the system's service.
+
+    :param folder: and what else there is: as for :class:`RealServer`.
+    :param config: lines of sshd_config(5), which go before the usual ones and so replace them.
+    """
+
+    def __init__(self, folder: Path, *, config: Sequence[str] = (), **options: Any) -> None:
+        assert PROGRAM is not None, "there is no sshd"
+        self._config = config
+        super().__init__(folder, **options)
+
+    def _write_files(self) -> None:
+        super()._write_files()
+        self.configure(*self._config)
+
+    def configure(self, *config: str) -> None:
+        """Replace the configuration's first lines; a server that runs keeps what it has."""
+        usual = (
+            f"ListenAddress {LOOPBACK}:{self._own_port}",
+            f"HostKey {self.folder}/host_key",
+            f"AuthorizedKeysFile {self.folder}/authorized_keys",
+            "PidFile none",
+            "UsePAM no",
+            "StrictModes no",
+            "UseDNS no",
+            "PermitRootLogin yes",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "MaxStartups 500",
+            "SetEnv SHLVL=1",  # else bash reads the user's ~/.bashrc for each command, which may take any time
+            "LogLevel VERBOSE",
+        )
+        (self.folder / "sshd_config").write_text("\n".join((*config, *usual)) + "\n")
+
+    def command(self) -> list[str]:
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", 0o755, exist_ok=True)  # without it a server of root refuses to start
+        return [str(PROGRAM), "-D", "-e", "-f", f"{self.folder}/sshd_config"]
+
+    @property
+    def logins(self) -> int:
+        """How many clients have logged in."""
+        return sum(re.match(r"Accepted [a-z/-]+ for ", line) is not None for line in self._lines)
+
+
 def embedded(rig: Any, **more: Any) -> SSHServer:
     """How to reach a server of relay.testing, as a value."""
     files = {"keyfile": rig.keyfile, "known_hosts": rig.known_hosts, "config": os.devnull}
@@ -240,14 +264,15 @@ def embedded(rig: Any, **more: Any) -> SSHServer:
 class FarEnd:
     """A server of either kind, to be used with one of the backends.
 
-    ``kind`` is ``embedded`` or ``sshd``, ``rig`` what runs, ``server`` and ``url`` how to reach it with ``backend``.
+    ``kind`` is ``embedded``, ``sshd`` or another server's name, ``rig`` what runs, ``server`` and ``url`` how to reach
+    it with ``backend``.
     """
 
     def __init__(self, kind: str, backend: str, rig: Any) -> None:
         self.kind = kind
         self.backend = backend
         self.rig = rig
-        server = rig.server if isinstance(rig, Sshd) else embedded(rig)
+        server = rig.server if isinstance(rig, RealServer) else embedded(rig)
         self.server: SSHServer = dataclasses.replace(server, backend=backend)
 
     @property
@@ -266,7 +291,7 @@ class FarEnd:
 
     def down(self) -> None:
         """End the server and all its connections at once; its port stays its own."""
-        (self.rig.kill if isinstance(self.rig, Sshd) else self.rig.stop)()
+        (self.rig.kill if isinstance(self.rig, RealServer) else self.rig.stop)()
 
     def up(self) -> None:
         """Bring it back at the same port."""

@@ -95,7 +95,7 @@ def test_every_make_command_and_every_file_exists(text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for name in re.findall(r"`((?:relay|tests|samples|benchmarks)/[\w./-]*)`", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"\]\((\w+\.md)\)", text):
+    for name in re.findall(r"\]\(([\w/-]+\.md)\)", text):
         assert (ROOT / name).exists(), name
 
 

@@ -337,6 +337,20 @@ def test_what_does_not(told: Told, wish: str) -> None:
     assert told(wish).needs_client == ""
 
 
+def test_the_home_directory_in_the_callers_paths(
+    parser: None, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").write_text("User somebody\n")
+    make(tmp_path / "key")
+    settings = told(config="~/mine", keyfile="~/key", known_hosts="~/known", password_file="~/word")
+    assert settings.user == "somebody"
+    assert settings.identities == (f"{tmp_path}/key",) and settings.known_hosts[0] == f"{tmp_path}/known"
+    server = settings.server
+    paths = [server.config, server.keyfile, server.known_hosts, server.password_file]
+    assert paths == [f"{tmp_path}/{name}" for name in ("mine", "key", "known", "word")]
+
+
 def test_added_algorithms_are_kept(parser: None, told: Told) -> None:
     settings = told("Ciphers +aes128-cbc\nKexAlgorithms ecdh-sha2-nistp256\n")
     assert settings.added == ("aes128-cbc",)

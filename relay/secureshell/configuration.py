@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
-from ..address import SSHServer
+from ..address import SSH_FILES, SSHServer
 from ..errors import AddressError, RelayError
 from ..files import home
 from .algorithms import CLIENT_HINT, LISTS, supported
@@ -58,7 +58,7 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
 
     :param server: what the caller asked for.
     :param behind: whether it is behind hops, where its name is looked up, and not here.
-    :returns: the settings; ``needs_client`` tells why only the OpenSSH client will do (see :data:`CLIENT_ONLY`).
+    :returns: the settings, whose ``server`` has the paths of files without ``~``; ``needs_client`` tells why only the OpenSSH client will do (see :data:`CLIENT_ONLY`).
     :raises AddressError: in one line, if the configuration or a file that the caller named is of no use.
     :raises ConnectError: if ``ssh -G`` does not answer.
     :raises RelayError: if the caller insists on paramiko, and the way to the server is one that only the client can go.
@@ -66,6 +66,7 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
 
     Source: ssh_config(5).
     """
+    server = _expanded(server)
     options = read(server, behind=behind)
     hostname = _hostname(server, options.text("hostname") or server.host)
     port = server.port or _port(server, options.text("port") or "22")
@@ -96,6 +97,12 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
         raise RelayError(f"{server}: {problem}; take {CLIENT_HINT}")
     settings = _with_keys(settings, options, expand)
     return replace(settings, needs_client=_needs_client(options, settings))
+
+
+def _expanded(server: SSHServer) -> SSHServer:
+    """The server with whole paths: what reads them after this need not know of ``~``."""
+    paths = {name: path for name in SSH_FILES if (path := getattr(server, name)) is not None}
+    return replace(server, **{name: os.path.expanduser(path) for name, path in paths.items()})
 
 
 def _fail(server: SSHServer, problem: str) -> NoReturn:
@@ -221,7 +228,7 @@ def _agent(options: Options, expand: _Expansion) -> str | None:
 def _known_hosts(server: SSHServer, options: Options, expand: _Expansion) -> tuple[str, ...]:
     """The user's files, then the system's. The first one is written to, so it is nothing rather than the system's."""
     if server.known_hosts is not None:
-        own: tuple[str, ...] = (os.path.expanduser(server.known_hosts),)
+        own: tuple[str, ...] = (server.known_hosts,)
     else:
         own = expand.paths(options.text("userknownhostsfile")) or (os.devnull,)
     return own + expand.paths(options.text("globalknownhostsfile"))
@@ -239,7 +246,7 @@ def _with_keys(settings: Settings, options: Options, expand: _Expansion) -> Sett
     """The keys to offer: the caller's, alone or before the others, and those of the configuration that are there."""
     certificates = [path for path in map(expand.path, options.all("certificatefile")) if os.path.exists(path)]
     keyfile = settings.server.keyfile
-    own = [] if keyfile is None else [os.path.expanduser(keyfile)]
+    own = [] if keyfile is None else [keyfile]
     if own:
         if not os.path.exists(own[0]):
             _fail(settings.server, f"keyfile={keyfile}: no such file")

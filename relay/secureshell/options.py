@@ -82,7 +82,7 @@ class Options:
 def read(server: SSHServer, *, behind: bool = False) -> Options:
     """Ask for everything that the user's configuration says of a server, anew at each call.
 
-    :param server: whom; its ``config`` is read in place of the user's and the system's files.
+    :param server: whom; its ``config``, a path without ``~``, is read in place of the user's and the system's files.
     :param behind: whether it is behind hops: its name is then not made canonical, which looks it up in the DNS here.
     :raises AddressError: if the configuration is broken; with the line that the parser says.
     :raises ConnectError: if ``ssh -G`` does not answer in time.
@@ -97,7 +97,7 @@ def read(server: SSHServer, *, behind: bool = False) -> Options:
     place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
     if behind or is_i2p(server.host):
         place += ["-o", "CanonicalizeHostname=no"]
-    config = [] if server.config is None else ["-F", os.path.expanduser(server.config)]
+    config = [] if server.config is None else ["-F", server.config]
     defaults = _meanwhile(_defaults_of, server, program)
     try:
         values = _ask(server, [program, *config, *place, "-T", "-G", "--", server.host])
@@ -232,10 +232,9 @@ def _files(server: SSHServer) -> list[str]:
         return [file for file in own if os.path.exists(file)]
     if server.config.lower() == "none":
         return []
-    file = os.path.expanduser(server.config)
-    if not os.path.exists(file):
+    if not os.path.exists(server.config):
         raise AddressError(f"{server}: config={server.config}: no such file")
-    return [file]
+    return [server.config]
 
 
 def _without_includes(server: SSHServer, file: str, lines: list[str]) -> list[str]:

@@ -114,6 +114,14 @@ def test_a_pin_fits_in_any_configuration(far_end, over_ssh, tmp_path):
     over_ssh(far_end.address(hostkey=fingerprint(far_end), known_hosts=None, config=config)).connect()
 
 
+def test_every_file_may_be_in_the_home_directory(far_end, over_ssh, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config").write_text("HostKeyAlias server\n")
+    (tmp_path / "known").write_text("server " + Path(far_end.rig.known_hosts).read_text().partition(" ")[2])
+    (tmp_path / "key").symlink_to(far_end.server.keyfile)
+    over_ssh(far_end.address(config="~/config", known_hosts="~/known", keyfile="~/key")).connect()
+
+
 def test_a_pin_that_does_not_fit(far_end):
     pin = "SHA256:" + "A" * 43
     text = refused(far_end, far_end.address(hostkey=pin, known_hosts=None))

@@ -150,7 +150,7 @@ class Desk:
         settings = self._settings
         if match := _PASSPHRASE.match(question):
             known = (settings.server.keyfile or "", *settings.identities)
-            mine = any(match[1] in (path[:100], os.path.expanduser(path)[:100]) for path in known if path)
+            mine = any(match[1] == path[:100] for path in known if path)
             return passphrase_of(settings.server, match[1]) if mine else None
         match = _PASSWORD.match(question)
         if match is None or not self._is_us(match["asks"] or match["whose"] or ""):

@@ -19,6 +19,7 @@ import paramiko
 
 from ..address import TCPAddress
 from ..errors import ForwardError
+from ..secureshell.internals import check
 from ..secureshell.paramiko.messages import (
     CONFIRMED,
     OPEN,
@@ -30,6 +31,20 @@ from ..secureshell.paramiko.messages import (
 from .requests import Requests
 
 __all__ = ["Forwards", "Owner"]
+
+# What relay.compat.rforward needs of paramiko beside its documented interface.
+INTERNALS = {
+    "transport.Transport": """
+        _channels _handler_table _next_channel _queue_incoming_channel _send_message _send_user_message
+        channels_seen default_max_packet_size default_window_size in_kex lock saved_exception
+        server_accepts
+    """,
+    "transport.ChannelMap": "put",
+    "channel.Channel": """
+        _set_remote_channel _set_transport _set_window eof_received origin_addr remote_chanid transport
+    """,
+}
+check(INTERNALS, "relay.compat.rforward")
 
 _HELD = 1024  # channels that wait for the answer that tells whose they are
 

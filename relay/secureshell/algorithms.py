@@ -20,8 +20,12 @@ def supported(option: str) -> tuple[str, ...]:
     """What the installed paramiko can do, its favourites first.
 
     :param option: one of :data:`LISTS`.
+    :raises RelayError: if it is no paramiko that relay knows.
     """
     import paramiko
 
+    from .internals import BACKEND, check
+
+    check(BACKEND, "relay")
     # `Transport.get_security_options` says the same, but only of a connection that is there.
     return tuple(getattr(paramiko.Transport, _ATTRIBUTES[option]))

@@ -58,7 +58,8 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
 
     :param server: what the caller asked for.
     :param behind: whether it is behind hops, where its name is looked up, and not here.
-    :returns: the settings, whose ``server`` has the paths of files without ``~``; ``needs_client`` tells why only the OpenSSH client will do (see :data:`CLIENT_ONLY`).
+    :returns: the settings. Their ``server`` has the paths of files without ``~``; ``needs_client`` tells why only the
+        OpenSSH client will do (see :data:`CLIENT_ONLY`).
     :raises AddressError: in one line, if the configuration or a file that the caller named is of no use.
     :raises ConnectError: if ``ssh -G`` does not answer.
     :raises RelayError: if the caller insists on paramiko, and the way to the server is one that only the client can go.

@@ -20,7 +20,24 @@ from paramiko.common import (
     cMSG_CHANNEL_REQUEST,
 )
 
+from ..secureshell.internals import check
+
 __all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
+
+# What relay.testing.SSHServer needs of paramiko beside its documented interface.
+INTERNALS = {
+    "transport.Transport": """
+        _channel_handler_table _channels _next_channel _parse_channel_open _send_user_message _unlink_channel
+        auth_handler channels_seen default_max_packet_size default_window_size lock run
+    """,
+    "transport.ChannelMap": "put",
+    "channel.Channel": """
+        _handle_close _handle_request _set_closed _set_remote_channel _set_transport _set_window _unlink chanid
+        closed in_buffer lock remote_chanid transport
+    """,
+    "auth_handler.AuthHandler": "_parse_service_request",
+}
+check(INTERNALS, "relay.testing.SSHServer")
 
 GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost
 _CHUNK = 65536  # bytes moved at once

@@ -23,10 +23,6 @@ __all__ = ["authenticate"]
 
 _Answer = TypeVar("_Answer")
 
-# Private names of paramiko that this module calls or overrides, the same in 3.5 to 5.1: ``AuthHandler._request_auth``,
-# ``AuthHandler._parse_service_accept``, ``AuthHandler._parse_userauth_info_request``, ``Transport._parse_disconnect``,
-# ``Transport._send_message``.
-
 MOST_ATTEMPTS = 30  # of all kinds; a server allows six unless told otherwise (MaxAuthTries)
 KEYS_BEFORE_PASSWORD = 4  # so that a password has its turn within the six
 LIKELY_LIMIT = 5  # refusals after which a server that goes away without a word has had enough

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import queue
 import shutil
 import socket
 import stat
@@ -33,10 +34,11 @@ from helpers import (
     sha256_of,
     wait_until,
 )
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_FAILURE
 from sshd import make_key
 
 import relay
-from relay.testing import SSHServer, check_leaks, check_stream
+from relay.testing import SSHServer, check_leaks, check_stream, sshchannel
 
 # OpenSSH's words for why a channel was not opened.
 LOST = (paramiko.SSHException, EOFError)  # what paramiko raises then
@@ -575,6 +577,146 @@ def test_keep_alive_requests_are_answered(ssh_server):
         begin = time.monotonic()
         assert transport.global_request("keepalive@openssh.com", wait=True) is None
         assert time.monotonic() - begin < 2
+
+
+# -- clients of others ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dbclient(make_ssh_server, tmp_path):
+    """``dbclient(*options)``: the client of dropbear, logged in by key.
+
+    It sends its first packet of the key exchange before it knows what is agreed on, and guesses wrong.
+    """
+    server = make_ssh_server()
+    key = str(tmp_path / "key")
+    with stopped_at_the_end() as start:
+
+        def run(*options, **streams):
+            subprocess.run(["dropbearconvert", "openssh", "dropbear", server.keyfile, key], check=True, timeout=WAIT)
+            host, port = server.address
+            argv = ["dbclient", "-y", "-y", "-i", key, "-p", str(port), *options, f"{server.user}@{host}"]
+            return start(argv, tmp_path, server, **streams)
+
+        yield run
+
+
+@pytest.fixture
+def plink(make_ssh_server, tmp_path):
+    """``plink(*options)``: the client of PuTTY, logged in by password."""
+    server = make_ssh_server(users={"relay": "wonderland"})
+    with stopped_at_the_end() as start:
+
+        def run(*options, **streams):
+            (tmp_path / "word").write_text("wonderland\n")
+            place = ["-P", str(server.address[1]), f"{server.user}@{server.address[0]}"]
+            usual = ["-batch", "-noagent", "-no-antispoof", "-hostkey", server.fingerprint]
+            argv = ["plink", *usual, "-pwfile", str(tmp_path / "word"), *options, *place]
+            return start(argv, tmp_path, server, **streams)
+
+        yield run
+
+
+@contextlib.contextmanager
+def stopped_at_the_end():
+    with contextlib.ExitStack() as undo:
+
+        def start(argv, home, server, **streams):
+            if shutil.which(argv[0]) is None:
+                pytest.skip(f"there is no {argv[0]} (Debian: dropbear-bin, putty-tools)")
+            usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+            process = undo.enter_context(subprocess.Popen(argv, env=environment, **usual | streams))
+            undo.callback(process.terminate)
+            wait_until(lambda: server.logins or process.poll() is not None)
+            assert process.poll() is None
+            return process
+
+        yield start
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("way", ["-L", "-R"])
+@pytest.mark.parametrize("client", ["dbclient", "plink"])
+def test_forwards_with_other_clients(request, serve, client, way):
+    """Bulk both ways; then targets that end first, one after the other, on the same connection."""
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def end_first(connection):
+        connection.sendall(b"all there is")
+        connection.shutdown(socket.SHUT_WR)
+        received.put(len(receive_all(connection)))
+
+    targets, ports = [serve(echo), serve(end_first)], [free_port(), free_port()]
+    places = zip(ports, (target.address[1] for target in targets), strict=True)
+    options = [word for port, target in places for word in (way, f"127.0.0.1:{port}:127.0.0.1:{target}")]
+    process = request.getfixturevalue(client)("-N", *options)
+    wait_until(lambda: not is_gone(("127.0.0.1", ports[0])))
+    with socket.create_connection(("127.0.0.1", ports[0]), WAIT) as end:
+        upload = Thread(send_and_end, end, BLOCK * 4)
+        assert sha256_of(end) == hashlib.sha256(BLOCK * 4).hexdigest()
+        upload.result()
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", ports[1]), WAIT) as end:
+            assert receive_all(end) == b"all there is"
+            send_and_end(end, BLOCK)
+            assert received.get(timeout=WAIT) == len(BLOCK)
+    assert process.poll() is None
+
+
+def test_a_stream_at_the_standard_streams_of_dbclient(dbclient, echo_server):
+    process = dbclient("-B", f"127.0.0.1:{echo_server.address[1]}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    upload = Thread(process.stdin.write, b"ping")
+    upload.result()
+    process.stdin.flush()
+    assert process.stdout.read(4) == b"ping"
+    process.stdin.close()
+    assert process.stdout.read() == b""
+
+
+def test_nothing_follows_the_end_of_a_channel(ssh_server, listener, monkeypatch):
+    """An answer to a request that is under way on the connection's thread while the channel is ended on another."""
+    sent, answering, finished = [], threading.Event(), threading.Event()
+    send, finish = sshchannel.Transport._send_user_message, sshchannel.Channel.finish
+
+    def sending(transport, message):
+        kind = message.asbytes()[0]
+        if kind == MSG_CHANNEL_FAILURE:
+            answering.set()
+            finished.wait(WAIT)
+        sent.append(kind)
+        send(transport, message)
+
+    def finishing(channel):
+        finish(channel)
+        finished.set()
+
+    monkeypatch.setattr(sshchannel.Transport, "_send_user_message", sending)
+    monkeypatch.setattr(sshchannel.Channel, "finish", finishing)
+    with logged_in(ssh_server) as transport:
+        channel = direct(transport, listener.getsockname())
+        far, _ = listener.accept()
+        asking = paramiko.Message()
+        asking.add_byte(b"\x62")
+        asking.add_int(channel.remote_chanid)
+        asking.add_string("winadj@putty.projects.tartarus.org")
+        asking.add_boolean(True)
+        channel.shutdown_write()
+        assert far.recv(1) == b""
+        transport._send_user_message(asking)
+        assert answering.wait(WAIT)
+        far.close()
+        assert finished.wait(WAIT)
+        wait_until(lambda: MSG_CHANNEL_CLOSE in sent and MSG_CHANNEL_FAILURE in sent)
+        assert sent[-1] == MSG_CHANNEL_CLOSE
+        transport._send_user_message(asking)  # to which there is no answer any more
+        assert transport.global_request("keepalive@openssh.com", wait=True) is None
+        assert sent.count(MSG_CHANNEL_FAILURE) == 1
+        channel.close()
 
 
 # -- refusals and faults ------------------------------------------------------------------------------------------

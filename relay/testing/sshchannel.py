@@ -87,15 +87,17 @@ class GatedSocket(socket.socket):
 
 
 class Channel(paramiko.Channel):  # type: ignore[misc]
-    """A channel whose end is sent by whoever moves its bytes.
+    """A channel whose end is sent by whoever moves its bytes, and on which nothing is sent after it (RFC 4254, 5.3).
 
     paramiko answers the peer's CLOSE on the connection's thread, where an EOF may be under way on another: after CLOSE
-    that is an error for which OpenSSH ends the connection.
+    that is an error for which OpenSSH ends the connection. Likewise its answer to a request: it may be under way there
+    while CLOSE is sent here. PuTTY, which asks in each channel, ends the connection for an answer after CLOSE.
     """
 
     _target: socket.socket | None = None
     _close_sent = False
     _close_came = False
+    _is_answering = False  # a request, on the connection's thread; guarded by the lock as _close_sent is
     _signalled: Callable[[str], object] | None = None
 
     def __init__(self, number: int) -> None:
@@ -118,6 +120,20 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         self._signalled = signalled
 
     def _handle_request(self, message: Any) -> None:
+        with self.lock:
+            if self._close_sent:
+                return
+            self._is_answering = True
+        try:
+            self._answer_request(message)
+        finally:
+            with self.lock:
+                self._is_answering = False
+                is_closing = self._close_sent
+            if is_closing:
+                self._send_close()
+
+    def _answer_request(self, message: Any) -> None:
         start = message.packet.tell()
         if message.get_text() == "signal" and self._signalled is not None:
             message.get_boolean()
@@ -172,9 +188,14 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         """Send CLOSE; called once, when nothing else is sent any more."""
         with self.lock:
             self._close_sent = True
+            is_answering = self._is_answering  # then CLOSE is sent after the answer, on the connection's thread
             self._set_closed()
             if self._close_came:
                 self.transport._unlink_channel(self.chanid)
+        if not is_answering:
+            self._send_close()
+
+    def _send_close(self) -> None:
         self.transport.tell(cMSG_CHANNEL_CLOSE, self.remote_chanid)
 
 
@@ -216,6 +237,20 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             for event in events:
                 event.set()
             self._when_over()
+
+    def _parse_kex_init(self, message: Any) -> None:
+        """RFC 4253, section 7.1: a client may send its first packet before it knows what is agreed on. A guess that
+        was wrong is not read; paramiko knows nothing of it."""  # noqa: D205, D209
+        guess = self._really_parse_kex_init(message)
+        message.rewind()
+        super()._parse_kex_init(message)
+        if guess["kex_follows"] and not self._is_right(guess):
+            self.packetizer.read_message()
+
+    def _is_right(self, guess: dict[str, list[str]]) -> bool:
+        """Both sides have to prefer the same key exchange and the same host key."""
+        ours = self._really_parse_kex_init(paramiko.Message(self.local_kex_init), ignore_first_byte=True)
+        return all(ours[names][:1] == guess[names][:1] for names in ("kex_algo_list", "server_key_algo_list"))
 
     def _parse_channel_open(self, message: Any) -> None:
         kind = message.get_text()

@@ -36,7 +36,9 @@ _USERS: Mapping[str, str | None] = {"relay": None}
 class SSHServer:
     """An SSH server on the loopback that forwards, and fails on demand. It runs from when it is made.
 
-    It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``. Channels keep half-close both ways.
+    It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``, dropbear's ``dbclient`` and PuTTY's
+    ``plink``. JSch 0.1 has no Ed25519 and so needs ``host_key=paramiko.ECDSAKey.generate()``. Channels keep half-close
+    both ways.
     It has no shell and no SFTP, and runs commands only where that is allowed. Whoever logs in acts as the user whose
     program this is, so nobody gets in without a credential; without arguments that is the key in :attr:`keyfile`, which
     nobody else can read::

@@ -127,11 +127,14 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         try:
             self._answer_request(message)
         finally:
-            with self.lock:
-                self._is_answering = False
-                is_closing = self._close_sent
-            if is_closing:
-                self._send_close()
+            self._end_answer()
+
+    def _end_answer(self) -> None:
+        with self.lock:
+            self._is_answering = False
+            is_closing = self._close_sent
+        if is_closing:
+            self._send_close()
 
     def _answer_request(self, message: Any) -> None:
         start = message.packet.tell()

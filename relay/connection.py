@@ -6,12 +6,14 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConnectError
+from .fairness import source_of
 from .flow import Flow
 from .greeting import Farewell, Greeting, Introduction, Refusal, Request, watch
+from .limits import FIRST_BYTE
 from .loop import Timer
 from .poller import ERR, HUP, READ
 from .race import place
@@ -93,17 +95,28 @@ class Connection:
 
     def hear(self, greeting: Greeting, now: float) -> None:
         """Let the client say where it wants to be led; then make the stream."""
-        self.wait_for_target(now)
+        self.due = due = now + min(FIRST_BYTE, self.limits.handshake)
+        self.tunnel.loop.timers.set(self, due, now)
         self.tunnel.undecided[self] = None
         self.attempt = introduction = Introduction(self.client, self.tunnel.loop, greeting, self._heard)
         introduction.begin(now)
 
+    def source(self) -> Hashable:
+        """Where its client comes from; see :func:`relay.fairness.source_of`."""
+        return source_of(self.client, self.peer)
+
+    def give_way(self, now: float) -> None:
+        """It is half-open, and others need its room."""
+        if isinstance(self.attempt, Farewell):
+            self.attempt.finish(now)
+        else:
+            self.close("overloaded", now)
+
     def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
         self.attempt = None
         if isinstance(outcome, Request):
-            self.tunnel.decided(self)
             self.request = outcome
-            self.tunnel.make_stream(self, now)
+            self.tunnel.decided(self, now)
         elif isinstance(outcome, Refusal):
             if outcome.problem:
                 logger.info("%s: %s (client %s)", self.tunnel.name, outcome.problem, place(self.peer))
@@ -114,7 +127,7 @@ class Connection:
     def wait_for_target(self, now: float) -> None:
         """The stream is being made: read nothing from the client yet."""
         if self.limits.making is not None:
-            self.due = due = now + self.limits.making
+            self.due = due = self.started + self.limits.making
             self.tunnel.loop.timers.set(self, due, now)
 
     def watch_client(self) -> None:
@@ -183,7 +196,7 @@ class Connection:
             self._let_go(self.target, self.target_stream, clean=False)
             self.target = self.target_stream = None
         self.tunnel.loop.timers.cancel(self)
-        self.tunnel.undecided[self] = None
+        self.tunnel.parting(self, now)
         over = functools.partial(self.close, reason, clean=True)
         self.attempt = farewell = Farewell(self.client, self.tunnel.loop, last, over)
         farewell.begin(now)
@@ -390,7 +403,10 @@ class Connection:
         if limits.lifetime is not None:
             found.append((self.started + limits.lifetime, "lifetime"))
         if self.state is State.CONNECTING:
-            if limits.connect is not None:
+            if isinstance(self.attempt, Introduction):
+                seconds = limits.handshake if self.attempt.begun else min(FIRST_BYTE, limits.handshake)
+                found.append((self.started + seconds, "connect_timeout"))
+            elif limits.connect is not None:
                 found.append((self.started + limits.connect, "connect_timeout"))
         else:
             if limits.idle is not None:

@@ -125,7 +125,7 @@ class Introduction:
     :param done: called once, with the request, the refusal or how the client was lost, and the time.
     """
 
-    __slots__ = ("_client", "_loop", "_greeting", "_done")
+    __slots__ = ("begun", "_client", "_loop", "_greeting", "_done")
 
     def __init__(
         self,
@@ -134,6 +134,8 @@ class Introduction:
         greeting: Greeting,
         done: Callable[[Request | Refusal | OSError, float], object],
     ) -> None:
+        self.begun = False
+        """Whether the client has said something."""
         self._client = client
         self._loop = loop
         self._greeting = greeting
@@ -152,7 +154,9 @@ class Introduction:
         """The client has said something, or has gone."""
         greeting = self._greeting
         try:
-            answer = greeting.feed(self._client.recv(_PIECE))
+            said = self._client.recv(_PIECE)
+            self.begun = True
+            answer = greeting.feed(said)
             if answer and self._client.send(answer) != len(answer):
                 raise ConnectionResetError("it does not take a few bytes")
         except BlockingIOError:
@@ -196,7 +200,7 @@ class Farewell:
         self._loop = loop
         self._last = last
         self._over = over
-        self._timer = Timer(loop.timers, self._finish)
+        self._timer = Timer(loop.timers, self.finish)
 
     def begin(self, now: float) -> None:
         """Say the last bytes, and end this direction."""
@@ -205,7 +209,7 @@ class Farewell:
                 self._client.send(self._last)  # they fit, for hardly anything was sent before
             self._client.shutdown(socket.SHUT_WR)
         except OSError:
-            return self._finish(now)
+            return self.finish(now)
         self._timer.start(now + _PARTING, now)
         watch(self._loop, self._client.fileno(), READ, self._on_event)
 
@@ -217,9 +221,10 @@ class Farewell:
             return
         except OSError:
             pass  # it was reset, which is an end as well
-        self._finish(now)
+        self.finish(now)
 
-    def _finish(self, now: float) -> None:
+    def finish(self, now: float) -> None:
+        """End it now."""
         self._timer.stop()
         self._over(now)
 
@@ -235,7 +240,7 @@ class Farewell:
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: end it."""
-        self._finish(now)
+        self.finish(now)
 
 
 def watch(loop: Loop, descriptor: int, mask: int, handler: Handler) -> None:

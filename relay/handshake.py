@@ -27,14 +27,18 @@ class Handshake:
     :param done: called once, in the pump's thread: with the stream; or with the error, when the transport is closed:
         :class:`ssl.SSLError` (the peer has been told why), :class:`TimeoutError`, ``ECANCELED``, or how the connection
         was lost. Must not block.
+    :param first: when the peer must have begun, monotonic seconds; ``None`` if it need not.
     :raises OSError: if there is no thread or descriptor to be had; the transport is closed then.
     """
 
-    __slots__ = ("session", "_pump", "_deadline", "_cancel", "_done", "_timer", "_watch")
+    __slots__ = ("session", "_pump", "_deadline", "_first", "_cancel", "_done", "_timer", "_watch")
 
-    def __init__(self, session: Session, deadline: float | None, cancel: Cancel | None, done: Done) -> None:
+    def __init__(
+        self, session: Session, deadline: float | None, cancel: Cancel | None, done: Done, first: float | None = None
+    ) -> None:
         self.session = session
         self._deadline = deadline
+        self._first = first
         self._cancel = cancel
         self._done: Done | None = done
         try:
@@ -76,8 +80,9 @@ class Handshake:
                 loop.watch(self._cancel.fileno(), IN, self._on_cancel)
         except OSError as error:
             return self.give_up(error)
-        if self._deadline is not None:
-            self._timer.start(self._deadline, now)
+        due = [at for at in (self._deadline, self._first) if at is not None]
+        if due:
+            self._timer.start(min(due), now)
         self._on_event(0, now)
 
     def _on_event(self, event: int, now: float) -> None:
@@ -99,6 +104,10 @@ class Handshake:
         self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
 
     def _expired(self, now: float) -> None:
+        if self.session.begun and (self._deadline is None or now < self._deadline):
+            if self._deadline is not None:
+                self._timer.start(self._deadline, now)
+            return
         self.give_up(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def _stop(self) -> None:

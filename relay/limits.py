@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["Limits", "check_count", "check_time"]
+__all__ = ["FIRST_BYTE", "HANDSHAKE", "Limits", "check_count", "check_time"]
+
+FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: whoever connects to speak does so at once
+HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
 
 
 class Limits:
     """How long a connection may do what, in seconds; ``None`` for ever."""
 
-    __slots__ = ("lifetime", "connect", "idle", "linger", "making", "first")
+    __slots__ = ("lifetime", "connect", "idle", "linger", "making", "handshake", "first")
 
     def __init__(self, lifetime: float | None, connect: float | None, idle: float | None, linger: float | None) -> None:
         self.lifetime = lifetime
@@ -21,6 +24,8 @@ class Limits:
         # How long its stream may take to be made.
         making = [limit for limit in (lifetime, connect) if limit is not None]
         self.making = min(making) if making else None
+        # How long a client may take for its handshake, or to say where it wants to be led.
+        self.handshake = HANDSHAKE if self.making is None else self.making
         # When to look at an open connection for the first time. Counting linger in saves setting a second deadline for
         # the many connections that end soon after their first end of file; a short one would only wake for nothing.
         looks = [limit for limit in (lifetime, idle) if limit is not None]

@@ -89,6 +89,7 @@ class Session:
     ) -> None:
         self.transport = transport
         self.name = name
+        self.begun = False  # whether the far end has said something
         self.error: BaseException | None = None
         self.aborted = False
         self._peer = peer
@@ -124,6 +125,7 @@ class Session:
                 return IN
             if not received:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed during the handshake")
+            self.begun = True
             self._incoming.write(received)
         try:
             self._tls.do_handshake()

@@ -20,6 +20,7 @@ from typing import Any, Self
 from .acceptor import check_listener, make_acceptor
 from .connection import Connection, ConnectionRecord, Stats
 from .connector import MOST_CALLS, Connector
+from .fairness import ROOM, crowding
 from .flow import Workspace
 from .greeting import Greeting, HearingListener
 from .interfaces import Listener, MakeSend
@@ -28,6 +29,7 @@ from .loop import Loop, Timer
 from .observer import Observer, OnEnd, check_callback
 from .pipes import PipePool
 from .race import place
+from .ratelog import RateLog
 from .stream import Stream
 
 __all__ = ["Tunnel"]
@@ -36,7 +38,7 @@ logger = logging.getLogger("relay")
 
 _SETTLED = 15.0  # seconds after an accept when keep-alive is turned on
 _REMEMBERED = 100  # ended connections that recent() tells of
-_UNDECIDED = 1024  # clients that are being heard, or sent away, at one time
+_UNDECIDED = 1024  # half-open clients at one time: those that are being heard, or sent away
 _LET_GO = 0.5  # seconds that close() waits for threads which are closing streams
 _tunnels: weakref.WeakSet[Tunnel] = weakref.WeakSet()
 _numbers = iter(range(1, 1 << 62))
@@ -64,7 +66,7 @@ class Tunnel:
         ``host`` and ``port``, if the listener's clients name their targets themselves, else ``None``. Closed with the
         tunnel if it has a ``close``.
     :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit callers
-        wait in the listen backlog.
+        wait in the listen backlog. Half-open ones do not count: a proxy's clients that have not named their target.
     :param timeout: seconds that a connection may last from its acceptance, whatever it does; ``None`` for ever.
     :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for ever.
     :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
@@ -115,9 +117,13 @@ class Tunnel:
         self._make_send = make_send
         self._address = _address_of(receive)
         if hasattr(receive, "handshake_timeout"):
-            receive.handshake_timeout = self.limits.connect
+            receive.handshake_timeout = self.limits.handshake
         self._connections: dict[Connection, None] = {}
-        self.undecided: dict[Connection, None] = {}  # those that have no stream, and for which none is made
+        # Half-open ones, which have no stream and for which none is made, the oldest first; nconnect counts the others.
+        self.undecided: dict[Connection, None] = {}
+        self._queued: dict[Connection, None] = {}  # those that have said where they want to be led, beyond nconnect
+        self._serving = False
+        self._crowded = RateLog(logger, logging.WARNING)
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_REMEMBERED)
         self._accepted = self._received = self._sent = 0
         self._failed: collections.Counter[str] = collections.Counter()
@@ -243,17 +249,58 @@ class Tunnel:
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """A client is here: make its stream."""
-        self.make_stream(self._admit(client, stream, peer, now), now)
+        connection = self._admit(client, stream, peer, now)
+        if self._engaged() == self._nconnect:
+            self.update_listening()
+        self.make_stream(connection, now)
 
     def greeted(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float) -> None:
         """A client is here that says first where it wants to be led."""
-        self._admit(client, None, peer, now).hear(greeting, now)
         if len(self.undecided) >= _UNDECIDED:
-            self.update_listening()
+            self._make_room(now)
+        self._admit(client, None, peer, now).hear(greeting, now)
 
-    def decided(self, connection: Connection) -> None:
+    def _make_room(self, now: float) -> None:
+        """End some half-open connections: they must not keep out others, and nothing is known of either yet."""
+        leaving = crowding(self.undecided, Connection.source, max(1, _UNDECIDED // ROOM))
+        text = "%s: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
+        self._crowded.log(now, text, self.name, len(self.undecided), place(leaving[0].peer) or "a local client")
+        for connection in leaving:
+            connection.give_way(now)
+
+    def decided(self, connection: Connection, now: float) -> None:
         """A client has said where it wants to be led."""
         del self.undecided[connection]
+        if 0 <= self._nconnect < self._engaged():
+            self._queued[connection] = None
+            connection.watch_client()
+        else:
+            self.make_stream(connection, now)
+        if not self._has_room():
+            self.update_listening()
+
+    def parting(self, connection: Connection, now: float) -> None:
+        """A connection gets no stream, and is only sent the reason."""
+        self._queued.pop(connection, None)
+        self.undecided[connection] = None
+        self._serve_queued(now)
+
+    def _engaged(self) -> int:
+        """How many connections count: those that have a stream, or for which one is made."""
+        return len(self._connections) - len(self.undecided) - len(self._queued)
+
+    def _serve_queued(self, now: float) -> None:
+        """Make streams for those that wait for one, as many as may be."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._queued and self._engaged() < self._nconnect:
+                connection = next(iter(self._queued))
+                del self._queued[connection]
+                self.make_stream(connection, now)
+        finally:
+            self._serving = False
         if not self.listening:
             self.update_listening()
 
@@ -261,8 +308,6 @@ class Tunnel:
         self._accepted += 1
         connection = Connection(self, client, stream, peer, now)
         self._connections[connection] = None
-        if len(self._connections) == self._nconnect:
-            self.update_listening()
         if self._settle.due == math.inf:
             self._settle.start(now + _SETTLED, now)
         return connection
@@ -296,6 +341,7 @@ class Tunnel:
         """A connection has ended."""
         del self._connections[connection]
         self.undecided.pop(connection, None)
+        self._queued.pop(connection, None)
         self._recent.append(connection)
         self._received += connection.received
         self._sent += connection.sent
@@ -309,6 +355,8 @@ class Tunnel:
         if logger.isEnabledFor(logging.INFO):
             record = connection.record(connection.finished)
             logger.info("%s: %s", self.name, _in_one_line(record), extra={"connection": record})
+        if self._queued:
+            self._serve_queued(connection.finished)
         if self._closing:
             if not self._connections:
                 self.loop.stop()
@@ -356,7 +404,7 @@ class Tunnel:
 
     def _has_room(self) -> bool:
         limit = self._nconnect
-        if 0 <= limit <= len(self._connections) or len(self.undecided) >= _UNDECIDED:
+        if 0 <= limit <= self._engaged() + len(self._queued):
             return False
         return self._connector.calls < self._most_calls
 
@@ -415,6 +463,7 @@ class Tunnel:
         self.loop.stop()
 
     def _end_all(self, now: float) -> None:
+        self._queued.clear()
         for connection in list(self._connections):
             connection.close("closed", now)
 

@@ -390,30 +390,112 @@ def test_closing_the_tunnel_ends_those_who_are_heard(proxy, connect):
     assert [ending(client) for client in clients] == ["reset", "end of file", "reset"]
 
 
-def test_the_limit_of_connections_holds_for_those_who_are_heard(proxy, connect, echo_server):
+def test_half_open_clients_take_none_of_the_connections_that_are_allowed(proxy, connect, echo_server):
     tunnel = proxy(nconnect=1)
-    first = connect(tunnel, b"\5")
+    half_open = [connect(tunnel, b"\5") for _ in range(3)]
+    wait_until(lambda: tunnel.stats().active == 3)
+    client = connect(tunnel)
+    assert ask(client, echo_server.address) == 0
+    exchange_with_itself(client)
+    assert len(half_open) == 3
+
+
+def test_the_limit_of_connections_holds_for_those_who_have_named_their_target(proxy, connect, echo_server):
+    tunnel = proxy(nconnect=1)
+    clients = [connect(tunnel, HELLO) for _ in range(3)]
+    for client in clients:
+        assert receive_exactly(client, 2) == NO_LOGIN
+    clients[0].sendall(request(echo_server.address))
+    assert receive_exactly(clients[0], 10) == GRANTED
+    for client in clients[1:]:
+        client.sendall(request(echo_server.address))
+    wait_until(lambda: len(tunnel._queued) == 2)
+    clients[0].close()
+    assert receive_exactly(clients[1], 10) == GRANTED
+    exchange_with_itself(clients[1])
+    assert len(tunnel._queued) == 1
+    clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    clients[2].close()
     wait_until(lambda: tunnel.stats().active == 1)
+    assert not tunnel._queued
+    assert tunnel.stats().failed == {"client_reset": 1}
+
+
+def test_whoever_waits_for_its_turn_waits_no_longer_than_for_its_target(proxy, connect, echo_server):
+    tunnel = proxy(nconnect=1, connect_timeout=0.5)
+    first = connect(tunnel, HELLO)
     second = connect(tunnel, HELLO)
-    second.settimeout(0.05)
-    with pytest.raises(TimeoutError):
-        second.recv(1)
-    first.close()
-    second.settimeout(WAIT)
-    assert receive_exactly(second, 2) == NO_LOGIN
+    assert receive_exactly(first, 2) == receive_exactly(second, 2) == NO_LOGIN
+    first.sendall(request(echo_server.address))
+    assert receive_exactly(first, 10) == GRANTED
+    second.sendall(request(echo_server.address))
+    assert receive_all(second) == reply(6)
+    exchange_with_itself(first)
 
 
-def test_only_so_many_are_heard_at_a_time(proxy, connect, echo_server, monkeypatch):
+def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(proxy, connect, echo_server):
+    tunnel = proxy(nconnect=1)
+    first, *others = clients = [connect(tunnel, HELLO) for _ in range(50)]
+    for client in clients:
+        assert receive_exactly(client, 2) == NO_LOGIN
+    first.sendall(request(echo_server.address))
+    assert receive_exactly(first, 10) == GRANTED
+    with refusing() as nowhere:
+        for client in others:
+            client.sendall(request(nowhere))
+        wait_until(lambda: len(tunnel._queued) == 49)
+        first.close()
+        assert {receive_all(client) for client in others} == {reply(5)}
+
+
+def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monkeypatch, caplog):
     monkeypatch.setattr(tunnel_module, "_UNDECIDED", 2)
-    tunnel = proxy()
-    slow = [connect(tunnel, b"\5") for _ in range(2)]
-    wait_until(lambda: not tunnel.listening)
-    waiting = connect(tunnel, HELLO)
-    slow[0].sendall(HELLO[1:] + request(echo_server.address))
-    assert receive_exactly(slow[0], 12) == NO_LOGIN + GRANTED
-    assert receive_exactly(waiting, 2) == NO_LOGIN
-    slow[1].close()
-    wait_until(lambda: tunnel.listening)
+    tunnel = proxy(name="mine")
+    first, second = (connect(tunnel, b"\5") for _ in range(2))
+    wait_until(lambda: len(tunnel.undecided) == 2)
+    third = connect(tunnel, HELLO)
+    assert receive_exactly(third, 2) == NO_LOGIN
+    assert ending(first) == "reset"
+    wait_until(lambda: tunnel.stats().failed == {"overloaded": 1})
+    third.sendall(request(echo_server.address))
+    assert receive_exactly(third, 10) == GRANTED
+    second.sendall(HELLO[1:] + request(echo_server.address))
+    assert receive_exactly(second, 12) == NO_LOGIN + GRANTED
+    assert tunnel.listening
+    (line,) = [record.getMessage() for record in caplog.records if "half-open" in record.getMessage()]
+    peer = "{}:{}".format(*first.getsockname())
+    assert line == f"mine: 2 clients at a time are half-open; the oldest of the largest source are reset ({peer})"
+
+
+def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):
+    monkeypatch.setattr(tunnel_module, "_UNDECIDED", 1)
+    tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"))
+    first = connect(tunnel, HELLO)
+    assert receive_exactly(first, 2) == b"\5\xff"
+    connect(tunnel, b"\5")
+    wait_until(lambda: tunnel.stats().failed == {"denied": 1})
+    assert receive_all(first) == b""
+
+
+def test_a_silent_client_has_less_time_than_one_that_has_begun(proxy, connect, monkeypatch):
+    monkeypatch.setattr("relay.connection.FIRST_BYTE", 0.1)
+    tunnel = proxy(connect_timeout=None, timeout=None)
+    begun = connect(tunnel, b"\5")
+    wait_until(lambda: tunnel.stats().active == 1)
+    silent = connect(tunnel)
+    assert ending(silent) == "reset"
+    wait_until(lambda: tunnel.stats().failed == {"connect_timeout": 1})
+    (left,) = tunnel.connections()
+    assert left.peer == begun.getsockname()
+
+
+def test_without_limits_a_greeting_still_has_one(proxy, connect, monkeypatch):
+    monkeypatch.setattr("relay.limits.HANDSHAKE", 0.1)
+    listener = socks_listen("127.0.0.1", 0)
+    tunnel = proxy(listener=listener, connect_timeout=None, timeout=None)
+    assert listener.handshake_timeout == 0.1
+    assert ending(connect(tunnel, b"\5")) == "reset"
+    assert ended(tunnel) == ["connect_timeout"]
 
 
 def test_five_hundred_who_are_never_done_cost_little_and_are_gone_in_time(proxy, connect, echo_server):
@@ -654,7 +736,8 @@ def test_accept_gives_who_has_said_what_it_wants(alone):
         assert receive_all(bad) == b""
 
 
-def test_half_a_greeting_alone_is_ended_in_time(alone):
+def test_half_a_greeting_alone_is_ended_in_time(alone, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_BYTE", 0.05)
     alone.handshake_timeout = 0.1
     with talk(alone, b"\5\1") as client:
         accepting = Thread(alone.accept)
@@ -675,14 +758,40 @@ def test_a_client_that_goes_away_alone(alone):
         accepting.result()[0].close()
 
 
-def test_only_so_many_are_under_way_alone(alone, monkeypatch):
+def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog):
     monkeypatch.setattr(module, "_MOST", 2)
-    with talk(alone, b"\5") as first, talk(alone, b"\5"), talk(alone, HELLO + request(("a", 1))) as third:
+    with talk(alone, b"\5") as first, talk(alone, b"garbage") as second:
         accepting = Thread(alone.accept)
-        third.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            third.recv(1)
-        first.close()
+        wait_until(lambda: alone._alone is not None and len(alone._alone._guests) == 2)
+        with talk(alone, HELLO + request(("a", 1))), talk(alone, b"\5"):
+            accepting.result()[0].close()
+            assert ending(first) == "reset"
+            accepting = Thread(alone.accept)
+            with talk(alone, HELLO + request(("b", 1))):
+                accepting.result()[0].close()
+            assert receive_all(second) == b""
+    assert caplog.text.count("clients at a time are half-open") == 1
+
+
+def test_those_that_nobody_accepts_are_bounded_alone(alone, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    clients = [talk(alone, HELLO + request(("a", number))) for number in (1, 2, 3)]
+    with contextlib.ExitStack() as stack:
+        for client in clients:
+            stack.enter_context(client)
+        ports = [Thread(alone.accept).result() for _ in clients]
+        for stream, _ in ports:
+            stream.close()
+        assert sorted(stream.request.port for stream, _ in ports) == [1, 2, 3]
+
+
+def test_a_silent_client_has_less_time_alone(alone, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_BYTE", 0.1)
+    alone.handshake_timeout = None
+    with talk(alone, b"\5") as begun, talk(alone, b"") as silent:
+        accepting = Thread(alone.accept)
+        assert ending(silent) == "reset"
+        begun.sendall(HELLO[1:] + request(("a", 1)))
         accepting.result()[0].close()
 
 

@@ -201,19 +201,46 @@ def test_a_client_that_leaves_during_the_handshake(listening, connect, certifica
     wait_until(lambda: "0 handshakes" in repr(listening))
 
 
-def test_at_the_limit_clients_wait_in_the_backlog(listening, connect, certificates, monkeypatch):
+def test_a_silent_client_has_less_time_than_one_that_has_begun(listening, connect, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_BYTE", 0.1)
+    listening.handshake_timeout = None
+    begun = connect(listening)
+    begun.sendall(b"\x16")
+    wait_until(lambda: "1 handshakes" in repr(listening))
+    assert ending(connect(listening)) == "reset"
+    assert "1 handshakes" in repr(listening)
+
+
+def test_a_client_that_has_begun_has_no_more_time_than_is_allowed(listening, connect, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_BYTE", 0.05)
+    listening.handshake_timeout = 0.2
+    begun = connect(listening)
+    begun.sendall(b"\x16")
+    assert ending(begun) == "reset"
+
+
+def test_a_tunnel_without_limits_gives_handshakes_one(listening):
+    with relay.Tunnel(listening, relay.tcp("127.0.0.1", 1), timeout=None, connect_timeout=None):
+        assert listening.handshake_timeout == 30.0
+
+
+def test_a_handshake_has_no_more_time_than_its_connection(listening):
+    with relay.Tunnel(listening, relay.tcp("127.0.0.1", 1), timeout=4, connect_timeout=None):
+        assert listening.handshake_timeout == 4.0
+
+
+def test_the_oldest_handshakes_give_way(listening, connect, certificates, monkeypatch, caplog):
     monkeypatch.setattr(module, "_MOST", 2)
-    silent = [connect(listening) for _ in range(2)]
+    first, second = (connect(listening) for _ in range(2))
     wait_until(lambda: "2 handshakes" in repr(listening))
-    late = connect(listening)
-    shaking = Thread(TLSEnd, late, certificates.client())
-    shaking.join(0.1)
-    assert shaking.is_alive()
-    silent[0].close()
-    client = shaking.result()
+    client = TLSEnd(connect(listening), certificates.client())
     stream, _ = accepted(listening)
     with stream:
         exchange(client, stream.socket)
+    assert ending(first) == "reset"
+    assert "1 handshakes" in repr(listening)
+    assert caplog.text.count("handshakes at a time") == 1
+    second.close()
 
 
 def test_those_that_nobody_accepts_are_bounded_too(listening, connect, certificates, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -13,16 +12,20 @@ import re
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar
 
 from ..address import Secret, check_file, check_secret, check_variable
 from ..credentials import secret_of
+from ..fairness import ROOM, crowding, source_of
 from ..greeting import Farewell, Greeting, HearingListener, Introduction, Refusal, Request
+from ..limits import FIRST_BYTE
 from ..loop import Loop, Timer
 from ..poller import IN
 from ..race import place
+from ..ratelog import RateLog
 from ..stream import Stream
 
 __all__ = ["GreetingListener", "Login", "checked_host", "login_of"]
@@ -31,7 +34,7 @@ logger = logging.getLogger("relay")
 
 _HOST = re.compile(rb"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,254}")  # as long as SOCKS allows: RFC 1928, section 4
 _LONGEST_LOGIN = 255  # bytes; RFC 1929, section 2
-_MOST = 1024  # clients under way: those that are heard or sent away, and those that wait for accept()
+_MOST = 1024  # clients under way: half-open ones, which are heard or sent away, and those that wait for accept()
 _BATCH = 32  # clients taken in one turn
 _PAUSE = 0.25  # seconds without accepting when there are no descriptors left
 
@@ -141,7 +144,10 @@ class GreetingListener(HearingListener):
 
     def __init__(self, listening: socket.socket, login: Login | None = None) -> None:
         self.handshake_timeout: float | None = 30.0
-        """Seconds that a client has to introduce itself; ``None`` for ever. A tunnel uses its ``connect_timeout``."""
+        """Seconds that a client has to introduce itself; ``None`` for ever. It must begin within 10 s.
+
+        A tunnel uses the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
+        """
         self.address = listening.getsockname()
         """Where it listens, as :meth:`socket.socket.getsockname` told it."""
         self.listening = listening
@@ -213,7 +219,8 @@ class _Reception:
         self.heard: deque[tuple[Stream, Any]] = deque()
         self._listener = listener
         self._socket = listener.listening
-        self._guests: set[_Guest] = set()
+        self._guests: dict[_Guest, None] = {}  # the oldest first
+        self._crowded = RateLog(logger, logging.WARNING)
         self._pause = Timer(self.loop.timers, self._go_on)
         self._socket.setblocking(False)
         self.loop.watch(self._socket.fileno(), IN, self._on_clients)
@@ -234,7 +241,8 @@ class _Reception:
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
-            if len(self._guests) + len(self.heard) >= _MOST:
+            full = len(self._guests) + len(self.heard) >= _MOST
+            if full and not self._guests:
                 return self.loop.poller.modify(self._socket.fileno(), 0)
             try:
                 client, peer = self._socket.accept()
@@ -244,18 +252,28 @@ class _Reception:
                     self.loop.poller.modify(self._socket.fileno(), 0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
+            if full:
+                self._make_room(now)
             self._hear(client, peer, now)
+
+    def _make_room(self, now: float) -> None:
+        leaving = crowding(self._guests, _Guest.source, max(1, _MOST // ROOM))
+        text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
+        peer = place(leaving[0].peer) or "a local client"
+        self._crowded.log(now, text, self._listener, len(self._guests), peer)
+        for guest in leaving:
+            guest.give_way(now)
 
     def _hear(self, client: socket.socket, peer: Any, now: float) -> None:
         client.setblocking(False)
-        guest = _Guest(Stream(client), self.loop, functools.partial(self._over, peer))
-        self._guests.add(guest)
+        guest = _Guest(Stream(client), peer, self.loop, self._over)
+        self._guests[guest] = None
         guest.hear(self._listener.greeting(), self._listener.handshake_timeout, now)
 
-    def _over(self, peer: Any, guest: _Guest) -> None:
-        self._guests.discard(guest)
+    def _over(self, guest: _Guest) -> None:
+        del self._guests[guest]
         if guest.stream.request is not None:
-            self.heard.append((guest.stream, peer))
+            self.heard.append((guest.stream, guest.peer))
         self._go_on(0.0)
 
     def _go_on(self, now: float) -> None:
@@ -266,24 +284,33 @@ class _Reception:
 class _Guest:
     """One client who is heard, or sent away."""
 
-    def __init__(self, stream: Stream, loop: Loop, over: functools.partial[None]) -> None:
+    def __init__(self, stream: Stream, peer: Any, loop: Loop, over: Callable[[_Guest], object]) -> None:
         self.stream = stream
+        self.peer = peer
         self._loop = loop
         self._over = over
         self._timer = Timer(loop.timers, self._too_late)
+        self._last: float | None = None  # when it must be done; monotonic seconds
+        self._under_way: Introduction | Farewell | None = None
+
+    def source(self) -> Hashable:
+        """Where it comes from; see :func:`relay.fairness.source_of`."""
+        return source_of(self.stream.socket, self.peer)
 
     def hear(self, greeting: Greeting, seconds: float | None, now: float) -> None:
         """Read what it says of itself."""
-        if seconds is not None:
-            self._timer.start(now + seconds, now)
-        Introduction(self.stream.socket, self._loop, greeting, self._heard).begin(now)
+        self._last = None if seconds is None else now + seconds
+        self._timer.start(now + min(FIRST_BYTE, FIRST_BYTE if seconds is None else seconds), now)
+        self._under_way = introduction = Introduction(self.stream.socket, self._loop, greeting, self._heard)
+        introduction.begin(now)
 
     def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
         self._timer.stop()
         if isinstance(outcome, Refusal):
             if outcome.problem:
                 logger.info("a client is refused: %s", outcome.problem)
-            return Farewell(self.stream.socket, self._loop, outcome.last, self._left).begin(now)
+            self._under_way = farewell = Farewell(self.stream.socket, self._loop, outcome.last, self._left)
+            return farewell.begin(now)
         self._loop.forget(self.stream.fileno())
         if isinstance(outcome, Request):
             self.stream.request = outcome
@@ -297,6 +324,21 @@ class _Guest:
         self._over(self)
 
     def _too_late(self, now: float) -> None:
+        if isinstance(self._under_way, Introduction) and self._under_way.begun:
+            if self._last is None:
+                return
+            if now < self._last:
+                return self._timer.start(self._last, now)
+        self._reset()
+
+    def give_way(self, now: float) -> None:
+        """Others need its room."""
+        if isinstance(self._under_way, Farewell):
+            return self._under_way.finish(now)
+        self._timer.stop()
+        self._reset()
+
+    def _reset(self) -> None:
         self._loop.forget(self.stream.fileno())
         self.stream.reset()
         self._over(self)

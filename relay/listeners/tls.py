@@ -10,15 +10,19 @@ import socket
 import ssl
 import threading
 from collections import deque
+from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
 
 from ..certificates import load_chain, trusting
+from ..fairness import ROOM, crowding, source_of
 from ..handshake import Handshake
+from ..limits import FIRST_BYTE
 from ..loop import Timer
 from ..poller import IN
 from ..pump import Pump
 from ..race import Endpoint
+from ..ratelog import RateLog
 from ..stream import Stream
 from ..tlssession import Session, TLSStream
 from .tcp import listen_tcp
@@ -65,14 +69,18 @@ class TLSListener:
 
     def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
         self.handshake_timeout: float | None = 30.0
-        """Seconds that a handshake may take; ``None`` for ever. A tunnel sets it to its ``connect_timeout``."""
+        """Seconds that a handshake may take; ``None`` for ever. The client must begin it within 10 s.
+
+        A tunnel sets it to the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
+        """
         self.address = listening.getsockname()
         """Where it listens, as :meth:`socket.socket.getsockname` told it."""
         self._socket = listening
         self._context = context
         self._ready = threading.Condition()
         self._finished: deque[tuple[TLSStream, Any]] = deque()
-        self._handshakes: dict[Session, Handshake] = {}
+        self._handshakes: dict[Session, tuple[Handshake, Any]] = {}  # with the peer; the oldest first
+        self._crowded = RateLog(logger, logging.WARNING)
         self._closed = False
         self._full = False
         listening.setblocking(False)
@@ -143,7 +151,8 @@ class TLSListener:
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
-            self._full = self._is_full()
+            crowded = self._is_full()
+            self._full = crowded and not self._handshakes
             if self._full and self._is_full():  # again, for accept() may not have seen the mark
                 return self._want(0)
             try:
@@ -154,7 +163,17 @@ class TLSListener:
                     self._want(0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
+            if crowded:
+                self._make_room(now)
             self._admit(client, peer, now)
+
+    def _make_room(self, now: float) -> None:
+        handshakes = tuple(self._handshakes.values())
+        leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
+        text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
+        self._crowded.log(now, text, self, len(handshakes), leaving[0][0].session.name)
+        for handshake, _ in leaving:
+            handshake.give_up(OSError(errno.ECANCELED, "there are too many at a time"))
 
     def _is_full(self) -> bool:
         return len(self._handshakes) + len(self._finished) >= _MOST
@@ -166,12 +185,13 @@ class TLSListener:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
             deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
-            handshake = Handshake(session, deadline, None, functools.partial(self._shaken, session, peer))
+            done = functools.partial(self._shaken, session, peer)
+            handshake = Handshake(session, deadline, None, done, first=now + FIRST_BYTE)
         except OSError as error:  # it has gone already
             logger.info("%r: %s", self, error)
             stream.close()
         else:
-            self._handshakes[session] = handshake
+            self._handshakes[session] = handshake, peer
 
     def _shaken(self, session: Session, peer: Any, outcome: TLSStream | OSError) -> None:
         del self._handshakes[session]
@@ -197,7 +217,7 @@ class TLSListener:
         loop.forget(self._socket.fileno())
         self._socket.close()
         self._pause.stop()
-        for handshake in tuple(self._handshakes.values()):
+        for handshake, _ in tuple(self._handshakes.values()):
             handshake.give_up(OSError(errno.ECANCELED, "the listener was closed"))
         with self._ready:
             finished = tuple(self._finished)
@@ -206,3 +226,8 @@ class TLSListener:
             stream.reset()
         self._pump.let_go(self)
         done.set()
+
+
+def _source(under_way: tuple[Handshake, Any]) -> Hashable:
+    handshake, peer = under_way
+    return source_of(handshake.session.transport.socket, peer)

@@ -346,7 +346,7 @@ def _ready_destination(keys: Path, port: int, hops: int) -> Section:
 
 def _tunnels(hops: int) -> dict[str, object]:
     each = {f"{way}bound.{what}": count for way in ("in", "out") for what, count in (("length", hops), ("quantity", 3))}
-    return {**each, "i2cp.leaseSetEncType": 4}
+    return {**each, "i2cp.leaseSetEncType": "4,0"}
 
 
 # The address book must be on: without it STREAM CONNECT crashes the router.

@@ -51,7 +51,7 @@ class Entrance:
         self.scripted = opened.scripted
         self.arrived = queue.SimpleQueue()
         self.armed = queue.SimpleQueue()
-        given = {"owners": None, "strict": False, "loop": None} | options if kind is Forward else options
+        given = {"owners": None, "loop": None} | options if kind is Forward else options
         self.way = kind(opened.session, self._arrive, lambda way, error: self.armed.put(error), **given)
 
     def _arrive(self, stream, peer):

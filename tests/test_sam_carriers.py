@@ -118,7 +118,7 @@ def test_what_a_session_is_asked_for_is_written_out(scripted, make):
         "STYLE": "STREAM",
         "DESTINATION": "TRANSIENT",
         "SIGNATURE_TYPE": "7",
-        "i2cp.leaseSetEncType": "4",
+        "i2cp.leaseSetEncType": "4,0",
         "inbound.length": "1",
         "outbound.length": "0",
         "inbound.quantity": "3",
@@ -129,9 +129,9 @@ def test_what_a_session_is_asked_for_is_written_out(scripted, make):
 
 
 def test_every_option_can_be_another(scripted):
-    router = I2PRouter(options=(("i2cp.leaseSetEncType", "4,0"), ("inbound.quantity", "1"), ("outbound.length", "2")))
+    router = I2PRouter(options=(("i2cp.leaseSetEncType", "6,4,0"), ("inbound.quantity", "1"), ("outbound.length", "2")))
     options = options_of(router)
-    assert options["i2cp.leaseSetEncType"] == "4,0"
+    assert options["i2cp.leaseSetEncType"] == "6,4,0"
     assert (options["inbound.quantity"], options["outbound.quantity"]) == ("1", "3")
     assert (options["inbound.length"], options["outbound.length"]) == ("3", "2")
     assert "inbound.nickname" not in options

@@ -210,20 +210,41 @@ def test_forward_where_the_router_can_reach_us(listen):
     assert way_of(listen(allow=())) is Forward
 
 
-def test_accept_where_nobody_tells_who_connects(listen, monkeypatch, clients):
+@pytest.fixture
+def no_users(monkeypatch):
+    """A system that does not report the users of connections."""
+
     def unknown():
         raise OSError("not on this system")
 
     monkeypatch.setattr(listener, "Owners", unknown)
+
+
+def test_accept_where_the_system_does_not_report_users(listen, no_users):
+    assert way_of(listen()) is Accepts
+    with pytest.raises(SAMError, match="accept='forward' needs the users of connections.*use 'accept'"):
+        listen(accept="forward")
+
+
+def test_forward_elsewhere_where_you_ask_for_it_and_no_list_depends_on_it(listen, no_users, monkeypatch):
+    monkeypatch.setattr(listener.sys, "platform", "darwin")
     assert way_of(listen()) is Accepts
     assert way_of(listen(accept="forward")) is Forward
-    there = listen(accept="forward", deny=(PrivateKey.generate().b32,))
-    assert way_of(there) is Accepts, "anybody could say to be somebody else"
+    with pytest.raises(SAMError, match="use 'accept'"):
+        listen(accept="forward", deny=(PrivateKey.generate().b32,))
 
 
-def test_accept_where_it_cannot_be_told_who_is_behind_the_bridge(listen, monkeypatch):
+def test_accept_where_the_kernel_does_not_report_users_of_closed_connections(listen, monkeypatch):
+    monkeypatch.setattr(listener.Owners, "_find_closed", lambda self: False)
+    assert way_of(listen()) is Accepts
+    assert way_of(listen(accept="forward")) is Forward
+
+
+def test_accept_where_the_user_of_the_bridge_is_not_known(listen, monkeypatch):
     monkeypatch.setattr(listener.Owners, "of", lambda self, connection: None)
     assert way_of(listen()) is Accepts
+    with pytest.raises(SAMError, match="accept='forward' needs the user of the router"):
+        listen(accept="forward")
 
 
 def test_accept_where_the_bridge_is_not_on_the_loopback(listen, monkeypatch):

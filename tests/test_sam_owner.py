@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
 
 import pytest
-from helpers import WAIT, Thread
+from helpers import WAIT, Thread, receive_exactly, wait_until
 
 from relay.sam import owner
-from relay.sam.owner import Owners
+from relay.sam.owner import Owners, hold_end, release_end
+from relay.stream import reset
 
 ME = os.geteuid()
 NOBODY = 65534
@@ -70,14 +72,76 @@ def test_another_users_end_is_his(owners):
             assert owners.of(far) == NOBODY
             client.communicate(timeout=WAIT)
             assert far.recv(1) == b""
-            assert owners.of(far) in (None, NOBODY), "not root, to whom the kernel gives what nobody has open"
+            assert owners.of(far) in (None, NOBODY), "not root, whom old kernels report for what is closed"
 
 
-def test_of_what_is_closed_elsewhere_or_no_tcp_nothing_is_known(owners, monkeypatch):
+def test_where_the_kernel_reports_the_user_of_a_closed_end_it_is_known_until_its_fin_is_acknowledged(owners):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        hold_end(listening)
+        near = socket.create_connection(listening.getsockname(), WAIT)
+        far, _ = listening.accept()
+        with far:
+            far.settimeout(WAIT)
+            near.sendall(b"all of it")
+            near.close()
+            assert receive_exactly(far, 9) == b"all of it"
+            assert owners.of(far) == (ME if owners.knows_closed else None)
+            release_end(far)
+            assert far.recv(1) == b""
+
+
+def test_where_the_kernel_does_not_report_it_a_closed_end_is_nobodys(owners):
+    """An old kernel says of it what it says of root's, so root's own end must not be taken for known."""
+    owners.knows_closed = False
     with connected("127.0.0.1") as (near, far):
         near.close()
+        assert owners.of(far) is None
+
+
+def test_what_is_closed_is_nobodys_once_its_fin_is_acknowledged(owners):
+    """The kernel reports root from then on."""
+    with connected("127.0.0.1") as (near, far):
+        there = far.family, far.getpeername(), far.getsockname()
+        near.close()
         assert far.recv(1) == b""
-        assert owners.of(far) in (None, ME or None)
+        wait_until(lambda: owners._ask(*there)[2] in (5, 6))
+        assert owners._ask(*there)[:2] == (0, 0)
+        assert owners.of(far) is None
+
+
+def test_what_is_reset_is_nobodys(owners):
+    with connected("127.0.0.1") as (near, far):
+        reset(near)
+        assert owners.of(far) is None
+
+
+@pytest.mark.parametrize("call", ["fchown", "setsockopt"])
+def test_a_check_that_fails_counts_as_a_kernel_that_does_not_report_it(monkeypatch, call):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(*((os, "fchown", refuse) if call == "fchown" else (owner, "hold_end", refuse)))
+    made = Owners()
+    made.close()
+    assert not made.knows_closed
+
+
+@pytest.mark.parametrize("answer", [b"", OSError(105, "No buffer space available")], ids=["nothing", "an error"])
+def test_an_error_of_the_kernel_is_nobodys(owners, monkeypatch, answer):
+    def exchange(request):
+        if isinstance(answer, OSError):
+            raise answer
+        return struct.pack("=IHHIIi", 20, 2, 0, 1, 0, -2)  # NLMSG_ERROR
+
+    with connected("127.0.0.1") as (near, _):
+        monkeypatch.setattr(owners, "_exchange", exchange)
+        assert owners.of(near) is None
+
+
+def test_of_what_is_closed_elsewhere_or_no_tcp_nothing_is_known(owners):
+    with connected("127.0.0.1") as (near, _):
+        near.close()
         assert owners.of(near) is None
     here, there = socket.socketpair()
     with here, there:

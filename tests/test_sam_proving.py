@@ -120,7 +120,7 @@ def test_it_has_the_same_depths_a_name_of_nobody_and_few_tunnels(bridge, listen)
     assert (own["inbound.length"], own["outbound.length"]) == ("1", "2")
     assert (own["inbound.quantity"], own["outbound.quantity"]) == ("2", "2")
     assert own["i2cp.gzip"] == "false"
-    assert own["i2cp.leaseSetEncType"] == "4"
+    assert own["i2cp.leaseSetEncType"] == "4,0"
 
 
 def test_it_is_proved_again_and_again_and_the_other_session_goes_in_between(bridge, listen, soon):

@@ -181,8 +181,7 @@ class Accepts(Way):
 class Forward(Way):
     """Streams by STREAM FORWARD (SAM v3): the router connects to a port of ours for each.
 
-    :param owners: tells whose a connection is; ``None`` to trust everybody.
-    :param strict: whether to refuse those as well of whom that cannot be told, because they have closed already.
+    :param owners: finds the user of a connection; ``None`` to trust every program.
     :param loop: in whose thread streams are accepted, and told of.
     """
 
@@ -193,14 +192,13 @@ class Forward(Way):
         armed: Armed,
         *,
         owners: Owners | None,
-        strict: bool,
         loop: Loop | None,
     ) -> None:
         super().__init__(session, arrived, armed)
         self._then: Callable[[], object] | None = None  # what is to happen when the router has noticed the end
         self._patience = Timer(self.pump.loop.timers, self._not_noticed)
         try:
-            self._port = Port(session, self._arrive, owners, strict=strict, loop=loop or self.pump.loop)
+            self._port = Port(session, self._arrive, owners, loop=loop or self.pump.loop)
         except OSError:
             self.pump.let_go(self)
             raise

@@ -46,6 +46,9 @@ _CHECK = 30.0  # seconds between two signs of life of the bridge
 
 _LENGTH = 3  # hops of a tunnel, unless it is said otherwise
 _QUANTITY = 3  # tunnels each way: what routers choose by themselves differs (2, 5)
+# ECIES-X25519 and ElGamal: i2pd gives a SAM session without this option ElGamal alone, and such a session and one of
+# ECIES alone never reach each other, although the router answers OK to each CONNECT.
+_ENCRYPTION = "4,0"
 
 
 class HeldKey(Protocol):
@@ -320,7 +323,7 @@ def options_of(router: I2PRouter) -> Mapping[str, str]:
     inside = _LENGTH if router.in_depth is None else router.in_depth
     outside = _LENGTH if router.out_depth is None else router.out_depth
     options = {
-        "i2cp.leaseSetEncType": "4",
+        "i2cp.leaseSetEncType": _ENCRYPTION,
         "inbound.length": str(inside),
         "outbound.length": str(outside),
         "inbound.quantity": str(_QUANTITY),

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -77,7 +78,7 @@ class I2PListener:
         self._way: Way | None = None
         self._prover: Prover | None = None
         self._held = 0.0  # when they were last kept waiting
-        self._owners: Owners | None = None
+        self._owners: Owners | None = None  # what finds the user of a connection, where the system reports it
         self._near = place.accept != "accept"  # whether the router may be able to connect to us
         self._retry: Timer  # of a session that has failed for good
         self._again: Timer  # of a way in that could not be made
@@ -97,6 +98,9 @@ class I2PListener:
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
         carrier = self._carrier = self._holder.carrier()
+        if self._near:
+            with contextlib.suppress(OSError):
+                self._owners = Owners()
         self._retry = Timer(carrier.timers, self._try_again)
         self._again = Timer(carrier.timers, self._enter_again)
         self._prover = Prover(self._name, self._place.router, self._reach, self)
@@ -335,25 +339,32 @@ class I2PListener:
 
         :raises OSError: if it is not the one that was asked for.
         """
-        insists = self._place.accept == "forward"
-        if self._near and is_near(session):
-            owners = self._owners_of(session)
-            if owners is not None or (insists and not self._listed):
-                strict, loop = self._listed, self._loop
-                return Forward(session, self._arrived, self._armed, owners=owners, strict=strict, loop=loop)
-        elif insists:
-            text = (
-                "accept='forward' has the router connect to us, and it is not on this machine's loopback; use 'accept'"
-            )
-            raise SAMError(f"{self._name}: {text}")
+        if self._place.accept == "forward":
+            return self._forward(session, self._trusted_owners(session))
+        # Where the kernel does not know the user of a closed connection, short streams would be rejected at the port.
+        owners = self._owners
+        if self._near and is_near(session) and owners is not None and owners.knows_closed and _sees(owners, session):
+            return self._forward(session, owners)
         return Accepts(session, self._arrived, self._armed)
 
-    def _owners_of(self, session: Session) -> Owners | None:
-        """What tells whose a connection is, where that can be told: of the bridge itself it can."""
-        with contextlib.suppress(OSError):
-            self._owners = self._owners or Owners()
-        known = self._owners is not None and self._owners.of(session.control_socket) is not None
-        return self._owners if known else None
+    def _forward(self, session: Session, owners: Owners | None) -> Forward:
+        return Forward(session, self._arrived, self._armed, owners=owners, loop=self._loop)
+
+    def _trusted_owners(self, session: Session) -> Owners | None:
+        """What finds the user of a connection to our port; ``None`` where no system could, and no list depends on it.
+
+        :raises SAMError: if the router is not on this machine, or its user is not known here although it should be.
+        """
+        owners = self._owners
+        if not is_near(session):
+            problem = "has the router connect to us, and it is not on this machine's loopback"
+        elif owners is not None and not _sees(owners, session):
+            problem = "needs the user of the router, which the kernel does not report"
+        elif owners is None and (self._listed or sys.platform == "linux"):
+            problem = "needs the users of connections, which this system does not report"
+        else:
+            return owners
+        raise SAMError(f"{self._name}: accept='forward' {problem}; use 'accept'")
 
     def _armed(self, way: Way, error: OSError | None) -> None:
         """The router hands streams over now, or says why it does not."""
@@ -427,3 +438,8 @@ class I2PListener:
             sockets = tuple(self._sockets)
         quiet = time.monotonic() - since
         return any(silence(one) < quiet for one in sockets)
+
+
+def _sees(owners: Owners, session: Session) -> bool:
+    """Whether the user of the bridge is known here."""
+    return owners.of(session.control_socket) is not None

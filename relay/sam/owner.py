@@ -1,15 +1,18 @@
-"""Whose the other end of a TCP connection within this machine is."""
+"""Users of local TCP connections: which user has opened the other end of a connection within this machine."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import os
 import socket
 import struct
 import sys
 import threading
 from typing import Any
 
-__all__ = ["Owners"]
+__all__ = ["Owners", "hold_end", "release_end"]
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
 _SOCK_DIAG = 4  # the netlink protocol
@@ -18,33 +21,50 @@ _REQUEST = 1  # NLM_F_REQUEST: about one socket, for there is no NLM_F_DUMP
 _HEAD = struct.Struct("=IHHII")  # of a message: length, kind, flags, number, port
 _ASKED = struct.Struct("=BBBxI")  # family, protocol, extensions, a pad, states
 _ID = struct.Struct("=4s32sI8s")  # two ports and two addresses, as in packets; interface, cookie
-_TOLD = struct.Struct("=B3x4s32s24xII")  # family, ports, addresses, user, inode; not what lies between
+_TOLD = struct.Struct("=BB2x4s32s24xII")  # family, state, ports, addresses, user, inode; not what lies between
 _ANY = 0xFFFFFFFF
 _NO_COOKIE = b"\xff" * 8
 _LONGEST = 4096
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+# linux/tcp_states.h: FIN_WAIT1, LAST_ACK, CLOSING. In FIN_WAIT2, TIME_WAIT and SYN_RECV the kernel keeps less than a
+# socket, and reports root.
+_CLOSED_STATES = (4, 9, 11)
+_SOMEBODY = 65534  # any user that is not root
+_PROBE = 1.0  # seconds for a connection to ourselves
+
+# linux/filter.h: load the byte of the flags of a TCP header; drop the packet if it has FIN, else keep all of it.
+_FILTER = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x01), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
+_ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
+_DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
 
 
 class Owners:
-    """Asks the kernel whose the other end of a connection is, where both ends are on this machine.
+    """Asks the kernel which user has opened the other end of a connection, where both ends are on this machine.
 
-    That is a matter of microseconds, and needs no privilege. Every method may be called from any thread.
+    That takes microseconds, and needs no privilege. Every method may be called from any thread, but this one connects
+    to itself, which may take a moment.
 
-    :raises OSError: where the system does not tell.
+    :raises OSError: if the system does not report it.
     """
 
     def __init__(self) -> None:
         if sys.platform != "linux":
-            raise OSError(errno.EOPNOTSUPP, "only Linux tells whose a connection is")
+            raise OSError(errno.EOPNOTSUPP, "only Linux reports the user of a connection")
+        self.knows_closed = False
         self._lock = threading.Lock()
         self._number = 0
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _SOCK_DIAG)
+        with contextlib.suppress(OSError):
+            self.knows_closed = self._find_closed()
 
     def of(self, connection: socket.socket) -> int | None:
-        """Whose the other end is.
+        """The user of the other end.
 
         :param connection: a connected TCP socket.
-        :returns: the user's id; ``None`` if that cannot be told: it is closed already, or elsewhere.
+        :returns: the user's id; ``None`` if the kernel does not report it: the other end is closed, or elsewhere.
         """
         if connection.family not in (socket.AF_INET, socket.AF_INET6):
             return None
@@ -54,33 +74,53 @@ class Owners:
             return None
 
     def between(self, family: int, theirs: tuple[Any, ...], ours: tuple[Any, ...]) -> int | None:
-        """The same for a connection between two places.
+        """The same for a connection between two addresses.
 
         :param family: of both.
-        :param theirs: the address of the end whose user is asked for, as sockets tell it.
+        :param theirs: the address of the end whose user is asked for, as sockets report it.
         :param ours: that of the other one.
+        :returns: as for :meth:`of`; ``None`` also for every error of the kernel.
         """
         try:
-            return self._ask(family, theirs, ours)
+            user, inode, state = self._ask(family, theirs, ours)
         except OSError:
             return None
+        # What has no inode its program has closed. Linux before 6.17 or so reports such a connection as root's.
+        return user if inode or (self.knows_closed and state in _CLOSED_STATES) else None
 
     def close(self) -> None:
         """Ask no more. Idempotent."""
         self._netlink.close()
 
-    def _ask(self, family: int, source: tuple[Any, ...], destination: tuple[Any, ...]) -> int | None:
+    def _find_closed(self) -> bool:
+        """Find out whether the kernel reports the user of an end that its program has closed; by one of our own."""
+        user = os.geteuid()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            hold_end(listening)
+            with socket.create_connection(listening.getsockname(), _PROBE) as near:
+                if user == 0:  # which is also what old kernels report of every closed one
+                    user = _SOMEBODY
+                    os.fchown(near.fileno(), user, -1)
+                there = near.getsockname()
+            found, inode, state = self._ask(near.family, there, listening.getsockname())
+            return found == user and not inode and state in _CLOSED_STATES
+
+    def _ask(self, family: int, source: tuple[Any, ...], destination: tuple[Any, ...]) -> tuple[int, int, int]:
+        """User, inode and state of a connection's end.
+
+        :raises OSError: if the kernel does not report them, for whatever reason.
+        """
         ports = struct.pack(">HH", source[1], destination[1])
         addresses = _packed(family, source[0]) + _packed(family, destination[0])
         request = _ASKED.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _ID.pack(ports, addresses, 0, _NO_COOKIE)
         answer = self._exchange(request)
         if _HEAD.unpack_from(answer)[1] != _BY_FAMILY:
-            return None
-        told_family, told_ports, told_addresses, user, inode = _TOLD.unpack_from(answer, _HEAD.size)
-        # Where there is no such connection the kernel may tell of what listens at the port. What has no inode nobody
-        # has open any more; of that only newer kernels tell the user, and older ones 0.
-        same = told_ports == ports and _alike(told_family, told_addresses) == _alike(family, addresses)
-        return user if same and (inode or user) else None
+            raise OSError(errno.ENOENT, "no such connection")
+        told_family, state, told_ports, told_addresses, user, inode = _TOLD.unpack_from(answer, _HEAD.size)
+        # Where there is no such connection the kernel may report the socket that listens at the port.
+        if told_ports != ports or _alike(told_family, told_addresses) != _alike(family, addresses):
+            raise OSError(errno.ENOENT, "no such connection")
+        return user, inode, state
 
     def _exchange(self, request: bytes) -> bytes:
         with self._lock:
@@ -90,6 +130,30 @@ class Owners:
                 answer = self._netlink.recv(_LONGEST)
                 if _HEAD.unpack_from(answer)[3] == number:
                     return answer
+
+
+def hold_end(listening: socket.socket) -> None:
+    """Have the kernel ignore the FIN of each connection to this socket until :func:`release_end`.
+
+    A program may write a little and close at once. Until its FIN is acknowledged the kernel knows the user of the
+    closed end, and from then on it does not. The program's kernel sends the FIN again, so nothing is lost.
+
+    :param listening: a TCP socket, whose connections inherit this.
+    :raises OSError: if the kernel takes no such filter.
+    """
+    code = ctypes.create_string_buffer(_FILTER, len(_FILTER))
+    listening.setsockopt(
+        socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", len(_FILTER) // 8, ctypes.addressof(code))
+    )
+
+
+def release_end(connection: socket.socket) -> None:
+    """Accept the FIN of a connection from now on.
+
+    :param connection: an accepted one of a socket that :func:`hold_end` was called with.
+    :raises OSError: if the kernel does not.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
 
 
 def _packed(family: int, host: str) -> bytes:

@@ -16,7 +16,7 @@ from ..stream import Stream, reset
 from .conversation import read_line
 from .destinations import Peer
 from .messages import LONGEST, MessageError, parse_peer
-from .owner import Owners
+from .owner import Owners, hold_end, release_end
 
 if TYPE_CHECKING:
     from .session import Session
@@ -41,24 +41,22 @@ _DEFER = getattr(socket, "TCP_DEFER_ACCEPT", None)
 class Port:
     """Where the router connects to. Its first line on each connection says whose the stream is.
 
-    Every program on the machine can connect there, too, and claim to come from any destination. So who connects must be
-    the same user as the one behind the bridge.
+    Every program on the machine can connect there, too, and claim to come from any destination. So a connection is
+    rejected unless the kernel reports that it belongs to the user of the bridge.
 
     Every method may be called from any thread; everything else happens in the loop's.
 
     :param session: whose streams they are.
     :param arrived: called with each stream and who connects, in the loop's thread.
-    :param owners: tells whose a connection is; ``None`` to trust everybody.
-    :param strict: whether to refuse those as well of whom that cannot be told, because they have closed already.
+    :param owners: finds the user of a connection; ``None`` to trust every program.
     :param loop: in whose thread connections are accepted.
-    :raises OSError: if there is no port to be had.
+    :raises OSError: if no port is free.
     """
 
-    def __init__(self, session: Session, arrived: Arrived, owners: Owners | None, *, strict: bool, loop: Loop) -> None:
+    def __init__(self, session: Session, arrived: Arrived, owners: Owners | None, *, loop: Loop) -> None:
         self.arrived = arrived
         self.name = session.name
         self._owners = owners
-        self._strict = strict
         self._user: int | None = None  # the one behind the bridge
         self._warned = False
         self._loop = loop
@@ -74,6 +72,9 @@ class Port:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Linux hands it on
         if _DEFER is not None:  # who says nothing is nothing to us; who does is accepted and read at once
             self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(PATIENCE))
+        self._holds_ends = owners is not None and owners.knows_closed
+        if self._holds_ends:
+            hold_end(self._socket)
         self._place: tuple[str, int] = self._socket.getsockname()[:2]
         self.number = self._place[1]
 
@@ -153,6 +154,8 @@ class Port:
             return self.crashed(now)
         if self._owners is not None and self._is_foreign(place, self._owners):
             return reset(made)
+        if self._holds_ends:
+            release_end(made)
         made.setblocking(False)
         arrival = _Arrival(self, made, self._loop)
         if not arrival.read():
@@ -175,13 +178,13 @@ class Port:
 
     def _is_foreign(self, place: tuple[str, int], owners: Owners) -> bool:
         user = owners.between(self._family, place, self._place)
-        if user == self._user or (user is None and not self._strict):
+        if user is not None and user == self._user:
             return False
-        whose = "a program that has closed it already" if user is None else f"user {user}"
+        whose = "a program whose user the kernel does not report" if user is None else f"user {user}"
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        text = "%s: %s has connected to the port for the router's streams, whose user is %s; it is not let in"
-        logger.log(level, text, self.name, whose, self._user)
+        text = "%s: %s has connected to the port for the router's streams, whose user is %s; it is rejected"
+        logger.log(level, text, self.name, whose, "unknown" if self._user is None else self._user)
         return True
 
     def settled(self, arrival: _Arrival) -> None:

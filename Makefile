@@ -16,6 +16,7 @@ demo: $(VENV)/.installed
 
 test: install
 	@tests/debian-packages tests/debian-packages.txt
+	@tests/npm-packages tests/npm-packages.txt
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 install: $(VENV)/.installed-dev

@@ -45,7 +45,8 @@ class TunnelServer(Tunnel):
         they have changed; ``None`` for everybody.
     :param deny: who is not, likewise; this goes before ``allow``.
     :param accept: how streams come in: ``'accept'`` (the bridge hands them over one by one), ``'forward'`` (it connects
-        to a port of ours, so it has to be on this machine), ``None`` for what the router shows it can do.
+        to a port of ours, so it has to be on this machine), ``None`` for what the router and the kernel can do; see
+        :func:`relay.i2p_listen`.
     :param keys: a file with the private key, made if it is missing (mode 0600) and locked while in use.
     :param in_depth: hops of the tunnels through which bytes come in, 0 to 7; ``None`` for 3.
     :param out_depth: hops of those through which they go out.
@@ -56,7 +57,7 @@ class TunnelServer(Tunnel):
         ``failed``, ``closed``), on a thread of ours; it must not block, and what it raises is logged.
     :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``, ``on_end``: as for :class:`relay.Tunnel`.
     :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
-        ``outbound.`` ones.
+        ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
     :raises ConnectError: if there is no bridge, or no answer.
     :raises SAMError: if what is there is no SAM bridge or a too old one, if it makes no session, or if the file of the
         keys is damaged (it is never overwritten) or in use.

@@ -394,6 +394,12 @@ def chain_restarts(i2p_networks: Any) -> Any:
     return i2p_networks.restarts("chain_restarts")
 
 
+@pytest.fixture(scope="session")
+def i2p_peers(i2p_networks: Any) -> Any:
+    """What came of ``i2p_peers.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    return i2p_networks.restarts("i2p_peers")
+
+
 @pytest.fixture
 def over_i2p() -> Iterator[Callable[..., Any]]:
     """Makes tunnels over I2P, ``over_i2p(world)``, whose target the test plays itself; see :class:`i2p_world.OverI2P`.

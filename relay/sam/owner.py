@@ -85,7 +85,7 @@ class Owners:
             user, inode, state = self._ask(family, theirs, ours)
         except OSError:
             return None
-        # What has no inode its program has closed. Linux before 6.17 or so reports such a connection as root's.
+        # What has no inode its program has closed. Older kernels report such a connection as root's.
         return user if inode or (self.knows_closed and state in _CLOSED_STATES) else None
 
     def close(self) -> None:

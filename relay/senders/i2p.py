@@ -55,7 +55,7 @@ def i2p(
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`; ``sam`` is what the
         last one sees.
     :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
-        ``outbound.`` ones.
+        ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, which reaches every destination.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``look_up(timeout)``, ``dest``, ``state``,
         ``subscribe(watcher)`` and ``close()``, which lets the session go. A call returns a connected
         :class:`relay.Stream`, and raises :class:`relay.ConnectError` (unreachable, timed out),

@@ -1,0 +1,173 @@
+"""Applications of others at I2P: a SAM client that gives no options, and npm's ``@diva.exchange/i2p-sam``.
+
+Each is a client of ours and a server for ours, over two real routers. Making their sessions takes half a minute, so it
+runs as a program beside the other tests: ``python i2p_peers.py FOLDER`` prints one line of JSON: a scenario → the
+seconds that it took, and what went wrong or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import i2pd
+from helpers import Server, Thread, echo, receive_exactly, wait_until
+from i2p_restarts import is_served, reach, serve
+from i2p_world import NODE, NPM, read_line
+
+import relay
+from relay.process import PIPE
+
+DEADLINE = 240.0  # seconds for each step that waits for routers
+ANSWER = 15.0  # seconds for one stream to bring bytes
+LATEST = 600.0
+TEXT = b"anybody?"
+NPM_PEER = Path(__file__).with_name("npm_peer.mjs")
+
+Scenario = Callable[[i2pd.Network, relay.TunnelServer], None]
+
+
+class PlainSAM:
+    """A session as a program has it that gives the router no options at all."""
+
+    def __init__(self, router: i2pd.Router, name: str) -> None:
+        self._bridge = router.sam
+        self._name = name
+        self._control = self._hello()
+        self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
+        self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
+
+    def connect(self, dest: str) -> socket.socket:
+        """A stream to a destination, which may not be known yet.
+
+        :raises OSError: if the router does not find it.
+        """
+        stream = self._hello()
+        try:
+            self._ask(stream, f"STREAM CONNECT ID={self._name} DESTINATION={dest} SILENT=false")
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def serve(self) -> None:
+        """Send streams back what they bring, one after the other, until the session ends."""
+        with contextlib.suppress(OSError):
+            while True:
+                with self._hello() as stream:
+                    self._ask(stream, f"STREAM ACCEPT ID={self._name} SILENT=false")
+                    read_line(stream)  # the destination that connects
+                    with contextlib.suppress(OSError):
+                        echo(stream)
+
+    def close(self) -> None:
+        """End the session."""
+        self._control.close()
+
+    def _hello(self) -> socket.socket:
+        connection = socket.create_connection(self._bridge, DEADLINE)
+        connection.settimeout(DEADLINE)
+        self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
+        return connection
+
+    def _ask(self, connection: socket.socket, request: str) -> str:
+        connection.sendall(request.encode() + b"\n")
+        answer = read_line(connection).decode()
+        if "RESULT=OK" not in answer:
+            raise ConnectionError(f"{request.partition(' DEST')[0]}: {answer.strip()}")
+        return answer
+
+
+def a_plain_sam_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -> None:
+    """What i2pd gives a session without options must be able to reach us."""
+    with contextlib.closing(PlainSAM(network.router(2), "plain-client")) as session:
+
+        def is_answered() -> bool:
+            try:
+                with session.connect(server.dest) as stream:
+                    stream.settimeout(ANSWER)
+                    stream.sendall(TEXT)
+                    return receive_exactly(stream, len(TEXT)) == TEXT
+            except OSError:
+                return False
+
+        wait_until(is_answered, DEADLINE)
+
+
+def we_reach_a_plain_sam_server(network: i2pd.Network, server: relay.TunnelServer) -> None:
+    """The other way round."""
+    with contextlib.closing(PlainSAM(network.router(1), "plain-server")) as session:
+        threading.Thread(target=session.serve, daemon=True).start()
+        with reach(network.router(2), session.dest) as client:
+            wait_until(lambda: is_served(client), DEADLINE)
+
+
+def npm_s_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -> None:
+    """The library makes a session for each stream."""
+    assert server.wait_published(DEADLINE), "nobody can reach us yet"
+    with npm_peer(network, "client", network.router(2), server.dest) as said:
+        assert said.readline() == f"answered {TEXT.decode()}\n"
+
+
+def we_reach_npm_s_server(network: i2pd.Network, server: relay.TunnelServer) -> None:
+    """The library has the router forward streams to a port of its program."""
+    with npm_peer(network, "server", network.router(1)) as said:
+        dest = said.readline().split()[1]
+        with reach(network.router(2), dest) as client:
+            wait_until(lambda: is_served(client), DEADLINE)
+
+
+@contextlib.contextmanager
+def npm_peer(network: i2pd.Network, role: str, router: i2pd.Router, *arguments: str) -> Iterator[Any]:
+    """The program with npm's library, inside the network, where the router can connect to it; what it prints."""
+    assert NODE is not None, "there is no node"
+    argv: Sequence[str] = (NODE, str(NPM_PEER), str(NPM), role, str(router.inside[1]), *arguments)
+    process = network.run(argv, stdout=PIPE)
+    try:
+        with open(process.stdout.fileno(), closefd=False) as said:
+            yield said
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        process.stdout.close()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        a_plain_sam_client_reaches_us,
+        we_reach_a_plain_sam_server,
+        npm_s_client_reaches_us,
+        we_reach_npm_s_server,
+    )
+}
+
+
+def _outcome(scenario: Scenario, network: i2pd.Network, server: relay.TunnelServer) -> tuple[float | None, str]:
+    begin = time.monotonic()
+    try:
+        scenario(network, server)
+    except BaseException:  # noqa: BLE001 - it is reported
+        return None, traceback.format_exc()
+    return time.monotonic() - begin, ""
+
+
+def _main(folder: str) -> None:
+    service = Server(echo)
+    with i2pd.Network(Path(folder), 2, exploratory=0) as network:
+        with serve(network.router(1), "{}:{}".format(*service.address)) as server:
+            threads = {name: Thread(_outcome, one, network, server) for name, one in SCENARIOS.items()}
+            print(json.dumps({name: thread.result(LATEST) for name, thread in threads.items()}))
+    service.close()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

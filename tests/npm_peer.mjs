@@ -1,0 +1,31 @@
+// A program that uses npm's SAM library, as client or server; see i2p_peers.py, which starts it.
+// node npm_peer.mjs FOLDER-OF-PACKAGES client|server SAM-PORT [DESTINATION]
+
+import net from "node:net";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+
+const [packages, role, port, destination] = process.argv.slice(2);
+const library = path.join(packages, "@diva.exchange", "i2p-sam", "lib", "index.js");
+const { createForward, createStream } = await import(pathToFileURL(library));
+const sam = { host: "127.0.0.1", portTCP: Number(port) };
+
+if (role === "client") {
+  const stream = await createStream({ sam, stream: { destination } });
+  stream.on("data", (data) => console.log(`answered ${data}`));
+  stream.stream(Buffer.from("anybody?"));
+} else {
+  const server = net.createServer((connection) => {
+    let line = true; // the first one is the destination that connects
+    connection.on("error", () => {});
+    connection.on("data", (data) => {
+      const rest = line ? data.subarray(data.indexOf("\n") + 1) : data;
+      line = false;
+      if (rest.length > 0) connection.write(rest);
+    });
+  });
+  server.listen(0, "127.0.0.1", async () => {
+    const forward = await createForward({ sam, forward: { host: "127.0.0.1", port: server.address().port } });
+    console.log(`serves ${forward.getPublicKey()}`);
+  });
+}

@@ -1,0 +1,14 @@
+"""Applications of others reach our destinations, and ours reach theirs, whatever their library is."""
+
+from __future__ import annotations
+
+import pytest
+from i2p_peers import SCENARIOS
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_over_real_routers(i2p_peers, scenario, record_property):
+    seconds, problem = i2p_peers[scenario]
+    assert not problem, problem
+    record_property("measured", f"I2P, {scenario.replace('_', ' ')}: after {seconds:.1f} s")

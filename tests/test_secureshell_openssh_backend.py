@@ -453,6 +453,27 @@ def test_a_control_socket_that_breaks_is_a_lost_connection(client: Client) -> No
     wait_until(lambda: client.lost)
 
 
+def test_a_request_without_an_answer_has_the_reason_why_ssh_ends(
+    make_sshd: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control socket breaks before ssh is gone."""
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    sshd.freeze()
+    control = client.connection._controls[1]
+    send = control.request
+
+    def break_off(*request: Any) -> None:
+        send(*request)
+        control._socket.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr(control, "request", break_off)
+    with pytest.raises(CarrierError) as failed:
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    wait_until(lambda: client.lost == [failed.value])
+    assert "the connection was lost" in str(failed.value)
+
+
 def test_a_proxy_command_ends_with_the_connection(sshd: Any, tmp_path: Path) -> None:
     config = tmp_path / "config"
     script = tmp_path / "proxy.py"

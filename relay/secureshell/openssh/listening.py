@@ -81,6 +81,7 @@ class Listening:
         # path that it was told first: a place has the same one for as long as ssh lives.
         self._paths: dict[Address, str] = {}
         self._number = 0
+        self._unanswered: list[Future[Address]] = []  # the control socket broke; ssh is about to say why
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
@@ -121,6 +122,9 @@ class Listening:
         reverses, self._reverses = self._reverses, {}
         for reverse in reverses.values():
             self._close(reverse)
+        unanswered, self._unanswered = self._unanswered, []
+        for answer in unanswered:
+            _fail(answer, self._gone())
 
     @property
     def _name(self) -> str:
@@ -177,14 +181,19 @@ class Listening:
             self._close(reverse)
         if isinstance(told, int) and self.control is not None:  # ssh holds it for granted
             self.control.request(close_forward(reverse.asked, reverse.path, remote=True), lambda told: None)
-        _fail(reverse.answer, self._refusal(reverse.asked, told))
+        error = self._refusal(reverse.asked, told)
+        if error is None:
+            self._unanswered.append(reverse.answer)
+        else:
+            _fail(reverse.answer, error)
 
-    def _refusal(self, place: Address, told: int | RelayError) -> RelayError:
+    def _refusal(self, place: Address, told: int | RelayError) -> RelayError | None:
+        """Why the server does not listen there; ``None`` if that is known only when ssh has ended."""
         if isinstance(told, int):
             return ForwardError(f"{self._name}: the server says that it listens at the port {told}, which is none")
         if not isinstance(told, ControlError):
             words = self._last_words()  # a port that is none is the end of ssh
-            return ForwardError(f"{self._name}: {words}") if "Invalid allocated port" in words else self._gone()
+            return ForwardError(f"{self._name}: {words}") if "Invalid allocated port" in words else self._master.gone
         why = "it is in use there, or the server does not allow it (AllowTcpForwarding, GatewayPorts, PermitListen)"
         return ForwardError(f"{self._name}: the server does not listen at {place}: {told}; {why}")
 

@@ -62,7 +62,7 @@ def test_it_says_where_it_listens_and_relays(start, connect, target):
     assert receive_all(client) == b"hello"
     status, said = command.end()
     assert status == 0
-    assert "1 connection, 5 bytes from clients, 5 bytes to clients, 0 failed" in said
+    assert "1 connection, 5 B received, 5 B sent, 0 failed" in said
 
 
 def test_it_relays_between_unix_sockets_and_removes_its_own(start, serve, tmp_path):
@@ -107,7 +107,7 @@ def test_a_signal_lets_connections_finish(start, connect, listener):
         assert far.recv(1) == b""
     status, said = command.wait()
     assert status == 0
-    assert "1 connection, 8 bytes from clients, 8 bytes to clients, 0 failed" in said
+    assert "1 connection, 8 B received, 8 B sent, 0 failed" in said
 
 
 def listens(pid):
@@ -149,7 +149,7 @@ def test_verbose_has_one_line_for_each_connection(start, connect, target):
         assert receive_all(client) == b"hello"
         line = command.hear("done")
         assert f"127.0.0.1:{name[1]} → {target}: done after " in line
-        assert "5 bytes received, 5 bytes sent, copy" in line
+        assert "5 B received, 5 B sent, copy" in line
     assert command.end()[0] == 0
 
 
@@ -462,7 +462,7 @@ def test_watch_shows_a_live_table(start, connect, listener, terminal):
     place = "{}:{}".format(*listener.getsockname())
     command = start(":0", place, "--watch", "-v", stderr=terminal.its, env={**os.environ, "TERM": "xterm"})
     address = command.address()
-    terminal.wait_for("listening on", "client", "engine", "0 live of 0 connections")
+    terminal.wait_for("listening on", "client", "state", "0 live of 0 connections")
     client = connect(address)
     far, _ = listener.accept()
     with far:
@@ -473,7 +473,7 @@ def test_watch_shows_a_live_table(start, connect, listener, terminal):
         far.shutdown(socket.SHUT_WR)
     terminal.wait_for("done after", "0 live of 1 connection")
     command.process.send_signal(signal.SIGTERM)
-    terminal.wait_for("INFO 1 connection, 1.2 kB from clients, 1.2 kB to clients, 0 failed\r\n")
+    terminal.wait_for("INFO 1 connection, 1.2 kB received, 1.2 kB sent, 0 failed\r\n")
     assert command.wait()[0] == 0
 
 
@@ -494,6 +494,7 @@ def test_watch_without_a_terminal_writes_no_escapes(start):
     status, said = command.end()
     assert status == 0
     assert "\x1b" not in said
+    assert "--watch: there is no live table on standard error: it is no terminal\n" in said
 
 
 def test_a_reader_of_standard_error_that_stops_does_not_stop_the_relay(start, target):

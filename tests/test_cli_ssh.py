@@ -70,7 +70,7 @@ def test_forward_over_a_hop(start, target, far_end):
     assert far_end.logins == 1
     status, said = command.end()
     assert status == 0
-    assert "3 connections, 15 bytes from clients, 15 bytes to clients, 0 failed" in said
+    assert "3 connections, 15 B received, 15 B sent, 0 failed" in said
 
 
 def test_forward_over_two_hops_to_a_unix_socket(start, serve, make_ssh_server, tmp_path):
@@ -168,7 +168,7 @@ def test_expose_publishes_a_local_service(expose, target, far_end):
         assert speak(address_of(match)) == b"hello"
     status, said = command.end()
     assert status == 0
-    assert "2 connections, 10 bytes from clients, 10 bytes to clients, 0 failed" in said
+    assert "2 connections, 10 B received, 10 B sent, 0 failed" in said
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address_of(match), timeout=WAIT)
 

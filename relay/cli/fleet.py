@@ -7,23 +7,22 @@ import logging
 import queue
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..connection import Stats
 from ..errors import CarrierError, ConnectError
 from . import headstart
 from .i2p import tell_published
-from .output import LiveTable, carriers_quiet, complain, reason, say, summary
+from .output import carriers_quiet, closing, complain, reason, say, summary, total
 from .plans import Opened, Plan
 from .signals import Signals
 from .trying import Attempt, Trial
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from .live import LiveTable
+    from .views import FleetView, Watched
 
 __all__ = ["Fleet", "Member"]
 
@@ -74,6 +73,7 @@ class Fleet:
         self._drained = 0
         self._done = False
         self._status = 0
+        self._view: FleetView | None = None
 
     def run(self, *, watch: bool) -> int:
         """Open all, and relay until a signal.
@@ -81,7 +81,7 @@ class Fleet:
         :param watch: whether there is a live table.
         :returns: the exit status: 1 if one that is required could not start or was refused, or if none is left.
         """
-        with LiveTable(self._view) if watch else nullcontext() as table:
+        with self._live_table() if watch else nullcontext() as table:
             for member in self._members:
                 self._begin(member)
             headstart.is_over()
@@ -90,10 +90,10 @@ class Fleet:
                 if heard:
                     self._on_signal(heard)
                 self._handle_events()
-                if table is not None and heard is None:
+                if table is not None and heard != 0:
                     table.refresh()
         self._close()
-        stats = _sum([member.opened.tunnel.stats() for member in self._members if member.opened])
+        stats = total(member.opened.tunnel.stats() for member in self._members if member.opened)
         logger.info("%s", summary(stats), extra={"stats": stats})
         return self._status
 
@@ -218,8 +218,10 @@ class Fleet:
         opened = [member for member in self._members if member.opened is not None]
         live = sum(member.opened.tunnel.stats().active for member in opened if member.opened)
         longest = max((member.plan.options.drain for member in opened), default=0)
-        wait = f"; {live} live, {longest:g} s to finish" if live and longest else ""
-        logger.info("%s: closing%s", signal.Signals(number).name, wait)
+        wait = closing(live, longest)
+        logger.info("%s: %s", signal.Signals(number).name, wait)
+        if self._view is not None:
+            self._view.closing = wait
         self._drained = len(opened)
         self._done = not opened
         for member in opened:
@@ -250,23 +252,16 @@ class Fleet:
 
     # -- the live table -----------------------------------------------------------------------------------------------
 
-    def _view(self, rows: int) -> Group:
-        """The tunnels as a table: those first that have most to tell."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
+    def _live_table(self) -> AbstractContextManager[LiveTable | None]:
+        from .live import live_table
+        from .views import FleetView
 
-        stats = {member.name: member.opened.tunnel.stats() for member in self._members if member.opened}
-        total = _sum(list(stats.values()))
-        table = Table()
-        for title in ("tunnel", "from → to", "live", "connections", "received", "sent", "failed", "state"):
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
-        order = sorted(self._members, key=lambda member: (not member.problem, -_active(stats.get(member.name))))
-        for member in order[:rows]:
-            table.add_row(*map(Text, _row(member, stats.get(member.name))))
-        count = sum(not member.is_over and member.opened is not None for member in self._members)
-        head = f"{count} of {len(self._members)} tunnels listen"
-        return Group(Text(head), table, Text(f"{total.active} live of {summary(total)}"))
+        self._view = FleetView(self._watched)
+        return live_table(self._view) or nullcontext()
+
+    def _watched(self) -> list[Watched]:
+        """The tunnels, for the live table."""
+        return [_watched(member) for member in self._members]
 
 
 def _quietly(plan: Plan) -> Opened:
@@ -283,29 +278,11 @@ def _quietly(plan: Plan) -> Opened:
                 logging.getLogger(record.name).handle(record)
 
 
-def _active(stats: Stats | None) -> int:
-    return stats.active if stats else 0
+def _watched(member: Member) -> Watched:
+    from .views import Watched, hop_state
 
-
-def _row(member: Member, stats: Stats | None) -> tuple[str, ...]:
-    from rich.filesize import decimal
-
-    if stats is None or member.opened is None or member.is_over:
+    if member.opened is None or member.is_over:
         state = "failed" if member.is_over else "waiting" if member.problem else "opening"
-        return member.name, member.problem, "", "", "", "", "", state
-    state = getattr(member.opened.make_send, "state", "up")
-    figures = str(stats.active), str(stats.accepted), decimal(stats.received), decimal(stats.sent)
-    return member.name, member.opened.title, *figures, str(sum(stats.failed.values())), state
-
-
-def _sum(all_stats: Sequence[Stats]) -> Stats:
-    failed: Counter[str] = Counter()
-    for stats in all_stats:
-        failed.update(stats.failed)
-    return Stats(
-        accepted=sum(stats.accepted for stats in all_stats),
-        active=sum(stats.active for stats in all_stats),
-        received=sum(stats.received for stats in all_stats),
-        sent=sum(stats.sent for stats in all_stats),
-        failed=dict(failed),
-    )
+        return Watched(member.name, state, problem=member.problem)
+    state, problem = hop_state(member.opened.receive, member.opened.make_send)
+    return Watched(member.name, state, member.opened.title, problem, member.opened.tunnel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -10,29 +9,28 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-if TYPE_CHECKING:  # a command starts in half the time without them
-    from rich.console import Group
-
+if TYPE_CHECKING:
     from ..connection import ConnectionRecord, Stats
-    from ..tunnel import Tunnel
 
 __all__ = [
-    "LiveTable",
     "carriers_quiet",
+    "closing",
     "complain",
     "drop_stdout",
     "failures_reported",
     "logged_to_stderr",
     "say",
+    "size",
     "summary",
-    "view_of",
+    "total",
 ]
 
 MOST_LINES = 10_000  # that wait for a reader of standard error
@@ -215,14 +213,12 @@ class _Text(logging.Formatter):
 
 
 def _finished(record: ConnectionRecord) -> str:
-    from rich.filesize import decimal
-
     from ..race import place
 
     return (
         f"{place(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
         f"{record.reason} after {record.age:.3f} s, "
-        f"{decimal(record.received)} received, {decimal(record.sent)} sent, {record.engine}"
+        f"{size(record.received)} received, {size(record.sent)} sent, {record.engine}"
     )
 
 
@@ -244,77 +240,45 @@ class _JSON(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
+def size(count: float) -> str:
+    """Bytes, in powers of a thousand, three digits at most: ``0 B``, ``999 B``, ``1.2 kB``, ``120 MB``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            break
+    return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
+
+
 def summary(stats: Stats) -> str:
     """What a tunnel has done, as one line."""
-    from rich.filesize import decimal
-
     failed = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.failed.items()))
     return (
-        f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {decimal(stats.received)} from clients, "
-        f"{decimal(stats.sent)} to clients, {sum(stats.failed.values())} failed{failed and f' ({failed})'}"
+        f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {size(stats.received)} received, "
+        f"{size(stats.sent)} sent, {sum(stats.failed.values())} failed{failed and f' ({failed})'}"
     )
 
 
-class LiveTable:
-    """What ``--watch`` shows on standard error; use it with ``with``.
+def closing(live: int, seconds: float) -> str:
+    """What is said when the first signal has come.
 
-    :param view: returns what is to be seen now, for so many rows.
+    :param live: connections that are live.
+    :param seconds: that these have to finish.
     """
-
-    def __init__(self, view: Callable[[int], Group]) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._make_view = view
-        self._console = Console(stderr=True)
-        on_top = sys.stdout is not None and sys.stdout.isatty()  # else what is printed goes where it is meant to
-        self._live = Live(
-            self._view(), console=self._console, auto_refresh=False, transient=True, redirect_stdout=on_top
-        )
-
-    def __enter__(self) -> LiveTable:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def refresh(self) -> None:
-        """Show how it is now."""
-        self._live.update(self._view(), refresh=True)
-
-    def _view(self) -> Group:
-        return self._make_view(max(1, self._console.height - 8))
+    if not live or not seconds:
+        return "closing"
+    return f"closing; {live} live, {seconds:g} s to finish; again to end at once"
 
 
-def view_of(tunnel: Tunnel, title: str, rows: int) -> Group:
-    """The connections of a tunnel as a table.
+def total(all_stats: Iterable[Stats]) -> Stats:
+    """What several tunnels have done together."""
+    from ..connection import Stats
 
-    :param title: a line above it.
-    :param rows: the most that there is room for.
-    """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    stats = tunnel.stats()
-    table = Table("client", "target", "age", "received", "sent", "engine", "state")
-    for record in itertools.islice(tunnel.connections(), rows):
-        table.add_row(*map(Text, _row(record)))
-    return Group(Text(title), table, Text(f"{stats.active} live of {summary(stats)}"))
-
-
-def _row(record: ConnectionRecord) -> tuple[str, ...]:
-    from rich.filesize import decimal
-
-    from ..race import place
-
-    return (
-        place(record.peer),
-        record.target or "",
-        f"{record.age:.0f} s",
-        decimal(record.received),
-        decimal(record.sent),
-        record.engine,
-        record.state,
-    )
+    failed: Counter[str] = Counter()
+    accepted = active = received = sent = 0
+    for stats in all_stats:
+        accepted, active = accepted + stats.accepted, active + stats.active
+        received, sent = received + stats.received, sent + stats.sent
+        failed.update(stats.failed)
+    return Stats(accepted, active, received, sent, dict(failed))

@@ -8,8 +8,8 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from ..hops import inline_secrets
 from ..parsing import parse_hops, parse_listen, parse_target
@@ -17,13 +17,17 @@ from ..tunnel import Tunnel
 from . import headstart
 from .i2p import tell_published
 from .options import Options
-from .output import LiveTable, carriers_quiet, failures_reported, logged_to_stderr, say, summary, view_of
+from .output import carriers_quiet, closing, failures_reported, logged_to_stderr, say, summary
 from .plans import Opened, Plan, plan
 from .secrets import refuse_secrets, refuse_secrets_of
 from .signals import Signals
 from .trying import SLOW, Attempt, say_slow
 
 __all__ = ["listening", "raise_descriptor_limit", "relay_until_signal", "serve"]
+
+if TYPE_CHECKING:  # a command starts in half the time without them
+    from .live import LiveTable
+    from .views import TunnelView
 
 logger = logging.getLogger("relay.cli")
 
@@ -78,7 +82,7 @@ def relay_until_signal(made: Plan, signals: Signals, title: str) -> None:
         say(line)
         tell_published(opened.receive)
         tried = made.trial(opened.make_send, made.options.connect_timeout, signals.wake)
-        run(tunnel, signals, line if made.options.watch else None, made.options.drain)
+        run(opened, signals, line if made.options.watch else None, made.options.drain)
     if tried.error is not None:
         raise tried.error
     logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
@@ -119,23 +123,45 @@ def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = Fal
     return attempt.outcome()
 
 
-def run(tunnel: Tunnel, signals: Signals, watched: str | None, drain: float) -> None:
-    """Wait for a signal and drain; return when that is done, or at a second signal. The tunnel is closed next."""
+def run(opened: Opened, signals: Signals, watched: str | None, drain: float) -> None:
+    """Wait for a signal and drain; return when that is done, or at a second signal. The tunnel is closed next.
+
+    :param opened: the tunnel.
+    :param signals: those that end it.
+    :param watched: the first line of the live table; ``None`` if there is none.
+    :param drain: seconds that connections have to finish.
+    """
     headstart.is_over()
-    with LiveTable(functools.partial(view_of, tunnel, watched)) if watched else nullcontext() as table:
-        closing: threading.Thread | None = None
+    view = _view(opened, watched) if watched else None
+    with _live_table(view) as table:
+        draining: threading.Thread | None = None
         while (heard := signals.wait(REFRESH if table else None)) != 0:
+            if heard is not None:
+                if draining is not None:
+                    return
+                wait = closing(opened.tunnel.stats().active, drain)
+                logger.info("%s: %s", signal.Signals(heard).name, wait)
+                if view is not None:
+                    view.closing = wait
+                arguments = (opened.tunnel, drain, signals)
+                draining = threading.Thread(target=_drain, args=arguments, name="relay-drain", daemon=True)
+                draining.start()
             if table is not None:
                 table.refresh()
-            if heard is None:
-                continue
-            if closing is not None:
-                return
-            live = tunnel.stats().active
-            wait = f"; {live} live, {drain:g} s to finish" if live and drain else ""
-            logger.info("%s: closing%s", signal.Signals(heard).name, wait)
-            closing = threading.Thread(target=_drain, args=(tunnel, drain, signals), name="relay-drain", daemon=True)
-            closing.start()
+
+
+def _view(opened: Opened, title: str) -> TunnelView:
+    from .views import TunnelView, hop_state
+
+    return TunnelView(opened.tunnel, title, functools.partial(hop_state, opened.receive, opened.make_send))
+
+
+def _live_table(view: TunnelView | None) -> AbstractContextManager[LiveTable | None]:
+    if view is None:
+        return nullcontext()
+    from .live import live_table
+
+    return live_table(view) or nullcontext()
 
 
 def _drain(tunnel: Tunnel, drain: float, signals: Signals) -> None:

@@ -1,0 +1,266 @@
+"""What the live table shows: the values of one tunnel, or of many, as they are now."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..connection import ConnectionRecord, Stats
+from ..race import place
+from ..tunnel import Tunnel
+from .output import size, summary, total
+from .table import Column, Content
+
+__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state"]
+
+_BETWEEN = 0.4  # seconds between two samples at least: a shorter time makes no rate
+_ENDED = 8  # connections that are remembered when they have ended
+_SAME = 1.0  # seconds by which the beginnings of a connection differ that is computed twice, at most
+
+_LIVE = (
+    Column("client", least=21),
+    Column("state"),
+    Column("target", least=20),
+    Column("age", is_figure=True),
+    Column("received", is_figure=True),
+    Column("sent", is_figure=True),
+    Column("received/s", optional=True, is_figure=True),
+    Column("sent/s", optional=True, is_figure=True),
+)
+_TUNNELS = (
+    Column("tunnel", least=12),
+    Column("state"),
+    Column("from → to", least=20),
+    Column("live", is_figure=True),
+    Column("total", is_figure=True),
+    Column("received", is_figure=True),
+    Column("sent", is_figure=True),
+    Column("failed", is_figure=True),
+    Column("received/s", optional=True, is_figure=True),
+    Column("sent/s", optional=True, is_figure=True),
+)
+
+
+class Rates:
+    """Bytes a second, received and sent, of things that are looked at again and again.
+
+    :param clock: tells the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._taken = clock()
+        self._sample: Mapping[Any, tuple[int, int]] = {}
+        self._rates: dict[Any, tuple[float, float]] = {}
+
+    def look(self, figures: Mapping[Any, tuple[int, int]]) -> None:
+        """Take a sample: the bytes that each thing has received and sent so far."""
+        now = self._clock()
+        passed = now - self._taken
+        if passed < _BETWEEN:
+            return
+        before, self._sample, self._taken = self._sample, figures, now
+        self._rates = {
+            key: (max(0, received - before[key][0]) / passed, max(0, sent - before[key][1]) / passed)
+            for key, (received, sent) in figures.items()
+            if key in before
+        }
+
+    def of(self, key: Any) -> tuple[str, str]:
+        """The rates of a thing as text; empty if it is new."""
+        return (size(self._rates[key][0]), size(self._rates[key][1])) if key in self._rates else ("", "")
+
+
+class _Ended:
+    """The last connections that ended, of one tunnel or of many."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._last: collections.deque[tuple[str, ConnectionRecord]] = collections.deque(maxlen=_ENDED)
+
+    def look(self, name: str, stats: Stats, recent: Callable[[], Sequence[ConnectionRecord]]) -> None:
+        """Remember those of a tunnel that have ended since the last look."""
+        count = stats.accepted - stats.active
+        new = min(_ENDED, count - self._counts.get(name, 0))
+        self._counts[name] = count
+        if new > 0:
+            # One that ends between the two questions comes again with the next look.
+            self._last.extend(one for record in recent()[-new:] if (one := (name, record)) not in self._last)
+
+    def lines(self, *, named: bool) -> list[str]:
+        """One for each, the newest first."""
+        return [f"{name}: {ended(record)}" if named else ended(record) for name, record in reversed(self._last)]
+
+
+def ended(record: ConnectionRecord) -> str:
+    """A connection that has ended, on one line; its reason comes first."""
+    who, target = place(record.peer) or "a local client", record.target or "nowhere"
+    figures = f"{size(record.received)} received, {size(record.sent)} sent"
+    return f"{record.reason} after {age(record.age)}: {who} → {target}, {figures}"
+
+
+def age(seconds: float) -> str:
+    """A time as short as may be."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 2880 else f"{minutes // 1440} d"
+
+
+def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
+    """What the connections under a tunnel's streams do, and why they do not work, as far as it is known.
+
+    :returns: ``up`` if there is nothing to tell.
+    """
+    for end in (make_send, receive):
+        state = getattr(end, "state", "up")
+        if state not in ("up", "published"):
+            return str(state), getattr(end, "problem", None) or ""
+    return "up", ""
+
+
+class TunnelView:
+    """One tunnel and its connections.
+
+    :param tunnel: the tunnel.
+    :param title: where it listens and where that leads to.
+    :param hops: returns the state of the hops, and what is wrong with them; see :func:`hop_state`.
+    :param clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        title: str,
+        hops: Callable[[], tuple[str, str]] = lambda: ("up", ""),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.closing = ""
+        """What is said about its end, while it is closing."""
+        self._tunnel = tunnel
+        self._title = title
+        self._hops = hops
+        self._clock = clock
+        self._rates = Rates(clock)
+        self._ended = _Ended()
+        self._numbers: dict[int, ConnectionRecord] = {}  # those of the last look, by a number that each keeps
+        self._looked = 0.0
+        self._count = 0
+
+    def __call__(self) -> Content:
+        """What is to be seen now."""
+        stats = self._tunnel.stats()
+        self._ended.look(self._tunnel.name, stats, self._tunnel.recent)
+        records = self._numbered(self._tunnel.connections())
+        figures = {number: (record.received, record.sent) for number, record in records.items()}
+        self._rates.look({**figures, "": (stats.received, stats.sent)})
+        state, problem = self._hops()
+        shows_targets = len({record.target for record in records.values()}) > 1
+        columns = [column for column in _LIVE if shows_targets or column.title != "target"]
+        return Content(
+            head=[self._title, *([self.closing] if self.closing else [])],
+            columns=columns,
+            rows=[self._row(number, record, shows_targets) for number, record in records.items()],
+            errors=[f"the way to the target is {state}{problem and f': {problem}'}"] if state != "up" else [],
+            ended=self._ended.lines(named=False),
+            foot=[_foot(stats, self._rates.of(""))],
+        )
+
+    def _row(self, number: int, record: ConnectionRecord, shows_target: bool) -> list[str]:
+        target = [record.target or ""] if shows_target else []
+        figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(number)]
+        return [place(record.peer) or "a local client", record.state, *target, *figures]
+
+    def _numbered(self, records: Iterable[ConnectionRecord]) -> dict[int, ConnectionRecord]:
+        """A record has no number by which to know it again. But both lists are in the order of their beginnings."""
+        now = self._clock()
+        passed, self._looked = now - self._looked, now
+        before = iter(self._numbers.items())
+        numbered: dict[int, ConnectionRecord] = {}
+        for record in records:
+            number = next((known for known, old in before if _is_same(old, record, passed)), None)
+            if number is None:
+                self._count += 1
+                number = self._count
+            numbered[number] = record
+        self._numbers = numbered
+        return numbered
+
+
+def _is_same(old: ConnectionRecord, new: ConnectionRecord, passed: float) -> bool:
+    return old.peer == new.peer and abs(new.age - old.age - passed) < _SAME
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One of many tunnels, as it is now.
+
+    :param name: its name.
+    :param state: what it does, in a word.
+    :param title: where it listens and where that leads to; empty while that is not known.
+    :param problem: what is wrong; empty if nothing is.
+    :param tunnel: the tunnel, if it is open.
+    """
+
+    name: str
+    state: str
+    title: str = ""
+    problem: str = ""
+    tunnel: Tunnel | None = None
+
+
+class FleetView:
+    """Many tunnels.
+
+    :param look: returns them as they are now.
+    :param clock: tells the time in seconds.
+    """
+
+    def __init__(self, look: Callable[[], Sequence[Watched]], clock: Callable[[], float] = time.monotonic) -> None:
+        self.closing = ""
+        """What is said about their end, while they are closing."""
+        self._look = look
+        self._rates = Rates(clock)
+        self._ended = _Ended()
+
+    def __call__(self) -> Content:
+        """What is to be seen now: the tunnels first that have most to tell."""
+        members = self._look()
+        stats = {member.name: member.tunnel.stats() for member in members if member.tunnel is not None}
+        for member in members:
+            if member.tunnel is not None:
+                self._ended.look(member.name, stats[member.name], member.tunnel.recent)
+        all_stats = total(stats.values())
+        figures = {name: (one.received, one.sent) for name, one in stats.items()}
+        self._rates.look({**figures, "": (all_stats.received, all_stats.sent)})
+        order = sorted(members, key=lambda member: (not member.problem, -_active(stats.get(member.name))))
+        count = sum(member.tunnel is not None for member in members)
+        return Content(
+            head=[self.closing or f"{count} of {len(members)} tunnels listen"],
+            columns=_TUNNELS,
+            rows=[self._row(member, stats.get(member.name)) for member in order],
+            errors=[f"{member.name}: {member.problem}" for member in members if member.problem],
+            ended=self._ended.lines(named=True),
+            foot=[_foot(all_stats, self._rates.of(""))],
+        )
+
+    def _row(self, member: Watched, stats: Stats | None) -> list[str]:
+        if stats is None:
+            return [member.name, member.state, member.title, *[""] * 7]
+        counts = [str(stats.active), str(stats.accepted)]
+        figures = [*counts, size(stats.received), size(stats.sent), str(sum(stats.failed.values()))]
+        return [member.name, member.state, member.title, *figures, *self._rates.of(member.name)]
+
+
+def _active(stats: Stats | None) -> int:
+    return stats.active if stats else 0
+
+
+def _foot(stats: Stats, rates: tuple[str, str]) -> str:
+    now = f"; now {rates[0]}/s received, {rates[1]}/s sent" if set(rates) - {"", "0 B"} else ""
+    return f"{stats.active} live of {summary(stats)}{now}"

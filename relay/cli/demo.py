@@ -109,7 +109,7 @@ def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
     stats = tunnel.stats()
     engines = " and ".join(sorted({record.engine for record in tunnel.recent()}))
     say(
-        f"relayed      {stats.accepted} connections: {stats.received:,} bytes from clients and {stats.sent:,} to them, "
+        f"relayed      {stats.accepted} connections: {stats.received:,} bytes received, {stats.sent:,} sent, "
         f"by {engines}; {sum(stats.failed.values())} failed"
     )
 

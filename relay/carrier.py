@@ -2,6 +2,24 @@
 
 An SSH connection and a SAM session are such connections. Everything here runs in the pump's thread, but for what may
 block (connecting, closing), which has threads of its own.
+
+=========== ============================================ ==============================================================
+state       meaning                                      next state
+=========== ============================================ ==============================================================
+connecting  an attempt is under way                      up; failed, for an error that time does not mend; else backing
+                                                         off. The connector may have an alternative for what would be
+                                                         a failure: then another attempt follows at once
+up          there is a link                              backing off when it is lost
+backing off 0.5 s after the first failure, then twice    connecting
+            as long each time, up to 30 s
+failed      no attempt is made: for example, the login   connecting, when a client asks more than five minutes later
+            was rejected, or the server has ended the
+            connection three times in a row at the same
+            point of the login (counted until the first
+            link: a server that has accepted the login
+            before has trouble that passes)
+closed      by its holders                               none
+=========== ============================================ ==============================================================
 """
 
 from __future__ import annotations
@@ -30,6 +48,7 @@ logger = logging.getLogger("relay")
 
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 _TOLD = 5  # times in a row that the same failure is told
+_SAME = 3  # times in a row that a server may end the connection at the same point of the login
 _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
@@ -75,6 +94,8 @@ class Carrier(Generic[AnyLink]):
         self._retired: list[AnyLink] = []  # links that others have replaced, open as long as a stream rides on them
         self._idle: Callable[[], object] | None = None
         self._failures = 0
+        self._stage = ""  # of the login at which the last attempt has ended
+        self._repeats = 0  # attempts in a row that have ended there
         self._since = 0.0  # when the state last changed
         self._was_up = False
         self._ended = threading.Event()
@@ -280,18 +301,30 @@ class Carrier(Generic[AnyLink]):
         return None
 
     def _failed(self, error: Exception) -> None:
-        if _is_final(error):
+        is_repeated = self._is_repeated(error)
+        if is_repeated or _is_final(error):
+            if is_repeated:
+                error = CarrierError(f"{error}; {self._repeats} times in a row", stage=self._stage)
+            if alternative := self._connector.alternative(error):
+                self._log(logging.WARNING, "%s: %s; %s", without(self.name, error), alternative)
+                return self._attempt()
             self._change(State.FAILED, error)
             if not self._waiters:  # else whoever waits is told
                 trace = None if isinstance(error, OSError) else error
                 why = without(self.name, error)
                 level = logging.DEBUG if _is_said(error) else logging.ERROR
                 self._log(level, "%s: %s; not tried again by itself", why, exc_info=trace)
-            self._tell(error)
-            return
+            return self._tell(error)
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.
         self._back_off(error)
-        self._tell(error, patient=False)
+        return self._tell(error, patient=False)
+
+    def _is_repeated(self, error: Exception) -> bool:
+        """Whether the server has ended the connection often enough at the same point of the login."""
+        stage = error.stage if isinstance(error, CarrierError) and not self._was_up else ""
+        self._repeats = 1 if stage != self._stage else self._repeats + 1
+        self._stage = stage
+        return bool(stage) and self._repeats >= _SAME
 
     def _renew(self, link: AnyLink, why: str) -> None:
         if self.link is link and not self._renewing:

@@ -65,9 +65,18 @@ class ForwardError(RelayError):
 
 
 class CarrierError(RelayError):
-    """The connection under a stream (an SSH connection, a SAM session) was lost."""
+    """The connection under a stream (an SSH connection, a SAM session) was lost.
+
+    :param message: what failed and what to do.
+    :param stage: how far the login had come when the other side ended the connection; empty if it was up, or if that
+        is not known.
+    """
 
     reason = "carrier_lost"
+
+    def __init__(self, message: str, *, stage: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class SAMError(RelayError):

@@ -54,5 +54,12 @@ class Connector(Protocol[Link_co]):
         :raises ConnectError: and :class:`CarrierError`, if another attempt may succeed; any other exception is final.
         """
 
+    def alternative(self, error: Exception) -> str:
+        """Connect in another way from now on, if there is one that may succeed where this one has failed.
+
+        :param error: why no further attempt is to be made otherwise.
+        :returns: the other way, for the log; empty if there is none.
+        """
+
     def close(self) -> None:
         """There will be no further attempt."""

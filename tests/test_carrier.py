@@ -58,6 +58,8 @@ class Connector:
         self.outcomes = list(outcomes)
         self.links = []
         self.attempts = 0
+        self.asked = []
+        self.alternatives = []
         self.closed = threading.Event()
 
     def connect(self, deadline, cancel, lost):
@@ -69,6 +71,10 @@ class Connector:
             raise outcome
         self.links.append(Link(lost))
         return self.links[-1]
+
+    def alternative(self, error):
+        self.asked.append(error)
+        return self.alternatives.pop() if self.alternatives else ""
 
     def close(self):
         self.closed.set()
@@ -203,6 +209,57 @@ def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypat
     outcome_of(carrier)
     monkeypatch.setattr(module, "_FINAL", 0.0)
     assert outcome_of(carrier) is connector.links[0]
+
+
+def ended_at(stage):
+    return CarrierError(f"c: it hung up ({stage})", stage=stage)
+
+
+def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_final(carried, caplog):
+    carrier, connector = carried(*[ended_at("login")] * 9)
+    wait_until(lambda: carrier.state is State.FAILED)
+    assert connector.attempts == 3
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert line == "c: it hung up (login); 3 times in a row; not tried again by itself"
+    assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
+
+
+def test_what_ends_at_different_points_is_tried_again(carried):
+    one, other = ended_at("login"), ended_at("keys")
+    carrier, connector = carried(one, one, other, other, one, REFUSED, one, one, CarrierError("c: lost"), one)
+    assert outcome_of(carrier) is connector.links[0]
+    assert connector.attempts == 11
+
+
+def test_a_server_that_has_let_us_in_before_is_tried_again(carried):
+    carrier, connector = carried(None, *[ended_at("login")] * 5)
+    outcome_of(carrier)
+    connector.links[0].lose()
+    wait_until(lambda: carrier.state is State.UP and len(connector.links) == 2)
+    assert connector.attempts == 7
+
+
+@pytest.mark.parametrize("errors", [[ended_at("login")] * 3, [ValueError("c: odd")]])
+def test_an_alternative_is_tried_once_before_it_is_final(carried, caplog, errors):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and errors[0], *errors[1:], errors[0])
+    connector.alternatives.append("the other way is tried")
+    go.set()
+    assert type(outcome_of(carrier)) is type(errors[0])
+    assert carrier.state is State.FAILED
+    assert connector.attempts == len(errors) + 1
+    assert [one.getMessage() for one in caplog.records if "the other way is tried" in one.getMessage()] != []
+    assert len(connector.asked) == 2
+
+
+def test_an_alternative_that_succeeds(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and ValueError("c: odd"))
+    connector.alternatives.append("the other way is tried")
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None, patient=False)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[0], "whoever waits for one attempt waits for this one"
 
 
 def test_a_waiter_has_its_deadline(carried):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import paramiko
 import pytest
 from command_rig import commands, run
 from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusing, send_and_end, wait_until
@@ -18,6 +19,7 @@ from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusin
 import relay
 from relay.address import masked
 from relay.cli.trying import Attempt, Trial
+from relay.testing.sshlogin import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
 ON = re.compile(r"(?:listening on )?(\S+):(\d+) on (\S+) → (\S+)\n")
@@ -102,6 +104,28 @@ def test_a_server_that_is_away_at_the_start_is_a_warning(start, target, ssh_serv
     assert "WARNING" in command.hear("connection refused")
     ssh_server.start()
     assert speak(address) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, monkeypatch):
+    """The OpenSSH client has its turn first, for it may be paramiko's fault."""
+
+    def hang_up(handler, message):
+        raise paramiko.SSHException("no")
+
+    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
+    command = start(":0", target, "--via", ssh_server.url)
+    line = command.hear("the OpenSSH client is tried instead")
+    assert "the login was not finished); 3 times in a row; the OpenSSH" in line
+    assert "ERROR" in command.hear("not tried again by itself")
+    assert command.end()[0] == 0
+
+
+def test_a_server_that_does_not_speak_ssh_is_given_up(start, target, serve):
+    place = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).address
+    command = start(":0", target, "--via", "ssh://me@{}:{}?config=none".format(*place))
+    line = command.hear("not tried again by itself")
+    assert "ERROR" in line and "is this the right port?; 3 times in a row; not" in line
     assert command.end()[0] == 0
 
 

@@ -23,7 +23,7 @@ from relay.process import PIPE, start
 from relay.sam.destinations import b32_of
 from relay.secureshell import carriers
 from relay.secureshell.carriers import backend_for
-from relay.secureshell.connection import IncompatibleError, Settings
+from relay.secureshell.connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
 from relay.secureshell.factory import SSHFactory
 from relay.senders import chain as chains
 from relay.senders.chain import chain, way
@@ -322,6 +322,35 @@ def test_a_server_that_paramiko_cannot_speak_to_is_left_to_the_client(world, fac
     world.connections[0].lose()
     make(deadline=time.monotonic() + WAIT).close()
     assert [one.backend for one in world.connections] == [".openssh.backend"] * 2
+
+
+@pytest.mark.parametrize("stage", [KEY_EXCHANGE, LOGIN])
+def test_a_server_that_ends_each_login_with_paramiko_is_left_to_the_client(world, factory, monkeypatch, caplog, stage):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [relay.CarrierError("ssh://bastion: it hung up", stage=stage)] * 3
+    make = factory("bastion")
+    make(deadline=time.monotonic() + WAIT).close()
+    assert [one.backend for one in world.connections] == [".openssh.backend"]
+    said = "ssh://bastion: it hung up; 3 times in a row; the OpenSSH client is tried instead"
+    assert [one.getMessage() for one in caplog.records].count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "client", "stage", "attempts"),
+    [
+        ({"backend": "paramiko"}, "/usr/bin/ssh", LOGIN, 3),
+        ({}, None, LOGIN, 3),
+        ({}, "/usr/bin/ssh", GREETING, 3),
+        ({}, "/usr/bin/ssh", LOGIN, 4),
+    ],
+)
+def test_a_server_that_ends_each_login_is_a_failure(world, factory, monkeypatch, options, client, stage, attempts):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: client)
+    world.errors = [relay.CarrierError("ssh://bastion: it hung up", stage=stage) for _ in range(9)]
+    make = factory("bastion", **options)
+    with pytest.raises(relay.CarrierError, match=f"hung up; {attempts} times in a row"):
+        make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed" and len(world.errors) == 9 - attempts
 
 
 @pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])

@@ -167,12 +167,12 @@ ERRORS = {
     "lost in the key exchange": (
         [REMOTE, "Connection reset by ::1 port 22"],
         CarrierError,
-        ["during the key exchange"],
+        ["the key exchange was not finished"],
     ),
     "lost in the login": (
         [REMOTE, KEY, "debug1: SSH2_MSG_NEWKEYS received", "Connection closed by ::1 port 22"],
         CarrierError,
-        ["during the login"],
+        ["the login was not finished"],
     ),
     "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["lost before", "closed by 10.0.0.1"]),
     "no word": ([], CarrierError, ["without a word"]),

@@ -130,6 +130,10 @@ class _Way:
                 self._was_up = True
                 return session
 
+    def alternative(self, error: Exception) -> str:
+        """There is none."""
+        return ""
+
     def close(self) -> None:
         self._stop_asking()
         if self._below is not None:

@@ -20,7 +20,7 @@ from ..program import Programs
 from ..race import Cancel
 from ..stream import Stream
 from .configuration import settle
-from .connection import Connect, Connection, IncompatibleError, Place, Settings
+from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
 
 __all__ = ["Holder", "Reach", "backend_for", "dial"]
 
@@ -78,22 +78,13 @@ class _Way:
         self._via = via
         self._reach = reach
         self._chosen: str | None = None  # the backend, where another one has proved to be of no use
+        self._tried = ""  # the last one
         # Held while this one is, so that what is below comes back by itself, too.
         self._below: tuple[Route, TCPAddress, Dialed] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         settings = settle(self._server, behind=bool(self._via))
-        chosen = self._chosen or backend_for(settings)
-        try:
-            return self._connect(chosen, settings, deadline, cancel, lost)
-        except IncompatibleError as error:
-            if chosen != "paramiko" or self._server.backend is not None or shutil.which("ssh") is None:
-                raise
-            logger.info("%s; the OpenSSH client is used instead", error)
-            self._chosen = "openssh"
-            return self._connect(self._chosen, settings, deadline, cancel, lost)
-
-    def _connect(self, chosen: str, settings: Settings, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
+        self._tried = chosen = self._chosen or backend_for(settings)
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
         if chosen == "openssh" and not self._via and not _is_at_i2p(settings):
             self._let_go()
@@ -101,6 +92,14 @@ class _Way:
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
         stream = self._stream(settings, deadline, cancel)
         return connect(settings, stream, min(deadline, time.monotonic() + _ANSWER), cancel, lost)
+
+    def alternative(self, error: Exception) -> str:
+        """The OpenSSH client, where that is left to us, for what depends on the backend."""
+        is_ours = isinstance(error, IncompatibleError) or getattr(error, "stage", "") in (KEY_EXCHANGE, LOGIN)
+        if not is_ours or self._tried != "paramiko" or self._server.backend is not None or not shutil.which("ssh"):
+            return ""
+        self._chosen = "openssh"
+        return "the OpenSSH client is tried instead"
 
     def close(self) -> None:
         self._let_go()

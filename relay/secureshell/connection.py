@@ -12,7 +12,25 @@ from ..hops import Place
 from ..race import Cancel
 from ..stream import Stream
 
-__all__ = ["Accepted", "Address", "Connect", "Connection", "Done", "IncompatibleError", "Lost", "Place", "Settings"]
+__all__ = [
+    "GREETING",
+    "KEY_EXCHANGE",
+    "LOGIN",
+    "Accepted",
+    "Address",
+    "Connect",
+    "Connection",
+    "Done",
+    "IncompatibleError",
+    "Lost",
+    "Place",
+    "Settings",
+]
+
+# How far a connection has come: the ``stage`` of a :class:`CarrierError`.
+GREETING = "it has not said that it speaks SSH"
+KEY_EXCHANGE = "the key exchange was not finished"
+LOGIN = "the login was not finished"
 
 Address = TCPAddress | UnixAddress
 Done = Callable[[Stream | OSError], object]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ...errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
-from ..connection import Settings
+from ..connection import GREETING, KEY_EXCHANGE, LOGIN, Settings
 from ..identities import NO_PASSPHRASE
 
 __all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
@@ -267,8 +267,8 @@ def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
 def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
     words, name = said(lines) or "ssh ended without a word", settings.name
     if _any(lines, "debug1: Remote protocol version"):
-        stage = "login" if _any(lines, "debug1: SSH2_MSG_NEWKEYS received") else "key exchange"
-        return CarrierError(f"{name}: the connection was lost before the login was over, during the {stage}: {words}")
+        stage = LOGIN if _any(lines, "debug1: SSH2_MSG_NEWKEYS received") else KEY_EXCHANGE
+        return CarrierError(f"{name}: {words} ({stage})", stage=stage)
     command = _last(_PROXY, lines)
     if command is not None:
         own = said(
@@ -278,8 +278,8 @@ def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
         return ConnectError(f"{name}: {problem}", reason="unreachable")
     if _last(_CLOSED, lines):
         hint = "is it one, or has it too many logins at once (MaxStartups)?"
-        return CarrierError(f"{name}: no SSH server answers there: {words}; {hint}")
-    return CarrierError(f"{name}: no SSH server answers there: {words}")
+        return CarrierError(f"{name}: no SSH server answers there: {words}; {hint}", stage=GREETING)
+    return CarrierError(f"{name}: no SSH server answers there: {words}", stage=GREETING)
 
 
 def _any(lines: Sequence[str], words: str) -> bool:

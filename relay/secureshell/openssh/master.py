@@ -174,6 +174,8 @@ class Master:
             under = stream.failure()  # ssh has found the connection closed: perhaps it was never there
             if isinstance(under, ConnectError):
                 return ConnectError(f"{self.settings.name}: {under}", reason=under.reason)
+            if under is not None:
+                error.stage = ""  # it was not the server that ended it
         return error
 
     def close(self) -> None:

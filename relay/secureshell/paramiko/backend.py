@@ -18,7 +18,18 @@ from ...poller import IN
 from ...race import Cancel
 from ...stream import Stream
 from ..algorithms import CLIENT_HINT
-from ..connection import Accepted, Address, Done, IncompatibleError, Lost, Place, Settings
+from ..connection import (
+    GREETING,
+    KEY_EXCHANGE,
+    LOGIN,
+    Accepted,
+    Address,
+    Done,
+    IncompatibleError,
+    Lost,
+    Place,
+    Settings,
+)
 from .authentication import authenticate
 from .channels import Channels
 from .forwards import Forwards
@@ -95,6 +106,8 @@ class Connection:
             self._unlimit(timer, cancel)
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = self._why(error)
+            if isinstance(why, CarrierError) and self._under() is None:
+                why.stage = self._stage()
             if why is error:
                 raise
             raise why from error
@@ -150,10 +163,10 @@ class Connection:
     def _stage(self) -> str:
         """What it has come to."""
         if not self._transport.remote_version:
-            return "it has not said that it speaks SSH"
+            return GREETING
         if not self._transport.initial_kex_done:
-            return "the key exchange was not finished"
-        return "the login was not finished"
+            return KEY_EXCHANGE
+        return LOGIN
 
     def _why(self, error: BaseException) -> BaseException:
         """Why it could not connect, as one line."""
@@ -181,11 +194,15 @@ class Connection:
 
     def _never_there(self) -> ConnectError | None:
         """Why the stream to the server has never led there, which some learn from its end alone."""
-        failure = self._wire.stream.failure
-        under = failure() if failure is not None and not self._transport.remote_version else None
+        under = self._under() if not self._transport.remote_version else None
         if isinstance(under, ConnectError) and under.reason in _NEVER_THERE:
             return under
         return None
+
+    def _under(self) -> BaseException | None:
+        """Why the stream to the server has ended, where that is known."""
+        failure = self._wire.stream.failure
+        return failure() if failure is not None else None
 
     def _stumbled(self) -> Exception | None:
         """What the transport's thread has ended over, if nobody was told; the rest are refusals of a credential."""

@@ -174,7 +174,7 @@ ERRORS = {
         CarrierError,
         ["the login was not finished"],
     ),
-    "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["lost before", "closed by 10.0.0.1"]),
+    "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["closed by 10.0.0.1"]),
     "no word": ([], CarrierError, ["without a word"]),
     "an old ssh": (["command-line: line 0: Bad configuration option: logverbose"], RelayError, ["8.7", "logverbose"]),
     "a broken file": (["/home/me/.ssh/config: line 3: Bad configuration option: x"], RelayError, ["line 3"]),

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from .printable import printable
+
 __all__ = [
     "CONTROL",
     "I2P_LISTEN_PARAMETERS",
@@ -288,8 +290,7 @@ def masked(text: str) -> str:
 
 def shown(text: str) -> str:
     """Text that is no secret, fit to be printed: on one line and short."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return line[:LONGEST_SHOWN] + "…" if len(line) > LONGEST_SHOWN else line
+    return printable(text, LONGEST_SHOWN)
 
 
 def unclear(text: str) -> bool:

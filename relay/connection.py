@@ -16,6 +16,7 @@ from .greeting import Farewell, Greeting, Introduction, Refusal, Request, watch
 from .limits import FIRST_BYTE
 from .loop import Timer
 from .poller import ERR, HUP, READ
+from .printable import printable
 from .race import place
 from .records import ConnectionRecord, State, Stats
 from .stream import Stream, keep_alive, set_to_reset, unsent
@@ -28,6 +29,7 @@ __all__ = ["Connection", "ConnectionRecord", "State", "Stats"]
 
 logger = logging.getLogger("relay")
 
+_LONGEST = 500  # characters of what is wrong with a client or a target, in the log
 _QUIET = 1.0  # seconds; apis: how long the end of a target is held back from a client stream without half-close
 
 
@@ -119,7 +121,8 @@ class Connection:
             self.tunnel.decided(self, now)
         elif isinstance(outcome, Refusal):
             if outcome.problem:
-                logger.info("%s: %s (client %s)", self.tunnel.name, outcome.problem, place(self.peer))
+                problem = printable(outcome.problem, _LONGEST)
+                logger.info("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
             self._part(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)
@@ -302,7 +305,8 @@ class Connection:
         if failure is None and sock is not self.client and self._is_unanswered():
             return self._nobody_there(now)
         if isinstance(failure, ConnectError):  # a stream that was there before its far end could be reached
-            logger.warning("%s: %s (client %s)", self.tunnel.name, failure, place(self.peer))
+            problem = printable(str(failure), _LONGEST)
+            logger.warning("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
         return self.close(getattr(failure, "reason", reason), now)
 
     def close(self, reason: str, now: float, *, clean: bool = False, said: bool = False) -> None:
@@ -479,7 +483,7 @@ class Connection:
         return place(self.name or self.request) or None
 
     def __repr__(self) -> str:
-        return f"<connection from {self.peer} to {self.target_name()}: {self.reason or self.state.value}>"
+        return f"<connection from {place(self.peer)} to {self.target_name()}: {self.reason or self.state.value}>"
 
 
 def _failure(stream: Stream | None) -> BaseException | None:

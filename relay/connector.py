@@ -21,6 +21,7 @@ from .errors import RelayError
 from .greeting import Guide
 from .lookups import Lookups
 from .loop import Timer
+from .printable import printable
 from .race import Direct, Endpoint, connect_error, open_socket, place
 from .stream import Stream
 from .workers import Workers
@@ -35,6 +36,7 @@ logger = logging.getLogger("relay")
 
 MOST_CALLS = 1024  # calls of a factory at one time
 _YOUNG = 0.005  # seconds that a call may take before its client is watched
+_LONGEST = 2000  # characters of an error in the log; programs say much
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
@@ -155,11 +157,11 @@ class Connector:
         name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
         if reason == "factory_error":
             expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
-            told = str(error) if expected else f"{type(error).__name__}: {error}"
+            told = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
             trace = None if expected and not logger.isEnabledFor(logging.DEBUG) else error
             logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
         else:
-            logger.warning("%s: %s (client %s)", name, error, peer)
+            logger.warning("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
         connection.refuse(reason, now)
 
     def too_late(self, connection: Connection, plan: Plan) -> None:

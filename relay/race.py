@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .errors import ConnectError
+from .printable import LONGEST_HOST, printable
 from .stream import Stream
 
 Socket = TypeVar("Socket", bound=socket.SocketType)
@@ -50,15 +51,21 @@ class Endpoint(NamedTuple):
 
 
 def place(address: Any) -> str:
-    """A socket's address (as ``getsockname`` tells it) as text, empty if it has none; others say it themselves."""
+    """A socket's address (as ``getsockname`` tells it) as text, empty if it has none; others say it themselves.
+
+    Peers choose it, so it is made fit for logs here: a Unix client binds its socket to any path, and a server says of
+    its clients what it likes.
+    """
     if hasattr(address, "place"):
-        return str(address.place)
+        return printable(str(address.place))
     if isinstance(address, tuple) and len(address) >= 2:
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+        host, port = (printable(str(part), LONGEST_HOST) for part in address[:2])
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if isinstance(address, bytes):
         address = os.fsdecode(address)
-    return f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")
+    return printable(
+        f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")
+    )
 
 
 class Cancel(Protocol):

@@ -174,8 +174,30 @@ def test_a_callback_that_fails_ends_its_own_stream(connection, caplog):
 # A server that says what the test wants.
 
 
-def incoming(server, port, sender=5, *, address="127.0.0.1", kind="forwarded-tcpip"):
-    server.send(90, kind, sender, 1 << 20, 32768, address, port, "192.0.2.7", 4711)
+def incoming(server, port, sender=5, *, address="127.0.0.1", kind="forwarded-tcpip", origin="192.0.2.7"):
+    server.send(90, kind, sender, 1 << 20, 32768, address, port, origin, 4711)
+
+
+@pytest.mark.parametrize(
+    ("said", "peer"),
+    [
+        ("1.2.3.4\x1b[2J\x1b]0;pwn\x07\r\n12:00:00 WARNING forged\u202e\x9b31m", "unknown"),
+        ("x" * 256, "unknown"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("host.example", "host.example"),
+    ],
+)
+def test_what_a_server_says_of_its_clients_is_fit_for_a_log(server, said, peer):
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7000)))
+        server.expect(80)
+        server.send(81)
+        _, accepted = listening.result()
+        incoming(server, 7000, origin=said)
+        server.expect(91)
+        stream, told = accepted.next()
+        assert told == (peer, 4711)
+        stream.close()
 
 
 def test_a_stream_that_comes_before_the_answer(server):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..printable import printable
+
 if TYPE_CHECKING:
     from ..connection import ConnectionRecord, Stats
 
@@ -54,7 +56,7 @@ def drop_stdout() -> None:
 
 def complain(problem: str) -> None:
     """Print one line about a failure on standard error."""
-    note(f"relay: {' '.join(problem.split())}")
+    note(f"relay: {printable(' '.join(problem.split()))}")
 
 
 def note(line: str) -> None:
@@ -203,13 +205,14 @@ class _Text(logging.Formatter):
         self._named = named
 
     def format(self, record: logging.LogRecord) -> str:
-        if self._debug:
-            return super().format(record)
-        plain = {**record.__dict__, "exc_info": None, "exc_text": None, "stack_info": None}
-        if (connection := getattr(record, "connection", None)) is not None:
-            name = f"{record.getMessage().partition(':')[0]}: " if self._named else ""
-            plain |= {"msg": name + _finished(connection), "args": None}
-        return " ".join(super().format(logging.makeLogRecord(plain)).splitlines())
+        message = record.getMessage()
+        if not self._debug and (connection := getattr(record, "connection", None)) is not None:
+            message = (f"{message.partition(':')[0]}: " if self._named else "") + _finished(connection)
+        plain = {**record.__dict__, "msg": " ".join(message.splitlines()), "args": None}
+        if not self._debug:
+            plain |= {"exc_info": None, "exc_text": None, "stack_info": None}
+        # Whatever a peer may have brought into a message: nothing that a terminal acts upon reaches it.
+        return "\n".join(map(printable, super().format(logging.makeLogRecord(plain)).splitlines()))
 
 
 def _finished(record: ConnectionRecord) -> str:

@@ -19,6 +19,7 @@ import paramiko
 
 from ..address import TCPAddress
 from ..errors import ForwardError
+from ..printable import originator
 from ..secureshell.internals import check
 from ..secureshell.paramiko.messages import (
     CONFIRMED,
@@ -317,7 +318,7 @@ def _parsed(message: Any) -> _Incoming | None:
         return None
     sender, window, packet = message.get_int(), message.get_int(), message.get_int()
     place = TCPAddress(_text(message), message.get_int())
-    return _Incoming(sender, window, packet, place, (_text(message), message.get_int()))
+    return _Incoming(sender, window, packet, place, (originator(_text(message)), message.get_int()))
 
 
 def _text(message: Any) -> str:

@@ -16,6 +16,7 @@ import paramiko
 
 from ...address import TCPAddress, UnixAddress
 from ...errors import ForwardError
+from ...printable import originator
 from ..connection import Accepted, Address
 from .channels import Channels
 from .messages import OPEN, PROHIBITED, REFUSED, SHORTAGE, guarded, text
@@ -134,7 +135,7 @@ def _parsed(message: Any) -> Incoming | None:
     sender, window, packet = message.get_int(), message.get_int(), message.get_int()
     if kind == b"forwarded-tcpip":
         place: Address = TCPAddress(_text(message), message.get_int())
-        return Incoming(sender, window, packet, place, (_text(message), message.get_int()))
+        return Incoming(sender, window, packet, place, (originator(_text(message)), message.get_int()))
     if kind == b"forwarded-streamlocal@openssh.com":
         place = UnixAddress(_text(message))
         return Incoming(sender, window, packet, place, str(place))

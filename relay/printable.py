@@ -1,0 +1,25 @@
+"""Text of others as it may be logged and shown: on one line, without control characters, and not too long."""
+
+from __future__ import annotations
+
+__all__ = ["LONGEST_HOST", "originator", "printable"]
+
+LONGEST_HOST = 255  # characters; no host name is longer: RFC 1035, section 2.3.4
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """Return a text with every character escaped that is not printable: terminals act upon them, logs break at them.
+
+    :param text: may come from a peer.
+    :param longest: characters after which it is cut; ``None`` for no limit.
+    """
+    if longest is not None and len(text) > longest:
+        return printable(text[:longest]) + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def originator(host: str) -> str:
+    """Return where a client of an SSH server comes from, as the server says; it may say anything (RFC 4254, 7.2)."""
+    return host if host.isprintable() and len(host) <= LONGEST_HOST else "unknown"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import socket
 import stat
+import threading
 
 import pytest
+from helpers import WAIT, Thread
 
 from relay.listeners import unix
 from relay.listeners.unix import listen_unix
@@ -109,11 +113,13 @@ def test_of_two_that_find_it_stale_one_alone_replaces_it(path, monkeypatch):
     refused = []
 
     def unlink(name):
+        if name != str(path):
+            return os_unlink(name)
         # The other one comes after the file was found stale, and before it is gone.
         with pytest.raises(OSError, match="another program is about to listen there") as failure:
             listen_unix(path)
         refused.append(failure.value.errno)
-        os_unlink(name)
+        return os_unlink(name)
 
     os_unlink = os.unlink
     monkeypatch.setattr(os, "unlink", unlink)
@@ -122,6 +128,96 @@ def test_of_two_that_find_it_stale_one_alone_replaces_it(path, monkeypatch):
         assert refused == [errno.EADDRINUSE]
         assert listening.getsockname() == str(path)
         reach(path)
+
+
+def test_of_many_that_find_it_stale_one_alone_replaces_it(path):
+    for _ in range(20):
+        make_stale(path)
+        together = threading.Barrier(6, timeout=WAIT)
+
+        def listen():
+            together.wait()
+            try:
+                return listen_unix(path)
+            except OSError as failure:
+                assert failure.errno == errno.EADDRINUSE
+                return None
+
+        (listening,) = filter(None, [one.result() for one in [Thread(listen) for _ in range(6)]])
+        with listening:
+            reach(path)
+            assert os.listdir(path.parent) == ["socket"]
+
+
+def test_nobody_who_may_not_write_there_keeps_it_from_starting(path):
+    """Neither an abstract address nor a lock on the directory, both of which anybody can have, is in the way."""
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest().encode()
+    folder = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(b"\0relay listens at " + digest)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with listen_unix(path):
+            reach(path)
+    os.close(folder)
+
+
+def test_the_lock_is_its_owners_alone_and_goes(path, monkeypatch):
+    seen = []
+    bind = unix.UnixListener.bind
+
+    def watched(self, address):
+        bind(self, address)
+        seen.extend((name, mode(path.parent / name)) for name in os.listdir(path.parent) if name != "socket")
+
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
+    with listen_unix(path):
+        assert seen == [(".socket.relay-lock", 0o600)]
+        assert os.listdir(path.parent) == ["socket"]
+        with pytest.raises(OSError, match="another program listens there"):
+            listen_unix(path)
+        assert os.listdir(path.parent) == ["socket"]
+
+
+def test_the_lock_of_a_killed_program_is_taken_over(path):
+    (path.parent / ".socket.relay-lock").touch(0o600)
+    with listen_unix(path):
+        assert os.listdir(path.parent) == ["socket"]
+
+
+@pytest.mark.parametrize("make", [lambda lock: lock.touch(), lambda lock: lock.mkdir()], ids=["held", "not a file"])
+@pytest.mark.parametrize("other", [False, True], ids=["ours", "another's"])
+def test_a_lock_that_cannot_be_had(path, monkeypatch, make, other):
+    """It counts only if it is this user's."""
+    lock = path.parent / ".socket.relay-lock"
+    make(lock)
+    descriptor = os.open(lock, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        if other:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            with listen_unix(path):
+                reach(path)
+        else:
+            with pytest.raises(OSError, match="another program is about to listen there|Is a directory"):
+                listen_unix(path)
+            assert not path.exists()
+    finally:
+        os.close(descriptor)
+    assert lock.exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
+    lock = path.parent / ".socket.relay-lock"
+    flock = fcntl.flock
+
+    def slow(descriptor, operation):
+        monkeypatch.undo()
+        lock.unlink()  # whoever had it is done
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with listen_unix(path):
+        assert os.listdir(path.parent) == ["socket"]
 
 
 def test_a_file_that_took_its_place_is_not_removed(path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import hashlib
+import fcntl
 import os
 import socket
 import stat
 import sys
+from collections.abc import Iterator
 
 from ..address import UnixAddress, unix_path
 from .tcp import BACKLOG
@@ -68,19 +70,61 @@ class UnixListener(socket.socket):
         super().close()
 
 
-def _guard(path: str) -> socket.socket:
-    """A lock that needs no file, so that of two programs that find the same stale socket one alone replaces it.
+@contextlib.contextmanager
+def _guard(path: str) -> Iterator[None]:
+    """Of several programs that find the same stale socket let one alone replace it.
 
-    It is an abstract Unix address (unix(7)) and ends with its socket; other systems than Linux have none.
+    A file beside the socket is locked for that moment and then removed. Only who may make files there can hold it up,
+    and who could as well lie down in the place of the socket. A program that is killed leaves at most the empty file,
+    which the next one takes over: the lock went with the process.
+
+    :raises OSError: if another program has the lock (EADDRINUSE), or the file cannot be made.
     """
-    guard = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    if _LINUX:
+    folder, name = os.path.split(path)
+    file = os.path.join(folder, f".{name}.relay-lock")
+    descriptor = _lock(file)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor, too
+            os.close(descriptor)
+
+
+def _lock(file: str) -> int | None:
+    """A descriptor that holds the lock; ``None`` if the file is another user's, which keeps nobody from listening."""
+    while True:
         try:
-            guard.bind(b"\0relay listens at " + hashlib.sha256(os.fsencode(path)).hexdigest().encode())
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError:
-            guard.close()
+            if _is_anothers(file):
+                return None
+            raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if _is_anothers(file):
+                return None
             raise OSError(errno.EADDRINUSE, "another program is about to listen there") from None
-    return guard
+        except OSError:
+            return descriptor  # a file system without locks
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.lstat(file)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # whoever had the lock has removed the file meanwhile
+
+
+def _is_anothers(file: str) -> bool:
+    try:
+        return os.lstat(file).st_uid != os.geteuid()
+    except OSError:
+        return False
 
 
 def _remove_stale(path: str) -> None:

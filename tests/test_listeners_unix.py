@@ -8,10 +8,8 @@ import hashlib
 import os
 import socket
 import stat
-import threading
 
 import pytest
-from helpers import WAIT, Thread
 
 from relay.listeners import unix
 from relay.listeners.unix import listen_unix
@@ -130,25 +128,6 @@ def test_of_two_that_find_it_stale_one_alone_replaces_it(path, monkeypatch):
         reach(path)
 
 
-def test_of_many_that_find_it_stale_one_alone_replaces_it(path):
-    for _ in range(20):
-        make_stale(path)
-        together = threading.Barrier(6, timeout=WAIT)
-
-        def listen():
-            together.wait()
-            try:
-                return listen_unix(path)
-            except OSError as failure:
-                assert failure.errno == errno.EADDRINUSE
-                return None
-
-        (listening,) = filter(None, [one.result() for one in [Thread(listen) for _ in range(6)]])
-        with listening:
-            reach(path)
-            assert os.listdir(path.parent) == ["socket"]
-
-
 def test_nobody_who_may_not_write_there_keeps_it_from_starting(path):
     """Neither an abstract address nor a lock on the directory, both of which anybody can have, is in the way."""
     digest = hashlib.sha256(os.fsencode(path)).hexdigest().encode()
@@ -208,15 +187,22 @@ def test_a_lock_that_cannot_be_had(path, monkeypatch, make, other):
 
 def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
     lock = path.parent / ".socket.relay-lock"
-    flock = fcntl.flock
+    flock, bind, calls, held = fcntl.flock, unix.UnixListener.bind, [], []
 
     def slow(descriptor, operation):
-        monkeypatch.undo()
-        lock.unlink()  # whoever had it is done
+        if not calls:
+            lock.unlink()  # whoever had it is done
+        calls.append(operation)
         flock(descriptor, operation)
 
+    def watched(self, address):
+        held.append(lock.exists())
+        bind(self, address)
+
     monkeypatch.setattr(fcntl, "flock", slow)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
     with listen_unix(path):
+        assert held == [True]
         assert os.listdir(path.parent) == ["socket"]
 
 

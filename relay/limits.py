@@ -55,13 +55,16 @@ def check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
     :param zero: whether 0 is allowed.
     :returns: the seconds; ``None`` for no limit, which infinity is, too.
     :raises TypeError: if it is not a number.
-    :raises ValueError: if it is NaN, negative, or 0 where that is not allowed.
+    :raises ValueError: if it is NaN, negative, too large for a float, or 0 where that is not allowed.
     """
     if seconds is None:
         return None
     if isinstance(seconds, (bool, str, bytes)) or not hasattr(seconds, "__float__"):
         raise TypeError(f"{name}: a number of seconds or None is wanted, not {type(seconds).__name__}")
-    value = float(seconds)
+    try:
+        value = float(seconds)
+    except OverflowError:  # whole numbers have no infinity
+        raise ValueError(f"{name}: a number that large is not allowed; use None for no limit") from None
     if math.isnan(value) or value < 0 or (value == 0 and not zero):
         allowed = "zero or more" if zero else "more than zero"
         raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")

@@ -256,6 +256,34 @@ def test_arrays_in_arrays_without_an_end(problems):
     )
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9_9" * 2500, "[1, " + "8" * 4301 + "]"])
+def test_a_number_without_end(problems, number):
+    text = f'{T}hops = "{"7" * 4000}"\ntimeout = {number}\n'
+    assert only(problems(text)) == "5: a number of more than 4300 digits, which are allowed"
+
+
+@pytest.mark.parametrize("key", [key for key in config.schema()["$defs"]["Tunnel"]["properties"]])
+def test_a_number_without_end_in_hexadecimal(problems, key):
+    found = problems(f"[tunnels.t]\n{key} = 0x{'f' * 9000}\n")
+    assert found
+    assert all(len(line) < 500 for line in found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" + "a." * 20_000 + "a]", "a." * 20_000 + "a = 1", 'x = { "a" = "a.b", ' + "'a' . " * 20_000 + "a = 1 }"],
+)
+def test_a_key_without_end(problems, line):
+    """Each more than a minute of tomllib's time, which grows with the square of the parts."""
+    assert only(problems(f"{T}{line}\n")) == "4: a key with more than 32 parts; none here has as many"
+
+
+def test_many_dots_are_no_deep_key(problems):
+    dots = ".".join("a" * 200)
+    text = f"{T}# {dots}\ntimeout = 1.5 # {dots}\nvia = [\"socks5://{dots[:60]}\\u0061:1\", 'http://{dots[:89]}:1']\n"
+    assert problems(text) == []
+
+
 # -- where it is looked for -------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,11 @@ def test_what_cannot_be_a_limit_is_named(given: float) -> None:
         check_time("timeout", given)
 
 
+def test_a_number_that_no_float_can_hold() -> None:
+    with pytest.raises(ValueError, match="timeout: a number that large is not allowed; use None"):
+        check_time("timeout", 10**5000)
+
+
 def test_zero_is_allowed_where_it_means_something() -> None:
     assert check_time("linger", 0, zero=True) == 0.0
     with pytest.raises(ValueError, match="zero or more"):

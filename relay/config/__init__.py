@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,10 @@ __all__ = ["ANYWHERE", "LIMITS", "Config", "Entry", "Problem", "as_toml", "find"
 NAME = "relay.toml"
 
 _LONGEST = 1 << 22  # bytes of a file that are read; some ten thousand tunnels
+_DEEPEST = 32  # parts of a key: the time that tomllib takes grows with their square
+_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*(?:"|$)|\'[^\'\n]*(?:\'|$)')  # up to the end of the line where it has none
+_MOST_DIGITS = sys.get_int_max_str_digits() or math.inf  # that Python reads
+_DIGITS = re.compile("[0-9_]+")
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 
 
@@ -108,6 +114,9 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
     """The tables of a file; empty if it is not TOML, which is noted."""
     try:
         text = data.decode()
+        if deep := _deep_line(text):
+            problems.add((), f"a key with more than {_DEEPEST} parts; none here has as many", line=deep)
+            return {}
         document = tomllib.loads(text)
         problems.lines = lines_of(text)
         return document
@@ -117,9 +126,28 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
         place = _PLACE.search(str(error))
         line = int(place[1]) if place and place[1] else len(data.splitlines())
         problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}", line=line)
+    except ValueError:  # the one that tomllib does not make its own
+        line = _line_of_digits(data.decode())
+        problems.add((), f"a number of more than {_MOST_DIGITS} digits, which are allowed", line=line)
     except RecursionError:
         problems.add((), "its arrays and tables are nested too deep")
     return {}
+
+
+def _deep_line(text: str) -> int:
+    """The first line with a key that is too deep, from 1; 0 if there is none."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") >= _DEEPEST and _QUOTED.sub("", line).partition("#")[0].count(".") >= _DEEPEST:
+            return number
+    return 0
+
+
+def _line_of_digits(text: str) -> int:
+    """The first line with a number that is too long, from 1; 0 if there is none."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if any(len(found.replace("_", "")) > _MOST_DIGITS for found in _DIGITS.findall(line)):
+            return number
+    return 0
 
 
 def _checked(document: dict[str, Any], problems: Problems, folder: str, no_secrets: str) -> Config:

@@ -262,7 +262,7 @@ def test_a_number_without_end(problems, number):
     assert only(problems(text)) == "5: a number of more than 4300 digits, which are allowed"
 
 
-@pytest.mark.parametrize("key", [key for key in config.schema()["$defs"]["Tunnel"]["properties"]])
+@pytest.mark.parametrize("key", list(config.schema()["$defs"]["Tunnel"]["properties"]))
 def test_a_number_without_end_in_hexadecimal(problems, key):
     found = problems(f"[tunnels.t]\n{key} = 0x{'f' * 9000}\n")
     assert found

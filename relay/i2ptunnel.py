@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .address import Secret
+from .carrier import Carrier
 from .errors import ConnectError
 from .i2paddress import CONNECT_TIMEOUT, LINGER, SAM
 from .limits import check_count, check_time
+from .link import Watcher
 from .listeners.i2p import i2p_listen
 from .listeners.tcp import listen_tcp
 from .observer import OnEnd, check_callback
 from .sam.destinations import b32_of, is_base64
+from .sam.session import Session
 from .senders.i2p import i2p
 from .senders.tcp import tcp
 from .tunnel import Tunnel
@@ -199,22 +203,22 @@ class TunnelClient(Tunnel):
             via=via,
             **options,
         )
-        self._dest = ""  # the last one that was known
+        self._last_dest: deque[str] = deque([""], maxlen=1)
         self._remotedest = dest.strip() if is_base64(dest.strip()) else ""
         with contextlib.ExitStack() as undo:
             undo.callback(self._sender.close)
             receive = undo.enter_context(listen_tcp("127.0.0.1", port))
             if on_state is not None:
                 self._sender.subscribe(lambda state, _: on_state(state.value))
+            self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
             self._sender.ready()
             super().__init__(receive, self._sender, **limits)
             undo.pop_all()
 
     @property
     def dest(self) -> str:
-        """The local destination that the streams come from, in base64; while there is no session, the last one."""
-        self._dest = self._sender.dest or self._dest
-        return self._dest
+        """The local destination that the streams come from, in base64; without a session, that of the last one."""
+        return self._sender.dest or self._last_dest[0]
 
     @property
     def b32(self) -> str:
@@ -243,6 +247,18 @@ class TunnelClient(Tunnel):
     def state(self) -> str:
         """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
         return self._sender.state
+
+
+def _remember(carrier: Carrier[Session], last: deque[str]) -> Watcher:
+    """A watcher that keeps the destination of the last session; it holds neither the tunnel nor the factory."""
+
+    def remember(*_: object) -> None:
+        link = carrier.link
+        if link is not None:
+            last.append(link.destination)
+
+    remember()  # a session that is shared may be up already
+    return remember
 
 
 def _limits(

@@ -135,6 +135,20 @@ def test_a_client_gets_a_new_destination_after_a_loss_and_says_so(bridge):
     assert states[-4:] == ["backing off", "connecting", "up", "closed"]
 
 
+def test_a_client_knows_its_last_destination_although_nobody_asked_before_the_loss(bridge):
+    states = []
+    with make_client(bridge, on_state=states.append) as tunnel:
+        bridge.close()
+        wait_until(lambda: "backing off" in states)
+        assert (tunnel.dest, tunnel.b32) == (KEY.destination, KEY.b32)
+
+
+def test_a_closed_client_knows_its_destination_although_nobody_asked_before(bridge):
+    with make_client(bridge, dest=DEST), make_client(bridge, dest=DEST) as sharing:
+        pass
+    assert (sharing.dest, sharing.b32) == (KEY.destination, KEY.b32)
+
+
 def test_a_client_blocks_until_it_is_ready(bridge):
     made = threading.Event()
     go_on = threading.Event()

@@ -481,30 +481,41 @@ def test_no_name_and_no_directory_are_said(data_home):
 # When a session of a key has ended.
 
 
-def test_that_a_session_has_just_ended_is_told_to_whoever_takes_the_key_next(tmp_path):
+def test_that_a_session_has_just_ended_is_told_to_whoever_takes_the_key_next(tmp_path, monkeypatch):
     path = tmp_path / "me.dat"
     with KeyFile.open(path, lambda: KEY) as file:
         assert file.rested == math.inf, "there was none"
         written = path.stat().st_mtime_ns
         file.rest()
+    now = time.time()
+    path.read_bytes()
     with KeyFile.open(path, never) as file:
         assert 0.0 <= file.rested < WAIT
     assert path.stat().st_mtime_ns == written, "its content is what it was"
-    os.utime(path, (time.time() - 1000, time.time() - 2000))
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
     with KeyFile.open(path, never) as file:
-        assert 990 < file.rested < 1010
+        assert 1000 <= file.rested < 1000 + WAIT
 
 
-def test_a_key_that_was_only_written_has_had_none(tmp_path):
+def test_a_key_that_was_only_written_or_read_has_had_none(tmp_path):
     path = saved(tmp_path / "me.dat")
-    os.utime(path, (time.time() - 10, time.time()))
+    for accessed, written in (
+        (-10, 0),
+        (0, -10),
+        (0, 0),
+        (1000, -1000),
+    ):  # the last one by a clock that was set back since
+        os.utime(path, (time.time() + accessed, time.time() + written))
+        with KeyFile.open(path, never) as file:
+            assert file.rested == math.inf
+
+
+def test_a_clock_that_was_set_back_does_no_harm(tmp_path, monkeypatch):
+    path = saved(tmp_path / "me.dat")
     with KeyFile.open(path, never) as file:
-        assert file.rested == math.inf
-
-
-def test_a_clock_that_was_set_back_does_no_harm(tmp_path):
-    path = saved(tmp_path / "me.dat")
-    os.utime(path, (time.time() + 1000, time.time() - 1000))
+        file.rest()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 1000)
     with KeyFile.open(path, never) as file:
         assert file.rested == 0.0
 

@@ -180,12 +180,32 @@ def test_what_lies_under_it_is_let_go_with_it(opened):
     ],
 )
 def test_a_refusal(opened, answer, reason, result, text):
-    opened.scripted.answers.append(f"STREAM STATUS RESULT={answer} MESSAGE=x")
+    opened.scripted.answers.append(f"STREAM STATUS RESULT={answer}")
     error = opened.open(patient=False).error()
     assert isinstance(error, UnreachableError) and isinstance(error, ConnectError) and isinstance(error, SAMError)
     assert error.reason == reason and error.result == result
+    assert error.passing is (answer != "INVALID_KEY"), "a retry may find a destination, not a name"
     assert str(error).startswith(f"i2p://{B32}: {text}")
     assert opened.session._streams == 0 and opened.lost.empty()
+
+
+@pytest.mark.parametrize("result", ["CANT_REACH_PEER", "ALIEN"])
+def test_what_the_router_says_to_a_refusal_is_in_its_text(opened, result):
+    opened.scripted.answers.append(f'STREAM STATUS RESULT={result} MESSAGE="Peer \u202e not found"')
+    text = str(opened.open(patient=False).error())
+    assert text.endswith("; the router says: Peer ? not found"), text
+
+
+def test_what_the_router_says_of_a_name_that_it_does_not_know_is_in_the_text(opened):
+    opened.scripted.answers += [
+        'STREAM STATUS RESULT=INVALID_KEY MESSAGE="no such thing"',
+        "NAMING REPLY RESULT=KEY_NOT_FOUND NAME=echo.i2p",
+    ]
+    error = opened.open("echo.i2p").error()
+    assert (
+        str(error)
+        == "i2p://echo.i2p: the router does not know this name or destination; the router says: no such thing"
+    )
 
 
 def test_such_an_error_can_be_copied():
@@ -283,6 +303,14 @@ def test_it_is_tried_again_until_the_deadline_and_the_reason_told(opened, quick)
     error = opened.open(seconds=0.2).error()
     assert 0.1 < time.monotonic() - begun < 2
     assert error.result == "CANT_REACH_PEER" and 5 < len(connects(opened)) < 30
+
+
+def test_the_pauses_become_shorter_towards_the_deadline(opened, monkeypatch):
+    """A destination that appears shortly before the deadline is reached."""
+    monkeypatch.setattr(module, "_AGAIN", (1.0, 1000.0))
+    opened.scripted.answers += ["STREAM STATUS RESULT=CANT_REACH_PEER"] * 3
+    opened.open(seconds=3.0).stream().close()
+    assert len(connects(opened)) == 4
 
 
 @pytest.mark.parametrize("options", [{"patient": False}, {"seconds": None}])

@@ -26,6 +26,10 @@ __all__ = ["KeyFile", "UnkeptKey", "path_of_session", "read", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
+# The end of a session is kept as the file's time of access, so many seconds ahead (a year): nothing that reads the file
+# writes such a time, and Linux does not replace one that is not past (relatime, mount(8)).
+_AHEAD = 365 * 24 * 3600
+
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -71,7 +75,7 @@ class KeyFile:
         """A session of the key has just ended; the next one is told that, for a while, as :attr:`rested`."""
         real = os.path.realpath(os.path.expanduser(self.path))
         try:
-            os.utime(real, ns=(time.time_ns(), os.stat(real).st_mtime_ns))
+            os.utime(real, ns=(time.time_ns() + _AHEAD * 10**9, os.stat(real).st_mtime_ns))
         except OSError:
             pass  # it is not ours, or gone
 
@@ -109,12 +113,13 @@ class UnkeptKey:
 
 
 def _rested(path: Path) -> float:
-    """Seconds since a session of the key has ended, which is when the file was last read, as far as that tells."""
+    """Seconds since a session of the key has ended; endless if that is not known."""
     try:
-        status = os.stat(path)
+        accessed = os.stat(path).st_atime
     except OSError:
         return math.inf
-    return max(0.0, time.time() - status.st_atime) if status.st_atime_ns > status.st_mtime_ns else math.inf
+    now = time.time()
+    return max(0.0, now - (accessed - _AHEAD)) if accessed > now + _AHEAD / 2 else math.inf
 
 
 def path_of_session(name: str) -> Path:

@@ -26,6 +26,7 @@ __all__ = ["Opening", "SETTLE", "UnreachableError", "unreachable"]
 
 SETTLE = 0.05  # seconds until it shows whether the end of a stream is that of its session
 _AGAIN = (0.25, 2.0)  # seconds until a destination that cannot be reached is tried again, and at most
+_LEAST = 0.1  # seconds that must be left; the pauses become shorter towards the deadline
 _ANSWER = 150.0  # seconds for the router to answer where nobody has a deadline; its own patience ends before
 
 _WORDS = {
@@ -45,6 +46,7 @@ class UnreachableError(ConnectError, SAMError):
     def __init__(self, message: str, *, reason: str = "unreachable", result: str = "") -> None:
         SAMError.__init__(self, message, result=result)
         self.reason = reason
+        self.passing = result not in _UNKNOWN
 
 
 def unreachable(text: str, result: str) -> UnreachableError:
@@ -154,26 +156,31 @@ class Opening:
             self._session.lose(error)
             return self._steps.finish(error)
         if result in _UNKNOWN and not is_base64(self._asked):
-            return self._look_up(result)
-        why = _WORDS.get(result, f"the router refuses ({shown(result or ' '.join(answer.words))})")
-        refusal = unreachable(f"{self._shown}: {why}", result)
+            return self._look_up(answer)
+        refusal = self._refusal_of(answer)
         return self._try_again(refusal) if result in _LATER else self._steps.finish(refusal)
 
     def _try_again(self, error: OSError) -> None:
         """Try again after a while, if there is time for that; this is why."""
-        delay, self._delay = self._delay, min(self._delay * 2, _AGAIN[1])
-        if not self._patient or time.monotonic() + delay > (self._deadline or 0.0):
+        left = (self._deadline or 0.0) - time.monotonic()
+        delay, self._delay = min(self._delay, left / 2), min(self._delay * 2, _AGAIN[1])
+        if not self._patient or left < _LEAST:
             return self._steps.finish(error)
         self._refusal = error
         self._steps.begin(lambda told: _Pause(delay, told).give_up, lambda _: self._converse())
         return None
 
-    def _look_up(self, result: str) -> None:
+    def _refusal_of(self, answer: Message) -> UnreachableError:
+        result, said = answer.result, answer.options.get("MESSAGE", "")
+        why = _WORDS.get(result, f"the router refuses ({shown(result or ' '.join(answer.words))})")
+        return unreachable(f"{self._shown}: {why}{f'; the router says: {shown(said)}' if said else ''}", result)
+
+    def _look_up(self, answer: Message) -> None:
         """It may know the name all the same, where it does not take names here."""
 
         def named(outcome: str | OSError) -> None:
             if isinstance(outcome, OSError):
-                refusal = unreachable(f"{self._shown}: {_WORDS[result]}", result)
+                refusal = self._refusal_of(answer)
                 # An address cannot be unknown as a name can: Java's router says so of what it has not found yet.
                 later = self._asked.endswith(".b32.i2p")
                 self._try_again(refusal) if later else self._steps.finish(refusal)

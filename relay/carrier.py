@@ -36,7 +36,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from .cancellation import Cancellation
-from .errors import CarrierError, ConnectError, SAMError
+from .errors import CarrierError, ConnectError, can_retry
 from .link import AnyLink, Connector, State, Watcher
 from .loop import Timer, Timers
 from .pump import Pump
@@ -53,7 +53,6 @@ _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
 _PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on alone after that
-_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
 
 class Carrier(Generic[AnyLink]):
@@ -302,7 +301,7 @@ class Carrier(Generic[AnyLink]):
 
     def _failed(self, error: Exception) -> None:
         is_repeated = self._is_repeated(error)
-        if is_repeated or _is_final(error):
+        if is_repeated or not can_retry(error):
             if is_repeated:
                 error = CarrierError(f"{error}; {self._repeats} times in a row", stage=self._stage)
             if alternative := self._connector.alternative(error):
@@ -458,14 +457,6 @@ def _is_said(error: Exception) -> bool:
     with contextlib.suppress(AttributeError):  # not every exception takes a mark
         error.said = True  # type: ignore[attr-defined]
     return bool(said)
-
-
-def _is_final(error: Exception) -> bool:
-    if isinstance(error, SAMError):
-        return not error.passing
-    if isinstance(error, (ConnectError, CarrierError, TimeoutError, ConnectionError)):
-        return False
-    return not (isinstance(error, OSError) and error.errno in _TRANSIENT)
 
 
 def _jittered(seconds: float) -> float:

@@ -5,6 +5,8 @@ All of them are :class:`OSError`, so that code which already handles socket erro
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "AddressError",
     "AuthenticationError",
@@ -14,7 +16,10 @@ __all__ = [
     "HostKeyError",
     "RelayError",
     "SAMError",
+    "can_retry",
 ]
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
 
 
 class RelayError(OSError):
@@ -91,3 +96,19 @@ class SAMError(RelayError):
     def __init__(self, message: str, *, result: str = "") -> None:
         super().__init__(message)
         self.result = result
+
+
+def can_retry(error: Exception) -> bool:
+    """Decide whether a retry can succeed without a change by the user: the one policy for starts and reconnects.
+
+    A server that is away may return. A host key, a login, an address in use, a missing file and bad configuration stay
+    as they are.
+
+    :param error: why something could not be opened.
+    :returns: whether to retry.
+    """
+    if isinstance(error, SAMError):
+        return error.passing
+    if isinstance(error, (ConnectError, CarrierError, TimeoutError, ConnectionError)):
+        return True
+    return isinstance(error, OSError) and error.errno in _SHORTAGES

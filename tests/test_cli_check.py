@@ -120,7 +120,7 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
         target = "localhost:1"
         """)
     assert lines == ["good: listens on 127.0.0.1:0 → localhost:1"]
-    assert status == 1
+    assert status == 2
     wanted = [
         (4, "tunnels.name: no-such-host.invalid: the name cannot be looked up"),
         (4, "tunnels.name: no-such-name.invalid: the name cannot be looked up"),

@@ -239,7 +239,22 @@ def check(done, status, words):
 @both
 def test_no_bridge_there(command):
     with refusing() as (host, port):
-        check(command(f"{host}:{port}"), 1, "no SAM bridge there (connection refused); is a router running there")
+        done = command(f"{host}:{port}", "--fail-fast")
+        check(done, 1, "no SAM bridge there (connection refused); is a router running there")
+
+
+def test_a_router_that_comes_up_later(router, start, expose, target):
+    router.kill()
+    server = expose(target)
+    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
+    line_of(client, TO)
+    for command in (server, client):
+        assert "no SAM bridge there" in command.hear("trying again in")
+    router.restart()
+    line_of(server, AT)
+    client.hear(": connected")
+    for command in (server, client):
+        assert command.end()[0] == 0
 
 
 @both
@@ -267,8 +282,8 @@ def test_damaged_keys(router, tmp_path):
     keys.touch(0o600)
     keys.write_bytes(b"x" * 700)
     done = run("expose", "h:1", "--on", "i2p", "--sam", router.sam, "--keys", str(keys))
-    check(done, 1, "keys.dat: this is no private key of I2P")
-    check(run("forward", ":0", f"name.i2p?sam={router.sam}&keys={keys}"), 1, "keys.dat: this is no private key of I2P")
+    check(done, 2, "keys.dat: this is no private key of I2P")
+    check(run("forward", ":0", f"name.i2p?sam={router.sam}&keys={keys}"), 2, "keys.dat: this is no private key of I2P")
     assert keys.read_bytes() == b"x" * 700
 
 
@@ -322,6 +337,8 @@ def test_options_become_parameters(address, more):
 class Slow:
     """In place of a factory: its session is not ready at once."""
 
+    state = "backing off"
+
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
         self.asked = []
@@ -332,11 +349,18 @@ class Slow:
         if outcome is not None:
             raise outcome
 
+    def subscribe(self, watcher):
+        pass
+
 
 SLOW = relay.ConnectError("slow", reason="connect_timeout")
 
 
-@pytest.mark.parametrize("outcomes", [[None], [SLOW, None], [relay.CarrierError("lost")]], ids=str)
+@pytest.mark.parametrize(
+    "outcomes",
+    [[None], [SLOW, None], [relay.CarrierError("lost")], [relay.ConnectError("none", reason="refused")]],
+    ids=str,
+)
 def test_a_trial_of_a_session_takes_its_time(outcomes):
     ended = threading.Event()
     factory = Slow(*outcomes)
@@ -347,9 +371,9 @@ def test_a_trial_of_a_session_takes_its_time(outcomes):
     assert trial.error is None
 
 
-@pytest.mark.parametrize("error", [relay.ConnectError("none", reason="refused"), relay.SAMError("x")], ids=str)
 @pytest.mark.parametrize("before", [[], [SLOW]], ids=["at once", "late"])
-def test_a_trial_of_a_session_that_cannot_be_made_is_the_end(before, error):
+def test_a_trial_of_a_session_that_cannot_be_made_is_the_end(before):
+    error = relay.SAMError("x")
     ended = threading.Event()
     trial = SessionTrial(Slow(*before, error), 90, ended.set)
     assert ended.wait(WAIT)
@@ -362,7 +386,7 @@ def test_a_trial_of_a_session_that_cannot_be_made_is_the_end(before, error):
 def test_what_a_carrier_says_meanwhile_is_heard_unless_it_is_the_end(caplog, error, heard):
     class Factory(Slow):
         def ready(self, timeout):
-            said = {"name": "relay", "module": "carrier", "levelno": logging.WARNING, "msg": "lost; trying again"}
+            said = {"name": "relay", "module": "carrier", "levelno": logging.ERROR, "msg": "lost; not again"}
             logging.getLogger("relay").handle(logging.makeLogRecord(said))
             assert not caplog.messages
             super().ready(timeout)
@@ -370,7 +394,7 @@ def test_what_a_carrier_says_meanwhile_is_heard_unless_it_is_the_end(caplog, err
     ended = threading.Event()
     trial = SessionTrial(Factory(error), 90, ended.set)
     if heard:
-        wait_until(lambda: "lost; trying again" in caplog.messages)
+        wait_until(lambda: "lost; not again" in caplog.messages)
         assert trial.error is None
     else:
         assert ended.wait(WAIT)

@@ -19,6 +19,7 @@ from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusin
 import relay
 from relay.address import masked
 from relay.cli.trying import Attempt, Trial
+from relay.link import State
 from relay.testing.sshlogin import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
@@ -243,12 +244,48 @@ def test_expose_that_is_not_allowed_ends_with_one_line(target, make_ssh_server, 
     assert done.stderr.count("\n") == 1
 
 
-def test_expose_on_a_server_that_is_away_ends_with_one_line(target):
+def test_expose_on_a_server_that_is_away_retries_until_it_is_there(expose, target, ssh_server):
+    ssh_server.stop()
+    command = expose(target, "--on", ssh_server.url)
+    line = command.hear("trying again in 1 s")
+    assert f"WARNING {name_of(ssh_server.url)}: " in line and "connection refused" in line
+    ssh_server.start()
+    assert speak(address_of(line_of(command, ON))) == b"hello"
+    assert command.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("forward", ":0", "h:1", "--via"), ("expose", "h:1", "--on"), ("socks", "--via")]
+)
+def test_fail_fast_ends_with_one_line_at_a_server_that_is_away(arguments):
     with refusing() as place:
-        done = run("expose", target, "--on", "ssh://me@{}:{}?config=/dev/null".format(*place))
-    assert (done.returncode, done.stdout) == (1, "")
+        words = (*arguments, "ssh://me@{}:{}?config=/dev/null".format(*place), "--fail-fast")
+        done = run(*words, *([":0"] if "socks" in words else []))
+    assert done.returncode == 1
     assert done.stderr.startswith("relay: ssh://me@127.0.0.1:")
     assert "connection refused" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("keyfile={}/none", "/none: no such file"),
+        ("password_env=NOT_SET_AT_ALL", "'NOT_SET_AT_ALL' is not set"),
+        ("password_file={}/open", "mode 0644 lets others at it"),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments", [("forward", ":0", "h:1", "--via"), ("expose", "h:1", "--on")], ids=lambda it: it[0]
+)
+def test_what_is_missing_on_this_machine_is_found_before_anything_is_opened(tmp_path, arguments, parameter, told):
+    (tmp_path / "open").touch(0o644)
+    (tmp_path / "open").chmod(0o644)
+    with refusing() as place:
+        server = "ssh://me@{}:{}?config=/dev/null&".format(*place) + parameter.format(tmp_path)
+        done = run(*arguments, server)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -320,14 +357,21 @@ def test_what_is_opened_and_not_wanted_is_closed(when):
 
 
 class Factory:
-    def __init__(self, error=None):
-        self.error = error
+    state = "backing off"
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
         self.timeout = None
+        self.watchers = []
 
     def ready(self, timeout):
         self.timeout = timeout
-        if self.error is not None:
-            raise self.error
+        error = self.errors.pop(0) if self.errors else None
+        if error is not None:
+            raise error
+
+    def subscribe(self, watcher):
+        self.watchers.append(watcher)
 
 
 @pytest.mark.parametrize("error", [relay.HostKeyError("x"), relay.AuthenticationError("x"), relay.RelayError("no ssh")])
@@ -345,6 +389,79 @@ def test_a_trial_leaves_the_rest_to_the_carrier(error):
     trial = Trial(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.timeout == 3)
     assert (trial.error, ended) == (None, [])
+
+
+def test_a_trial_goes_on_until_the_carrier_was_up_once():
+    ended = []
+    factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
+    trial = Trial(factory, 3, lambda: ended.append(True))
+    wait_until(lambda: factory.watchers)
+    factory.watchers[0](State.CONNECTING, None)
+    assert not ended
+    factory.watchers[0](State.FAILED, None)
+    wait_until(lambda: ended)
+    assert str(trial.error) == "it is another server now"
+
+
+def test_a_trial_is_over_once_the_carrier_was_up():
+    ended = []
+    factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
+    Trial(factory, 3, lambda: ended.append(True))
+    wait_until(lambda: factory.watchers)
+    for state in (State.UP, State.FAILED):
+        factory.watchers[0](state, None)
+    assert len(factory.errors) == 1
+
+
+def test_a_trial_finds_a_failure_that_was_faster_than_its_watch():
+    factory = Factory(relay.ConnectError("away"), relay.AuthenticationError("refused"))
+    factory.state = "failed"
+    ended = threading.Event()
+    trial = Trial(factory, 3, ended.set)
+    assert ended.wait(WAIT)
+    assert str(trial.error) == "refused"
+
+
+def test_a_trial_that_must_not_fail_ends_with_any_failure():
+    ended = threading.Event()
+    trial = Trial(Factory(relay.ConnectError("away")), 3, ended.set, fail_fast=True)
+    assert ended.wait(WAIT)
+    assert str(trial.error) == "away"
+
+
+def test_an_attempt_is_repeated_while_a_retry_can_fix_it(monkeypatch):
+    monkeypatch.setattr("relay.cli.trying.AGAIN", (0.001, 0.002))
+    over = threading.Event()
+    outcomes = [
+        relay.ConnectError("away"),
+        relay.CarrierError("lost"),
+        relay.ConnectError("away"),
+        relay.HostKeyError("x"),
+    ]
+    pauses = []
+
+    def call():
+        raise outcomes.pop(0)
+
+    attempt = Attempt(call, over.set, lambda error, pause: pauses.append(pause))
+    assert over.wait(WAIT)
+    with pytest.raises(relay.HostKeyError):
+        attempt.outcome()
+    assert pauses == [0.001, 0.002, 0.002]
+
+
+def test_an_attempt_that_is_given_up_is_not_repeated():
+    postponed, over = threading.Event(), threading.Event()
+
+    def call():
+        raise relay.ConnectError("away")
+
+    attempt = Attempt(call, over.set, lambda *_: postponed.set())
+    assert postponed.wait(WAIT)
+    attempt.give_up()
+    assert over.wait(WAIT)
+    with pytest.raises(relay.ConnectError):
+        attempt.outcome()
 
 
 def test_a_trial_of_a_factory_without_hops_is_none():

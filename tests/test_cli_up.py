@@ -17,6 +17,7 @@ from helpers import WAIT, ending, exchange, is_gone, receive_all, receive_exactl
 
 from relay.cli import up
 from relay.config import read
+from relay.testing import SAMBridge
 
 LINE = re.compile(r"(\S+): listening on (\S+):(\d+)( on \S+)? → (.+)\n")
 
@@ -149,13 +150,13 @@ def test_one_that_is_required_ends_all(start, target, where):
     bad, defaults = ("required = true", "") if where == "the tunnel" else ("", "[defaults]\nrequired = true\n")
     fleet = start(defaults + tunnel("good", ":0", target) + tunnel("bad", "tls://:0?cert=x", target, bad))
     status, said = fleet.command.wait()
-    assert status == 1
+    assert status == 2
     assert "relay: bad: x: cert: No such file or directory" in said.splitlines()
 
 
 def test_where_none_can_start_it_ends(start, target):
     status, said = start(tunnel("a", "tls://:0?cert=x", target) + tunnel("b", "tls://:0?cert=y", target)).command.wait()
-    assert status == 1
+    assert status == 2
     assert said.splitlines()[-2:][0] == "relay: there is no tunnel left"
 
 
@@ -200,12 +201,34 @@ def test_one_that_is_tried_again_ends_with_the_signal(start, make_ssh_server, ta
     assert fleet.command.end()[0] == 0
 
 
-def test_a_required_server_that_cannot_be_reached_ends_all(start, make_ssh_server, target):
+@pytest.mark.parametrize("where", ["listener", "target"])
+def test_fail_fast_ends_all_where_a_server_cannot_be_reached(start, make_ssh_server, target, where):
     server = make_ssh_server()
     server.stop()
-    status, said = start(tunnel("late", server.url, target, "required = true")).command.wait()
+    late = (
+        tunnel("late", server.url, target)
+        if where == "listener"
+        else tunnel("late", ":0", target, f"via = ['{server.url}']")
+    )
+    status, said = start(late + tunnel("good", ":0", target), "--fail-fast").command.wait()
     assert status == 1
-    assert "tried again" not in said
+    assert "relay: late: ssh://" in said and "trying again" not in said
+
+
+def test_a_router_that_comes_up_later(start, target):
+    with SAMBridge() as router:
+        router.kill()
+        at = f"i2p:?sam={router.sam}"
+        fleet = start(tunnel("at", at, target) + tunnel("to", ":0", f"i2p://name.i2p?sam={router.sam}"))
+        fleet.command.hear("2 tunnels listen; 1 do")
+        fleet.command.hear("WARNING i2p:")
+        router.restart()
+        line = fleet.process.stdout.readline()
+        while "at: listening on" not in line:
+            assert line.startswith("to: listening on"), line
+            line = fleet.process.stdout.readline()
+        fleet.command.hear(": connected")
+        assert fleet.command.end()[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

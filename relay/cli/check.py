@@ -51,8 +51,8 @@ def check(
 ) -> None:
     """Check FILE, or a command line: read all of it, look names up, open keys and certificates, and connect to nothing.
 
-    Prints what would listen where, one line each; or all that is wrong, one line each, with status 2 if it is wrong
-    itself, and 1 if only something that it names cannot be had. Secrets are never printed.
+    Prints what would listen where, one line each; or all that is wrong, one line each, with status 2 if you have to
+    change something, and 1 if there are only host names that cannot be looked up. Secrets are never printed.
     """
     with failures_reported(debug=debug):
         from .. import config as files
@@ -90,9 +90,9 @@ def _tell(config: Config, *, as_file: bool) -> None:
 
 def _line(config: Config, look: Look, entry: Entry, plan: Plan) -> str:
     """What a tunnel would do; empty if something is wrong with it, which is noted."""
-    from .configured import noted
+    from .configured import note
 
-    address = look.at(plan, functools.partial(noted, config, "tunnels", entry.name))
+    address = look.at(plan, functools.partial(note, config, ("tunnels", entry.name)))
     target = "anywhere" if entry.is_proxy else str(plan.ways.out[0][1])
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from ..config import LIMITS, Config, Entry
+from ..errors import can_retry
 from ..i2paddress import I2PListen
 from ..parsing import parse_listen
 from .i2p import with_bridge, with_session
@@ -18,7 +19,7 @@ from .options import Options
 from .output import complain, reason
 from .plans import Plan, plan, plan_of_proxy
 
-__all__ = ["complain_of", "noted", "plan_of", "plans_of"]
+__all__ = ["complain_of", "note", "noted", "plan_of", "plans_of"]
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
@@ -42,10 +43,13 @@ def noted(config: Config, *path: str) -> Iterator[None]:
     """Note a failure as a problem of what is at a path."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        config.problems.add(path, in_words_of_a_file(reason(error)))
-    except OSError as error:
-        config.problems.add(path, in_words_of_a_file(reason(error)), is_wrong=False)
+    except (OSError, ValueError, TypeError) as error:
+        note(config, path, error)
+
+
+def note(config: Config, path: tuple[str, ...], error: Exception) -> None:
+    """Add a failure to the problems of what is at a path."""
+    config.problems.add(path, in_words_of_a_file(reason(error)), is_wrong=not can_retry(error))
 
 
 def in_words_of_a_file(text: str) -> str:
@@ -100,8 +104,8 @@ def limits(entry: Entry, shown: Options) -> Options:
 def complain_of(config: Config) -> None:
     """Print all that is wrong with a file.
 
-    :raises typer.Exit: if there is anything: with status 2 if the file is wrong, 1 if all that is wrong with it is that
-        something which it names cannot be had.
+    :raises typer.Exit: if there is anything: with status 2 if the user has to change something, 1 if there are only
+        host names that cannot be looked up.
     """
     problems = config.problems.in_order()
     for problem in problems:

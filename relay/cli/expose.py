@@ -79,7 +79,10 @@ def expose(
     """Publish TARGET at a server elsewhere, or at I2P, until SIGINT, SIGTERM or SIGHUP.
 
     An SSH server (ssh -R) listens at its own 127.0.0.1, at a port that it chooses, unless listen= says another place.
-    Prints where once the server has agreed. When the server is lost and comes back, it is asked again.
+    Prints where once the server has agreed.
+
+    A server or router that cannot be reached is tried again until it can be, at the start and after a loss. Only what a
+    retry cannot fix (a host key, a login, an address in use, a missing file) ends the command.
 
     At I2P, prints the address of the destination, and a line that begins with "published" once a stream from outside
     has come through. The destination stays the same for the same TARGET, or with the same --session or --keys.

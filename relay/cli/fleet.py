@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CarrierError, ConnectError
 from . import headstart
 from .i2p import tell_published
-from .output import carriers_quiet, closing, complain, reason, say, summary, total
+from .looking import Look
+from .output import closing, complain, reason, say, status_of, summary, total
 from .plans import Opened, Plan
 from .signals import Signals
 from .trying import Attempt, Trial
@@ -29,7 +29,6 @@ __all__ = ["Fleet", "Member"]
 logger = logging.getLogger("relay.cli")
 
 REFRESH = 0.5  # seconds between two states of the live table
-AGAIN = (1.0, 60.0)  # seconds until a server that cannot be reached is tried again: at first, and at most
 
 
 @dataclass(slots=True)
@@ -46,13 +45,18 @@ class Member:
     opened: Opened | None = None
     problem: str = ""
     """Why it is not open."""
-    is_over: bool = False
-    """Whether it will not be tried again."""
+    status: int = 0
+    """The exit status that stands for why it has ended; 0 as long as it is open or may be."""
 
     @property
     def name(self) -> str:
         """The tunnel's name."""
         return self.plan.name
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.status != 0
 
 
 class Fleet:
@@ -67,6 +71,7 @@ class Fleet:
         self._signals = signals
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ending = threading.Event()
+        self._look = Look(names=False)
         self._unheard = len(members)  # of those that have not said yet how they began
         self._trials: dict[Hashable, tuple[Trial, list[Member]]] = {}
         self._draining = False
@@ -79,7 +84,8 @@ class Fleet:
         """Open all, and relay until a signal.
 
         :param watch: whether there is a live table.
-        :returns: the exit status: 1 if one that is required could not start or was refused, or if none is left.
+        :returns: the exit status: 0 after a signal; else 2 if the user has to change the configuration of what failed
+            (of every tunnel, if none is left), 1 for another failure.
         """
         with self._live_table() if watch else nullcontext() as table:
             for member in self._members:
@@ -109,30 +115,18 @@ class Fleet:
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def _begin(self, member: Member) -> None:
-        opening, tried = functools.partial(self._open, member), functools.partial(self._later, self._tried, member)
+        tried = functools.partial(self._later, self._tried, member)
+        postponed = functools.partial(self._later, self._postponed, member)
         try:
-            member.attempt = Attempt(opening, tried)
+            opening = functools.partial(member.plan.open, self._look)
+            member.attempt = Attempt(opening, tried, None if member.plan.options.fail_fast else postponed)
         except RuntimeError as error:  # there is no thread to be had
-            self._give_up(member, reason(error))
+            self._give_up(member, error)
             self._heard_of(member)
 
-    def _open(self, member: Member) -> Opened:
-        """Open a tunnel, in a thread of its own; a server elsewhere that cannot be reached is tried again."""
-        pause, most = AGAIN
-        while True:
-            try:
-                return _quietly(member.plan)
-            except (ConnectError, CarrierError) as error:
-                if member.is_required or not member.plan.elsewhere:
-                    raise
-                self._later(self._postponed, member, error)
-                if self._ending.wait(pause):
-                    raise
-            pause = min(2 * pause, most)
-
-    def _postponed(self, member: Member, error: Exception) -> None:
-        if not member.problem:
-            self._fail(member, f"{reason(error)}; it is tried again")
+    def _postponed(self, member: Member, error: Exception, pause: float) -> None:
+        if not member.problem and not self._ending.is_set():
+            self._fail(member, f"{reason(error)}; trying again in {pause:g} s")
             self._heard_of(member)
 
     def _tried(self, member: Member) -> None:
@@ -143,7 +137,7 @@ class Fleet:
             opened: Opened = attempt.outcome()
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             if not self._ending.is_set():
-                self._give_up(member, reason(error))
+                self._give_up(member, error)
         else:
             self._up(member, opened)
         if is_news:
@@ -171,17 +165,17 @@ class Fleet:
         member.problem = problem
         complain(f"{member.name}: {problem}")
 
-    def _give_up(self, member: Member, problem: str) -> None:
-        """What another try would not mend."""
-        member.is_over = True
+    def _give_up(self, member: Member, error: Exception) -> None:
+        """End a tunnel for what a retry cannot fix, and all of them if that is asked for."""
+        member.status = status_of(error)
         if member.opened is not None:
             member.opened.close()
-        self._fail(member, problem)
-        if member.is_required:
-            self._end(1)
+        self._fail(member, reason(error))
+        if member.is_required or member.plan.options.fail_fast:
+            self._end(member.status)
         elif all(other.is_over for other in self._members):
             complain("there is no tunnel left")
-            self._end(1)
+            self._end(min(other.status for other in self._members))
 
     def _try_hops(self, member: Member, opened: Opened) -> None:
         """Try the hops on the way to the target, once for all tunnels that have the same."""
@@ -194,8 +188,9 @@ class Fleet:
             if trial.error is not None:
                 self._later(self._refused, key)
             return
-        timeout = member.plan.options.connect_timeout
-        trial = member.plan.trial(opened.make_send, timeout, functools.partial(self._later, self._refused, key))
+        options = member.plan.options
+        failed = functools.partial(self._later, self._refused, key)
+        trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
         self._trials[key] = trial, [member]
 
     def _refused(self, key: Hashable) -> None:
@@ -204,7 +199,7 @@ class Fleet:
         assert trial.error is not None, "that is what it failed with"
         for member in members:
             if not member.is_over:
-                self._give_up(member, reason(trial.error))
+                self._give_up(member, trial.error)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -262,20 +257,6 @@ class Fleet:
     def _watched(self) -> list[Watched]:
         """The tunnels, for the live table."""
         return [_watched(member) for member in self._members]
-
-
-def _quietly(plan: Plan) -> Opened:
-    """Open a tunnel; what the connections under its listener say of a failure, the error says as well."""
-    if not plan.elsewhere:
-        return plan.open()
-    left_out: list[logging.LogRecord] = []
-    try:
-        with carriers_quiet(logging.WARNING) as left_out:
-            return plan.open()
-    finally:
-        for record in left_out:
-            if not (isinstance(record.args, tuple) and str(record.args[0]) in plan.elsewhere):
-                logging.getLogger(record.name).handle(record)
 
 
 def _watched(member: Member) -> Watched:

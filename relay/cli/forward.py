@@ -77,7 +77,9 @@ def forward(
     A signal lets the connections finish (--drain); a second one ends them at once.
 
     With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
-    A hop that is lost comes back by itself; a host key or a login that is refused ends the command.
+
+    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
+    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
 
     An I2P target is reached through the router on this machine, or the one that --sam tells.
     """

@@ -6,37 +6,48 @@ import os
 import shutil
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..address import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, is_i2p
 from ..certificates import load_chain, trusting
 from ..credentials import passphrase_of, secret_of
-from ..errors import AuthenticationError, RelayError
+from ..errors import AuthenticationError, ConnectError, RelayError
 from ..hops import Command, Proxy, ProxyListen, Route
 from ..i2paddress import I2PListen, I2PRouter, I2PTarget, parse_sam
 from .plans import Plan
 
 __all__ = ["Look"]
 
+Note = Callable[[Exception], object]
+
 
 class Look:
-    """Looks at tunnels, and once at what several of them have in common."""
+    """Looks at tunnels, in any thread, and once at what several of them have in common.
 
-    def __init__(self) -> None:
-        self._seen: dict[Hashable, bool] = {}  # what was looked at → whether all is well
-        self._noted: Callable[[], AbstractContextManager[Any]] = nullcontext
+    :param names: whether host names are looked up, which may block for seconds.
+    """
+
+    def __init__(self, *, names: bool = True) -> None:
+        self._names = names
+        self._lock = threading.Lock()  # for what follows
+        self._seen: dict[Hashable, Exception | None] = {}  # what was looked at → what is wrong with it
+        self._note: Note | None = None
         self._all_well = True
 
-    def at(self, plan: Plan, noted: Callable[[], AbstractContextManager[Any]]) -> str | None:
+    def at(self, plan: Plan, note: Note | None = None) -> str | None:
         """Look at everything that a tunnel needs.
 
-        :param noted: makes what takes the problems: each is raised in one.
+        :param note: called with each problem that no other tunnel had; by default the first problem is raised.
         :returns: the address at which it would listen; ``None`` if there is a problem.
         """
+        with self._lock:
+            self._note, self._all_well = note, True
+            return self._look(plan)
+
+    def _look(self, plan: Plan) -> str | None:
         where, before, out = plan.ways
-        self._noted, self._all_well = noted, True
         self._try(object(), lambda: _close(plan.make_send()))
         self._route(before)
         for route, end in out:
@@ -48,13 +59,20 @@ class Look:
     def _try(self, what: Hashable, look: Callable[[], Any]) -> Any:
         """Look at something, unless that was done; ``None`` if there is a problem."""
         if what in self._seen:
-            self._all_well = self._all_well and self._seen[what]
+            error = self._seen[what]
+            if error is not None and self._note is None:
+                raise error
+            self._all_well = self._all_well and error is None
             return None
-        found = None
-        well, self._all_well, self._seen[what] = self._all_well, False, False
-        with self._noted():
+        try:
             found = look()
-            self._all_well, self._seen[what] = well, True
+        except (OSError, ValueError, TypeError) as error:
+            self._seen[what], self._all_well = error, False
+            if self._note is None:
+                raise
+            self._note(error)
+            return None
+        self._seen[what] = None
         return found
 
     # -- where it listens ---------------------------------------------------------------------------------------------
@@ -72,7 +90,7 @@ class Look:
         if isinstance(where, ProxyListen) and where.user is not None:
             self._try(where, lambda: secret_of(where, "password", ""))
         if isinstance(where, TCPAddress | TLSListen | ProxyListen):
-            self._try((where.host, "here"), lambda: _resolve(where.host))
+            self._resolve((where.host, "here"), where.host)
             return str(TCPAddress(where.host, where.port))
         return str(where)
 
@@ -85,19 +103,30 @@ class Look:
         elif isinstance(end, I2PTarget):
             self._hop(end.router, is_first=not route)
         elif isinstance(end, TCPAddress | TLSTarget) and not route:
-            self._try((end.host, "there"), lambda: _resolve(end.host))
+            self._resolve((end.host, "there"), end.host)
 
     def _route(self, route: Route) -> None:
         for number, hop in enumerate(route):
             self._hop(hop, is_first=not number)
 
     def _hop(self, hop: Any, *, is_first: bool) -> None:
-        self._try((hop, is_first), lambda: _hop(hop, is_first=is_first))
+        name = self._try((hop, is_first), lambda: _hop(hop, is_first=is_first))
+        if name:
+            self._resolve((hop, "name"), name, f"{hop}: ")
+
+    def _resolve(self, what: Hashable, host: str, before: str = "") -> None:
+        if self._names:
+            self._try(what, lambda: _resolve(host, before))
 
 
-def _hop(hop: Any, *, is_first: bool) -> None:
+def _hop(hop: Any, *, is_first: bool) -> str:
+    """Look at a hop.
+
+    :returns: the name that is looked up here; empty if none is.
+    """
+    name = ""
     if isinstance(hop, SSHServer):
-        _server(hop, is_first=is_first)
+        name = _server(hop, is_first=is_first)
     elif isinstance(hop, Command):
         if is_first:
             _find(hop)
@@ -105,25 +134,30 @@ def _hop(hop: Any, *, is_first: bool) -> None:
         if hop.user is not None:
             secret_of(hop, "password", "")
         if is_first:
-            _resolve(hop.host if isinstance(hop, Proxy) else parse_sam(hop.sam).host, f"{hop}: ")
+            name = hop.host if isinstance(hop, Proxy) else parse_sam(hop.sam).host
     if isinstance(hop, I2PRouter) and hop.keys is not None:
         _key(hop.keys)
+    return name
 
 
-def _server(server: SSHServer, *, is_first: bool) -> None:
-    """What the user's configuration says of a server, the key, the passwords, and the name."""
+def _server(server: SSHServer, *, is_first: bool) -> str:
+    """Look at what the user's configuration says of a server, at the key and the passwords.
+
+    :returns: the name that is looked up here; empty if none is.
+    """
     from ..secureshell.configuration import settle
 
-    settings = settle(server)
-    if is_first and not settings.jumps and settings.command is None:
-        _resolve(settings.hostname, f"{server}: ")
+    settings = settle(server, behind=not is_first)
     secret_of(server, "password", "")
-    file = server.keyfile
-    if file is None:
-        return
+    if server.keyfile is not None:
+        _keyfile(server, server.keyfile, needs_client=bool(settings.needs_client))
+    return settings.hostname if is_first and not settings.jumps and settings.command is None else ""
+
+
+def _keyfile(server: SSHServer, file: str, *, needs_client: bool) -> None:
     path = os.path.expanduser(file)
     passphrase_of(server, path)
-    if settings.needs_client or server.backend == "openssh" or path.endswith(".pub"):
+    if needs_client or server.backend == "openssh" or path.endswith(".pub"):
         with open(path, "rb"):
             return
     from ..secureshell.paramiko.keys import load
@@ -141,7 +175,7 @@ def _resolve(host: str, what: str = "") -> None:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         problem = f"the name cannot be looked up ({error.args[-1]}); is it spelled right?"
-        raise RelayError(f"{what}{host}: {problem}") from error
+        raise ConnectError(f"{what}{host}: {problem}") from error  # which time may fix
 
 
 def _find(command: Command) -> None:

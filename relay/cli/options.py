@@ -12,7 +12,7 @@ import typer
 
 from ..i2paddress import CONNECT_TIMEOUT, LINGER
 
-__all__ = ["SECONDS", "Options", "Via", "with_options"]
+__all__ = ["FAIL_FAST", "SECONDS", "Options", "Via", "with_options"]
 
 SECONDS = "SECONDS"
 
@@ -25,6 +25,8 @@ Via = Annotated[
         "exec:COMMAND %h %p. Several: the nearest first.",
     ),
 ]
+
+FAIL_FAST = typer.Option("--fail-fast", help="At the start, end with status 1 at the first failure; never retry.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Options:
     drain: Annotated[
         float, typer.Option(metavar=SECONDS, min=0, help="When told to stop, let connections finish for so long.")
     ] = 30.0
+    fail_fast: Annotated[bool, FAIL_FAST] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False
     watch: Annotated[bool, typer.Option("--watch", help="A live table of the connections.")] = False
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text"

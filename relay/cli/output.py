@@ -29,8 +29,10 @@ __all__ = [
     "drop_stdout",
     "failures_reported",
     "logged_to_stderr",
+    "reason",
     "say",
     "size",
+    "status_of",
     "summary",
     "total",
 ]
@@ -81,7 +83,15 @@ def failures_reported(*, debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         complain(reason(error))
-        raise typer.Exit(2 if isinstance(error, (ValueError, TypeError)) else 1) from error
+        raise typer.Exit(status_of(error)) from error
+
+
+def status_of(error: Exception) -> int:
+    """The exit status that stands for an error.
+
+    :returns: 2 if the user has to change the command line, a file or the environment; 1 for a failure at run time.
+    """
+    return 2 if isinstance(error, (ValueError, TypeError)) else 1
 
 
 def reason(error: Exception) -> str:

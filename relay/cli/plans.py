@@ -7,10 +7,10 @@ import ipaddress
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..address import SSHListen, TCPAddress, UnixAddress, masked
-from ..errors import AddressError
+from ..errors import AddressError, can_retry
 from ..hops import Command, ProxyListen, Route, over_i2p, to_i2p
 from ..i2paddress import SAM, I2PListen, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
@@ -19,7 +19,11 @@ from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .options import Options
+from .output import carriers_quiet, reason
 from .trying import SessionTrial, Trial
+
+if TYPE_CHECKING:
+    from .looking import Look
 
 __all__ = ["Opened", "Plan", "over", "plan", "plan_of_proxy"]
 
@@ -88,17 +92,44 @@ class Plan:
     way: Hashable = None
     elsewhere: tuple[str, ...] = ()
 
-    def open(self) -> Opened:
-        """Listen, and relay from then on.
+    def open(self, look: Look | None = None) -> Opened:
+        """Check what can be checked on this machine; then listen, and relay from then on.
 
-        :raises ValueError: if something is wrong with what is asked for.
+        :param look: does the check; several plans may share it.
+        :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be had.
         """
+        self._check(look)
         make_send = self.make_send()
-        receive = self.listen()
+        receive = self._listen()
         _warn_if_open(receive)
         tunnel = _tunnel(receive, make_send, self.options, self.name)
         return Opened(tunnel, receive, make_send, self.title(place(tunnel.address), make_send.target))
+
+    def _check(self, look: Look | None) -> None:
+        """Check the files, the keys and the secrets that it names, before anything is opened or connected to."""
+        if look is None:
+            from .looking import Look
+
+            look = Look(names=False)
+        try:
+            look.at(self)
+        except OSError as error:
+            if not can_retry(error):
+                raise ValueError(reason(error)) from error
+
+    def _listen(self) -> Any:
+        """Listen. What the carriers under the listener log of a failure, the error says as well."""
+        if not self.elsewhere:
+            return self.listen()
+        left_out: list[logging.LogRecord] = []
+        try:
+            with carriers_quiet(logging.WARNING) as left_out:
+                return self.listen()
+        finally:
+            for record in left_out:
+                if not (isinstance(record.args, tuple) and str(record.args[0]) in self.elsewhere):
+                    logging.getLogger(record.name).handle(record)
 
     def title(self, address: str, target: str) -> str:
         """Where it listens, and where that leads to."""

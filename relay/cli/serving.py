@@ -7,9 +7,9 @@ import logging
 import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..hops import inline_secrets
 from ..parsing import parse_hops, parse_listen, parse_target
@@ -17,7 +17,7 @@ from ..tunnel import Tunnel
 from . import headstart
 from .i2p import tell_published
 from .options import Options
-from .output import carriers_quiet, closing, failures_reported, logged_to_stderr, say, summary
+from .output import closing, failures_reported, logged_to_stderr, reason, say, summary
 from .plans import Opened, Plan, plan
 from .secrets import refuse_secrets, refuse_secrets_of
 from .signals import Signals
@@ -72,17 +72,18 @@ def relay_until_signal(made: Plan, signals: Signals, title: str) -> None:
     :param made: what is to be opened.
     :param signals: those that end it.
     :param title: printed before where it listens and where that leads to.
-    :raises Exception: what another try would not mend.
+    :raises Exception: what a retry cannot fix, or the first failure if the options say so.
     """
-    opened: Opened | None = listening(made.open, signals, at_i2p=made.at_i2p)
+    opened = listening(made, signals)
     if opened is None:
         return
     line = f"{title}{opened.title}"
     with opened.tunnel as tunnel:
         say(line)
         tell_published(opened.receive)
-        tried = made.trial(opened.make_send, made.options.connect_timeout, signals.wake)
-        run(opened, signals, line if made.options.watch else None, made.options.drain)
+        options = made.options
+        tried = made.trial(opened.make_send, options.connect_timeout, signals.wake, fail_fast=options.fail_fast)
+        run(opened, signals, line if options.watch else None, options.drain)
     if tried.error is not None:
         raise tried.error
     logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
@@ -102,25 +103,34 @@ def _refuse_secrets(listen: str, target: str, via: Sequence[str], listen_via: Se
     refuse_secrets("target", target, inline_secrets(getattr(end, "router", end)))
 
 
-def listening(listen: Callable[[], Any], signals: Signals, *, at_i2p: bool = False) -> Any:
-    """Listen, in a thread of its own: a name server, an SSH server or an I2P router may take its time.
+def listening(made: Plan, signals: Signals) -> Opened | None:
+    """Open a tunnel, in a thread of its own: a name server, an SSH server or an I2P router may take its time.
 
-    :param listen: returns the listener.
+    :param made: what is to be opened. A server that cannot be reached is tried until it can, unless the options say
+        that the first failure ends it.
     :param signals: those that end it.
-    :param at_i2p: whether it is said what takes so long.
-    :returns: the listener; ``None`` if a signal came first.
+    :returns: the tunnel; ``None`` if a signal came first.
+    :raises Exception: why it cannot be opened.
     """
-    with carriers_quiet(logging.WARNING):
-        attempt = Attempt(listen, signals.wake)
-        heard = signals.wait(SLOW if at_i2p else None)
-        if heard is None:
+    logged: set[str] = set()
+
+    def postponed(error: Exception, pause: float) -> None:
+        text = reason(error)
+        logger.log(logging.DEBUG if text in logged else logging.WARNING, "%s; trying again in %g s", text, pause)
+        logged.add(text)
+
+    attempt = Attempt(made.open, signals.wake, None if made.options.fail_fast else postponed)
+    heard = signals.wait(SLOW if made.at_i2p else None)
+    if heard is None:
+        if not logged:
             say_slow()
-            heard = signals.wait()
+        heard = signals.wait()
     if heard:
         attempt.give_up()
         logger.info("%s: closing before there was an answer", signal.Signals(heard).name)
         return None
-    return attempt.outcome()
+    opened: Opened = attempt.outcome()
+    return opened
 
 
 def run(opened: Opened, signals: Signals, watched: str | None, drain: float) -> None:

@@ -77,6 +77,9 @@ def socks(
     SOCKS5 and, without a password, SOCKS4 and 4a; with http:// the CONNECT of an HTTP proxy. It listens on the loopback
     unless another host is written out, and prints where.
 
+    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
+    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
+
     Names are looked up at the end of the way: on the last hop of --via, or of the rule that matches, else here.
     Names in .i2p are looked up by the I2P router on this machine, or the one that --sam tells, unless a rule matches.
     """

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Options
+from .options import FAIL_FAST, Options
 from .output import failures_reported, logged_to_stderr
 from .serving import raise_descriptor_limit
 from .signals import Signals
@@ -47,6 +47,7 @@ File = Annotated[
 
 def up(
     file: File = None,
+    fail_fast: Annotated[bool, FAIL_FAST] = False,
     watch: Annotated[bool, typer.Option("--watch", help="A live table of the tunnels.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text",
@@ -54,14 +55,15 @@ def up(
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
 
-    Prints one line for each, where it listens or why it cannot. One that cannot start stops no other, unless the file
-    says required = true; a server elsewhere that cannot be reached is tried again. Paths in FILE are relative to it.
+    Prints one line for each, where it listens or why it cannot. A server that cannot be reached is tried again until
+    it can be, at the start and after a loss. What a retry cannot fix (a host key, a login, an address in use, a missing
+    file) ends that tunnel, and all of them where the file says required = true. Paths in FILE are relative to it.
 
     All that is wrong with FILE is told at once, a line each, and nothing is opened then (status 2).
 
     A signal lets the connections finish (drain); a second one ends them at once.
     """
-    shown = Options(verbose=verbose, watch=watch, log_format=log_format, debug=debug)
+    shown = Options(fail_fast=fail_fast, verbose=verbose, watch=watch, log_format=log_format, debug=debug)
     with (
         logged_to_stderr(log_format, verbose=verbose, debug=debug, named=True),
         failures_reported(debug=debug),

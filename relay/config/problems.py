@@ -36,7 +36,7 @@ class Problem:
 
     :param line: where, from 1; 0 for the file as a whole.
     :param text: what, and what is allowed, in one line.
-    :param is_wrong: whether the file is wrong; else something that it names cannot be had.
+    :param is_wrong: whether the user has to change something; else a retry may succeed.
     """
 
     line: int

@@ -159,7 +159,7 @@ def test_the_command_says_it_in_one_line():
             ["expose", "127.0.0.1:9", "--on", f"i2p:?sam={host}:{port}", "--transient"],
             ["forward", "127.0.0.1:0", f"i2p://{KEY.b32}?sam={host}:{port}"],
         ):
-            done = command_rig.run(*arguments)
+            done = command_rig.run(*arguments, "--fail-fast")
             assert done.returncode == 1
             assert done.stderr.count("\n") == 1, done.stderr
             assert "no SAM bridge there" in done.stderr

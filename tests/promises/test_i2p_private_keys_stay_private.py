@@ -187,5 +187,5 @@ def test_not_in_what_the_command_says(i2p_double, tmp_path):
     assert not secret.is_in(shown.stdout + shown.stderr)
     path.chmod(0o644)
     refused = run("expose", "127.0.0.1:9", "--on", place, "--keys", str(path), "--debug")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert not secret.is_in(refused.stdout + refused.stderr)

@@ -177,6 +177,29 @@ def test_json_log_lines_parse(start, connect, target):
     assert (stats["accepted"], stats["active"], stats["failed"]) == (1, 0, {})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("forward", ":0", "h:99999", "--log-format", "json"), 2, "port 99999"),
+        (("forward", ":0", "--log-format=json"), 2, "Missing argument 'TARGET'"),
+        (("forward", "--log-format", "json", ":0", "h:1", "--nconect", "1"), 2, "--nconect"),
+        (("forward", "192.0.2.1:0", "h:1", "--log-format", "json", "--debug"), 1, "no such address"),
+        (("up", "no-such-file", "--log-format", "json"), 2, "no-such-file"),
+    ],
+)
+def test_json_errors_parse(arguments, status, told):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert lines[-1]["level"] == "error"
+    assert told in lines[-1]["message"]
+    assert ("traceback" in lines[-1]) == ("--debug" in arguments)
+
+
+def test_what_is_checked_has_its_own_format():
+    assert run("check", "--", "forward", ":0", "h:99999", "--log-format", "json").stderr.startswith("relay: ")
+
+
 def reason_with(start, connect, target, *options):
     command = start(":0", target, "-v", "--log-format", "json", *options)
     client = connect(command.address())

@@ -74,7 +74,7 @@ def test_a_failure_is_one_line(tmp_path, command, name, problem):
         (tmp_path / file).write_bytes(data[:size])
         (tmp_path / file).chmod(bits)
     done = run("keys", command, str(tmp_path / name))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2 if command == "show" else 1, "")
     assert done.stderr.startswith(f"relay: {tmp_path / name}: {problem}")
     assert done.stderr.count("\n") == 1
 

@@ -396,7 +396,7 @@ def test_a_file_that_is_not_to_be_trusted_and_one_that_is_not_there(make_file, t
     assert done.returncode == 2
     assert "others can write to it (mode 0622)" in done.stderr
     done = run("up", str(tmp_path / "none"))
-    assert (done.returncode, done.stderr) == (1, f"relay: {tmp_path}/none: No such file or directory\n")
+    assert (done.returncode, done.stderr) == (2, f"relay: {tmp_path}/none: No such file or directory\n")
 
 
 def test_the_file_in_the_help_is_right(tmp_path):

@@ -13,7 +13,7 @@ import typer
 from ..i2paddress import I2PListen
 from ..parsing import parse_elsewhere, parse_listen
 from .options import Options
-from .output import failures_reported, say
+from .output import configuration_read, failures_reported, say
 
 if TYPE_CHECKING:
     from ..config import Config, Entry
@@ -65,7 +65,8 @@ def check(
         elif words and len(words) > 1:
             raise ValueError(f"{words[1]}: one file is checked at a time, or one of {', '.join(LINES)} after --")
         else:
-            config = files.read(words[0] if words else files.find())
+            with configuration_read():
+                config = files.read(words[0] if words else files.find())
         with contextlib.chdir(config.folder):
             _tell(config, as_file=print_)
 

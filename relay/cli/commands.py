@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from .output import complain, drop_stdout
+from .output import complain, drop_stdout, set_format
 
 __all__ = ["COMMANDS", "command", "run"]
 
@@ -86,6 +87,13 @@ def _masked(message: str) -> str:
     return message
 
 
+def _log_format(words: Sequence[str]) -> str:
+    """How failures are printed, which must be known before the command line is understood."""
+    said = [*itertools.takewhile(lambda word: word != "--", words)]
+    is_json = "--log-format=json" in said or ("--log-format", "json") in itertools.pairwise(said)
+    return "json" if is_json else "text"
+
+
 def run() -> int:
     """Run the command with the program's arguments.
 
@@ -94,6 +102,7 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # where an arrow cannot be written, a question mark can
+    set_format(_log_format(sys.argv[1:]))
     try:
         status = app(standalone_mode=False, prog_name="relay")
         if sys.stdout is not None:

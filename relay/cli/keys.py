@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .output import failures_reported, say
+from .output import configuration_read, failures_reported, say
 
 __all__ = ["app"]
 
@@ -38,5 +38,6 @@ def show(file: File) -> None:
     with failures_reported(debug=False):
         from ..sam.keys import read
 
-        key = read(file)
+        with configuration_read():
+            key = read(file)
         say(f"{key.b32}\n{key.destination}")

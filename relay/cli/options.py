@@ -12,7 +12,7 @@ import typer
 
 from ..i2paddress import CONNECT_TIMEOUT, LINGER
 
-__all__ = ["FAIL_FAST", "SECONDS", "Options", "Via", "with_options"]
+__all__ = ["FAIL_FAST", "LOG_FORMAT", "SECONDS", "Options", "Via", "with_options"]
 
 SECONDS = "SECONDS"
 
@@ -26,6 +26,7 @@ Via = Annotated[
     ),
 ]
 
+LOG_FORMAT = typer.Option(help="Lines of standard error, errors too; the address on standard output stays text.")
 FAIL_FAST = typer.Option("--fail-fast", help="At the start, end with status 1 at the first failure; never retry.")
 
 
@@ -58,7 +59,7 @@ class Options:
     fail_fast: Annotated[bool, FAIL_FAST] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False
     watch: Annotated[bool, typer.Option("--watch", help="A live table of the connections.")] = False
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text"
+    log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text"
     debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..errors import can_retry
 from ..printable import printable
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ __all__ = [
     "carriers_quiet",
     "closing",
     "complain",
+    "configuration_read",
     "drop_stdout",
     "failures_reported",
     "logged_to_stderr",
     "reason",
     "say",
+    "set_format",
     "size",
     "status_of",
     "summary",
@@ -39,6 +42,8 @@ __all__ = [
 
 MOST_LINES = 10_000  # that wait for a reader of standard error
 PATIENCE = 2.0  # seconds that it has for the last ones
+
+_format = "text"
 
 
 def say(line: str) -> None:
@@ -56,9 +61,26 @@ def drop_stdout() -> None:
     os.close(null)
 
 
-def complain(problem: str) -> None:
-    """Print one line about a failure on standard error."""
-    note(f"relay: {printable(' '.join(problem.split()))}")
+def set_format(log_format: str) -> None:
+    """Set how :func:`complain` writes: ``text``, or ``json`` like the log."""
+    global _format  # noqa: PLW0603  (a failure may come before there is a log)
+    _format = log_format
+
+
+def complain(problem: str, error: BaseException | None = None) -> None:
+    """Print one line about a failure on standard error.
+
+    :param problem: what has failed.
+    :param error: whose traceback is shown before it; ``None`` for none.
+    """
+    text = printable(" ".join(problem.split()))
+    if _format == "json":
+        cause = (type(error), error, error.__traceback__) if error is not None else None
+        note(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
+        return
+    if error is not None:
+        note("".join(traceback.format_exception(error)).rstrip())
+    note(f"relay: {text}")
 
 
 def note(line: str) -> None:
@@ -80,10 +102,20 @@ def failures_reported(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        if debug:
-            traceback.print_exc()
-        complain(reason(error))
+        complain(reason(error), error if debug else None)
         raise typer.Exit(status_of(error)) from error
+
+
+@contextmanager
+def configuration_read() -> Iterator[None]:
+    """Take a file that cannot be read, or the like, for a mistake of the user's, before anything is opened.
+
+    :raises ValueError: for an error that a retry cannot fix.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise error if can_retry(error) else ValueError(reason(error)) from error
 
 
 def status_of(error: Exception) -> int:

@@ -24,7 +24,7 @@ from ..stdio import carry
 from ..stream import Stream
 from . import headstart
 from .options import SECONDS, Via
-from .output import carriers_quiet, failures_reported, logged_to_stderr
+from .output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
 from .secrets import refuse_secrets
 from .signals import Signals, die_of
 
@@ -89,7 +89,9 @@ def pipe(
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
         check_time("--idle-timeout", idle_timeout)
         check_time("--linger", linger, zero=True)
-        with dialed(factory_for(target, via or ())) as factory:  # type: ignore[arg-type]
+        with configuration_read():
+            made = factory_for(target, via or ())
+        with dialed(made) as factory:  # type: ignore[arg-type]
             with headstart.climbing(via or (), hops, connect_timeout):
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:

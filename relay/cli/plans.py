@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..address import SSHListen, TCPAddress, UnixAddress, masked
-from ..errors import AddressError, can_retry
+from ..errors import AddressError, ConnectError
 from ..hops import Command, ProxyListen, Route, over_i2p, to_i2p
 from ..i2paddress import SAM, I2PListen, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
@@ -19,7 +19,7 @@ from ..registry import listen as listen_at
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .options import Options
-from .output import carriers_quiet, reason
+from .output import carriers_quiet, configuration_read
 from .trying import SessionTrial, Trial
 
 if TYPE_CHECKING:
@@ -113,10 +113,10 @@ class Plan:
 
             look = Look(names=False)
         try:
-            look.at(self)
-        except OSError as error:
-            if not can_retry(error):
-                raise ValueError(reason(error)) from error
+            with configuration_read():
+                look.at(self)
+        except ConnectError as error:  # which a retry can fix
+            logger.debug("%s: %s", self.name, error)
 
     def _listen(self) -> Any:
         """Listen. What the carriers under the listener log of a failure, the error says as well."""

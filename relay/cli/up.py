@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import FAIL_FAST, Options
-from .output import failures_reported, logged_to_stderr
+from .options import FAIL_FAST, LOG_FORMAT, Options
+from .output import configuration_read, failures_reported, logged_to_stderr
 from .serving import raise_descriptor_limit
 from .signals import Signals
 
@@ -50,7 +50,7 @@ def up(
     fail_fast: Annotated[bool, FAIL_FAST] = False,
     watch: Annotated[bool, typer.Option("--watch", help="A live table of the tunnels.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="How log lines on standard error look.")] = "text",
+    log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text",
     debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
@@ -74,7 +74,8 @@ def up(
         from .fleet import Fleet, Member
 
         raise_descriptor_limit()
-        config = read(str(file) if file else find())
+        with configuration_read():
+            config = read(str(file) if file else find())
         with contextlib.chdir(config.folder):
             plans = plans_of(config, shown)
             complain_of(config)

@@ -450,6 +450,29 @@ def test_an_attempt_is_repeated_while_a_retry_can_fix_it(monkeypatch):
     assert pauses == [0.001, 0.002, 0.002]
 
 
+def test_an_attempt_ends_where_the_server_ends_the_login_three_times_at_the_same_point(monkeypatch):
+    monkeypatch.setattr("relay.cli.trying.AGAIN", (0.001, 0.001))
+    over = threading.Event()
+    stages = ["", "greeting", "greeting", "login", "login", "login", "login"]
+
+    def call():
+        raise relay.CarrierError("it has closed the connection", stage=stages.pop(0))
+
+    attempt = Attempt(call, over.set, lambda *_: None)
+    assert over.wait(WAIT)
+    with pytest.raises(relay.CarrierError):
+        attempt.outcome()
+    assert stages == ["login"]
+
+
+def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
+    factory = Factory(relay.ConnectError("away"), relay.CarrierError("three times"))
+    factory.state = "failed"
+    trial = Trial(factory, 3, pytest.fail)
+    wait_until(lambda: not factory.errors)
+    assert (trial.error, len(factory.watchers)) == (None, 1)
+
+
 def test_an_attempt_that_is_given_up_is_not_repeated():
     postponed, over = threading.Event(), threading.Event()
 

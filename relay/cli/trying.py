@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ..carrier import SAME
 from ..errors import ConnectError, can_retry
 from ..link import State
 from .output import carriers_quiet
@@ -38,6 +39,7 @@ class Attempt:
         self._over = over
         self._postponed = postponed
         self._given_up = threading.Event()
+        self._stages: list[str] = []  # of the login at which the attempts in a row have ended
         self._made: Any = None
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
@@ -55,12 +57,17 @@ class Attempt:
         try:
             self._made = self._call()
         except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
-            if self._postponed is not None and can_retry(error):
+            if self._postponed is not None and can_retry(error) and not self._is_repeated(error):
                 self._postponed(error, pause)
                 if not self._given_up.wait(pause):
                     return False
             self._error = error
         return True
+
+    def _is_repeated(self, error: Exception) -> bool:
+        """Whether the server has ended the connection three times in a row at the same point of the login."""
+        self._stages = [*self._stages[1 - SAME :], getattr(error, "stage", "")]
+        return len(self._stages) == SAME and self._stages == [self._stages[0]] * SAME and self._stages[0] != ""
 
     def outcome(self) -> Any:
         """What was opened, once it is over.
@@ -99,6 +106,7 @@ class Trial:
         self._failed = failed
         self._fail_fast = fail_fast
         self._waits = False  # until the carrier is up or has failed for good
+        self._has_waited = False
         if hasattr(make_send, "ready"):
             self._begin()
 
@@ -117,7 +125,8 @@ class Trial:
                 return
             # A carrier logs it when it retries; where each stream has its own connection, there is none.
             logger.log(logging.WARNING if self._state == "up" else logging.DEBUG, "%s", error)
-            self._wait()
+            if not self._has_waited:
+                self._wait()
         for record in left_out:  # it was no failure after all, or one after which the carrier retries
             logging.getLogger(record.name).handle(record)
 
@@ -130,7 +139,7 @@ class Trial:
 
     def _wait(self) -> None:
         """Try again once the carrier has failed for good, unless it was up before that."""
-        self._waits = True
+        self._waits = self._has_waited = True
         self._make_send.subscribe(self._on_state)
         if self._state == State.FAILED.value:  # since before that
             self._on_state(State.FAILED, None)

@@ -79,7 +79,7 @@ def complain(problem: str, error: BaseException | None = None) -> None:
         note(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
         return
     if error is not None:
-        note("".join(traceback.format_exception(error)).rstrip())
+        note("\n".join(map(printable, "".join(traceback.format_exception(error)).splitlines())))
     note(f"relay: {text}")
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "is_i2p",
     "masked",
     "masked_parameters",
+    "secret_variables",
     "shown",
     "unclear",
     "unix_path",
@@ -51,6 +52,8 @@ __all__ = [
 LONGEST_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes; unix(7): sun_path without its final NUL
 LONGEST_SHOWN = 120  # characters of an address that an error repeats
 LONGEST_SSH_NAME = 255  # characters of a user or an alias
+
+_secret_variables: set[str] = set()
 
 TARGET_PARAMETERS = ("servername", "ca", "cert", "key")
 LISTEN_PARAMETERS = ("cert", "key", "client_ca")
@@ -384,12 +387,22 @@ def _check_pattern(name: str, value: str | None, pattern: re.Pattern[str], what:
 
 
 def check_variable(name: str, value: str | None) -> None:
-    """Check the name of an environment variable.
+    """Check the name of an environment variable that holds a secret; from now on :func:`secret_variables` has it.
 
     :raises TypeError: if it is no text; it names the argument.
     :raises ValueError: if it is no name of one.
     """
     _check_pattern(name, value, _VARIABLE, "the name of a variable", "letters, digits and _ are allowed")
+    if value is not None:
+        _secret_variables.add(value)
+
+
+def secret_variables() -> frozenset[str]:
+    """The environment variables that this program's addresses name as the place of a secret.
+
+    No program that is started gets them. They stay here when the address is gone: its tunnel may still run.
+    """
+    return frozenset(_secret_variables)
 
 
 def check_secret(name: str, value: Secret | None, *elsewhere: str | None) -> None:

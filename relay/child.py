@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import registry
+from .address import check_variable
 from .control import Channel, Message, encode, from_error, from_log_record
 from .ephemeral import EphemeralTunnel
 from .private import listen_privately
@@ -38,12 +39,15 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
         the socket to listen with.
     :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log),
-        ``program`` (the number of its process) and ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
+        ``program`` (the number of its process), ``secrets`` (environment variables that no other program gets) and
+        ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
         seconds in which the hops must be up before it listens. Perhaps ``unused``: for an
         :class:`~relay.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing else.
     """
     _leave_standard_input()
     _end_with_the_program(request["program"])
+    for variable in request["secrets"]:
+        check_variable("secrets", variable)
     events, *receive = map(_socket, descriptors)
     channel, log = Channel(control), LogForwarder(events)
     logging.getLogger().addHandler(log)

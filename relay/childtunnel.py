@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .address import secret_variables
 from .connection import ConnectionRecord, Stats
 from .control import Channel, Message, to_address, to_error, to_log_record, to_record, to_stats
 from .errors import RelayError
@@ -173,7 +174,8 @@ class ChildTunnel:
         ends = [its_events] if self._receive is None else [its_events, self._receive]
         try:
             socket.send_fds(self._control, [b"\n"], [end.fileno() for end in ends])
-            request = {**request, "level": logger.getEffectiveLevel(), "program": os.getpid()}
+            own = {"level": logger.getEffectiveLevel(), "program": os.getpid(), "secrets": sorted(secret_variables())}
+            request = {**request, **own}
             self._channel.send(request, deadline)
             answer = self._channel.receive(deadline)
         except TimeoutError:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
 
+from .address import secret_variables
 from .errors import RelayError
 
 __all__ = ["DEVNULL", "PIPE", "Process", "begin", "end", "own_stderr", "python", "start", "start_python"]
@@ -105,7 +106,8 @@ def start(
     :param stdout: likewise.
     :param stderr: likewise.
     :param pass_fds: further descriptors, which keep their numbers.
-    :param env: the whole environment; ``None`` passes on the program's own.
+    :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of ours
+        (:func:`relay.address.secret_variables`) are taken out.
     :returns: the process. Its owner waits for it.
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.
@@ -145,12 +147,20 @@ def begin(
         stdout=stdout,
         stderr=own_stderr() if stderr is None else stderr,
         pass_fds=pass_fds,
-        env=env,
+        env=_without_secrets(env),
     )
+
+
+def _without_secrets(env: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    names = secret_variables()
+    whole = os.environ if env is None else env
+    return env if names.isdisjoint(whole) else {name: value for name, value in whole.items() if name not in names}
 
 
 def start_python(code: str, stdin: int) -> Process:
     """Start this program's interpreter anew. It does not end by itself when the program does; its code sees to that.
+
+    It is a part of this program, which reads its secrets itself: it gets the whole environment.
 
     :param code: what it runs.
     :param stdin: a descriptor.

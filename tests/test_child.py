@@ -46,6 +46,7 @@ class Bare:
             "via": [],
             "level": 30,
             "program": os.getpid(),
+            "secrets": [],
             "options": OPTIONS,
             "path": path,
         }

@@ -12,6 +12,7 @@ import pytest
 from helpers import WAIT, Thread
 
 from relay import process
+from relay.address import SSHServer
 from relay.process import PIPE, start
 
 
@@ -47,6 +48,17 @@ def test_the_environment(monkeypatch):
     monkeypatch.setenv("INHERITED", "yes")
     assert output(["sh", "-c", "echo $INHERITED $GIVEN"]) == "yes\n"
     assert output(["sh", "-c", "echo $INHERITED $GIVEN"], env={"GIVEN": "too"}) == "too\n"
+
+
+def test_a_variable_with_a_secret_is_not_passed_on(monkeypatch):
+    monkeypatch.setenv("RELAY_TEST_SECRET_OF_A_PROCESS", "word")
+    monkeypatch.setenv("INHERITED", "yes")
+    show = ["sh", "-c", "echo $RELAY_TEST_SECRET_OF_A_PROCESS $INHERITED"]
+    assert output(show) == "word yes\n", "nobody has named it yet"
+    SSHServer("host", password_env="RELAY_TEST_SECRET_OF_A_PROCESS")
+    assert output(show) == "yes\n"
+    assert output(show, env={**os.environ, "INHERITED": "given"}) == "given\n"
+    assert os.environ["RELAY_TEST_SECRET_OF_A_PROCESS"] == "word"
 
 
 def test_descriptors_are_passed_by_number_and_no_others():

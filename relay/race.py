@@ -34,6 +34,7 @@ __all__ = [
     "interleave",
     "open_socket",
     "place",
+    "resolved",
 ]
 
 _NONBLOCKING_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
@@ -271,6 +272,19 @@ class Name(Protocol):
 
         :raises ConnectError: if there is nothing to connect to.
         """
+
+
+def resolved(name: Name) -> Sequence[Endpoint]:
+    """Look a name up and return where to connect; blocks.
+
+    :raises ConnectError: if there is no address (``unreachable``), or none may be connected to (``denied``).
+    """
+    found: Sequence[Endpoint] | BaseException
+    try:
+        found = name.look_up()
+    except (OSError, UnicodeError) as error:
+        found = error
+    return name.endpoints(found)
 
 
 class Direct:

@@ -263,6 +263,88 @@ def test_an_i2p_name_is_never_looked_up_in_the_dns(monkeypatch, via):
             factory(destination=asked("site.i2p"), deadline=time.monotonic() + 0.5)
 
 
+@pytest.fixture
+def resolves(monkeypatch):
+    """Has names resolve to what the test says: ``resolves(address, …)``; returns the addresses of names."""
+    look_up = socket.getaddrinfo
+
+    def make(*addresses):
+        def found(host, port, *args, **options):
+            if host != "name.invalid":
+                return look_up(host, port, *args, **options)
+            return [one for address in addresses for one in look_up(address, port, *args, **options)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+
+    return make
+
+
+GUARD = ["127.0.0.0/8=refuse", "[::1]=refuse", "10.0.0.0/8:80=refuse", "*=direct"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "addresses", "left"),
+    [
+        (GUARD, ["127.0.0.1"], []),
+        (GUARD, ["::1", "127.1.2.3", "::ffff:127.0.0.1"], []),
+        (GUARD, ["127.0.0.1", "192.0.2.1", "::1", "2001:db8::1"], ["192.0.2.1", "2001:db8::1"]),
+        (GUARD, ["10.1.2.3"], []),
+        (GUARD, ["0.0.0.0", "::", "224.0.0.1", "::ffff:0.0.0.0"], []),  # the first two are the loopback to Linux
+        ([], ["0.0.0.0"], []),
+        ([], ["10.1.2.3"], ["10.1.2.3"]),
+        (["10.0.0.0/8:443=refuse", "*=direct"], ["10.1.2.3"], ["10.1.2.3"]),
+        (["10.1.0.0/16=direct", "10.0.0.0/8=refuse", "*=direct"], ["10.1.2.3", "10.2.2.3"], ["10.1.2.3"]),
+        (["*.invalid=direct", "10.0.0.0/8=refuse"], ["10.1.2.3"], ["10.1.2.3"]),  # the first that matches wins
+        (["10.1.2.3=refuse", "*=direct"], ["10.1.2.3", "10.1.2.4"], ["10.1.2.4"]),
+    ],
+)
+def test_networks_that_are_refused_are_refused_to_names(resolves, rules, addresses, left):
+    resolves(*addresses)
+    with contextlib.closing(dynamic(rules=rules)) as factory:
+        direct = factory.lead(asked("name.invalid", 80))
+        if left:
+            assert [endpoint.address[0] for endpoint in direct.resolve()] == left
+            assert {endpoint.address[1] for endpoint in direct.resolve()} == {80}
+        else:
+            text = "^name.invalid:80: the rules refuse every address that it resolves to$"
+            with pytest.raises(relay.ConnectError, match=text) as raised:
+                direct.resolve()
+            assert raised.value.reason == "denied"
+
+
+def test_a_client_that_names_a_refused_network_is_denied(resolves, serve):
+    server = serve(echo)
+    resolves("127.0.0.1")
+    port = server.address[1].to_bytes(2, "big")
+    name = b"\5\1\0\5\1\0\3" + bytes([12]) + b"name.invalid" + port
+    with (
+        relay.Tunnel(socks_listen("127.0.0.1", 0), dynamic(rules=GUARD)) as guarded,
+        relay.Tunnel(socks_listen("127.0.0.1", 0), dynamic(rules=["*=direct"])) as other,
+    ):
+        for tunnel, code in ((guarded, 2), (other, 0)):
+            with socket.create_connection(tunnel.address, WAIT) as client:
+                client.sendall(name)
+                assert receive_exactly(client, 12)[:4] == bytes([5, 0, 5, code])
+
+
+def test_a_way_whose_hold_fails_is_held_by_the_next_client(monkeypatch):
+    with contextlib.closing(dynamic(["exec:true"])) as factory:
+        way = next(iter(factory._routes.values()))
+        told = []
+
+        def subscribe(watcher):
+            told.append(watcher)
+            if len(told) == 1:
+                raise OSError("no thread")
+
+        monkeypatch.setattr(way, "subscribe", subscribe)
+        with pytest.raises(OSError, match="no thread"):
+            factory.lead(asked("a", 1))
+        for port in (2, 3):
+            factory.lead(asked("a", port))
+        assert len(told) == 2
+
+
 def test_a_way_that_does_not_lead_there():
     with contextlib.closing(dynamic(rules=["*=i2p:"])) as factory:
         with pytest.raises(relay.ConnectError, match="its way does not lead there") as raised:

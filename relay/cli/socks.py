@@ -32,6 +32,8 @@ relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by 
 
 relay socks http://127.0.0.1:3128 --rule '*:443=direct' (clients of an HTTP proxy, for https:// and nothing else)
 
+relay socks 1080 --rule '10.0.0.0/8=refuse' --rule '*=direct' (nor to names that resolve into 10.0.0.0/8)
+
 relay socks 0.0.0.0:1080 --user guest --password-file FILE (every interface; a user and a password are wanted)
 
 curl --proxy socks5h://127.0.0.1:1080 https://intranet.corp.example/ is a client (socks5:// looks names up itself).
@@ -82,6 +84,11 @@ def socks(
 
     Names are looked up at the end of the way: on the last hop of --via, or of the rule that matches, else here.
     Names in .i2p are looked up by the I2P router on this machine, or the one that --sam tells, unless a rule matches.
+
+    A rule that refuses a network also refuses it to names that resolve into it, if a later rule says direct for them.
+
+    torsocks cannot resolve names here, for it asks by a command of Tor's own: give it addresses, or use proxychains4.
+    Chromium needs socks5:// for http:// addresses, since http:// here knows CONNECT alone (status 405).
     """
     with (
         logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),

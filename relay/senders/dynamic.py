@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import ipaddress
 import re
 import threading
@@ -20,7 +21,7 @@ from ..hops import Route
 from ..i2paddress import SAM, I2PRouter, I2PTarget
 from ..limits import check_time
 from ..parsing import parse_hops, parse_target
-from ..race import Cancel, Direct
+from ..race import Cancel, Direct, Endpoint, Name, resolved
 from ..stream import Stream
 from .chain import chain
 from .tcp import tcp
@@ -65,6 +66,10 @@ class Rule:
         if self.network is not None:
             return address is not None and address in self.network
         return self.names is not None and self.names.match(host) is not None
+
+    def names_network_of(self, address: _Address, port: int) -> bool:
+        """Whether it is about a network with this address."""
+        return self.network is not None and address in self.network and self.port in (None, port)
 
 
 def parse_rule(text: str) -> Rule:
@@ -128,7 +133,8 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
         (``*.corp.example``), an address or a network (``10.0.0.0/8``, ``[fd00::]/8``), which match what clients give as
         an address, or ``*``; all with ``:PORT`` if wanted. ``WAY`` is ``direct``, ``refuse`` or hops, the nearest
         first, with commas between them. What no rule is about goes over ``via``; where there is none, it is refused if
-        there are rules, and else connected to directly.
+        there are rules, and else connected to directly. A network that is refused is also refused to names that
+        resolve into it, where a later rule connects to them directly.
     :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
         keeps what the streams of each way ride on. A call needs the keyword ``destination``, may have ``peer``,
@@ -246,11 +252,12 @@ class Dynamic(Guide):
 
     def _make(self, host: str, port: int) -> Direct | Dialed:
         place, address = _place(host, port)
-        route = self._route(place, address)
+        route, earlier = self._route(place, address)
         if route is None:
             raise ConnectError(f"{place}: the rules refuse it", reason="denied")
         if not route and not is_i2p(place.host):
-            return tcp(place.host, place.port)
+            direct = tcp(place.host, place.port)
+            return direct if direct.name is None else _guarded(direct.target, direct.name, place.port, earlier)
         route = route or self._over_i2p
         self._hold(route)
         try:
@@ -258,12 +265,13 @@ class Dynamic(Guide):
         except AddressError as error:
             raise ConnectError(f"{place}: its way does not lead there: {error}", reason="denied") from None
 
-    def _route(self, place: TCPAddress, address: _Address | None) -> Route | None:
+    def _route(self, place: TCPAddress, address: _Address | None) -> tuple[Route | None, tuple[Rule, ...]]:
+        """The way to a place, and the rules that come before the one that says so."""
         name = place.host.lower().removesuffix(".")
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules):
             if rule.matches(name, address, place.port):
-                return rule.route
-        return self._over_i2p if is_i2p(place.host) else self._otherwise
+                return rule.route, self.rules[:number]
+        return self._over_i2p if is_i2p(place.host) else self._otherwise, self.rules
 
     def _hold(self, route: Route) -> None:
         """Keep what streams ride on, whichever places they lead to."""
@@ -271,10 +279,66 @@ class Dynamic(Guide):
             if route in self._held:
                 return
             self._held.add(route)
-        self._routes[route].subscribe(_hear_nothing)
+        try:
+            self._routes[route].subscribe(_hear_nothing)
+        except BaseException:
+            with self._lock:
+                self._held.discard(route)
+            raise
 
     def __repr__(self) -> str:
         return f"<relay factory to anywhere, {len(self.rules)} rules, {len(self._routes)} ways over hops>"
+
+
+class _Guarded:
+    """A name that is connected to directly: what it resolves to is checked, for whoever owns a name chooses that.
+
+    :param name: looks it up.
+    :param port: that the client asks for.
+    :param rules: those that come before the one that leads there. The first about an address decides.
+    """
+
+    __slots__ = ("host", "_name", "_port", "_rules")
+
+    def __init__(self, name: Name, port: int, rules: tuple[Rule, ...]) -> None:
+        self.host = name.host
+        self._name = name
+        self._port = port
+        self._rules = rules
+
+    def look_up(self) -> Sequence[Endpoint]:
+        return self._name.look_up()
+
+    def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
+        endpoints = self._name.endpoints(found)
+        admitted = [endpoint for endpoint in endpoints if self._admits(str(endpoint.address[0]))]
+        if endpoints and not admitted:
+            place = TCPAddress(self.host, self._port)
+            raise ConnectError(f"{place}: the rules refuse every address that it resolves to", reason="denied")
+        return admitted
+
+    def _admits(self, text: str) -> bool:
+        address = _as_meant(ipaddress.ip_address(text.partition("%")[0]))
+        if _is_nowhere(address):
+            return False
+        rules = (rule for rule in self._rules if rule.names_network_of(address, self._port))
+        return (first := next(rules, None)) is None or first.route is not None
+
+
+def _guarded(target: str, name: Name, port: int, rules: tuple[Rule, ...]) -> Direct:
+    guarded = _Guarded(name, port, rules)
+    return Direct(target, functools.partial(resolved, guarded), literal=False, name=guarded)
+
+
+def _as_meant(address: _Address) -> _Address:
+    """An IPv4 address that is written as one of IPv6 is meant as it is, so that rules find it."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def _is_nowhere(address: _Address) -> bool:
+    """Whether nothing should be connected to there; systems take the unspecified address for the loopback."""
+    return address.is_unspecified or address.is_multicast
 
 
 def _hear_nothing(state: object, error: Exception | None) -> None:
@@ -289,17 +353,13 @@ def _somewhere(route: Route) -> TCPAddress:
 def _place(host: str, port: int) -> tuple[TCPAddress, _Address | None]:
     """What a client asks for, checked, and its address if it is one: clients may be hostile.
 
-    An IPv4 address that is written as one of IPv6 is meant as it is, so that rules find it.
-
     :raises ConnectError: if there cannot be such a place.
     """
     try:
-        address = ipaddress.ip_address(host)
+        address = _as_meant(ipaddress.ip_address(host))
     except ValueError:
         return _named(host, port), None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_unspecified or address.is_multicast:
+    if _is_nowhere(address):
         raise ConnectError(f"{TCPAddress(host, port)}: nobody can be connected to there", reason="denied")
     return TCPAddress(str(address), port), address
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Sequence
 
 from ..address import TCPAddress, check_place
 from ..errors import ConnectError
-from ..race import Direct, Endpoint
+from ..race import Direct, Endpoint, resolved
 
 __all__ = ["tcp"]
 
@@ -29,7 +30,7 @@ def tcp(host: str, port: int) -> Direct:
     if (endpoint := _literal(host, port)) is not None:
         return Direct(target, lambda: (endpoint,), literal=True)
     name = _Name(host, port)
-    return Direct(target, name.resolve, literal=False, name=name)
+    return Direct(target, functools.partial(resolved, name), literal=False, name=name)
 
 
 def _literal(host: str, port: int) -> Endpoint | None:
@@ -70,14 +71,3 @@ class _Name:
             raise found
         # Another port may have been asked for by who had it looked up.
         return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address in found]
-
-    def resolve(self) -> Sequence[Endpoint]:
-        """Look it up; blocks.
-
-        :raises ConnectError: if there is no address (``unreachable``).
-        """
-        try:
-            found: Sequence[Endpoint] | BaseException = self.look_up()
-        except (OSError, UnicodeError) as error:
-            found = error
-        return self.endpoints(found)

@@ -363,6 +363,14 @@ def test_where_there_is_no_other_backend_that_is_final(world, factory, monkeypat
     assert make.state == "failed"
 
 
+def test_a_client_that_waits_while_nothing_is_in_common_is_refused(world, factory, caplog):
+    world.errors = [IncompatibleError("ssh://bastion: it and paramiko have no cipher in common")]
+    with relay.Tunnel(relay.listen(":0"), factory("bastion", backend="paramiko"), name="mine") as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["denied"]
+    assert [one.levelname for one in caplog.records if "no cipher in common" in one.getMessage()] == ["WARNING"]
+
+
 def test_a_proxy_command_that_ends_is_named(world, factory, spawner_thread):
     world.settings["inner"] = {"command": "sh -c 'exit 3'"}
     make = factory("inner")

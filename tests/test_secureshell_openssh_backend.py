@@ -831,7 +831,7 @@ def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
     server = embedded(rig, keyfile=None)
     server = dataclasses.replace(server, user="me", backend="openssh")
     Client(dataclasses.replace(server, password='it\'s a "secret" 100%')).connection.close()
-    with pytest.raises(AuthenticationError, match="password"):
+    with pytest.raises(AuthenticationError, match="; the password or the user name is wrong"):
         Client(dataclasses.replace(server, password="wrong"))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from relay.address import SSHServer
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
-from relay.secureshell.connection import Settings
+from relay.secureshell.connection import IncompatibleError, Settings
 from relay.secureshell.openssh.diagnostics import decoded, open_error, said, timeout_error, why
 
 HERE = Settings(SSHServer("bastion", "me"), "bastion.example", 22, "me", known_hosts=("/home/me/.ssh/known_hosts",))
@@ -110,6 +110,15 @@ ERRORS = {
         AuthenticationError,
         ["agent refused operation"],
     ),
+    "no password is tried where none was given": (
+        [
+            "debug1: Next authentication method: password",
+            "debug1: read_passphrase: requested to askpass",
+            "me@bastion.example: Permission denied (password).",
+        ],
+        AuthenticationError,
+        ["takes password; tried: nothing; check the user"],
+    ),
     "too many": (
         [
             *(f"debug1: Offering public key: a {number} RSA SHA256:{number} agent" for number in range(9)),
@@ -156,12 +165,12 @@ ERRORS = {
     ),
     "no algorithm": (
         [REMOTE, "Unable to negotiate with ::1 port 22: no matching cipher found. Their offer: 3des-cbc,x"],
-        RelayError,
+        IncompatibleError,
         ["no cipher in common", "offers 3des-cbc,x", "Ciphers"],
     ),
     "no algorithm of a kind that is new": (
         [REMOTE, "Unable to negotiate with ::1 port 22: no matching moon found. Their offer: y"],
-        RelayError,
+        IncompatibleError,
         ["no moon in common", "offers y"],
     ),
     "lost in the key exchange": (
@@ -190,6 +199,16 @@ def test_errors_have_their_type_and_say_why(lines: list[str], kind: type, words:
     assert "\n" not in text
     assert len(text) < 700
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("method", ["password", "keyboard-interactive"])
+def test_a_wrong_password_is_named(method: str) -> None:
+    given = Settings(SSHServer("bastion", password="x"), "bastion.example", 22, "me")
+    tried = f"debug1: Next authentication method: {method}"
+    end = f"me@bastion.example: Permission denied ({method},publickey)."
+    assert f"tried: {method}; the password or the user name is wrong" in str(why(given, [tried, end]))
+    partial = f'Authenticated using "{method}" with partial success.'
+    assert "is wrong" not in str(why(given, [tried, partial, end]))
 
 
 def test_a_pinned_key_is_shown_beside_the_other() -> None:

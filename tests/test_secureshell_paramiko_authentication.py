@@ -206,7 +206,7 @@ def test_a_password_that_is_not_ascii(make_ssh_server: Any) -> None:
 
 def test_a_wrong_password(make_ssh_server: Any) -> None:
     text = refused(of(make_ssh_server(users={"me": "other"}), password=SECRET))
-    assert "refused: password" in text
+    assert "refused: password; the password or the user name is wrong; " in text
 
 
 def test_no_password(make_ssh_server: Any) -> None:
@@ -262,7 +262,7 @@ def test_a_callable_without_argument_is_called_once(make_ssh_server: Any) -> Non
 
 def test_a_second_question_is_not_answered_with_the_password(make_ssh_server: Any) -> None:
     text = refused(of(make_ssh_server(questions=QUESTIONS), password=SECRET))
-    assert "the server asks 'Code :', which takes a callable as password" in text
+    assert "the server asks 'Code :', which takes a callable as password" in text and "is wrong" not in text
 
 
 def test_a_callable_that_fails_ends_the_login_with_its_error(make_ssh_server: Any) -> None:

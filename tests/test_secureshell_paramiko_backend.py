@@ -14,9 +14,11 @@ import struct
 import threading
 import time
 
+import paramiko
 import pytest
 from cryptography.exceptions import InvalidSignature
 from helpers import BLOCK, WAIT, Thread, receive_all, receive_exactly, wait_until
+from paramiko.common import cMSG_DISCONNECT
 from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stream, settings_for
 
 from relay.address import SSHServer, TCPAddress
@@ -27,6 +29,7 @@ from relay.secureshell.configuration import settle
 from relay.secureshell.connection import IncompatibleError
 from relay.secureshell.paramiko import backend, packets
 from relay.stream import Stream
+from relay.testing.sshlogin import LoginHandler
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -450,6 +453,21 @@ def test_a_byte_that_is_damaged_just_before_the_login(sshd, before_login):
     before_login(damage_an_answer)
     with pytest.raises(CarrierError, match="lost during the login: a packet was damaged on the way"):
         connect(settings_for(sshd))
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("", "the server has closed the connection"), ("go away", "the server says: go away")]
+)
+def test_a_server_that_ends_the_login_with_a_word_and_without_one(ssh_server, monkeypatch, word, said):
+    def leave(handler, message):
+        handler.transport.tell(cMSG_DISCONNECT, 2, word, "en")
+        raise paramiko.SSHException("done")
+
+    monkeypatch.setattr(LoginHandler, "_parse_service_request", leave)
+    with pytest.raises(CarrierError) as failed:
+        connect(settings_for(ssh_server))
+    assert str(failed.value).endswith(f": {said} (the login was not finished)")
+    assert failed.value.stage == "the login was not finished"
 
 
 @pytest.mark.parametrize("names", CIPHERS.values(), ids=CIPHERS)

@@ -41,6 +41,8 @@ Lost = Callable[[CarrierError], object]
 class IncompatibleError(RelayError):
     """A backend and the server have no algorithm in common."""
 
+    reason = "denied"
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

@@ -12,6 +12,7 @@ __all__ = [
     "CERTIFICATE",
     "LONGEST_FILE",
     "NO_PASSPHRASE",
+    "WRONG_PASSWORD",
     "certified_key",
     "clear_part",
     "file_type",
@@ -23,6 +24,7 @@ __all__ = [
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
 NO_PASSPHRASE = "is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"  # noqa: S105
+WRONG_PASSWORD = "the password or the user name is wrong"  # noqa: S105
 
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _END = b"-----END OPENSSH PRIVATE KEY-----"

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from ...errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
-from ..connection import GREETING, KEY_EXCHANGE, LOGIN, Settings
-from ..identities import NO_PASSPHRASE
+from ..connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
+from ..identities import NO_PASSPHRASE, WRONG_PASSWORD
 
 __all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
 
@@ -21,6 +21,7 @@ _PERMISSION = re.compile(r"\S+: Permission denied \((.*)\)\.$")
 _KEY = re.compile(r"debug1: (Offering public key|Server accepts key|Trying private key): (.*)")
 _SKIPPED = re.compile(r"debug1: (Skipping \S+ key .*|send_pubkey_test: no mutual signature algorithm)")
 _METHOD = re.compile(r"debug1: Next authentication method: (\S+)")
+_PARTIAL = re.compile(r'Authenticated using "(\S+)" with partial success')
 _CONTINUE = re.compile(r"debug1: Authentications that can continue: (\S+)")
 _PROXY = re.compile(r"debug1: Executing proxy command: (?:exec )?(\S+)")
 _NO_MATCH = re.compile(r"Unable to negotiate with .*: no matching (.*) found\. Their offer: (.*)")
@@ -158,7 +159,7 @@ def _no_match(settings: Settings, lines: Sequence[str]) -> RelayError | None:
     kind, offer = match[1], match[2][:_LONGEST]
     option = f"{_OPTIONS[kind]} in the SSH configuration" if kind in _OPTIONS else "the SSH configuration"
     problem = f"ssh and the server have no {kind} in common; the server offers {offer}"
-    return RelayError(f"{settings.name}: {problem}; allow one of them with {option}, or update the server")
+    return IncompatibleError(f"{settings.name}: {problem}; allow one of them with {option}, or update the server")
 
 
 def _host_key(settings: Settings, lines: Sequence[str]) -> RelayError | None:
@@ -186,8 +187,14 @@ def _denied(settings: Settings, lines: Sequence[str]) -> RelayError | None:
     permission, more = _last(_PERMISSION, lines), _last(_CONTINUE, lines)
     takes = permission[1] if permission else more[1] if more else "unknown methods"
     keys, notes = _keys(settings, lines)
-    methods = list(dict.fromkeys(match[1] for line in lines if (match := _METHOD.match(line))))
-    tried = [*(method for method in methods if method != "publickey"), *(f"key {key}" for key in keys)]
+    methods = dict.fromkeys(match[1] for line in lines if (match := _METHOD.match(line)))
+    methods.pop("publickey", None)
+    with_password = {"password", "keyboard-interactive"} & methods.keys()
+    if not settings.server.has_password:  # ssh tries it all the same where there is a passphrase to ask for
+        methods = {method: None for method in methods if method not in with_password}
+    elif with_password - {match[1] for line in lines if (match := _PARTIAL.match(line))}:
+        notes = [WRONG_PASSWORD, *notes]
+    tried = [*methods, *(f"key {key}" for key in keys)]
     text = f"the server takes {takes}; tried: {_listed(tried) or 'nothing'}"
     if _any(lines, _TOO_MANY):
         many = (

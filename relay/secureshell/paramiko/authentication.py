@@ -16,7 +16,7 @@ from ...credentials import password_of, wants_prompt
 from ...errors import AuthenticationError, CarrierError
 from ..algorithms import CLIENT_HINT
 from ..connection import Settings
-from ..identities import NO_PASSPHRASE
+from ..identities import NO_PASSPHRASE, WRONG_PASSWORD
 from .keys import Keys, Offer
 
 __all__ = ["authenticate"]
@@ -72,6 +72,7 @@ class _Login:
         self.goodbye = _Goodbye(transport)
         self.has_password = settings.server.has_password
         self.asks = wants_prompt(settings.server.password)
+        self.left_unanswered = False  # a question of the server's
         self._text: str | None = None
 
     def run(self) -> None:
@@ -227,6 +228,8 @@ class _Login:
             return ["name the right key with keyfile, so that it alone is tried"]
         asked = set(self.offered)
         advice: list[str] = []
+        if "password" in self.tried or ("keyboard-interactive" in self.tried and not self.left_unanswered):
+            advice.append(WRONG_PASSWORD)
         if "publickey" in asked:
             if any("SHA256:" in name for name in self.tried):
                 advice.append("put the public key into its authorized_keys, or name another key with keyfile")
@@ -274,6 +277,7 @@ class _Answers:
         if self._login.asks:
             return self._login.answer(f"{question} ")
         if shown or self._spent:
+            self._login.left_unanswered = True
             self._login.notes.append(f"the server asks {question!r}, which takes a callable as password")
             return ""
         self._spent = True

@@ -161,7 +161,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     def _parse_disconnect(self, m: Any) -> None:
         m.get_int()
         said = printable(m.get_binary().decode("utf-8", "replace"))
-        self.wire.error = self.wire.error or CarrierError(f"the server says: {said}")
+        end = f"the server says: {said}" if said else "the server has closed the connection"
+        self.wire.error = self.wire.error or CarrierError(end)
 
     def _log(self, level: int, msg: Any, *args: Any) -> None:
         """What happens is told by exceptions: paramiko's own lines are for whoever looks for a fault."""

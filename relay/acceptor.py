@@ -19,7 +19,7 @@ from .poller import IN
 from .stream import Stream
 
 if TYPE_CHECKING:
-    from .tunnel import Tunnel
+    from .relaythread import RelayThread
 
 __all__ = [
     "Acceptor",
@@ -75,7 +75,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
         raise TypeError(f"{name}: a listening socket, or an object with accept() and close(), is wanted, not {kind}")
 
 
-def make_acceptor(tunnel: Tunnel, receive: Any) -> Acceptor:
+def make_acceptor(tunnel: RelayThread, receive: Any) -> Acceptor:
     """The acceptor for this kind of listener."""
     if isinstance(receive, (socket.socket, HearingListener)):
         return SocketAcceptor(tunnel, receive)
@@ -91,7 +91,7 @@ class SocketAcceptor:
     :param listener: a listening socket, or one whose clients say first where they want to be led.
     """
 
-    def __init__(self, tunnel: Tunnel, listener: socket.socket | HearingListener) -> None:
+    def __init__(self, tunnel: RelayThread, listener: socket.socket | HearingListener) -> None:
         receive = listener.listening if isinstance(listener, HearingListener) else listener
         self._tunnel = tunnel
         self._listener = listener
@@ -200,7 +200,7 @@ class ObjectAcceptor:
     :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
     """
 
-    def __init__(self, tunnel: Tunnel, receive: Any) -> None:
+    def __init__(self, tunnel: RelayThread, receive: Any) -> None:
         self._tunnel = tunnel
         self._receive = receive
         self._changed = threading.Condition()
@@ -287,7 +287,7 @@ class DeliveryAcceptor:
     :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
     """
 
-    def __init__(self, tunnel: Tunnel, receive: Any) -> None:
+    def __init__(self, tunnel: RelayThread, receive: Any) -> None:
         self._tunnel = tunnel
         self._receive = receive
         self.listening = False

@@ -194,16 +194,10 @@ class Tunnel:
 
 
 class _Tunnel(tunnel.Tunnel):
-    """A tunnel that can be closed without waiting, and tells whoever waits that it has ended."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._waiting: set[Callable[[], object]] = set()
-        super().__init__(*arguments, **options)
+    """A tunnel that can be closed without waiting, and whose end a loop can wait for."""
 
     def begin_to_close(self, drain: float) -> None:
-        seconds = check_time("drain", drain, zero=True)
-        if not self._forked:
-            self.loop.call(functools.partial(self._close, seconds))
+        self._relay.begin_to_close(check_time("drain", drain, zero=True))
 
     async def ended(self, timeout: float | None) -> bool:  # noqa: ASYNC109  (it is that of join)
         """Wait until it has.
@@ -213,17 +207,10 @@ class _Tunnel(tunnel.Tunnel):
         loop = asyncio.get_running_loop()
         told: asyncio.Future[None] = loop.create_future()
         tell = functools.partial(_call, loop, told.set_result, None)
-        self._waiting.add(tell)
+        self._relay.when_over.add(tell)
         try:
-            if not self._over.is_set():  # looked at after the line above, and set before that one is read
+            if not self._relay.is_over:  # looked at after the line above, and set before that one is read
                 await asyncio.wait([told], timeout=timeout)
         finally:
-            self._waiting.discard(tell)
-        return self._over.is_set()
-
-    def _run(self) -> None:
-        try:
-            super()._run()
-        finally:
-            for tell in tuple(self._waiting):
-                tell()
+            self._relay.when_over.discard(tell)
+        return self._relay.is_over

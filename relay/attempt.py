@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .connector import Connector, Plan
     from .lookups import Lookups
-    from .tunnel import Tunnel
+    from .relaythread import RelayThread
 
 __all__ = ["Attempt"]
 
@@ -34,7 +34,7 @@ class Attempt:
 
     __slots__ = ("connection", "plan", "cancel", "_connector", "_tunnel", "_race", "_running", "_timer", "_give_up")
 
-    def __init__(self, connector: Connector, tunnel: Tunnel, connection: Connection, plan: Plan) -> None:
+    def __init__(self, connector: Connector, tunnel: RelayThread, connection: Connection, plan: Plan) -> None:
         self.connection = connection
         self.plan = plan
         self.cancel: Cancellation | None = None

@@ -23,7 +23,7 @@ from .stream import Stream, keep_alive, set_to_reset, unsent
 
 if TYPE_CHECKING:
     from .flow import Workspace
-    from .tunnel import Tunnel
+    from .relaythread import RelayThread
 
 __all__ = ["Connection", "ConnectionRecord", "State", "Stats"]
 
@@ -68,7 +68,9 @@ class Connection:
     up: Flow  # from the client to the target
     down: Flow  # from the target to the client
 
-    def __init__(self, tunnel: Tunnel, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
+    def __init__(
+        self, tunnel: RelayThread, client: socket.SocketType, stream: Stream | None, peer: Any, now: float
+    ) -> None:
         self.tunnel = tunnel
         self.limits = tunnel.limits
         self.client = client

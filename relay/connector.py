@@ -28,7 +28,7 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from .connection import Connection
-    from .tunnel import Tunnel
+    from .relaythread import RelayThread
 
 __all__ = ["MOST_CALLS", "Connector", "keywords_of", "reason_of"]
 
@@ -93,7 +93,7 @@ class Connector:
     :param factory: its ``make_send``.
     """
 
-    def __init__(self, tunnel: Tunnel, factory: Callable[..., Any]) -> None:
+    def __init__(self, tunnel: RelayThread, factory: Callable[..., Any]) -> None:
         self._tunnel = tunnel
         self._guide = factory if isinstance(factory, Guide) else None
         self._plan = Plan(factory)

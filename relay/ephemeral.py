@@ -11,6 +11,7 @@ from .interfaces import Listener, MakeSend
 from .limits import check_time
 from .loop import Timer
 from .records import State
+from .relaythread import RelayThread
 from .stream import Stream, unread
 from .tunnel import Tunnel
 
@@ -37,10 +38,16 @@ class EphemeralTunnel(Tunnel):
 
     def __init__(self, receive: Listener, make_send: MakeSend, *, unused: float | None = None, **options: Any) -> None:
         self._unused = check_time("timeout", unused)
-        self._used = threading.Event()
-        self.expired = False
-        """Whether it has ended because nobody used it."""
         super().__init__(receive, make_send, **options)
+
+    def _start(self, *arguments: Any) -> EphemeralRelayThread:
+        self._ephemeral = EphemeralRelayThread(self._unused, *arguments)
+        return self._ephemeral
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has ended because nobody used it."""
+        return self._ephemeral.expired
 
     def wait_for_client(self, timeout: float) -> bool:
         """Wait until somebody has connected.
@@ -48,9 +55,21 @@ class EphemeralTunnel(Tunnel):
         :param timeout: seconds.
         :returns: whether somebody has.
         """
-        return self._used.wait(timeout)
+        return self._ephemeral.used.wait(timeout)
 
-    # -- the relay thread -------------------------------------------------------------------------------------------
+
+class EphemeralRelayThread(RelayThread):
+    """The relay thread of such a tunnel.
+
+    :param unused: seconds without any connection after which it ends.
+    :param arguments: as for :class:`RelayThread`.
+    """
+
+    def __init__(self, unused: float | None, *arguments: Any) -> None:
+        self._unused = unused
+        self.used = threading.Event()
+        self.expired = False
+        super().__init__(*arguments)
 
     def _run(self) -> None:
         self._alone = Timer(self.loop.timers, self._expire)
@@ -60,7 +79,7 @@ class EphemeralTunnel(Tunnel):
 
     def _admit(self, client: Any, stream: Stream | None, peer: Any, now: float) -> Connection:
         self._alone.stop()
-        self._used.set()
+        self.used.set()
         return super()._admit(client, stream, peer, now)
 
     def connection_over(self, connection: Connection) -> None:
@@ -70,7 +89,7 @@ class EphemeralTunnel(Tunnel):
             self._expect_somebody(connection.finished)
 
     def _expect_somebody(self, now: float) -> None:
-        if self._unused is not None and not self._closing:
+        if self._unused is not None and not self.closing:
             self._alone.start(now + self._unused, now)
 
     def _expire(self, now: float) -> None:
@@ -78,7 +97,7 @@ class EphemeralTunnel(Tunnel):
         self._close(0.0)
 
     def _close(self, drain: float | None) -> None:
-        if drain != 0 and not self._closing:
+        if drain != 0 and not self.closing:
             now = time.monotonic()
             self._quiet.start(now + _QUIET, now)
         super()._close(drain)

@@ -233,7 +233,7 @@ class TunnelClient(Tunnel):
         :raises RelayError: if there is no session.
         """
         if not self._remotedest:
-            if self._closing:
+            if self._relay.closing:
                 raise ConnectError(f"{self._sender.target}: the tunnel was closed before the name was looked up")
             self._remotedest = self._sender.look_up()
         return self._remotedest

@@ -77,7 +77,7 @@ def test_a_storm_is_accepted_in_growing_batches(echo_server: Server) -> None:
         clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(200)]
         tunnel.resume()
         wait_until(lambda: tunnel.stats().accepted == 200)
-        assert tunnel._acceptor._batch > 1  # type: ignore[attr-defined]
+        assert tunnel._relay._acceptor._batch > 1  # type: ignore[attr-defined]
         for client in clients:
             client.close()
 
@@ -98,12 +98,12 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
         with ours, theirs:
             assert number in (ours.fileno(), theirs.fileno()), "the number was to be somebody else's"
             seen = threading.Event()
-            tunnel.loop.call(lambda: tunnel.loop.watch(number, IN, lambda event, now: seen.set()))
+            tunnel._relay.loop.call(lambda: tunnel._relay.loop.watch(number, IN, lambda event, now: seen.set()))
             tunnel.pause()
             tunnel.resume()
             (theirs if ours.fileno() == number else ours).send(b"x")
             assert seen.wait(10), "another socket was taken for the listening one"
-            tunnel._in_loop(lambda: tunnel.loop.forget(number))
+            tunnel._relay._in_loop(lambda: tunnel._relay.loop.forget(number))
         client.sendall(b"y")
         assert receive_exactly(client, 1) == b"y"
     assert "closed by somebody else" in caplog.text
@@ -159,18 +159,18 @@ def test_a_listener_that_delivers_needs_no_thread(echo_server: Server, monkeypat
     receive = Deliverer()
     with relay.Tunnel(receive, echo_server.factory(), name="t") as tunnel:
         wait_until(lambda: receive.taker is not None)
-        assert receive.loop is tunnel.loop
+        assert receive.loop is tunnel._relay.loop
         assert "t accept" not in [thread.name for thread in threading.enumerate()]
         with receive.bring() as client:
             client.sendall(b"x")
             assert receive_exactly(client, 1) == b"x"
         threads: list[threading.Thread] = []
-        offered = tunnel.offered
+        offered = tunnel._relay.offered
         seen = lambda *what: (threads.append(threading.current_thread()), offered(*what))  # noqa: E731
-        monkeypatch.setattr(tunnel, "offered", seen)
+        monkeypatch.setattr(tunnel._relay, "offered", seen)
         receive.bring().close()
         brought: list[socket.socket] = []
-        tunnel.loop.call(lambda: brought.append(receive.bring()))
+        tunnel._relay.loop.call(lambda: brought.append(receive.bring()))
         wait_until(lambda: brought)
         with brought[0] as client:
             client.sendall(b"y")

@@ -108,7 +108,7 @@ def test_what_a_factory_raises_is_told_in_one_line_and_traced_where_it_helps(
 
 
 def test_calls_beyond_the_limit_wait_in_the_backlog(echo_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.tunnel.MOST_CALLS", 3)
+    monkeypatch.setattr("relay.relaythread.MOST_CALLS", 3)
     go, inside = threading.Event(), threading.Semaphore(0)
 
     def factory() -> socket.socket:

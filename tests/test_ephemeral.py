@@ -142,7 +142,7 @@ def held_in_the_kernel(make, listening, size):
     far = accepted(listening)
     client.sendall(BLOCK[:size])
     wait_until(lambda: tunnel.stats().received == size)
-    (connection,) = tunnel._connections
+    (connection,) = tunnel._relay._connections
     assert connection.up.held is None and connection.up.pipe is None and connection.unsent()[1]
     return tunnel, client, far
 
@@ -150,12 +150,12 @@ def held_in_the_kernel(make, listening, size):
 def looks(tunnel):
     """A wait for the tunnel's next two looks at what is quiet, of which one is whole; or for its end."""
     looked = []
-    look = tunnel._end_quiet_ones
-    tunnel._quiet._call = lambda now: (look(now), looked.append(now))
+    look = tunnel._relay._end_quiet_ones
+    tunnel._relay._quiet._call = lambda now: (look(now), looked.append(now))
 
     def wait():
         before = len(looked)
-        wait_until(lambda: len(looked) >= before + 2 or not tunnel._connections)
+        wait_until(lambda: len(looked) >= before + 2 or not tunnel._relay._connections)
 
     return wait
 

@@ -78,7 +78,11 @@ def test_a_client_leads_to_the_destination(bridge):
         assert (tunnel.dest, tunnel.b32) == (KEY.destination, KEY.b32)
         assert (tunnel.remotedest, tunnel.session, tunnel.state) == (DEST, "me", "up")
         assert tunnel.connections()[0].target == f"i2p://{b32_of(DEST)}"
-        assert (tunnel.limits.connect, tunnel.limits.linger, tunnel.limits.lifetime) == (90.0, 5.0, None)
+        assert (tunnel._relay.limits.connect, tunnel._relay.limits.linger, tunnel._relay.limits.lifetime) == (
+            90.0,
+            5.0,
+            None,
+        )
         assert repr(tunnel).startswith("<TunnelClient 'me' at 127.0.0.1:")
     assert (tunnel.dest, tunnel.remotedest, tunnel.state) == (KEY.destination, DEST, "closed")
 

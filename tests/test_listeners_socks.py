@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 
 import relay
 from relay import greeting as greeting_module
-from relay import tunnel as tunnel_module
+from relay import relaythread
 from relay.greeting import Refusal, Request
 from relay.listeners import greeting as module
 from relay.listeners.greeting import Login, login_of
@@ -409,15 +409,15 @@ def test_the_limit_of_connections_holds_for_those_who_have_named_their_target(pr
     assert receive_exactly(clients[0], 10) == GRANTED
     for client in clients[1:]:
         client.sendall(request(echo_server.address))
-    wait_until(lambda: len(tunnel._queued) == 2)
+    wait_until(lambda: len(tunnel._relay._queued) == 2)
     clients[0].close()
     assert receive_exactly(clients[1], 10) == GRANTED
     exchange_with_itself(clients[1])
-    assert len(tunnel._queued) == 1
+    assert len(tunnel._relay._queued) == 1
     clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     clients[2].close()
     wait_until(lambda: tunnel.stats().active == 1)
-    assert not tunnel._queued
+    assert not tunnel._relay._queued
     assert tunnel.stats().failed == {"client_reset": 1}
 
 
@@ -443,16 +443,16 @@ def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(pr
     with refusing() as nowhere:
         for client in others:
             client.sendall(request(nowhere))
-        wait_until(lambda: len(tunnel._queued) == 49)
+        wait_until(lambda: len(tunnel._relay._queued) == 49)
         first.close()
         assert {receive_all(client) for client in others} == {reply(5)}
 
 
 def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monkeypatch, caplog):
-    monkeypatch.setattr(tunnel_module, "_UNDECIDED", 2)
+    monkeypatch.setattr(relaythread, "_UNDECIDED", 2)
     tunnel = proxy(name="mine")
     first, second = (connect(tunnel, b"\5") for _ in range(2))
-    wait_until(lambda: len(tunnel.undecided) == 2)
+    wait_until(lambda: len(tunnel._relay.undecided) == 2)
     third = connect(tunnel, HELLO)
     assert receive_exactly(third, 2) == NO_LOGIN
     assert ending(first) == "reset"
@@ -461,14 +461,14 @@ def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monk
     assert receive_exactly(third, 10) == GRANTED
     second.sendall(HELLO[1:] + request(echo_server.address))
     assert receive_exactly(second, 12) == NO_LOGIN + GRANTED
-    assert tunnel.listening
+    assert tunnel._relay.listening
     (line,) = [record.getMessage() for record in caplog.records if "half-open" in record.getMessage()]
     peer = "{}:{}".format(*first.getsockname())
     assert line == f"mine: 2 clients at a time are half-open; the oldest of the largest source are reset ({peer})"
 
 
 def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):
-    monkeypatch.setattr(tunnel_module, "_UNDECIDED", 1)
+    monkeypatch.setattr(relaythread, "_UNDECIDED", 1)
     tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"))
     first = connect(tunnel, HELLO)
     assert receive_exactly(first, 2) == b"\5\xff"
@@ -648,7 +648,7 @@ def test_a_forked_child_closes_its_copies(proxy, connect, echo_server):
     wait_until(lambda: tunnel.stats().active)
     pid = os.fork()
     if not pid:
-        os._exit(0 if tunnel._receive.listening.fileno() < 0 else 1)
+        os._exit(0 if tunnel._relay._receive.listening.fileno() < 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     client.sendall(HELLO[1:])
     assert receive_exactly(client, 2) == NO_LOGIN

@@ -264,7 +264,7 @@ def test_a_lambda_around_it_is_as_good(world):
 def test_silence_of_the_router_is_the_connect_timeout(world):
     world.bridge.answers.append(world.bridge._create)
     tunnel = world.tunnel(connect_timeout=0.3)
-    up(tunnel._make_send)
+    up(tunnel._relay._make_send)
     world.bridge.answers.append(lambda far: far.over.wait())
     assert fate_of_client(tunnel.address) == "reset"
     assert ended(tunnel) == ["connect_timeout"]

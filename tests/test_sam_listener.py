@@ -572,7 +572,7 @@ def test_a_limit_of_connections_holds(listen, clients, echo):
 def test_without_a_limit_streams_are_accepted_in_the_relay_thread(listen, clients, echo):
     there = listen(accept="forward")
     with relay.Tunnel(there, echo()) as tunnel:
-        wait_until(lambda: there._way._port._watching is tunnel.loop)
+        wait_until(lambda: there._way._port._watching is tunnel._relay.loop)
         with clients.connect(there, b"x") as stream:
             assert receive_exactly(stream.socket, 1) == b"x"
     with pytest.raises(OSError, match=CLOSED):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pydoc
 import queue
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -13,9 +15,31 @@ import pytest
 from helpers import BLOCK, Relayed, Server, Thread, ended, ending, exchange, receive_all, receive_exactly, wait_until
 
 import relay
-from relay import tunnel as tunnel_module
 from relay.records import ConnectionRecord
 from relay.testing import FakeListener
+
+MEMBERS = {"address", "close", "connections", "join", "pause", "recent", "resume", "stats"}
+OF_I2P = {"b32", "dest", "session", "state"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "members"),
+    [
+        (relay.Tunnel, MEMBERS),
+        (relay.TunnelServer, MEMBERS | OF_I2P | {"wait_published"}),
+        (relay.TunnelClient, MEMBERS | OF_I2P | {"remotedest"}),
+    ],
+)
+def test_it_has_no_members_but_those_for_users(kind: type, members: set[str]) -> None:
+    assert {name for name in dir(kind) if not name.startswith("_")} == members
+    help_text = pydoc.plain(pydoc.render_doc(kind))
+    for name in ("accepted", "let_go", "is_here", "make_stream", "connection_over", "unlimited", "original"):
+        assert not re.search(rf"\b{name}\b *(\(|$)", help_text, re.MULTILINE), name
+
+
+def test_nor_has_an_instance(echo_server: Server) -> None:
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
+        assert {name for name in dir(tunnel) if not name.startswith("_")} == MEMBERS | {"name"}
 
 
 def test_a_tunnel_says_where_it_listens_and_what_it_is(echo_server: Server) -> None:
@@ -175,22 +199,6 @@ def test_a_constructor_that_raises_leaves_everything_with_the_caller() -> None:
         with pytest.raises(ValueError, match="nconnect"):
             relay.Tunnel(receive, lambda: None, nconnect=0)
         assert receive.fileno() >= 0
-
-
-def test_short_connections_are_spared_the_cost_of_keep_alive(
-    relayed: Callable[..., Relayed], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[int] = []
-    monkeypatch.setattr(tunnel_module, "_SETTLED", 0.2)
-    monkeypatch.setattr("relay.connection.keep_alive", lambda sock: kept.append(sock.fileno()))
-    made = relayed()
-    lasting = made.connect()
-    exchange(*lasting)
-    wait_until(lambda: len(kept) == 2)
-    again = made.connect()
-    exchange(*again)
-    wait_until(lambda: len(kept) == 4)
-    assert len(set(kept)) == 4
 
 
 def test_each_end_of_a_connection_is_one_line_at_info(

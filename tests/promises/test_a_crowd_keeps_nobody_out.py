@@ -37,7 +37,7 @@ def test_names_that_nobody_resolves(crowd, echo_server, monkeypatch):
     monkeypatch.setattr(lookups, "_MOST", 4)
     monkeypatch.setattr(lookups, "_SHARE", 4)
     monkeypatch.setattr(lookups, "_WAITING", 8)
-    monkeypatch.setattr("relay.tunnel.MOST_CALLS", 4)
+    monkeypatch.setattr("relay.relaythread.MOST_CALLS", 4)
     go, resolve = threading.Event(), socket.getaddrinfo
 
     def slow(host, *args, **options):

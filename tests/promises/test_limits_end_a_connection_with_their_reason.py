@@ -198,13 +198,13 @@ class Clock:
     def __init__(self, tunnel, step):
         self._tunnel = tunnel
         self._step = step
-        (self.connection,) = tunnel._connections
+        (self.connection,) = tunnel._relay._connections
         self._now = time.monotonic()
 
     def go_on(self):
         """So much later, a limit may have been reached."""
         self._now += self._step
-        self._tunnel._in_loop(lambda: self.connection.expire(self._now))
+        self._tunnel._relay._in_loop(lambda: self.connection.expire(self._now))
 
 
 @pytest.mark.parametrize("limit", ["idle_timeout", "linger"])

@@ -192,7 +192,7 @@ def test_a_server_publishes_a_local_service(router, listener):
             assert record.target == "{}:{}".format(*listener.getsockname())
         assert tunnel.remotedest == server.dest
         assert server.b32 == server.address == b32_of(server.dest)
-        assert (server.session, server.limits.connect, server.limits.linger) == ("", 90.0, 5.0)
+        assert (server.session, server._relay.limits.connect, server._relay.limits.linger) == ("", 90.0, 5.0)
         assert f"at {server.b32}" in repr(server)
     assert (b32_of(server.dest), server.state) == (server.b32, "closed")
 

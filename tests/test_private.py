@@ -26,7 +26,7 @@ def test_i2p_is_given_more_time(monkeypatch):
     class Tunnel(relay.Tunnel):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            made.append((self.limits.connect, self.limits.linger, self.limits.lifetime))
+            made.append((self._relay.limits.connect, self._relay.limits.linger, self._relay.limits.lifetime))
 
     monkeypatch.setattr("relay.private.Tunnel", Tunnel)
     chains = [("127.0.0.1:1",), ("name.i2p",), ("127.0.0.1:1", ["i2p:", "ssh://me@name.i2p"])]

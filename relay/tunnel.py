@@ -33,7 +33,8 @@ class Tunnel:
     direction may be silent then. A reset is passed on as a reset. Socket errors never shut the tunnel down.
 
     :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)``
-        and ``close()``. The tunnel owns it and closes it.
+        and ``close()``. The tunnel owns it and closes it. Its type, for type checkers, is
+        :class:`relay.interfaces.Listener`, and that of ``make_send`` :data:`relay.interfaces.MakeSend`.
     :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
         with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
         ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may

@@ -144,7 +144,7 @@ def test_hops_that_are_not_up_are_told():
     assert hop_state(object(), object()) == ("up", "")
     assert hop_state(Listener(), object()) == ("connecting", "")
     view = TunnelView(Fake(), "", lambda: hop_state(object(), Dialed()))
-    assert view().errors == ["the way to the target is backing off: ssh://bastion: connection refused"]
+    assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
 
 
 def test_while_it_closes_the_table_says_so():

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
+from ..printable import printable
+
 __all__ = ["Column", "Content", "Line", "lay_out"]
 
 _GAP = 2  # columns between two columns of the table; one where there is no room
@@ -83,7 +85,7 @@ def lay_out(content: Content, width: int, height: int) -> list[Line]:
 
 def _table(content: Content, width: int, room: int) -> list[Line]:
     rows, left = _first(content.rows, room)
-    cells = [[_printable(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     shown, widths, gap = _fit(content.columns, cells, width)
     titles = [column.title for column in content.columns]
 
@@ -138,11 +140,11 @@ def _errors(errors: Sequence[str], width: int, room: int) -> list[Line]:
     lines: list[Line] = []
     for number, error in enumerate(errors):
         made = textwrap.wrap(
-            _printable(error), max(8, width), max_lines=_ERROR_LINES, placeholder=" …", subsequent_indent="  "
+            printable(error), max(8, width), max_lines=_ERROR_LINES, placeholder=" …", subsequent_indent="  "
         )
         left = len(errors) - number
         if len(lines) + len(made) > room - (left > 1):
-            lines.append(Line(f"and {left} more errors" if lines else _printable(error), "red"))
+            lines.append(Line(f"and {left} more errors" if lines else printable(error), "red"))
             break
         lines += [Line(text, "red") for text in made]
     return lines
@@ -151,11 +153,11 @@ def _errors(errors: Sequence[str], width: int, room: int) -> list[Line]:
 def _ended(ended: Sequence[str], width: int, room: int) -> list[Line]:
     if not ended or room < 2:
         return []
-    return [Line("last ended", "bold"), *(Line(_printable(text), "dim") for text in ended[: room - 1])]
+    return [Line("last ended", "bold"), *(Line(printable(text), "dim") for text in ended[: room - 1])]
 
 
 def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
-    return [line for sentence in sentences for line in textwrap.wrap(_printable(sentence), max(1, width))]
+    return [line for sentence in sentences for line in textwrap.wrap(printable(sentence), max(1, width))]
 
 
 def _aligned(text: str, width: int, is_figure: bool) -> str:
@@ -165,8 +167,3 @@ def _aligned(text: str, width: int, is_figure: bool) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else f"{set_cell_size(text, max(0, width - 1))}…"[: max(1, width)]
-
-
-def _printable(text: str) -> str:
-    """Without what could move the cursor: names come from clients, too."""
-    return "".join(character if character.isprintable() else "?" for character in text)

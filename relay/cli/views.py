@@ -166,7 +166,7 @@ class TunnelView:
             head=[self._title, *([self.closing] if self.closing else [])],
             columns=columns,
             rows=[self._row(number, record, shows_targets) for number, record in records.items()],
-            errors=[f"the way to the target is {state}{problem and f': {problem}'}"] if state != "up" else [],
+            errors=[f"hops: {state}{problem and f': {problem}'}"] if state != "up" else [],
             ended=self._ended.lines(named=False),
             foot=[_foot(stats, self._rates.of(""))],
         )

@@ -124,7 +124,10 @@ class Connection:
         elif isinstance(outcome, Refusal):
             if outcome.problem:
                 problem = printable(outcome.problem, _LONGEST)
-                logger.info("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
+                if outcome.guessed:
+                    self.tunnel.guesses.log(now, "%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
+                else:
+                    logger.info("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
             self._part(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)

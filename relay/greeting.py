@@ -64,6 +64,8 @@ class Refusal(NamedTuple):
     """What is wrong, for the log; empty where that is nobody's business."""
     reason: str = "denied"
     """The word for it in the connection's record."""
+    guessed: bool = False
+    """Whether the client has shown a wrong user or password, which may be somebody who guesses."""
 
 
 class Greeting:

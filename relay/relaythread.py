@@ -82,6 +82,7 @@ class RelayThread:
         self._queued: dict[Connection, None] = {}  # those that have said where they want to be led, beyond nconnect
         self._serving = False
         self._crowded = RateLog(logger, logging.WARNING)
+        self.guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_REMEMBERED)
         self._accepted = self._received = self._sent = 0
         self._failed: collections.Counter[str] = collections.Counter()

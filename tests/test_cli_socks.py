@@ -132,10 +132,12 @@ def test_a_proxy_for_everybody_is_a_warning(start, listen, warned):
     assert ("WARNING everybody who can reach 0.0.0.0 port" in said) == warned
 
 
-def test_a_proxy_for_everybody_with_a_password_is_none(start, tmp_path):
-    command = start("0.0.0.0:0", "--user", "me", "--password-env", "P", env={**os.environ, "P": "secret"})
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
+def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, listen, warned):
+    command = start(listen, "--user", "me", "--password-env", "P", env={**os.environ, "P": "secret"})
     command.process.stdout.readline()
-    assert "WARNING" not in command.end()[1]
+    said = command.end()[1]
+    assert said.count("WARNING") == said.count("users and passwords cross the network in the clear") == warned
 
 
 @pytest.mark.parametrize(

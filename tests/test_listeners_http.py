@@ -114,6 +114,7 @@ def test_what_cannot_be_is_answered_by_the_book(text, who, status):
     assert f"Content-Length: {len(body)}" in lines
     assert "Connection: close" in lines
     assert ("Allow: CONNECT" in lines) == (status == 405)
+    assert outcome.guessed == (status == 407 and b"authorization" in text.lower())
     assert ('Proxy-Authenticate: Basic realm="relay", charset="UTF-8"' in lines) == (status == 407)
     assert "ret" not in outcome.problem and "wrong\n" not in outcome.problem
 

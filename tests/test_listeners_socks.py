@@ -670,6 +670,29 @@ def test_a_password(proxy, connect, echo_server, caplog):
     assert "secret" not in caplog.text and "wrong!" not in caplog.text
 
 
+def test_guesses_are_seen_and_do_not_flood_the_log(proxy, connect, caplog):
+    tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"), name="mine")
+    for number in range(5):
+        client = connect(tunnel, b"\5\1\2" + login(password=b"%d" % number))
+        assert receive_all(client) == b"\5\2\1\1"
+        if not number:
+            peer = "{}:{}".format(*client.getsockname())
+        client.close()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == f"mine: a wrong user or password (client {peer})"
+
+
+def test_guesses_are_seen_alone(caplog):
+    with socks_listen("127.0.0.1", 0, user="me", password="secret") as alone:
+        with talk(alone, b"\5\1\2" + login(password=b"x")) as client:
+            accepting = Thread(alone.accept)
+            assert receive_all(client) == b"\5\2\1\1"
+            with talk(alone, b"\5\1\2" + login() + request(("a", 1))):
+                accepting.result()[0].close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "a wrong user or password (127.0.0.1:" in caplog.text
+
+
 def test_where_a_password_may_be(tmp_path, monkeypatch):
     file = tmp_path / "password"
     file.write_text("sécret\n")

@@ -13,6 +13,7 @@ from test_senders_socks import converse
 import relay
 from relay.address import TCPAddress
 from relay.errors import AuthenticationError, ConnectError
+from relay.senders import http
 from relay.senders.http import LONGEST, connect, log_in
 
 LOGIN = (USER.encode(), PASSWORD.encode())
@@ -53,6 +54,20 @@ def status(line, *headers):
 )
 def test_a_grant(head, step):
     assert through(head + b"early\r\n\r\ndata", step=step) == (CONNECT, b"early\r\n\r\ndata")
+
+
+def test_a_head_that_comes_byte_by_byte_is_searched_once(monkeypatch):
+    class Counting:
+        pattern, searched = http._BLANK_LINE, 0
+
+        def search(self, data, start=0):
+            self.searched += len(data) - start
+            return self.pattern.search(data, start)
+
+    monkeypatch.setattr(http, "_BLANK_LINE", counting := Counting())
+    head = status("200 OK", f"X: {'x' * 5000}")
+    through(head, step=1)
+    assert counting.searched < 4 * len(head)
 
 
 def test_with_a_login():

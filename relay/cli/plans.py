@@ -283,10 +283,12 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
 
 
 def _warn_if_open(listener: Any) -> None:
-    """Say so if others than those on this machine are let in to a proxy without a password."""
+    """Say so if others than those on this machine are let in to a proxy without a password, or send it in the clear."""
     address = listener.address if hasattr(listener, "protected") else None
-    if not isinstance(address, tuple) or listener.protected or ipaddress.ip_address(address[0]).is_loopback:
+    if not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
         return
-    logger.warning(
-        "everybody who can reach %s port %d can use it; --user and --password-file let one user in", *address[:2]
-    )
+    if listener.protected:
+        text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
+    else:
+        text = "everybody who can reach %s port %d can use it; --user and --password-file let one user in"
+    logger.warning(text, *address[:2])

@@ -24,6 +24,7 @@ from ..greeting import Farewell, Greeting, HearingListener, Introduction, Refusa
 from ..limits import FIRST_BYTE
 from ..loop import Loop, Timer
 from ..poller import IN
+from ..printable import printable
 from ..race import place
 from ..ratelog import RateLog
 from ..stream import Stream
@@ -221,6 +222,7 @@ class _Reception:
         self._socket = listener.listening
         self._guests: dict[_Guest, None] = {}  # the oldest first
         self._crowded = RateLog(logger, logging.WARNING)
+        self._guesses = RateLog(logger, logging.WARNING)
         self._pause = Timer(self.loop.timers, self._go_on)
         self._socket.setblocking(False)
         self.loop.watch(self._socket.fileno(), IN, self._on_clients)
@@ -266,7 +268,7 @@ class _Reception:
 
     def _hear(self, client: socket.socket, peer: Any, now: float) -> None:
         client.setblocking(False)
-        guest = _Guest(Stream(client), peer, self.loop, self._over)
+        guest = _Guest(Stream(client), peer, self.loop, self._guesses, self._over)
         self._guests[guest] = None
         guest.hear(self._listener.greeting(), self._listener.handshake_timeout, now)
 
@@ -284,10 +286,13 @@ class _Reception:
 class _Guest:
     """One client who is heard, or sent away."""
 
-    def __init__(self, stream: Stream, peer: Any, loop: Loop, over: Callable[[_Guest], object]) -> None:
+    def __init__(
+        self, stream: Stream, peer: Any, loop: Loop, guesses: RateLog, over: Callable[[_Guest], object]
+    ) -> None:
         self.stream = stream
         self.peer = peer
         self._loop = loop
+        self._guesses = guesses
         self._over = over
         self._timer = Timer(loop.timers, self._too_late)
         self._last: float | None = None  # when it must be done; monotonic seconds
@@ -307,8 +312,10 @@ class _Guest:
     def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
         self._timer.stop()
         if isinstance(outcome, Refusal):
-            if outcome.problem:
-                logger.info("a client is refused: %s", outcome.problem)
+            if outcome.guessed:
+                self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, place(self.peer))
+            elif outcome.problem:
+                logger.info("a client is refused: %s", printable(outcome.problem))
             self._under_way = farewell = Farewell(self.stream.socket, self._loop, outcome.last, self._left)
             return farewell.begin(now)
         self._loop.forget(self.stream.fileno())

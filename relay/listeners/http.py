@@ -104,9 +104,9 @@ class HTTPGreeting(Greeting):
                 self._take(event)
         return b""
 
-    def _refuse(self, status: HTTPStatus, problem: str, *headers: str) -> None:
+    def _refuse(self, status: HTTPStatus, problem: str, *headers: str, guessed: bool = False) -> None:
         words = _WORDS.get(status) or status.description or status.phrase
-        self.outcome = Refusal(_answer(status, words, *headers), problem)
+        self.outcome = Refusal(_answer(status, words, *headers), problem, guessed=guessed)
 
     def _take(self, request: h11.Request) -> None:
         if request.method != b"CONNECT":
@@ -116,7 +116,11 @@ class HTTPGreeting(Greeting):
         if self._login is not None and not _admits(self._login, request):
             status = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             challenge = 'Proxy-Authenticate: Basic realm="relay", charset="UTF-8"'
-            return self._refuse(status, "it shows no user and password, or wrong ones", challenge)
+            if not any(name == b"proxy-authorization" for name, _ in request.headers):
+                return self._refuse(
+                    status, "it shows no user and password", challenge
+                )  # clients ask first what to show
+            return self._refuse(status, "a wrong user or password", challenge, guessed=True)
         found = _AUTHORITY.fullmatch(request.target)
         host = checked_host(found[1] or found[2]) if found else None
         port = int(found[3]) if found else 0

@@ -150,7 +150,8 @@ class SOCKSGreeting(Greeting):
             return None
         assert self._login is not None
         if held[0] != 1 or not self._login.admits(held[2:user_end], held[user_end + 1 : end]):
-            return self._refuse(b"\1\1", "a wrong user or password")
+            self.outcome = Refusal(b"\1\1", "a wrong user or password", guessed=True)
+            return b""
         self._held = held[end:]
         self._read = self._read_request
         return b"\1\0"

@@ -19,6 +19,7 @@ _INTERIM = 8  # answers at most that announce another one (1xx)
 _SHOWN = 80  # characters of what a proxy says
 _START = b"HTTP/"
 _BLANK_LINE = re.compile(rb"\n\r?\n")
+_OVERLAP = 2  # bytes of a blank line that may have come before its last one
 
 # Of the place that was asked for: what a proxy says of it, and the reason.
 _STATUS = {
@@ -41,7 +42,7 @@ def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) 
     data = (connection.send(_request(place, login)) or b"") + (connection.send(h11.EndOfMessage()) or b"")
     late = f"{place}: {proxy} has not answered in time"
     for _ in range(_INTERIM):
-        head = yield Question(data, _length_of_head, late)
+        head = yield Question(data, _Head().length, late)
         response = _parsed(connection, head, proxy)
         if response.status_code >= 200:
             return _judge(response, proxy, place, login is not None)
@@ -61,14 +62,24 @@ def _request(place: TCPAddress, login: tuple[bytes, bytes] | None) -> h11.Reques
     return h11.Request(method="CONNECT", target=str(place), headers=headers)
 
 
-def _length_of_head(data: bytes) -> int:
-    """A head up to its blank line; of what cannot be one, what is enough to say so."""
-    if data[: len(_START)] != _START[: len(data)]:
-        return len(data)
-    end = _BLANK_LINE.search(data)
-    if end is not None:
-        return end.end()
-    return len(data) if len(data) > LONGEST else 0
+class _Head:
+    """The length of one head, which is searched once however many pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._searched = 0
+
+    def length(self, data: bytes | bytearray) -> int:
+        """A head up to its blank line; of what cannot be one, what is enough to say so.
+
+        :param data: what has come; what had come before, and more.
+        """
+        if data[: len(_START)] != _START[: len(data)]:
+            return len(data)
+        start, self._searched = max(0, self._searched - _OVERLAP), len(data)
+        end = _BLANK_LINE.search(data, start)
+        if end is not None:
+            return end.end()
+        return len(data) if len(data) > LONGEST else 0
 
 
 def _parsed(connection: h11.Connection, head: bytes, proxy: Proxy) -> h11.Response | h11.InformationalResponse:

@@ -21,7 +21,7 @@ __all__ = ["Dialogue", "Length", "Negotiation", "Question"]
 
 _PEEK = 4096  # bytes that are looked at at once
 
-Length = Callable[[bytes], int]
+Length = Callable[[bytes | bytearray], int]
 
 
 class Question(NamedTuple):
@@ -84,7 +84,7 @@ class Negotiation:
         self._lost = lost
         self._question: Question | None = None
         self._unsent = memoryview(b"")
-        self._heard = b""
+        self._heard = bytearray()
         self._pump = Pump.hold(self)
         loop = self._pump.loop
         self._timer = Timer(loop.timers, self._expired)
@@ -124,7 +124,7 @@ class Negotiation:
             return self._fail(error)
         self._question = question
         self._unsent = memoryview(question.data)
-        self._heard = b""
+        self._heard = bytearray()
         return self._move()
 
     def _on_event(self, event: int, now: float) -> None:
@@ -151,14 +151,17 @@ class Negotiation:
             seen = sock.recv(_PEEK, socket.MSG_PEEK)
             if not seen:
                 return self._ended(EOFError())
-            length = self._question.length(self._heard + seen)
-            self._heard += sock.recv(length - len(self._heard) if length else len(seen))
+            known = len(self._heard)
+            self._heard += seen
+            length = self._question.length(self._heard)
+            del self._heard[known:]
+            self._heard += sock.recv(length - known if length else len(seen))
         except BlockingIOError:
             return None
         except OSError as error:
             return self._ended(error)
         self._stream.answered = True
-        return self._ask(self._heard) if length == len(self._heard) else None
+        return self._ask(bytes(self._heard)) if length == len(self._heard) else None
 
     def _ended(self, error: Exception) -> None:
         """The stream has ended; why, it may know a moment later."""

@@ -90,12 +90,13 @@ def _show_password(proxy: Proxy, login: tuple[bytes, bytes], late: str) -> Dialo
         raise AuthenticationError(f"{proxy}: it does not accept the user and the password; check both")
 
 
-def _two(data: bytes) -> int:
+def _two(data: bytes | bytearray) -> int:
     return 2 if len(data) >= 2 else 0
 
 
-def _length_of_reply(data: bytes) -> int:
+def _length_of_reply(heard: bytes | bytearray) -> int:
     """A reply; of one that is a refusal, or none at all, what is enough to say so."""
+    data = bytes(heard)
     if data[:1] != _VERSION:
         return len(data)
     if len(data) > 1 and data[1]:

@@ -11,9 +11,11 @@ from helpers import WAIT, Thread, exchange, receive_exactly, refusing
 from listener_rig import make_prompt
 
 import relay
+from relay.sam import accepting, messages
 from relay.sam.accepting import Accepts, Forward
 from relay.sam.destinations import PrivateKey
 from relay.sam.listener import I2PListener
+from relay.sam.messages import stream_connect
 from relay.testing import SAMBridge
 
 
@@ -130,6 +132,40 @@ def test_no_bridge_is_an_error_at_once_and_leaves_nothing(tmp_path):
             relay.i2p_listen("shop", sam=f"{host}:{port}")
         with pytest.raises(relay.ConnectError, match="no SAM bridge there"):
             relay.i2p_listen("shop", sam=f"{host}:{port}")
+
+
+@pytest.mark.parametrize("accept", ["accept", "forward"])
+@pytest.mark.parametrize("trouble", ["no router", "no session", "no streams"])
+def test_what_a_retry_can_fix_says_so_and_the_next_call_comes_up(bridge, monkeypatch, trouble, accept):
+    if trouble == "no router":
+        bridge.kill()
+    elif trouble == "no session":
+        bridge.refuse_sessions(1000, "I2P_ERROR")
+    else:
+        monkeypatch.setattr(accepting, f"stream_{accept}", lambda session, *_: stream_connect(session, "nobody.i2p"))
+    with pytest.raises((relay.ConnectError, relay.SAMError, relay.CarrierError)) as failure:
+        relay.i2p_listen("shop", sam=bridge.sam, accept=accept)
+    assert getattr(failure.value, "passing", True)
+    bridge.refuse_sessions(0)
+    if trouble == "no streams":
+        monkeypatch.setattr(accepting, f"stream_{accept}", getattr(messages, f"stream_{accept}"))
+    bridge.restart()
+    with listening("shop", sam=bridge.sam, accept=accept) as there:
+        prove(there, bridge.sam)
+
+
+@pytest.mark.parametrize("trouble", ["no SAM", "a key that is no good", "a file that is none"])
+def test_what_a_retry_cannot_fix_says_so(bridge, echo_server, tmp_path, trouble):
+    keys = tmp_path / "me.dat"
+    sam = "{}:{}".format(*echo_server.address) if trouble == "no SAM" else bridge.sam
+    if trouble == "a key that is no good":
+        bridge.refuse_sessions(9, "INVALID_KEY")
+    elif trouble == "a file that is none":
+        keys.write_bytes(b"no key")
+        keys.chmod(0o600)
+    with pytest.raises(relay.SAMError) as failure:
+        relay.i2p_listen(sam=sam, keys=keys)
+    assert not failure.value.passing
 
 
 def test_it_is_an_address_too(bridge, tmp_path):

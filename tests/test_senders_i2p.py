@@ -11,6 +11,7 @@ from sam_rig import DEST, KEY, ScriptedBridge
 
 import relay
 from relay.sam.destinations import b32_of
+from relay.testing import SAMBridge
 
 DEPTHS = {"in_depth": 0, "out_depth": 2}
 NAME = "name.i2p"
@@ -42,6 +43,24 @@ def test_nothing_is_opened_before_the_first_call(bridge):
         factory.ready(WAIT)
         assert (factory.state, factory.dest) == ("up", KEY.destination)
     assert factory.state == "closed"
+
+
+def test_a_tunnel_may_start_before_its_router():
+    """Its clients wait, and each attempt says that a retry can fix it."""
+    with SAMBridge() as bridge, relay.i2p_listen(sam=bridge.sam) as there:
+        late = SAMBridge(network=bridge)
+        late.kill()
+        factory = relay.i2p(there.dest, sam=late.sam)
+        with relay.Tunnel(relay.listen(":0"), factory, timeout=None, connect_timeout=WAIT) as tunnel:
+            with pytest.raises(relay.ConnectError, match="no SAM bridge there"):
+                factory.ready(WAIT)
+            with socket.create_connection(tunnel.address, WAIT) as client:
+                late.restart()
+                far, _ = there.accept()
+                with far:
+                    far.socket.setblocking(True)
+                    exchange(client, far.socket)
+        late.close()
 
 
 def test_the_arguments_reach_the_bridge(bridge):

@@ -16,6 +16,8 @@ from ..senders.chain import bridge, numbered
 
 __all__ = ["I2PListener", "i2p_listen", "listen_i2p"]
 
+_ENDED = 5.0  # seconds for what has failed to end, so that the keys are free when the caller tries again
+
 Path = str | os.PathLike[str]
 Entries = Sequence[Path] | Path
 OnState = Callable[[str], object]
@@ -103,11 +105,11 @@ def _started(place: I2PListen, hops: Route, on_state: OnState | None) -> I2PList
         listener.subscribe(lambda state, _: on_state(state))
     try:
         listener.start()
-    except OSError as error:
+    except BaseException as error:
         listener.close()
-        raise numbered(error, hops) from error
-    except BaseException:
-        listener.close()
+        listener.join(_ENDED)
+        if isinstance(error, OSError):
+            raise numbered(error, hops) from error
         raise
     return listener
 

@@ -342,7 +342,9 @@ class _Request:
             result = answer.result or " ".join(answer.words)
             said = shown(answer.options.get("MESSAGE", ""))
             text = f"the router hands no streams over ({shown(result)}{f': {shown(said)}' if said else ''})"
-            return self._fail(SAMError(f"{self._way.session.name}: {text}", result=result))
+            error = SAMError(f"{self._way.session.name}: {text}", result=result)
+            error.passing = True  # it is asked again
+            return self._fail(error)
         self._granted = True
         self._timer.stop()
         self._way.granted(self)

@@ -11,6 +11,7 @@ from helpers import WAIT, Thread, exchange, receive_exactly, refusing
 from listener_rig import make_prompt
 
 import relay
+from relay.errors import can_retry
 from relay.sam import accepting, messages
 from relay.sam.accepting import Accepts, Forward
 from relay.sam.destinations import PrivateKey
@@ -145,7 +146,7 @@ def test_what_a_retry_can_fix_says_so_and_the_next_call_comes_up(bridge, monkeyp
         monkeypatch.setattr(accepting, f"stream_{accept}", lambda session, *_: stream_connect(session, "nobody.i2p"))
     with pytest.raises((relay.ConnectError, relay.SAMError, relay.CarrierError)) as failure:
         relay.i2p_listen("shop", sam=bridge.sam, accept=accept)
-    assert getattr(failure.value, "passing", True)
+    assert can_retry(failure.value)
     bridge.refuse_sessions(0)
     if trouble == "no streams":
         monkeypatch.setattr(accepting, f"stream_{accept}", getattr(messages, f"stream_{accept}"))
@@ -165,7 +166,7 @@ def test_what_a_retry_cannot_fix_says_so(bridge, echo_server, tmp_path, trouble)
         keys.chmod(0o600)
     with pytest.raises(relay.SAMError) as failure:
         relay.i2p_listen(sam=sam, keys=keys)
-    assert not failure.value.passing
+    assert not can_retry(failure.value)
 
 
 def test_it_is_an_address_too(bridge, tmp_path):

@@ -1,0 +1,79 @@
+"""The source release: all that git has is in it, and it can be built, tested and installed without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOME_TESTS = ("tests/test_address.py", "tests/test_init.py", "tests/promises/test_urgent_data_disturbs_nothing.py")
+
+
+def run(folder: Path, *argv: str, **variables: str) -> str:
+    """What a command says; nothing that it could load comes from a network or from this checkout."""
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": str(folder), **variables}
+    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def source_files() -> list[str]:
+    """What belongs to the source: git's files, with those to come; in a release itself, what it says it has."""
+    if (ROOT / ".git").exists():
+        return run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")[:-1]
+    listed = (ROOT / "relay_toolkit.egg-info" / "SOURCES.txt").read_text().splitlines()
+    return [name for name in listed if ".egg-info/" not in name]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A release, built from a copy and unpacked: where it is, and the files that it had."""
+    folder = tmp_path_factory.mktemp("sdist")
+    for name in source_files():
+        if (ROOT / name).exists():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / "source" / name)
+    build = "import setuptools.build_meta as build; print(build.build_sdist('../dist'))"
+    file = run(folder / "source", sys.executable, "-c", build, PYTHONPATH="").splitlines()[-1]
+    with tarfile.open(folder / "dist" / file) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    return folder / "unpacked" / file.removesuffix(".tar.gz"), names
+
+
+@pytest.fixture
+def built(release: tuple[Path, set[str]]) -> Path:
+    """Where the unpacked release is."""
+    return release[0]
+
+
+def test_everything_is_in_it(release: tuple[Path, set[str]]) -> None:
+    built, there = release
+    wanted = {name for name in source_files() if (ROOT / name).exists()}
+    assert len(wanted) > 300
+    assert wanted - there == set()
+    assert {name for name in there - wanted if ".egg-info/" not in name} == {"PKG-INFO"}
+    assert [name for name in wanted if os.access(ROOT / name, os.X_OK) != os.access(built / name, os.X_OK)] == []
+
+
+def test_its_tests_run(built: Path) -> None:
+    where = run(built, sys.executable, "-c", "import relay; print(relay.__file__)")
+    assert Path(where.strip()).parent == built / "relay"
+    said = run(built, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SOME_TESTS)
+    assert " passed" in said and "failed" not in said
+
+
+def test_what_is_installed_from_it_is_the_package_alone(built: Path, tmp_path: Path) -> None:
+    build = f"import setuptools.build_meta as build; print(build.build_wheel({str(tmp_path)!r}))"
+    file = run(shutil.copytree(built, tmp_path / "copy"), sys.executable, "-c", build).splitlines()[-1]
+    with zipfile.ZipFile(tmp_path / file) as wheel:
+        names = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    package = [path for path in (built / "relay").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sorted(names) == sorted(str(path.relative_to(built)) for path in package)

@@ -234,6 +234,45 @@ def test_a_stream_for_a_port_that_nobody_knows_yet_is_held(server):
         assert server.expect(92)[:8] == struct.pack(">II", 7, 1)
 
 
+def granted(server, connection, port, place=ANY):
+    listening = Thread(lambda: listen(connection, place))
+    server.expect(80)
+    server.send(81, port)
+    return listening.result()
+
+
+def test_a_stream_for_port_0_is_of_the_only_one_who_asked_for_it(server, caplog):
+    """As Twisted Conch announces it, whatever port it has chosen."""
+    with contextlib.closing(server.connect()) as connection:
+        granted(server, connection, 0, TCPAddress("127.0.0.1", 7000))
+        _, accepted = granted(server, connection, 7001)
+        granted(server, connection, 7002, TCPAddress("::1", 0))
+        incoming(server, 0)
+        server.expect(91)
+        accepted.next()[0].close()
+        server.expect(96)
+        server.expect(97)
+        assert not caplog.records
+        granted(server, connection, 7003)
+        for sender in (6, 7):
+            incoming(server, 0, sender)
+            assert server.expect(92)[:8] == struct.pack(">II", sender, 1), "whose it is cannot be known"
+        (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert ": 127.0.0.1:0: the server announces a stream for a place" in line
+
+
+def test_a_stream_that_comes_while_its_place_is_taken_back_is_no_warning(server, caplog):
+    with contextlib.closing(server.connect()) as connection:
+        place, _ = granted(server, connection, 7001)
+        stopping = Thread(connection.stop_listening, place)
+        server.expect(80)
+        incoming(server, 7001)
+        server.expect(92)
+        server.send(81)
+        stopping.result()
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
 def test_a_flood_of_streams_that_are_held_is_bounded(server, monkeypatch):
     monkeypatch.setattr("relay.secureshell.paramiko.forwards._HELD", 3)
     with contextlib.closing(server.connect()) as connection:

@@ -24,11 +24,10 @@ from ..secureshell.internals import check
 from ..secureshell.paramiko.messages import (
     CONFIRMED,
     OPEN,
-    PROHIBITED,
     REFUSED,
-    SHORTAGE,
     guarded,
 )
+from ..secureshell.refusals import PROHIBITED, SHORTAGE
 from .requests import Requests
 
 __all__ = ["Forwards", "Owner"]

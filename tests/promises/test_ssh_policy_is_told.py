@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import pytest
-from helpers import echo, ended, fate_of_client, wait_until
+from helpers import WAIT, echo, ended, fate_of_client, receive_exactly, wait_until
 from sshd import FarEnd
 
 import relay
+from relay.testing.sshsession import Session
 
 
 def denied(url, target):
@@ -107,3 +111,24 @@ def test_a_login_that_is_not_accepted(backend, make_sshd, tmp_path):
     with relay.Tunnel(relay.listen(":0"), relay.target("127.0.0.1:9", via=[url])) as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         ended(tunnel)
+
+
+def test_a_forwarded_stream_under_another_name(backend, ssh_server, monkeypatch, caplog):
+    """The server has chosen a port, and announces its streams for port 0, as Twisted Conch does."""
+
+    def announce(session, place, peer):
+        return session.transport.ask("forwarded-tcpip", place.host, 0, *peer[:2])
+
+    monkeypatch.setattr(Session, "_ask", announce)
+    url = FarEnd("embedded", backend, ssh_server).url
+    with contextlib.closing(relay.ssh_listen(url, "127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.address, WAIT) as client:
+            if backend == "paramiko":
+                stream, _ = listener.accept()
+                with stream:
+                    stream.socket.settimeout(WAIT)
+                    client.sendall(b"x")
+                    assert receive_exactly(stream.socket, 1) == b"x"
+            else:
+                assert client.recv(1) == b""
+                wait_until(lambda: "ssh says: Server requests forwarding for unknown listen_port 0" in caplog.text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ...errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
 from ..connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
 from ..identities import NO_PASSPHRASE, WRONG_PASSWORD
+from ..refusals import CONNECT_FAILED, PROHIBITED, SHORTAGE, UNKNOWN_KIND, refusal
 
 __all__ = ["decoded", "open_error", "said", "timeout_error", "why"]
 
@@ -29,7 +30,6 @@ _SERVER_KEY = re.compile(r"debug1: Server host key: (\S+) (SHA256:\S+)")
 _OFFENDING = re.compile(r"(?:Offending|Matching).* key (?:for .* )?in (.+):(\d+)$")
 _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
 _CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
-_OPEN_FAILED = re.compile(r"([\w ]+)(?:: (.*))?$", re.DOTALL)
 
 _TOO_MANY = "Too many authentication failures"
 _DENIALS = ("Permission denied (", _TOO_MANY, "No supported authentication methods")
@@ -39,6 +39,11 @@ _OPTIONS = {
     "MAC": "MACs",
     "key exchange method": "KexAlgorithms",
     "host key type": "HostKeyAlgorithms",
+}
+_CODES = {
+    "administratively prohibited": PROHIBITED,
+    "unknown channel type": UNKNOWN_KIND,
+    "resource shortage": SHORTAGE,
 }
 _MOST = 6  # keys that are listed
 
@@ -113,26 +118,8 @@ def open_error(place: str, server: str, text: str) -> ConnectError:
     :param server: its name.
     :param text: what ssh says after "open failed".
     """
-    match = _OPEN_FAILED.match(text)
-    kind, detail = (match[1].strip(), (match[2] or "").strip()) if match else ("", "")
-    says = f"says {server}"
-    if kind == "administratively prohibited":
-        what = "the server's policy forbids it (AllowTcpForwarding, PermitOpen, AllowStreamLocalForwarding)"
-        return ConnectError(f"{place}: denied, {says}; {what}", reason="denied")
-    if kind == "unknown channel type":
-        return ConnectError(f"{place}: denied, {says}; it knows no forwarding of this kind", reason="denied")
-    if kind == "resource shortage":
-        problem = f"denied, {says}: it is short of something; see MaxSessions and its limits"
-        return ConnectError(f"{place}: {problem}", reason="denied")
-    reason = _reason(detail)
-    if reason == "refused":
-        return ConnectError(f"{place}: connection refused, {says}; is the service running?", reason=reason)
-    if reason == "connect_timeout":
-        problem = f"no answer in time, {says}; is the host up and the port open?"
-        return ConnectError(f"{place}: {problem}", reason=reason)
-    # A Unix socket that is not there, or at which nobody listens: a server of OpenSSH does not tell.
-    problem = f"the connect failed, {says}" if detail in ("", "open failed") else f"{detail}, {says}"
-    return ConnectError(f"{place}: {problem}; is it there, and can the server reach it?", reason=reason)
+    kind, _, words = text.partition(":")
+    return refusal(place, server, _CODES.get(kind.strip(), CONNECT_FAILED), words)
 
 
 def _reason(text: str) -> str:

@@ -31,6 +31,8 @@ __all__ = ["Master", "Watcher"]
 logger = logging.getLogger("relay")
 
 _READY = b"debug1: Entering interactive session."
+_UNKNOWN = "WARNING: Server requests forwarding for unknown "  # a stream is refused that nobody else tells of
+_WARNINGS = 20  # different ones, for the server says what is in them
 _CHUNK = 64 << 10
 _AT_ONCE = 16  # chunks of standard error that are read before something else has its turn
 _LINES, _LAST_LINES = 1000, 50  # that are kept until it is up, and from then on
@@ -79,6 +81,7 @@ class Master:
         self._watcher = watcher
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=_LINES)
+        self._warned: set[str] = set()
         self._rest = b""
         self._closing = False
         self._over = threading.Event()
@@ -218,6 +221,9 @@ class Master:
             self.refusal = unwritten_error(self.settings)
             self.gone = CarrierError(str(self.refusal))
             self.loop.call(self._terminate)
+        if text.startswith(_UNKNOWN) and len(self._warned) < _WARNINGS and text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s: ssh says: %s", self.settings.name, text.removeprefix("WARNING: "))
         if text and not (self.is_up and text.startswith("debug")):
             logger.debug("%s: ssh: %s", self.settings.name, text)
             self._lines.append(text)

@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +17,11 @@ import paramiko
 
 from ...address import TCPAddress, UnixAddress
 from ...errors import ForwardError
-from ...printable import originator
+from ...printable import LONGEST_HOST, originator, printable
 from ..connection import Accepted, Address
+from ..refusals import PROHIBITED, SHORTAGE
 from .channels import Channels
-from .messages import OPEN, PROHIBITED, REFUSED, SHORTAGE, guarded, text
+from .messages import OPEN, REFUSED, guarded, text
 from .requests import Requests
 from .transport import Transport
 
@@ -28,6 +30,8 @@ __all__ = ["Dispatcher", "Forwards", "Incoming", "Taken"]
 logger = logging.getLogger("relay.ssh")
 
 _HELD = 1024  # channels that wait for the answer that tells whose they are
+_PAST = 64  # places that are remembered
+_WARNINGS = 20  # of different places, for the server says what they are
 _WAIT = 1.0  # seconds for the answer to a cancellation
 
 
@@ -59,26 +63,34 @@ class Dispatcher:
     but one handler. Everything but :meth:`__init__` and :meth:`detach` belongs to the transport's thread.
 
     :param transport: whose channels; one that was given a handler before goes on to use it for the rest.
-    :param refuse: called with a channel that comes for a place nobody listens to any more, and with the code of
-        RFC 4254, section 5.1; ``None`` for whoever had the transport before to judge.
+    :param refuse: called with a channel that comes for a place nobody listens to; ``None`` for whoever had the
+        transport before to judge.
     """
 
-    def __init__(self, transport: paramiko.Transport, refuse: Callable[[int, int], object] | None = None) -> None:
+    def __init__(self, transport: paramiko.Transport, refuse: Callable[[Incoming], object] | None = None) -> None:
         self._transport = transport
         self._refuse = refuse
         self._places: dict[Address, Taken] = {}
+        self._chosen: dict[TCPAddress, TCPAddress] = {}  # the server has chosen the port → what was asked for
         self._expected = 0  # requests under way whose port is not known yet
         self._held: list[tuple[Incoming, Any]] = []
         self._before: Callable[[Any], object] = transport._handler_table[OPEN]
         transport._handler_table[OPEN] = self._on_open
 
-    def add(self, place: Address, taken: Taken) -> None:
-        """Give what comes for ``place`` to ``taken``."""
+    def add(self, place: Address, taken: Taken, asked: Address | None = None) -> None:
+        """Give what comes for ``place`` to ``taken``.
+
+        :param asked: what the server was asked for, where it has chosen the port.
+        """
         self._places[place] = taken
+        if isinstance(asked, TCPAddress) and isinstance(place, TCPAddress):
+            self._chosen[place] = asked
 
     def remove(self, place: Address) -> None:
         """Give it to nobody any more."""
         self._places.pop(place, None)
+        if isinstance(place, TCPAddress):
+            self._chosen.pop(place, None)
 
     def expect(self) -> None:
         """Hold channels for places that are not known, until :meth:`settle`: the server is about to choose a port."""
@@ -110,7 +122,7 @@ class Dispatcher:
         if taken is not None:
             taken(incoming)
         elif self._refuse is not None:
-            self._refuse(incoming.sender, PROHIBITED)
+            self._refuse(incoming)
         else:
             self._pass_on(message)
 
@@ -124,6 +136,8 @@ class Dispatcher:
         taken = self._places.get(place)
         if taken is None and isinstance(place, TCPAddress):
             same = [key for key in self._places if isinstance(key, TCPAddress) and key.port == place.port]
+            if not place.port:  # some, as Twisted Conch, announce what was asked for and not what they have chosen
+                same = [key for key, asked in self._chosen.items() if asked == place]
             if len(same) == 1:
                 return self._places[same[0]]
         return taken
@@ -159,7 +173,9 @@ class Forwards:
         self._requests = requests
         self._loop = transport.wire.loop
         transport._handler_table[OPEN] = self._on_other
-        self._dispatcher = Dispatcher(transport, self._refuse)
+        self._dispatcher = Dispatcher(transport, self._refuse_unknown)
+        self._past: deque[Address] = deque(maxlen=_PAST)  # places that were cancelled
+        self._warned: set[Address] = set()
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
@@ -185,6 +201,7 @@ class Forwards:
 
         def ask() -> None:
             self._dispatcher.remove(place)
+            self._past.append(place)
             self._cancel(place, answered.put)
 
         if self._loop.call(ask):
@@ -211,6 +228,14 @@ class Forwards:
             return
         if not guarded(accepted, stream, incoming.peer):
             stream.reset()
+
+    def _refuse_unknown(self, incoming: Incoming) -> None:
+        """Nobody listens there, or no more: then the client came before the server had taken the place back."""
+        if len(self._warned) < _WARNINGS and incoming.place not in {*self._past, *self._warned}:
+            self._warned.add(incoming.place)
+            problem = "the server announces a stream for a place at which it was not asked to listen; it is refused"
+            logger.warning("%s: %s: %s", self._channels.name, printable(str(incoming.place), LONGEST_HOST), problem)
+        self._refuse(incoming.sender, PROHIBITED)
 
     def _refuse(self, sender: int, code: int) -> None:
         self._channels.send(struct.pack(">BII", REFUSED, sender, code) + text("refused") + text("en"))
@@ -271,7 +296,7 @@ class _Request:
         if place is None and self._added:
             self._dispatcher.remove(self.place)
         elif place is not None and self._chosen:
-            self._dispatcher.add(place, self._taken)
+            self._dispatcher.add(place, self._taken, self.place)
         if self._given_up:
             self.give_up()
         if self._chosen:

@@ -20,13 +20,10 @@ __all__ = [
     "GRANTED",
     "NOTHING",
     "OPEN",
-    "PROHIBITED",
     "REFUSED",
     "REQUEST",
     "REQUEST_GRANTED",
     "REQUEST_REFUSED",
-    "SHORTAGE",
-    "UNKNOWN_KIND",
     "guarded",
     "printable",
     "text",
@@ -38,8 +35,6 @@ DISCONNECT = 1
 NOTHING = b"\2\0\0\0\0"  # a message that is ignored; RFC 4253, section 11.2
 ASK, GRANTED, DENIED = 80, 81, 82  # global requests
 OPEN, CONFIRMED, REFUSED, ADJUST, DATA, EXTENDED, END, CLOSE, REQUEST, REQUEST_GRANTED, REQUEST_REFUSED = range(90, 101)
-
-PROHIBITED, UNKNOWN_KIND, SHORTAGE = 1, 3, 4  # why a channel was not opened; RFC 4254, section 5.1
 
 _LONGEST_SAID = 200  # characters of what a server says
 

@@ -11,7 +11,8 @@ from ...hops import Command
 from ...loop import Timer
 from ...stream import Stream
 from ..connection import Done, Place
-from .messages import PROHIBITED, SHORTAGE, UNKNOWN_KIND, guarded, printable
+from ..refusals import refusal
+from .messages import guarded, printable
 
 if TYPE_CHECKING:
     from .channels import Channels
@@ -105,28 +106,9 @@ class Opening:
             self._channels.one_less()
 
 
-def _error(place: Place, server: str, code: int, text: str) -> ConnectError:
-    target = str(place)
-    said = f"says {server}" + (f" ({text})" if text else "")
-    if isinstance(place, Command):
-        problem, reason = f"denied, {said}; may this user run commands there, and is MaxSessions enough?", "denied"
-    elif code == PROHIBITED:
-        problem, reason = f"denied, {said}; see AllowTcpForwarding and PermitOpen in its configuration", "denied"
-    elif code == UNKNOWN_KIND:
-        problem, reason = f"denied, {said}; it knows no forwarding of this kind", "denied"
-    elif code == SHORTAGE:
-        problem, reason = f"denied, {said}: it is short of something; see MaxSessions and its limits", "denied"
-    else:
-        return _connect_error(target, server, text)
-    return ConnectError(f"{target}: {problem}", reason=reason)
-
-
-def _connect_error(target: str, server: str, text: str) -> ConnectError:
-    lower = text.lower()
-    if "refused" in lower:
-        problem, reason = f"connection refused, says {server}; is the service running?", "refused"
-    elif "timed out" in lower:
-        problem, reason = f"no answer in time, says {server}; is the host up and the port open?", "connect_timeout"
-    else:
-        problem, reason = f"{text or 'the connect failed'}, says {server}", "unreachable"
-    return ConnectError(f"{target}: {problem}", reason=reason)
+def _error(place: Place, server: str, code: int, words: str) -> ConnectError:
+    if not isinstance(place, Command):
+        return refusal(str(place), server, code, words)
+    said = f"says {server}" + (f" ({words})" if words else "")
+    problem = f"denied, {said}; may this user run commands there, and is MaxSessions enough?"
+    return ConnectError(f"{place}: {problem}", reason="denied")

@@ -3,10 +3,12 @@
  *     socks serve PORT                            serves any number of connections: see below
  *     socks bulk PROXY TARGET SECONDS             one connection that sends for so long
  *     socks connections PROXY TARGET SECONDS N    N at a time, each for one question of 64 bytes and its answer
+ *     socks crowded PROXY TARGET SECONDS N CROWD  the same beside CROWD connections that say one byte and wait
  *
  * The server counts what it gets. After a piece that ends with a byte that is not 0 it answers with the count, 8 bytes
  * in the host's order, and ends the connection: not every proxy keeps half-close.
- * The latter two print {"bytes": …, "seconds": …} and {"count": …, "seconds": …, "p50": µs, "p99": µs}. PROXY 0 is none.
+ * Of a crowd, 1,000 a second are replaced, the oldest first. A client that is not served in time then counts as nothing.
+ * The latter three print {"bytes": …, "seconds": …} and {"count": …, "seconds": …, "p50": µs, "p99": µs}. PROXY 0 is none.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -14,6 +16,7 @@
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 64, PIECE = 1 << 18, MOST = 1024, PER_SECOND = 60000 };
+enum { SIZE = 64, PIECE = 1 << 18, MOST = 1024, PER_SECOND = 60000, CROWD = 8192, AT_ONCE = 32, TICK = 1000 };
 
 static double now(void) {
     struct timespec time;
@@ -84,7 +87,7 @@ struct client {
 };
 
 static struct sockaddr_in proxy, target;
-static int direct;
+static int direct, crowd;
 static char zeros[PIECE], question[SIZE] = {[SIZE - 1] = 1};
 
 static void request(char *bytes) {
@@ -142,7 +145,15 @@ static void begin(struct client *it) {
     epoll_ctl(poller, EPOLL_CTL_ADD, it->fd, &event);
 }
 
-/* Returns whether it is over. */
+/* It gets nothing, which is allowed beside a crowd alone. */
+static int lost(struct client *it, const char *why) {
+    if (!crowd)
+        err(1, "%s in step %d", why, it->step);
+    close(it->fd);
+    return -1;
+}
+
+/* Returns 1 when it is over, -1 if it was lost. */
 static int go_on(struct client *it) {
     char bytes[16];
     ssize_t got = 0;
@@ -152,11 +163,16 @@ static int go_on(struct client *it) {
     } else if ((got = recv(it->fd, bytes, sizeof bytes, 0)) < 0) {
         if (errno == EAGAIN)
             return 0;
-        err(1, "recv in step %d", it->step);
+        return lost(it, "recv");
     }
+    if (crowd && got == 0 && it->step && it->step < 5)
+        return lost(it, "an end");
     switch (it->step++) {
     case 0:
-        say(it->fd, HELLO, 3);
+        if (crowd && send(it->fd, HELLO, 3, MSG_NOSIGNAL) != 3)
+            return lost(it, "send");
+        if (!crowd)
+            say(it->fd, HELLO, 3);
         return 0;
     case 1:
         if (got != 2 || bytes[1])
@@ -184,6 +200,41 @@ static int go_on(struct client *it) {
     }
 }
 
+/* -- the crowd: half-open connections, the oldest of which is replaced at every tick --------------------------------- */
+
+static sem_t filled;
+
+static int half_open(void) {
+    int fd = opened(SOCK_NONBLOCK);
+    send(fd, HELLO, 1, MSG_NOSIGNAL); /* one that waits in a backlog says nothing */
+    return fd;
+}
+
+static void *stand(void *nothing) {
+    static int fds[CROWD];
+    for (int i = 0; i < crowd; i++) {
+        fds[i] = half_open();
+        if (i % AT_ONCE == AT_ONCE - 1)
+            usleep(TICK);
+    }
+    sem_post(&filled);
+    for (int i = 0;; i = (i + 1) % crowd) {
+        close(fds[i]);
+        fds[i] = half_open();
+        usleep(TICK);
+    }
+    return nothing;
+}
+
+static void gather(int number) {
+    pthread_t thread;
+    crowd = number < CROWD ? number : CROWD;
+    sem_init(&filled, 0, 0);
+    if (pthread_create(&thread, NULL, stand, NULL))
+        errx(1, "no thread");
+    sem_wait(&filled);
+}
+
 static int by_size(const void *left, const void *right) {
     float a = *(const float *)left, b = *(const float *)right;
     return (a > b) - (a < b);
@@ -199,15 +250,18 @@ static void connections(double seconds, int number) {
     for (int i = 0; i < number; i++)
         begin(&clients[i]);
     for (int live = number; live;) {
-        int found = epoll_wait(poller, events, 64, 10000);
-        if (found <= 0)
+        int found = epoll_wait(poller, events, 64, crowd ? 10 : 10000);
+        if (found <= 0 && !crowd)
             errx(1, "nothing for ten seconds");
+        if (crowd && now() >= start + seconds)
+            break;
         for (int i = 0; i < found; i++) {
             struct client *it = events[i].data.ptr;
-            if (!go_on(it))
+            int over = go_on(it);
+            if (!over)
                 continue;
             double time = now();
-            if (count < most)
+            if (over > 0 && count < most)
                 times[count++] = (time - it->start) * 1e6;
             if (time < start + seconds)
                 begin(it);
@@ -216,6 +270,8 @@ static void connections(double seconds, int number) {
         }
     }
     double took = now() - start;
+    if (!count)
+        times[count] = 0;
     qsort(times, count, sizeof *times, by_size);
     printf("{\"count\": %zu, \"seconds\": %f, \"p50\": %.1f, \"p99\": %.1f}\n", count, took, times[count / 2],
            times[count * 99 / 100]);
@@ -225,12 +281,15 @@ int main(int count, char **words) {
     if (count == 3 && !strcmp(words[1], "serve"))
         serve(atoi(words[2]));
     if (count < 5)
-        errx(2, "usage: socks serve PORT | socks bulk|connections PROXY TARGET SECONDS [N]");
+        errx(2, "usage: socks serve PORT | socks bulk|connections|crowded PROXY TARGET SECONDS [N [CROWD]]");
     proxy = loopback(atoi(words[2]));
     target = loopback(atoi(words[3]));
     direct = !atoi(words[2]);
     if (!strcmp(words[1], "bulk"))
         bulk(atof(words[4]));
-    else
+    else {
+        if (!strcmp(words[1], "crowded") && count > 6)
+            gather(atoi(words[6]));
         connections(atof(words[4]), count > 5 && atoi(words[5]) < MOST ? atoi(words[5]) : 1);
+    }
 }

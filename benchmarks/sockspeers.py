@@ -38,6 +38,7 @@ def _ssh(job: Job) -> list[str]:
 
 PEERS = {
     "socks-relay": Peer("relay socks", _relay),
+    "socks-relay-alone": Peer("relay socks, no crowd", _relay),
     "microsocks": Peer("microsocks", _microsocks),
     "dante": Peer("dante", _dante),
     "ssh-dynamic": Peer("ssh -D, AES-GCM", _ssh),

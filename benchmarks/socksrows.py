@@ -18,8 +18,10 @@ __all__ = ["ROWS"]
 
 SOURCE = Path(__file__).parent / "socks.c"
 CLIENTS = 32
+CROWD = 2000  # half-open connections
 PATIENCE = 60.0  # seconds that a load may take beyond its own time
 OURS = "socks-relay"
+ALONE = "socks-relay-alone"  # the same without the crowd
 OTHERS = ("microsocks", "dante", "ssh-dynamic")
 ALL = (OURS, *OTHERS, DIRECT)
 
@@ -61,7 +63,15 @@ def connections(lab: Lab, peer: str, clients: int) -> Sample:
         return {"rate": done["count"] / done["seconds"], "p50": done["p50"]} | relay.cost(done["count"])
 
 
+def crowded(lab: Lab, peer: str) -> Sample:
+    """The same beside half-open connections, which say one byte; the oldest of them are replaced all the time."""
+    with led(lab, peer) as (relay, load):
+        done = load("connections" if peer == ALONE else "crowded", lab.seconds, CLIENTS, CROWD)
+        return {"rate": done["count"] / done["seconds"], "p50": done["p50"]} | relay.cost(max(1, done["count"]))
+
+
 GOALS = tuple(Goal(other, 1.0, peer=OURS) for other in OTHERS)
+CROWDED = (Goal(ALONE, 0.5, peer=OURS), Goal("microsocks", 1.0, peer=OURS), Goal("dante", 1.0, peer=OURS))
 P50 = Metric("p50", "p50 µs", False)
 
 
@@ -73,5 +83,12 @@ def _connections(title: str, clients: int) -> Row:
 ROWS = {
     "socks-bulk": Row("one stream", "socks", ALL, (GBIT(GOALS), CPU_BULK()), bulk),
     "socks-connections": _connections(f"new connections, {CLIENTS} at a time", CLIENTS),
+    "socks-crowded": Row(
+        f"new connections, {CLIENTS} at a time, beside {CROWD:,} half-open ones, 1,000 a second of them new",
+        "socks",
+        (OURS, ALONE, "microsocks", "dante"),
+        (RATE(title="connections/s", goals=CROWDED), P50, CPU(title="CPU µs per connection")),
+        crowded,
+    ),
     "socks-one-by-one": _connections("new connections, one at a time", 1),
 }

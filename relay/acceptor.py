@@ -154,7 +154,7 @@ class SocketAcceptor:
             if not self.listening:
                 return
             if not tunnel.has_spare():
-                self._back_off(now)
+                self._exhausted(now)
                 return
         self._backoff = _BACKOFF[0]
         self._whole_batches += 1
@@ -171,6 +171,14 @@ class SocketAcceptor:
         if self._backoff == _BACKOFF[0]:
             hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
             logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
+        if error.errno in _EXHAUSTED:
+            self._exhausted(now)
+        else:
+            self._back_off(now)
+
+    def _exhausted(self, now: float) -> None:
+        """There are no descriptors left; half-open clients give theirs to others."""
+        self._tunnel.make_room(now)
         self._back_off(now)
 
     def _back_off(self, now: float) -> None:
@@ -185,7 +193,7 @@ class SocketAcceptor:
         elif self._tunnel.has_spare():
             self._tunnel.loop.watch(self._descriptor, IN, self._ready)
         else:
-            self._back_off(now)
+            self._exhausted(now)
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: go on accepting after a while."""

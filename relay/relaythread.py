@@ -202,11 +202,13 @@ class RelayThread:
     def greeted(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float) -> None:
         """A client is here that says first where it wants to be led."""
         if len(self.undecided) >= _UNDECIDED:
-            self._make_room(now)
+            self.make_room(now)
         self._admit(client, None, peer, now).hear(greeting, now)
 
-    def _make_room(self, now: float) -> None:
+    def make_room(self, now: float) -> None:
         """End some half-open connections: they must not keep out others, and nothing is known of either yet."""
+        if not self.undecided:
+            return
         leaving = crowding(self.undecided, Connection.source, max(1, _UNDECIDED // ROOM))
         text = "%s: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
         self._crowded.log(now, text, self.name, len(self.undecided), place(leaving[0].peer) or "a local client")

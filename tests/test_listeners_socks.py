@@ -467,6 +467,26 @@ def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monk
     assert line == f"mine: 2 clients at a time are half-open; the oldest of the largest source are reset ({peer})"
 
 
+def test_half_open_clients_give_way_where_there_are_no_descriptors_left(proxy, connect):
+    failures = []
+
+    class Flaky(socket.socket):
+        def accept(self):
+            if failures:
+                raise failures.pop()
+            return super().accept()
+
+    listener = socks_listen("127.0.0.1", 0)
+    listener.listening = Flaky(fileno=listener.listening.detach())
+    tunnel = proxy(listener=listener)
+    first = connect(tunnel, b"\5")
+    wait_until(lambda: tunnel.stats().active == 1)
+    failures.append(OSError(errno.EMFILE, "no more"))
+    second = connect(tunnel, HELLO)
+    assert ending(first) == "reset"
+    assert receive_exactly(second, 2) == NO_LOGIN
+
+
 def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):
     monkeypatch.setattr(relaythread, "_UNDECIDED", 1)
     tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"))

@@ -635,14 +635,20 @@ def stopped_at_the_end():
         yield start
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+@pytest.fixture
+def two_ports():
+    """Ports of 127.0.0.1 that only a program which asks for them by their number gets."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
+        for bound in sockets:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", 0))
+        yield [bound.getsockname()[1] for bound in sockets]
 
 
 @pytest.mark.parametrize("way", ["-L", "-R"])
 @pytest.mark.parametrize("client", ["dbclient", "plink"])
-def test_forwards_with_other_clients(request, serve, client, way):
+def test_forwards_with_other_clients(request, serve, two_ports, client, way):
     """Bulk both ways; then targets that end first, one after the other, on the same connection."""
     received: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -651,7 +657,7 @@ def test_forwards_with_other_clients(request, serve, client, way):
         connection.shutdown(socket.SHUT_WR)
         received.put(len(receive_all(connection)))
 
-    targets, ports = [serve(echo), serve(end_first)], [free_port(), free_port()]
+    targets, ports = [serve(echo), serve(end_first)], two_ports
     places = zip(ports, (target.address[1] for target in targets), strict=True)
     options = [word for port, target in places for word in (way, f"127.0.0.1:{port}:127.0.0.1:{target}")]
     process = request.getfixturevalue(client)("-N", *options)
@@ -670,12 +676,7 @@ def test_forwards_with_other_clients(request, serve, client, way):
 
 def test_a_stream_at_the_standard_streams_of_dbclient(dbclient, echo_server):
     process = dbclient("-B", f"127.0.0.1:{echo_server.address[1]}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    upload = Thread(process.stdin.write, b"ping")
-    upload.result()
-    process.stdin.flush()
-    assert process.stdout.read(4) == b"ping"
-    process.stdin.close()
-    assert process.stdout.read() == b""
+    assert process.communicate(b"ping", WAIT)[0] == b"ping"
 
 
 def test_nothing_follows_the_end_of_a_channel(ssh_server, listener, monkeypatch):

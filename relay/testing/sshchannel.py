@@ -27,8 +27,9 @@ __all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
 # What relay.testing.SSHServer needs of paramiko beside its documented interface.
 INTERNALS = {
     "transport.Transport": """
-        _channel_handler_table _channels _next_channel _parse_channel_open _send_user_message _unlink_channel
-        auth_handler channels_seen default_max_packet_size default_window_size lock run
+        _channel_handler_table _channels _next_channel _parse_channel_open _parse_kex_init _really_parse_kex_init
+        _send_user_message _unlink_channel auth_handler channels_seen default_max_packet_size default_window_size
+        local_kex_init lock packetizer run
     """,
     "transport.ChannelMap": "put",
     "channel.Channel": """

@@ -16,11 +16,12 @@ import trustme
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import Certificates, Relayed, Server, echo  # noqa: E402  (after the line above, which must come first)
+from helpers import WAIT, Certificates, Relayed, Server, echo  # noqa: E402  (after the line above, which must come first)
 
 from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
 
+LEAVING = WAIT  # seconds for what is on its way out when a test ends
 CI = os.environ.get("CI") == "true"
 
 
@@ -33,7 +34,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("i2p_networks")  # which outlive the test: they are there before it
     leaks = Leaks()
     yield
-    left = leaks.left(timeout=5.0)
+    left = leaks.left(timeout=LEAVING)
     assert not left, "left behind:\n  " + "\n  ".join(left)
 
 
@@ -152,7 +153,7 @@ def relayed(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable
 def listener() -> Iterator[socket.socket]:
     """A listening TCP socket on loopback, whose ``accept`` has a deadline."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
-        listening.settimeout(10)
+        listening.settimeout(WAIT)
         yield listening
 
 
@@ -162,7 +163,7 @@ def listener() -> Iterator[socket.socket]:
 @pytest.fixture(scope="session")
 def spawner_thread() -> None:
     """The thread that makes all children outlives every test, so it is there before the first one."""
-    start(["true"]).wait(10)
+    start(["true"]).wait(WAIT)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import Server, receive_exactly, wait_until
+from helpers import WAIT, Server, receive_exactly, wait_until
 
 import relay
 from relay import acceptor
@@ -47,7 +47,7 @@ def test_accepting_goes_on_after_a_failure_with_one_warning(
     with (
         caplog.at_level(logging.WARNING, "relay"),
         relay.Tunnel(listening, echo_server.factory()) as tunnel,
-        socket.create_connection(tunnel.address, timeout=10) as client,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
@@ -64,7 +64,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_is_nothing(
     listening.listen()
     with (
         relay.Tunnel(listening, echo_server.factory()) as tunnel,
-        socket.create_connection(tunnel.address, timeout=10) as client,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
@@ -74,7 +74,7 @@ def test_a_client_that_is_gone_before_it_is_accepted_is_nothing(
 def test_a_storm_is_accepted_in_growing_batches(echo_server: Server) -> None:
     with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
         tunnel.pause()
-        clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(200)]
+        clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(200)]
         tunnel.resume()
         wait_until(lambda: tunnel.stats().accepted == 200)
         assert tunnel._relay._acceptor._batch > 1  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
     receive = relay.listen(":0")
     with (
         relay.Tunnel(receive, echo_server.factory()) as tunnel,
-        socket.create_connection(tunnel.address, timeout=10) as client,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
@@ -102,7 +102,7 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
             tunnel.pause()
             tunnel.resume()
             (theirs if ours.fileno() == number else ours).send(b"x")
-            assert seen.wait(10), "another socket was taken for the listening one"
+            assert seen.wait(WAIT), "another socket was taken for the listening one"
             tunnel._relay._in_loop(lambda: tunnel._relay.loop.forget(number))
         client.sendall(b"y")
         assert receive_exactly(client, 1) == b"y"
@@ -131,7 +131,7 @@ class Deliverer:
         """A client; returns its end."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        theirs.settimeout(10)
+        theirs.settimeout(WAIT)
         stream = relay.Stream(ours)
         if self.taker is not None:
             self.taker(stream, "somebody")

@@ -6,7 +6,7 @@ import select
 import socket
 
 import pytest
-from helpers import Server, ending, fate_of_client, receive_exactly, wait_until
+from helpers import WAIT, Server, ending, fate_of_client, receive_exactly, wait_until
 
 import relay
 from relay.cancellation import Cancellation
@@ -38,13 +38,13 @@ def test_a_socket_that_its_maker_closes_ends_its_connection_and_gives_the_slot_b
         return made[-1]
 
     with relay.Tunnel(relay.listen(":0"), factory, nconnect=1) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"x")
             assert receive_exactly(client, 1) == b"x"
             made[0].close()
             client.sendall(b"y")
             assert ending(client) == "reset"
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"z")
             assert receive_exactly(client, 1) == b"z"
         assert tunnel.recent()[0].reason == "target_reset"
@@ -55,7 +55,7 @@ def test_a_socket_that_is_handed_over_twice_fails_the_second_time(
 ) -> None:
     one = connected(echo_server)
     with relay.Tunnel(relay.listen(":0"), lambda: one) as tunnel:
-        first = socket.create_connection(tunnel.address, timeout=10)
+        first = socket.create_connection(tunnel.address, timeout=WAIT)
         with first:
             first.sendall(b"x")
             assert receive_exactly(first, 1) == b"x"
@@ -85,7 +85,7 @@ def test_a_failure_that_raises_is_a_failure(echo_server: Server) -> None:
 
     with (
         relay.Tunnel(relay.listen(":0"), lambda: relay.Stream(connected(echo_server), failure=failure)) as tunnel,
-        socket.create_connection(tunnel.address, timeout=10) as client,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
     ):
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"

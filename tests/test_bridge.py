@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import BLOCK, receive_all, receive_exactly, wait_until
+from helpers import BLOCK, WAIT, receive_all, receive_exactly, wait_until
 
 from relay.bridge import as_stream
 from relay.stream import Stream
@@ -101,7 +101,7 @@ def test_what_the_object_raises_is_the_failure_of_the_stream() -> None:
             self.go = threading.Event()
 
         def recv(self, size: int) -> bytes:
-            self.go.wait(10)
+            self.go.wait(WAIT)
             raise RuntimeError("the carrier broke")
 
         def sendall(self, data: bytes) -> None: ...
@@ -115,7 +115,7 @@ def test_what_the_object_raises_is_the_failure_of_the_stream() -> None:
     assert stream.failure() is None
     failing.go.set()
     stream.socket.setblocking(True)
-    stream.socket.settimeout(10)
+    stream.socket.settimeout(WAIT)
     assert stream.socket.recv(1) == b""
     assert str(stream.failure()) == "the carrier broke"
     stream.close()
@@ -140,20 +140,20 @@ def test_end_and_close_of_an_object_never_overlap() -> None:
         stream.socket.shutdown(socket.SHUT_WR)
         assert receive_all(theirs) == b""
         stream.close()
-        assert [calls.get(timeout=10) for _ in range(3)] == ["end begins", "end is over", "close"]
+        assert [calls.get(timeout=WAIT) for _ in range(3)] == ["end begins", "end is over", "close"]
 
 
 def test_short_sends_of_an_object_lose_nothing() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(WAIT)
         stream = as_stream(HalfClosing(ours))
         stream.socket.setblocking(True)
         thread = threading.Thread(target=lambda: (stream.socket.sendall(BLOCK), stream.socket.shutdown(1)))
         thread.start()
         assert receive_exactly(theirs, len(BLOCK)) == BLOCK
         assert theirs.recv(1) == b""
-        thread.join(10)
+        thread.join(WAIT)
         stream.close()
 
 
@@ -172,11 +172,11 @@ class Clogged:
         self.closed = threading.Event()
 
     def recv(self, size: int) -> bytes:
-        self.closed.wait(10)
+        self.closed.wait(WAIT)
         return b""
 
     def sendall(self, data: bytes) -> None:
-        self.closed.wait(10)
+        self.closed.wait(WAIT)
         raise BrokenPipeError
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import Server, receive_exactly, wait_until
+from helpers import WAIT, Server, receive_exactly, wait_until
 
 import relay
 from relay.connector import keywords_of, reason_of
@@ -113,13 +113,13 @@ def test_calls_beyond_the_limit_wait_in_the_backlog(echo_server: Server, monkeyp
 
     def factory() -> socket.socket:
         inside.release()
-        assert go.wait(10)
+        assert go.wait(WAIT)
         return socket.create_connection(echo_server.address)
 
     with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
         clients = [socket.create_connection(tunnel.address) for _ in range(8)]
         for _ in range(3):
-            assert inside.acquire(timeout=10)
+            assert inside.acquire(timeout=WAIT)
         assert tunnel.stats().accepted == 3
         go.set()
         for client in clients:
@@ -134,7 +134,7 @@ def test_what_is_done_after_a_stream_runs_once_on_a_thread_that_may_block(echo_s
     may_go = threading.Event()
 
     def on_close() -> None:
-        may_go.wait(10)
+        may_go.wait(WAIT)
         closed.append(threading.current_thread().name)
 
     @relay.nonblocking

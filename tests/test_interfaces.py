@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import Server
+from helpers import WAIT, Server
 
 import relay
 from relay.cancellation import Cancellation
@@ -180,6 +180,6 @@ def test_a_factory_passes_on_what_it_was_given(echo_server: Server) -> None:
         return echo_server.factory()(peer=peer, deadline=deadline, cancel=cancel)
 
     with relay.Tunnel(relay.listen(":0"), wrapping) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"ping")
             assert client.recv(4) == b"ping"

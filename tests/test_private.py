@@ -7,14 +7,14 @@ import socket
 import stat
 
 import pytest
-from helpers import receive_all, send_and_end
+from helpers import WAIT, receive_all, send_and_end
 
 import relay
 
 
 def test_it_leads_there(echo_server):
     with relay.local("{}:{}".format(*echo_server.address)) as path, socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT)
         client.connect(path)
         send_and_end(client, b"hello")
         assert receive_all(client) == b"hello"
@@ -45,7 +45,7 @@ def test_it_is_nobody_elses(echo_server):
 
 def test_leaving_it_ends_what_uses_it(echo_server):
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT)
         with relay.local("{}:{}".format(*echo_server.address)) as path:
             client.connect(path)
             client.sendall(b"x")

@@ -11,7 +11,7 @@ import typing
 from importlib import import_module
 
 import pytest
-from helpers import echo, receive_all, send_and_end
+from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
 from relay import address, registry
@@ -34,14 +34,14 @@ def test_target_makes_a_factory_that_connects(addresses, scheme):
     factory = relay.target(addresses[scheme])
     assert factory.target == addresses[scheme].removeprefix("tcp://")
     with factory() as stream:
-        stream.socket.settimeout(10)
+        stream.socket.settimeout(WAIT)
         send_and_end(stream.socket, b"hello")
         assert receive_all(stream.socket) == b"hello"
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "bare", "unix"])
 def test_connect_returns_a_blocking_socket(addresses, scheme):
-    with relay.connect(addresses[scheme], timeout=10) as connected:
+    with relay.connect(addresses[scheme], timeout=WAIT) as connected:
         assert type(connected) is socket.socket
         assert connected.gettimeout() is None
         send_and_end(connected, b"hello")
@@ -80,7 +80,7 @@ def test_listen_makes_a_plain_listening_socket(tmp_path):
         with relay.listen(text) as listening:
             assert isinstance(listening, socket.socket)
             assert listening.family == family
-            relay.connect(_text(listening.getsockname()), timeout=10).close()
+            relay.connect(_text(listening.getsockname()), timeout=WAIT).close()
 
 
 def _text(name):
@@ -233,7 +233,7 @@ def test_tls_leads_to_tls(serve, certificates):
             encrypted.sendall(encrypted.recv(5))
 
     port = serve(serve_tls).address[1]
-    with relay.connect(f"tls://localhost:{port}?ca={certificates.ca}", timeout=10) as connected:
+    with relay.connect(f"tls://localhost:{port}?ca={certificates.ca}", timeout=WAIT) as connected:
         connected.sendall(b"hello")
         assert receive_all(connected) == b"hello"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from helpers import Thread, wait_until
+from helpers import WAIT, Thread, wait_until
 
 from relay.sam import reception
 from relay.sam.destinations import Peer, PrivateKey
@@ -38,7 +38,7 @@ def bring(there):
     def bring(port=0):
         ours, theirs = socket.socketpair()
         ends.append(theirs)
-        theirs.settimeout(10)
+        theirs.settimeout(WAIT)
         there.put(Stream(ours), Peer(DEST, port))
         return theirs
 

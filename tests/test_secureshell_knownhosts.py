@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import Thread
+from helpers import WAIT, Thread
 from ssh_keys import blob as key
 from ssh_keys import line
 
@@ -126,7 +126,7 @@ def test_a_huge_file(tmp_path: Path) -> None:
 def test_hashed_names_are_those_of_ssh_keygen(tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
     file.write_text(f"{line('db.internal')}\n{line('[db.internal]:2222', key(1))}\n")
-    start(["ssh-keygen", "-q", "-H", "-f", str(file)], stderr=DEVNULL).wait(10)
+    start(["ssh-keygen", "-q", "-H", "-f", str(file)], stderr=DEVNULL).wait(WAIT)
     assert "db.internal" not in file.read_text()
     assert [entry.blob for entry in found(file, "DB.internal")] == [key()]
     assert [entry.blob for entry in found(file, "[db.internal]:2222")] == [key(1)]
@@ -136,7 +136,7 @@ def test_hashed_names_are_those_of_ssh_keygen(tmp_path: Path) -> None:
 def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text(line("").strip())
     child = start(["ssh-keygen", "-l", "-f", str(tmp_path / "key.pub")], stdout=PIPE)
-    assert fingerprint(key()) in child.communicate(timeout=10)[0].decode().split()
+    assert fingerprint(key()) in child.communicate(timeout=WAIT)[0].decode().split()
 
 
 def test_a_new_file_and_directory_are_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_a_hashed_line_is_found_by_ssh_keygen(tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
     write_down(str(file), "db.internal", key(), hashed=True)
     assert "db.internal" not in file.read_text() and found(file, "db.internal")
-    assert start(["ssh-keygen", "-F", "db.internal", "-f", str(file)]).wait(10) == 0
+    assert start(["ssh-keygen", "-F", "db.internal", "-f", str(file)]).wait(WAIT) == 0
 
 
 def test_many_writers_of_one_host_write_one_line(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_many_writers_of_one_host_write_one_line(tmp_path: Path) -> None:
     together = threading.Barrier(8)
 
     def write(number: int) -> None:
-        together.wait(10)
+        together.wait(WAIT)
         write_down(str(file), "shared", key())
         write_down(str(file), f"host{number}", key())
 

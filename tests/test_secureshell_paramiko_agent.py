@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Thread, receive_all, receive_exactly
+from helpers import WAIT, Thread, receive_all, receive_exactly
 from ssh_agent import RealAgent
 from ssh_keys import make
 
@@ -40,7 +40,7 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
 
         def serve(answers: tuple[bytes | None, ...]) -> None:
             with listening.accept()[0] as client:
-                client.settimeout(10)
+                client.settimeout(WAIT)
                 for answer in answers:
                     receive_exactly(client, struct.unpack(">I", receive_exactly(client, 4))[0])
                     if answer is None:
@@ -147,7 +147,7 @@ def test_closing_wakes_who_waits_for_a_signature(fake: Fake) -> None:
         return agent.sign(b"key", b"data", 0)
 
     thread = Thread(sign)
-    asked.wait(10)
+    asked.wait(WAIT)
     agent.close()
     with pytest.raises(OSError, match="has ended|Bad file|Broken pipe|not connected"):
         thread.result()

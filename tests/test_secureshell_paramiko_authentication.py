@@ -14,7 +14,7 @@ from typing import Any
 
 import paramiko
 import pytest
-from helpers import Thread, wait_until
+from helpers import WAIT, Thread, wait_until
 from ssh_agent import RealAgent
 from ssh_keys import certify, make
 
@@ -41,11 +41,11 @@ def connected(server: SSHServer) -> Iterator[paramiko.Transport]:
     with socket.create_connection((server.host, server.port), 10) as sock:
         transport = paramiko.Transport(sock)
         try:
-            transport.start_client(timeout=10)
+            transport.start_client(timeout=WAIT)
             yield transport
         finally:
             transport.close()
-            transport.join(10)
+            transport.join(WAIT)
 
 
 def log_in(server: SSHServer) -> None:
@@ -278,7 +278,7 @@ def test_a_callable_that_hangs_holds_nobody_who_closes(make_ssh_server: Any, tmp
 
     def hang(prompt: str) -> str:
         called.set()
-        go_on.wait(10)
+        go_on.wait(WAIT)
         return SECRET
 
     embedded = make_ssh_server(users={"me": SECRET}, questions=QUESTIONS if wish == "question" else [])
@@ -288,7 +288,7 @@ def test_a_callable_that_hangs_holds_nobody_who_closes(make_ssh_server: Any, tmp
         server = of(embedded, keyfile=str(locked), passphrase=hang)
     with connected(server) as transport:
         thread = Thread(authenticate, transport, settle(server))
-        assert called.wait(10)
+        assert called.wait(WAIT)
         transport.close()
         with pytest.raises(CarrierError, match="lost while a secret was waited for"):
             thread.result(2)
@@ -373,7 +373,7 @@ def hostile() -> Iterator[Callable[[Hostile], tuple[SSHServer, paramiko.Transpor
                 transport.add_server_key(paramiko.ECDSAKey.generate())
                 ready.set()
                 transport.start_server(server=interface, event=threading.Event())
-                transport.join(10)
+                transport.join(WAIT)
 
             thread = Thread(serve)
             undo.callback(thread.result)
@@ -535,7 +535,7 @@ def test_an_agent_that_hangs_holds_nobody_who_closes(sshd: Any, tmp_path: Path) 
 
         def serve() -> None:
             with listening.accept()[0] as client:
-                client.settimeout(10)
+                client.settimeout(WAIT)
                 client.recv(5)
                 body = b"\x0c\0\0\0\x01" + len(raw).to_bytes(4, "big") + raw + b"\0\0\0\0"
                 client.sendall(len(body).to_bytes(4, "big") + body)
@@ -549,7 +549,7 @@ def test_an_agent_that_hangs_holds_nobody_who_closes(sshd: Any, tmp_path: Path) 
         settings = dataclasses.replace(settle(alter(sshd.server, keyfile=f"{sshd.keyfile}.pub")), agent=str(path))
         with connected(sshd.server) as transport:
             thread = Thread(authenticate, transport, settings)
-            assert signing.wait(10)
+            assert signing.wait(WAIT)
             begun = time.monotonic()
             transport.close()
             with pytest.raises(CarrierError):

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from helpers import receive_all, send_and_end
+from helpers import WAIT, receive_all, send_and_end
 
 import relay
 from relay.race import Direct, Endpoint
@@ -14,14 +14,14 @@ from relay.race import Direct, Endpoint
 
 def test_it_connects_to_an_address(echo_server):
     with relay.tcp(*echo_server.address)() as stream:
-        stream.socket.settimeout(10)
+        stream.socket.settimeout(WAIT)
         send_and_end(stream.socket, b"hello")
         assert receive_all(stream.socket) == b"hello"
 
 
 def test_it_connects_to_a_name(echo_server):
     with relay.tcp("localhost", echo_server.address[1])() as stream:
-        stream.socket.settimeout(10)
+        stream.socket.settimeout(WAIT)
         send_and_end(stream.socket, b"hello")
         assert receive_all(stream.socket) == b"hello"
 

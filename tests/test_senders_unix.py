@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from helpers import echo, receive_all, send_and_end
+from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
 
@@ -14,7 +14,7 @@ def test_it_connects(serve, tmp_path):
     server = serve(echo, str(tmp_path / "socket"))
     for path in (tmp_path / "socket", str(tmp_path / "socket")):
         with relay.unix(path)() as stream:
-            stream.socket.settimeout(10)
+            stream.socket.settimeout(WAIT)
             send_and_end(stream.socket, b"hello")
             assert receive_all(stream.socket) == b"hello"
     assert server.address == str(tmp_path / "socket")

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import Thread, exchange, receive_all
+from helpers import WAIT, Thread, exchange, receive_all
 
 import relay
 from relay.stream import reset
@@ -38,8 +38,8 @@ def test_a_clogged_pair_cannot_send_until_it_is_read(family):
         clogged.setblocking(False)
         with pytest.raises(BlockingIOError):
             clogged.send(b"x")
-        reader.settimeout(10)
-        clogged.settimeout(10)
+        reader.settimeout(WAIT)
+        clogged.settimeout(WAIT)
         filler = Thread(receive_all, reader)
         clogged.sendall(b"at last")
         clogged.shutdown(socket.SHUT_WR)
@@ -90,7 +90,7 @@ def test_who_was_never_accepted_is_closed(late):
         listener.close()
     with listener.connect() as client:
         listener.close()
-        client.settimeout(10)
+        client.settimeout(WAIT)
         assert client.recv(1) == b""
 
 
@@ -325,7 +325,7 @@ def test_a_factory_that_reaches_nobody_fails(listener):
 
     with pytest.raises(AssertionError, match="no stream reached the server.*refused"):
         check_factory(make, listener, timeout=0.5)
-    assert listener.gettimeout() == 10
+    assert listener.gettimeout() == WAIT
 
 
 def test_a_factory_whose_streams_mix_fails(listener):
@@ -406,6 +406,8 @@ def test_with_ci_a_single_skip_is_a_failure(tmp_path):
 
 LEAKS = """
 import os, threading
+import conftest
+conftest.LEAVING = 0.1
 gate = threading.Event()
 def test_a():
     os.pipe()

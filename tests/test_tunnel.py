@@ -12,7 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import BLOCK, Relayed, Server, Thread, ended, ending, exchange, receive_all, receive_exactly, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Relayed,
+    Server,
+    Thread,
+    ended,
+    ending,
+    exchange,
+    receive_all,
+    receive_exactly,
+    wait_until,
+)
 
 import relay
 from relay.records import ConnectionRecord
@@ -78,7 +90,7 @@ def test_a_connection_that_has_no_stream_yet_has_a_record(echo_server: Server) -
     go = threading.Event()
 
     def factory() -> socket.socket:
-        go.wait(10)
+        go.wait(WAIT)
         return socket.create_connection(echo_server.address)
 
     with (
@@ -237,10 +249,10 @@ def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
 
     listener = Listener()
     with relay.Tunnel(listener, lambda: socket.socketpair()[0]) as tunnel:
-        assert inside.wait(10)
+        assert inside.wait(WAIT)
         tunnel.pause()
         with listener.connect(socket.AF_INET) as client:
-            client.settimeout(10)
+            client.settimeout(WAIT)
             assert ending(client) == "reset"
         assert tunnel.stats().accepted == 0
 
@@ -255,12 +267,12 @@ def test_a_listener_object_is_not_asked_beyond_the_limit(echo_server: Server) ->
                 second.sendall(b"late")
                 assert tunnel.stats().active == 1
                 first.close()
-                second.settimeout(10)
+                second.settimeout(WAIT)
                 assert receive_exactly(second, 4) == b"late"
 
 
 def exchange_with_echo(client: socket.socket) -> None:
-    client.settimeout(10)
+    client.settimeout(WAIT)
     client.sendall(b"ping")
     assert receive_exactly(client, 4) == b"ping"
 
@@ -290,7 +302,7 @@ def test_on_end_gets_the_record_of_each_connection(relayed: Callable[..., Relaye
     exchange(client, far)
     client.close()
     far.close()
-    record, where = seen.get(timeout=10)
+    record, where = seen.get(timeout=WAIT)
     assert [record] == made.tunnel.recent()
     assert record.reason == "done"
     assert where == "seen on_end"
@@ -300,7 +312,7 @@ def test_on_end_gets_the_record_of_each_connection(relayed: Callable[..., Relaye
 def test_close_returns_after_on_end_has_got_every_record(relayed: Callable[..., Relayed], drain: float) -> None:
     seen: list[str | None] = []
     go = threading.Event()
-    made = relayed(on_end=lambda record: (go.wait(10), seen.append(record.reason)))
+    made = relayed(on_end=lambda record: (go.wait(WAIT), seen.append(record.reason)))
     pairs = [made.connect() for _ in range(5)]
     for pair in pairs:
         exchange(*pair)
@@ -319,7 +331,7 @@ def test_close_returns_after_on_end_has_got_every_record(relayed: Callable[..., 
 
 def test_a_slow_on_end_does_not_hold_up_the_relay(relayed: Callable[..., Relayed]) -> None:
     go = threading.Event()
-    made = relayed(on_end=lambda record: go.wait(10))
+    made = relayed(on_end=lambda record: go.wait(WAIT))
     for _ in range(3):
         client, far = made.connect()
         exchange(client, far)
@@ -337,9 +349,9 @@ def test_a_tunnel_can_be_closed_in_on_end(echo_server: Server) -> None:
         joined.append(True)
 
     tunnel = relay.Tunnel(relay.listen(":0"), echo_server.factory(), on_end=end)
-    with socket.create_connection(tunnel.address, timeout=10):
+    with socket.create_connection(tunnel.address, timeout=WAIT):
         pass
-    tunnel.join(10)
+    tunnel.join(WAIT)
     assert repr(tunnel).endswith("closed>")
     assert joined == [True]
 

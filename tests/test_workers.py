@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from helpers import wait_until
+from helpers import WAIT, wait_until
 
 from relay import workers
 from relay.loop import Loop
@@ -20,7 +20,7 @@ def loop() -> Iterator[Loop]:
     thread.start()
     yield one
     one.call(one.stop)
-    thread.join(10)
+    thread.join(WAIT)
     one.close()
 
 
@@ -30,7 +30,7 @@ def pool(loop: Loop) -> Iterator[Workers]:
     yield one
     loop.call(one.close)
     wait_until(lambda: not one._threads)
-    one.join(10)
+    one.join(WAIT)
 
 
 def test_a_thread_that_is_done_is_used_again(loop: Loop, pool: Workers) -> None:
@@ -38,7 +38,7 @@ def test_a_thread_that_is_done_is_used_again(loop: Loop, pool: Workers) -> None:
     for _ in range(20):
         done = threading.Event()
         loop.call(lambda done=done: pool.submit(lambda: (used.add(threading.current_thread()), done.set())))  # type: ignore[misc]
-        assert done.wait(10)
+        assert done.wait(WAIT)
     assert 1 <= len(used) < 20
     assert all(thread.daemon for thread in used)
 
@@ -48,12 +48,12 @@ def test_work_behind_blocked_work_gets_threads_of_its_own(loop: Loop, pool: Work
 
     def block() -> None:
         inside.release()
-        go.wait(10)
+        go.wait(WAIT)
 
     for _ in range(30):
         loop.call(lambda: pool.submit(block))
     for _ in range(30):
-        assert inside.acquire(timeout=10), "one piece of work waits for another"
+        assert inside.acquire(timeout=WAIT), "one piece of work waits for another"
     go.set()
 
 
@@ -74,7 +74,7 @@ def test_a_thread_without_work_ends(loop: Loop, pool: Workers, monkeypatch: pyte
     for _ in range(3):
         done = threading.Event()
         loop.call(lambda done=done: pool.submit(done.set))  # type: ignore[misc]
-        assert done.wait(10)
+        assert done.wait(WAIT)
         wait_until(lambda: not pool._threads)
 
 
@@ -106,5 +106,5 @@ def test_work_waits_for_a_system_that_is_out_of_threads(
 
     monkeypatch.setattr(threading.Thread, "start", refuse_once)
     loop.call(lambda: pool.submit(done.set))
-    assert done.wait(10)
+    assert done.wait(WAIT)
     assert refused.is_set()

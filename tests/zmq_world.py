@@ -138,6 +138,21 @@ def curve(make: Make, connect: Connect) -> None:
 PATTERNS = {"req-rep": req_rep, "push-pull": push_pull, "pub-sub": pub_sub, "pair": pair, "curve": curve}
 
 
+# The original looks ten times, a tenth of a second each, whether a login is over: too little for a busy machine. So it
+# looks a hundred times as often.
+PATIENCE = """
+import pexpect
+def patient(self, patterns, timeout=-1, *rest, _expect=pexpect.spawn.expect, **more):
+    for left in reversed(range(100)):
+        try:
+            return _expect(self, patterns, timeout, *rest, **more)
+        except pexpect.TIMEOUT:
+            if timeout != 0.1 or not left:
+                raise
+pexpect.spawn.expect = patient
+"""
+
+
 def program(code: str) -> list[str]:
     """The argument list of a small program that finds what the tests find."""
     return [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"]

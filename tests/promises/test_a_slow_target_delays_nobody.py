@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from helpers import Thread, black_hole, ended, exchange, receive_exactly, wait_until
+from helpers import WAIT, Thread, black_hole, ended, exchange, receive_exactly, wait_until
 
 import relay
 
@@ -21,7 +21,7 @@ def sleeping(listener):
 
     def make():
         if next(calls) == 0:
-            wake.wait(10)
+            wake.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
     with relay.Tunnel(relay.listen(":0"), make) as tunnel:
@@ -51,18 +51,18 @@ def test_many_factories_that_sleep_at_once(listener):
     wake = threading.Event()
 
     def make():
-        wake.wait(10)
+        wake.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
     with relay.Tunnel(relay.listen(":0"), make) as tunnel:
-        clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(20)]
+        clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(20)]
         wait_until(lambda: tunnel.stats().active == 20)
         wake.set()
         fars = [listener.accept()[0] for _ in clients]
         for number, client in enumerate(clients):
             client.sendall(bytes([number]))
         for far in fars:
-            far.settimeout(10)
+            far.settimeout(WAIT)
         assert sorted(far.recv(1)[0] for far in fars) == list(range(20))
         for end in (*clients, *fars):
             end.close()
@@ -137,7 +137,7 @@ def test_a_name_that_resolves_slowly(monkeypatch, listener):
     def slow(host, *args, **options):
         if host == "slow.invalid":
             asked.set()
-            wake.wait(10)
+            wake.wait(WAIT)
         return resolve("127.0.0.1", *args, **options)
 
     def ask(tunnel, name):
@@ -148,7 +148,7 @@ def test_a_name_that_resolves_slowly(monkeypatch, listener):
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     with relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic()) as tunnel:
         with ask(tunnel, b"slow.invalid"):
-            assert asked.wait(10)
+            assert asked.wait(WAIT)
             with ask(tunnel, b"quick.invalid") as client:
                 far, _ = listener.accept()
                 with far:

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from helpers import BLOCK, Thread, exchange, flood, receive_exactly, send_and_end, sha256_of
+from helpers import BLOCK, WAIT, Thread, exchange, flood, receive_exactly, send_and_end, sha256_of
 
 import relay
 
@@ -28,7 +28,7 @@ def fill(sender, bound=BOUND):
     with contextlib.suppress(TimeoutError):
         while sent < bound:
             sent += sender.send(BLOCK[sent % len(BLOCK) :])
-    sender.settimeout(10)
+    sender.settimeout(WAIT)
     return sent
 
 
@@ -107,7 +107,7 @@ def test_a_bridged_object_holds_back_too(relayed):
 
 def test_closing_with_stopped_readers_is_prompt(listener):
     with relay.Tunnel(relay.listen(":0"), relay.tcp(*listener.getsockname())) as tunnel:
-        client = socket.create_connection(tunnel.address, timeout=10)
+        client = socket.create_connection(tunnel.address, timeout=WAIT)
         far, _ = listener.accept()
         with client, far:
             assert fill(client) < BOUND

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from helpers import black_hole, ended, ending, fate_of_client, refusing
+from helpers import WAIT, black_hole, ended, ending, fate_of_client, refusing
 
 import relay
 
@@ -60,14 +60,14 @@ def test_a_plain_callable_that_hangs_is_timed_out_and_its_late_stream_closed():
     near, far = socket.socketpair()
 
     def make():
-        release.wait(10)
+        release.wait(WAIT)
         return near
 
     with far, tunnel(make, connect_timeout=0.3) as made:
         assert fate(made) == "reset"
         assert ended(made) == ["connect_timeout"]
         release.set()
-        far.settimeout(10)
+        far.settimeout(WAIT)
         assert far.recv(1) == b""
 
 
@@ -101,10 +101,10 @@ def test_a_name_that_does_not_resolve_is_unreachable(monkeypatch):
 
 def test_a_tls_server_that_is_not_trusted_resets_the_client(certificates):
     with socket.create_server(("127.0.0.1", 0)) as server, tunnel(relay.tls(*server.getsockname())) as made:
-        client = socket.create_connection(made.address, timeout=10)
+        client = socket.create_connection(made.address, timeout=WAIT)
         accepted, _ = server.accept()
         with client, accepted:
-            accepted.settimeout(10)
+            accepted.settimeout(WAIT)
             with pytest.raises(OSError):  # noqa: PT011  (an SSLError or a reset, as the client's alert comes)
                 certificates.server().wrap_socket(accepted, server_side=True)
             assert ending(client) == "reset"

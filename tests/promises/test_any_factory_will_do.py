@@ -13,6 +13,7 @@ import paramiko
 import pytest
 from helpers import (
     BLOCK,
+    WAIT,
     Thread,
     ended,
     ending,
@@ -44,7 +45,7 @@ def tunnel_to():
 
 def ask(tunnel, text=b"hello"):
     """What a client gets that sends ``text`` and its end."""
-    with socket.create_connection(tunnel.address, timeout=10) as client:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         send_and_end(client, text)
         return receive_all(client)
 
@@ -52,7 +53,7 @@ def ask(tunnel, text=b"hello"):
 def shout(end):
     """A service of the tests: one request in capitals."""
     with end:
-        end.settimeout(10)
+        end.settimeout(WAIT)
         end.sendall(receive_all(end).upper())
 
 
@@ -87,7 +88,7 @@ def full_backlog(tmp_path):
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
         listening.bind(path)
         listening.listen(0)
-        listening.settimeout(10)
+        listening.settimeout(WAIT)
         first.connect(path)
         yield listening
 
@@ -95,7 +96,7 @@ def full_backlog(tmp_path):
 def test_a_unix_connect_that_said_eagain_is_made_again(full_backlog, tunnel_to, any_engine):
     """With a full backlog such a connect has not begun, whatever poll says."""
     tunnel = tunnel_to(relay.unix(full_backlog.getsockname()))
-    with socket.create_connection(tunnel.address, timeout=10) as client:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         client.sendall(b"through")
         wait_until(lambda: tunnel.stats().active == 1)
         threading.Event().wait(0.1)
@@ -103,7 +104,7 @@ def test_a_unix_connect_that_said_eagain_is_made_again(full_backlog, tunnel_to, 
         full_backlog.accept()[0].close()  # now there is room
         far, _ = full_backlog.accept()
         with far:
-            far.settimeout(10)
+            far.settimeout(WAIT)
             assert receive_exactly(far, 7) == b"through"
 
 
@@ -142,13 +143,13 @@ def test_a_stream_with_everything_known(listener, tunnel_to):
         )
 
     tunnel = tunnel_to(make)
-    with socket.create_connection(tunnel.address, timeout=10) as client:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         far, _ = listener.accept()
         with far:
             exchange(client, far)
             assert [record.target for record in tunnel.connections()] == ["the database"]
             assert not closed.is_set()
-    assert closed.wait(10)
+    assert closed.wait(WAIT)
     assert tunnel.recent()[-1].target == "the database"
 
 
@@ -161,11 +162,11 @@ def test_a_failure_at_the_end_of_file_resets_the_client(listener, tunnel_to, err
     tunnel = tunnel_to(
         lambda: relay.Stream(socket.create_connection(listener.getsockname()), failure=lambda: error),
     )
-    with socket.create_connection(tunnel.address, timeout=10) as client:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         far, _ = listener.accept()
         with far:
             exchange(client, far)
-        client.settimeout(10)
+        client.settimeout(WAIT)
         if error is None:
             client.shutdown(socket.SHUT_WR)
         assert ending(client) == ("end of file" if error is None else "reset")
@@ -177,16 +178,16 @@ def test_on_close_is_called_once_and_may_block(listener, tunnel_to):
 
     def on_close():
         threads.add(threading.current_thread().name)
-        release.wait(10)
+        release.wait(WAIT)
         calls.append(1)
 
     tunnel = tunnel_to(lambda: relay.Stream(socket.create_connection(listener.getsockname()), on_close=on_close))
     for _ in range(3):
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             far, _ = listener.accept()
             with far:
                 exchange(client, far)
-    with socket.create_connection(tunnel.address, timeout=3) as client:  # none of the three holds the engine up
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:  # none of the three holds the engine up
         far, _ = listener.accept()
         with far:
             exchange(client, far)
@@ -279,7 +280,7 @@ def test_an_ssl_socket(tunnel_to, certificates):
             for _ in range(3):
                 accepted = context.wrap_socket(listening.accept()[0], server_side=True)
                 with accepted:
-                    accepted.settimeout(10)
+                    accepted.settimeout(WAIT)
                     accepted.sendall(receive_exactly(accepted, len(BLOCK)).swapcase())
                     accepted.unwrap().close()
 
@@ -319,7 +320,7 @@ def ssh():
     yield client, server
     for transport in (client, server):
         transport.close()
-        transport.join(10)
+        transport.join(WAIT)
 
 
 def test_a_bare_paramiko_channel(ssh):
@@ -344,7 +345,7 @@ def test_a_paramiko_channel_that_the_server_forbids(ssh, tunnel_to):
 def test_a_paramiko_transport_that_dies_ends_its_channels(ssh, tunnel_to):
     client, server = ssh
     tunnel = tunnel_to(lambda: client.open_channel("direct-tcpip", ("db", 80), ("127.0.0.1", 1)))
-    with socket.create_connection(tunnel.address, timeout=10) as caller:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as caller:
         channel = server.accept(10)
         exchange(caller, channel)
         server.close()
@@ -361,7 +362,7 @@ def test_one_that_blocks_for_long(tunnel_to):
 
     def make():
         if next(calls) == 0:
-            release.wait(10)
+            release.wait(WAIT)
         near, far = socket.socketpair()
         Thread(shout, far)
         return near
@@ -381,19 +382,19 @@ def test_one_that_returns_after_its_tunnel_was_closed():
 
     def make():
         entered.set()
-        release.wait(10)
+        release.wait(WAIT)
         return relay.Stream(near, on_close=closed.set)
 
     closed = threading.Event()
     tunnel = relay.Tunnel(relay.listen(":0"), make)
-    with socket.create_connection(tunnel.address, timeout=10) as client, far:
-        assert entered.wait(10)
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client, far:
+        assert entered.wait(WAIT)
         tunnel.close()
         assert ending(client) == "reset"
         release.set()
-        far.settimeout(10)
+        far.settimeout(WAIT)
         assert far.recv(1) == b""
-        assert closed.wait(10)
+        assert closed.wait(WAIT)
 
 
 def test_one_that_picks_another_of_several_targets_each_time(tunnel_to, serve):
@@ -436,7 +437,7 @@ def test_the_keywords_it_names_are_given_and_no_others(tunnel_to):
         return stream()
 
     with_all_tunnel = tunnel_to(with_all, connect_timeout=20)
-    with socket.create_connection(with_all_tunnel.address, timeout=10) as client:
+    with socket.create_connection(with_all_tunnel.address, timeout=WAIT) as client:
         ending(client)
         assert seen["all"][0] == client.getsockname()
     assert 10 < seen["all"][1] <= 20

@@ -7,7 +7,7 @@ import socket
 import threading
 
 import pytest
-from helpers import BLOCK, Thread, ended, ending, exchange, receive_all, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, send_and_end, wait_until
 
 import relay
 from relay.stream import reset
@@ -33,7 +33,7 @@ def whole(client, listener):
     far, _ = listener.accept()
     with client, far:
         for end in (client, far):
-            end.settimeout(10)
+            end.settimeout(WAIT)
         sending = Thread(send_and_end, client, BLOCK)
         assert receive_all(far) == BLOCK
         sending.result()
@@ -116,7 +116,7 @@ def test_an_object_that_accepts_streams_and_objects(tunnel_from, listener):
         client, end = pair()
         fake.put(wrap(end))
         whole(client, listener)
-    assert closed.wait(10)
+    assert closed.wait(WAIT)
     assert ended(tunnel, 3) == ["done"] * 3
 
 
@@ -138,7 +138,7 @@ def test_an_object_that_accepts_nonsense(tunnel_from, listener):
 
 def test_pause_and_resume(tunnel_from, listener, any_engine):
     tunnel = tunnel_from(relay.listen(":0"))
-    live = socket.create_connection(tunnel.address, timeout=10)
+    live = socket.create_connection(tunnel.address, timeout=WAIT)
     far, _ = listener.accept()
     tunnel.pause()
     try:
@@ -157,13 +157,13 @@ def test_pause_and_resume(tunnel_from, listener, any_engine):
         listener.accept()[0].close()  # the one that waited, and is gone
     except TimeoutError:
         pass
-    listener.settimeout(10)
-    whole(socket.create_connection(tunnel.address, timeout=10), listener)
+    listener.settimeout(WAIT)
+    whole(socket.create_connection(tunnel.address, timeout=WAIT), listener)
 
 
 def test_pause_that_closes_resets_the_live_ones(tunnel_from, listener):
     tunnel = tunnel_from(relay.listen(":0"))
-    live = socket.create_connection(tunnel.address, timeout=10)
+    live = socket.create_connection(tunnel.address, timeout=WAIT)
     far, _ = listener.accept()
     with live, far:
         exchange(live, far)
@@ -171,7 +171,7 @@ def test_pause_that_closes_resets_the_live_ones(tunnel_from, listener):
         assert (ending(live), ending(far)) == ("reset", "reset")
     assert ended(tunnel) == ["closed"]
     tunnel.resume()
-    whole(socket.create_connection(tunnel.address, timeout=10), listener)
+    whole(socket.create_connection(tunnel.address, timeout=WAIT), listener)
 
 
 def test_an_object_that_has_accepted_under_pause_resets_who_came(tunnel_from, listener):
@@ -188,10 +188,10 @@ def test_an_object_that_has_accepted_under_pause_resets_who_came(tunnel_from, li
 
     fake = Told()
     tunnel = tunnel_from(fake)
-    assert fake.entered.wait(10)
+    assert fake.entered.wait(WAIT)
     tunnel.pause()
     with fake.connect(socket.AF_INET) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT)
         assert ending(client) == "reset"
     tunnel.resume()
     whole(fake.connect(), listener)
@@ -207,7 +207,7 @@ def test_a_client_that_is_gone_before_it_is_accepted(tunnel_from, listener, any_
     while True:
         far, _ = listener.accept()
         with far:
-            far.settimeout(10)
+            far.settimeout(WAIT)
             try:
                 if far.recv(10) == b"here":
                     break

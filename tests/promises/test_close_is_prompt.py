@@ -11,6 +11,7 @@ import time
 import pytest
 from helpers import (
     BLOCK,
+    WAIT,
     Thread,
     black_hole,
     ended,
@@ -66,7 +67,7 @@ def test_with_bulk_under_way_and_with_stalled_readers(relayed, any_engine):
 def test_with_connecting_ones(any_engine):
     with black_hole() as hole:
         tunnel = relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname()))
-        clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(10)]
+        clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(10)]
         wait_until(lambda: tunnel.stats().active == 10)
         close_in_time(tunnel)
         assert [ending(client) for client in clients] == ["reset"] * 10
@@ -82,17 +83,17 @@ def test_with_factories_that_are_blocked(any_engine):
     def make():
         near, far = socket.socketpair()
         fars.append(far)
-        release.wait(10)
+        release.wait(WAIT)
         return near
 
     tunnel = relay.Tunnel(relay.listen(":0"), make)
-    clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(10)]
+    clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(10)]
     wait_until(lambda: len(fars) == 10)
     close_in_time(tunnel)
     assert [ending(client) for client in clients] == ["reset"] * 10
     release.set()
     for end in fars:
-        end.settimeout(10)
+        end.settimeout(WAIT)
         assert end.recv(1) == b""
     for end in (*clients, *fars):
         end.close()
@@ -104,7 +105,7 @@ def test_twice_and_from_many_threads_at_once(relayed, any_engine):
     for thread in [Thread(close_in_time, rig.tunnel) for _ in range(10)]:
         thread.result()
     close_in_time(rig.tunnel)
-    rig.tunnel.join(10)
+    rig.tunnel.join(WAIT)
 
 
 @pytest.mark.parametrize("mark", [relay.nonblocking, lambda make: make], ids=["engine", "thread"])
@@ -124,10 +125,10 @@ def test_from_inside_make_send(listener, mark, drain):
 
     tunnel = relay.Tunnel(relay.listen(":0"), make)
     if drain:
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             far, _ = listener.accept()
             with far:
-                far.settimeout(10)
+                far.settimeout(WAIT)
                 exchange(client, far)
     else:
         assert fate_of_client(tunnel.address) == "reset"
@@ -144,7 +145,7 @@ def test_during_a_storm_of_new_connections(echo_server, any_engine):
 
     def storm():
         while storming.is_set():
-            with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as client:
+            with contextlib.suppress(OSError), socket.create_connection(address, timeout=WAIT) as client:
                 client.sendall(b"x")
                 client.recv(1)
 
@@ -161,7 +162,7 @@ def test_with_a_storm_of_closes_and_openings(echo_server, any_engine):
     """Fifty tunnels made, used and closed leave nothing (the leak check tells)."""
     for _ in range(50):
         with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
-            with socket.create_connection(tunnel.address, timeout=10) as client:
+            with socket.create_connection(tunnel.address, timeout=WAIT) as client:
                 client.sendall(b"x")
                 assert client.recv(1) == b"x"
 
@@ -201,7 +202,7 @@ def test_a_listener_object_that_cannot_be_woken_does_not_hold_it_up():
 
     class Deaf:
         def accept(self):
-            gate.wait(10)
+            gate.wait(WAIT)
             raise OSError("closed long ago")
 
         def close(self):
@@ -268,11 +269,11 @@ def test_drain_waits_for_one_that_is_still_connecting(listener):
 
     def make():
         next(calls)
-        release.wait(10)
+        release.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
     tunnel = relay.Tunnel(relay.listen(":0"), make)
-    with socket.create_connection(tunnel.address, timeout=10) as client:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         wait_until(lambda: tunnel.stats().active == 1)
         address = tunnel.address
         closing = Thread(tunnel.close, 10.0)
@@ -280,7 +281,7 @@ def test_drain_waits_for_one_that_is_still_connecting(listener):
         release.set()
         far, _ = listener.accept()
         with far:
-            far.settimeout(10)
+            far.settimeout(WAIT)
             exchange(client, far)
             client.shutdown(socket.SHUT_WR)
             assert far.recv(1) == b""

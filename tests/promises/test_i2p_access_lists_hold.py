@@ -6,7 +6,7 @@ import logging
 import os
 
 import pytest
-from helpers import Thread, ended, exchange, fate_of_client, receive_all, wait_until
+from helpers import WAIT, Thread, ended, exchange, fate_of_client, receive_all, wait_until
 
 import relay
 from relay.sam import keys as keyfiles
@@ -137,13 +137,13 @@ def test_who_connects_is_told_to_the_factory_and_to_who_accepts(i2p_world, echo_
         accepting = Thread(listener.accept)
         begin = relay.connect("{}:{}".format(*client.address))
         with begin, accepting.result()[0] as stream:
-            stream.socket.settimeout(10)
-            begin.settimeout(10)
+            stream.socket.settimeout(WAIT)
+            begin.settimeout(WAIT)
             exchange(begin, stream.socket)
             assert accepting.result()[1] == client.dest
         with relay.Tunnel(listener, make):
             with relay.connect("{}:{}".format(*client.address)) as caller:
-                caller.settimeout(10)
+                caller.settimeout(WAIT)
                 caller.sendall(b"x")
                 assert caller.recv(1) == b"x"
     assert peers == [client.dest]

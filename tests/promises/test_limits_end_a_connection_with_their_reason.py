@@ -9,7 +9,19 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, Thread, black_hole, ended, ending, exchange, flood, receive_all, receive_exactly, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Thread,
+    black_hole,
+    ended,
+    ending,
+    exchange,
+    flood,
+    receive_all,
+    receive_exactly,
+    wait_until,
+)
 
 import relay
 
@@ -76,11 +88,11 @@ def test_lifetime_counts_from_the_acceptance(listener):
     release = threading.Event()
 
     def make():
-        release.wait(10)
+        release.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
-    with relay.Tunnel(relay.listen(":0"), make, timeout=SHORT, connect_timeout=10) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+    with relay.Tunnel(relay.listen(":0"), make, timeout=SHORT, connect_timeout=WAIT) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             assert ending(client) == "reset"
         assert ended(tunnel) == ["lifetime"]
         release.set()
@@ -175,7 +187,7 @@ def test_connect_timeout_has_its_own_reason(any_engine):
         black_hole() as hole,
         relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname()), connect_timeout=SHORT) as t,
     ):
-        with socket.create_connection(t.address, timeout=10) as client:
+        with socket.create_connection(t.address, timeout=WAIT) as client:
             assert ending(client) == "reset"
         assert ended(t) == ["connect_timeout"]
 

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from helpers import (
+    WAIT,
     Thread,
     ended,
     ending,
@@ -91,7 +92,7 @@ def test_at_the_limit_callers_wait_in_the_backlog_and_are_served_in_turn(relayed
     with pytest.raises(TimeoutError):
         rig.target.accept()
     assert (rig.tunnel.stats().active, rig.tunnel.stats().accepted) == (3, 3)
-    rig.target.settimeout(10)
+    rig.target.settimeout(WAIT)
     for number, client in enumerate(waiting):
         old_client, old_far = live.pop(0)
         old_client.close()
@@ -107,11 +108,11 @@ def test_connecting_ones_count(listener):
     release = threading.Event()
 
     def make():
-        release.wait(10)
+        release.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
     with relay.Tunnel(relay.listen(":0"), make, nconnect=2) as tunnel:
-        clients = [socket.create_connection(tunnel.address, timeout=10) for _ in range(4)]
+        clients = [socket.create_connection(tunnel.address, timeout=WAIT) for _ in range(4)]
         wait_until(lambda: tunnel.stats().active == 2)
         threading.Event().wait(0.2)
         assert tunnel.stats().accepted == 2
@@ -217,7 +218,7 @@ def test_no_slot_is_lost(relayed, way):
                 raise what
             if isinstance(what, str):
                 return what
-            what.wait(10)
+            what.wait(WAIT)
         return socket.create_connection(rig.target.getsockname())
 
     limits = {"idle_timeout": 0.1} if way is goes_quiet else {"linger": 0.1} if way is lingers else {}
@@ -242,12 +243,12 @@ def test_a_listener_object_stops_at_the_limit(listener):
         with pytest.raises(TimeoutError):
             listener.accept()
         assert tunnel.stats().active == 1
-        listener.settimeout(10)
+        listener.settimeout(WAIT)
         far.close()
         first.close()
         far, _ = listener.accept()
         with far, second:
-            far.settimeout(10)
+            far.settimeout(WAIT)
             assert far.recv(10) == b"second"
 
 

@@ -10,7 +10,7 @@ import termios
 import threading
 
 import pytest
-from helpers import BLOCK, Thread, black_hole, ended, receive_all, send_and_end, wait_until
+from helpers import BLOCK, WAIT, Thread, black_hole, ended, receive_all, send_and_end, wait_until
 
 import relay
 from relay.stream import reset
@@ -24,7 +24,7 @@ class Waiting:
         self.called, self.given_up = threading.Event(), threading.Event()
         self._released, self._release = pair()
         self.near, self.far = pair()
-        self.far.settimeout(10)
+        self.far.settimeout(WAIT)
 
     def __call__(self, *, cancel):
         self.called.set()
@@ -55,10 +55,10 @@ def arrived(request, waiting):
     """A tunnel, its one client, and the very socket that the tunnel accepted, while the factory is at work."""
     fake = FakeListener()
     client, accepted = pair(request.param)
-    client.settimeout(10)
+    client.settimeout(WAIT)
     with relay.Tunnel(fake, waiting) as tunnel, client:
         fake.put(accepted)
-        assert waiting.called.wait(10)
+        assert waiting.called.wait(WAIT)
         yield tunnel, client, accepted
         waiting.release()
 
@@ -100,7 +100,7 @@ def test_a_reset_meanwhile_ends_the_attempt(waiting, arrived, sent):
     tunnel, client, _ = arrived
     client.sendall(sent)
     reset(client)
-    assert waiting.given_up.wait(10)
+    assert waiting.given_up.wait(WAIT)
     assert ended(tunnel) == ["client_reset"]
     assert receive_all(waiting.far) == b"", "a stream that comes too late is closed"
 
@@ -108,7 +108,7 @@ def test_a_reset_meanwhile_ends_the_attempt(waiting, arrived, sent):
 def test_a_reset_ends_an_attempt_that_the_engine_makes(any_engine):
     with black_hole() as hole, relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname())) as tunnel:
         for number in range(10):
-            client = socket.create_connection(tunnel.address, timeout=10)
+            client = socket.create_connection(tunnel.address, timeout=WAIT)
             wait_until(lambda: tunnel.stats().active == 1)
             client.sendall(b"request")
             reset(client)
@@ -119,17 +119,17 @@ def test_what_came_before_the_stream_is_the_first_that_it_carries(listener, any_
     release = threading.Event()
 
     def make():
-        release.wait(10)
+        release.wait(WAIT)
         return socket.create_connection(listener.getsockname())
 
     with relay.Tunnel(relay.listen(":0"), make) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=10) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             sending = Thread(send_and_end, client, BLOCK * 16)
             threading.Event().wait(0.1)
             assert sending.is_alive(), "16 MiB fit in no kernel buffer: somebody has read them"
             release.set()
             far, _ = listener.accept()
             with far:
-                far.settimeout(10)
+                far.settimeout(WAIT)
                 assert receive_all(far) == BLOCK * 16
             sending.result()

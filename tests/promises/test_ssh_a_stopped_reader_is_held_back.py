@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from helpers import BLOCK, Thread, exchange, receive_all, send_and_end
+from helpers import BLOCK, WAIT, Thread, exchange, receive_all, send_and_end
 
 BOUND = 48 << 20  # bytes under way in one direction at most: windows and kernel buffers, at every hop
 
@@ -17,7 +17,7 @@ def fill(end):
     with pytest.raises(TimeoutError):
         while sent < 2 * BOUND:
             sent += end.send(BLOCK)
-    end.settimeout(10)
+    end.settimeout(WAIT)
     return sent
 
 

@@ -70,13 +70,13 @@ def test_the_same_listener_serves_again_and_who_came_meanwhile_waits(mortal_far_
 
 def test_who_waits_for_longer_than_connect_timeout_is_reset(mortal_far_end, over_ssh):
     rig = over_ssh(mortal_far_end.url, connect_timeout=0.3)
-    exchange(*rig.connect())
+    rig.factory.ready(WAIT)  # a login may take longer than that
     mortal_far_end.down()
     rig.wait_for_loss()
     begin = time.monotonic()
     assert ending(rig.client()) == "reset"
-    assert 0.2 < time.monotonic() - begin < AT_ONCE
-    assert ended(rig.tunnel, 2)[-1] in ("connect_timeout", "carrier_lost", "refused")
+    assert time.monotonic() - begin > 0.2
+    assert ended(rig.tunnel, 1)[-1] in ("connect_timeout", "carrier_lost", "refused")
 
 
 def test_often(mortal_far_end, over_ssh, quick):

@@ -26,7 +26,7 @@ def denied(url, target):
 
 def answers(url, target):
     with relay.connect(target, via=[url]) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT)
         client.sendall(b"x")
         return client.recv(1) == b"x"
 

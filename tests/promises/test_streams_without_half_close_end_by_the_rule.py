@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, Thread, ended, ending, receive_all, receive_exactly, send_and_end
+from helpers import BLOCK, WAIT, Thread, ended, ending, receive_all, receive_exactly, send_and_end
 
 import relay
 from relay.testing import FakeListener, pair
@@ -121,7 +121,7 @@ def one_way_in(listener):
         far = listener.accept()[0]
         opened.extend((client, far))
         for end in (client, far):
-            end.settimeout(10)
+            end.settimeout(WAIT)
         return client, far
 
     with relay.Tunnel(fake, relay.tcp(*listener.getsockname()), linger=30) as tunnel:

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import exchange, wait_until
+from helpers import WAIT, exchange, wait_until
 
 import relay
 from relay.testing import FakeListener, pair
@@ -71,7 +71,7 @@ def test_when_the_outgoing_stream_takes_its_time():
 
     def make():
         number = next(calls)
-        gates[number].wait(10)
+        gates[number].wait(WAIT)
         return targets[number][0]
 
     fake = FakeListener()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 
+import pexpect
 import pytest
 import zmq.ssh.tunnel
-from zmq_world import PATTERNS, User, named, sockets
+from helpers import WAIT
+from zmq_world import PATIENCE, PATTERNS, User, named, sockets
 
 from relay.compat import zmqssh
-
-ATTEMPTS = 10  # of the original, which gives a login a second
-TRANSIENT = (zmq.ssh.tunnel.MaxRetryExceeded, RuntimeError)
 
 
 @pytest.fixture
@@ -58,10 +57,13 @@ def test_over_the_original(sshd, backend, tmp_path, monkeypatch, pattern):
     """The same conversations on the original, where it works: with a real server, which runs its ``sleep``."""
     user = User(tmp_path / "home", monkeypatch)
     user.knows(sshd.server)
+    monkeypatch.setattr("pexpect.spawn.expect", pexpect.spawn.expect)  # put back after the test
+    exec(PATIENCE)
     opened = []
 
     def connect(socket, address):
-        opened.append(original_connection(socket, address, named(sshd.server), sshd.keyfile, backend == "paramiko"))
+        login = (named(sshd.server), str(sshd.keyfile), None, backend == "paramiko", WAIT)
+        opened.append(zmq.ssh.tunnel.tunnel_connection(socket, address, *login))
 
     try:
         with sockets() as make:
@@ -74,14 +76,3 @@ def test_over_the_original(sshd, backend, tmp_path, monkeypatch, pattern):
                 tunnel.join()
                 tunnel.close()
         gc.collect()  # the terminal of pexpect's
-
-
-def original_connection(socket, address, server, keyfile, paramiko):
-    """The original's, which gives a login a second."""
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            return zmq.ssh.tunnel.tunnel_connection(socket, address, server, str(keyfile), None, paramiko, 1)
-        except TRANSIENT:
-            if not left:
-                raise
-    return None

@@ -161,6 +161,7 @@ COLUMNS = (
     "target ends first",
     "refused target",
     "expose",
+    "expose: any port",
     "expose: half-close",
     "restart",
 )
@@ -176,6 +177,7 @@ PEERS = {
             "half-close": "no: the target does not see it",
             "target ends first": "no: the rest from the client is lost",
             "refused target": "no: end of file",
+            "expose: any port": "`backend=paramiko` only; else give `listen=HOST:PORT`",
             "expose: half-close": "no: the answer is lost",
         },
     ),

@@ -38,13 +38,14 @@ class _Reached(Dialed):
     def __init__(self, direct: Direct) -> None:
         super().__init__(direct.target)
         self._direct = direct
+        self._lookup = _Lookup(direct)
         self._endpoints: Sequence[Endpoint] = direct.resolve() if direct.literal else ()
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
         """Begin to connect; see :meth:`Dialed.dial`. A connect that is over at once needs no other thread."""
         endpoints = self._endpoints
         if len(endpoints) != 1:
-            return _Connecting(self._direct, deadline, done).begin(endpoints)
+            return _Connecting(self._direct, deadline, done).begin(endpoints, self._lookup)
         try:
             made, status = open_socket(endpoints[0], socket.socket)
         except OSError as error:
@@ -70,6 +71,43 @@ class _Reached(Dialed):
         return connecting.go_on(made, endpoint, status)
 
 
+class _Lookup:
+    """The addresses of one target, looked up on one thread for all who ask at one time: a resolver may take long."""
+
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
+        self._lock = threading.Lock()
+        self._process = os.getpid()  # whose thread looks it up: a forked child has it not
+        self._asking: list[Callable[[Sequence[Endpoint] | BaseException], object]] = []
+
+    def find(self, done: Callable[[Sequence[Endpoint] | BaseException], object]) -> None:
+        """Have ``done`` called with the addresses, or with the error, in any thread."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._process, self._asking = os.getpid(), []
+            self._asking.append(done)
+            if len(self._asking) > 1:
+                return
+        try:
+            threading.Thread(target=self._run, name=f"relay look-up of {self._direct.target}", daemon=True).start()
+        except RuntimeError as error:
+            self._tell(OSError(errno.EAGAIN, str(error)))
+
+    def _run(self) -> None:
+        found: Sequence[Endpoint] | BaseException
+        try:
+            found = self._direct.resolve()
+        except BaseException as error:  # noqa: BLE001  (it is told)
+            found = error
+        self._tell(found)
+
+    def _tell(self, found: Sequence[Endpoint] | BaseException) -> None:
+        with self._lock:
+            asking, self._asking = self._asking, []
+        for done in asking:
+            done(found)
+
+
 class _Connecting:
     """One connect under way, in the pump's thread but for its beginning and its being given up."""
 
@@ -84,14 +122,14 @@ class _Connecting:
         self._again = Timer(timers, self._next)
         self._timer = Timer(timers, self._expired)
 
-    def begin(self, endpoints: Sequence[Endpoint]) -> GiveUp:
+    def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> GiveUp:
         """Begin; the result gives it up, from any thread."""
         loop = self._pump.loop
         loop.call(self._start_clock)
         if endpoints:
             loop.call(functools.partial(self._start, endpoints))
         else:
-            self._elsewhere(self._resolve, "look-up of")
+            lookup.find(self._found)
         return self._give_up
 
     def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> GiveUp:
@@ -123,12 +161,10 @@ class _Connecting:
         except RuntimeError as error:
             self._pump.loop.call(functools.partial(self._finish, OSError(errno.EAGAIN, str(error))))
 
-    def _resolve(self) -> None:
-        """In a thread of its own."""
-        try:
-            found = self._direct.resolve()
-        except Exception as error:  # noqa: BLE001  (it is told)
-            failure = error if isinstance(error, OSError) else ConnectError(f"{self._direct.target}: {error}")
+    def _found(self, found: Sequence[Endpoint] | BaseException) -> None:
+        """In the thread of the look-up."""
+        if isinstance(found, BaseException):
+            failure = found if isinstance(found, OSError) else ConnectError(f"{self._direct.target}: {found}")
             self._pump.loop.call(functools.partial(self._finish, failure))
         else:
             self._pump.loop.call(functools.partial(self._start, found))

@@ -189,6 +189,27 @@ def test_a_resolver_that_was_given_up(echo_server):
     assert resolved.wait(WAIT) and told.empty()
 
 
+def test_a_name_is_looked_up_once_for_all_who_ask_at_one_time(echo_server):
+    go, calls = threading.Event(), queue.SimpleQueue()
+
+    def resolve():
+        calls.put(None)
+        go.wait(WAIT)
+        return [Endpoint(socket.AF_INET, echo_server.address)]
+
+    factory = dialed(Direct("the target", resolve, literal=False))
+    told = queue.SimpleQueue()
+    for _ in range(20):
+        factory.dial(time.monotonic() + WAIT, told.put)
+    go.set()
+    for _ in range(20):
+        told.get(timeout=WAIT).close()
+    assert calls.qsize() == 1
+    factory.dial(time.monotonic() + WAIT, told.put)
+    told.get(timeout=WAIT).close()
+    assert calls.qsize() == 2
+
+
 def test_no_descriptor_is_told(echo_server, monkeypatch):
     def fail(endpoint, kind):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

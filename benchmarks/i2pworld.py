@@ -133,7 +133,7 @@ class Raw:
     def __init__(self, world: World) -> None:
         self._world = world
         depth = f"inbound.length={world.hops} outbound.length={world.hops}"
-        options = f"SIGNATURE_TYPE=7 i2cp.leaseSetEncType=4 {depth} inbound.quantity=3 outbound.quantity=3"
+        options = f"SIGNATURE_TYPE=7 i2cp.leaseSetEncType=4,0 {depth} inbound.quantity=3 outbound.quantity=3"
         self._controls = [
             self._control(router, f"SESSION CREATE STYLE=STREAM ID=raw-{name} DESTINATION=TRANSIENT {options}")
             for name, router in (("far", world.far), ("near", world.near))

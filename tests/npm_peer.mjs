@@ -10,10 +10,32 @@ const library = path.join(packages, "@diva.exchange", "i2p-sam", "lib", "index.j
 const { createForward, createStream } = await import(pathToFileURL(library));
 const sam = { host: "127.0.0.1", portTCP: Number(port) };
 
-if (role === "client") {
+// A stream may fail until the router has found the destination; nothing tells when that is.
+async function answer() {
   const stream = await createStream({ sam, stream: { destination } });
-  stream.on("data", (data) => console.log(`answered ${data}`));
-  stream.stream(Buffer.from("anybody?"));
+  try {
+    return await new Promise((resolve, reject) => {
+      stream.on("data", resolve);
+      stream.on("error", reject);
+      stream.on("close", () => reject(new Error("closed without an answer")));
+      setTimeout(reject, 15000, new Error("no answer"));
+      stream.stream(Buffer.from("anybody?"));
+    });
+  } finally {
+    stream.close();
+  }
+}
+
+if (role === "client") {
+  for (let done = false; !done; ) {
+    try {
+      console.log(`answered ${await answer()}`);
+      done = true;
+    } catch (error) {
+      console.error(`${error}`);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
 } else {
   const server = net.createServer((connection) => {
     let line = true; // the first one is the destination that connects

@@ -30,7 +30,7 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 # socket, and reports root.
 _CLOSED_STATES = (4, 9, 11)
 _SOMEBODY = 65534  # any user that is not root
-_PROBE = 1.0  # seconds for a connection to ourselves
+_PROBE = 5.0  # seconds for a connection to ourselves
 
 # linux/filter.h: load the byte of the flags of a TCP header; drop the packet if it has FIN, else keep all of it.
 _FILTER = b"".join(

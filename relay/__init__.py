@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from . import aio as aio
     from .errors import (
         AddressError,
@@ -96,6 +97,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name == "aio":
         return import_module(".aio", __name__)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("relay-toolkit")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES.get(name, 'errors')}", __name__), name)

@@ -33,7 +33,7 @@ _I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
 def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | Command:
     """Read the address of something to connect to.
 
-    :param text: ``host:port``, ``tcp://host:port``, ``unix:///path``,
+    :param text: ``host:port``, ``port`` (of 127.0.0.1), ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` or
         ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
         ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
@@ -121,7 +121,9 @@ def parse_ssh_server(text: str) -> SSHServer:
 
 class _Target(AddressReader):
     schemes = ("tcp", "tls", "unix", "i2p", "exec")
-    forms = "allowed are host:port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
+    forms = (
+        "allowed are host:port, port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
+    )
     takes_i2p = True
 
     def __init__(self, text: str, what: str, before: Hop | None) -> None:
@@ -136,6 +138,8 @@ class _Target(AddressReader):
 
     def read(self) -> Target | I2PTarget | Command:
         scheme, rest = self.split()
+        if not scheme and rest.isascii() and rest.isdigit():
+            return TCPAddress("127.0.0.1", self.port(rest))
         if scheme == "unix":
             return UnixAddress(self.path(rest))
         if scheme == "exec":

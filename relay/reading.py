@@ -22,6 +22,8 @@ LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensib
 
 KNOWN = ("exec", "http", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
 
+_OVER_TLS = ("https", "wss", "ssl")  # schemes that people write where tls:// belongs
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -83,6 +85,8 @@ class AddressReader:
             self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
         if not self.text:
             self.fail("it is empty", self.forms)
+        if self.text != self.text.strip():
+            self.fail("a space at its beginning or end", "leave it out")
         if not self.text.isprintable():
             self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
         found = _SCHEME.fullmatch(self.text)
@@ -104,7 +108,8 @@ class AddressReader:
 
     def unknown(self, scheme: str) -> NoReturn:
         """Refuse a scheme that is none of :attr:`schemes`."""
-        near = get_close_matches(scheme, self.schemes, 1)
+        is_tls = scheme in _OVER_TLS and "tls" in self.schemes
+        near = ["tls"] if is_tls else get_close_matches(scheme, self.schemes, 1)
         self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms)
 
     def path(self, rest: str) -> str:

@@ -27,6 +27,11 @@ def run(*arguments, **options):
     return subprocess.run([RELAY, *arguments], text=True, timeout=30, check=False, **options)
 
 
+def squeezed(text):
+    """A text without white space: a help text is wrapped as it fits."""
+    return "".join(text.split())
+
+
 class Command:
     """A ``relay forward`` that runs, or another command."""
 

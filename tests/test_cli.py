@@ -9,10 +9,12 @@ import re
 import resource
 import signal
 import socket
+import subprocess
+import sys
 
 import psutil
 import pytest
-from command_rig import Terminal, commands, run
+from command_rig import LISTENING, RELAY, Terminal, commands, run, squeezed
 from helpers import (
     WAIT,
     black_hole,
@@ -26,8 +28,13 @@ from helpers import (
     wait_until,
 )
 
+import relay
 from relay.address import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.cli import commands as commands_module
 from relay.cli import expose, forward
+from relay.cli.commands import COMMANDS, command
+from relay.cli.help import TOPICS
+from relay.cli.options import seconds, seconds_or_zero
 from relay.i2paddress import I2PListen
 from relay.parsing import parse_hops, parse_listen, parse_target
 
@@ -281,16 +288,16 @@ def test_it_takes_all_the_descriptors_that_the_system_allows(start):
 
 
 WRONG = {
-    (): "Missing command",
     ("forwrd",): "Did you mean 'forward'?",
     ("forward",): "Missing argument 'LISTEN'",
     ("forward", ":0"): "Missing argument 'TARGET'",
     ("forward", ":0", "h:1", "i:2"): "unexpected extra argument",
     ("forward", ":0", "h:1", "--nconect", "1"): "--nconnect",
-    ("forward", ":0", "h:1", "--nconnect", "0"): "nconnect: 0 is not allowed",
+    ("forward", ":0", "h:1", "--vai", "x"): "No such option: --vai; did you mean --via? See relay forward --help",
+    ("forward", ":0", "h:1", "--nconnect", "0"): "'--nconnect': must be at least 1, or -1 for no limit, got '0'",
     ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
-    ("forward", ":0", "h:1", "--timeout", "-1"): "timeout: -1",
-    ("forward", ":0", "h:1", "--timeout", "nan"): "timeout: nan",
+    ("forward", ":0", "h:1", "--timeout", "-1"): "'--timeout': must not be negative, got -1; leave the option out",
+    ("forward", ":0", "h:1", "--timeout", "nan"): "'--timeout': expected a time such as 90, 1.5s, 10m or 2h, got 'nan'",
     ("forward", ":0", "h:1", "--timeout"): "'--timeout' requires an argument",
     ("forward", ":0", "h:1", "--drain", "-1"): "--drain",
     ("forward", ":0", "h:1", "--drain", "nan"): "--drain",
@@ -317,6 +324,11 @@ WRONG = {
     ("forward", ":0", "h:1", "h?x=hunter2", "ssh://me:hunter2@h?x=hunter2"): "(h?x=*** ssh://me:***@h?x=***)",
     ("forward", ":0", "h:1", "--debgu=ssh://me:hunter2@h"): "--debgu",
     ("forward", ":0", "h:1", "--nconnect", "ssh://me:hunter2@h"): "--nconnect",
+    ("forward", ":0", "h:1", "--idle-timeout", "5 weeks"): "expected a time such as 90, 1.5s, 10m or 2h, got '5 weeks'",
+    ("expose", "h:1", "--on", "ssh://127.0.0.1:1", "--timeout", "0"): "must be greater than 0, got 0",
+    ("forward", ":0", "https://h:1"): "unknown scheme https:// (did you mean tls://?)",
+    ("forward", " 8090", "h:1"): "listen address ' 8090': a space at its beginning or end; leave it out",
+    ("help", "nope"): "No such command 'nope'; see relay --help",
     ("expose", "h:1"): "Missing option '--on'",
     ("expose", "--on", "ssh://h"): "Missing argument 'TARGET'",
     ("forward", ":0", "h:1", "--via", "ssh://me@h?keepalive=0"): "hop 'ssh://me@h?keepalive=0': keepalive=0; a number",
@@ -376,10 +388,89 @@ def test_debug_adds_the_traceback():
     assert done.stderr.splitlines()[-1].startswith("relay: target 'h:99999'")
 
 
-def test_version():
-    done = run("--version")
+@pytest.mark.parametrize("program", [(RELAY, "--version"), (RELAY, "-V"), (sys.executable, "-m", "relay", "-V")])
+def test_version(program):
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"relay \d+\.\d+\.\d+\n", done.stdout)
+    assert done.stdout == f"relay {relay.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", relay.__version__)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a command in this process: the exit status, standard output and standard error."""
+
+    def make(*arguments):
+        monkeypatch.setattr(sys, "argv", ["relay", *arguments])
+        monkeypatch.setenv("COLUMNS", "80")
+        status = commands_module.run()
+        return status, *capsys.readouterr()
+
+    return make
+
+
+EVERY = [(name,) for name in COMMANDS if name != "keys"] + [("keys",), ("keys", "new"), ("keys", "show")]
+
+
+@pytest.mark.parametrize("words", [(), *EVERY], ids=" ".join)
+def test_every_help_is_clean_at_80_columns(here, words):
+    status, shown, errors = here(*words, "--help")
+    assert (status, errors) == (0, "")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith(" .") or "<bool>" in line or "<str>" in line or "{" in line]
+    assert here("help", *words) == (0, shown, "")
+
+
+def test_help_loses_no_brackets(here):
+    assert "is kept [the text of TARGET]." in " ".join(here("expose", "--help")[1].split())
+    for name in ("forward", "expose", "socks", "up", "check", "pipe"):
+        shown = squeezed(here(name, "--help")[1])
+        for parameter in command(name).params:
+            for bracketed in re.findall(r"\[[^]]*\]", getattr(parameter, "help", None) or ""):
+                assert squeezed(bracketed) in shown, (name, bracketed)
+
+
+@pytest.mark.parametrize("words", [(), ("keys",)], ids=["relay", "keys"])
+def test_without_a_command_it_shows_the_help_and_has_status_2(here, words):
+    assert here(*words) == (2, here(*words, "--help")[1], "")
+
+
+def test_topics(here):
+    for topic, text in TOPICS.items():
+        assert here("help", topic) == (0, text, "")
+        assert max(map(len, text.splitlines())) <= 80
+    assert all(f"\n  {status}  " in TOPICS["exit-status"] for status in range(3))
+
+
+def test_a_bare_port_is_a_target_on_the_loopback(start, connect, echo_server):
+    command = start(":0", str(echo_server.address[1]), "--idle-timeout", "5m")
+    line = command.process.stdout.readline()
+    assert line.endswith(f" → 127.0.0.1:{echo_server.address[1]}\n")
+    client = connect(("127.0.0.1", int(LISTENING.fullmatch(line)[2])))
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_who_swaps_listen_and_target_is_shown_the_order(here):
+    status, _, errors = here("forward", "no-such-host.invalid:80", "8090")
+    assert status == 1
+    assert errors.endswith("LISTEN comes first: relay forward 8090 no-such-host.invalid:80\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90", 90), ("1.5s", 1.5), ("250 ms", 0.25), ("10m", 600), ("2h", 7200), ("1d", 86400)]
+)
+def test_times_may_have_a_unit(text, value):
+    assert seconds(text) == seconds_or_zero(text) == value
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_full_disk_is_one_line(buffered):
+    with open("/dev/full", "w") as full:
+        done = run("--version", stdout=full, env={**os.environ, "PYTHONUNBUFFERED": buffered})
+    assert (done.returncode, done.stderr) == (1, "relay: standard output: No space left on device\n")
 
 
 def help_of(name):
@@ -394,7 +485,7 @@ def test_help_has_examples_and_they_are_right():
     assert len(examples) >= 5
     assert any(via for _, _, via in examples)
     for listen, target, via in examples:
-        assert f"relay forward {listen} {target}" in shown
+        assert squeezed(f"relay forward {listen} {target}") in squeezed(shown)
         parse_listen(listen.strip("'"))
         parse_target(target.strip("'"))
         parse_hops([via] if via else [])
@@ -405,16 +496,16 @@ def test_help_of_expose_has_examples_and_they_are_right():
     examples = re.findall(r"^relay expose (\S+) --on (\S+)(?: --via (\S+))?", expose.EXAMPLES, re.MULTILINE)
     assert len(examples) >= 4
     for target, on, via in examples:
-        assert f"relay expose {target} --on {on}" in shown
+        assert squeezed(f"relay expose {target} --on {on}") in squeezed(shown)
         parse_target(target.strip("'"))
         assert isinstance(parse_listen(on.strip("'")), (SSHListen, I2PListen))
         parse_hops([via] if via else [])
 
 
 def test_help_names_every_parameter_of_a_hop_but_the_secrets():
-    shown = help_of("forward")
+    shown = TOPICS["hops"]
     for name in (*SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS):
-        assert (f"{name}=" in shown) == (name not in ("password", "passphrase")), name
+        assert (f"\n  {name}=" in shown) == (name not in ("password", "passphrase")), name
 
 
 def test_help_without_a_terminal_has_no_escapes():

@@ -15,7 +15,7 @@ import time
 
 import psutil
 import pytest
-from command_rig import RELAY, commands, run
+from command_rig import RELAY, commands, run, squeezed
 from helpers import (
     BLOCK,
     WAIT,
@@ -343,12 +343,12 @@ def test_an_output_that_is_stuck_does_not_hold_up_a_signal(place, accept, start)
 
 
 def test_help_has_examples_and_they_are_right():
-    shown = " ".join(run("pipe", "--help", env={**os.environ, "COLUMNS": "300"}).stdout.split())
+    shown = squeezed(run("pipe", "--help").stdout)
     examples = re.findall(r"relay pipe (\S+?)'?(?: --via (\S+?)'?)?(?=[\s\"'|])", EXAMPLES)
     assert len(examples) >= 4
     assert any(via for _, via in examples)
     for target, via in examples:
-        assert f"relay pipe {target}" in shown
+        assert squeezed(f"relay pipe {target}") in shown
         place = target.replace("%h", "inner.example").replace("%p", "22")
         parse_target(place)
         parse_hops([via] if via else [], place)

@@ -24,6 +24,7 @@ DESTINATION = base64.b64encode(b"\xff\xef" + b"\x00" * 382 + bytes([5, 0, 4, 0, 
 ELSEWHERE = I2PRouter("router:7656")
 
 TARGETS = {
+    "8080": TCPAddress("127.0.0.1", 8080),
     "localhost:80": TCPAddress("localhost", 80),
     "LocalHost:0080": TCPAddress("localhost", 80),
     "127.0.0.1:65535": TCPAddress("127.0.0.1", 65535),
@@ -173,7 +174,8 @@ def test_a_chain_of_hops():
 BAD_TARGETS = {
     "": "it is empty",
     "localhost": "no port; write it after a colon: host:8080",
-    "8080": "write it after a colon: 127.0.0.1:8080",
+    "0": "port 0; a port is a number from 1 to 65535",
+    "80 ": "a space at its beginning or end; leave it out",
     ":80": "the host is empty; write it out: 127.0.0.1:80",
     "h:0": "port 0; a port is a number from 1 to 65535",
     "h:99999": "port 99999; a port is a number from 1 to 65535",

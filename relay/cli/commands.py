@@ -6,19 +6,21 @@ import io
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from .output import complain, drop_stdout, set_format
+from .help import PlainCommand
+from .output import complain, drop_stdout, reason, set_format
 
-__all__ = ["COMMANDS", "command", "run"]
+__all__ = ["COMMANDS", "app", "command", "run", "show_help"]
 
 # Each is the module of its name, with a function of the same name and perhaps EXAMPLES, or with an ``app``.
-COMMANDS = ("forward", "expose", "socks", "up", "check", "pipe", "demo", "keys")
+COMMANDS = ("forward", "expose", "socks", "up", "check", "pipe", "demo", "keys", "help")
 
 
 class _Commands(Mapping[str, Any]):
@@ -41,8 +43,8 @@ def command(name: str) -> Any:
     module = import_module(f".{name}", __package__)
     app = getattr(module, "app", None)
     if app is None:
-        app = typer.Typer(add_completion=False)
-        app.command(epilog=getattr(module, "EXAMPLES", None))(getattr(module, name))
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cls=PlainCommand, epilog=getattr(module, "EXAMPLES", None))(getattr(module, name))
     made = get_command(app)
     made.name = name
     return made
@@ -57,9 +59,11 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     help="Relay streams: TCP, Unix sockets, TLS, SSH and I2P, from one listening address to another.",
-    epilog="relay COMMAND --help tells more of each.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="relay help COMMAND tells more of each; relay help hops and relay help exit-status are for all of them.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
@@ -73,9 +77,22 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", help="Show the version.", callback=_show_version, is_eager=True),
+    context: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", "-V", help="Show the version.", callback=_show_version, is_eager=True
+    ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        show_help(context)
+
+
+def show_help(context: typer.Context) -> NoReturn:
+    """Show the help of a command that needs another word.
+
+    :raises typer.Exit: with status 2, as for every command line that is not complete.
+    """
+    print(context.get_help())
+    raise typer.Exit(2)
 
 
 def _masked(message: str) -> str:
@@ -85,6 +102,16 @@ def _masked(message: str) -> str:
     for word in sorted(sys.argv[1:], key=len, reverse=True):  # one may be a part of another
         message = message.replace(word, masked(word))
     return message
+
+
+def _told(error: Any) -> str:
+    """What is wrong with a command line, and where its help is."""
+    near = get_close_matches(getattr(error, "option_name", None) or "", getattr(error, "possibilities", None) or (), 1)
+    text = f"{error.message}; did you mean {near[0]}?" if near else error.format_message()
+    problem = " ".join(_masked(text).split()).rstrip(".")
+    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "relay"
+    where = f"relay {path.removeprefix('relay').strip()} --help".replace("  ", " ")
+    return f"{problem} See {where}" if problem.endswith("?") else f"{problem}; see {where}"
 
 
 def _log_format(words: Sequence[str]) -> str:
@@ -108,12 +135,15 @@ def run() -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except typer.TyperException as error:
-        problem = " ".join(_masked(error.format_message()).split()).rstrip(".")
-        complain(f"{problem}; relay --help tells what is allowed")
+        complain(_told(error))
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return 1
     except BrokenPipeError:
         drop_stdout()
+        return 1
+    except OSError as error:  # a command reports its own
+        drop_stdout()
+        complain(f"standard output: {reason(error)}")
         return 1
     return status if isinstance(status, int) else 0

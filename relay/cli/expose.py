@@ -33,7 +33,7 @@ relay expose 127.0.0.1:8000 --on i2p --keys site.dat --allow friends.txt (for fr
 
 relay expose 127.0.0.1:8000 --on 'i2p:?in_depth=1&out_depth=1' --transient (a new destination; shorter tunnels)
 
-relay forward --help tells the parameters of a hop, of the server and of I2P.
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 Keys = Annotated[
@@ -57,7 +57,9 @@ Deny = Annotated[
 
 @with_options
 def expose(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="HOST:PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")
+    ],
     on: Annotated[
         str,
         typer.Option(

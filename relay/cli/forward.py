@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..address import TCPAddress
 from ..errors import AddressError
 from ..hops import ProxyListen
 from ..i2paddress import I2PListen, I2PRouter, I2PTarget
@@ -40,14 +41,9 @@ relay forward 8080 i2p://name.i2p --via ssh://me@bastion (the I2P router of anot
 
 relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out through a proxy)
 
-A hop's parameters follow a question mark: ssh://me@bastion?keyfile=FILE, identities_only=no,
-password_file=, password_env=, passphrase_file=, passphrase_env=, known_hosts=, hostkey=SHA256:…, accept_new=yes,
-config=FILE, keepalive=SECONDS|none, compress=yes|no, backend=paramiko|openssh. What none of them says, your SSH
-configuration and agent do.
+relay forward 8080 5432 (port 5432 of this machine)
 
-So do those of I2P: i2p://name.i2p?sam=HOST:PORT, session=NAME, keys=FILE, in_depth=HOPS, out_depth=HOPS, user=NAME,
-password_file=, password_env=, and any option of the router's such as inbound.quantity=2. As LISTEN, i2p: has these and
-accept=accept|forward, allow=, deny=; relay expose is made for that.
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 
@@ -57,13 +53,14 @@ def forward(
         str,
         typer.Argument(
             metavar="LISTEN",
-            help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT",
+            help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT. "
+            "localhost is 127.0.0.1 alone; [::1]:8080 is the other loopback.",
         ),
     ],
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="HOST:PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
         ),
     ],
     via: Via = None,
@@ -85,7 +82,14 @@ def forward(
     """
     with failures_reported(debug=options.debug):
         listen, target, hops = _at(sam, listen, target, via or ())
-    serve(listen, target, options, name="forward", title="listening on ", via=hops)
+    is_swapped = target.isdigit() and isinstance(place := parse_listen(listen), TCPAddress) and is_name(place.host)
+    hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""
+    serve(listen, target, options, name="forward", title="listening on ", via=hops, hint=hint)
+
+
+def is_name(host: str) -> bool:
+    """Whether a host is a name other than that of this machine's loopback."""
+    return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
 def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[str, str, Sequence[str]]:

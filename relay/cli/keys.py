@@ -7,16 +7,26 @@ from typing import Annotated
 
 import typer
 
+from .help import PlainCommand
 from .output import configuration_read, failures_reported, say
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Make and show the keys of I2P destinations.", add_completion=False)
+app = typer.Typer(help="Make and show the keys of I2P destinations.", add_completion=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        from .commands import show_help
+
+        show_help(context)
+
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the private key")]
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def new(file: File) -> None:
     """Make the keys of a new I2P destination and write them to FILE, for your eyes only.
 
@@ -32,7 +42,7 @@ def new(file: File) -> None:
         say(f"{key.b32}\nkeys in {file}")
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def show(file: File) -> None:
     """Show the address and the destination of the keys in FILE; never the private key."""
     with failures_reported(debug=False):

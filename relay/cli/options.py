@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from ..i2paddress import CONNECT_TIMEOUT, LINGER
+from ..limits import check_count
 
-__all__ = ["FAIL_FAST", "LOG_FORMAT", "SECONDS", "Options", "Via", "with_options"]
+__all__ = ["FAIL_FAST", "LOG_FORMAT", "SECONDS", "Options", "Via", "seconds", "seconds_or_zero", "with_options"]
 
 SECONDS = "SECONDS"
 
@@ -26,6 +29,50 @@ Via = Annotated[
     ),
 ]
 
+_TIME = re.compile(r"\s*(.*?)\s*(ms|s|m|h|d)?\s*", re.DOTALL)
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(value: Any) -> float:
+    """Read a time of the command line: seconds, or a number with ms, s, m, h or d after it.
+
+    :param value: the text, or a default.
+    :raises typer.BadParameter: if it is not more than zero.
+    """
+    number = seconds_or_zero(value)
+    if number == 0:
+        raise typer.BadParameter(f"must be greater than 0, got {value}; leave the option out for the default")
+    return number
+
+
+def seconds_or_zero(value: Any) -> float:
+    """The same where zero is allowed.
+
+    :raises typer.BadParameter: if it is not a time, or negative.
+    """
+    found = _TIME.fullmatch(str(value))
+    try:
+        number = float(found[1]) * _UNITS[found[2] or "s"] if found else math.nan
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise typer.BadParameter(f"expected a time such as 90, 1.5s, 10m or 2h, got '{value}'")
+    if number < 0:
+        raise typer.BadParameter(f"must not be negative, got {value}; leave the option out for the default")
+    return number
+
+
+def count(value: Any) -> int:
+    """Read a limit of connections.
+
+    :raises typer.BadParameter: if it is not a number that is allowed.
+    """
+    try:
+        return check_count(int(value))
+    except ValueError:
+        raise typer.BadParameter(f"must be at least 1, or -1 for no limit, got '{value}'") from None
+
+
 LOG_FORMAT = typer.Option(help="Lines of standard error, errors too; the address on standard output stays text.")
 FAIL_FAST = typer.Option("--fail-fast", help="At the start, end with status 1 at the first failure; never retry.")
 
@@ -35,26 +82,38 @@ class Options:
     """What the command line says of the connections and of what is printed about them."""
 
     nconnect: Annotated[
-        int, typer.Option(metavar="N", help="The most connections at one time; -1 for no limit. Others wait.")
+        int,
+        typer.Option(metavar="N", parser=count, help="The most connections at one time; -1 for no limit. Others wait."),
     ] = -1
     timeout: Annotated[
-        float | None, typer.Option(metavar=SECONDS, help="End a connection after so long, whatever it does.")
+        float | None,
+        typer.Option(metavar=SECONDS, parser=seconds, help="End a connection after so long, whatever it does."),
     ] = None
     connect_timeout: Annotated[
         float | None,
-        typer.Option(metavar=SECONDS, help="Give the target so long to be connected, hops included [30, over I2P 90]."),
+        typer.Option(
+            metavar=SECONDS,
+            parser=seconds,
+            help="Give the target so long to be connected, hops included [30, over I2P 90].",
+        ),
     ] = None
     idle_timeout: Annotated[
-        float | None, typer.Option(metavar=SECONDS, help="End a connection when no byte has moved for so long.")
+        float | None,
+        typer.Option(metavar=SECONDS, parser=seconds, help="End a connection when no byte has moved for so long."),
     ] = None
     linger: Annotated[
         float | None,
         typer.Option(
-            metavar=SECONDS, help="After one direction's end, wait so long for bytes of the other [60, over I2P 5]."
+            metavar=SECONDS,
+            parser=seconds_or_zero,
+            help="After one direction's end, wait so long for bytes of the other [60, over I2P 5].",
         ),
     ] = None
     drain: Annotated[
-        float, typer.Option(metavar=SECONDS, min=0, help="When told to stop, let connections finish for so long.")
+        float,
+        typer.Option(
+            metavar=SECONDS, parser=seconds_or_zero, help="When told to stop, let connections finish for so long."
+        ),
     ] = 30.0
     fail_fast: Annotated[bool, FAIL_FAST] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False

@@ -23,7 +23,7 @@ from ..registry import target as factory_for
 from ..stdio import carry
 from ..stream import Stream
 from . import headstart
-from .options import SECONDS, Via
+from .options import SECONDS, Via, seconds, seconds_or_zero
 from .output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
 from .secrets import refuse_secrets
 from .signals import Signals, die_of
@@ -40,7 +40,7 @@ ssh -o ProxyCommand='relay pipe %h:%p' me@NAME.b32.i2p (an SSH server that is an
 
 GIT_SSH_COMMAND="ssh -o ProxyCommand='relay pipe %h:%p --via socks5://127.0.0.1:9050'" git fetch
 
-relay forward --help tells the parameters of a hop.
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 
@@ -48,21 +48,26 @@ def pipe(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="HOST:PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
         ),
     ],
     via: Via = None,
     connect_timeout: Annotated[
         float | None,
-        typer.Option(metavar=SECONDS, help="Give the target so long to be connected, hops included [30, over I2P 90]."),
+        typer.Option(
+            metavar=SECONDS,
+            parser=seconds,
+            help="Give the target so long to be connected, hops included [30, over I2P 90].",
+        ),
     ] = None,
     idle_timeout: Annotated[
-        float | None, typer.Option(metavar=SECONDS, help="End when no byte has moved for so long.")
+        float | None, typer.Option(metavar=SECONDS, parser=seconds, help="End when no byte has moved for so long.")
     ] = None,
     linger: Annotated[
         float | None,
         typer.Option(
             metavar=SECONDS,
+            parser=seconds_or_zero,
             help="After one direction's end, wait so long for bytes of the other (no limit; over I2P 5).",
         ),
     ] = None,
@@ -87,8 +92,6 @@ def pipe(
         headstart.begin(hops)
         if connect_timeout is None:
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
-        check_time("--idle-timeout", idle_timeout)
-        check_time("--linger", linger, zero=True)
         with configuration_read():
             made = factory_for(target, via or ())
         with dialed(made) as factory:  # type: ignore[arg-type]
@@ -128,11 +131,10 @@ def _way(target: str, via: Sequence[str]) -> tuple[Route, object]:
 def _connected(factory: Dialed, timeout: float | None, signals: Signals) -> Stream | None:
     """The stream, after one attempt; ``None`` if a signal came first.
 
-    :raises ValueError: if the time is not positive.
     :raises OSError: why there is none.
     """
-    seconds = check_time("--connect-timeout", timeout)
-    deadline = None if seconds is None else time.monotonic() + seconds
+    limit = check_time("--connect-timeout", timeout)  # which may be infinite
+    deadline = None if limit is None else time.monotonic() + limit
     answer: Answer[Stream] = Answer()
     give_up = factory.dial(deadline, answer.put, patient=False)
     try:

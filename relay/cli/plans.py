@@ -103,6 +103,7 @@ class Plan:
         make_send = self.make_send()
         receive = self._listen()
         _warn_if_open(receive)
+        _warn_if_unsure(self.ways.where)
         tunnel = _tunnel(receive, make_send, self.options, self.name)
         return Opened(tunnel, receive, make_send, self.title(place(tunnel.address), make_send.target))
 
@@ -211,7 +212,7 @@ def plan_of_proxy(
         opener,
         lambda: dynamic(via, rules, sam=sam or SAM),
         Ways(address, (), [(route, None) for route in routes if route]),
-        over=over(via),
+        over=over(via) + _by(len(rules)),
         way=name,
     )
 
@@ -219,6 +220,11 @@ def plan_of_proxy(
 def over(via: Sequence[str]) -> str:
     """The hops, for a title."""
     return f" via {', '.join(map(str, parse_hops(via)))}" if via else ""
+
+
+def _by(rules: int) -> str:
+    """The rules, for a title."""
+    return f" by {rules} rule{'s' if rules > 1 else ''}" if rules else ""
 
 
 def _proxy(
@@ -280,6 +286,20 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
     except BaseException:
         receive.close()
         raise
+
+
+def _warn_if_unsure(where: Any) -> None:
+    """Say so if an SSH server may listen at another address than it was asked for."""
+    if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
+        logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is the loopback by its name or number."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _warn_if_open(listener: Any) -> None:

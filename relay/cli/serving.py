@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import resource
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import RelayError
 from ..hops import inline_secrets
 from ..parsing import parse_hops, parse_listen, parse_target
 from ..tunnel import Tunnel
@@ -43,6 +45,7 @@ def serve(
     title: str,
     via: Sequence[str] = (),
     listen_via: Sequence[str] = (),
+    hint: str = "",
 ) -> None:
     """Listen, relay until a signal, and drain.
 
@@ -53,6 +56,7 @@ def serve(
     :param title: printed before where it listens and where that leads to.
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
+    :param hint: what to add to the reason why it cannot listen.
     :raises typer.Exit: with the status, if it fails; one line has been printed then.
     """
     with (
@@ -63,7 +67,16 @@ def serve(
         raise_descriptor_limit()
         _refuse_secrets(listen, target, via, listen_via)
         made = plan(listen, target, options, name=name, via=via, listen_via=listen_via)
+        if hint:
+            made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
         relay_until_signal(made, signals, title)
+
+
+def _hinted(listen: Callable[[], Any], hint: str) -> Any:
+    try:
+        return listen()
+    except OSError as error:
+        raise RelayError(f"{reason(error)}; {hint}") from error
 
 
 def relay_until_signal(made: Plan, signals: Signals, title: str) -> None:

@@ -38,7 +38,8 @@ relay socks 0.0.0.0:1080 --user guest --password-file FILE (every interface; a u
 
 curl --proxy socks5h://127.0.0.1:1080 https://intranet.corp.example/ is a client (socks5:// looks names up itself).
 
-relay forward --help tells the parameters of a hop. A comma between two hops of a rule is followed by a scheme.
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
+A comma between two hops of a rule is followed by a scheme.
 """
 
 Rules = Annotated[

@@ -17,24 +17,29 @@ __all__ = ["EXAMPLES", "up"]
 
 EXAMPLES = """A file:
 
-\\[defaults]
+\b
+[defaults]
 idle_timeout = 3600
 
-\\[hops]
+\b
+[hops]
 bastion = "ssh://me@bastion?keyfile=~/.ssh/work"
 
-\\[tunnels.db]
+\b
+[tunnels.db]
 listen = "127.0.0.1:5432"
 target = "db.internal:5432"
-via = \\["bastion"]
+via = ["bastion"]
 
-\\[tunnels.site]
+\b
+[tunnels.site]
 listen = "ssh://me@server?listen=:8080"
 target = "127.0.0.1:8000"
 
-\\[tunnels.proxy]
+\b
+[tunnels.proxy]
 listen = "socks5://127.0.0.1:1080"
-rule = \\["*.corp.example=bastion", "*=direct"]
+rule = ["*.corp.example=bastion", "*=direct"]
 
 relay check --schema tells editors all that may be in it, and relay check --print -- forward … writes one.
 """

@@ -140,7 +140,7 @@ def path_of_session(name: str) -> Path:
         for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise SAMError(f"{folder}: {error.strerror}; name a file for the keys to have them elsewhere") from None
+        raise SAMError(f"{folder}: {error.strerror}; name a file for the keys (--keys FILE, keys=FILE)") from None
     return folder / f"{name}.dat"
 
 

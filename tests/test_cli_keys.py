@@ -79,9 +79,7 @@ def test_a_failure_is_one_line(tmp_path, command, name, problem):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["new"], ["show"], ["frobnicate"], ["new", "a", "b"], ["show", "--secret", "a"]]
-)
+@pytest.mark.parametrize("arguments", [["new"], ["show"], ["frobnicate"], ["new", "a", "b"], ["show", "--secret", "a"]])
 def test_a_wrong_command_line_is_status_2(arguments):
     done = run("keys", *arguments)
     assert (done.returncode, done.stdout) == (2, "")

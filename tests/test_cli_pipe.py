@@ -272,9 +272,9 @@ def test_the_limits_of_a_connection(place, accept, start):
     ("arguments", "words"),
     [
         (["nonsense"], "nonsense"),
-        (["127.0.0.1:1", "--linger", "-1"], "--linger: -1.0 is not allowed"),
-        (["127.0.0.1:1", "--idle-timeout", "0"], "--idle-timeout: 0.0 is not allowed"),
-        (["127.0.0.1:1", "--connect-timeout", "0"], "--connect-timeout: 0.0 is not allowed"),
+        (["127.0.0.1:1", "--linger", "-1"], "'--linger': must not be negative, got -1"),
+        (["127.0.0.1:1", "--idle-timeout", "0"], "'--idle-timeout': must be greater than 0, got 0"),
+        (["127.0.0.1:1", "--connect-timeout", "0"], "'--connect-timeout': must be greater than 0, got 0"),
         (["127.0.0.1:1", "--via", "127.0.0.1:2"], "127.0.0.1:2"),
         (["127.0.0.1:1", "--via", "ssh://me@host?password=secret"], "everybody on this machine can read a password"),
         (["127.0.0.1:1", "--via", "ssh://me:secret@host"], "ssh://"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from helpers import WAIT
 
 RELAY = str(Path(sys.executable).parent / "relay")
-LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)( via .+)?\n")
+LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)( via .+)?( by .+)?\n")
 
 
 def run(*arguments, **options):

@@ -85,7 +85,7 @@ def test_over_a_hop_and_by_rules(start, serve, ssh_server):
     port = serve(page).address[1]
     command = start(":0", "--via", ssh_server.url, "--rule", "127.0.0.1=direct", "--rule", "127.0.0.0/8=refuse")
     line = command.process.stdout.readline()
-    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+ → anywhere via ssh://\S+\n", line)
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+ → anywhere via ssh://\S+ by 2 rules\n", line)
     where = f"socks5h://{re.search(r'127.0.0.1:[0-9]+', line)[0]}"
     assert curl("--proxy", where, f"http://127.0.0.1:{port}/").stdout == BLOCK
     assert ssh_server.opened == 0

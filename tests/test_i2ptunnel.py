@@ -89,7 +89,7 @@ def test_a_client_leads_to_the_destination(bridge):
 
 def test_a_client_calls_on_end(bridge):
     seen = []
-    with make_client(bridge, dest=DEST, on_end=seen.append) as tunnel:
+    with make_client(bridge, dest=DEST, on_end=seen.append, linger=0.1) as tunnel:
         with socket.create_connection(tunnel.address) as client:
             client.settimeout(WAIT)
             exchange(client, bridge.stream())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
-from sshd import make_key
+from sshd import make_key, server_url
 
 import relay
 
@@ -120,6 +121,22 @@ def test_every_file_may_be_in_the_home_directory(far_end, over_ssh, tmp_path, mo
     (tmp_path / "known").write_text("server " + Path(far_end.rig.known_hosts).read_text().partition(" ")[2])
     (tmp_path / "key").symlink_to(far_end.server.keyfile)
     over_ssh(far_end.address(config="~/config", known_hosts="~/known", keyfile="~/key")).connect()
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa"])
+def test_a_pin_fits_a_server_that_has_a_certificate(make_sshd, over_ssh, backend, tmp_path, kind):
+    rig = make_sshd()
+    rig.kill()
+    for name, its_kind in (("authority", "ed25519"), ("key", kind)):
+        subprocess.run(["ssh-keygen", "-q", "-t", its_kind, "-N", "", "-f", str(tmp_path / name)], check=True)
+    public = tmp_path / "key.pub"
+    sign = ["ssh-keygen", "-q", "-s", str(tmp_path / "authority"), "-I", "server", "-h", "-n", "127.0.0.1", str(public)]
+    subprocess.run(sign, check=True)
+    rig.configure(f"HostKey {tmp_path}/key", f"HostCertificate {tmp_path}/key-cert.pub", f"HostKeyAlgorithms *{kind}*")
+    rig.start()
+    key = base64.b64decode(public.read_text().split()[1])
+    pin = "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+    over_ssh(server_url(rig.server, backend=backend, hostkey=pin, known_hosts=None)).connect()
 
 
 def test_a_pin_that_does_not_fit(far_end):

@@ -7,9 +7,13 @@ FINGERPRINT HOST TYPE KEY`` prints a line of known_hosts if the key is the wante
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import sys
+
+_CERTIFICATE = "-cert-v01"
+_FIELDS = {"ssh-ed25519": 1, "sk-ecdsa-sha2-nistp256@openssh.com": 3}  # of a public key; else two
 
 
 def main(kind: str, *arguments: str) -> int:
@@ -25,8 +29,26 @@ def main(kind: str, *arguments: str) -> int:
 
 def _host_key(wanted: str, reason: str, fingerprint: str, host: str, kind: str, key: str) -> int:
     if reason != "ORDER" and fingerprint == wanted:
-        sys.stdout.write(f"{host} {kind} {key}\n")
+        sys.stdout.write(f"{host} {_plain(kind, key)}\n")
     return 0
+
+
+def _plain(kind: str, key: str) -> str:
+    """The key in a certificate, whose fingerprint is that of the key: ssh tries it when it trusts no authority.
+
+    Source: PROTOCOL.certkeys of OpenSSH: after its type and a nonce a certificate has the fields of the key.
+    """
+    name, certificate, domain = kind.partition(_CERTIFICATE)
+    if not certificate:
+        return f"{kind} {key}"
+    name += domain if name.startswith("sk-") else ""
+    blob, fields = base64.b64decode(key), []
+    for _ in range(2 + _FIELDS.get(name, 2)):
+        size = 4 + int.from_bytes(blob[:4], "big")
+        fields.append(blob[:size])
+        blob = blob[size:]
+    plain = len(name).to_bytes(4, "big") + name.encode() + b"".join(fields[2:])
+    return f"{name} {base64.b64encode(plain).decode()}"
 
 
 def _connection(ours: socket.socket) -> int:

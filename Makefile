@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
 SIDE_BY_SIDE := --numprocesses=3 --dist=loadgroup --quiet
 
-.PHONY: demo test install check bench
+.PHONY: demo test install check check-versions bench
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -27,6 +27,11 @@ check: install
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 	@echo 'format, lint, types and import directions are clean'
+
+# With other versions of what it depends on; ARGS=paramiko or ARGS=python for one half of it.
+check-versions:
+	@tests/debian-packages tests/debian-packages.txt
+	@tests/check-versions $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	@tests/debian-packages benchmarks/debian-packages.txt

@@ -16,6 +16,7 @@ from relay import AddressError
 from relay.address import SSHServer
 from relay.errors import RelayError
 from relay.secureshell import configuration, options
+from relay.secureshell.algorithms import LISTS, supported
 from relay.secureshell.configuration import CLIENT_ONLY, settle
 from relay.secureshell.connection import Settings
 
@@ -315,7 +316,10 @@ def test_values_that_cannot_be_right(parser: None, told: Told, wish: str) -> Non
     ],
 )
 def test_what_needs_the_client(parser: None, told: Told, wish: str, option: str) -> None:
-    assert told(wish).needs_client.startswith(option + " ")
+    if option.lower() in LISTS and wish.partition("+")[2] in supported(option.lower()):
+        assert told(wish).needs_client == "", "an old paramiko has it"
+    else:
+        assert told(wish).needs_client.startswith(option + " ")
     assert option in {need.option for need in CLIENT_ONLY}
 
 

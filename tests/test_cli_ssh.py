@@ -18,8 +18,10 @@ from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusin
 
 import relay
 from relay.address import masked
+from relay.cli.plans import warn_if_unsure
 from relay.cli.trying import Attempt, Trial
 from relay.link import State
+from relay.parsing import parse_listen
 from relay.testing.sshlogin import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
@@ -489,3 +491,13 @@ def test_an_attempt_that_is_given_up_is_not_repeated():
 
 def test_a_trial_of_a_factory_without_hops_is_none():
     assert Trial(relay.tcp("127.0.0.1", 1), 3, pytest.fail).error is None
+
+
+@pytest.mark.parametrize(("place", "is_said"), [("0.0.0.0:80", True), (":80", False), ("localhost:80", False)])
+def test_a_server_that_may_listen_elsewhere_is_named(caplog, place, is_said):
+    caplog.set_level("INFO", "relay.cli")
+    warn_if_unsure(parse_listen(f"ssh://me@server?listen={place}"))
+    assert all(
+        "ssh://me@server listens on its loopback alone unless its sshd has GatewayPorts" in one
+        for one in caplog.messages
+    )

@@ -474,7 +474,7 @@ def test_no_name_and_no_directory_are_said(data_home):
     with pytest.raises(ValueError, match="without a name"):
         path_of_session("")
     data_home.write_text("a file")
-    with pytest.raises(relay.SAMError, match="name a file for the keys"):
+    with pytest.raises(relay.SAMError, match=r"name a file for the keys \(--keys FILE, keys=FILE\)"):
         path_of_session("web")
 
 

@@ -103,7 +103,7 @@ class Plan:
         make_send = self.make_send()
         receive = self._listen()
         _warn_if_open(receive)
-        _warn_if_unsure(self.ways.where)
+        warn_if_unsure(self.ways.where)
         tunnel = _tunnel(receive, make_send, self.options, self.name)
         return Opened(tunnel, receive, make_send, self.title(place(tunnel.address), make_send.target))
 
@@ -288,7 +288,7 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
         raise
 
 
-def _warn_if_unsure(where: Any) -> None:
+def warn_if_unsure(where: Any) -> None:
     """Say so if an SSH server may listen at another address than it was asked for."""
     if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
         logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import paramiko
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, black_hole, echo, fate_of_client, receive_all, refusing, send_and_end, wait_until
+from helpers import PROMPT, WAIT, black_hole, echo, fate_of_client, receive_all, refusing, send_and_end, wait_until
 
 import relay
 from relay.address import masked
@@ -26,7 +26,6 @@ from relay.testing.sshlogin import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
 ON = re.compile(r"(?:listening on )?(\S+):(\d+) on (\S+) → (\S+)\n")
-PROMPT = 5.0  # seconds; far less than any time that it could wait for instead
 
 
 @pytest.fixture

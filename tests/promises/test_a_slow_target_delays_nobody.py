@@ -7,11 +7,10 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT, Thread, black_hole, ended, exchange, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, Thread, black_hole, ended, exchange, receive_exactly, wait_until
 
 import relay
 
-SOON = 3.0  # seconds; one that is held up would wait for ten
 
 
 @pytest.fixture
@@ -31,18 +30,18 @@ def sleeping(listener):
 
 def test_a_factory_that_sleeps(sleeping, listener, any_engine):
     tunnel, wake = sleeping
-    with socket.create_connection(tunnel.address, timeout=SOON) as first:
+    with socket.create_connection(tunnel.address, timeout=WAIT) as first:
         wait_until(lambda: tunnel.stats().active == 1)
         for _ in range(5):
-            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+            with socket.create_connection(tunnel.address, timeout=WAIT) as client:
                 far, _ = listener.accept()
                 with far:
-                    far.settimeout(SOON)
+                    far.settimeout(WAIT)
                     exchange(client, far)
         wake.set()
         far, _ = listener.accept()
         with far:
-            far.settimeout(SOON)
+            far.settimeout(WAIT)
             exchange(first, far)
 
 
@@ -70,12 +69,12 @@ def test_many_factories_that_sleep_at_once(listener):
 
 def test_live_connections_do_not_notice_a_sleeping_factory(sleeping, listener):
     tunnel, _wake = sleeping
-    with socket.create_connection(tunnel.address, timeout=SOON):
+    with socket.create_connection(tunnel.address, timeout=WAIT):
         wait_until(lambda: tunnel.stats().active == 1)
-        with socket.create_connection(tunnel.address, timeout=SOON) as client:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             far, _ = listener.accept()
             with far:
-                far.settimeout(SOON)
+                far.settimeout(WAIT)
                 for _ in range(200):
                     exchange(client, far)
 
@@ -93,26 +92,26 @@ def test_a_target_that_swallows_syns(listener, any_engine, marked):
 
         factory = relay.nonblocking(make) if marked else make
         with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
-            with socket.create_connection(tunnel.address, timeout=SOON):
+            with socket.create_connection(tunnel.address, timeout=WAIT):
                 wait_until(lambda: [record.state for record in tunnel.connections()])
                 for _ in range(5):
-                    with socket.create_connection(tunnel.address, timeout=SOON) as client:
+                    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
                         far, _ = listener.accept()
                         with far:
-                            far.settimeout(SOON)
+                            far.settimeout(WAIT)
                             exchange(client, far)
                 closing = Thread(tunnel.close)
-                closing.result(1.0)
+                closing.result(PROMPT)
             assert "closed" in ended(tunnel, 6)
 
 
 def test_our_own_tcp_to_a_target_that_swallows_syns():
     """The first SYN is lost and sent again a second later; whoever comes meanwhile is served at once."""
     with black_hole() as hole, relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname())) as tunnel:
-        with socket.create_connection(tunnel.address, timeout=SOON):
+        with socket.create_connection(tunnel.address, timeout=WAIT):
             wait_until(lambda: tunnel.stats().active == 1)
             hole.accept()[0].close()  # now there is room in the backlog again
-            with socket.create_connection(tunnel.address, timeout=SOON) as client:
+            with socket.create_connection(tunnel.address, timeout=WAIT) as client:
                 client.sendall(b"second")
                 assert served(hole, b"second")
 
@@ -141,7 +140,7 @@ def test_a_name_that_resolves_slowly(monkeypatch, listener):
         return resolve("127.0.0.1", *args, **options)
 
     def ask(tunnel, name):
-        client = socket.create_connection(tunnel.address, timeout=SOON)
+        client = socket.create_connection(tunnel.address, timeout=WAIT)
         client.sendall(b"\5\1\0\5\1\0\3" + bytes([len(name)]) + name + port.to_bytes(2, "big"))
         return client
 
@@ -153,6 +152,6 @@ def test_a_name_that_resolves_slowly(monkeypatch, listener):
                 far, _ = listener.accept()
                 with far:
                     assert len(receive_exactly(client, 12)) == 12
-                    far.settimeout(SOON)
+                    far.settimeout(WAIT)
                     exchange(client, far)
             wake.set()

@@ -12,7 +12,6 @@ from helpers import PROMPT, WAIT, Thread, black_hole, ended, exchange, receive_e
 import relay
 
 
-
 @pytest.fixture
 def sleeping(listener):
     """A tunnel whose factory sleeps for its first client, and the event that wakes it."""

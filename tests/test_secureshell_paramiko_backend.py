@@ -11,6 +11,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -980,3 +982,20 @@ def _pump(source, sink):
     for end in source, sink:
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_program_that_ends_with_a_connection_loses_none(make_ssh_server, echo_server):
+    """As the interpreter exits paramiko ends each transport. That of a hop which another one needs was logged as lost."""
+    outer, inner = make_ssh_server(), make_ssh_server()
+    program = """
+import atexit, sys, time
+atexit.register(time.sleep, 0.3)  # after paramiko's, which is registered later; what is wrong is logged meanwhile
+import relay
+made = relay.connect(sys.argv[1], via=sys.argv[2:])
+made.sendall(b"word")
+print(made.recv(4))
+"""
+    target = "{}:{}".format(*echo_server.address)
+    run = [sys.executable, "-c", program, target, outer.url, inner.url]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == ("b'word'\n", "")

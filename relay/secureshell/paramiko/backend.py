@@ -37,7 +37,7 @@ from .hostkeys import verify, wanted_algorithms
 from .messages import DISCONNECT, printable, text
 from .openings import Opening
 from .requests import Requests
-from .transport import Transport, choose_algorithms
+from .transport import Transport, choose_algorithms, is_exiting
 from .wire import Wire
 
 __all__ = ["Connection", "connect"]
@@ -315,7 +315,7 @@ class Connection:
 
     def _tell(self) -> None:
         with self._lock:
-            wanted = self._up and not self._told and not self._closed
+            wanted = self._up and not self._told and not self._closed and not is_exiting()
             self._told = True
         if wanted:
             self._lost(self._ended())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -20,9 +21,14 @@ from .messages import printable
 from .packets import Handler, Packetizer
 from .wire import Wire
 
-__all__ = ["Transport", "choose_algorithms"]
+__all__ = ["Transport", "choose_algorithms", "is_exiting"]
 
 logger = logging.getLogger("relay.ssh.paramiko")
+
+_exiting = threading.Event()
+# When the interpreter exits, paramiko ends every transport that is left. This comes before that, for it was registered
+# after it.
+atexit.register(_exiting.set)
 
 # What is offered by itself, the best first, where the installed paramiko has it: nothing with SHA-1 or MD5, no CBC, no
 # group of 1024 bits. AES-GCM is the fastest by far; where there is none, the length of a packet is best not encrypted
@@ -54,6 +60,11 @@ _LACKS = {
     "cipher": ("cipher", "server_encrypt_algo_list"),
     "mac": ("MAC", "server_mac_algo_list"),
 }
+
+
+def is_exiting() -> bool:
+    """Whether the interpreter exits, so that a connection which ends now was not lost."""
+    return _exiting.is_set()
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]

@@ -40,7 +40,8 @@ async def connect(
     :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
         made first, which takes up to a minute: give it 90.
     :returns: a connected, non-blocking socket, for ``asyncio.open_connection(sock=…)`` and ``loop.sock_recv``; closing
-        it lets go of what lies under it.
+        it lets go of what lies under it. Reading from it raises ConnectionResetError where relay knows that the
+        transfer was cut, as with :func:`relay.connect`.
     :raises OSError: as :func:`relay.connect` does, with the same classes and texts.
     :raises ValueError: if ``timeout`` is not positive; :class:`relay.AddressError` for an address.
     :raises TypeError: if ``timeout`` is not a number.

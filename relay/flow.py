@@ -256,11 +256,20 @@ class Flow:
                 self.copy_to_the_end(now)
             elif event & (READ | ERR | HUP):
                 self.handler(IN, now)
-        elif event & ERR and (number := self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+        elif event & ERR and (number := self._take_error()):
             self.source_failed(OSError(number, os.strerror(number)), now)
         elif event & HUP:
             # Nothing can be waited for here any more, and a hang-up is reported without end.
             self.want(-1)
+
+    def _take_error(self) -> int:
+        """Why the source failed, if what it said before is lost by that; 0 else.
+
+        A reset of a Unix socket stands behind the bytes that came before it, which are here and are read first.
+        """
+        if self.source.family == socket.AF_UNIX:
+            return 0
+        return self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def want(self, mask: int) -> None:
         """Wait for these events of the source; −1 takes it out of the loop."""

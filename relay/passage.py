@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 
+from .loop import Timer
 from .poller import ERR, HUP, IN, OUT
 from .pump import Pump, Watch
-from .stream import Stream
+from .stream import Stream, set_to_reset
+from .unixreset import socketpair
 
 __all__ = ["passage"]
 
@@ -17,21 +20,19 @@ _PIECE = 65536  # bytes that are read at once, and held at most in each directio
 def passage(stream: Stream, over: Callable[[], object]) -> Stream:
     """Another stream that leads to this one, for whoever closes its socket and tells nobody.
 
-    The end of the stream is the end of the other one. An end of file from the other one is passed on where the stream
-    has half-close, and else kept until the holder closes.
+    The end of the stream is the end of the other one, and a reset if the stream then knows of a failure. An end of file
+    from the other one is passed on where the stream has half-close, and else kept until the holder closes.
 
-    :param stream: it is owned from now on.
+    :param stream: it is owned from now on; its ``failure`` and its ``settle`` are heeded.
     :param over: called once when it is over, in the pump's thread; must not block.
     :returns: a stream over a non-blocking kernel socket; its ``received`` tells how many bytes have come.
     :raises OSError: if there is no descriptor or thread to be had; the stream is closed then.
     """
     try:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socketpair()
     except OSError:
         stream.close()
         raise
-    ours.setblocking(False)
-    theirs.setblocking(False)
     try:
         made = _Passage(stream, ours, over)
     except OSError:
@@ -88,6 +89,7 @@ class _Passage:
         self._over: Callable[[], object] | None = over
         self.up = _Way(outer, stream.socket)
         self.down = _Way(stream.socket, outer)
+        self._settling: Timer | None = None  # until it is known what the end of the stream was
         self._told = False  # whether the end of the holder's bytes was passed on
         self._pump = Pump.hold(self)
         loop = self._pump.loop
@@ -121,9 +123,11 @@ class _Passage:
 
     def _settle(self) -> None:
         """Pass ends on, and wait for what can be done next."""
+        if self._settling is not None:
+            return None
         down, up = self.down, self.up
         if down.over:  # also where its holder takes no more; what the stream still says when it takes none is passed on
-            return self._finish(clean=not (down.cut or up.cut))
+            return self._end()
         if up.over and self._outside.hung:  # its holder has closed it, and all that he sent is on its way
             return self._finish(clean=True)
         if up.over and not self._told and self._stream.half_close:
@@ -136,12 +140,27 @@ class _Passage:
         self._outside.want(_interest(up, down))
         return None
 
+    def _end(self) -> None:
+        """The stream has ended, or failed: pass that on once it is known which."""
+        settle, self._stream.settle = self._stream.settle, 0.0
+        if settle:
+            self._inside.end()
+            self._outside.end()
+            now = time.monotonic()
+            self._settling = Timer(self._pump.loop.timers, lambda now: self._end())
+            self._settling.start(now + settle, now)
+            return
+        failure = self._stream.failure
+        self._finish(clean=not (self.down.cut or self.up.cut or (failure is not None and failure() is not None)))
+
     def _finish(self, *, clean: bool) -> None:
         over, self._over = self._over, None
         if over is None:
             return
         self._inside.end()
         self._outside.end()
+        if not clean:
+            set_to_reset(self._outer)
         # After this turn, for its events may still come.
         self._pump.loop.call(self._stream.close if clean else self._stream.reset)
         self._pump.loop.discard(self._outer)

@@ -24,6 +24,7 @@ from .process import Process, begin
 from .pump import Pump
 from .stderr import StandardError, program_error
 from .stream import Stream, nonblocking
+from .unixreset import leave_unread, socketpair
 
 __all__ = ["ProgramStream", "Programs", "empty", "run"]
 
@@ -123,7 +124,8 @@ class _Program:
         self._said = said or self._lines.feed
         self._pid = -1
         self._next_signal: signal.Signals | None = None  # when it is to end
-        ours, theirs = socket.socketpair()
+        theirs, ours = socketpair()
+        theirs.setblocking(True)  # the program shares it, and expects that
         try:
             self._stderr, self._their_stderr = os.pipe()
         except OSError:
@@ -132,7 +134,7 @@ class _Program:
             raise
         self._ours: socket.socket | None = ours
         self._theirs = theirs
-        ours.setblocking(False)
+        self._far: socket.socket | None = None  # a duplicate of the stream's end, while a copy of ours may be open
         os.set_blocking(self._stderr, False)
         try:
             self._pump = Pump.hold(self)
@@ -186,6 +188,8 @@ class _Program:
         if self._ours is not None:
             self._ours.close()
         self._theirs.close()
+        if self._far is not None:
+            self._far.close()
         for descriptor in (self._stderr, self._their_stderr, self._pid):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -323,16 +327,43 @@ class _Program:
         self._pid = self._stderr = -1
         if self.error is None:
             empty(self._theirs)
-        try:
-            self._theirs.shutdown(socket.SHUT_RDWR)  # somebody else may have a copy
-        except OSError:
-            pass
-        loop.discard(self._theirs)
+        else:
+            self._far = leave_unread(self._theirs)
+        if self._far is None:
+            _shut_down(self._theirs)  # somebody else may have a copy
+            loop.discard(self._theirs)
+            self._pump.let_go(self)
+        else:  # a shutdown would be an end of file before it is a reset
+            loop.discard(self._theirs)
+            loop.call(self._wait_for_copies)
+
+    def _wait_for_copies(self) -> None:
+        """Until nobody has a copy of the program's end, so that the holder has seen the reset; but not for ever."""
+        assert self._far is not None
+        loop, now = self._pump.loop, time.monotonic()
+        self._copies = Timer(loop.timers, self._copies_closed)
+        self._copies.start(now + _MOMENT, now)
+        loop.watch(self._far.fileno(), 0, lambda event, now: self._copies_closed(now))
+
+    def _copies_closed(self, now: float) -> None:
+        far, self._far = self._far, None
+        assert far is not None
+        self._copies.stop()
+        self._pump.loop.forget(far.fileno())
+        _shut_down(far)
+        self._pump.loop.discard(far)
         self._pump.let_go(self)
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: end it."""
         self._signal(signal.SIGKILL)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def empty(sock: socket.socket) -> None:

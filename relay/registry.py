@@ -98,7 +98,10 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :param via: as in :func:`target`.
     :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
         made first, which takes up to a minute: give it 90.
-    :returns: a connected, blocking socket; closing it lets go of what lies under it.
+    :returns: a connected, blocking socket; closing it lets go of what lies under it. If relay knows that the transfer
+        was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
+        after the bytes that came before. :mod:`relay.unixreset` has the exceptions: not Linux, after ``SHUT_WR``, and
+        a socket that was passed to another process.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.

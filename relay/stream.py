@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .unixreset import leave_unread
+
 if TYPE_CHECKING:
     from .greeting import Request
 
@@ -122,8 +124,7 @@ def is_tls(socket: object) -> bool:
 def reset(socket: sockets.SocketType) -> None:
     """Close ``socket`` so that its peer sees a reset and not an end of file, where its transport can say so.
 
-    TCP sends RST (``SO_LINGER`` with a time of zero); a Unix peer sees an end of file, or ECONNRESET if it left bytes
-    that were not read.
+    TCP sends RST (``SO_LINGER`` with a time of zero). For Unix sockets see :mod:`relay.unixreset`.
     """
     set_to_reset(socket)
     close_for_good(socket)
@@ -138,6 +139,11 @@ def close_for_good(socket: sockets.SocketType) -> None:
 
 def set_to_reset(socket: sockets.SocketType) -> None:
     """Make the close that follows a reset."""
+    if socket.family == sockets.AF_UNIX:
+        far = leave_unread(socket) if not unread(socket) else None
+        if far is not None:
+            far.close()
+        return
     try:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
     except OSError:

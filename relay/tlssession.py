@@ -18,7 +18,8 @@ from .errors import RelayError
 from .loop import Timer
 from .poller import ERR, HUP, IN, OUT
 from .pump import BUFFER, Pump, Watch
-from .stream import Stream, keep_alive, unsent
+from .stream import Stream, keep_alive, set_to_reset, unsent
+from .unixreset import socketpair
 
 __all__ = ["Session", "TLSError", "TLSStream", "is_denial"]
 
@@ -26,7 +27,6 @@ _RECORD = 18 << 10  # bytes; more than the longest record, header included (RFC 
 _STEP = BUFFER - _RECORD  # bytes to receive at once; with a record that was incomplete, they fit decrypted
 _DENIALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _BETWEEN = 256 << 10  # bytes on their way to a holder who does not read; Linux doubles it, so that a step fits
-_PAIR = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _LINGER = 60.0  # seconds without progress until a session that nobody holds any more gives up
 
 
@@ -144,11 +144,8 @@ class Session:
         :returns: a stream, whose other end is this session's from now on.
         :raises OSError: if there are no descriptors left.
         """
-        inner, theirs = socket.socketpair(type=_PAIR)
+        inner, theirs = socketpair()
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
-        for end in inner, theirs:
-            if end.gettimeout() != 0:
-                end.setblocking(False)
         stream = TLSStream(theirs, self)
         self.pump = Pump.hold(self)
         self._begin(inner, watch)
@@ -405,6 +402,8 @@ class Session:
         self._inner_watch.end()
         self._outer_watch.end()
         del self._timer, self._inner_watch, self._outer_watch  # they refer to the session
+        if cut:
+            set_to_reset(inner)
         loop.discard(inner)
         if cut:
             loop.call(self.transport.reset)  # after this turn, as with discard

@@ -63,6 +63,17 @@ def receive_all(end: Any) -> bytes:
     return b"".join(iter(lambda: end.recv(1 << 16), b""))
 
 
+def receive_until_reset(end: Any) -> bytes:
+    """Everything up to a reset; an end of file in its place is a failure."""
+    data = bytearray()
+    try:
+        while piece := end.recv(1 << 16):
+            data += piece
+    except ConnectionResetError:
+        return bytes(data)
+    raise AssertionError(f"an end of file after {len(data)} bytes, which were cut")
+
+
 def receive_exactly(end: Any, size: int) -> bytes:
     """The next ``size`` bytes, or fewer if the end of file comes first."""
     data = bytearray()

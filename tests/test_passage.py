@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_all, receive_exactly, wait_until
+from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_all, receive_exactly, receive_until_reset, wait_until
 
 import relay
 from relay.passage import passage
@@ -259,7 +259,7 @@ def test_it_waits_quietly_for_a_reader_when_the_stream_was_reset(rig):
     fill(one.far)
     reset(one.far)
     assert idle_for(0.2) < 0.3
-    assert ending(one.near) == "end of file"
+    assert ending(one.near) == "reset"
     one.all_over()
 
 
@@ -276,7 +276,7 @@ def test_on_poll(rig, poll_only):
 def test_without_a_socketpair_the_stream_is_closed(monkeypatch):
     near, far = socket.socketpair()
 
-    def fail():
+    def fail(**options):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket, "socketpair", fail)
@@ -342,3 +342,33 @@ def test_many_in_a_row_leave_nothing():
             end.close()
             assert over.wait(WAIT)
     wait_until(lambda: Pump._current is None)
+
+
+@pytest.mark.parametrize("settle", [0.0, 0.02])
+def test_an_end_that_was_a_failure_is_a_reset(rig, settle):
+    """It may be known only a moment after the end, as with a session of I2P that is lost."""
+    one = rig()
+    exchange(one.near, one.far)
+    asked = []
+
+    def failure():
+        asked.append(time.monotonic())
+        return relay.CarrierError("lost")
+
+    one.inner.failure, one.inner.settle = failure, settle
+    one.far.sendall(b"before")
+    begun = time.monotonic()
+    one.far.close()
+    assert receive_until_reset(one.near) == b"before"
+    assert asked[0] >= begun + settle
+    one.all_over()
+
+
+def test_an_end_that_settles_as_one_is_an_end(rig):
+    one = rig()
+    exchange(one.near, one.far)
+    one.inner.failure, one.inner.settle = lambda: None, 0.01
+    one.far.sendall(b"all of it")
+    one.far.close()
+    assert receive_all(one.near) == b"all of it"
+    one.all_over()

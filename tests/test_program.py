@@ -12,7 +12,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
-from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, receive_until_reset, wait_until
 from program_rig import BRIDGE, failure, finish
 
 from relay import program
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_program_after_all(tmp_path):
     file.write_bytes(b"\x7fELF and nothing")
     file.chmod(0o755)
     with opened(str(file)) as stream:
-        assert receive_all(stream.socket) == b""
+        assert receive_until_reset(stream.socket) == b""
         assert str(failure(stream)).endswith(f"ended with status 1 ({file}: Exec format error)")
 
 
@@ -236,7 +236,7 @@ def test_one_that_closes_its_output_goes_on(tmp_path):
 def test_the_failure_is_known_with_the_end_of_file():
     for _ in range(20):
         with opened("sh", "-c", "echo no >&2; exit 7") as stream:
-            assert receive_all(stream.socket) == b""
+            assert receive_until_reset(stream.socket) == b""
             assert str(failure(stream)) == "exec:sh: ended with status 7 (no)"
             assert stream.status == 7
 
@@ -369,7 +369,7 @@ def test_its_standard_error_is_logged_line_by_line(caplog):
 def test_standard_error_without_end_takes_neither_memory_nor_the_log(caplog):
     caplog.set_level(logging.INFO, "relay")
     with opened("sh", "-c", "yes 'a line that is said again and again' | head -c 20000000 >&2; exit 1") as stream:
-        assert receive_all(stream.socket) == b""
+        assert receive_until_reset(stream.socket) == b""
         assert "ended with status 1 (a line that is said" in str(failure(stream))
     assert len(lines(caplog)) < 400
     assert sum("lines more" in line for line in lines(caplog)) >= 1
@@ -378,7 +378,7 @@ def test_standard_error_without_end_takes_neither_memory_nor_the_log(caplog):
 def test_a_line_without_end_is_cut(caplog):
     caplog.set_level(logging.INFO, "relay")
     with opened("sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1") as stream:
-        receive_all(stream.socket)
+        receive_until_reset(stream.socket)
         assert str(failure(stream)) == f"exec:sh: ended with status 1 ({'x' * 300})"
     assert lines(caplog) == [f"exec:sh: {'x' * 300}"]
 

@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import WAIT, receive_all, receive_exactly, wait_until
+from helpers import WAIT, receive_exactly, receive_until_reset, wait_until
 from program_rig import MUCH, Remote, failure, finish, remote
 from sshd import FarEnd
 
@@ -169,7 +169,7 @@ def test_ssh_that_is_killed_is_a_lost_connection(far: FarEnd) -> None:
         os.kill(process(link), signal.SIGKILL)
         for stream in streams:
             with stream:
-                assert receive_all(stream.socket) == b""
+                assert receive_until_reset(stream.socket) == b""
                 assert isinstance(failure(stream), CarrierError)
         for answer in asked:
             with pytest.raises(CarrierError):
@@ -206,7 +206,7 @@ def test_no_descriptors_for_it(far: FarEnd, monkeypatch: pytest.MonkeyPatch) -> 
         def fail(*args: Any) -> None:
             raise OSError(24, "Too many open files")
 
-        for name, module in (("socketpair", sessions.socket), ("pipe", sessions.os)):
+        for name, module in (("socketpair", sessions), ("pipe", sessions.os)):
             outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
             with monkeypatch.context() as patch:
                 patch.setattr(module, name, fail)

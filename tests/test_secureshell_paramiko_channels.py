@@ -9,7 +9,17 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, black_hole, receive_all, receive_exactly, refusing, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Thread,
+    black_hole,
+    receive_all,
+    receive_exactly,
+    receive_until_reset,
+    refusing,
+    wait_until,
+)
 from paramiko_rig import Lost, ScriptedServer, begin, connect, open_stream, settings_for
 
 from relay.address import TCPAddress, UnixAddress
@@ -538,7 +548,7 @@ def test_a_stream_that_was_cut_ends_at_once(scripted):
         with stream:
             stream._channel._left = 5
             server.send(94, number, "hello!")
-            assert receive_all(stream.socket) == b""
+            assert receive_until_reset(stream.socket) == b""
             assert stream.failure() is not None
 
 

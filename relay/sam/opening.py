@@ -199,6 +199,7 @@ class Opening:
         session = self._session
         stream = conversation.take()
         stream.half_close = False  # an end of ours would end all of it, and cost what is still to come
+        stream.failure, stream.settle = session.failure, SETTLE
         trial = self._trial = Trial(session.trials, self._dest, conversation.read, self._leave)
         try:
             made = passage(stream, trial.over) if self._lasting else _over_the_same(stream, trial.over)

@@ -26,6 +26,8 @@ from ...loop import Timer
 from ...poller import ERR, HUP, IN
 from ...program import empty
 from ...stderr import StandardError, program_error
+from ...stream import set_to_reset
+from ...unixreset import socketpair
 from .channels import Channels
 from .master import Master
 from .multiplexing import ControlError, SessionControl
@@ -155,11 +157,11 @@ class _Session:
         return None
 
     def _ask(self) -> None:
-        ours, self._theirs = socket.socketpair()
+        self._theirs, ours = socketpair()
+        self._theirs.setblocking(True)  # as ssh, with which it is shared, found it
         try:
             self._stderr, their_stderr = os.pipe()
             with os.fdopen(their_stderr, "wb") as pipe:
-                ours.setblocking(False)
                 os.set_blocking(self._stderr, False)
                 path, theirs = self._all.master.path("control"), self._theirs.fileno()
                 self._control = SessionControl(self._loop, path, self._on_end)
@@ -350,6 +352,8 @@ class _Session:
             self._loop.forget(theirs.fileno())
             if clean:
                 empty(theirs)
+            else:
+                set_to_reset(theirs)
             self._loop.discard(theirs)
 
     def abandon(self) -> None:

@@ -18,7 +18,8 @@ from ...errors import RelayError
 from ...loop import Timer
 from ...poller import ERR, HUP, IN, OUT
 from ...pump import Watch
-from ...stream import Stream
+from ...stream import Stream, set_to_reset
+from ...unixreset import socketpair
 from .backlog import Backlog
 from .messages import ADJUST, CLOSE, END, REQUEST_REFUSED
 from .packets import PIECE, SLOTS
@@ -34,7 +35,6 @@ LARGEST = 16 << 20  # bytes, for a channel whose holder keeps up: what 1 Gbit/s 
 _FULL = SLOTS * PIECE
 _GATHERED = 64  # packets, before they are passed on
 _BETWEEN = 256 << 10  # bytes on their way to a holder; Linux doubles it
-_PAIR = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _LINGER = 60.0  # seconds without progress until a channel whose holder is gone is given up
 _CREDIT = 0xFFFFFFFF  # bytes; RFC 4254, section 5.2
 
@@ -86,10 +86,7 @@ class Channel:
         self._got_end = self._got_close = self._sent_end = self._sent_close = self._told_end = self._deaf = False
         self._counted = True
         self._scatter = False
-        inner, theirs = socket.socketpair(type=_PAIR)
-        for end in inner, theirs:
-            if end.gettimeout() != 0:
-                end.setblocking(False)
+        inner, theirs = socketpair()
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
         self._inner: socket.socket | None = inner
         self._receive = inner.recv_into
@@ -313,6 +310,8 @@ class Channel:
             self._watch.end()
             if self.error is None:
                 _empty(inner)
+            else:
+                set_to_reset(inner)
             self._channels.loop.discard(inner)
             self._pending.clear()
             self._channels.growth += self._window - WINDOW

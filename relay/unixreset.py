@@ -1,0 +1,170 @@
+"""Resets of Unix sockets: the peer reads ECONNRESET after the bytes that it was sent, instead of an end of file.
+
+Linux reports it to the peer of a socket that is closed with something unread. So before a cut, a byte is put there
+through the peer's own descriptor, where that is in this process: a holder may have detached or duplicated its socket.
+The byte goes out of band (MSG_OOB, Linux 5.15 or newer), so that no read returns it as data, whoever has a copy.
+
+This is impossible where the peer is in another process, where it has ended its own direction (SHUT_WR), and on other
+systems: an end of file is all that a Unix socket has there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+import sys
+
+__all__ = ["NearEnd", "leave_unread", "socketpair"]
+
+_PAIR = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+_MARK = b"\0"
+_QUIET = getattr(socket, "MSG_NOSIGNAL", 0) | getattr(socket, "MSG_DONTWAIT", 0)
+_DESCRIPTORS = "/proc/self/fd"
+
+# linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h; see sock_diag(7).
+_SOCK_DIAG = 4  # the netlink protocol
+_BY_FAMILY = 20  # the one kind of message
+_REQUEST = 1  # NLM_F_REQUEST
+_HEAD = struct.Struct("=IHHII")  # length, kind, flags, number, port
+_ASKED = struct.Struct("=BBHIIIII")  # family, protocol, a pad, states, inode, what to show, two halves of a cookie
+_SHOW_PEER = 4  # UDIAG_SHOW_PEER
+_PEER = 2  # UNIX_DIAG_PEER
+_TOLD = 16  # bytes of struct unix_diag_msg
+_ANY = 0xFFFFFFFF
+
+_known: dict[int, int] = {}  # inode → descriptor, as of the last search; each is checked before it is used
+
+
+class NearEnd(socket.socket):
+    """Our end of a socketpair, which knows the other one: its inode, and its descriptor in the beginning."""
+
+    __slots__ = ("far",)
+
+    far: tuple[int, int]
+
+
+def socketpair() -> tuple[NearEnd, socket.socket]:
+    """A pair of connected, non-blocking Unix sockets: our end, and one for a holder, who learns of a reset of ours.
+
+    :raises OSError: if there are no descriptors left.
+    """
+    ours, theirs = socket.socketpair(type=_PAIR)
+    near = NearEnd(ours.family, ours.type, ours.proto, ours.detach())
+    near.far = os.fstat(theirs.fileno()).st_ino, theirs.fileno()
+    for end in near, theirs:
+        end.setblocking(False)
+    return near, theirs
+
+
+def leave_unread(near: socket.SocketType) -> socket.socket | None:
+    """See to it that the peer of a Unix socket reads ECONNRESET once the socket is closed, as far as that is possible.
+
+    The caller closes it next, and reads nothing from it any more.
+
+    :param near: the socket.
+    :returns: a duplicate of the peer, to be closed by the caller; ``None`` if the peer is gone or out of reach.
+    """
+    try:
+        if sys.platform != "linux" or _is_over(near):
+            return None
+        far = _far_end(near)
+        if far is None:
+            return None
+        try:
+            _mark(far, near)
+        except OSError:  # it has ended its direction, or has sent more than fits, which is unread and does the same
+            far.close()
+            return None
+        return far
+    except (OSError, ValueError):  # there is no descriptor left, or it was closed by somebody else
+        return None
+
+
+def _mark(far: socket.socket, near: socket.SocketType) -> None:
+    try:
+        far.send(_MARK, socket.MSG_OOB | _QUIET)
+    except OSError as error:
+        # An older kernel. Nobody else reads from an end that we made; of any other socket we do not know.
+        if error.errno != errno.EOPNOTSUPP or not isinstance(near, NearEnd):
+            raise
+        far.send(_MARK, _QUIET)
+
+
+def _is_over(near: socket.SocketType) -> bool:
+    """Whether the peer is closed."""
+    poller = select.poll()
+    poller.register(near.fileno(), 0)
+    return bool(poller.poll(0))
+
+
+def _far_end(near: socket.SocketType) -> socket.socket | None:
+    """A duplicate of the peer, if a descriptor of this process refers to it."""
+    if isinstance(near, NearEnd):
+        inode, guess = near.far
+        if (found := _duplicate(guess, inode)) is not None:
+            return found
+    elif _owner(near) != os.getpid():
+        return None
+    else:
+        inode = _peer_of(os.fstat(near.fileno()).st_ino)
+    if (found := _duplicate(_known.get(inode, -1), inode)) is not None:
+        return found
+    _search()
+    return _duplicate(_known.get(inode, -1), inode)
+
+
+def _owner(near: socket.SocketType) -> int:
+    """The process that connected, or made the pair (SO_PEERCRED of unix(7))."""
+    told = near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII"))
+    return int(struct.unpack("=iII", told)[0])
+
+
+def _duplicate(descriptor: int, inode: int) -> socket.socket | None:
+    """A duplicate, if it is this socket. It is made first: another thread may close the descriptor at any time."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    status = os.fstat(copy)
+    if status.st_ino == inode and stat.S_ISSOCK(status.st_mode):
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, copy)
+    os.close(copy)
+    return None
+
+
+def _search() -> None:
+    """Note all sockets of this process."""
+    found = {}
+    for name in os.listdir(_DESCRIPTORS):
+        try:
+            status = os.fstat(int(name))
+        except OSError:
+            continue  # it was closed meanwhile
+        if stat.S_ISSOCK(status.st_mode):
+            found[status.st_ino] = int(name)
+    _known.clear()
+    _known.update(found)
+
+
+def _peer_of(inode: int) -> int:
+    """The inode of the other end.
+
+    :raises OSError: if the kernel does not tell; a ValueError for an answer without it.
+    """
+    asked = _ASKED.pack(socket.AF_UNIX, 0, 0, _ANY, inode, _SHOW_PEER, _ANY, _ANY)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as netlink:
+        netlink.send(_HEAD.pack(_HEAD.size + len(asked), _BY_FAMILY, _REQUEST, 1, 0) + asked)
+        answer = netlink.recv(4096)
+    if _HEAD.unpack_from(answer)[1] != _BY_FAMILY:
+        raise ValueError("there is no such socket")
+    place = _HEAD.size + _TOLD
+    while place + 8 <= len(answer):
+        length, kind, peer = struct.unpack_from("=HHI", answer, place)
+        if kind == _PEER:
+            return int(peer)
+        place += max(4, (length + 3) & ~3)
+    raise ValueError("it has no peer")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConnectError
-from .stream import Stream, is_tls, reset
+from .stream import Stream, is_tls, reset, unsent
 
 if TYPE_CHECKING:
     import ssl
@@ -103,6 +103,7 @@ class Bridge:
         self._made = made
         self._lock = threading.Lock()
         self._closed = False
+        self._passed = 0  # bytes that the object took
         self._sent = threading.Event()  # all that the engine sent was passed on, or cannot be
         self._left = 2
         self._end_output = _end_output(made)
@@ -154,7 +155,9 @@ class Bridge:
 
     def finish(self) -> None:
         """The engine has closed its end: let the object go, at once if it was cut, else when it has taken the rest."""
-        if not self.cut:
+        passed = -1
+        while not (self.cut or self._sent.is_set() or passed == self._passed):
+            passed = self._passed
             self._sent.wait(_PATIENCE)
         self._close()
 
@@ -163,10 +166,13 @@ class Bridge:
         try:
             if _can(made, "sendall"):
                 made.sendall(data)
+                self._passed += len(data)
             else:
                 view = memoryview(data)
                 while view:
-                    view = view[_count(made, made.send(view), len(view)) :]
+                    sent = _count(made, made.send(view), len(view))
+                    self._passed += sent
+                    view = view[sent:]
         except BaseException as error:  # noqa: BLE001  (as above)
             self._fail(error)
             return False
@@ -272,6 +278,7 @@ class _SSLBridge:
         self._peer_ended = False
         self._hung_up = False
         self._made_waits_for = 0
+        self._queued = 0
         self.stream = _BridgedStream(ours, self, half_close=False)
         threading.Thread(target=self._work, name="relay bridge SSLSocket", daemon=True).start()
 
@@ -330,6 +337,8 @@ class _SSLBridge:
             return self._inner.send(self._to_engine)
         except BlockingIOError:
             return 0
+        except BrokenPipeError:  # the engine is gone; what it sent before is still flushed
+            return len(self._to_engine)
 
     def _receive_inner(self) -> bytes | None:
         try:
@@ -353,7 +362,9 @@ class _SSLBridge:
             if watched:
                 poller.register(descriptor, mask)
         events = poller.poll(_PATIENCE * 1000 if self._hung_up else None)
-        if not events:
+        if not events and (queued := unsent(self._made)) and queued != self._queued:
+            self._queued = queued  # it is slow, and takes what was sent before
+        elif not events:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         for descriptor, event in events:
             if descriptor == inner and event & select.POLLHUP:

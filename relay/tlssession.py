@@ -106,7 +106,8 @@ class Session:
         self._heard = self._ended = False  # data since our close_notify; no session any more
         self._gone = self._left = False  # the holder has closed the stream; the far end was told
         self._over: threading.Event | None = None
-        self._moved = self._mark = 0
+        self._moved = 0
+        self._mark = -1  # what had arrived at the last look
 
     # -- the handshake --------------------------------------------------------------------------------------------
 
@@ -355,9 +356,10 @@ class Session:
     # -- its end --------------------------------------------------------------------------------------------------
 
     def _expired(self, now: float) -> None:
-        if self._moved == self._mark:
+        moved = self._moved - self.unsent()  # also what leaves the kernel for a slow far end
+        if moved == self._mark:
             return self._end(cut=True)
-        self._mark = self._moved
+        self._mark = moved
         self._timer.start(now + _LINGER, now)
 
     def _cut(self, how: str) -> TLSError:

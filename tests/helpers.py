@@ -74,6 +74,15 @@ def receive_until_reset(end: Any) -> bytes:
     raise AssertionError(f"an end of file after {len(data)} bytes, which were cut")
 
 
+def receive_rest(end: Any) -> bytes:
+    """Everything up to an end of file or a reset, where what is received has to tell."""
+    data = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while piece := end.recv(1 << 16):
+            data += piece
+    return bytes(data)
+
+
 def receive_exactly(end: Any, size: int) -> bytes:
     """The next ``size`` bytes, or fewer if the end of file comes first."""
     data = bytearray()

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from helpers import WAIT, Thread, receive_all, receive_exactly
+from helpers import WAIT, Thread, receive_exactly, receive_rest
 
 from relay.cancellation import Cancellation
 from relay.dialing import Answer
@@ -39,9 +39,12 @@ Open = Callable[..., Stream]
 
 
 def finish(stream: Stream, data: bytes = b"") -> bytes:
-    """Send all of it and the end of it, and receive everything up to the end."""
+    """Send all of it and the end of it, and receive everything up to the end.
+
+    A program that fails is a reset only if it does so before the end of it was sent.
+    """
     sending = Thread(_send, stream.socket, data)
-    received = receive_all(stream.socket)
+    received = receive_rest(stream.socket)
     sending.result()
     return received
 

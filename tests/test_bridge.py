@@ -214,3 +214,49 @@ def test_the_default_timeout_of_sockets_does_not_matter() -> None:
             stream.socket.recv(1)
         theirs.sendall(b"late")
         assert stream.socket.recv(4) == b"late"
+
+
+def test_a_slow_object_has_all_the_time_in_which_it_takes_something() -> None:
+    """What it is given for a clean end is without progress, not for everything that is left."""
+    taken, go_on = bytearray(), threading.Semaphore(0)
+
+    class Slow(Clogged):
+        def send(self, data: Any) -> int:
+            go_on.acquire()
+            if self.closed.is_set():
+                raise BrokenPipeError
+            taken.extend(data[:100])
+            return len(data[:100])
+
+        sendall = None  # type: ignore[assignment]
+
+        def close(self) -> None:
+            super().close()
+            go_on.release()
+
+    stream = as_stream(Slow())
+    bridge = stream._bridge  # type: ignore[attr-defined]
+    stream.socket.send(b"x" * 1000)
+    sent, waits = bridge._sent, []
+
+    class InSteps:
+        """The wait, in which it takes a piece, whatever the machine does meanwhile."""
+
+        def is_set(self) -> bool:
+            return sent.is_set()
+
+        def set(self) -> None:
+            sent.set()
+
+        def wait(self, seconds: float) -> None:
+            waits.append(seconds)
+            before = bridge._passed
+            go_on.release()
+            wait_until(lambda: bridge._passed > before)
+            if len(taken) == 1000:
+                assert sent.wait(10)
+
+    bridge._sent = InSteps()
+    stream.close()
+    assert len(taken) == 1000
+    assert len(waits) == 10

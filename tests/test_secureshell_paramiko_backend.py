@@ -985,7 +985,7 @@ def _pump(source, sink):
 
 
 def test_a_program_that_ends_with_a_connection_loses_none(make_ssh_server, echo_server):
-    """As the interpreter exits paramiko ends each transport. That of a hop which another one needs was logged as lost."""
+    """As the interpreter exits paramiko ends each transport; that of a hop below another one was logged as lost."""
     outer, inner = make_ssh_server(), make_ssh_server()
     program = """
 import atexit, sys, time

@@ -7,7 +7,7 @@ import struct
 import threading
 
 import pytest
-from helpers import WAIT, receive_all, receive_exactly, wait_until
+from helpers import WAIT, receive_all, receive_exactly, receive_until_reset, wait_until
 from paramiko_rig import ScriptedServer, begin
 
 from relay.errors import CarrierError, ConnectError
@@ -106,7 +106,7 @@ def test_bytes_before_the_answer_are_kept(rig):
         assert receive_exactly(stream.socket, 5) == b"early"
 
 
-def ends(rig, *requests):
+def ends(rig, end, *requests):
     """What an end of the command with these requests is."""
     stream, number = rig.open()
     with stream:
@@ -115,7 +115,9 @@ def ends(rig, *requests):
             rig.server.send(REQUEST, number, kind, False, *rest)
         rig.server.send(END, number)
         rig.server.send(CLOSE, number)
-        assert receive_all(stream.socket) == b"output"
+        with contextlib.nullcontext() if end is None else pytest.raises(ConnectionResetError):
+            assert receive_exactly(stream.socket, 6) == b"output"
+            assert stream.socket.recv(1) == b""
         return stream.failure() and str(stream.failure())
 
 
@@ -135,7 +137,7 @@ def ends(rig, *requests):
     ids=["0", "1", "large", "0 and 1", "3 and 0", "signal", "odd signal", "nothing", "something else"],
 )
 def test_how_it_has_ended(rig, requests, end):
-    assert ends(rig, *requests) == (end and f"exec:sh …: {end}")
+    assert ends(rig, end, *requests) == (end and f"exec:sh …: {end}")
 
 
 def test_the_end_of_its_output_waits_for_the_status(rig):
@@ -148,7 +150,7 @@ def test_the_end_of_its_output_waits_for_the_status(rig):
         stream.socket.settimeout(WAIT)
         rig.server.send(EXTENDED, number, 1, "late words\n")
         rig.server.send(REQUEST, number, "exit-status", False, 5)
-        assert receive_all(stream.socket) == b""
+        assert receive_until_reset(stream.socket) == b""
         assert str(stream.failure()) == "exec:sh …: ended with status 5 (late words)"
 
 
@@ -255,7 +257,7 @@ def test_many_numbers_are_used_again(rig):
     for _ in range(5):
         stream, number = rig.open()
         rig.server.send(CLOSE, number)
-        receive_all(stream.socket)
+        assert receive_until_reset(stream.socket) == b""
         stream.close()
         rig.server.expect(CLOSE)
         wait_until(lambda number=number: number in rig.connection._channels._free)

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import threading
+import time
 
 import pytest
 from helpers import BLOCK, WAIT, Thread, receive_all, receive_exactly, receive_until_reset, sha256_of, wait_until
@@ -342,3 +343,26 @@ def test_a_stream_knows_what_is_on_its_way_beyond_its_socket(quick_rig):
     assert stream.queued() > stream.unsent()
     assert len(receive_exactly(server, sent)) == sent
     wait_until(lambda: stream.queued() == 0)
+
+
+def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_the_kernel(quick_rig):
+    """They left the session long ago; a reset would discard them."""
+    stream, server = quick_rig.connect()
+    sent = 0
+    while select.select([], [stream.socket], [], 0.2)[1]:
+        sent += stream.socket.send(BLOCK[: 1 << 16], socket.MSG_DONTWAIT)
+    session = stream._session
+    stream.close()
+    looked = []
+    wait_until(lambda: session._gone)
+    for _ in range(3):
+        session.pump.loop.call(lambda: (session._expired(time.monotonic()), looked.append(session._ended)))
+        before = session._moved - session.unsent()
+        got = receive_exactly(server, 1 << 18)
+        assert got
+        wait_until(lambda before=before: session._moved - session.unsent() != before)
+        sent -= len(got)
+    wait_until(lambda: len(looked) == 3)
+    assert not any(looked)
+    assert len(receive_exactly(server, sent)) == sent
+    assert server.recv(1) == b""

@@ -271,7 +271,10 @@ class Channel:
         gone = self._watch.hung
         if self._got_end and not self._pending and not self._told_end:
             self._told_end = True
-            _end_output(self._inner)
+            if self.error is None:
+                _end_output(self._inner)
+            else:  # such as a command that failed: the holder reads a reset, and no end of file before it
+                self.cut = True
         if self.cut or (self._told_end and (self._got_close or self._sent_end)) or (gone and self._sent_end):
             return self._leave()
         wanted = self._credit > 0 and not self._sent_end and not self._got_close

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import threading
-import time
 
 import pytest
 import ssh_world
@@ -255,10 +254,8 @@ def test_two_listeners_do_not_take_a_place_from_each_other(world, listen):
 
 def test_close_does_not_wait_for_a_server_that_does_not_answer(world, listen):
     one, other, go = listen(TCPAddress("127.0.0.1", 1001)), listen(), threading.Event()
-    world.connections[0].stop = lambda: go.wait(WAIT)
-    begun = time.monotonic()
-    one.close()
-    assert time.monotonic() - begun < 0.9
+    world.connections[0].stop = go.wait
+    Thread(one.close).result()
     go.set()
     world.connections[0].stop = lambda: None
     wait_until(lambda: TCPAddress("127.0.0.1", 1001) not in world.connections[0].forwards)
@@ -316,11 +313,9 @@ def test_a_connection_that_is_lost_while_it_is_asked_is_made_again(world, listen
             return super().pop(index)
 
     world.refusals = Lossy(world.refusals)
-    begun = time.monotonic()
     listener = listen()
     assert len(world.connections) == 2
     assert listener.address == ("127.0.0.1", 40001)
-    assert time.monotonic() - begun < WAIT
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A reverse tunnel that is paused ends its connections in under a second, whatever they wait for, and comes back."""
+"""A reverse tunnel that is paused ends its connections at once, whatever they wait for, and comes back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 
 import pytest
 from helpers import (
+    PROMPT,
     WAIT,
     Thread,
     echo,
@@ -21,7 +22,12 @@ from helpers import (
 )
 from rforward_rig import LOOPBACK, World, greet, still_usable, worlds
 
-AT_ONCE = 1.0  # seconds
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Whoever waits for an answer of the server waits for longer than is prompt."""
+    monkeypatch.setattr("relay.compat.reversetunnel._ANSWER", WAIT)
+    monkeypatch.setattr("relay.compat.reversetunnel._PATIENCE", 4 * WAIT)
 
 
 @pytest.fixture(params=["ssh_server", "sshd"])
@@ -52,7 +58,7 @@ def test_live_connections_end_and_new_ones_come_after_resume(world):
     tunnel.pause()
     assert ending(far) == "reset"  # a transfer that was cut does not look complete
     assert ending(client) in ("end of file", "reset")  # SSH can say no more
-    assert time.monotonic() - began < AT_ONCE
+    assert time.monotonic() - began < PROMPT
     assert is_gone((LOOPBACK, port))
     tunnel.pause()
     tunnel.resume()
@@ -71,7 +77,7 @@ def test_nobody_who_does_not_read_delays_it(world, who):
             stalled(end)
     began = time.monotonic()
     tunnel.pause()
-    assert time.monotonic() - began < AT_ONCE
+    assert time.monotonic() - began < PROMPT
     assert ending(far) == "reset"
     tunnel.resume()
     exchange(*connected(world, tunnel, listening))
@@ -98,10 +104,8 @@ def test_a_server_that_has_stopped_does_not_delay_it(make_sshd):
         server.freeze()
         for _, far in pairs:
             stalled(far)
-        began = time.monotonic()
         pausing = Thread(tunnel.pause)
         assert [ending(far) for _, far in pairs] == ["reset"] * 3
-        assert time.monotonic() - began < AT_ONCE
         assert pausing.is_alive()  # it waits for the server's answer
         server.thaw()
         pausing.result()
@@ -134,7 +138,7 @@ def test_stopping_is_as_quick_and_idempotent_and_leaves_the_transport(world):
     stalled(far)
     began = time.monotonic()
     tunnel.stop_thread()
-    assert time.monotonic() - began < AT_ONCE
+    assert time.monotonic() - began < PROMPT
     assert not tunnel.is_alive()
     assert ending(far) == "reset"
     assert is_gone((LOOPBACK, tunnel.server_port))

@@ -96,7 +96,7 @@ def test_a_command_that_heeds_no_end_does_not_hold_the_connection_for_ever(far, 
     for module in "paramiko.channel", "openssh.sessions":
         monkeypatch.setattr(f"relay.secureshell.{module}._LINGER", 0.3)
     with remote(far) as link:
-        stream = link.open("sh", "-c", "echo on; exec sleep 20")
+        stream = link.open("sh", "-c", "echo on; exec sleep 1000")
         assert receive_exactly(stream.socket, 3) == b"on\n"
         idle = threading.Event()
         link.connection.when_idle(idle.set)

@@ -76,7 +76,7 @@ def test_a_listener_goes_on(far_end, listener):
 PROGRAM = """
 import sys, threading, relay
 factory = relay.target("127.0.0.1:9", via=[sys.argv[1]])
-factory.ready(10)
+factory.ready(60)
 print("ready", flush=True)
 threading.Event().wait()
 """

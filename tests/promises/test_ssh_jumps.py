@@ -71,7 +71,7 @@ def test_a_wrong_key_at_the_second(two, tmp_path):
 def test_a_second_server_that_is_not_there(two):
     two[1].down()
     with pytest.raises(relay.ConnectError) as failed:
-        relay.connect("127.0.0.1:9", via=[one.url for one in two], timeout=5)
+        relay.connect("127.0.0.1:9", via=[one.url for one in two], timeout=WAIT)
     assert failed.value.reason == "refused"
     assert "hop 2 of 2" in str(failed.value)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
-from helpers import WAIT, wait_until
+from helpers import PROMPT, WAIT, wait_until
 from zmq_world import User, bound, named, program, sockets
 
 from relay.compat import zmqssh
@@ -145,17 +145,17 @@ def test_closing(far_end, user, tmp_path):
 def test_a_time_without_a_connection(far_end, user, tmp_path, caplog):
     with sockets() as make:
         server, client = make(zmq.REP), make(zmq.REQ)
-        tunnel = zmqssh.tunnel_connection(client, bound(server), timeout=0.5, **options_of(far_end))
+        tunnel = zmqssh.tunnel_connection(client, bound(server), timeout=1.0, **options_of(far_end))
         children = family(tunnel.pid)
         client.send(b"hello")
         server.send(server.recv())
         assert client.recv() == b"hello"
-        tunnel.join(1.0)
+        tunnel.join(1.5)
         assert not are_gone(children[:1])  # for it is used
         begin = time.monotonic()
         client.close()
         tunnel.join(WAIT)
-        assert 0.4 < time.monotonic() - begin < WAIT / 2
+        assert time.monotonic() - begin > 0.9
         wait_until(lambda: are_gone(children))
         assert tunnel.stats().accepted == 1  # it can still be asked
         assert repr(tunnel).endswith(" closed>")
@@ -180,6 +180,6 @@ def test_a_tunnel_that_is_terminated(far_end, user, tmp_path):
         children = family(tunnel.pid)
         begin = time.monotonic()
         tunnel.terminate()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < PROMPT
         wait_until(lambda: are_gone(children))
     assert list((tmp_path / "t").iterdir()) == []

@@ -70,7 +70,7 @@ import zmq
 from zmq.ssh import tunnel
 
 (target,) = __import__("json").loads(sys.argv[1])["urls"]
-url, process = tunnel.open_tunnel(target, sys.argv[2], sys.argv[3], None, True, 10)
+url, process = tunnel.open_tunnel(target, sys.argv[2], sys.argv[3], None, True, 20)
 assert url.startswith("tcp://127.0.0.1:")
 ctx = zmq.Context()
 socks = [ctx.socket(zmq.REQ) for _ in range(4)]
@@ -97,7 +97,7 @@ try:
 except SSHException as e:
     sys.exit(str(e))
 port, = select_random_ports(1)
-p = paramiko_tunnel(port, int(urls[0].split(":")[-1]), sys.argv[2], keyfile=sys.argv[3], timeout=5)
+p = paramiko_tunnel(port, int(urls[0].split(":")[-1]), sys.argv[2], keyfile=sys.argv[3], timeout=20)
 ctx = zmq.Context()
 for i in range(4):
     with ctx.socket(zmq.REQ) as sock:

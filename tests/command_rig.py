@@ -24,7 +24,7 @@ LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)( via .+)?( by .+)?\n
 def run(*arguments, **options):
     """A command that ends by itself."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([RELAY, *arguments], text=True, timeout=30, check=False, **options)
+    return subprocess.run([RELAY, *arguments], text=True, timeout=WAIT, check=False, **options)
 
 
 def squeezed(text):

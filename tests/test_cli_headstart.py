@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from helpers import WAIT
 
 
 def run(code):
     """What a fresh interpreter prints."""
     program = f"import sys\nfrom relay.cli import headstart\nheadstart.quicken()\n{code}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True)
     return done.stdout.split()
 
 

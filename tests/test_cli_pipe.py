@@ -80,7 +80,7 @@ def accept(listening):
 def pipe(*arguments, **options):
     """A command that ends by itself; its output is bytes."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([RELAY, "pipe", *arguments], timeout=30, check=False, **options)
+    return subprocess.run([RELAY, "pipe", *arguments], timeout=WAIT, check=False, **options)
 
 
 def test_a_question_gets_its_whole_answer_and_nothing_else_is_printed(serve):
@@ -132,7 +132,7 @@ def test_one_socket_may_be_input_and_output(target, blocking):
 
 def shell(script, *arguments, **options):
     return subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *arguments], capture_output=True, timeout=30, check=False, **options
+        ["/bin/sh", "-c", script, "sh", *arguments], capture_output=True, timeout=WAIT, check=False, **options
     )
 
 
@@ -358,7 +358,7 @@ def loaded_by(*arguments):
     """The modules that a command has loaded in the end."""
     code = "import sys; from relay.cli import main; main(); print(*sys.modules, file=sys.stderr)"
     run = [sys.executable, "-c", code, "pipe", *arguments]
-    return set(subprocess.run(run, input="", capture_output=True, timeout=30, check=True, text=True).stderr.split())
+    return set(subprocess.run(run, input="", capture_output=True, timeout=WAIT, check=True, text=True).stderr.split())
 
 
 def test_it_starts_without_what_it_does_not_need(target):

@@ -39,7 +39,7 @@ def curl(*arguments):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     command = ["curl", "-sS", "--noproxy", "", *arguments]
-    return subprocess.run(command, capture_output=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
 
 
 def test_it_says_where_it_listens_and_leads_anywhere(start, echo_server):

@@ -23,7 +23,7 @@ ROOT = Path(relay.__file__).parent.parent
 
 def run(*arguments, **options):
     return subprocess.run(
-        [RELAY, "demo", *arguments], capture_output=True, text=True, timeout=50, check=False, **options
+        [RELAY, "demo", *arguments], capture_output=True, text=True, timeout=WAIT, check=False, **options
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import WAIT
 
 import relay
 
@@ -21,7 +22,7 @@ def loaded_by(code):
     """The names of the modules that a fresh interpreter has loaded after ``code``."""
     program = f"{code}\nimport sys\nprint(*sys.modules)"
     run = [sys.executable, "-I", "-c", f"import sys\nsys.path.insert(0, {str(PACKAGE.parent)!r})\n{program}"]
-    return set(subprocess.run(run, capture_output=True, text=True, check=True, timeout=30).stdout.split())
+    return set(subprocess.run(run, capture_output=True, text=True, check=True, timeout=WAIT).stdout.split())
 
 
 def test_import_relay_loads_next_to_nothing():

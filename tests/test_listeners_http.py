@@ -261,7 +261,7 @@ def test_alone():
 def run(program, *arguments):
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    return subprocess.run([program, *arguments], capture_output=True, timeout=30, check=False)
+    return subprocess.run([program, *arguments], capture_output=True, timeout=WAIT, check=False)
 
 
 def page(connection):
@@ -295,4 +295,4 @@ def test_netcat(proxy, echo_server):
     command = ["nc", "-N", "-X", "connect", "-x", "{}:{}".format(*tunnel.address), host, str(port)]
     if shutil.which("nc") is None:
         pytest.skip("nc is not installed")
-    assert subprocess.run(command, input=b"hello", capture_output=True, timeout=30, check=True).stdout == b"hello"
+    assert subprocess.run(command, input=b"hello", capture_output=True, timeout=WAIT, check=True).stdout == b"hello"

@@ -878,7 +878,7 @@ def test_close_wakes_accept_and_resets_who_waits(alone):
 def run(program, *arguments, **options):
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    return subprocess.run([program, *arguments], capture_output=True, timeout=30, check=False, **options)
+    return subprocess.run([program, *arguments], capture_output=True, timeout=WAIT, check=False, **options)
 
 
 def page(connection):

@@ -6,6 +6,7 @@ import errno
 import socket
 
 import pytest
+from helpers import WAIT
 
 from relay.listeners.tcp import listen_tcp
 
@@ -17,7 +18,7 @@ def test_it_listens_at_a_free_port_of_the_address_alone():
         assert port > 0
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert not listening.get_inheritable()
-        socket.create_connection((host, port), timeout=10).close()
+        socket.create_connection((host, port), timeout=WAIT).close()
 
 
 def test_a_name_listens_on_ipv4_which_every_client_knows():
@@ -35,20 +36,20 @@ def test_every_interface_is_every_interface_of_both():
     with listen_tcp("::", 0) as listening:
         port = listening.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
-            socket.create_connection((host, port), timeout=10).close()
+            socket.create_connection((host, port), timeout=WAIT).close()
 
 
 def test_an_address_is_taken_again_at_once_after_its_connections():
     with listen_tcp("127.0.0.1", 0) as listening:
         address = listening.getsockname()
-        with socket.create_connection(address, timeout=10), listening.accept()[0] as accepted:
+        with socket.create_connection(address, timeout=WAIT), listening.accept()[0] as accepted:
             accepted.close()  # this side ends first, and its address stays in TIME-WAIT
     listen_tcp(*address).close()
 
 
 def test_it_holds_a_burst_that_nobody_accepts():
     with listen_tcp("127.0.0.1", 0) as listening:
-        clients = [socket.create_connection(listening.getsockname(), timeout=10) for _ in range(500)]
+        clients = [socket.create_connection(listening.getsockname(), timeout=WAIT) for _ in range(500)]
         for client in clients:
             client.close()
 

@@ -10,6 +10,7 @@ import socket
 import stat
 
 import pytest
+from helpers import WAIT
 
 from relay.listeners import unix
 from relay.listeners.unix import listen_unix
@@ -26,7 +27,7 @@ def mode(path):
 
 def reach(path):
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(WAIT)
         client.connect(str(path))
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from helpers import WAIT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,7 +112,7 @@ def test_calls_come_in_order_from_any_thread(loop: Loop) -> None:
     for number in range(1000):
         assert loop.call(lambda number=number: seen.append(number))  # type: ignore[misc]
     loop.call(loop.stop)
-    thread.join(10)
+    thread.join(WAIT)
     assert seen == list(range(1000))
     assert not loop.call(lambda: seen.append(-1))
 
@@ -172,6 +173,6 @@ def test_the_loop_runs_without_epoll_and_eventfd() -> None:
     thread.start()
     one.call(lambda: seen.append(1))
     one.call(one.stop)
-    thread.join(10)
+    thread.join(WAIT)
     one.close()
     assert seen == [1]

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from helpers import WAIT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,7 +163,7 @@ def test_a_full_unix_backlog_is_waited_for(tmp_path) -> None:  # type: ignore[no
         second.close()
         third, _ = open_socket(endpoint, socket.socket)
         threading.Timer(0.05, lambda: busy.accept()[0].close()).start()
-        assert connect_patiently(third, endpoint, time.monotonic() + 10) == 0
+        assert connect_patiently(third, endpoint, time.monotonic() + WAIT) == 0
         assert third.getblocking() is False
         first.close()
         third.close()
@@ -172,7 +173,7 @@ def test_a_resolver_that_hangs_does_not_outlast_the_deadline() -> None:
     go = threading.Event()
 
     def resolve() -> list[Endpoint]:
-        go.wait(10)
+        go.wait(WAIT)
         return []
 
     with pytest.raises(ConnectError, match="not resolved in time") as caught:

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers import WAIT
 
 import relay
 from relay.address import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
@@ -31,7 +32,7 @@ I2P = README.partition("\n## I2P\n")[2].partition("\n## ")[0]
 
 @pytest.mark.parametrize("program", LISTENING, ids=range(len(LISTENING)))
 def test_the_programs_run(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("listening on ('127.0.0.1', ")
 
@@ -50,7 +51,7 @@ def test_the_commands_are_understood(command):
     done = subprocess.run(
         # The last word is one too many: everything before it was understood.
         [str(Path(sys.executable).parent / "relay"), *words[1:], "surplus"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert "unexpected extra argument(s) (surplus)" in done.stderr
 
@@ -131,7 +132,7 @@ def test_the_file_of_tunnels_is_right(tmp_path):
     program = str(Path(sys.executable).parent / "relay")
     done = subprocess.run(
         [program, "check", "--print", str(tmp_path / "relay.toml")],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert [*tomllib.loads(done.stdout)["tunnels"]] == ["db", "site", "proxy"]
@@ -141,7 +142,7 @@ def test_the_file_of_tunnels_is_right(tmp_path):
 def test_a_command_line_becomes_a_file(line):
     program = str(Path(sys.executable).parent / "relay")
     done = subprocess.run(
-        [program, "check", "--print", "--", *shlex.split(line)], capture_output=True, text=True, timeout=30
+        [program, "check", "--print", "--", *shlex.split(line)], capture_output=True, text=True, timeout=WAIT
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert tomllib.loads(done.stdout)["tunnels"]

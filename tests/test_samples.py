@@ -24,7 +24,7 @@ def run(*arguments):
         [sys.executable, "-W", "error", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=WAIT,
         env=environment,
         cwd=ROOT,
     )
@@ -69,7 +69,7 @@ def test_the_unit_test_of_a_factory_is_a_test_for_pytest_too():
 def test_the_file_of_tunnels_is_opened(spawner_thread):
     assert FILE.name in (ROOT / "samples" / "README.md").read_text()
     program = [str(Path(sys.executable).with_name("relay"))]
-    checked = subprocess.run([*program, "check", str(FILE)], capture_output=True, text=True, timeout=50)
+    checked = subprocess.run([*program, "check", str(FILE)], capture_output=True, text=True, timeout=WAIT)
     assert (checked.returncode, checked.stderr) == (0, "")
     with subprocess.Popen([*program, "up", str(FILE)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as up:
         try:

@@ -6,6 +6,7 @@ import socket
 import ssl
 
 import pytest
+from helpers import WAIT
 
 import relay
 from relay.stream import keep_alive, reset
@@ -33,7 +34,7 @@ def test_only_a_socket_makes_a_stream() -> None:
 def test_a_reset_is_a_reset(how) -> None:  # type: ignore[no-untyped-def]
     ours, theirs = pair(socket.AF_INET)
     with theirs:
-        theirs.settimeout(10)
+        theirs.settimeout(WAIT)
         how(ours)
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)
@@ -86,7 +87,7 @@ def test_an_ssl_socket_is_not_a_plain_one() -> None:
 def test_a_file_of_the_socket_does_not_keep_it_open() -> None:
     ours, theirs = pair(socket.AF_INET)
     with theirs, ours.makefile("rb"):
-        theirs.settimeout(10)
+        theirs.settimeout(WAIT)
         reset(ours)
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)

@@ -103,7 +103,7 @@ def test_nothing_is_found_where_nothing_was_left():
         near.close()
         far.close()
         Thread(lambda: None).result()
-        subprocess.run([sys.executable, "-c", ""], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", ""], check=True, timeout=WAIT)
 
 
 def test_a_descriptor_is_found_and_named():
@@ -377,7 +377,7 @@ def run_tests(tmp_path, files, **environment):
         env={**clean, "PYTHONPATH": f"{root}:{root / 'tests'}", **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=WAIT,
     )
 
 

@@ -164,7 +164,7 @@ def test_members_of_a_closed_tunnel_answer(relayed: Callable[..., Relayed]) -> N
     made.tunnel.close()
     made.tunnel.pause()
     made.tunnel.resume()
-    made.tunnel.join(1)
+    made.tunnel.join(WAIT)
     assert made.tunnel.stats().active == 0
     assert made.tunnel.address[1] > 0
     with pytest.raises(ConnectionRefusedError):

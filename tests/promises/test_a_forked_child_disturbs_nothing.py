@@ -8,7 +8,7 @@ import socket
 import warnings
 
 import pytest
-from helpers import exchange, wait_until
+from helpers import WAIT, exchange, wait_until
 
 import relay
 
@@ -61,11 +61,11 @@ def test_a_child_sees_every_tunnel_closed_and_can_make_its_own(relayed, any_engi
     def work():
         assert rig.tunnel.stats().active == 0
         assert rig.tunnel.connections() == []
-        rig.tunnel.join(5)
+        rig.tunnel.join(WAIT)
         near, far = socket.socketpair()
         with relay.Tunnel(relay.listen(":0"), lambda: near) as own:
-            client = socket.create_connection(own.address, timeout=5)
-            far.settimeout(5)
+            client = socket.create_connection(own.address, timeout=WAIT)
+            far.settimeout(WAIT)
             exchange(client, far)
 
     assert in_child(work) == 0

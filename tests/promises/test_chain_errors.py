@@ -7,7 +7,7 @@ import subprocess
 import chain_world
 import pytest
 from command_rig import run
-from helpers import ended, fate_of_client, refusing
+from helpers import WAIT, ended, fate_of_client, refusing
 from sshd import FarEnd, make_key
 
 import relay
@@ -41,7 +41,7 @@ def name(url):
 def failure(target, via, kind=relay.ConnectError):
     """The error of an attempt, as text."""
     with pytest.raises(kind) as failed:
-        relay.connect(target, via, timeout=20)
+        relay.connect(target, via, timeout=WAIT)
     assert "\n" not in str(failed.value)
     return failed.value
 

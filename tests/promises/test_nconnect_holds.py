@@ -66,7 +66,7 @@ def call(address, work):
             number = work.get_nowait()
         except queue.Empty:
             return served
-        with socket.create_connection(address, timeout=30) as client:
+        with socket.create_connection(address, timeout=WAIT) as client:
             kind = random.Random(number).choice(["end", "close", "reset", "be reset"])
             text = b"reset me" if kind == "be reset" else b"caller %d" % number
             client.sendall(text)

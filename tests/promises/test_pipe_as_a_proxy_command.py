@@ -157,7 +157,7 @@ def test_a_request_by_printf_gets_its_whole_answer(serve):
     server = serve(handle)
     script = r"printf 'GET / HTTP/1.0\r\n\r\n' | relay pipe 127.0.0.1:PORT | tail -c 1048576 | sha256sum"
     script = script.replace("PORT", str(server.address[1])).replace("relay", shlex.quote(RELAY))
-    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, timeout=30, check=True)
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, timeout=WAIT, check=True)
     assert done.stdout.split()[0].decode() == hashlib.sha256(BLOCK).hexdigest()
     assert done.stderr == b""
 
@@ -196,7 +196,7 @@ def test_a_server_out_of_reach_is_told_by_us_on_the_users_terminal(tmp_path, mak
     server = make_sshd()
     client = Client(tmp_path, server.server)
     server.kill()
-    done = subprocess.run([*client.argv, "far", "true"], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([*client.argv, "far", "true"], capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 255
     assert f"relay: 127.0.0.1:{server.port}: connection refused; is the service running?\n" in done.stderr.decode()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import BLOCK, Server, ended, receive_all
+from helpers import BLOCK, WAIT, Server, ended, receive_all
 
 import relay
 
@@ -24,7 +24,7 @@ def hash_it(connection: Any) -> None:
 def run(program: str, *arguments: str, data: bytes = b"") -> bytes:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    return subprocess.run([program, *arguments], input=data, capture_output=True, check=True, timeout=30).stdout
+    return subprocess.run([program, *arguments], input=data, capture_output=True, check=True, timeout=WAIT).stdout
 
 
 @pytest.mark.parametrize("way", ["netcat", "netcat to a Unix socket", "socat", "socat to a Unix socket"])

@@ -9,7 +9,7 @@ import selectors
 import socket
 
 import pytest
-from helpers import Thread, wait_until
+from helpers import WAIT, Thread, wait_until
 
 import relay
 
@@ -46,13 +46,13 @@ def echo_for(listener, count):
 def test_two_thousand_at_once(listener, any_engine, many_descriptors):
     server = Thread(echo_for, listener, MANY)
     with (
-        relay.Tunnel(relay.listen(":0"), relay.tcp(*listener.getsockname()), timeout=None, idle_timeout=60) as tunnel,
+        relay.Tunnel(relay.listen(":0"), relay.tcp(*listener.getsockname()), timeout=None, idle_timeout=WAIT) as tunnel,
         contextlib.ExitStack() as stack,
     ):
-        connect = functools.partial(socket.create_connection, tunnel.address, timeout=20)
+        connect = functools.partial(socket.create_connection, tunnel.address, timeout=WAIT)
         clients = [stack.enter_context(connect()) for _ in range(MANY)]
         assert max(client.fileno() for client in clients) > 1024
-        wait_until(lambda: tunnel.stats().active == MANY, 20)
+        wait_until(lambda: tunnel.stats().active == MANY)
         for turn in range(3):
             for number, client in enumerate(clients):
                 client.sendall(bytes([(number + turn) & 255]))

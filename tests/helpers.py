@@ -52,6 +52,16 @@ def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
         threading.Event().wait(0.002)
 
 
+def expire(tunnel: relay.Tunnel, moment: float) -> None:
+    """Have every live connection see which of its limits are reached at a moment, in monotonic seconds."""
+
+    def look() -> None:
+        for connection in list(tunnel._relay._connections):
+            connection.expire(moment)
+
+    tunnel._relay._in_loop(look)
+
+
 def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:
     """The reasons of the last ``count`` connections, once no connection is live and so many have ended."""
     wait_until(lambda: tunnel.stats().active == 0 and len(tunnel.recent()) >= count)

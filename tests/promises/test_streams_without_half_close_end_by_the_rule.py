@@ -8,9 +8,10 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, ending, receive_all, receive_exactly, send_and_end
+from helpers import BLOCK, WAIT, ended, ending, expire, receive_all, receive_exactly, send_and_end, wait_until
 
 import relay
+from relay import connection as connection_module
 from relay.testing import FakeListener, pair
 
 
@@ -74,24 +75,28 @@ def test_a_request_with_an_end_gets_its_answer(one_way_out):
 def test_linger_is_how_long_a_silent_target_keeps_the_end_back(one_way_out):
     rig = one_way_out(linger=0.3)
     client, far = rig.connect()
+    begin = time.monotonic()
     send_and_end(client, b"request")
     assert receive_exactly(far, 7) == b"request"
-    begin = time.monotonic()
     ending(far)
-    assert time.monotonic() - begin > 0.2
+    assert time.monotonic() - begin >= 0.3
     assert ended(rig.tunnel)[0] in ("linger", "done")
 
 
 def test_an_answer_in_pieces_is_not_cut_by_linger(one_way_out):
-    rig = one_way_out(linger=0.5)
+    rig = one_way_out(timeout=None, linger=1000)
     client, far = rig.connect()
     send_and_end(client, b"request")
     assert receive_exactly(far, 7) == b"request"
+    wait_until(lambda: rig.tunnel.connections()[0].state == "half-closed")
     for piece in range(6):
-        threading.Event().wait(0.2)  # longer than linger in all, shorter each time
+        moment = time.monotonic()
         far.sendall(bytes([piece]))
+        assert client.recv(10) == bytes([piece])
+        expire(rig.tunnel, moment + 1000)
     far.close()
-    assert receive_all(client) == bytes(range(6))
+    assert receive_all(client) == b""
+    assert ended(rig.tunnel) == ["done"]
 
 
 def test_the_end_of_such_a_stream_is_the_end_of_both_directions(one_way_out):
@@ -124,53 +129,71 @@ def one_way_in(listener):
             end.settimeout(WAIT)
         return client, far
 
-    with relay.Tunnel(fake, relay.tcp(*listener.getsockname()), linger=30) as tunnel:
+    with relay.Tunnel(fake, relay.tcp(*listener.getsockname()), timeout=None, linger=None) as tunnel:
         yield tunnel, make
     for end in opened:
         end.close()
 
 
-def test_an_upload_under_way_is_not_cut_by_the_targets_end(one_way_in):
+@pytest.fixture
+def quiet(monkeypatch):
+    """The quiet second of the rule, for as long as no machine is busy."""
+    monkeypatch.setattr(connection_module, "_QUIET", 1000.0)
+    return 1000.0
+
+
+def test_an_upload_under_way_is_not_cut_by_the_targets_end(one_way_in, quiet):
     tunnel, connect = one_way_in
     client, far = connect(tunnel)
     client.sendall(b"first")
     assert receive_exactly(far, 5) == b"first"
     far.shutdown(socket.SHUT_WR)
-    upload = Thread(trickle, client, 8)
-    assert receive_all(far) == bytes(range(8))
-    upload.result()
+    wait_until(lambda: tunnel.connections()[0].state == "half-closed")
+    for piece in range(8):
+        moment = time.monotonic()
+        client.sendall(bytes([piece]))
+        assert far.recv(10) == bytes([piece])
+        expire(tunnel, moment + quiet)
+    client.close()
+    assert receive_all(far) == b""
     assert ended(tunnel) == ["done"]
 
 
-def trickle(client, pieces):
-    for piece in range(pieces):
-        threading.Event().wait(0.2)  # longer in all than the second of the rule, shorter each time
-        client.sendall(bytes([piece]))
-    client.close()
-
-
-def test_after_a_quiet_second_the_targets_end_is_passed_on_at_once(one_way_in):
+def test_after_a_quiet_second_the_targets_end_is_passed_on_at_once(one_way_in, quiet):
     tunnel, connect = one_way_in
     client, far = connect(tunnel)
     client.sendall(b"request")
     assert receive_exactly(far, 7) == b"request"
-    threading.Event().wait(1.1)  # the quiet second of the rule
+    (connection,) = tunnel._relay._connections
+    connection.up.last -= quiet
     far.sendall(b"answer")
     far.shutdown(socket.SHUT_WR)
-    begin = time.monotonic()
-    assert receive_all(client) == b"answer"
-    assert time.monotonic() - begin < 0.8, "nothing came from the client in the last second: no reason to hold the end"
+    assert receive_all(client) == b"answer", "nothing came in the last second: no reason to hold the end"
 
 
-def test_a_recent_request_holds_the_targets_end_for_a_second(one_way_in):
+def test_a_recent_request_holds_the_targets_end_for_a_second(one_way_in, quiet):
+    tunnel, connect = one_way_in
+    client, far = connect(tunnel)
+    moment = time.monotonic()
+    client.sendall(b"request")
+    assert receive_exactly(far, 7) == b"request"
+    send_and_end(far, b"answer")
+    assert receive_exactly(client, 6) == b"answer"
+    wait_until(lambda: tunnel.connections()[0].state == "half-closed")
+    expire(tunnel, moment + quiet)
+    assert not readable(client, 0.1), "the upload may still be under way"
+    expire(tunnel, time.monotonic() + quiet)
+    assert ending(client) == "end of file"
+
+
+def test_the_end_of_a_second_comes_by_itself(one_way_in):
     tunnel, connect = one_way_in
     client, far = connect(tunnel)
     client.sendall(b"request")
     assert receive_exactly(far, 7) == b"request"
     send_and_end(far, b"answer")
-    assert receive_exactly(client, 6) == b"answer"
-    assert not readable(client, 0.5), "the upload may still be under way"
-    assert ending(client) == "end of file"
+    assert receive_all(client) == b"answer"
+    assert ended(tunnel) == ["done"]
 
 
 def test_an_ssl_socket_keeps_the_answer(relayed, certificates):

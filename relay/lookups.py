@@ -93,11 +93,11 @@ class Lookups:
 
     def _start(self) -> None:
         while self._running_count < _MOST:
-            source = next((one for one in self._waiting if self._running[one] < _SHARE), None)
-            names = self._waiting.get(source)
+            names = next((self._waiting[one] for one in self._waiting if self._running[one] < _SHARE), None)
             if names is None:
                 return
             search = next(iter(names.values()))
+            source = search.source
             self._unqueue(search)
             if source in self._waiting:
                 self._waiting[source] = self._waiting.pop(source)  # its turn comes again after that of the others
@@ -110,6 +110,8 @@ class Lookups:
         waiting = [search for search in self._searches.values() if not search.running]
         now = time.monotonic()
         for search in crowding(waiting, lambda one: one.source, max(1, _WAITING // ROOM)):
+            if search.running or self._searches.get(search.name) is not search:
+                continue  # a client that heard of another one has made room for the next, or has given this one up
             self._unqueue(search)
             text = "too many names wait to be looked up; does the name server answer?"
             self._end(search, ConnectError(f"{search.name}: {text}", reason="overloaded"), now)

@@ -128,3 +128,40 @@ def test_a_look_up_that_outlives_who_asked_is_joined(world):
     assert len(world.jobs) == 1
     world.run()
     assert [name for name, _ in world.told] == ["a1"]
+
+
+def test_a_client_may_ask_again_or_give_up_while_room_is_made(world, monkeypatch):
+    monkeypatch.setattr(module, "ROOM", 1)  # all that wait give way at a time
+    for name in ("a1", "a2"):
+        world.find(name)
+    give_up = []
+
+    def refused(found, now):
+        give_up[0]()
+        world.find("a7")
+
+    world.lookups.find("a3", list, "a", refused)
+    give_up.append(world.find("a4"))
+    world.find("a5")
+    world.find("a6")
+    world.run_all()
+    assert sorted(world.looked_up) == ["a1", "a2", "a6", "a7"]
+    assert [name for name, found in world.told if isinstance(found, ConnectError)] == ["a5"]
+
+
+def test_an_ended_look_up_may_lead_to_more_than_there_is_room_for(world, monkeypatch):
+    monkeypatch.setattr(module, "ROOM", 1)
+    for name in ("a1", "a2"):
+        world.find(name)
+    world.lookups.find("a3", list, "a", lambda found, now: world.find("a7"))
+    for name in ("a4", "a5", "a6"):
+        world.find(name)
+    assert [name for name, _ in world.told] == ["a4", "a5", "a6"]
+    world.run_all()
+    assert world.looked_up == ["a1", "a2", "a7"]
+
+
+def test_clients_from_nowhere_are_one_source(world):
+    for name in ("a1", "a2", "a3"):
+        world.find(name, source=None)
+    assert len(world.jobs) == 2

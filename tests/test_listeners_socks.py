@@ -801,6 +801,26 @@ def test_a_client_that_goes_away_alone(alone):
         accepting.result()[0].close()
 
 
+def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(alone):
+    failures = []
+
+    class Flaky(socket.socket):
+        def accept(self):
+            if failures:
+                raise failures.pop()
+            return super().accept()
+
+    alone.handshake_timeout = None
+    alone.listening = Flaky(fileno=alone.listening.detach())
+    with talk(alone, b"\5") as first:
+        accepting = Thread(alone.accept)
+        wait_until(lambda: alone._alone is not None and any(guest._under_way.begun for guest in alone._alone._guests))
+        failures.append(OSError(errno.EMFILE, "no more"))
+        with talk(alone, HELLO + request(("a", 1))):
+            assert ending(first) == "reset"
+            accepting.result()[0].close()
+
+
 def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog):
     monkeypatch.setattr(module, "_MOST", 2)
     with talk(alone, b"\5") as first, talk(alone, b"garbage") as second:

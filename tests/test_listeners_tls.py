@@ -286,6 +286,29 @@ def test_no_descriptor_left_is_waited_out(certificates, connect, monkeypatch):
             exchange(client, stream.socket)
 
 
+def test_half_open_clients_give_way_where_there_are_no_descriptors_left(certificates, connect, monkeypatch):
+    listening = Exhausted()
+    listening.failures = 0
+
+    def make(host, port):
+        listening.bind((host, port))
+        listening.listen()
+        return listening
+
+    monkeypatch.setattr(module, "listen_tcp", make)
+    monkeypatch.setattr(module, "FIRST_BYTE", 3600.0)
+    with listen_tls("127.0.0.1", 0, cert=certificates.cert, key=certificates.key) as listener:
+        listener.handshake_timeout = None
+        first = connect(listener)
+        wait_until(lambda: "1 handshakes" in repr(listener))
+        listening.failures = 1
+        client = TLSEnd(connect(listener), certificates.client())
+        assert ending(first) == "reset"
+        stream, _ = accepted(listener)
+        with stream:
+            exchange(client, stream.socket)
+
+
 # -- client certificates --------------------------------------------------------------------------------------------
 
 

@@ -251,6 +251,7 @@ class _Reception:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self._listener, error)
+                    self._make_room(now)
                     self.loop.poller.modify(self._socket.fileno(), 0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
@@ -259,6 +260,8 @@ class _Reception:
             self._hear(client, peer, now)
 
     def _make_room(self, now: float) -> None:
+        if not self._guests:
+            return
         leaving = crowding(self._guests, _Guest.source, max(1, _MOST // ROOM))
         text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
         peer = place(leaving[0].peer) or "a local client"

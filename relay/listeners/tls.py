@@ -160,6 +160,7 @@ class TLSListener:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     logger.warning("%r: no more clients for now: %s", self, error)
+                    self._make_room(now)
                     self._want(0)
                     self._pause.start(now + _PAUSE, now)
                 return  # else there is none, or it has gone already
@@ -169,6 +170,8 @@ class TLSListener:
 
     def _make_room(self, now: float) -> None:
         handshakes = tuple(self._handshakes.values())
+        if not handshakes:
+            return
         leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
         text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
         self._crowded.log(now, text, self, len(handshakes), leaving[0][0].session.name)

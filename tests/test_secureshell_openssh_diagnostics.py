@@ -6,7 +6,7 @@ import pytest
 
 from relay.address import SSHServer
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
-from relay.secureshell.connection import IncompatibleError, Settings
+from relay.secureshell.connection import GREETING, IncompatibleError, Settings
 from relay.secureshell.openssh.diagnostics import decoded, open_error, said, timeout_error, why
 
 HERE = Settings(SSHServer("bastion", "me"), "bastion.example", 22, "me", known_hosts=("/home/me/.ssh/known_hosts",))
@@ -296,3 +296,19 @@ def test_a_passphrase_that_is_wrong_is_told_from_one_that_is_missing() -> None:
 def test_a_refusal_is_told_as_by_the_other_backend() -> None:
     text = str(open_error("db:1", "ssh://me@bastion", "connect failed: Connection refused"))
     assert text == "db:1: connection refused, says ssh://me@bastion; is the service running?"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "stage"),
+    [
+        ([], ""),
+        (["debug1: kex_exchange_identification: banner line 0: Exceeded MaxStartups"], ""),
+        (["debug1: kex_exchange_identification: banner line 0: Not allowed at this time"], ""),
+        (["debug1: kex_exchange_identification: banner line 0: HTTP/1.1 400 Bad Request"], GREETING),
+    ],
+)
+def test_only_a_server_that_says_something_else_will_not_change(greeting, stage):
+    """As with paramiko: without a word it may not be up yet."""
+    end = ["kex_exchange_identification: Connection closed by remote host", "Connection closed by ::1 port 22"]
+    error = why(HERE, [*greeting, *end])
+    assert isinstance(error, CarrierError) and error.stage == stage

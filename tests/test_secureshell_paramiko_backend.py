@@ -27,7 +27,7 @@ from relay.address import SSHServer, TCPAddress
 from relay.cancellation import Cancellation
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, can_retry
 from relay.secureshell.configuration import settle
-from relay.secureshell.connection import IncompatibleError
+from relay.secureshell.connection import GREETING, KEY_EXCHANGE, IncompatibleError
 from relay.secureshell.paramiko import backend, packets
 from relay.stream import Stream
 from relay.testing.sshlogin import LoginHandler
@@ -154,6 +154,22 @@ def test_a_server_that_says_nothing(serve):
 def test_a_server_that_closes_at_once(serve):
     error = fails(serve, lambda connection: connection.recv(1))
     assert isinstance(error, CarrierError) and ("closed" in str(error) or "reset" in str(error))
+
+
+@pytest.mark.parametrize(
+    ("said", "stage"),
+    [
+        (b"", ""),
+        (b"Exceeded MaxStartups\r\n", ""),
+        (b"Not allowed at this time\r\n", ""),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", GREETING),
+        (b"SSH-2.0-x\r\n", KEY_EXCHANGE),
+    ],
+)
+def test_only_a_server_that_says_something_else_will_not_change(serve, said, stage):
+    """A port may be open before the server behind it is up, and a server that is overloaded comes back."""
+    error = fails(serve, lambda connection: connection.sendall(said))
+    assert isinstance(error, CarrierError) and error.stage == stage
 
 
 def test_a_server_that_speaks_http(serve):

@@ -16,6 +16,7 @@ __all__ = [
     "GREETING",
     "KEY_EXCHANGE",
     "LOGIN",
+    "OVERLOADED",
     "Accepted",
     "Address",
     "Connect",
@@ -31,6 +32,9 @@ __all__ = [
 GREETING = "it has not said that it speaks SSH"
 KEY_EXCHANGE = "the key exchange was not finished"
 LOGIN = "the login was not finished"
+
+OVERLOADED = ("Exceeded MaxStartups", "Not allowed at this time")
+"""What sshd(8) says in place of its version to a client that may come back later (MaxStartups, PerSourcePenalties)."""
 
 Address = TCPAddress | UnixAddress
 Done = Callable[[Stream | OSError], object]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ...errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
-from ..connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
+from ..connection import GREETING, KEY_EXCHANGE, LOGIN, OVERLOADED, IncompatibleError, Settings
 from ..identities import NO_PASSPHRASE, WRONG_PASSWORD
 from ..refusals import CONNECT_FAILED, PROHIBITED, SHORTAGE, UNKNOWN_KIND, refusal
 
@@ -29,6 +29,7 @@ _NO_MATCH = re.compile(r"Unable to negotiate with .*: no matching (.*) found\. T
 _SERVER_KEY = re.compile(r"debug1: Server host key: (\S+) (SHA256:\S+)")
 _OFFENDING = re.compile(r"(?:Offending|Matching).* key (?:for .* )?in (.+):(\d+)$")
 _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel \d+: open failed: [\w ]+?): (.*)$")
+_BANNER = re.compile(r"debug1: kex_exchange_identification: banner line \d+: (.*)")
 _CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
 
 _TOO_MANY = "Too many authentication failures"
@@ -270,10 +271,11 @@ def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
         )
         problem = f"its ProxyCommand ({command[1][:100]}) reaches no SSH server: {own or 'it ended without a word'}"
         return ConnectError(f"{name}: {problem}", reason="unreachable")
-    if _last(_CLOSED, lines):
-        hint = "is it one, or has it too many logins at once (MaxStartups)?"
-        return CarrierError(f"{name}: no SSH server answers there: {words}; {hint}", stage=GREETING)
-    return CarrierError(f"{name}: no SSH server answers there: {words}", stage=GREETING)
+    greeting = _last(_BANNER, lines)
+    # Without a word it may not be up yet behind its port, and what is overloaded comes back.
+    stage = GREETING if greeting is not None and not greeting[1].startswith(OVERLOADED) else ""
+    hint = "; is it one, or has it too many logins at once (MaxStartups)?" if _last(_CLOSED, lines) else ""
+    return CarrierError(f"{name}: no SSH server answers there: {words}{hint}", stage=stage)
 
 
 def _any(lines: Sequence[str], words: str) -> bool:

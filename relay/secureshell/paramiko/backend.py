@@ -22,6 +22,7 @@ from ..connection import (
     GREETING,
     KEY_EXCHANGE,
     LOGIN,
+    OVERLOADED,
     Accepted,
     Address,
     Done,
@@ -107,7 +108,7 @@ class Connection:
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = self._why(error)
             if isinstance(why, CarrierError) and self._under() is None:
-                why.stage = self._stage()
+                why.stage = self._last_stage()
             if why is error:
                 raise
             raise why from error
@@ -167,6 +168,11 @@ class Connection:
         if not self._transport.initial_kex_done:
             return KEY_EXCHANGE
         return LOGIN
+
+    def _last_stage(self) -> str:
+        """Where the server has ended it; empty where that may pass: it is not up yet behind its port, or overloaded."""
+        stage, said = self._stage(), self._transport.packetizer.greeting
+        return "" if stage == GREETING and (not said or said.startswith(OVERLOADED)) else stage
 
     def _why(self, error: BaseException) -> BaseException:
         """Why it could not connect, as one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -9,6 +10,7 @@ import socket
 import stat
 import time
 
+from .cancellation import Cancellation
 from .errors import ConnectError, RelayError
 from .limits import check_time
 from .moving import Mover, SinkError, SourceError, WaitFor
@@ -37,9 +39,10 @@ def carry(
 ) -> bool:
     """Carry what comes from one descriptor to a stream, and what comes from the stream to another descriptor.
 
-    Blocks until both directions have ended. The end of the input is passed on as a half-close, and the answer still
-    comes; the end of the stream closes the output. It also ends when the stream takes no more and says no more, when
-    nobody reads the output any more, and, if the input is a terminal, with the stream.
+    Blocks until both directions have ended, and what was sent has left this process. The end of the input is passed on
+    as a half-close, and the answer still comes; the end of the stream closes the output. It also ends when the stream
+    takes no more and says no more, when nobody reads the output any more, and, if the input is a terminal, with the
+    stream.
 
     What the descriptors refer to is left as it is, and may be of any kind: a pipe, a socket, a file, a terminal.
 
@@ -62,7 +65,7 @@ def carry(
         limits = check_time("idle_timeout", idle_timeout), check_time("linger", linger, zero=True)
         conversation = _Conversation(stream, source, sink, *limits)
         try:
-            ended = conversation.run(cancel)
+            ended = conversation.run(cancel) and conversation.drain(cancel)
         finally:
             conversation.close()
     except BaseException:
@@ -146,12 +149,37 @@ class _Conversation:
         while not self._done:
             self._watch()
             due = self._due()
-            events = dict(self._poller.poll(None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1))
+            events = dict(self._poller.poll(_until(due)))
             if stop in events:
                 return False
             self._heed(events)
             if due is not None and time.monotonic() >= due:
                 self._look_at_limits()
+        return True
+
+    def drain(self, cancel: Cancel | None) -> bool:
+        """Wait until what was sent has left this process, for a command exits next.
+
+        Both directions may have ended before: the target ends its own, and reads the rest slowly.
+
+        :returns: whether it has; ``False`` if that was cancelled.
+        """
+        if self._stream.drained is None:
+            return True
+        self._shut_down(self._socket)
+        self._done, self._unread = False, None
+        with contextlib.closing(Cancellation()) as drained:
+            poller = select.poll()
+            poller.register(drained.fileno(), select.POLLIN)
+            if cancel is not None:
+                poller.register(cancel.fileno(), select.POLLIN)
+            self._stream.drained(drained.set)
+            while not (events := dict(poller.poll(_until(self._due())))):
+                self._look_at_limits()
+            if drained.fileno() not in events:
+                return False
+        if (failure := _failure(self._stream)) is not None:
+            raise failure
         return True
 
     # -- waiting --------------------------------------------------------------------------------------------------
@@ -348,6 +376,11 @@ class _Conversation:
             self._queued, self._last = queued, now
             return now < (self._due() or now)
         return False
+
+
+def _until(due: float | None) -> float | None:
+    """Milliseconds to wait, for a poller."""
+    return None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
 
 
 def _failure(stream: Stream) -> BaseException | None:

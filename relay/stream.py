@@ -49,6 +49,7 @@ class Stream:
         "answered",
         "received",
         "unsent",
+        "drained",
         "settle",
         "denied",
         "request",
@@ -75,6 +76,9 @@ class Stream:
         self.answered = True  # False until the first byte, where being connected does not mean that anybody is there
         self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
         self.unsent: Callable[[], int] | None = None  # bytes that left the socket and wait in its transport
+        # Calls what it is given, from any thread, once all that was sent has left this process after the end of output,
+        # or never will; ``None`` if the kernel alone moves it.
+        self.drained: Callable[[Callable[[], object]], object] | None = None
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
         self.denied: Exception | None = None  # why its client is not to be let in
         self.request: Request | None = None  # where its client wants to be led, which it has not been answered yet

@@ -51,6 +51,7 @@ class TLSStream(Stream):
         super().__init__(socket, target=session.name, failure=lambda: session.error, on_close=session.on_close())
         self._session = session
         self.unsent = session.unsent
+        self.drained = session.drained
 
     def reset(self) -> None:
         """Close so that the TLS peer sees a reset, and neither close_notify nor an end of file. Idempotent."""
@@ -106,6 +107,8 @@ class Session:
         self._heard = self._ended = False  # data since our close_notify; no session any more
         self._gone = self._left = False  # the holder has closed the stream; the far end was told
         self._over: threading.Event | None = None
+        self._drained = False  # the transport has all that the holder sent, or there is no session any more
+        self._told_drained: Callable[[], object] | None = None
         self._moved = 0
         self._mark = -1  # what had arrived at the last look
 
@@ -157,6 +160,15 @@ class Session:
     def unsent(self) -> int:
         """Bytes that wait for the far end, encrypted."""
         return len(self._cipher) + unsent(self._outer)
+
+    def drained(self, told: Callable[[], object]) -> None:
+        """Have a function called once the transport has all that the holder sent and its end, or never will.
+
+        :param told: called in any thread, perhaps before this returns, perhaps twice; must not block.
+        """
+        self._told_drained = told  # before the look: the pump does it in the other order
+        if self._drained:
+            told()
 
     def wake(self) -> None:
         """Have :attr:`aborted` looked at."""
@@ -339,6 +351,7 @@ class Session:
             self._told_end = True
             self._end_plain(socket.SHUT_WR)
         if self._sent_end and not self._cipher:
+            self._tell_drained()
             if self._told_end:
                 return self._end(cut=False)
             if self._gone and not self._left:
@@ -353,11 +366,19 @@ class Session:
         self._outer_watch.want((0 if idle else IN) | (OUT if self._cipher else 0))
         self._inner_watch.want((0 if self._cipher or self._sent_end else IN) | (OUT if self._plain else 0))
 
+    def _tell_drained(self) -> None:
+        if not self._drained:
+            self._drained = True
+            if self._told_drained is not None:
+                self._told_drained()
+
     # -- its end --------------------------------------------------------------------------------------------------
 
     def _expired(self, now: float) -> None:
         moved = self._moved - self.unsent()  # also what leaves the kernel for a slow far end
         if moved == self._mark:
+            if not self._drained:
+                self.error = self._cut(f"was given up: the far end took nothing for {_LINGER:g} s")
             return self._end(cut=True)
         self._mark = moved
         self._timer.start(now + _LINGER, now)
@@ -412,6 +433,7 @@ class Session:
         else:
             loop.discard(self._outer)
         self._ended = True
+        self._tell_drained()
         if self._over is not None:
             self._over.set()
         self.pump.let_go(self)

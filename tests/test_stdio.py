@@ -14,12 +14,16 @@ import tty
 
 import pytest
 from helpers import BLOCK, WAIT, Thread, ending, flood, receive_all, receive_exactly, sha256_of, wait_until
+from tls_rig import Rig as TLSRig
 
 import relay
 from relay import stdio
 from relay.cancellation import Cancellation
 from relay.errors import CarrierError, ConnectError, RelayError
+from relay.pump import Pump
 from relay.stdio import carry
+from relay.stream import reset, unsent
+from relay.tlssession import TLSStream
 
 HASH = hashlib.sha256(BLOCK).hexdigest()
 SOON = 0.2  # seconds of a limit that a test waits for
@@ -667,3 +671,62 @@ def test_what_leaves_the_kernel_for_a_slow_target_has_moved(limit):
         with pytest.raises(relay.RelayError, match=limit):
             look()
         conversation.close()
+
+
+class Held:
+    """A TLS server has ended its direction, the input ends after that, and the session stands still until it may go."""
+
+    def __init__(self, stack, certificates, listener, monkeypatch):
+        rig = stack.enter_context(contextlib.closing(TLSRig(certificates, listener, certificates.server())))
+        self.stream, self.server = rig.connect()
+        self.server.shutdown(socket.SHUT_WR)
+        assert self.stream.socket.recv(1) == b""
+        self.reader, writer = os.pipe()
+        stack.callback(os.close, self.reader)
+        os.write(writer, BLOCK[: 1 << 15])
+        os.close(writer)
+        self.sink = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, self.sink)
+        self.left = []
+        close = TLSStream.close
+        monkeypatch.setattr(TLSStream, "close", lambda stream: self.left.append(unsent(stream.socket)) or close(stream))
+        self.go = threading.Event()
+        stack.callback(self.go.set)
+        Pump._current.loop.call(lambda: self.go.wait(WAIT))
+
+    def carry(self, when_it_waits=lambda: None, **options):
+        drained = self.stream.drained
+        self.stream.drained = lambda told: when_it_waits() or drained(told)
+        return carry(self.stream, self.reader, self.sink, **options)
+
+
+@pytest.fixture
+def held(certificates, listener, monkeypatch):
+    with contextlib.ExitStack() as stack:
+        yield Held(stack, certificates, listener, monkeypatch)
+
+
+def test_it_ends_when_all_has_left_this_process(held):
+    """The command exits next: what the session still had would be lost, and nobody would know."""
+    assert held.carry(held.go.set)
+    assert held.left[0] == 0
+    assert receive_all(held.server) == BLOCK[: 1 << 15]
+
+
+def test_what_cannot_leave_this_process_is_a_failure(held):
+    def cut():
+        reset(held.server.socket)
+        held.go.set()
+
+    with pytest.raises(RelayError, match="the TLS session was cut"):
+        held.carry(cut)
+
+
+def test_a_limit_ends_the_wait_for_what_has_not_left_this_process(held):
+    with pytest.raises(RelayError, match="--idle-timeout"):
+        held.carry(idle_timeout=SOON)
+
+
+def test_a_cancel_ends_the_wait_for_what_has_not_left_this_process(held):
+    with contextlib.closing(Cancellation()) as cancel:
+        assert not held.carry(cancel.set, cancel=cancel)

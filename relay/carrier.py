@@ -42,13 +42,13 @@ from .loop import Timer, Timers
 from .pump import Pump
 from .waiter import Waiter, without
 
-__all__ = ["SAME", "Carrier"]
+__all__ = ["Carrier"]
 
 logger = logging.getLogger("relay")
 
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
 _TOLD = 5  # times in a row that the same failure is told
-SAME = 3  # times in a row that a server may end the connection at the same point of the login
+_SAME = 3  # times in a row that a server may end the connection at the same point of the login
 _WANTED = 2.0  # seconds of back-off at most while somebody waits
 _STEADY = 10.0  # seconds after which a connection that was up counts as a success
 _FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
@@ -323,7 +323,7 @@ class Carrier(Generic[AnyLink]):
         stage = error.stage if isinstance(error, CarrierError) and not self._was_up else ""
         self._repeats = 1 if stage != self._stage else self._repeats + 1
         self._stage = stage
-        return bool(stage) and self._repeats >= SAME
+        return bool(stage) and self._repeats >= _SAME
 
     def _renew(self, link: AnyLink, why: str) -> None:
         if self.link is link and not self._renewing:

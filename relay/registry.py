@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from .parsing import parse_hops, parse_listen, parse_target
 from .race import Cancel
 from .stream import Stream
 
-__all__ = ["Factory", "connect", "listen", "target"]
+__all__ = ["Factory", "connect", "listen", "listen_patiently", "target"]
 
 
 class Factory(Protocol):
@@ -136,10 +136,23 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
         names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
         :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
+    return listen_patiently(address, via, None)
+
+
+def listen_patiently(address: str, via: Sequence[str], opening: Callable[[Any], object] | None) -> Any:
+    """Listen as :func:`listen` does, and retry while an SSH server or an I2P router cannot be reached.
+
+    :param address: as in :func:`listen`.
+    :param via: as in :func:`listen`.
+    :param opening: called with such a listener before it starts; closing it ends the retries. Not called for one at
+        this machine. ``None`` for one attempt.
+    :returns: as :func:`listen` does.
+    :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
+    """
     hops, place = parse_hops(via, address), parse_listen(address)
     if isinstance(place, (SSHListen, I2PListen)):
         check_way(hops, place.server if isinstance(place, SSHListen) else place.router)
-        return _make(LISTENERS, place, via=hops)
+        return _make(LISTENERS, place, via=hops, opening=opening)
     if hops:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
         raise AddressError(f"listen address '{masked(address)}': {problem}")

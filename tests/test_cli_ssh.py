@@ -123,6 +123,38 @@ def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, m
     assert command.end()[0] == 0
 
 
+def test_expose_at_a_server_that_ends_every_login_tries_the_client_once_and_ends(
+    expose, target, ssh_server, monkeypatch
+):
+    logins = []
+
+    def hang_up(handler, message):
+        logins.append(handler)
+        raise paramiko.SSHException("no")
+
+    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
+    status, said = expose(target, "--on", ssh_server.url).wait()
+    assert (status, len(logins)) == (1, 4)
+    *lines, last = said.splitlines()
+    assert ["trying again in" in line for line in lines] == [True, True, False]
+    assert all(f"WARNING {name_of(ssh_server.url)}: " in line for line in lines)
+    assert lines[-1].endswith("; 3 times in a row; the OpenSSH client is tried instead")
+    assert last.startswith(f"relay: {name_of(ssh_server.url)}: ") and last.endswith("; 4 times in a row")
+
+
+def test_expose_ends_with_one_line_where_the_first_login_must_not_fail(target, ssh_server, monkeypatch):
+    logins = []
+
+    def hang_up(handler, message):
+        logins.append(handler)
+        raise paramiko.SSHException("no")
+
+    monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
+    done = run("expose", target, "--on", ssh_server.url, "--fail-fast")
+    assert (done.returncode, done.stdout, len(logins)) == (1, "", 1)
+    assert done.stderr.startswith("relay: ssh://") and done.stderr.count("\n") == 1
+
+
 def test_a_server_that_does_not_speak_ssh_is_given_up(start, target, serve):
     place = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).address
     command = start(":0", target, "--via", "ssh://me@{}:{}?config=none".format(*place))
@@ -248,7 +280,7 @@ def test_expose_that_is_not_allowed_ends_with_one_line(target, make_ssh_server, 
 def test_expose_on_a_server_that_is_away_retries_until_it_is_there(expose, target, ssh_server):
     ssh_server.stop()
     command = expose(target, "--on", ssh_server.url)
-    line = command.hear("trying again in 1 s")
+    line = command.hear("trying again in")
     assert f"WARNING {name_of(ssh_server.url)}: " in line and "connection refused" in line
     ssh_server.start()
     assert speak(address_of(line_of(command, ON))) == b"hello"
@@ -329,7 +361,7 @@ class Opened:
 def test_what_was_opened_is_the_outcome():
     over = threading.Event()
     opened = Opened()
-    attempt = Attempt(lambda: opened, over.set)
+    attempt = Attempt(lambda _: opened, over.set, pytest.fail)
     assert over.wait(WAIT)
     assert attempt.outcome() is opened
     assert opened.closed == 0
@@ -337,7 +369,7 @@ def test_what_was_opened_is_the_outcome():
 
 def test_an_error_is_the_outcome():
     over = threading.Event()
-    attempt = Attempt(lambda: 1 / 0, over.set)
+    attempt = Attempt(lambda _: 1 / 0, over.set, pytest.fail)
     assert over.wait(WAIT)
     with pytest.raises(ZeroDivisionError):
         attempt.outcome()
@@ -347,7 +379,7 @@ def test_an_error_is_the_outcome():
 def test_what_is_opened_and_not_wanted_is_closed(when):
     go, over = threading.Event(), threading.Event()
     opened = Opened()
-    attempt = Attempt(lambda: go.wait(WAIT) and opened, over.set)
+    attempt = Attempt(lambda _: go.wait(WAIT) and opened, over.set, pytest.fail)
     if when == "before":
         attempt.give_up()
     go.set()
@@ -430,42 +462,6 @@ def test_a_trial_that_must_not_fail_ends_with_any_failure():
     assert str(trial.error) == "away"
 
 
-def test_an_attempt_is_repeated_while_a_retry_can_fix_it(monkeypatch):
-    monkeypatch.setattr("relay.cli.trying.AGAIN", (0.001, 0.002))
-    over = threading.Event()
-    outcomes = [
-        relay.ConnectError("away"),
-        relay.CarrierError("lost"),
-        relay.ConnectError("away"),
-        relay.HostKeyError("x"),
-    ]
-    pauses = []
-
-    def call():
-        raise outcomes.pop(0)
-
-    attempt = Attempt(call, over.set, lambda error, pause: pauses.append(pause))
-    assert over.wait(WAIT)
-    with pytest.raises(relay.HostKeyError):
-        attempt.outcome()
-    assert pauses == [0.001, 0.002, 0.002]
-
-
-def test_an_attempt_ends_where_the_server_ends_the_login_three_times_at_the_same_point(monkeypatch):
-    monkeypatch.setattr("relay.cli.trying.AGAIN", (0.001, 0.001))
-    over = threading.Event()
-    stages = ["", "greeting", "greeting", "login", "login", "login", "login"]
-
-    def call():
-        raise relay.CarrierError("it has closed the connection", stage=stages.pop(0))
-
-    attempt = Attempt(call, over.set, lambda *_: None)
-    assert over.wait(WAIT)
-    with pytest.raises(relay.CarrierError):
-        attempt.outcome()
-    assert stages == ["login"]
-
-
 def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
     factory = Factory(relay.ConnectError("away"), relay.CarrierError("three times"))
     factory.state = "failed"
@@ -474,17 +470,64 @@ def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
     assert (trial.error, len(factory.watchers)) == (None, 1)
 
 
-def test_an_attempt_that_is_given_up_is_not_repeated():
-    postponed, over = threading.Event(), threading.Event()
+class Opening:
+    """A listener that begins to open: its carrier retries until it is closed."""
 
-    def call():
-        raise relay.ConnectError("away")
+    def __init__(self):
+        self.state = "connecting"
+        self.closed = threading.Event()
+        self.watchers = []
+        self.close = self.closed.set
+        self.subscribe = self.watchers.append
 
-    attempt = Attempt(call, over.set, lambda *_: postponed.set())
-    assert postponed.wait(WAIT)
-    attempt.give_up()
+    def change(self, state, error=None):
+        self.state = state
+        for watcher in self.watchers:
+            watcher(state, error)
+
+
+def test_an_attempt_reports_the_retries_of_its_listener_until_it_is_over():
+    listener, begun, goes_on, over, errors = Opening(), threading.Event(), threading.Event(), threading.Event(), []
+
+    def call(opening):
+        opening(listener)
+        begun.set()
+        assert goes_on.wait(WAIT)
+        return listener
+
+    attempt = Attempt(call, over.set, errors.append)
+    assert begun.wait(WAIT)
+    away = relay.ConnectError("away")
+    for state, error in (("backing off", away), ("connecting", away), ("up", None), ("failed", away)):
+        listener.change(state, error)
+    assert errors == [away, away]
+    goes_on.set()
     assert over.wait(WAIT)
-    with pytest.raises(relay.ConnectError):
+    listener.change("backing off", away)
+    assert errors == [away, away]
+    assert attempt.outcome() is listener
+
+
+@pytest.mark.parametrize("moment", ["before the listener begins", "while it retries"])
+def test_an_attempt_that_is_given_up_closes_its_listener(moment):
+    listener, begun, goes_on, over = Opening(), threading.Event(), threading.Event(), threading.Event()
+
+    def call(opening):
+        if moment == "while it retries":
+            opening(listener)
+        begun.set()
+        assert goes_on.wait(WAIT)
+        if moment != "while it retries":
+            opening(listener)
+        assert listener.closed.wait(WAIT)
+        raise relay.CarrierError("closed")
+
+    attempt = Attempt(call, over.set, pytest.fail)
+    assert begun.wait(WAIT)
+    attempt.give_up()
+    goes_on.set()
+    assert over.wait(WAIT)
+    with pytest.raises(relay.CarrierError):
         attempt.outcome()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import socket
 import threading
 
@@ -18,6 +19,7 @@ from relay.carrier import Carrier
 from relay.link import State
 from relay.listeners import ssh as module
 from relay.listeners.ssh import listen_ssh
+from relay.secureshell.connection import LOGIN
 
 ANY = TCPAddress("127.0.0.1", 0)
 GRANTED = TCPAddress("127.0.0.1", 40001)
@@ -42,6 +44,83 @@ def listen(world):
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def listen_patiently(world):
+    """Begins to make a listener that retries, in a thread; returns the thread and what it has begun to make."""
+    made = []
+
+    def make(place=ANY):
+        begun = queue.SimpleQueue()
+        thread = Thread(listen_ssh, SSHServer("bastion"), place, (), begun.put)
+        made.append(begun.get(timeout=WAIT))
+        return thread, made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_one_that_is_patient_retries_until_the_server_is_there(world, listen_patiently):
+    world.errors = [relay.ConnectError("ssh://bastion: away") for _ in range(9)]
+    thread, listener = listen_patiently()
+    assert thread.result() is listener
+    assert (listener.address, listener.state, world.errors) == (("127.0.0.1", 40001), "up", [])
+    with come(world), listener.accept()[0]:
+        pass
+
+
+def test_its_retries_are_reported(world, monkeypatch):
+    world.errors = [relay.ConnectError("ssh://bastion: away")]
+    seen = []
+
+    def opening(listener):
+        listener.subscribe(lambda state, error: seen.append((state, str(error))))
+
+    with listen_ssh(SSHServer("bastion"), ANY, (), opening):
+        assert (State.BACKING_OFF, "ssh://bastion: away") in seen
+
+
+@pytest.mark.parametrize(
+    "lost", [relay.ConnectError("no answer in time"), relay.CarrierError("the connection was lost")]
+)
+def test_one_that_is_patient_asks_again_for_its_first_forward(world, listen_patiently, lost, caplog):
+    world.refusals = [lost] * 5
+    thread, listener = listen_patiently()
+    assert thread.result() is listener
+    assert world.asked == [ANY] * 6
+    assert "listening at" not in caplog.text, "there was nothing before"
+
+
+@pytest.mark.parametrize("what", ["login", "forward"])
+def test_one_that_is_patient_fails_with_what_a_retry_cannot_fix(world, listen_patiently, what):
+    if what == "login":
+        error, world.errors = relay.AuthenticationError, [relay.AuthenticationError("ssh://bastion: no")]
+    else:
+        error, world.refusals = relay.ForwardError, [relay.ForwardError("ssh://bastion: no")]
+    thread, listener = listen_patiently()
+    with pytest.raises(error, match="ssh://bastion: no"):
+        thread.result()
+    assert listener.state == "closed"
+
+
+def test_one_that_is_patient_ends_where_each_login_ends_at_the_same_point(world, listen_patiently, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/ssh")
+    world.errors = [relay.CarrierError("ssh://bastion: it hung up", stage=LOGIN) for _ in range(9)]
+    thread, _ = listen_patiently()
+    with pytest.raises(relay.CarrierError, match="it hung up; 4 times in a row"):
+        thread.result()
+    assert len(world.errors) == 5
+
+
+def test_closing_one_that_is_patient_ends_its_wait(world, listen_patiently):
+    world.errors = [relay.ConnectError("ssh://bastion: away") for _ in range(9999)]
+    thread, listener = listen_patiently()
+    listener.close()
+    with pytest.raises(relay.CarrierError, match="the listener was closed"):
+        thread.result()
+    assert listener.state == "closed"
 
 
 def come(world, place=GRANTED, peer=("10.0.0.1", 5), connection=-1):

@@ -167,8 +167,9 @@ def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
             "server": address.SSHServer("a", "me"),
             "place": address.TCPAddress("127.0.0.1", 8080),
             "via": (address.SSHServer("b"),),
+            "opening": None,
         },
-        {"server": address.SSHServer("a"), "place": address.UnixAddress("/run/app"), "via": ()},
+        {"server": address.SSHServer("a"), "place": address.UnixAddress("/run/app"), "via": (), "opening": None},
     ]
 
 
@@ -184,8 +185,9 @@ def test_i2p_is_listened_at_through_the_hops(monkeypatch):
             "allow": ("x",),
             "deny": (),
             "via": (address.SSHServer("a"),),
+            "opening": None,
         },
-        {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": ()},
+        {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": (), "opening": None},
     ]
 
 
@@ -224,7 +226,7 @@ def test_every_kind_of_address_has_its_function(table, union):
         module, name = entry.split(":")
         function = getattr(import_module(f"relay.{module}"), name)
         fields = {field.name for field in dataclasses.fields(kind)}
-        assert fields == set(inspect.signature(function).parameters) - {"via"}
+        assert fields == set(inspect.signature(function).parameters) - {"via", "opening"}
 
 
 def test_tls_leads_to_tls(serve, certificates):

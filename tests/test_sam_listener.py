@@ -13,7 +13,7 @@ from helpers import WAIT, Thread, ending, receive_exactly, refusing, wait_until
 from listener_rig import Clients, Listening, States, accept, make_prompt
 
 import relay
-from relay.errors import AuthenticationError, ConnectError, SAMError
+from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
 from relay.i2paddress import I2PListen, I2PRouter
 from relay.link import State
 from relay.sam import accepting, listener
@@ -625,6 +625,35 @@ def test_a_tunnel_drains_before_the_session_ends(listen, clients, echo):
         stream.close()
         closing.result()
     assert tunnel.recent()[-1].reason == "done"
+
+
+def test_one_that_is_patient_waits_for_its_router(bridge):
+    bridge.kill()
+    away = threading.Event()
+    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), reach, "here") as there:
+        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        starting = Thread(lambda: there.start(WAIT, patient=True))
+        assert away.wait(WAIT)
+        bridge.restart()
+        starting.result()
+        assert there.state in ("up", "published")
+
+
+@pytest.mark.parametrize("end", ["close", "what a retry cannot fix"])
+def test_one_that_is_patient_ends(bridge, end):
+    bridge.kill()
+    away = threading.Event()
+    router = (
+        I2PRouter(sam=bridge.sam, user="me", password=lambda: 1 / 0) if end != "close" else I2PRouter(sam=bridge.sam)
+    )
+    with I2PListener(I2PListen(router), reach, "here") as there:
+        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        starting = Thread(lambda: there.start(WAIT, patient=True))
+        if end == "close":
+            assert away.wait(WAIT)
+            there.close()
+        with pytest.raises(CarrierError if end == "close" else RelayError):
+            starting.result()
 
 
 def test_it_says_what_it_is_when_it_fails():

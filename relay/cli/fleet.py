@@ -119,14 +119,18 @@ class Fleet:
         postponed = functools.partial(self._later, self._postponed, member)
         try:
             opening = functools.partial(member.plan.open, self._look)
-            member.attempt = Attempt(opening, tried, None if member.plan.options.fail_fast else postponed)
+            member.attempt = Attempt(opening, tried, postponed)
         except RuntimeError as error:  # there is no thread to be had
             self._give_up(member, error)
             self._heard_of(member)
 
-    def _postponed(self, member: Member, error: Exception, pause: float) -> None:
-        if not member.problem and not self._ending.is_set():
-            self._fail(member, f"{reason(error)}; trying again in {pause:g} s")
+    def _postponed(self, member: Member, error: Exception) -> None:
+        """A tunnel waits for the server at which it is to listen."""
+        if member.attempt is None or self._ending.is_set():
+            return
+        is_news, member.problem = not member.problem, f"{reason(error)}; trying again"
+        if is_news:
+            complain(f"{member.name}: {member.problem}")
             self._heard_of(member)
 
     def _tried(self, member: Member) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -159,16 +159,19 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
 
 
 @contextmanager
-def carriers_quiet(level: int) -> Iterator[list[logging.LogRecord]]:
+def carriers_quiet(level: int, names: Collection[str] | None = None) -> Iterator[list[logging.LogRecord]]:
     """Leave out what the connections under the streams say of their failures, for the command is to say it itself.
 
     :param level: from which level on.
+    :param names: of the carriers; ``None`` for all.
     :returns: what was left out.
     """
     left_out: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:
         if record.module != "carrier" or record.levelno < level:
+            return True
+        if names is not None and not (isinstance(record.args, tuple) and str(record.args[0]) in names):
             return True
         left_out.append(record)
         return False

@@ -15,7 +15,7 @@ from ..hops import Command, ProxyListen, Route, over_i2p, to_i2p
 from ..i2paddress import SAM, I2PListen, I2PTarget
 from ..parsing import parse_hops, parse_listen, parse_target
 from ..race import place
-from ..registry import listen as listen_at
+from ..registry import listen_patiently
 from ..registry import target as factory_for
 from ..tunnel import Tunnel
 from .options import Options
@@ -25,9 +25,11 @@ from .trying import SessionTrial, Trial
 if TYPE_CHECKING:
     from .looking import Look
 
-__all__ = ["Opened", "Plan", "over", "plan", "plan_of_proxy"]
+__all__ = ["Opened", "Opening", "Plan", "over", "plan", "plan_of_proxy"]
 
 logger = logging.getLogger("relay.cli")
+
+Opening = Callable[[Any], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Plan:
 
     :param name: of the tunnel.
     :param options: the limits, all of them settled, and what is printed.
-    :param listen: makes the listener.
+    :param listen: makes the listener; called with what :func:`relay.registry.listen_patiently` calls it ``opening``.
     :param make_send: makes the factory.
     :param ways: what it leads over.
     :param on: what is said after the address at which it listens, such as the server where that is.
@@ -82,7 +84,7 @@ class Plan:
 
     name: str
     options: Options
-    listen: Callable[[], Any]
+    listen: Callable[[Opening | None], Any]
     make_send: Callable[[], Any]
     ways: Ways
     on: str = ""
@@ -92,16 +94,19 @@ class Plan:
     way: Hashable = None
     elsewhere: tuple[str, ...] = ()
 
-    def open(self, look: Look | None = None) -> Opened:
+    def open(self, look: Look | None = None, opening: Opening | None = None) -> Opened:
         """Check what can be checked on this machine; then listen, and relay from then on.
 
+        A server at which it listens and that cannot be reached is retried, unless the options say ``fail_fast``.
+
         :param look: does the check; several plans may share it.
+        :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
         :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be had.
         """
         self._check(look)
         make_send = self.make_send()
-        receive = self._listen()
+        receive = self._listen(opening)
         _warn_if_open(receive)
         warn_if_unsure(self.ways.where)
         tunnel = _tunnel(receive, make_send, self.options, self.name)
@@ -119,18 +124,13 @@ class Plan:
         except ConnectError as error:  # which a retry can fix
             logger.debug("%s: %s", self.name, error)
 
-    def _listen(self) -> Any:
-        """Listen. What the carriers under the listener log of a failure, the error says as well."""
-        if not self.elsewhere:
-            return self.listen()
-        left_out: list[logging.LogRecord] = []
-        try:
-            with carriers_quiet(logging.WARNING) as left_out:
-                return self.listen()
-        finally:
-            for record in left_out:
-                if not (isinstance(record.args, tuple) and str(record.args[0]) in self.elsewhere):
-                    logging.getLogger(record.name).handle(record)
+    def _listen(self, opening: Opening | None) -> Any:
+        """Listen. What the carriers under the listener log of the failure that ends it, the error says as well."""
+        if self.options.fail_fast:
+            with carriers_quiet(logging.WARNING, self.elsewhere):
+                return self.listen(None)
+        with carriers_quiet(logging.ERROR, self.elsewhere):
+            return self.listen(opening or _nothing)
 
     def title(self, address: str, target: str) -> str:
         """Where it listens, and where that leads to."""
@@ -164,7 +164,7 @@ def plan(
     return Plan(
         name,
         options.settled(over_i2p=at_i2p or is_i2p or over_i2p(hops, end), at_i2p=at_i2p or is_i2p),
-        lambda: listen_at(listen, listen_via),
+        lambda opening: listen_patiently(listen, listen_via, opening),
         lambda: factory_for(target, via),
         Ways(where, before, [(hops, end)]),
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
@@ -209,7 +209,7 @@ def plan_of_proxy(
     return Plan(
         name,
         options.settled(over_i2p=True, at_i2p=False),
-        opener,
+        lambda _: opener(),
         lambda: dynamic(via, rules, sam=sam or SAM),
         Ways(address, (), [(route, None) for route in routes if route]),
         over=over(via) + _by(len(rules)),
@@ -312,3 +312,7 @@ def _warn_if_open(listener: Any) -> None:
     else:
         text = "everybody who can reach %s port %d can use it; --user and --password-file let one user in"
     logger.warning(text, *address[:2])
+
+
+def _nothing(_: Any) -> None:
+    pass

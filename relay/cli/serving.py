@@ -20,7 +20,7 @@ from . import headstart
 from .i2p import tell_published
 from .options import Options
 from .output import closing, failures_reported, logged_to_stderr, reason, say, summary
-from .plans import Opened, Plan, plan
+from .plans import Opened, Opening, Plan, plan
 from .secrets import refuse_secrets, refuse_secrets_of
 from .signals import Signals
 from .trying import SLOW, Attempt, say_slow
@@ -72,9 +72,9 @@ def serve(
         relay_until_signal(made, signals, title)
 
 
-def _hinted(listen: Callable[[], Any], hint: str) -> Any:
+def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening | None) -> Any:
     try:
-        return listen()
+        return listen(opening)
     except OSError as error:
         raise RelayError(f"{reason(error)}; {hint}") from error
 
@@ -125,17 +125,11 @@ def listening(made: Plan, signals: Signals) -> Opened | None:
     :returns: the tunnel; ``None`` if a signal came first.
     :raises Exception: why it cannot be opened.
     """
-    logged: set[str] = set()
-
-    def postponed(error: Exception, pause: float) -> None:
-        text = reason(error)
-        logger.log(logging.DEBUG if text in logged else logging.WARNING, "%s; trying again in %g s", text, pause)
-        logged.add(text)
-
-    attempt = Attempt(made.open, signals.wake, None if made.options.fail_fast else postponed)
+    postponed = threading.Event()  # then the log says what the user waits for
+    attempt = Attempt(functools.partial(made.open, None), signals.wake, lambda _: postponed.set())
     heard = signals.wait(SLOW if made.at_i2p else None)
     if heard is None:
-        if not logged:
+        if not postponed.is_set():
             say_slow()
         heard = signals.wait()
     if heard:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..carrier import SAME
 from ..errors import ConnectError, can_retry
 from ..link import State
 from .output import carriers_quiet
@@ -17,57 +17,53 @@ __all__ = ["Attempt", "SLOW", "SessionTrial", "Trial", "say_slow"]
 logger = logging.getLogger("relay.cli")
 
 SLOW = 3.0  # seconds after which a user who waits reads what for
-AGAIN = (1.0, 30.0)  # seconds until the next attempt to listen: the first pause, and the longest
+RETRIES = (State.BACKING_OFF.value, State.CONNECTING.value)  # of a listener, with an error
 
 
 class Attempt:
-    """A call that opens something, in a thread of its own, repeated with growing pauses while a retry can fix it.
+    """A call that opens something, in a thread of its own.
 
-    :param call: returns what has a ``close``.
+    :param call: is given what it calls with a listener that it begins to open, which may take as long as a server
+        cannot be reached; returns what has a ``close``.
     :param over: called in the thread when there is an outcome.
-    :param postponed: called in the thread with each error that a retry may fix and the seconds until that;
-        ``None`` to make one attempt.
+    :param postponed: called in any thread with each error after which that listener retries.
     """
 
     def __init__(
         self,
-        call: Callable[[], Any],
+        call: Callable[[Callable[[Any], object]], Any],
         over: Callable[[], object],
-        postponed: Callable[[Exception, float], object] | None = None,
+        postponed: Callable[[Exception], object],
     ) -> None:
         self._call = call
         self._over = over
         self._postponed = postponed
         self._given_up = threading.Event()
-        self._stages: list[str] = []  # of the login at which the attempts in a row have ended
+        self._is_over = False
+        self._opening: Any = None
         self._made: Any = None
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
 
     def _run(self) -> None:
-        pause, longest = AGAIN
-        while not self._is_over(pause):
-            pause = min(2 * pause, longest)
+        try:
+            self._made = self._call(self._begin)
+        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
+            self._error = error
+        self._is_over = True
         if self._given_up.is_set():
             self.give_up()
         self._over()
 
-    def _is_over(self, pause: float) -> bool:
-        """Make one attempt, and pause after one that is to be repeated."""
-        try:
-            self._made = self._call()
-        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
-            if self._postponed is not None and can_retry(error) and not self._is_repeated(error):
-                self._postponed(error, pause)
-                if not self._given_up.wait(pause):
-                    return False
-            self._error = error
-        return True
+    def _begin(self, listener: Any) -> None:
+        listener.subscribe(functools.partial(self._on_state, listener))
+        self._opening = listener
+        if self._given_up.is_set():
+            listener.close()
 
-    def _is_repeated(self, error: Exception) -> bool:
-        """Whether the server has ended the connection three times in a row at the same point of the login."""
-        self._stages = [*self._stages[1 - SAME :], getattr(error, "stage", "")]
-        return len(self._stages) == SAME and self._stages == [self._stages[0]] * SAME and self._stages[0] != ""
+    def _on_state(self, listener: Any, _: object, error: Exception | None) -> None:
+        if error is not None and not self._is_over and listener.state in RETRIES:
+            self._postponed(error)
 
     def outcome(self) -> Any:
         """What was opened, once it is over.
@@ -79,10 +75,11 @@ class Attempt:
         return self._made
 
     def give_up(self) -> None:
-        """Make no further attempt, and close what was opened, now or when it is."""
+        """Wait no longer, and close what was opened, now or when it is."""
         self._given_up.set()
-        if self._made is not None:
-            self._made.close()
+        for one in (self._opening, self._made):
+            if one is not None:
+                one.close()
 
 
 class Trial:

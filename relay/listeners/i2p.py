@@ -87,24 +87,34 @@ def listen_i2p(
     allow: tuple[str, ...] | None = None,
     deny: tuple[str, ...] = (),
     via: Route = (),
+    opening: Callable[[I2PListener], object] | None = None,
 ) -> I2PListener:
     """Be a destination of I2P.
 
     :param router: the router and the session.
     :param accept: as for :func:`i2p_listen`, and so are the others.
     :param via: the hops on the way to the router, the nearest first.
+    :param opening: called with the listener before it starts, which then retries without a limit of time while the
+        router cannot be reached; closing the listener ends that. ``None`` for one attempt.
     :returns: a listener for :class:`relay.Tunnel`, once the session is up. The caller owns it.
-    :raises OSError: as :func:`i2p_listen` does.
+    :raises OSError: as :func:`i2p_listen` does; with ``opening`` only what a retry cannot fix.
     """
-    return _started(I2PListen(router, accept, allow, deny), via, None)
+    return _started(I2PListen(router, accept, allow, deny), via, None, opening)
 
 
-def _started(place: I2PListen, hops: Route, on_state: OnState | None) -> I2PListener:
+def _started(
+    place: I2PListen,
+    hops: Route,
+    on_state: OnState | None,
+    opening: Callable[[I2PListener], object] | None = None,
+) -> I2PListener:
     listener = I2PListener(place, functools.partial(bridge, before=hops), str(place))
     if on_state is not None:
         listener.subscribe(lambda state, _: on_state(state))
     try:
-        listener.start()
+        if opening is not None:
+            opening(listener)
+        listener.start(patient=opening is not None)
     except BaseException as error:
         listener.close()
         listener.join(_ENDED)

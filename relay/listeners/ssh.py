@@ -9,15 +9,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
 from ..carrier import Carrier
-from ..errors import CarrierError, ForwardError
+from ..errors import CarrierError, ForwardError, can_retry
 from ..hops import Route
-from ..link import State
+from ..link import State, Watcher
 from ..parsing import parse_hops
 from ..riding import as_oserror, wait_for
 from ..secureshell.carriers import Holder
@@ -95,18 +95,29 @@ def ssh_listen(
     return listen_ssh(server_with(server, options), TCPAddress(bind_host, bind_port), parse_hops(via))
 
 
-def listen_ssh(server: SSHServer, place: TCPAddress | UnixAddress, via: Route = ()) -> SSHListener:
+def listen_ssh(
+    server: SSHServer,
+    place: TCPAddress | UnixAddress,
+    via: Route = (),
+    opening: Callable[[SSHListener], object] | None = None,
+) -> SSHListener:
     """Have an SSH server listen for us.
 
     :param server: the server.
     :param place: where it listens, also at a Unix socket where it allows that.
     :param via: the hops on the way to it, the nearest first.
+    :param opening: called with the listener before it starts, which then retries without a limit of time while the
+        server cannot be reached; closing the listener ends that. ``None`` for one attempt.
     :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
-    :raises OSError: as :func:`ssh_listen` does.
+    :raises OSError: as :func:`ssh_listen` does; with ``opening`` only what a retry cannot fix.
     """
     listener = SSHListener(server, place, via)
     try:
-        listener.start(time.monotonic() + _PATIENCE)
+        if opening is None:
+            listener.start(time.monotonic() + _PATIENCE)
+        else:
+            opening(listener)
+            listener.start_patiently()
     except BaseException:
         listener.close()
         raise
@@ -149,6 +160,31 @@ class SSHListener:
         # It may have been lost, and be up again, before anybody listened.
         if carrier.link is not link:
             self._on_state(carrier.state, carrier.error)
+
+    def start_patiently(self) -> None:
+        """Wait until the server has granted the forward, however long it cannot be reached; its carrier retries.
+
+        :raises OSError: if a retry cannot fix it, or if the listener was closed.
+        """
+        carrier = self._holder.carrier()
+        carrier.subscribe(self._on_state)
+        self._on_state(carrier.state, carrier.error)
+        with self._changed:
+            self._changed.wait_for(lambda: self._granted or self._closed or self._error is not None)
+            error, self._error = self._error, None
+            closed = self._closed
+        if closed:
+            self._holder.close()  # it may have been taken up after close() had looked
+            raise CarrierError(f"{self._server}: the listener was closed")
+        if error is not None:
+            raise error
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Call ``watcher(state, error)`` at each change of the connection, in the pump's thread; it must not block.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        self._holder.subscribe(watcher)
 
     @property
     def address(self) -> Any:
@@ -251,7 +287,8 @@ class SSHListener:
         with self._changed:
             closed = self._closed
             if not closed and self._newest is link:
-                self._place, self._link = place, link
+                self._place, self._link, self._granted = place, link, True
+                self._changed.notify_all()
         if closed:
             self._stop(link, place)
 
@@ -302,19 +339,28 @@ class SSHListener:
         """In a thread of its own, for as long as this connection is the one that is up."""
         wait = _BACKOFF[0]
         while True:
+            is_first = not self._granted
             try:
                 self._ask(link, time.monotonic() + _ANSWER)
             except OSError as error:
+                if is_first and not can_retry(error):
+                    return self._fail(error)
                 # A lost connection is mended by its carrier, which says so.
                 level = logging.DEBUG if isinstance(error, CarrierError) else logging.WARNING
                 logger.log(level, "%s; asking again in %.1f s", error, wait)
             else:
-                logger.warning("%s: listening at %s again", self._server, self._place)
-                return
+                if not is_first:
+                    logger.warning("%s: listening at %s again", self._server, self._place)
+                return None
             with self._changed:
                 if self._changed.wait_for(lambda: self._closed or self._newest is not link, wait):
-                    return
+                    return None
             wait = min(wait * 2, _BACKOFF[1])
+
+    def _fail(self, error: OSError) -> None:
+        with self._changed:
+            self._error = numbered(error, self._route)
+            self._changed.notify_all()
 
     def _on_stream(self, stream: Stream, peer: object) -> None:
         """In a thread of the connection's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ..carrier import Carrier
-from ..errors import CarrierError, ConnectError, SAMError
+from ..errors import CarrierError, ConnectError, SAMError, can_retry
 from ..holding import Holder
 from ..i2paddress import I2PListen
 from ..limits import check_time
@@ -83,10 +84,11 @@ class I2PListener:
         self._retry: Timer  # of a session that has failed for good
         self._again: Timer  # of a way in that could not be made
 
-    def start(self, timeout: float | None = None) -> None:
-        """Make the session, and wait until streams can come: one attempt.
+    def start(self, timeout: float | None = None, *, patient: bool = False) -> None:
+        """Make the session, and wait until streams can come.
 
         :param timeout: seconds; ``None`` for as long as it takes, for building tunnels may take a minute.
+        :param patient: whether to wait through failures that a retry can fix; else there is one attempt.
         :raises ConnectError: if the bridge cannot be reached.
         :raises SAMError: if there is no bridge, it makes no session or hands no streams over, or for what is wrong with
             the keys; ``.result`` is the router's word.
@@ -106,13 +108,15 @@ class I2PListener:
         self._prover = Prover(self._name, self._place.router, self._reach, self)
         carrier.subscribe(self._on_state)
         carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may have been up before
-        wait_for(carrier, deadline, None, patient=False)
+        if not patient:
+            wait_for(carrier, deadline, None, patient=False)
         with self._changed:
-            self._changed.wait_for(self._is_settled, None if deadline is None else deadline - time.monotonic())
-            if self._problem is not None:
-                raise as_oserror(self._problem)
+            settled = functools.partial(self._is_settled, patient=patient)
+            self._changed.wait_for(settled, None if deadline is None else deadline - time.monotonic())
             if self._closed:
                 raise CarrierError(f"{self._name}: the listener was closed")
+            if self._problem is not None:
+                raise as_oserror(self._problem)
             if self._state == State.CONNECTING.value:
                 raise ConnectError(f"{self._name}: the session was not made in time", reason="connect_timeout")
 
@@ -232,8 +236,12 @@ class I2PListener:
     def __repr__(self) -> str:
         return f"<relay.I2PListener {self._name}, {self.b32 or 'no destination yet'}, {self.state}>"
 
-    def _is_settled(self) -> bool:
-        return self._closed or self._state != State.CONNECTING.value or self._problem is not None
+    def _is_settled(self, *, patient: bool) -> bool:
+        if self._closed or self._state in (State.UP.value, PUBLISHED, State.FAILED.value):
+            return True
+        if patient:
+            return self._problem is not None and not can_retry(self._problem)
+        return self._state != State.CONNECTING.value or self._problem is not None
 
     def _call(self, function: Callable[[], object]) -> None:
         if self._carrier is not None:

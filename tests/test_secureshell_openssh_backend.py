@@ -18,7 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import BLOCK, WAIT, Server, Thread, black_hole, is_gone, receive_all, receive_exactly, refusing, wait_until
+from helpers import (
+    BLOCK,
+    PROMPT,
+    WAIT,
+    Server,
+    Thread,
+    black_hole,
+    is_gone,
+    receive_all,
+    receive_exactly,
+    refusing,
+    wait_until,
+)
 from ssh_agent import RealAgent
 from sshd import make_key
 
@@ -296,11 +308,15 @@ def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server
 
 def test_what_is_given_up_is_not_told(client: Client) -> None:
     outcomes: list[Any] = []
+    stopped, go = threading.Event(), threading.Event()
+    client.connection.loop.call(lambda: stopped.set() or go.wait(WAIT))  # so that the deadline does not come first
+    assert stopped.wait(WAIT)
     with black_hole() as listening:
         place = TCPAddress(*listening.getsockname())
         give_up = client.connection.open(place, time.monotonic() + 0.2, outcomes.append, lasting=True)
         give_up()
         give_up()
+        go.set()
         with pytest.raises(ConnectError):
             client.open(place, timeout=0.3, lasting=True)
     assert outcomes == []
@@ -332,15 +348,21 @@ def test_names_that_look_the_same_to_ssh_are_not_mixed_up(client: Client) -> Non
     assert told(first) == "unreachable"
 
 
-def test_a_server_that_speaks_first_is_heard_at_once(client: Client, serve: Callable[..., Server]) -> None:
-    place = place_of(serve(lambda end: end.sendall(b"220 hello")))
-    took = []
-    for _ in range(9):
-        began = time.monotonic()
-        with client.open(place) as stream:
-            assert receive_all(stream.socket) == b"220 hello"
-        took.append(time.monotonic() - began)
-    assert sorted(took)[4] < 0.03  # two delayed acknowledgements take 0.08 s
+def test_what_ssh_receives_is_acknowledged_at_once(
+    client: Client, sshd: Any, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSH's server leaves Nagle's algorithm on: each delayed acknowledgement costs a stream 40 ms."""
+    promptness = client.connection._master._promptness
+    made = promptness._socket
+    assert made is not None
+    assert made.getpeername()[1] == sshd.server.port
+    assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert promptness.interval < 0.01
+    place, acknowledged = place_of(serve(lambda end: end.sendall(b"220 hello"))), threading.Event()
+    monkeypatch.setattr(promptness, "_set", lambda option: option == socket.TCP_QUICKACK and acknowledged.set())
+    with client.open(place) as stream:
+        assert receive_all(stream.socket) == b"220 hello"
+    assert acknowledged.wait(WAIT)
 
 
 # The end of the connection.
@@ -383,22 +405,20 @@ def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., C
     sshd = make_sshd()
     client = make_client(dataclasses.replace(sshd.server, keepalive=1.0))
     sshd.freeze()
-    began = time.monotonic()
     wait_until(lambda: client.lost)
-    assert time.monotonic() - began < 4.0
     assert "not responding" in str(client.lost[0])
     sshd.thaw()
 
 
 def test_close_is_prompt_and_leaves_nothing(make_sshd: Any, echo_server: Server) -> None:
     sshd = make_sshd()
-    client = Client(sshd.server)
+    client = Client(dataclasses.replace(sshd.server, keepalive=WAIT))
     stream = client.open(place_of(echo_server))
     sshd.freeze()
     began = time.monotonic()
     client.connection.close()
     client.connection.close()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < PROMPT
     assert told(stream) == "carrier_lost"
     assert client.lost == []
     assert client.process.returncode is not None
@@ -918,13 +938,11 @@ def test_an_endless_banner_ends_at_the_deadline(sshd: Any, serve: Callable[..., 
 def test_cancel_ends_it_at_once(sshd: Any, listener: socket.socket) -> None:
     server = settle(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
     cancel = Cancellation()
-    thread = Thread(connect, server, None, time.monotonic() + 60, cancel, print)
+    thread = Thread(connect, server, None, time.monotonic() + 3 * WAIT, cancel, print)
     with listener.accept()[0]:
-        began = time.monotonic()
         cancel.set()
         with pytest.raises(ConnectError, match="given up"):
             thread.result()
-        assert time.monotonic() - began < 1.0
     cancel.close()
 
 

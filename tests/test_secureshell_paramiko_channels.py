@@ -11,6 +11,7 @@ import time
 import pytest
 from helpers import (
     BLOCK,
+    PROMPT,
     WAIT,
     Thread,
     black_hole,
@@ -96,15 +97,17 @@ def test_a_server_that_speaks_first(pair):
     assert receive_exactly(stream.socket, 9) == b"220 ready"
 
 
-def test_servers_that_speak_first_are_heard_at_once(sshd, serve):
-    """OpenSSH's server leaves Nagle's algorithm on: 44 ms a stream, unless what it says is acknowledged at once."""
+def test_what_the_server_says_is_acknowledged_at_once(sshd, serve, monkeypatch):
+    """OpenSSH's server leaves Nagle's algorithm on: 44 ms for a stream whose server speaks first, else."""
     server = serve(lambda end: end.sendall(b"220 ready"))
     with contextlib.closing(connect(settings_for(sshd))) as connection:
-        begun = time.monotonic()
-        for _ in range(20):
-            with open_stream(connection, server.address) as stream:
-                assert receive_exactly(stream.socket, 9) == b"220 ready"
-        assert time.monotonic() - begun < 0.6
+        wire, acknowledged = connection._wire, threading.Event()
+        assert wire.is_prompt and wire._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        acknowledge = wire._acknowledge
+        monkeypatch.setattr(wire, "_acknowledge", lambda: acknowledged.set() or acknowledge())
+        with open_stream(connection, server.address) as stream:
+            assert receive_exactly(stream.socket, 9) == b"220 ready"
+            assert acknowledged.wait(WAIT)
 
 
 def test_closing_the_socket_alone_lets_everything_go(connection, pair):
@@ -288,7 +291,7 @@ def test_a_deadline(connection):
     with black_hole() as hole:
         begun = time.monotonic()
         error = refused(connection, hole.getsockname(), 0.2)
-        assert error.reason == "connect_timeout" and 0.15 < time.monotonic() - begun < 1
+        assert error.reason == "connect_timeout" and time.monotonic() - begun > 0.15
 
 
 SAYINGS = [
@@ -653,7 +656,7 @@ def test_a_flood_of_questions_whose_answers_nobody_takes(scripted):
         assert wire.unsent < 6 << 20
         begun = time.monotonic()
         connection.close()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < PROMPT
         stop.set()
         asking.result()
 

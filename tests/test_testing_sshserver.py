@@ -20,6 +20,7 @@ import paramiko
 import pytest
 from helpers import (
     BLOCK,
+    PROMPT,
     WAIT,
     Thread,
     black_hole,
@@ -479,10 +480,10 @@ def test_hundreds_of_channels(ssh_server, echo_server):
 
 def test_many_short_ones_one_after_the_other(ssh_server, echo_server):
     with logged_in(ssh_server) as transport:
-        begin = time.monotonic()
+        (session,) = ssh_server._sessions
+        assert session.transport.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else each takes 40 ms
         for _ in range(100):
             assert send_and_receive(direct(transport, echo_server.address)) == b"ping"
-        assert time.monotonic() - begin < 3  # with Nagle's algorithm each takes 40 ms
     assert ssh_server.opened == 100
 
 
@@ -574,9 +575,7 @@ def test_a_place_that_is_taken_is_refused(ssh_server, listener, tmp_path):
 
 def test_keep_alive_requests_are_answered(ssh_server):
     with logged_in(ssh_server) as transport:
-        begin = time.monotonic()
-        assert transport.global_request("keepalive@openssh.com", wait=True) is None
-        assert time.monotonic() - begin < 2
+        assert Thread(transport.global_request, "keepalive@openssh.com", None, True).result() is None
 
 
 # -- clients of others ----------------------------------------------------------------------------------------------
@@ -782,13 +781,13 @@ def test_slow(ssh_server, echo_server):
     with logged_in(ssh_server) as transport:
         begin = time.monotonic()
         assert send_and_receive(direct(transport, echo_server.address)) == b"ping"
-        assert 0.3 <= time.monotonic() - begin < 2
-        ssh_server.slow(60)
+        assert time.monotonic() - begin >= 0.3
+        ssh_server.slow(10 * WAIT)
         waiting = Thread(direct, transport, echo_server.address)
         wait_until(lambda: ssh_server.channels == 1)
         ssh_server.drop()
         with pytest.raises(LOST):
-            waiting.result(2)
+            waiting.result()
 
 
 def test_drop(ssh_server, listener):
@@ -861,7 +860,7 @@ def no_threads():
 
 
 def test_close_is_prompt_and_leaves_nothing(echo_server, tmp_path):
-    with check_leaks():
+    with check_leaks(WAIT):
         server = SSHServer()
         with logged_in(server) as transport, socket.create_connection(server.address) as silent, black_hole() as hole:
             channels = [direct(transport, echo_server.address) for _ in range(20)]
@@ -872,8 +871,8 @@ def test_close_is_prompt_and_leaves_nothing(echo_server, tmp_path):
             server.freeze()
             begin = time.monotonic()
             server.close()
-            assert time.monotonic() - begin < 1
-            assert no_threads()
+            assert time.monotonic() - begin < PROMPT
+            wait_until(no_threads)
             assert is_gone(server.address)
             assert is_gone(("127.0.0.1", port))
             with pytest.raises(LOST):
@@ -886,7 +885,7 @@ def test_close_is_prompt_and_leaves_nothing(echo_server, tmp_path):
 
 
 def test_close_with_targets_that_do_not_read(listener):
-    with check_leaks():
+    with check_leaks(WAIT):
         server = SSHServer()
         with logged_in(server) as transport:
             channel = direct(transport, listener.getsockname())
@@ -897,8 +896,8 @@ def test_close_with_targets_that_do_not_read(listener):
                     flood(channel)
                 begin = time.monotonic()
                 server.close()
-                assert time.monotonic() - begin < 1
-                assert no_threads()
+                assert time.monotonic() - begin < PROMPT
+                wait_until(no_threads)
             with contextlib.suppress(EOFError):  # paramiko may not have noticed yet that the server has gone
                 channel.close()
 

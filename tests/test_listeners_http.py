@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import time
 
 import pytest
 from helpers import (
@@ -16,6 +17,7 @@ from helpers import (
     black_hole,
     ended,
     ending,
+    expire,
     receive_all,
     receive_exactly,
     refusing,
@@ -26,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
+from relay.attempt import Attempt
 from relay.greeting import Refusal, Request
 from relay.listeners.greeting import Login
 from relay.listeners.http import HTTPGreeting, HTTPListener, http_listen
@@ -34,6 +37,7 @@ from relay.senders.dynamic import dynamic
 
 GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 LOGIN = Login("me", "sec:ret")
+LONG = 1000.0  # seconds of a limit that comes when the test says so
 
 
 def connect_to(place, *headers, version="1.1"):
@@ -204,7 +208,10 @@ def test_a_target_that_refuses(proxy, connect):
 
 def test_a_target_that_does_not_answer_in_time(proxy, connect):
     with black_hole() as nobody:
-        client = connect(proxy(connect_timeout=0.2), connect_to("{}:{}".format(*nobody.getsockname())))
+        tunnel = proxy(connect_timeout=LONG, timeout=None)
+        client = connect(tunnel, connect_to("{}:{}".format(*nobody.getsockname())))
+        wait_until(lambda: any(isinstance(one.attempt, Attempt) for one in tunnel._relay._connections))
+        expire(tunnel, time.monotonic() + LONG)
         assert receive_all(client).startswith(b"HTTP/1.1 504 ")
 
 

@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import os
 import pty
+import select
 import socket
 import threading
 import time
 import tty
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, flood, receive_all, receive_exactly, sha256_of, wait_until
+from helpers import BLOCK, PROMPT, WAIT, Thread, ending, flood, receive_all, receive_exactly, sha256_of, wait_until
 from tls_rig import Rig as TLSRig
 
 import relay
@@ -73,6 +74,7 @@ class Rig:
         """What comes out, up to its end or a size."""
         found = bytearray()
         while size < 0 or len(found) < size:
+            assert select.select([self.read], [], [], WAIT)[0], "no answer"
             data = os.read(self.read, 65536 if size < 0 else size - len(found))
             if not data:
                 break
@@ -247,19 +249,19 @@ def test_whoever_uses_the_other_end_of_a_pipe_never_waits_for_the_stream(rig):
     while not (data := _try_read(one.read)):
         pass
     assert data == b"first"
-    release = threading.Timer(2.0, one.far.sendall, (b"late",))
+    release = threading.Timer(WAIT, one.far.sendall, (b"late",))
     release.start()
     started = time.monotonic()
     for _ in range(50):
         with pytest.raises(BlockingIOError):
             os.read(one.read, 1)
-        assert time.monotonic() - started < 1.5
-    release.cancel()
-    release.join()
+        assert time.monotonic() - started < PROMPT
     with contextlib.suppress(BlockingIOError):
         for _ in range(256):
             os.write(one.write, bytes(65536))  # until nothing more goes in
-    assert time.monotonic() - started < 1.9
+    release.cancel()
+    release.join()
+    assert time.monotonic() - started < PROMPT
     one.end_input()
     Thread(receive_all, one.far).result()
     one.far.close()
@@ -446,13 +448,37 @@ def test_a_stream_that_has_answered_is_known_to(rig):
     assert one.stream.answered
 
 
-def test_without_half_close_the_end_of_the_input_is_held_back_until_the_answer_is_over(rig):
+class Clock:
+    """What time it is for the carrying, which looks again after each limit's time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr("relay.stdio.time", made)
+    return made
+
+
+def test_without_half_close_the_end_of_the_input_is_held_back_until_the_answer_is_over(rig, clock):
     one = rig(half_close=False).begin(linger=SOON)
     os.write(one.write, b"question")
     one.end_input()
     assert receive_exactly(one.far, 8) == b"question"
     one.far.sendall(b"answer")
     assert one.answer(6) == b"answer"
+    assert one.thread.is_alive()
+
+    def is_over_later():
+        clock.now += SOON
+        return not one.thread.is_alive()
+
+    wait_until(is_over_later)
     assert one.over() is True  # it said no more
     assert ending(one.far) == "end of file"
 
@@ -586,8 +612,8 @@ def wakes(thread):
 
 
 def test_it_is_cut_after_so_long_without_a_byte(rig):
-    one = rig().begin(idle_timeout=SOON)
     started = time.monotonic()
+    one = rig().begin(idle_timeout=SOON)
     with pytest.raises(RelayError, match=r"the target: no byte has moved for 0\.2 s"):
         one.over()
     assert time.monotonic() - started >= SOON
@@ -603,13 +629,12 @@ def test_the_other_direction_has_so_long_after_one_end(rig):
         flood(one.far)
 
 
-def test_bytes_put_the_limits_off(rig):
-    one = rig().begin(idle_timeout=2 * SOON)
-    started = time.monotonic()
-    while time.monotonic() < started + 3 * SOON:
+def test_bytes_put_the_limits_off(rig, clock):
+    one = rig().begin(idle_timeout=SOON)
+    for _ in range(6):
         one.far.sendall(b".")
         assert one.answer(1) == b"."
-        threading.Event().wait(SOON / 4)
+        clock.now += SOON / 2
     one.far.close()
     one.end_input()
     assert one.over() is True

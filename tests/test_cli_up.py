@@ -14,7 +14,7 @@ from pathlib import Path
 import paramiko
 import pytest
 from command_rig import Terminal, commands, run
-from helpers import WAIT, ending, exchange, is_gone, receive_all, receive_exactly, send_and_end
+from helpers import WAIT, ending, exchange, is_gone, receive_all, receive_exactly, send_and_end, wait_until
 
 from relay.cli import up
 from relay.config import read
@@ -277,11 +277,7 @@ def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, numb
 
 def until_gone(address):
     """Listening ends soon, but after the line that says so."""
-    for _ in range(200):
-        if is_gone(address):
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError(f"somebody listens at {address}")
+    wait_until(lambda: is_gone(address))
 
 
 def test_a_second_signal_ends_all_at_once(start, connect, listener):

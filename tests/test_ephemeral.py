@@ -15,7 +15,8 @@ import relay
 from relay import ephemeral
 from relay.ephemeral import EphemeralTunnel
 
-SOON = 0.3  # seconds
+SOON = 0.3  # seconds that a test waits for
+LONG = 1000.0  # seconds that pass when the test says so
 
 
 @pytest.fixture
@@ -58,26 +59,39 @@ def test_it_ends_when_nobody_comes(make):
 
 
 def test_it_ends_when_the_last_one_has_gone(make, listening):
-    tunnel = make(unused=SOON)
+    tunnel = make(unused=LONG)
     with client_of(tunnel), accepted(listening):
         with client_of(tunnel), accepted(listening):
             pass
-        tunnel.join(3 * SOON)
+        wait_until(lambda: tunnel.stats().active == 1)
+        at(tunnel, time.monotonic() + 2 * LONG)
         assert not tunnel.expired
         begin = time.monotonic()
+    wait_until(lambda: tunnel.stats().active == 0)
+    at(tunnel, begin + LONG)
+    assert not tunnel.expired
+    at(tunnel, time.monotonic() + LONG + 1)
     tunnel.join(WAIT)
-    assert tunnel.expired and time.monotonic() - begin >= SOON - 0.02
+    assert tunnel.expired
 
 
 def test_whoever_comes_in_time_starts_it_anew(make, listening):
-    tunnel = make(unused=3 * SOON)
-    begin = time.monotonic()
+    tunnel = make(unused=LONG)
     for _ in range(4):
-        threading.Event().wait(SOON)
+        moment = time.monotonic()
         client_of(tunnel).close()
         accepted(listening).close()
+        wait_until(lambda: tunnel.stats().active == 0)
+        at(tunnel, moment + LONG)
+        assert not tunnel.expired
+    at(tunnel, time.monotonic() + LONG + 1)
     tunnel.join(WAIT)
-    assert tunnel.expired and time.monotonic() - begin >= 7 * SOON - 0.05
+    assert tunnel.expired
+
+
+def at(tunnel, moment):
+    """Have the tunnel do now what it does up to a moment, in monotonic seconds."""
+    tunnel._relay._in_loop(lambda: tunnel._relay.loop.timers.run(moment))
 
 
 def test_without_a_time_it_stays(make):
@@ -197,8 +211,11 @@ def test_what_a_client_has_said_waits_for_a_slow_target(make, listening, monkeyp
     monkeypatch.setattr(ephemeral, "_QUIET", 0.05)
     tunnel = make()
     with client_of(tunnel) as client, accepted(listening) as far:
+        wait_until(lambda: tunnel._relay._connections)
+        (connection,) = tunnel._relay._connections
         sent = 0
-        while select.select([], [client], [], 0.3)[1]:  # until all buffers on the way are full
+        # until all buffers on the way are full, so that some of it waits in the tunnel
+        while select.select([], [client], [], 0.3)[1] or (connection.up.held is None and connection.up.pipe is None):
             sent += client.send(BLOCK[: 1 << 16])
         closing = Thread(tunnel.close, WAIT)
         closing.join(0.5)

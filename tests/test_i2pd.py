@@ -147,5 +147,5 @@ def test_keys_are_those_of_a_destination(tmp_path):
 def test_a_ready_destination_is_a_session_at_once(i2p_routers):
     private = PrivateKey.from_bytes(i2p_routers.server_keys().read_bytes())
     with SAM(i2p_world.address_of(i2p_routers.server)) as client:
-        client.socket.settimeout(5)  # else it takes 20
+        client.socket.settimeout(15)  # else it takes 20
         assert "RESULT=OK" in client.ask(f"SESSION CREATE STYLE=STREAM ID=ready DESTINATION={private.base64}")

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import exchange, wait_until
+from helpers import WAIT, exchange, wait_until
 
 IDLE = 200
 
@@ -19,6 +19,14 @@ def switches(threads):
         text = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
         counts[thread.name] = sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
     return counts
+
+
+def is_asleep_for(seconds, threads):
+    """Whether no thread runs in that time."""
+    threading.Event().wait(0.2)
+    begin = switches(threads)
+    threading.Event().wait(seconds)
+    return switches(threads) == begin
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's counts of context switches from /proc")
@@ -36,8 +44,5 @@ def test_200_idle_connections(relayed, any_engine):
     wait_until(lambda: rig.tunnel.stats().active == IDLE)
     threads = [thread for thread in threading.enumerate() if thread not in before]
     assert threads, "the tunnel has a thread"
-    threading.Event().wait(0.2)  # the last turn of the loop
-    begin = switches(threads)
-    threading.Event().wait(1.0)
-    assert switches(threads) == begin
+    wait_until(lambda: is_asleep_for(1.0, threads), 2 * WAIT)  # a busy machine may put off the last turn of the loop
     exchange(*pairs[0])

@@ -436,11 +436,11 @@ def test_the_keywords_it_names_are_given_and_no_others(tunnel_to):
         seen["kwargs"] = kwargs
         return stream()
 
-    with_all_tunnel = tunnel_to(with_all, connect_timeout=20)
+    with_all_tunnel = tunnel_to(with_all, connect_timeout=2 * WAIT, timeout=None)
     with socket.create_connection(with_all_tunnel.address, timeout=WAIT) as client:
         ending(client)
         assert seen["all"][0] == client.getsockname()
-    assert 10 < seen["all"][1] <= 20
+    assert WAIT < seen["all"][1] <= 2 * WAIT
     assert seen["all"][2:] == (False, True)
     ask(tunnel_to(with_deadline, connect_timeout=None, timeout=None))
     assert seen["deadline"] is None

@@ -152,12 +152,8 @@ def test_pause_and_resume(tunnel_from, listener, any_engine):
         waiting.close()
     live.close()
     far.close()
-    listener.settimeout(0.5)
-    try:
+    if waiting is not None:
         listener.accept()[0].close()  # the one that waited, and is gone
-    except TimeoutError:
-        pass
-    listener.settimeout(WAIT)
     whole(socket.create_connection(tunnel.address, timeout=WAIT), listener)
 
 

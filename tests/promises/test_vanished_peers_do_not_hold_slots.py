@@ -88,4 +88,4 @@ def test_when_the_outgoing_stream_takes_its_time():
         wait_until(lambda: settings(first[1])[0])
         gates[1].set()
         exchange(second[0], targets[1][1])
-        wait_until(lambda: settings(second[1])[0] and settings(targets[1][0])[0], 4)
+        wait_until(lambda: settings(second[1])[0] and settings(targets[1][0])[0])

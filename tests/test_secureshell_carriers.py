@@ -377,7 +377,8 @@ def test_a_proxy_command_that_ends_is_named(world, factory, spawner_thread):
     make().close()
     stream = world.connections[0].stream
     stream.socket.settimeout(WAIT)
-    assert stream.socket.recv(1) == b""
+    with pytest.raises(ConnectionResetError):
+        stream.socket.recv(1)
     wait_until(lambda: str(stream.failure()) == "the ProxyCommand: ended with status 3")
 
 

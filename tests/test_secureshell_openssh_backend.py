@@ -39,6 +39,7 @@ from relay.address import SSHServer, TCPAddress, UnixAddress
 from relay.cancellation import Cancellation
 from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
 from relay.secureshell.configuration import settle
+from relay.secureshell.connection import IncompatibleError
 from relay.secureshell.openssh.backend import OpenSSH, connect
 from relay.stream import Stream
 from relay.testing import check_factory, check_stream
@@ -894,7 +895,7 @@ def test_no_algorithm_in_common_is_final(make_sshd: Any, tmp_path: Path, option:
     sshd = make_sshd(*theirs[: 2 if option == "MACs" else 1])
     with pytest.raises(RelayError, match=f"in common; the server offers {value}.*{option}") as caught:
         Client(dataclasses.replace(sshd.server, config=str(ours)))
-    assert type(caught.value) is RelayError
+    assert isinstance(caught.value, IncompatibleError)
 
 
 def test_a_proxy_command_that_fails_says_why(sshd: Any, tmp_path: Path) -> None:

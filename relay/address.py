@@ -61,7 +61,23 @@ SECRETS = ("passphrase", "password")
 SSH_FILES = ("keyfile", "passphrase_file", "password_file", "known_hosts", "config")
 SSH_VARIABLES = ("passphrase_env", "password_env")
 SSH_FLAGS = ("identities_only", "accept_new")
-SSH_PARAMETERS = ("backend", *SECRETS, *SSH_FILES, *SSH_VARIABLES, "hostkey", *SSH_FLAGS, "keepalive", "compress")
+# In the order in which errors list them: that of relay help hops, and at the end what a command line refuses.
+SSH_PARAMETERS = (
+    "keyfile",
+    "identities_only",
+    "passphrase_file",
+    "passphrase_env",
+    "password_file",
+    "password_env",
+    "known_hosts",
+    "hostkey",
+    "accept_new",
+    "config",
+    "keepalive",
+    "compress",
+    "backend",
+    *SECRETS,
+)
 I2P_PASSWORD = ("user", "password", "password_file", "password_env")
 I2P_PARAMETERS = ("sam", "session", "keys", "in_depth", "out_depth", *I2P_PASSWORD)
 PROXY_PARAMETERS = ("password", "password_file", "password_env")

@@ -508,6 +508,12 @@ def test_help_names_every_parameter_of_a_hop_but_the_secrets():
         assert (f"\n  {name}=" in shown) == (name not in ("password", "passphrase")), name
 
 
+def test_errors_list_the_parameters_of_a_server_in_the_order_of_the_help():
+    of_a_server = TOPICS["hops"].partition("\nSSH.")[2].partition("\nI2P\n")[0]
+    shown = re.findall(r"^  (\w+)=", of_a_server, re.MULTILINE)
+    assert shown == [*(name for name in SSH_PARAMETERS if name not in ("password", "passphrase")), "listen"]
+
+
 def test_help_without_a_terminal_has_no_escapes():
     assert "\x1b" not in run("--help").stdout
 

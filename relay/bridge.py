@@ -278,7 +278,6 @@ class _SSLBridge:
         self._peer_ended = False
         self._hung_up = False
         self._made_waits_for = 0
-        self._queued = 0
         self.stream = _BridgedStream(ours, self, half_close=False)
         threading.Thread(target=self._work, name="relay bridge SSLSocket", daemon=True).start()
 
@@ -361,11 +360,12 @@ class _SSLBridge:
                 pass
             if watched:
                 poller.register(descriptor, mask)
-        events = poller.poll(_PATIENCE * 1000 if self._hung_up else None)
-        if not events and (queued := unsent(self._made)) and queued != self._queued:
-            self._queued = queued  # it is slow, and takes what was sent before
-        elif not events:
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        queued = unsent(self._made)
+        while not (events := poller.poll(_PATIENCE * 1000 if self._hung_up else None)):
+            # Nothing is sent in this loop, so that a queue as long as before is one of which the peer takes nothing.
+            before, queued = queued, unsent(self._made)
+            if queued == before:
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         for descriptor, event in events:
             if descriptor == inner and event & select.POLLHUP:
                 self._hung_up = True  # reported without end: what is left is to flush, or to stop if it was cut
@@ -377,12 +377,26 @@ class _SSLBridge:
         if self.cut or self.error is not None:
             reset(self._made)
         else:
-            try:
-                self._made.unwrap()  # sends close_notify; the peer's is not waited for
-            except (OSError, ValueError):
-                pass
+            self._say_goodbye()
             self._made.close()
         self._inner.close()
+
+    def _say_goodbye(self) -> None:
+        """Send close_notify, without which the peer finds the end cut; its own is not waited for."""
+        import ssl
+
+        poller = select.poll()
+        poller.register(self._made, select.POLLOUT)
+        try:
+            while True:
+                try:
+                    self._made.unwrap()
+                    return
+                except ssl.SSLWantWriteError:
+                    if not poller.poll(_PATIENCE * 1000):
+                        return
+        except (OSError, ValueError):
+            pass  # it is sent, or the connection is lost
 
 
 def _small_pair() -> tuple[socket.socket, socket.socket]:

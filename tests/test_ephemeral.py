@@ -182,6 +182,8 @@ def test_what_waits_in_the_kernel_for_a_slow_target_arrives(make, listening, mon
     with client, far:
         wait_for_looks = looks(tunnel)
         closing = Thread(tunnel.close, WAIT)
+        wait_for_looks()
+        assert tunnel.connections(), "it lasts as long as the kernel has bytes that the target's system has not taken"
         got = b""
         while len(got) < size:
             wait_for_looks()

@@ -42,7 +42,7 @@ from .loop import Timer, Timers
 from .pump import Pump
 from .waiter import Waiter, without
 
-__all__ = ["Carrier"]
+__all__ = ["Carrier", "mark_reported"]
 
 logger = logging.getLogger("relay")
 
@@ -301,9 +301,10 @@ class Carrier(Generic[AnyLink]):
 
     def _failed(self, error: Exception) -> None:
         is_repeated = self._is_repeated(error)
-        if is_repeated or not can_retry(error):
+        if is_repeated or not can_retry(error) or getattr(error, "final", False):
             if is_repeated:
                 error = CarrierError(f"{error}; {self._repeats} times in a row", stage=self._stage)
+                error.final = True
             if alternative := self._connector.alternative(error):
                 self._log(logging.WARNING, "%s: %s; %s", without(self.name, error), alternative)
                 return self._attempt()
@@ -451,11 +452,16 @@ class Carrier(Generic[AnyLink]):
         return CarrierError(f"{self.name}: the connection was closed")
 
 
+def mark_reported(error: Exception) -> None:
+    """Mark an error that the caller reports, so that no carrier logs it as well; for a watcher of the state."""
+    with contextlib.suppress(AttributeError):  # not every exception takes a mark
+        error.said = True  # type: ignore[attr-defined]
+
+
 def _is_said(error: Exception) -> bool:
     """Whether a carrier below, to which the error belongs, has said it; from now on it counts as said."""
     said = getattr(error, "said", False)
-    with contextlib.suppress(AttributeError):  # not every exception takes a mark
-        error.said = True  # type: ignore[attr-defined]
+    mark_reported(error)
     return bool(said)
 
 

@@ -78,6 +78,7 @@ class CarrierError(RelayError):
     """
 
     reason = "carrier_lost"
+    final = False  # whether the connection makes no further attempt by itself
 
     def __init__(self, message: str, *, stage: str = "") -> None:
         super().__init__(message)

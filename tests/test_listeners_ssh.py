@@ -94,7 +94,7 @@ def test_one_that_is_patient_asks_again_for_its_first_forward(world, listen_pati
 
 
 @pytest.mark.parametrize("what", ["login", "forward"])
-def test_one_that_is_patient_fails_with_what_a_retry_cannot_fix(world, listen_patiently, what):
+def test_one_that_is_patient_fails_with_what_a_retry_cannot_fix(world, listen_patiently, what, caplog):
     if what == "login":
         error, world.errors = relay.AuthenticationError, [relay.AuthenticationError("ssh://bastion: no")]
     else:
@@ -103,6 +103,7 @@ def test_one_that_is_patient_fails_with_what_a_retry_cannot_fix(world, listen_pa
     with pytest.raises(error, match="ssh://bastion: no"):
         thread.result()
     assert listener.state == "closed"
+    assert "not tried again" not in caplog.text, "the caller reports it"
 
 
 def test_one_that_is_patient_ends_where_each_login_ends_at_the_same_point(world, listen_patiently, monkeypatch):

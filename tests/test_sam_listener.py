@@ -640,7 +640,7 @@ def test_one_that_is_patient_waits_for_its_router(bridge):
 
 
 @pytest.mark.parametrize("end", ["close", "what a retry cannot fix"])
-def test_one_that_is_patient_ends(bridge, end):
+def test_one_that_is_patient_ends(bridge, end, caplog):
     bridge.kill()
     away = threading.Event()
     router = (
@@ -654,6 +654,7 @@ def test_one_that_is_patient_ends(bridge, end):
             there.close()
         with pytest.raises(CarrierError if end == "close" else RelayError):
             starting.result()
+    assert "not tried again" not in caplog.text, "the caller reports it"
 
 
 def test_it_says_what_it_is_when_it_fails():

@@ -353,6 +353,16 @@ def test_a_server_that_ends_each_login_is_a_failure(world, factory, monkeypatch,
     assert make.state == "failed" and len(world.errors) == 9 - attempts
 
 
+def test_a_hop_in_front_that_ends_each_login_is_a_failure_of_its_own(world, factory, monkeypatch, caplog):
+    monkeypatch.setattr(carriers.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [relay.CarrierError("ssh://first: it hung up", stage=LOGIN) for _ in range(9)]
+    make = factory("first", "second")
+    with pytest.raises(relay.CarrierError, match=r"^hop 1 of 2 \(ssh://first\): it hung up; 4 times in a row$"):
+        make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed" and len(world.errors) == 5
+    assert caplog.text.count("the OpenSSH client is tried instead") == 1
+
+
 @pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])
 def test_where_there_is_no_other_backend_that_is_final(world, factory, monkeypatch, backend, client):
     monkeypatch.setattr(carriers.shutil, "which", lambda name: client)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..address import Secret, SSHServer, TCPAddress, UnixAddress, check_place
-from ..carrier import Carrier
+from ..carrier import Carrier, mark_reported
 from ..errors import CarrierError, ForwardError, can_retry
 from ..hops import Route
 from ..link import State, Watcher
@@ -324,6 +324,8 @@ class SSHListener:
         """In the pump's thread."""
         with self._changed:
             if state is State.FAILED and error is not None:
+                if not self._granted:
+                    mark_reported(error)  # by start_patiently()
                 self._error = numbered(as_oserror(error), self._route)
             held = self._holder.held
             link = held.link if held is not None else None

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-from ..carrier import Carrier
+from ..carrier import Carrier, mark_reported
 from ..errors import CarrierError, ConnectError, SAMError, can_retry
 from ..holding import Holder
 from ..i2paddress import I2PListen
@@ -73,6 +73,7 @@ class I2PListener:
         self._state = State.CONNECTING.value
         self._problem: Exception | None = None  # why it is in that state
         self._closed = False
+        self._starting = False  # with patience
         self._came = 0.0  # when the last stream has come
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # of those that are open
         # What follows belongs to the pump's thread.
@@ -108,11 +109,13 @@ class I2PListener:
         self._prover = Prover(self._name, self._place.router, self._reach, self)
         carrier.subscribe(self._on_state)
         carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may have been up before
+        self._starting = patient
         if not patient:
             wait_for(carrier, deadline, None, patient=False)
         with self._changed:
             settled = functools.partial(self._is_settled, patient=patient)
             self._changed.wait_for(settled, None if deadline is None else deadline - time.monotonic())
+            self._starting = False
             if self._closed:
                 raise CarrierError(f"{self._name}: the listener was closed")
             if self._problem is not None:
@@ -268,6 +271,8 @@ class I2PListener:
             if state is State.CONNECTING:
                 self._prover.expect()
         if state is State.FAILED and error is not None:
+            if self._starting:
+                mark_reported(error)  # by start()
             self._fail(as_oserror(error))
 
     def _hold_key(self) -> HeldKey:

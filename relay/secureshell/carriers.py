@@ -13,7 +13,7 @@ from .. import holding, riding
 from ..address import SSHServer, TCPAddress, is_i2p
 from ..carrier import Carrier
 from ..dialing import Answer, Dialed, Done, GiveUp
-from ..errors import AddressError, ConnectError, RelayError
+from ..errors import AddressError, CarrierError, ConnectError, RelayError
 from ..hops import Route, on_the_way, over_i2p
 from ..link import Lost
 from ..program import Programs
@@ -119,6 +119,9 @@ class _Way:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
             raise on_the_way(error, self._server, route) from error
+        except CarrierError as error:
+            error.stage = ""  # that of a hop before, which counts its logins and has its own alternative
+            raise
         finally:
             give_up()
         if stream is None:

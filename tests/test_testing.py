@@ -262,25 +262,25 @@ KEPT: list[socket.socket] = []
 
 
 @pytest.mark.parametrize(
-    ("kind", "broken"),
+    ("kind", "broken", "seconds"),  # what is found by waiting has few, but enough for all that is right before it
     [
-        (Loses, "every byte arrives"),
-        (Reorders, "every byte arrives"),
-        (EndsNothing, "still gets its reply|end of file"),
-        (EndsBoth, "half-close|reply"),
-        (HidesFailure, "a failure is never a clean end"),
-        (Swallows, "every byte arrives|sender"),
+        (Loses, "every byte arrives", 1),
+        (Reorders, "every byte arrives", WAIT),
+        (EndsNothing, "still gets its reply|end of file", 3),
+        (EndsBoth, "half-close|reply", WAIT),
+        (HidesFailure, "a failure is never a clean end", WAIT),
+        (Swallows, "every byte arrives|sender", 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_is_wrong_fails(kind, broken):
+def test_what_is_wrong_fails(kind, broken, seconds):
     with pytest.raises(AssertionError, match=broken):
-        check_stream(objects(kind, socket.AF_INET), abort=reset, timeout=1)
+        check_stream(objects(kind, socket.AF_INET), abort=reset, timeout=seconds)
 
 
 def test_a_stream_that_leaves_a_descriptor_fails():
     with pytest.raises(AssertionError, match="left behind|close ends the far side|ends the far side"):
-        check_stream(leaking, timeout=0.5)
+        check_stream(leaking, timeout=2)
     for kept in KEPT:
         kept.close()
     KEPT.clear()
@@ -304,7 +304,7 @@ def test_an_on_close_that_is_called_by_nobody_or_twice_fails():
         return Forgets(near, on_close=lambda: None), far
 
     with pytest.raises(AssertionError, match="on_close is called once"):
-        check_stream(make, timeout=1)
+        check_stream(make, timeout=WAIT)
 
 
 def test_a_factory_passes(listener):
@@ -341,7 +341,7 @@ def test_a_factory_whose_streams_mix_fails(listener):
         return streams[-1]
 
     with pytest.raises(AssertionError):
-        check_factory(make, listener, timeout=1)
+        check_factory(make, listener, timeout=WAIT)
     for stream in streams:
         stream.close()
 
@@ -354,13 +354,13 @@ def test_a_factory_that_leaves_a_thread_fails(listener):
         return socket.create_connection(listener.getsockname())
 
     with pytest.raises(AssertionError, match="left behind:\n  thread 'forgotten'"):
-        check_factory(make, listener, timeout=0.5)
+        check_factory(make, listener, timeout=2)
     gate.set()
 
 
 def test_a_factory_whose_half_close_is_broken_fails(listener):
     with pytest.raises(AssertionError, match="half-close|reply|end of file"):
-        check_factory(lambda: EndsBoth(socket.create_connection(listener.getsockname())), listener, timeout=1)
+        check_factory(lambda: EndsBoth(socket.create_connection(listener.getsockname())), listener, timeout=WAIT)
 
 
 # The check of our own tests, in tests/conftest.py.

@@ -73,7 +73,7 @@ def test_records_tell_who_where_how_much_and_why(relayed: Callable[..., Relayed]
     assert record.peer == client.getsockname()
     assert record.target == "{}:{}".format(*made.target.getsockname())
     assert (record.received, record.sent, record.engine, record.state, record.reason) == (4, 4, "copy", "open", None)
-    assert 0 < record.age < 10
+    assert 0 < record.age < WAIT
     with pytest.raises(AttributeError):
         record.age = 0  # type: ignore[misc]
     client.shutdown(socket.SHUT_WR)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import select
 import socket
 import threading
 
@@ -117,15 +119,15 @@ def test_our_own_tcp_to_a_target_that_swallows_syns():
 
 def served(hole, text):
     """Accept until somebody says ``text``; the first client of the tunnel says nothing."""
-    while True:
-        far, _ = hole.accept()
-        with far:
-            far.settimeout(0.5)
-            try:
-                if far.recv(100) == text:
-                    return True
-            except TimeoutError:
-                pass
+    with contextlib.ExitStack() as stack:
+        fars = []
+        while True:
+            ready, _, _ = select.select([hole, *fars], [], [], WAIT)
+            assert ready, f"nobody has said {text!r}"
+            if hole in ready:
+                fars.append(stack.enter_context(hole.accept()[0]))
+            if any(far.recv(100) == text for far in ready if far is not hole):
+                return True
 
 
 def test_a_name_that_resolves_slowly(monkeypatch, listener):

@@ -204,13 +204,11 @@ def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
 
 
 def test_it_is_given_up_at_once_whatever_it_waits_for(bridge, make):
-    bridge.settings.build_time = 60.0
+    bridge.settings.build_time = 10 * WAIT
     carrier = make(bridge)
     wait_until(lambda: any(command.words[0] == "SESSION" for command in bridge.commands))
-    begun = time.monotonic()
     carrier.close()
     assert carrier.join(WAIT)
-    assert time.monotonic() - begun < 0.5
 
 
 # -- what the bridge answers --
@@ -339,7 +337,7 @@ def test_after_a_loss_the_keys_are_left_alone_for_a_while(bridge, make, monkeypa
 
 
 def test_not_where_there_are_none(bridge, make, monkeypatch):
-    monkeypatch.setattr(carriers, "_REMEMBERED", (60.0, 60.0))
+    monkeypatch.setattr(carriers, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
     carrier = make(bridge)
     first = up(carrier)
     bridge.cut()
@@ -347,7 +345,7 @@ def test_not_where_there_are_none(bridge, make, monkeypatch):
 
 
 def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, make, monkeypatch):
-    monkeypatch.setattr(carriers, "_REMEMBERED", (60.0, 60.0))
+    monkeypatch.setattr(carriers, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
     monkeypatch.setattr("relay.carrier._BACKOFF", (0.3, 0.3))
     carrier = make(bridge, Held())
     first = up(carrier)
@@ -361,10 +359,9 @@ def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatc
     monkeypatch.setattr(carriers, "_REMEMBERED", (0.5, 1.0))
     begun = time.monotonic()
     up(make(bridge, Held(rested=0.2)))
-    assert 0.25 < time.monotonic() - begun < 2.0
-    begun = time.monotonic()
-    up(make(bridge, Held(rested=0.6)))
-    assert time.monotonic() - begun < 0.25
+    assert time.monotonic() - begun > 0.25
+    monkeypatch.setattr(carriers, "_REMEMBERED", (10 * WAIT, 20 * WAIT))
+    up(make(bridge, Held(rested=11 * WAIT)))  # no time is left to wait
 
 
 def test_a_session_that_proves_unsound_makes_the_wait_longer_and_a_sound_one_normal_again(bridge, make, monkeypatch):
@@ -387,15 +384,13 @@ def test_a_session_that_proves_unsound_makes_the_wait_longer_and_a_sound_one_nor
 
 
 def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
-    monkeypatch.setattr(carriers, "_REMEMBERED", (60.0, 60.0))
+    monkeypatch.setattr(carriers, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
     carrier = make(bridge, Held())
     up(carrier)
     bridge.cut()
     wait_until(lambda: carrier.state is State.CONNECTING)
-    begun = time.monotonic()
     carrier.close()
     assert carrier.join(WAIT)
-    assert time.monotonic() - begun < 0.5
     wait_until(lambda: bridge.connections == 0)
 
 

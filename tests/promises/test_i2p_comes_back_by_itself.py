@@ -7,11 +7,21 @@ import threading
 import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, fate_of_client, flood, receive_exactly, wait_until
+from helpers import (
+    BLOCK,
+    PROMPT,
+    WAIT,
+    Thread,
+    ended,
+    ending,
+    exchange,
+    fate_of_client,
+    flood,
+    receive_exactly,
+    wait_until,
+)
 from i2p_restarts import SCENARIOS
 from i2p_world import Cable
-
-AT_ONCE = 2.0  # seconds
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +86,7 @@ def test_the_clients_router_dies(world, over_i2p):
         with pytest.raises(ConnectionError):
             sending.result()
     assert [ending(client) for client, _ in pairs[1:]] == ["reset", "reset"]
-    assert time.monotonic() - begin < AT_ONCE
+    assert time.monotonic() - begin < PROMPT
     assert ended(rig.tunnel, 3) == ["carrier_lost"] * 3
 
 
@@ -88,7 +98,7 @@ def test_the_servers_router_dies(world, over_i2p):
     begin = time.monotonic()
     down(world.servers)
     assert [ending(far) for _, far in pairs] == ["reset"] * 3
-    assert time.monotonic() - begin < AT_ONCE
+    assert time.monotonic() - begin < PROMPT
     assert ended(rig.server, 3) == ["carrier_lost"] * 3
 
 
@@ -138,7 +148,7 @@ def test_who_waits_for_longer_than_connect_timeout_is_reset(world, over_i2p):
     wait_until(lambda: rig.tunnel.state != "up")
     begin = time.monotonic()
     assert fate_of_client(rig.tunnel.address) == "reset"
-    assert 0.2 < time.monotonic() - begin < AT_ONCE
+    assert time.monotonic() - begin > 0.2
     assert ended(rig.tunnel, 2)[-1] in ("connect_timeout", "carrier_lost", "refused")
 
 
@@ -198,11 +208,13 @@ def test_a_router_that_refuses_for_a_while(world, over_i2p):
     assert rig.server.dest == dest
 
 
-def test_a_duplicate_id_is_another_id_at_once(world):
+def test_a_duplicate_id_is_another_id_at_once(world, monkeypatch):
+    monkeypatch.setattr("relay.carrier._BACKOFF", (3 * PROMPT, 3 * PROMPT))
+    monkeypatch.setattr("relay.carrier._WANTED", 3 * PROMPT)
     world.servers.refuse_sessions(1, "DUPLICATED_ID")
     begin = time.monotonic()
     with world.serve(9):
-        assert time.monotonic() - begin < AT_ONCE
+        assert time.monotonic() - begin < PROMPT
     ids = {command.options["ID"] for command in world.servers.commands if command.words == ("SESSION", "CREATE")}
     assert len(ids) >= 2
 

@@ -1,4 +1,4 @@
-"""``close()`` returns in under a second, whatever the I2P session is doing, and leaves nothing."""
+"""``close()`` is prompt, whatever the I2P session is doing, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -512,10 +512,11 @@ def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, mo
 
 
 def test_a_silent_client_has_less_time_than_one_that_has_begun(proxy, connect, monkeypatch):
-    monkeypatch.setattr("relay.connection.FIRST_BYTE", 0.1)
     tunnel = proxy(connect_timeout=None, timeout=None)
     begun = connect(tunnel, b"\5")
-    wait_until(lambda: tunnel.stats().active == 1)
+    wait_until(lambda: any(one.attempt.begun for one in tunnel._relay._connections))
+    monkeypatch.setattr("relay.connection.FIRST_BYTE", 0.1)
+    expire(tunnel, time.monotonic() + 1)
     silent = connect(tunnel)
     assert ending(silent) == "reset"
     wait_until(lambda: tunnel.stats().failed == {"connect_timeout": 1})

@@ -9,12 +9,12 @@ import hashlib
 import inspect
 import select
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 from helpers import BLOCK, WAIT, TLSEnd, black_hole, receive_all, refusing, wait_until
 
@@ -295,11 +295,10 @@ def asking_a_proxy(monkeypatch, gate, protocol="socks5"):
 @contextlib.contextmanager
 def logging_in_through_a_program(monkeypatch, gate):
     """A program that leads nowhere, as a ProxyCommand does."""
-    yield "127.0.0.1:1", ["exec:sleep 600", "ssh://me@127.0.0.1?config=/dev/null"], sleeping
-
-
-def sleeping():
-    return any(child.name() == "sleep" for child in psutil.Process().children())
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder, "there")
+        program = f"exec:sh -c '> {there}; exec sleep 600'"
+        yield "127.0.0.1:1", [program, "ssh://me@127.0.0.1?config=/dev/null"], there.exists
 
 
 @contextlib.contextmanager
@@ -340,10 +339,11 @@ def test_an_attempt_that_is_given_up_leaves_nothing(step, how, monkeypatch, gate
         async def work():
             await asyncio.to_thread(int)  # the thread of the loop's own for such things
             leaks = Leaks()
-            task = asyncio.create_task(given_up(url, via, how, reached))
-            await until(reached)
-            if how == "cancel":
-                task.cancel()
+            limits = []
+            task = asyncio.create_task(limited(aio.connect(url, via, 3 * WAIT), limits))
+            await until(lambda: task.done() or reached())
+            assert not task.done(), f"it came to nothing before: {task}"
+            task.cancel() if how == "cancel" else limits[0].reschedule(0)
             await asyncio.wait([task])
             assert task.cancelled() if how == "cancel" else type(task.exception()) is TimeoutError
             gate.opened.set()  # nothing stops the resolver, and files that are being read
@@ -352,20 +352,10 @@ def test_an_attempt_that_is_given_up_leaves_nothing(step, how, monkeypatch, gate
         run(work())
 
 
-async def given_up(url, via, how, reached):
-    if how == "cancel":
-        return await aio.connect(url, via)
-    async with asyncio.timeout(None) as time:
-        ending = asyncio.create_task(end_when(reached, time))
-        try:
-            return await aio.connect(url, via)
-        finally:
-            await ending
-
-
-async def end_when(reached, time):
-    await until(reached)
-    time.reschedule(0)
+async def limited(work, limits):
+    async with asyncio.timeout(None) as limit:
+        limits.append(limit)
+        return await work
 
 
 @pytest.mark.parametrize("step", [connecting, logging_in], ids=lambda step: step.__name__)

@@ -124,16 +124,25 @@ def _owner(near: socket.SocketType) -> int:
 
 
 def _duplicate(descriptor: int, inode: int) -> socket.socket | None:
-    """A duplicate, if it is this socket. It is made first: another thread may close the descriptor at any time."""
+    """A duplicate, if it is this socket, which is looked at twice: another thread may close the descriptor at any time.
+
+    Anything else is not duplicated: closing a duplicate of a file would release the program's locks on it (fcntl(2)).
+    """
     try:
+        if not _is_socket(descriptor, inode):
+            return None
         copy = os.dup(descriptor)
     except OSError:
         return None
-    status = os.fstat(copy)
-    if status.st_ino == inode and stat.S_ISSOCK(status.st_mode):
+    if _is_socket(copy, inode):
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, copy)
     os.close(copy)
     return None
+
+
+def _is_socket(descriptor: int, inode: int) -> bool:
+    status = os.fstat(descriptor)
+    return status.st_ino == inode and stat.S_ISSOCK(status.st_mode)
 
 
 def _search() -> None:

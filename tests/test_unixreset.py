@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -81,6 +82,28 @@ def test_another_socket_that_has_got_its_number_is_left_alone(pair):
         assert not select.select([its_peer], [], [], 0)[0]
         its_peer.send(b"x")
         assert other.recv(10) == b"x"
+
+
+def test_a_file_that_has_got_its_number_keeps_its_locks(pair, tmp_path):
+    """A close of any duplicate of a file would release them: fcntl(2)."""
+    near, theirs = pair
+    number, path = theirs.fileno(), tmp_path / "database"
+    path.touch()
+    look = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    with theirs.dup() as holder:
+        theirs.close()
+        descriptor = os.open(path, os.O_RDWR)
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        try:
+            fcntl.lockf(number, fcntl.LOCK_EX)
+            reset(near)
+            assert subprocess.run([sys.executable, "-c", look, path], capture_output=True, check=False).returncode != 0
+        finally:
+            os.close(number)
+        with pytest.raises(ConnectionResetError):
+            holder.recv(1)
 
 
 def test_what_is_put_there_is_never_data(pair):

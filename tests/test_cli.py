@@ -550,7 +550,8 @@ def test_it_works_without_standard_output(start, target, tmp_path, how):
     wait_until(lambda: reach(tmp_path / "front"))
     status, said = command.end()
     assert status == 0
-    assert len(said.splitlines()) == 2
+    # It may listen already when the signal comes, and not know it yet: nothing but the end is said then.
+    assert "INFO SIGTERM: closing" in said and all(" INFO " in line for line in said.splitlines())
 
 
 def test_it_works_without_standard_error(start, connect, target):

@@ -85,10 +85,10 @@ class AddressReader:
             self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
         if not self.text:
             self.fail("it is empty", self.forms)
-        if self.text != self.text.strip():
-            self.fail("a space at its beginning or end", "leave it out")
         if not self.text.isprintable():
             self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
+        if self.text != self.text.strip():
+            self.fail("a space at its beginning or end", "leave it out")
         found = _SCHEME.fullmatch(self.text)
         if found is None:
             return self.plain()

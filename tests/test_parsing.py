@@ -456,7 +456,7 @@ BAD_HOPS = {
     "http://a%3Ab@h:1?password_env=X": "user: a colon is not allowed in it",
     "https://h:1": "unknown scheme https:// (did you mean http://?)",
     "exec:": "there is no command",
-    "exec:  ": "there is no command",
+    "exec:  ": "a space at its beginning or end",
     "exec:nc %h %r": "%r is not known; %h is the host, %p the port",
     "exec:nc 'a": "no closing quotation; words are quoted as in a shell",
     "ssh://%2DoProxyCommand": "is not a host or an alias",

@@ -233,6 +233,7 @@ def test_tls_leads_to_tls(serve, certificates):
     def serve_tls(connection):
         with certificates.server().wrap_socket(connection, server_side=True) as encrypted:
             encrypted.sendall(encrypted.recv(5))
+            encrypted.unwrap()  # else the stream is cut
 
     port = serve(serve_tls).address[1]
     with relay.connect(f"tls://localhost:{port}?ca={certificates.ca}", timeout=WAIT) as connected:

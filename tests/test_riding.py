@@ -60,6 +60,9 @@ class World:
         self.links.append(Link(lost))
         return self.links[-1]
 
+    def alternative(self, error):
+        return ""
+
     def begin(self, link, told):
         self.begun.append(link)
         outcome = self.outcomes.pop(0) if self.outcomes else self.stream()

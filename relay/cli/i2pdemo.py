@@ -26,6 +26,7 @@ PATIENCE = 300.0  # seconds for a line to come: sessions have to be made, and to
 END = 10.0  # seconds for a program to end by itself
 MOST = 10  # pages that are fetched over a real network
 LARGEST = 1 << 20  # bytes of one of them
+ONCE = ("--drain", "0", "--fail-fast")  # a demo ends where a service would retry
 
 RELAY = ("-c", "import sys; from relay.cli import main; sys.exit(main())")
 
@@ -110,7 +111,7 @@ def published(service: str, sam: str) -> Iterator[str]:
     :returns: the address of its destination, once it has been reached from outside.
     :raises OSError: if that fails.
     """
-    with program(*RELAY, "expose", service, "--on", "i2p", "--sam", sam, "--transient", "--drain", "0") as exposed:
+    with program(*RELAY, "expose", service, "--on", "i2p", "--sam", sam, "--transient", *ONCE) as exposed:
         address = exposed.hear(r"(\S+\.b32\.i2p) .*")[1]
         exposed.hear("published .*")
         say(f"relay        {address} → {service}, in a process of its own; reached from outside")
@@ -126,7 +127,7 @@ def reached(address: str, sam: str) -> Iterator[tuple[str, int]]:
     :returns: where a client may connect to.
     :raises OSError: if the program fails.
     """
-    with program(*RELAY, "forward", ":0", f"i2p://{address}", "--sam", sam, "--drain", "0") as forwarded:
+    with program(*RELAY, "forward", ":0", f"i2p://{address}", "--sam", sam, *ONCE) as forwarded:
         found = forwarded.hear(r"listening on (\S+):(\d+) .*")
         say(f"relay        {found[1]}:{found[2]} → i2p://{address}, in a process of its own")
         yield found[1], int(found[2])

@@ -158,6 +158,15 @@ ERRORS = {
         ConnectError,
         ["ProxyCommand (nc)", "nc: no proxy"],
     ),
+    "a proxy command that ended before ssh had sent its greeting": (
+        [
+            "debug1: Executing proxy command: exec nc -X secret bastion 22",
+            "nc: no proxy",
+            "banner exchange: Connection to UNKNOWN port 65535: Broken pipe",
+        ],
+        ConnectError,
+        ["ProxyCommand (nc)", "nc: no proxy"],
+    ),
     "a silent proxy command": (
         ["debug1: Executing proxy command: exec nc x", "Connection closed by UNKNOWN port 65535"],
         ConnectError,

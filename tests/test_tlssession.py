@@ -355,14 +355,14 @@ def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_th
     stream.close()
     looked = []
     wait_until(lambda: session._gone)
-    for _ in range(3):
+    for count in range(1, 4):
         session.pump.loop.call(lambda: (session._expired(time.monotonic()), looked.append(session._ended)))
+        wait_until(lambda count=count: len(looked) == count)
         before = session._moved - session.unsent()
         got = receive_exactly(server, 1 << 18)
         assert got
         wait_until(lambda before=before: session._moved - session.unsent() != before)
         sent -= len(got)
-    wait_until(lambda: len(looked) == 3)
     assert not any(looked)
     assert len(receive_exactly(server, sent)) == sent
     assert server.recv(1) == b""

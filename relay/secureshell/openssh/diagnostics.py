@@ -32,6 +32,8 @@ _CONNECT = re.compile(r"(?:ssh: connect to (?:host|address) \S+ port \d+|channel
 _BANNER = re.compile(r"debug1: kex_exchange_identification: banner line \d+: (.*)")
 _CLOSED = re.compile(r"kex_exchange_identification: (?:read: )?Connection (?:closed|reset)")
 
+_NO_GREETING = ("kex_exchange_identification", "banner exchange: ", "Connection closed")  # what ssh says of it
+
 _TOO_MANY = "Too many authentication failures"
 _DENIALS = ("Permission denied (", _TOO_MANY, "No supported authentication methods")
 _OLD = re.compile(r"command-line.*: Bad configuration option: (\S+)")
@@ -266,9 +268,7 @@ def _broken(settings: Settings, lines: Sequence[str]) -> RelayError:
         return CarrierError(f"{name}: {words} ({stage})", stage=stage)
     command = _last(_PROXY, lines)
     if command is not None:
-        own = said(
-            [line for line in lines if not line.startswith(("kex_exchange_identification", "Connection closed"))]
-        )
+        own = said([line for line in lines if not line.startswith(_NO_GREETING)])
         problem = f"its ProxyCommand ({command[1][:100]}) reaches no SSH server: {own or 'it ended without a word'}"
         return ConnectError(f"{name}: {problem}", reason="unreachable")
     greeting = _last(_BANNER, lines)

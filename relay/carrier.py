@@ -56,7 +56,7 @@ _PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on a
 
 
 class Carrier(Generic[AnyLink]):
-    """One supervised connection. It begins to connect when it is made.
+    """One supervised connection. :meth:`begin` makes it connect.
 
     :param name: in the log and in errors, such as ``ssh://me@bastion``.
     :param connector: makes the link, again after each loss.
@@ -103,7 +103,10 @@ class Carrier(Generic[AnyLink]):
         self._thread: threading.Thread | None = None
         self._pump = Pump.hold(self)
         self._timer = Timer(self._pump.loop.timers, self._on_time)
-        self._pump.loop.call(self._attempt)
+
+    def begin(self) -> None:
+        """Make the first attempt. Called once, after the first watchers have subscribed: they miss nothing."""
+        self.call(self._attempt)
 
     def wait(
         self,
@@ -406,7 +409,7 @@ class Carrier(Generic[AnyLink]):
     def _end(self) -> None:
         if self.state is State.CLOSED:
             return
-        connecting = self.state is State.CONNECTING or self._renewing
+        connecting = self._thread is not None and (self.state is State.CONNECTING or self._renewing)
         self._change(State.CLOSED, self.error)
         self._timer.stop()
         self._cancel.set()

@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic
 
 from .carrier import Carrier
@@ -35,27 +35,34 @@ class _Shared:
 _shared = _Shared()
 
 
-def hold(key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> tuple[Carrier[AnyLink], LetGo]:
+def hold(
+    key: Hashable, make: Callable[[], Carrier[AnyLink]], watchers: Iterable[Watcher] = ()
+) -> tuple[Carrier[AnyLink], LetGo]:
     """The carrier that everybody shares who asks with an equal key, made if there is none.
 
     :param key: the server, every option, every hop.
     :param make: makes it.
+    :param watchers: subscribe to it, before its first attempt if it is new.
     :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
         last holder has let go, the carrier is closed as soon as no stream rides on it; the caller waits so many
         seconds for that, and for the close itself unless they are zero.
     :raises OSError: what ``make`` raises.
     """
     with _shared.lock:
-        carrier = _shared.carriers.get(key)
-        if carrier is None or carrier.state is State.CLOSED:
-            carrier = _shared.carriers[key] = make()
+        known = _shared.carriers.get(key)
+        is_new = known is None or known.state is State.CLOSED
+        carrier = make() if known is None or is_new else known
+        for watcher in watchers:
+            carrier.subscribe(watcher)
+        if is_new:
+            _shared.carriers[key] = carrier
+            carrier.begin()
         carrier.holders += 1
-    held = carrier
     once = threading.Lock()
 
     def let_go(patience: float) -> None:
         if once.acquire(blocking=False):
-            _let_go(key, held, patience)
+            _let_go(key, carrier, patience)
 
     return carrier, let_go
 
@@ -119,9 +126,7 @@ class Holder(Generic[AnyLink]):
         with _holders.lock:
             if self._carrier is None or self._carrier.state is State.CLOSED:
                 self._release()
-                carrier, let_go = hold(self._key, self._make)
-                for watcher in self._watchers:
-                    carrier.subscribe(watcher)
+                carrier, let_go = hold(self._key, self._make, self._watchers)
                 self._carrier, self._let_go = carrier, functools.partial(_leave, carrier, let_go, self._watchers)
                 self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
                 self._finalizer.atexit = False  # nothing is left of a process that ends
@@ -132,9 +137,11 @@ class Holder(Generic[AnyLink]):
 
         :raises OSError: as :meth:`carrier` does.
         """
-        carrier = self.carrier()
-        self._watchers.append(watcher)
-        carrier.subscribe(watcher)
+        with _holders.lock:
+            self._watchers.append(watcher)
+            if self._carrier is not None:
+                self._carrier.subscribe(watcher)
+        self.carrier()
 
     @property
     def held(self) -> Carrier[AnyLink] | None:

@@ -93,6 +93,7 @@ def carried():
     def make(*outcomes, interval=None):
         connector = Connector(*outcomes)
         made.append(Carrier("c", connector, interval))
+        made[-1].begin()
         return made[-1], connector
 
     yield make
@@ -153,6 +154,7 @@ def test_a_link_that_is_lost_before_it_is_known_is_made_again(carried):
 
     connector = Hasty()
     carrier = Carrier("c", connector, None)
+    carrier.begin()
     try:
         wait_until(lambda: carrier.state is State.UP and connector.attempts == 2)
         assert connector.links[0].closed.wait(WAIT)
@@ -866,6 +868,7 @@ def test_an_attempt_has_its_time(carried):
 
     connector = Watching()
     carrier = Carrier("c", connector, None, 600.0)
+    carrier.begin()
     try:
         outcome_of(carrier)
         assert 590 < connector.left <= 600

@@ -46,6 +46,7 @@ class World:
         self.attempts = []  # outcomes of the next ones; a link where there is none
         self.links = []
         self.carrier = Carrier("c", self, None)
+        self.carrier.begin()
         self.outcomes = []  # of the next streams; a stream where there is none
         self.begun = []  # the links under the streams
         self.given_up = threading.Event()

@@ -79,6 +79,7 @@ def make():
         sam = where if isinstance(where, str) else getattr(where, "sam", None) or where.name
         router = I2PRouter(sam=sam, **options)
         made.append(make_carrier("here", router, reach, keys))
+        made[-1].begin()
         return made[-1]
 
     yield make
@@ -481,6 +482,7 @@ def test_a_quiet_one_says_nothing_that_users_see(scripted, caplog):
     caplog.set_level(logging.INFO, "relay")
     scripted.answers.append("SESSION STATUS RESULT=I2P_ERROR")
     carrier = make_carrier("here", I2PRouter(sam=scripted.name), reach, no_keys, quiet=True)
+    carrier.begin()
     up(carrier, patient=True)
     carrier.close()
     assert carrier.join(WAIT)

@@ -418,6 +418,7 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     prover._subject.alive = alive
     lost = threading.Event()
     carrier = make_carrier("here", I2PRouter(sam=bridge.sam), reach, lambda: None)
+    carrier.begin()
     try:
         session = wait_for(carrier, None, None, patient=False)  # where nobody accepts
         carrier.subscribe(lambda state, error: state is State.BACKING_OFF and lost.set())

@@ -166,8 +166,8 @@ class SSHListener:
 
         :raises OSError: if a retry cannot fix it, or if the listener was closed.
         """
+        self._holder.subscribe(self._on_state)
         carrier = self._holder.carrier()
-        carrier.subscribe(self._on_state)
         self._on_state(carrier.state, carrier.error)
         with self._changed:
             self._changed.wait_for(lambda: self._granted or self._closed or self._error is not None)

@@ -73,7 +73,7 @@ class I2PListener:
         self._state = State.CONNECTING.value
         self._problem: Exception | None = None  # why it is in that state
         self._closed = False
-        self._starting = False  # with patience
+        self._starting = False  # then start() reports a failure
         self._came = 0.0  # when the last stream has come
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # of those that are open
         # What follows belongs to the pump's thread.
@@ -100,22 +100,29 @@ class I2PListener:
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        carrier = self._carrier = self._holder.carrier()
+        self._starting = True
+        self._holder.subscribe(self._on_state)
+        carrier = self._holder.carrier()
         if self._near:
             with contextlib.suppress(OSError):
                 self._owners = Owners()
         self._retry = Timer(carrier.timers, self._try_again)
         self._again = Timer(carrier.timers, self._enter_again)
         self._prover = Prover(self._name, self._place.router, self._reach, self)
-        carrier.subscribe(self._on_state)
-        carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may have been up before
-        self._starting = patient
-        if not patient:
-            wait_for(carrier, deadline, None, patient=False)
         with self._changed:
-            settled = functools.partial(self._is_settled, patient=patient)
-            self._changed.wait_for(settled, None if deadline is None else deadline - time.monotonic())
+            self._carrier = carrier  # from now on close() ends what belongs to it
+            if self._closed:
+                carrier.call(self._end)
+        carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may be up already
+        try:
+            if not patient:
+                wait_for(carrier, deadline, None, patient=False)
+            with self._changed:
+                settled = functools.partial(self._is_settled, patient=patient)
+                self._changed.wait_for(settled, None if deadline is None else deadline - time.monotonic())
+        finally:
             self._starting = False
+        with self._changed:
             if self._closed:
                 raise CarrierError(f"{self._name}: the listener was closed")
             if self._problem is not None:
@@ -213,8 +220,8 @@ class I2PListener:
                 return
             self._closed = True
             self._changed.notify_all()
+            carrier = self._carrier
         self._reception.close()
-        carrier = self._carrier
         if carrier is not None:
             carrier.unsubscribe(self._on_state)
             carrier.call(self._end)
@@ -254,6 +261,8 @@ class I2PListener:
 
     def _on_state(self, state: State, error: Exception | None) -> None:
         """The session has come or gone."""
+        if state is State.FAILED and error is not None and self._starting:
+            mark_reported(error)  # before start() sees it and returns
         if self._closed or self._carrier is None or self._prover is None:
             return
         link = self._carrier.link
@@ -271,8 +280,6 @@ class I2PListener:
             if state is State.CONNECTING:
                 self._prover.expect()
         if state is State.FAILED and error is not None:
-            if self._starting:
-                mark_reported(error)  # by start()
             self._fail(as_oserror(error))
 
     def _hold_key(self) -> HeldKey:

@@ -170,6 +170,7 @@ class Prover:
     def _own(self) -> Carrier[Session]:
         if self._carrier is None:
             self._carrier = self._make()
+            self._carrier.begin()
         return self._carrier
 
     def _release(self) -> None:

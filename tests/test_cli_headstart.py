@@ -58,7 +58,7 @@ from relay.parsing import parse_hops
 headstart.begin(parse_hops(["ssh://me@host"]))
 for thread in threading.enumerate():
     if thread.name == "relay-imports":
-        thread.join(20)
+        thread.join(60)
 print("relay.secureshell.paramiko.backend" in sys.modules)
 """
     assert run(code) == ["True"]

@@ -8,7 +8,7 @@ import re
 import time
 
 import pytest
-from helpers import WAIT, ended, ending, exchange, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, ended, ending, exchange, receive_exactly, wait_until
 from i2p_world import Double
 from sshd import FarEnd, server_url
 
@@ -79,7 +79,7 @@ def name(hop):
 def attempt(rig, hops):
     """The error of one attempt."""
     with pytest.raises(relay.RelayError) as failed:
-        relay.connect("{}:{}".format(*rig.target.getsockname()), [hop.url for hop in hops], timeout=5)
+        relay.connect("{}:{}".format(*rig.target.getsockname()), [hop.url for hop in hops], timeout=PROMPT)
     return str(failed.value)
 
 

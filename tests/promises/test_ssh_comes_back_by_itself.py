@@ -128,9 +128,9 @@ def test_a_frozen_embedded_server_is_noticed(ssh_server, over_ssh, quick):
 
 
 def test_an_idle_connection_is_not_mistaken_for_a_dead_one(backend, sshd, over_ssh):
-    rig = over_ssh(FarEnd("sshd", backend, sshd).address(keepalive=0.3))
+    rig = over_ssh(FarEnd("sshd", backend, sshd).address(keepalive=KEEPALIVE))
     client, far = rig.connect()
-    client.settimeout(1.2)  # four times keepalive; three without an answer are the end
+    client.settimeout(4 * KEEPALIVE)  # four times keepalive; three without an answer are the end
     with pytest.raises(TimeoutError):
         client.recv(1)
     client.settimeout(WAIT)

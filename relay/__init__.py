@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from . import aio as aio
+    from .api.i2p import i2p, i2p_listen
+    from .api.i2p_tunnels import TunnelClient, TunnelServer
+    from .api.local import local
+    from .api.ssh import ssh, ssh_listen
+    from .api.urls import connect, listen, target
+    from .engine.tunnel import Tunnel
     from .errors import (
         AddressError,
         AuthenticationError,
@@ -21,22 +27,14 @@ if TYPE_CHECKING:
         RelayError,
         SAMError,
     )
-    from .i2ptunnel import TunnelClient, TunnelServer
-    from .listeners.http import http_listen
-    from .listeners.i2p import i2p_listen
-    from .listeners.socks import socks_listen
-    from .listeners.ssh import ssh_listen
-    from .private import local
-    from .registry import connect, listen, target
-    from .senders.dynamic import dynamic
-    from .senders.i2p import i2p
-    from .senders.ssh import ssh
-    from .senders.tcp import tcp
-    from .senders.tls import tls
-    from .senders.unix import unix
-    from .spawning import spawn
-    from .stream import Stream, nonblocking
-    from .tunnel import Tunnel
+    from .spawning.spawn import spawn
+    from .streams.stream import Stream, nonblocking
+    from .transports.dynamic import dynamic
+    from .transports.proxies.http_server import http_listen
+    from .transports.proxies.socks_server import socks_listen
+    from .transports.tcp import tcp
+    from .transports.tls.client import tls
+    from .transports.unix import unix
 
 __all__ = [
     "AddressError",
@@ -71,26 +69,26 @@ __all__ = [
 
 # No module at this level may have the name of one of these: its import would put it in the name's place.
 _MODULES = {
-    "Stream": "stream",
-    "Tunnel": "tunnel",
-    "TunnelClient": "i2ptunnel",
-    "TunnelServer": "i2ptunnel",
-    "connect": "registry",
-    "dynamic": "senders.dynamic",
-    "http_listen": "listeners.http",
-    "i2p": "senders.i2p",
-    "i2p_listen": "listeners.i2p",
-    "listen": "registry",
-    "local": "private",
-    "nonblocking": "stream",
-    "socks_listen": "listeners.socks",
-    "spawn": "spawning",
-    "ssh": "senders.ssh",
-    "ssh_listen": "listeners.ssh",
-    "target": "registry",
-    "tcp": "senders.tcp",
-    "tls": "senders.tls",
-    "unix": "senders.unix",
+    "Stream": "streams.stream",
+    "Tunnel": "engine.tunnel",
+    "TunnelClient": "api.i2p_tunnels",
+    "TunnelServer": "api.i2p_tunnels",
+    "connect": "api.urls",
+    "dynamic": "transports.dynamic",
+    "http_listen": "transports.proxies.http_server",
+    "i2p": "api.i2p",
+    "i2p_listen": "api.i2p",
+    "listen": "api.urls",
+    "local": "api.local",
+    "nonblocking": "streams.stream",
+    "socks_listen": "transports.proxies.socks_server",
+    "spawn": "spawning.spawn",
+    "ssh": "api.ssh",
+    "ssh_listen": "api.ssh",
+    "target": "api.urls",
+    "tcp": "transports.tcp",
+    "tls": "transports.tls.client",
+    "unix": "transports.unix",
 }
 
 

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
-from . import tunnel
-from .dialing import LATE, Answer, Dialed
+from .api.urls import target
+from .engine import tunnel
+from .engine.observer import OnEnd
+from .engine.records import ConnectionRecord, Stats
 from .errors import ConnectError
-from .interfaces import Listener, MakeSend
-from .limits import check_time
-from .observer import OnEnd
-from .race import Direct
-from .reaching import dialed
-from .records import ConnectionRecord, Stats
-from .registry import target
-from .stream import Stream
+from .streams.checks import check_time
+from .streams.connect import dialed
+from .streams.dialer import LATE, Answer, Dialed
+from .streams.happy_eyeballs import Direct
+from .streams.interfaces import Listener, MakeSend
+from .streams.stream import Stream
 
 __all__ = ["Tunnel", "connect"]
 

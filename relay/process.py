@@ -1,12 +1,10 @@
-"""Child processes: the only place that makes them.
-
-Every child ends when this program does, also when that is killed.
-"""
+"""Child processes, the only place that makes them, and what they write on standard error."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import queue
 import shutil
@@ -14,14 +12,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
 
-from .address import secret_variables
-from .errors import RelayError
+from .addresses.values import secret_variables
+from .errors import ConnectError, RelayError
 
-__all__ = ["DEVNULL", "PIPE", "Process", "begin", "end", "own_stderr", "python", "start", "start_python"]
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "Process",
+    "StandardError",
+    "begin",
+    "end",
+    "own_stderr",
+    "program_error",
+    "python",
+    "start",
+    "start_python",
+]
 
 DEVNULL = subprocess.DEVNULL
 PIPE = subprocess.PIPE
@@ -29,7 +40,7 @@ Process = subprocess.Popen[bytes]
 
 _Request = tuple["Future[Process]", Sequence[str], Mapping[str, Any]]
 
-# Becomes the program that is wanted. Were it done between fork and exec (`preexec_fn`), a lock that another thread of
+# Becomes the program to run. Were it done between fork and exec (`preexec_fn`), a lock that another thread of
 # this program holds at that moment would never be let go. 1 is PR_SET_PDEATHSIG, 9 SIGKILL, 2 SIG_SETMASK.
 _GUARD = """
 import ctypes, os, sys, _signal
@@ -107,7 +118,7 @@ def start(
     :param stderr: likewise.
     :param pass_fds: further descriptors, which keep their numbers.
     :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of ours
-        (:func:`relay.address.secret_variables`) are taken out.
+        (:func:`relay.addresses.values.secret_variables`) are taken out.
     :returns: the process. Its owner waits for it.
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.
@@ -211,3 +222,77 @@ def own_stderr() -> int | None:
         own = False  # it is closed
     # One that is not inheritable is something else, opened by the program after it had closed its standard error.
     return None if own else DEVNULL
+
+
+logger = logging.getLogger("relay")
+
+_LONGEST = 300  # bytes that are kept of a line
+_AT_ONCE = 50  # lines of one chunk that are looked at
+_RATE = 20  # lines that are logged in a second
+
+
+class StandardError:
+    """Lines of one program, which are logged at the level info, bounded in their length and in their number.
+
+    :param name: the program's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.last = ""
+        self._name = name
+        self._rest = b""
+        self._second = 0  # in which lines are counted
+        self._logged = self._left_out = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come; takes little time, whatever that is."""
+        *lines, rest = (self._rest + data).rsplit(b"\n", _AT_ONCE)
+        self._rest = rest[:_LONGEST]
+        for line in lines:
+            more = line.count(b"\n")
+            if more:  # the first one may hold many, which are not looked at
+                self._left_out += more + 1
+            else:
+                self._say(line)
+
+    def end(self) -> None:
+        """There is no more."""
+        rest, self._rest = self._rest, b""
+        self._say(rest)
+        self._tell_left_out()
+
+    def _say(self, line: bytes) -> None:
+        text = _printable(line[:_LONGEST])
+        if not text:
+            return
+        self.last = text
+        second = int(time.monotonic())
+        if second != self._second:
+            self._tell_left_out()
+            self._second, self._logged = second, 0
+        if self._logged < _RATE:
+            self._logged += 1
+            logger.info("%s: %s", self._name, text)
+        else:
+            self._left_out += 1
+
+    def _tell_left_out(self) -> None:
+        number, self._left_out = self._left_out, 0
+        if number:
+            logger.info("%s: it said %d lines more", self._name, number)
+
+
+def program_error(name: str, how: str, last: str) -> ConnectError:
+    """The end of a program that was a failure.
+
+    :param name: the program's.
+    :param how: it has ended.
+    :param last: the last line that it said on its standard error, if any.
+    """
+    return ConnectError(f"{name}: {how}" + (f" ({last})" if last else ""), reason="target_reset")
+
+
+def _printable(line: bytes) -> str:
+    """A line of others as text that is safe to show."""
+    text = line.decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else " " for char in text).strip()

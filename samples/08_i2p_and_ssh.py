@@ -8,7 +8,7 @@ import socket
 import threading
 
 import relay
-from relay.sam.destinations import b32_of
+from relay.addresses.destinations import b32_of
 from relay.testing import SAMBridge, SSHServer
 
 

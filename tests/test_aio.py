@@ -20,10 +20,10 @@ from helpers import BLOCK, WAIT, TLSEnd, black_hole, receive_all, refusing, wait
 
 import relay
 from relay import aio
-from relay.dialing import Dialed
-from relay.pump import Pump
+from relay.eventloop.background import Pump
+from relay.streams.dialer import Dialed
 from relay.testing import Leaks, check_leaks
-from relay.testing.sshlogin import Login
+from relay.testing.ssh.login import Login
 
 BEATS = 50  # turns of the loop
 

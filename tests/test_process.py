@@ -12,7 +12,7 @@ import pytest
 from helpers import WAIT, Thread
 
 from relay import process
-from relay.address import SSHServer
+from relay.addresses.values import SSHServer
 from relay.process import PIPE, start
 
 

@@ -15,10 +15,10 @@ import pytest
 from helpers import WAIT
 
 import relay
-from relay.address import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
-from relay.i2paddress import I2PListen
-from relay.parsing import parse_hops, parse_listen, parse_target
-from relay.secureshell.configuration import CLIENT_ONLY
+from relay.addresses.i2p import I2PListen
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.transports.ssh.config.settings import CLIENT_ONLY
 
 ROOT = Path(relay.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -100,10 +100,14 @@ def test_every_make_command_and_every_file_exists(text):
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("folder", ["relay", "relay/sam", "relay/secureshell"])
-def test_the_layout_names_every_module(folder):
-    modules = {path.name for path in (ROOT / folder).glob("[!_]*.py")}
-    assert {name for name in modules if name not in CONTRIBUTING} == set()
+def test_the_layout_names_every_folder_and_module_of_the_package():
+    entries = {path.name for path in (ROOT / "relay").glob("[!_.]*") if path.name != "py.typed"}
+    assert {name for name in entries - {"errors.py"} if f"`relay/{name}" not in CONTRIBUTING} == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "relay").rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_every_folder_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def test_every_parameter_of_a_hop_is_in_it():

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOME_TESTS = ("tests/test_address.py", "tests/test_init.py", "tests/promises/test_urgent_data_disturbs_nothing.py")
+SOME_TESTS = (
+    "tests/addresses/test_values.py",
+    "tests/test_init.py",
+    "tests/promises/test_urgent_data_disturbs_nothing.py",
+)
 
 
 def run(folder: Path, *argv: str, **variables: str) -> str:

@@ -1,4 +1,4 @@
-"""``relay.stderr``: lines of others in the log, bounded."""
+"""``relay.process``: lines of others in the log, bounded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from relay import stderr
-from relay.stderr import StandardError, program_error
+from relay.process import StandardError, program_error
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import headstart
-from .i2p import tell_published
-from .looking import Look
+from . import startup
+from .i2p_options import tell_published
 from .output import closing, complain, reason, say, status_of, summary, total
-from .plans import Opened, Plan
+from .plan import Opened, Plan
+from .preflight import Preflight
+from .probes import Attempt, Trial
 from .signals import Signals
-from .trying import Attempt, Trial
 
 if TYPE_CHECKING:
     from .live import LiveTable
@@ -71,7 +71,7 @@ class Fleet:
         self._signals = signals
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ending = threading.Event()
-        self._look = Look(names=False)
+        self._preflight = Preflight(names=False)
         self._unheard = len(members)  # of those that have not said yet how they began
         self._trials: dict[Hashable, tuple[Trial, list[Member]]] = {}
         self._draining = False
@@ -90,7 +90,7 @@ class Fleet:
         with self._live_table() if watch else nullcontext() as table:
             for member in self._members:
                 self._begin(member)
-            headstart.is_over()
+            startup.is_over()
             while not self._done:
                 heard = self._signals.wait(REFRESH if table is not None else None)
                 if heard:
@@ -118,7 +118,7 @@ class Fleet:
         tried = functools.partial(self._later, self._tried, member)
         postponed = functools.partial(self._later, self._postponed, member)
         try:
-            opening = functools.partial(member.plan.open, self._look)
+            opening = functools.partial(member.plan.open, self._preflight)
             member.attempt = Attempt(opening, tried, postponed)
         except RuntimeError as error:  # there is no thread to be had
             self._give_up(member, error)

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from .table import Content, Line, lay_out
+from .fleet_table import Content, Line, lay_out
 
 __all__ = ["LiveTable", "live_table"]
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from ..i2paddress import CONNECT_TIMEOUT, LINGER
-from ..limits import check_count
+from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ..streams.checks import check_count
 
 __all__ = ["FAIL_FAST", "LOG_FORMAT", "SECONDS", "Options", "Via", "seconds", "seconds_or_zero", "with_options"]
 

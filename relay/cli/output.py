@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..addresses.printable import printable
 from ..errors import can_retry
-from ..printable import printable
 
 if TYPE_CHECKING:
-    from ..connection import ConnectionRecord, Stats
+    from ..engine.connection import ConnectionRecord, Stats
 
 __all__ = [
     "carriers_quiet",
@@ -261,7 +261,7 @@ class _Text(logging.Formatter):
 
 
 def _finished(record: ConnectionRecord) -> str:
-    from ..race import place
+    from ..streams.happy_eyeballs import place
 
     return (
         f"{place(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
@@ -321,7 +321,7 @@ def closing(live: int, seconds: float) -> str:
 
 def total(all_stats: Iterable[Stats]) -> Stats:
     """What several tunnels have done together."""
-    from ..connection import Stats
+    from ..engine.connection import Stats
 
     failed: Counter[str] = Counter()
     accepted = active = received = sent = 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..address import masked
+from ..addresses.hops import inline_secrets
+from ..addresses.parse import parse_hops
+from ..addresses.values import masked
 from ..errors import AddressError
-from ..hops import inline_secrets
-from ..parsing import parse_hops
 
 __all__ = ["refuse_secrets", "refuse_secrets_of"]
 

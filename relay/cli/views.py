@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..connection import ConnectionRecord, Stats
-from ..race import place
-from ..tunnel import Tunnel
+from ..engine.connection import ConnectionRecord, Stats
+from ..engine.tunnel import Tunnel
+from ..streams.happy_eyeballs import place
+from .fleet_table import Column, Content
 from .output import size, summary, total
-from .table import Column, Content
 
 __all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state"]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import paramiko
 
-from ..senders.tcp import tcp
-from ..tunnel import Tunnel
-from .channels import Reception
-from .forwards import Forwards
-from .reversetunnel import RevFwTunnel
-from .x2golog import INFO, WARN, Log
+from ..engine.tunnel import Tunnel
+from ..transports.tcp import tcp
+from ._rforward.channels import Reception
+from ._rforward.forwards import Forwards
+from ._rforward.log import INFO, WARN, Log
+from ._rforward.tunnel import RevFwTunnel
 
 __all__ = [
     "RevFwChannelThread",

@@ -23,10 +23,10 @@ import socket as sockets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..address import TCPAddress, check_place
+from ..addresses.parse import parse_ssh_server, parse_target
+from ..addresses.values import TCPAddress, check_place
 from ..errors import AddressError, AuthenticationError
-from ..parsing import parse_ssh_server, parse_target
-from .zmqtunnel import Password, SSHTunnel, Way, backend_of, ssh_exceptions
+from ._zmq.tunnel import Password, SSHTunnel, Way, backend_of, ssh_exceptions
 
 if TYPE_CHECKING:
     import zmq

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..address import shown
-from ..files import open_regular
+from ..addresses.values import shown
+from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
 from .lines import lines_of
 from .models import LIMITS, File, keys_at, schema

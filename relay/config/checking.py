@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..address import SSHListen, TCPAddress, UnixAddress, masked, shown
-from ..hops import ProxyListen, Route, check_way, inline_secrets
-from ..i2paddress import I2PListen, I2PRouter, I2PTarget
-from ..parsing import parse_hop, parse_hops, parse_listen, parse_target
-from ..senders.dynamic import parse_rule
+from ..addresses.hops import ProxyListen, Route, check_way, inline_secrets
+from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
+from ..addresses.values import SSHListen, TCPAddress, UnixAddress, masked, shown
+from ..transports.dynamic import parse_rule
 from .lines import Path
+from .listen_conflicts import Taken
 from .models import LIMITS, File, Hop, Tunnel, hop_address
 from .problems import Problems, near
-from .taken import Taken
 
 __all__ = ["ANYWHERE", "Checker", "Entry"]
 

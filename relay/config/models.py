@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, PlainValidator, Tag, WithJsonSchema
 
-from ..limits import check_count, check_time
-from ..reading import with_parameters
+from ..addresses.reader import with_parameters
+from ..streams.checks import check_count, check_time
 from .lines import Path
 
 __all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_address", "keys_at", "schema"]
@@ -17,14 +17,14 @@ __all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_address", "keys_a
 LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain")
 
 
-def _checked(wanted: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A validator of a function that says what is wrong with an argument."""
 
     def validate(value: Any) -> Any:
         try:
             return check(value)
         except TypeError:
-            raise ValueError(f"{wanted} is wanted") from None
+            raise ValueError(f"expected {expected}") from None
         except ValueError as error:
             raise ValueError(str(error).partition(": ")[2].replace(" or None", " or 'none'")) from None
 
@@ -52,7 +52,7 @@ def _in_schema(least: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "number", **least}, {"const": "none"}]})
 
 
-_SECONDS = "a number of seconds, or 'none',"
+_SECONDS = "a number of seconds, or 'none'"
 Seconds = Annotated[
     float,
     PlainValidator(_checked(_SECONDS, lambda value: _time(value, zero=False))),

@@ -18,14 +18,14 @@ __all__ = ["Problem", "Problems", "near", "shape_problems"]
 Keys = Callable[[Path], Iterable[str]]
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_WANTED = {
-    "string": "text in quotes is wanted",
-    "bool": "true or false is wanted",
-    "int": "a whole number is wanted",
-    "float": "a number is wanted",
-    "list": 'a list is wanted, such as ["…", "…"]',
-    "dict": "a table is wanted",
-    "model": "a table is wanted",
+_EXPECTED = {
+    "string": "text in quotes",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "list": 'a list such as ["…", "…"]',
+    "dict": "a table",
+    "model": "a table",
 }
 _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
 
@@ -138,7 +138,7 @@ def _told(found: Any) -> str:
     if found["type"] == "value_error":
         return str(found["ctx"]["error"])
     if found["type"] == "literal_error":
-        return f"{found['ctx']['expected']} is wanted"
+        return f"expected {found['ctx']['expected']}"
     kind = _KINDS.get(type(found["input"]), "a date or a time")
-    wanted = _WANTED.get(found["type"].removesuffix("_type"))
-    return f"{wanted}, not {kind}" if wanted else str(found["msg"])
+    expected = _EXPECTED.get(found["type"].removesuffix("_type"))
+    return f"expected {expected}, got {kind}" if expected else str(found["msg"])

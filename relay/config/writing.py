@@ -8,11 +8,11 @@ from typing import Any
 
 import tomli_w
 
-from ..address import masked
-from ..hops import inline_secrets
-from ..i2paddress import I2PListen
-from ..parsing import parse_hop, parse_listen, parse_target
-from ..senders.dynamic import parse_rule
+from ..addresses.hops import inline_secrets
+from ..addresses.i2p import I2PListen
+from ..addresses.parse import parse_hop, parse_listen, parse_target
+from ..addresses.values import masked
+from ..transports.dynamic import parse_rule
 from .checking import Entry
 from .models import Defaults, Hop
 

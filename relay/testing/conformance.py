@@ -13,10 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..bridge import as_stream
-from ..interfaces import Listener, MakeSend
-from ..stream import Stream, reset
-from ..tunnel import Tunnel
+from ..engine.tunnel import Tunnel
+from ..eventloop.sockets import reset
+from ..streams.adapter import as_stream
+from ..streams.interfaces import Listener, MakeSend
+from ..streams.stream import Stream
 from .leaks import check_leaks
 
 __all__ = ["check_factory", "check_stream"]

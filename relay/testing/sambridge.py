@@ -12,9 +12,10 @@ import sys
 import threading
 from types import TracebackType
 
-from .sami2pd import I2pdConversation
-from .samjava import JavaConversation
-from .samrouter import Command, Network, Router, SessionRecord, Settings
+from .sam.i2pd import I2pdConversation
+from .sam.java import JavaConversation
+from .sam.router import Network, Router
+from .sam.values import Command, SessionRecord, Settings
 
 __all__ = ["SAMBridge"]
 

@@ -21,8 +21,8 @@ import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from .sshlogin import Rules
-from .sshsession import LOG, Session, State
+from .ssh.login import Rules
+from .ssh.session import LOG, Session, State
 
 __all__ = ["SSHServer"]
 

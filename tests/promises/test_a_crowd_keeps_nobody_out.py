@@ -10,7 +10,7 @@ import pytest
 from helpers import WAIT, TLSEnd, receive_exactly, wait_until
 
 import relay
-from relay import lookups
+from relay.streams import lookups
 
 HELLO = b"\5\1\0"
 SERVED = b"\5\0\5\0\0\1" + bytes(6)
@@ -37,7 +37,7 @@ def test_names_that_nobody_resolves(crowd, echo_server, monkeypatch):
     monkeypatch.setattr(lookups, "_MOST", 4)
     monkeypatch.setattr(lookups, "_SHARE", 4)
     monkeypatch.setattr(lookups, "_WAITING", 8)
-    monkeypatch.setattr("relay.relaythread.MOST_CALLS", 4)
+    monkeypatch.setattr("relay.engine.relay_thread.MOST_CALLS", 4)
     go, resolve = threading.Event(), socket.getaddrinfo
 
     def slow(host, *args, **options):

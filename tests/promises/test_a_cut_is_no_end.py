@@ -15,8 +15,8 @@ from helpers import BLOCK, WAIT, Thread, TLSEnd, ended, receive_all, receive_unt
 from program_rig import BRIDGE
 
 import relay
-from relay.stream import reset
-from relay.unixreset import socketpair
+from relay.eventloop.sockets import reset
+from relay.eventloop.unix_reset import socketpair
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a Unix socket has nothing but an end of file"),

@@ -7,7 +7,7 @@ import socket
 import pytest
 from helpers import BLOCK, Thread, ended, ending, exchange, flood
 
-from relay.stream import reset
+from relay.eventloop.sockets import reset
 
 TIMES = 40
 

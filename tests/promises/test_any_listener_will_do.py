@@ -10,7 +10,7 @@ import pytest
 from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, send_and_end, wait_until
 
 import relay
-from relay.stream import reset
+from relay.eventloop.sockets import reset
 from relay.testing import FakeListener, pair
 
 

@@ -13,7 +13,7 @@ from i2p_world import Double
 from sshd import FarEnd, server_url
 
 import relay
-from relay.sam.destinations import b32_of
+from relay.addresses.destinations import b32_of
 
 MIDDLE = {"paramiko": "paramiko", "openssh": "openssh", "i2p": "i2p"}
 
@@ -21,11 +21,11 @@ MIDDLE = {"paramiko": "paramiko", "openssh": "openssh", "i2p": "i2p"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.carrier._BACKOFF", (0.05, 0.5))
-    monkeypatch.setattr("relay.carrier._WANTED", 0.1)
-    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.1, 1.0))
-    monkeypatch.setattr("relay.sam.accepting.AGAIN", (0.02, 0.2))
-    monkeypatch.setattr("relay.sam.opening._AGAIN", (0.02, 0.2))
+    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.05, 0.5))
+    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.1)
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.1, 1.0))
+    monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.02, 0.2))
+    monkeypatch.setattr("relay.transports.i2p.opening._AGAIN", (0.02, 0.2))
 
 
 class Router:

@@ -8,14 +8,14 @@ import pytest
 from helpers import exchange
 
 import relay
-from relay.sam.keys import path_of_session
+from relay.transports.i2p.key_file import path_of_session
 
 
 @pytest.fixture(autouse=True)
 def data_home(monkeypatch, tmp_path):
     """Where the user's own data would be; and nobody waits until a router has forgotten the last session of a key."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.0, 0.0))
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
 
 
 def dest_of(world, **options):

@@ -9,14 +9,14 @@ import pytest
 from helpers import WAIT, Thread, ended, exchange, fate_of_client, receive_all, wait_until
 
 import relay
-from relay.sam import keys as keyfiles
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
+from relay.transports.i2p import key_file as keyfiles
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Nobody waits until a router has forgotten the last session of a key."""
-    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.0, 0.0))
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from helpers import PROMPT, refusing
 from i2p_world import SHORT
 
 import relay
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
 from relay.testing import SAMBridge
 
 KEY = PrivateKey.generate()

@@ -12,7 +12,7 @@ from i2p_world import SHORT, read_line
 from sam_rig import ScriptedBridge
 
 import relay
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
 
 TIMEOUT = 0.3  # seconds that are left to a bridge to say HELLO, or to make a session, in place of 8 and 600
 MUCH = 64 << 20  # bytes that are more than anybody may swallow
@@ -104,8 +104,8 @@ SECOND_WORDS = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.sam.bridge.HELLO", TIMEOUT)
-    monkeypatch.setattr("relay.sam.carriers._ATTEMPT", TIMEOUT)
+    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", TIMEOUT)
+    monkeypatch.setattr("relay.transports.i2p.connector._ATTEMPT", TIMEOUT)
 
 
 def server(sam):
@@ -238,7 +238,7 @@ def test_instead_of_a_destination(value, scripted):
     "words", [b"x" * 9000, b"\xff\xfe\n", Flood(b"SESSION STATUS ")], ids=["long", "bytes", "flood"]
 )
 def test_nonsense_on_the_control_socket_ends_the_session_and_a_new_one_is_made(words, scripted, monkeypatch):
-    monkeypatch.setattr("relay.carrier._BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.05))
     bridge = scripted("nothing", b"")
     with relay.TunnelClient("", 0, DEST, bridge.name, **SHORT) as tunnel:
         states = []
@@ -268,7 +268,7 @@ ACCEPT_WORDS = {
 @pytest.mark.parametrize("what", ACCEPT_WORDS)
 def test_instead_of_who_connects(what, scripted, echo_server, monkeypatch):
     """The next one is served."""
-    monkeypatch.setattr("relay.sam.accepting.AGAIN", (0.01, 0.05))
+    monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.01, 0.05))
     words = ACCEPT_WORDS[what]
 
     def somebody(connection):

@@ -9,7 +9,7 @@ import pytest
 from helpers import WAIT, ended, ending, exchange, fate_of_client, receive_all
 
 import relay
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
 
 SHORT = 1.0  # seconds
 

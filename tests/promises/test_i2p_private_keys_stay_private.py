@@ -16,8 +16,8 @@ from i2p_world import SHORT
 from sam_rig import ScriptedBridge
 
 import relay
-from relay.sam import keys as keyfiles
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
+from relay.transports.i2p import key_file as keyfiles
 
 PIECE = 16  # characters or bytes in a row that betray it
 
@@ -41,7 +41,7 @@ def home(monkeypatch, tmp_path):
 
     Nobody waits until a router has forgotten the last session of a key.
     """
-    monkeypatch.setattr("relay.sam.carriers._REMEMBERED", (0.0, 0.0))
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     before = os.umask(0)
     yield
@@ -90,7 +90,7 @@ REFUSALS = ["INVALID_KEY", "I2P_ERROR", "DUPLICATED_DEST", "nonsense"]
 
 @pytest.mark.parametrize("result", REFUSALS)
 def test_not_in_an_error(i2p_double, everything, tmp_path, result, monkeypatch):
-    monkeypatch.setattr("relay.sam.carriers._DUPLICATE", 0.1)
+    monkeypatch.setattr("relay.transports.i2p.connector._DUPLICATE", 0.1)
     path = tmp_path / "keys.dat"
     keyfiles.write(path, PrivateKey.generate())
     secret = Secret(keyfiles.read(path))

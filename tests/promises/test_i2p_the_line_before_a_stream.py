@@ -11,7 +11,7 @@ from i2p_world import SHORT
 from sam_rig import ScriptedBridge
 
 import relay
-from relay.sam.destinations import PrivateKey
+from relay.addresses.destinations import PrivateKey
 
 DEST = PrivateKey.generate().destination
 LINE = DEST.encode() + b" FROM_PORT=1 TO_PORT=2\n"

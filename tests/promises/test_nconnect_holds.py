@@ -24,7 +24,7 @@ from helpers import (
 )
 
 import relay
-from relay.stream import reset
+from relay.eventloop.sockets import reset
 from relay.testing import FakeListener
 
 CHURN = 500

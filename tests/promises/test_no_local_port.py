@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import os
 import socket
 import threading
@@ -50,13 +51,16 @@ def via(request, openssh_server):
 def alone():
     """What is done here opens no port, and leaves nothing while all servers go on."""
     with check_leaks(WAIT):
-        before = ports()
-        yield lambda: ports() - before
-        wait_until(lambda: ports() <= before)
+        others = psutil.Process().children()  # servers, and tests with routers, which run beside this one
+        before = ports(others)
+        yield lambda: ports(others) - before
+        wait_until(lambda: ports(others) <= before)
 
 
-def ports():
+def ports(others=()):
     """Where this program and its children listen over TCP: pairs of a process and the inode of a socket.
+
+    :param others: children that do not count, nor do theirs.
 
     One look at the table of the kernel serves all of them: after thousands of tests it is long.
     """
@@ -65,13 +69,21 @@ def ports():
     listening = {f"socket:[{row[9]}]": int(row[9]) for row in rows}
     mine = psutil.Process()
     found = set()
-    for process in (mine, *mine.children(recursive=True)):
+    own = [child for child in mine.children() if child not in others]
+    for process in (mine, *own, *itertools.chain.from_iterable(map(_descendants, own))):
         for descriptor in _descriptors(process.pid):
             with contextlib.suppress(OSError):  # it is closed since
                 link = os.readlink(descriptor)
                 if link in listening:
                     found.add((process.pid, listening[link]))
     return found
+
+
+def _descendants(process):
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:  # it has ended since
+        return []
 
 
 def _descriptors(pid):

@@ -11,7 +11,7 @@ import pytest
 from command_rig import Command, commands
 from helpers import Server, wait_until
 
-from relay.sam.destinations import b32_of
+from relay.addresses.destinations import b32_of
 
 WAYS = ["socks5h", "socks4a", "http"]
 

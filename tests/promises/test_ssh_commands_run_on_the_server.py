@@ -75,7 +75,7 @@ def test_what_was_sent_before_the_close_arrives(far, tmp_path):
 
 
 def test_what_waits_for_a_slow_command_when_the_stream_is_closed_arrives(far, tmp_path, monkeypatch):
-    monkeypatch.setattr("relay.secureshell.openssh.sessions._MOMENT", 0.05)
+    monkeypatch.setattr("relay.transports.ssh.openssh.sessions._MOMENT", 0.05)
     script = 'echo on; while ! test -e "$0.go"; do sleep 0.02; done; cat >"$0.part" && mv "$0.part" "$0"'
     with remote(far) as link:
         stream = link.open("sh", "-c", script, str(tmp_path / "taken"))
@@ -94,7 +94,7 @@ def test_what_waits_for_a_slow_command_when_the_stream_is_closed_arrives(far, tm
 
 def test_a_command_that_heeds_no_end_does_not_hold_the_connection_for_ever(far, monkeypatch):
     for module in "paramiko.channel", "openssh.sessions":
-        monkeypatch.setattr(f"relay.secureshell.{module}._LINGER", 0.3)
+        monkeypatch.setattr(f"relay.transports.ssh.{module}._LINGER", 0.3)
     with remote(far) as link:
         stream = link.open("sh", "-c", "echo on; exec sleep 1000")
         assert receive_exactly(stream.socket, 3) == b"on\n"

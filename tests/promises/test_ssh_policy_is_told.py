@@ -10,7 +10,7 @@ from helpers import WAIT, echo, ended, fate_of_client, receive_exactly, wait_unt
 from sshd import FarEnd
 
 import relay
-from relay.testing.sshsession import Session
+from relay.testing.ssh.session import Session
 
 
 def denied(url, target):

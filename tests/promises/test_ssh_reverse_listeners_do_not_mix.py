@@ -10,9 +10,9 @@ import pytest
 from helpers import BLOCK, WAIT, Thread, exchange, is_gone, receive_all, send_and_end, wait_until
 
 import relay
-from relay.address import TCPAddress
-from relay.secureshell.paramiko.forwards import Dispatcher
+from relay.addresses.values import TCPAddress
 from relay.testing import check_stream
+from relay.transports.ssh.paramiko.forwards import Dispatcher
 
 
 def far_client(listener):

@@ -11,7 +11,7 @@ import pytest
 from helpers import BLOCK, WAIT, ended, ending, expire, receive_all, receive_exactly, send_and_end, wait_until
 
 import relay
-from relay import connection as connection_module
+from relay.engine import connection as connection_module
 from relay.testing import FakeListener, pair
 
 

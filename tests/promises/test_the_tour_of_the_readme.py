@@ -20,8 +20,8 @@ from helpers import WAIT, Server
 from postgres import PASSWORD
 
 import relay
+from relay.addresses.destinations import b32_of
 from relay.process import end
-from relay.sam.destinations import b32_of
 from relay.testing import SAMBridge, SSHServer
 
 README = (Path(relay.__file__).parent.parent / "README.md").read_text()

@@ -12,7 +12,7 @@ from helpers import WAIT, ended, exchange, receive_all, refusing, wait_until
 
 import relay
 from relay.cli.output import _Text
-from relay.race import place
+from relay.streams.happy_eyeballs import place
 
 EVIL = "\x1b[2J\x1b]0;pwn\x07\r\n12:00:00 WARNING forged\u202e\x9b31m"
 

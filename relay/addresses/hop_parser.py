@@ -1,0 +1,234 @@
+"""Parse hops: ``ssh://me@bastion``, ``i2p:?sam=…``, ``exec:nc %h %p`` to values of :mod:`relay.addresses.hops`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, TypeVar
+
+from .hops import Command, Hop, Proxy, Route
+from .i2p import I2PRouter
+from .i2p_parser import read_i2p_hop
+from .reader import KNOWN, AddressReader
+from .values import PROXY_PARAMETERS, SSH_PARAMETERS, SSHServer, masked
+
+__all__ = ["HopReader", "SSHReader", "ServerReader", "made_of", "read_command", "read_hops", "read_proxy"]
+
+Value = TypeVar("Value")
+
+_CHOICES = {
+    "identities_only": ("yes", "no"),
+    "accept_new": ("yes", "no"),
+    "compress": ("yes", "no"),
+    "backend": ("paramiko", "openssh"),
+}
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
+
+
+class SSHReader(AddressReader):
+    """An address with an SSH server in it."""
+
+    def server(self, user: str | None, place: str, options: dict[str, Any]) -> SSHServer:
+        """An SSH server of its parts; the value itself checks them."""
+        if "/" in place or "#" in place:
+            self.fail("something follows the host", "parameters begin with a question mark: ssh://host?keyfile=FILE")
+        host, colon, port = self.ssh_place(place)
+        if not host:
+            self.fail("the host is empty", "write it out: ssh://user@host")
+        number = self.port(port, 1) if colon else None
+        return made_of(self, SSHServer, host=host, user=user, port=number, **options)
+
+    def ssh_place(self, place: str) -> tuple[str, str, str]:
+        """Split ``host`` or ``host:port``, the colon apart."""
+        if not place.startswith("["):
+            host, colon, port = place.partition(":")
+            if ":" in port:
+                self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:22")
+            return self.ascii(host), colon, port
+        host, bracket, port = place[1:].partition("]")
+        if not bracket or not host or (port and not port.startswith(":")):
+            self.fail("a broken IPv6 address", "an IPv6 address is written [::1] or [::1]:22")
+        return self.ipv6(host, encoded=False), port[:1], port[1:]
+
+    def ssh_url(self, rest: str, more: tuple[str, ...] = ()) -> tuple[SSHServer, dict[str, str]]:
+        """Read what follows ``ssh://``.
+
+        :param more: the names of further parameters, whose values are returned as they are.
+        """
+        place, _, query = rest.partition("?")
+        given = self.parameters("ssh://", query, (*SSH_PARAMETERS, *more))
+        others = {name: given.pop(name) for name in more if name in given}
+        user, sign, place = place.rpartition("@")
+        user, colon, password = user.partition(":")
+        if sign and not user:
+            self.fail("the user is empty", "write it before the @, or leave both out")
+        if colon:
+            if "password" in given or not password:
+                self.fail("a password that is empty or given twice", "give one, or leave the colon out")
+            given["password"] = self.decoded(password)
+        return self.server(self.decoded(user) or None, place, self.ssh_options(given)), others
+
+    def ssh_options(self, given: dict[str, str]) -> dict[str, Any]:
+        """Give parameters the types of the fields that they stand for."""
+        options: dict[str, Any] = dict(given)
+        for name, choices in _CHOICES.items():
+            if name in given:
+                if given[name] not in choices:
+                    self.fail(f"{name}={self.part(given[name])}", f"{' and '.join(choices)} are allowed")
+                if "yes" in choices:
+                    options[name] = given[name] == "yes"
+        if "keepalive" in given:
+            options["keepalive"] = self.seconds("keepalive", given["keepalive"])
+        return options
+
+    def seconds(self, name: str, text: str) -> float | None:
+        """A number of seconds, or ``none``."""
+        if text == "none":
+            return None
+        if not _SECONDS.fullmatch(text) or float(text) <= 0:
+            self.fail(f"{name}={self.part(text)}", "a number of seconds above 0 is allowed, or none")
+        return float(text)
+
+
+class HopReader(SSHReader):
+    """A hop.
+
+    :param follows: what comes after it, for errors.
+    """
+
+    example = "ssh://bastion"
+    schemes: tuple[str, ...] = ("ssh", "i2p", "socks5", "http", "exec")
+    forms = (
+        "a hop is ssh://[user@]host[:port], i2p:?sam=host:port, socks5://[user@]host:port, http://[user@]host:port "
+        "or exec:command %h %p"
+    )
+    takes_i2p = True
+
+    def __init__(self, text: str, what: str, *, follows: str = "") -> None:
+        super().__init__(text, what)
+        self._follows = follows
+
+    def plain(self) -> tuple[str, str]:
+        """Split an address without ``//``."""
+        if "i2p" in self.schemes and (found := _I2P.fullmatch(self.text)):
+            return "i2p", found[2] or ""
+        return super().plain()
+
+    def unknown(self, scheme: str) -> NoReturn:
+        """Refuse a scheme that is no hop's."""
+        if scheme in KNOWN and scheme not in HopReader.schemes:
+            last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
+            self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
+        super().unknown(scheme)
+
+    def unknown_parameter(self, scheme: str, name: str, masked_name: str, names: Any) -> NoReturn:
+        """Refuse a parameter that is no hop's."""
+        if name in ("listen", "accept", "allow", "deny"):
+            self.fail(f"{name}= makes it a place to listen at, not a hop", "listen there, or leave the parameter out")
+        super().unknown_parameter(scheme, name, masked_name, names)
+
+    def read(self) -> Hop:
+        """Read it."""
+        scheme, rest = self.split()
+        if scheme == "ssh":
+            return self.ssh_url(rest)[0]
+        if scheme == "i2p":
+            return self.router(rest)
+        if scheme == "exec":
+            return read_command(self, rest)
+        if not scheme:
+            return self.bare(rest)
+        return made_of(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
+
+    def bare(self, text: str) -> SSHServer:
+        """A hop without a scheme."""
+        self.fail("it has no scheme", self.forms)
+
+    def router(self, rest: str) -> I2PRouter:
+        """The router of ``i2p:``."""
+        if rest and not rest.startswith("?"):
+            self.fail(
+                "i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one"
+            )
+        return read_i2p_hop(self, rest)
+
+
+class ServerReader(HopReader):
+    """An SSH server as people name it."""
+
+    example = "user@host"
+    schemes = ("ssh",)
+    forms = "allowed are [user@]host[:port], an alias of the SSH configuration and ssh://[user@]host[:port]"
+
+    def read(self) -> SSHServer:
+        """Read it."""
+        scheme, rest = self.split()
+        return self.ssh_url(rest)[0] if scheme else self.bare(rest)
+
+    def bare(self, text: str) -> SSHServer:
+        """A server without a scheme."""
+        user, sign, place = text.rpartition("@")
+        if "?" in text or ":" in user:
+            self.fail("a parameter or a password", "only the form with ssh:// has them")
+        if sign and not user:
+            self.fail("the user is empty", "write it before the @, or leave both out")
+        return self.server(user or None, place, {})
+
+
+def read_proxy(reader: AddressReader, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
+    """Read what follows ``socks5://`` or ``http://``.
+
+    :returns: the parameters of :class:`relay.addresses.hops.Proxy`, which checks them; see :func:`made_of`.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    place, _, query = rest.partition("?")
+    user, sign, place = place.rpartition("@")
+    user, colon, password = user.partition(":")
+    if sign and not user:
+        reader.fail("the user is empty", "write it before the @, or leave both out")
+    given: dict[str, Any] = dict(reader.parameters(f"{protocol}://", query, PROXY_PARAMETERS))
+    if colon:
+        if "password" in given or not password:
+            reader.fail("a password that is empty or given twice", "give one, or leave the colon out")
+        given["password"] = reader.decoded(password)
+    host, port, _ = reader.place(protocol, place.removesuffix("/"))
+    return {"protocol": protocol, "host": host, "port": port, "user": reader.decoded(user) or None, **given}
+
+
+def made_of(reader: AddressReader, make: Callable[..., Value], **given: Any) -> Value:
+    """The value of some parameters, which it checks itself.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    try:
+        return make(**given)
+    except ValueError as error:
+        problem, _, allowed = str(error).partition("; ")
+        reader.fail(f"{problem.partition(':')[0]}: that cannot be one" if reader.hidden else problem, allowed)
+
+
+def read_command(reader: AddressReader, text: str) -> Command:
+    """Read what follows ``exec:``.
+
+    :raises AddressError: in one line: what, where, and what is allowed.
+    """
+    try:
+        return Command(text)
+    except ValueError as error:
+        problem, _, allowed = str(error).removeprefix("exec: ").partition("; ")
+        reader.fail(problem, allowed)
+
+
+def read_hops(via: Sequence[str], target: str | None) -> Route:
+    """Read a chain of hops, the nearest first; see :func:`relay.addresses.parse.parse_hops`."""
+    if isinstance(via, str) or not isinstance(via, Sequence):
+        raise TypeError(f"via: expected a list of addresses, got {type(via).__name__}")
+    count = len(via)
+    found: list[Hop] = []
+    for number, text in enumerate(via, 1):
+        behind = via[number] if number < count else target
+        follows = masked(behind) if isinstance(behind, str) else ""
+        reader = HopReader(text, f"hop {number} of {count}" if count > 1 else "hop", follows=follows)
+        found.append(reader.read())
+    return tuple(found)

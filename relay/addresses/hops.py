@@ -1,0 +1,289 @@
+"""Hops as values: what other streams lead through; :mod:`relay.addresses.parse` reads them.
+
+Pure: nothing here does I/O. Every value is frozen and checked when it is made, equal values lead the same way, and
+``str`` of one is its name, without secrets, for errors and the log.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote
+
+from ..errors import AddressError, ConnectError
+from .i2p import I2PRouter, I2PTarget, parse_sam
+from .values import (
+    CONTROL,
+    Secret,
+    SSHServer,
+    TCPAddress,
+    UnixAddress,
+    check_file,
+    check_place,
+    check_secret,
+    check_variable,
+    is_i2p,
+)
+
+__all__ = [
+    "Command",
+    "Hop",
+    "Place",
+    "Proxy",
+    "ProxyListen",
+    "Route",
+    "check_way",
+    "hop_of",
+    "inline_secrets",
+    "on_the_way",
+    "over_i2p",
+    "to_i2p",
+]
+
+_LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
+_LONGEST_COMMAND = 4096  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """``socks5://[user@]host:port`` (RFC 1928) or ``http://[user@]host:port`` (CONNECT; RFC 9110, section 9.3.6).
+
+    :param protocol: ``socks5`` or ``http``.
+    :param host: a name, or an IPv4 or IPv6 address (no brackets); one in ``.i2p`` is reached over I2P.
+    :param port: from 1 to 65535.
+    :param user: who logs in; ``None`` for nobody.
+    :param password: text or a callable.
+    :param password_file: a file that holds it.
+    :param password_env: an environment variable that holds it.
+    :raises TypeError: if one has the wrong type; it names the argument, and shows no secret.
+    :raises ValueError: if one has a value that cannot be right; likewise.
+    """
+
+    protocol: Literal["socks5", "http"]
+    host: str
+    port: int
+    user: str | None = None
+    password: Secret | None = field(default=None, repr=False)
+    password_file: str | None = None
+    password_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("socks5", "http"):
+            raise ValueError(f"protocol: {self.protocol!r} is not allowed; socks5 and http are")
+        check_place("proxy" if is_i2p(self.host) else self.host, self.port)
+        check_file("password_file", self.password_file)
+        check_variable("password_env", self.password_env)
+        check_secret("password", self.password, self.password_file, self.password_env)
+        secret = any((self.password, self.password_file, self.password_env))
+        if self.user is None:
+            if secret:
+                raise ValueError("password: there is no user; a proxy wants both, user@ and a password")
+            return
+        _check_user(self.user, self.protocol)
+        if not secret:
+            raise ValueError("user: there is no password; password_file= or password_env= tells it")
+
+    @property
+    def place(self) -> TCPAddress:
+        """Where it is."""
+        return TCPAddress(self.host, self.port)
+
+    def __str__(self) -> str:
+        user = f"{quote(self.user)}@" if self.user else ""
+        return f"{self.protocol}://{user}{self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyListen:
+    """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen at: our clients name their targets.
+
+    :param protocol: and the others: as for :class:`Proxy`; port 0 for any that is free.
+    """
+
+    protocol: Literal["socks5", "http"]
+    host: str
+    port: int
+    user: str | None = None
+    password: Secret | None = field(default=None, repr=False)
+    password_file: str | None = None
+    password_env: str | None = None
+
+    def __post_init__(self) -> None:
+        Proxy(self.protocol, self.host, self.port or 1, self.user, self.password, self.password_file, self.password_env)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{TCPAddress(self.host, self.port)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``exec:command %h %p``: a program whose standard input and output is the stream; no shell ever sees it.
+
+    As a hop, ``%h`` and ``%p`` are the host and the port that it is to lead to, as in the ``ProxyCommand`` of
+    ssh_config(5); ``%%`` is a percent sign. Behind an SSH server it runs there.
+
+    :param text: the words, quoted as in a POSIX shell, but nothing else of a shell: no variables, pipes or globs.
+    :raises TypeError: if it is no text.
+    :raises ValueError: if it is empty, too long, or not quoted right, or has a percent sign with anything else.
+    """
+
+    text: str
+    argv: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"exec: expected a str, got {type(self.text).__name__}")
+        if CONTROL.search(self.text) or len(self.text) > _LONGEST_COMMAND:
+            raise ValueError(f"exec: a control character, or too long; {_LONGEST_COMMAND} characters are allowed")
+        try:
+            argv = tuple(shlex.split(self.text))
+        except ValueError as error:
+            raise ValueError(f"exec: {str(error).lower()}; words are quoted as in a shell") from None
+        if not argv or not argv[0]:
+            raise ValueError("exec: there is no command; exec:nc %h %p is one")
+        for word in argv:
+            _fill(word, "", "")
+        object.__setattr__(self, "argv", argv)
+
+    @property
+    def is_hop(self) -> bool:
+        """Whether it is told where to lead."""
+        return any(_fill(word, "x", "x") != _fill(word, "", "") for word in self.argv)
+
+    def to(self, place: TCPAddress) -> Command:
+        """The command that leads to a place: with its host and port filled in.
+
+        :raises ValueError: if the place could be taken for an option.
+        """
+        check_place("host" if is_i2p(place.host) else place.host, place.port)
+        argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
+        return Command(shlex.join(argv))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is run: the argument list, percent signs as they are meant. Of a hop, of what :meth:`to` returns."""
+        return tuple(_fill(word, "", "") for word in self.argv)
+
+    def __str__(self) -> str:
+        # Only the program: what follows may hold a secret.
+        return f"exec:{os.path.basename(self.argv[0])}{' …' if len(self.argv) > 1 else ''}"
+
+
+Hop = SSHServer | I2PRouter | Proxy | Command
+Route = tuple[Hop, ...]
+Place = TCPAddress | UnixAddress | Command
+
+
+def over_i2p(route: Sequence[Hop], *places: object) -> bool:
+    """Whether a way leads over I2P, where everything takes longer.
+
+    :param route: the hops.
+    :param places: what else is on it.
+    """
+    return any(isinstance(one, I2PRouter) or is_i2p(getattr(one, "host", "")) for one in (*route, *places))
+
+
+def to_i2p(route: Route, place: object) -> bool:
+    """Whether the stream to a target is one of SAM, which has no half-close.
+
+    :param route: the hops.
+    :param place: the target.
+    """
+    if isinstance(place, I2PTarget):
+        return True
+    last = route[-1] if route else None
+    is_name = isinstance(place, TCPAddress) and is_i2p(place.host)
+    return isinstance(place, TCPAddress) and (
+        isinstance(last, I2PRouter) or (is_name and not isinstance(last, Proxy | Command))
+    )
+
+
+def hop_of(error: object, route: Sequence[object]) -> int | None:
+    """Which hop an error, or its text, belongs to, from 1: it begins with the hop's name and a colon."""
+    text = str(error)
+    for number, hop in enumerate(route, 1):
+        if text.startswith(f"{hop}: "):
+            return number
+    return None
+
+
+def check_way(route: Route, place: object) -> None:
+    """Refuse a chain in which a hop cannot lead to what comes after it, before anything is opened.
+
+    An alias of an SSH configuration behind ``i2p:`` is not known before it is looked up.
+
+    :param route: the hops, the nearest first.
+    :param place: what comes after the last one.
+    :raises AddressError: if it makes no sense; it names the two places.
+    """
+    if not route:
+        return
+    count = len(route)
+    for number, (hop, after) in enumerate(zip(route, (*route[1:], place), strict=True), 1):
+        if problem := _misfit(hop, after):
+            what = f"hop {number + 1} of {count} ({after})" if number < count else f"{after}"
+            before = f"hop {number} of {count} ({hop})" if count > 1 else f"the hop {hop}"
+            raise AddressError(f"{what}: {problem.format(before)}")
+
+
+def _misfit(hop: Hop, place: object) -> str:
+    """Why a hop cannot lead to what comes after it, with ``{}`` for the hop; empty if it can."""
+    here = "is on this machine, or on a server directly behind an ssh:// hop;"
+    if isinstance(place, (Command, UnixAddress)) and not isinstance(hop, SSHServer):
+        what = "a command" if isinstance(place, Command) else "a Unix socket"
+        return f"{what} {here} {{}} leads to hosts and ports only"
+    if isinstance(hop, I2PRouter) and not _may_be_i2p(place):
+        return "what follows i2p: has a name in .i2p; {} leads nowhere else"
+    return ""
+
+
+def _may_be_i2p(place: object) -> bool:
+    if isinstance(place, I2PTarget):
+        return place.router == I2PRouter() or _may_be_i2p(place.router)
+    host = parse_sam(place.sam).host if isinstance(place, I2PRouter) else getattr(place, "host", "")
+    is_alias = isinstance(place, SSHServer) and "." not in host and ":" not in host
+    return is_alias or is_i2p(host)
+
+
+def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
+    """An error on the way to a hop: it is that hop's, unless it belongs to one before it."""
+    if not isinstance(error, ConnectError) or hop_of(error, (*before, hop)) is not None:
+        return error
+    return ConnectError(f"{hop}: {error}", reason=error.reason)
+
+
+def inline_secrets(hop: object) -> Sequence[str]:
+    """The names of those parameters of a hop or target that hold a secret as text."""
+    if isinstance(hop, (Proxy, ProxyListen)):
+        return ("password",) if isinstance(hop.password, str) else ()
+    names: Sequence[str] = getattr(hop, "inline_secrets", ())
+    return names
+
+
+def _check_user(user: str, protocol: str) -> None:
+    if not isinstance(user, str):
+        raise TypeError(f"user: expected a str, got {type(user).__name__}")
+    if not user or not user.isprintable() or len(user.encode()) > _LONGEST_LOGIN:
+        raise ValueError(f"user: it is empty, not printable or too long; {_LONGEST_LOGIN} bytes are allowed")
+    if protocol == "http" and ":" in user:
+        raise ValueError("user: a colon is not allowed in it (RFC 7617, section 2)")
+
+
+def _fill(word: str, host: str, port: str) -> str:
+    """A word of a command with its percent signs replaced."""
+    parts = word.split("%")
+    found = [parts[0]]
+    pending = iter(parts[1:])
+    for part in pending:
+        if part.startswith("h"):
+            found.append(host + part[1:])
+        elif part.startswith("p"):
+            found.append(port + part[1:])
+        elif not part and (rest := next(pending, None)) is not None:
+            found.append(f"%{rest}")
+        else:
+            raise ValueError(f"exec: %{part[:1]} is not known; %h is the host, %p the port, %% a percent sign")
+    return "".join(found)

@@ -1,0 +1,247 @@
+"""Parse addresses such as ``tls://db.internal:5432?ca=db.pem`` to values of :mod:`relay.addresses`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .hop_parser import HopReader, ServerReader, SSHReader, made_of, read_command, read_hops, read_proxy
+from .hops import Command, Hop, Proxy, ProxyListen, Route
+from .i2p import I2PListen, I2PTarget
+from .i2p_parser import read_i2p_listen, read_i2p_target
+from .reader import KNOWN, AddressReader
+from .values import (
+    LISTEN_PARAMETERS,
+    TARGET_PARAMETERS,
+    Listen,
+    SSHListen,
+    SSHServer,
+    Target,
+    TCPAddress,
+    TLSListen,
+    TLSTarget,
+    UnixAddress,
+    is_i2p,
+)
+
+__all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
+
+_I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
+
+
+def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | Command:
+    """Read the address of something to connect to.
+
+    :param text: ``host:port``, ``port`` (of 127.0.0.1), ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` or
+        ``i2p://NAME[:port]?sam=…&session=…&keys=…&in_depth=…&``
+        ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
+        ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
+        destination in base64. ``sam`` is ``host:port`` or ``tls://host:port?ca=…``, an ``&`` in it written ``%26``.
+    :param before: the hop that leads to it; a name in ``.i2p`` behind a proxy or a command is that one's business.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return _Target(text, "target", before).read()
+
+
+def parse_listen(text: str) -> Listen | I2PListen | ProxyListen:
+    """Read an address to listen at: on the loopback unless another host is written out.
+
+    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
+        ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
+        :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
+        name their targets themselves, or ``i2p:`` (``i2p`` and ``i2p://`` are the same) with the parameters of an
+        ``i2p://`` target and ``accept=accept`` or ``accept=forward``, ``allow=…`` and ``deny=…``, which may be
+        repeated; IPv6 in brackets, port 0 for any that is free.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return _Listen(text, "listen address").read()
+
+
+def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
+    """Read an address to listen at that is not on this machine.
+
+    :param text: ``ssh://[user@]host[:port]?listen=…`` or ``i2p:``, as in :func:`parse_listen`.
+    :param what: what it is for, in errors.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return _Elsewhere(text, what).read()
+
+
+def parse_hop(text: str) -> Hop:
+    """Read the address of a hop, something that other streams lead through.
+
+    :param text: one of
+
+        - ``ssh://[user@]host[:port]?backend=…&keyfile=…&passphrase_file=…&passphrase_env=…&password_file=…&``
+          ``password_env=…&known_hosts=…&config=…&hostkey=SHA256:…&accept_new=yes&keepalive=15&compress=yes``;
+          ``keepalive`` may be ``none``. ``ssh://user:password@host``, ``password=`` and ``passphrase=`` hold a secret
+          as text, percent-encoded;
+        - ``i2p:``, or ``i2p:?sam=…`` with the parameters of an ``i2p://`` target;
+        - ``socks5://[user@]host:port?password_file=…&password_env=…`` and ``http://[user@]host:port?…``;
+        - ``exec:command %h %p``, words quoted as in a shell.
+
+        IPv6 in brackets. A ``+`` is a plus sign.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return HopReader(text, "hop").read()
+
+
+def parse_hops(via: Sequence[str], target: str | None = None) -> Route:
+    """Read a chain of hops, the nearest first; an error tells which one it is about.
+
+    :param target: what comes after them, for errors.
+    :raises AddressError: if one cannot be understood, or cannot be where it is.
+    :raises TypeError: if ``via`` is not a list of ``str``.
+    """
+    return read_hops(via, target)
+
+
+def parse_ssh_server(text: str) -> SSHServer:
+    """Read an SSH server as people name it.
+
+    :param text: ``[user@]host[:port]``, an alias of the user's SSH configuration, or an ``ssh://`` URL, as in
+        :func:`parse_hop`.
+    :returns: the server as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return ServerReader(text, "server").read()
+
+
+class _Target(AddressReader):
+    schemes = ("tcp", "tls", "unix", "i2p", "exec")
+    forms = (
+        "allowed are host:port, port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
+    )
+    takes_i2p = True
+
+    def __init__(self, text: str, what: str, before: Hop | None) -> None:
+        super().__init__(text, what)
+        self._takes_names = isinstance(before, (Proxy, Command))
+
+    def unknown(self, scheme: str) -> NoReturn:
+        if scheme in HopReader.schemes:
+            use = "it leads to one: give it as --via {0}://host (via=[…] in Python), and as the target what is behind"
+            self.fail(f"{scheme}:// is a hop, not a target", use.format(scheme))
+        super().unknown(scheme)
+
+    def read(self) -> Target | I2PTarget | Command:
+        scheme, rest = self.split()
+        if not scheme and rest.isascii() and rest.isdigit():
+            return TCPAddress("127.0.0.1", self.port(rest))
+        if scheme == "unix":
+            return UnixAddress(self.path(rest))
+        if scheme == "exec":
+            return self.command(rest)
+        is_name = scheme in ("", "tcp") and is_i2p(rest.partition("?")[0].partition(":")[0])
+        if scheme == "i2p" or (is_name and not self._takes_names):
+            return read_i2p_target(self, rest)
+        host, port, query = self.place(scheme, rest)
+        if scheme != "tls":
+            self.parameters("tcp://", query, ())
+            return TCPAddress(host, port)
+        given = self.parameters("tls://", query, TARGET_PARAMETERS)
+        if "servername" in given:
+            given["servername"] = self.host(given["servername"])
+        if "key" in given and "cert" not in given:
+            self.fail("key= without cert=", "a client certificate is cert=FILE, and key=FILE if its key is elsewhere")
+        return TLSTarget(host, port, **given)
+
+    def command(self, text: str) -> Command:
+        """A program, which is told nothing: it is the target itself."""
+        command = read_command(self, text)
+        if command.is_hop:
+            self.fail("%h and %p have no meaning in a target", "a percent sign is written %%; as a hop it has both")
+        return command
+
+
+class _Listen(SSHReader):
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http")
+    forms = (
+        "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
+        "socks5://host:port and http://host:port"
+    )
+    i2p_names = "nobody listens there but the owner of its keys; i2p: listens at I2P"
+    least_port = 0
+
+    def plain(self) -> tuple[str, str]:
+        found = _I2P.fullmatch(self.text) if "i2p" in self.schemes else None
+        return super().plain() if found is None else ("i2p", found[1] or "")
+
+    def without_host(self, port: str) -> str:
+        return "127.0.0.1"
+
+    def read(self) -> Listen | I2PListen | ProxyListen:
+        if self.text.isascii() and self.text.isdigit():
+            return TCPAddress("127.0.0.1", self.port(self.text))
+        scheme, rest = self.split()
+        if scheme == "unix":
+            return UnixAddress(self.path(rest))
+        if scheme == "ssh":
+            return self.reverse(rest)
+        if scheme == "i2p":
+            return read_i2p_listen(self, rest)
+        if scheme in ("socks5", "http"):
+            return made_of(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
+        host, port, query = self.place(scheme, rest)
+        if scheme != "tls":
+            self.parameters("tcp://", query, ())
+            return TCPAddress(host, port)
+        given = self.parameters("tls://", query, LISTEN_PARAMETERS)
+        if "cert" not in given:
+            self.fail(
+                "no certificate", "a TLS listener needs tls://host:port?cert=FILE, and key=FILE if it is elsewhere"
+            )
+        return TLSListen(host, port, **given)
+
+    def reverse(self, rest: str) -> SSHListen:
+        server, given = self.ssh_url(rest, ("listen",))
+        if not given:
+            return SSHListen(server)
+        return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).read())
+
+
+class _Elsewhere(_Listen):
+    """An address to listen at where only one that is not on this machine will do."""
+
+    example = "ssh://server"
+    schemes = ("ssh", "i2p")
+    forms = (
+        "allowed are i2p: and ssh://[user@]host[:port], with ?listen=HOST:PORT or ?listen=/PATH for where it listens"
+    )
+
+    def unknown(self, scheme: str) -> NoReturn:
+        if scheme in KNOWN:
+            self.fail(f"{scheme}:// is on this machine, where relay forward listens", self.forms)
+        super().unknown(scheme)
+
+    def read(self) -> SSHListen | I2PListen:
+        scheme, rest = self.split()
+        if not scheme:
+            self.fail("it has no scheme", self.forms)
+        return self.reverse(rest) if scheme == "ssh" else read_i2p_listen(self, rest)
+
+
+class _Place(_Listen):
+    """Where an SSH server listens for us."""
+
+    schemes = ("tcp", "unix")
+    forms = "allowed are host:port, port, /path and unix:///path"
+
+    def read(self) -> TCPAddress | UnixAddress:
+        if self.text.startswith("/"):
+            return UnixAddress(self.socket_path(self.text))
+        place = super().read()
+        assert isinstance(place, (TCPAddress, UnixAddress))
+        return place

@@ -1,0 +1,266 @@
+"""What every address as text has in common: a scheme, a host and a port or a path, parameters.
+
+Pure: nothing here does I/O. Every error is one line (what, where, what is allowed) and shows no secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
+from typing import NoReturn
+from urllib.parse import quote, unquote_to_bytes
+
+from ..errors import AddressError
+from .values import CONTROL, LONGEST_UNIX_PATH, is_i2p, masked, masked_parameters, shown, unclear
+
+__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader", "with_parameters"]
+
+LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
+LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
+
+KNOWN = ("exec", "http", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
+
+_OVER_TLS = ("https", "wss", "ssl")  # schemes that people write where tls:// belongs
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
+_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def with_parameters(address: str, parameters: Iterable[tuple[str, str | None]]) -> str:
+    """An address with further parameters.
+
+    :param address: as text.
+    :param parameters: names and values; those whose value is ``None`` are left out.
+    """
+    given = [(name, value.encode("utf-8", "surrogateescape")) for name, value in parameters if value is not None]
+    more = "&".join(f"{name}={quote(value, safe='/:@,+=~')}" for name, value in given)
+    if not more:
+        return address
+    return address + ("" if address.endswith("?") else "&" if "?" in address else "?") + more
+
+
+class AddressReader:
+    """One address while it is read.
+
+    :param text: the address.
+    :param what: what it is for, in errors.
+    :param hidden: whether it may be a part of a password.
+    """
+
+    example = "localhost:8080"
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix")
+    forms = "allowed are host:port, tcp://host:port, unix:///path and tls://host:port"
+    i2p_names = "it is not looked up in the DNS; only i2p://NAME leads there"
+    least_port = 1
+    takes_i2p = False  # whether a host may be a name of I2P
+
+    def __init__(self, text: str, what: str, *, hidden: bool = False) -> None:
+        self.what = what
+        if not isinstance(text, str):
+            raise TypeError(f"{what}: expected a str such as '{self.example}', got {type(text).__name__}")
+        self.text = text
+        self.shown = "***" if hidden else masked(text)
+        self.hidden = hidden or unclear(text)
+
+    def part(self, text: str) -> str:
+        """A part of the address for an error; none where it may be a part of a password."""
+        return "***" if self.hidden else shown(text)
+
+    def fail(self, problem: str, allowed: str) -> NoReturn:
+        """Refuse the address.
+
+        :raises AddressError: always.
+        """
+        name = f"({self.shown})" if " of " in self.what else f"'{self.shown}'"
+        raise AddressError(f"{self.what} {name}: {problem}; {allowed}")
+
+    def split(self) -> tuple[str, str]:
+        """Split off the scheme, which is empty where none is written."""
+        if len(self.text) > LONGEST_ADDRESS:
+            self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
+        if not self.text:
+            self.fail("it is empty", self.forms)
+        if not self.text.isprintable():
+            self.fail("a control character or unprintable byte", "percent-encode it where it belongs to a path")
+        if self.text != self.text.strip():
+            self.fail("a space at its beginning or end", "leave it out")
+        found = _SCHEME.fullmatch(self.text)
+        if found is None:
+            return self.plain()
+        scheme = found[1].lower()
+        if scheme not in self.schemes:
+            self.unknown(scheme)
+        return scheme, found[2]
+
+    def plain(self) -> tuple[str, str]:
+        """Split an address without ``//``; what looks like another scheme is told apart from ``host:port``."""
+        scheme, colon, rest = self.text.partition(":")
+        if colon and not rest.isdigit() and scheme.lower() in KNOWN:
+            if scheme.lower() == "exec":
+                return ("exec", rest) if "exec" in self.schemes else self.unknown("exec")
+            self.fail(f"{scheme}: without //", self.forms)
+        return "", self.text
+
+    def unknown(self, scheme: str) -> NoReturn:
+        """Refuse a scheme that is none of :attr:`schemes`."""
+        is_tls = scheme in _OVER_TLS and "tls" in self.schemes
+        near = ["tls"] if is_tls else get_close_matches(scheme, self.schemes, 1)
+        self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms)
+
+    def path(self, rest: str) -> str:
+        """Check what follows ``unix://``."""
+        path, mark, _ = rest.partition("?")
+        if mark:
+            self.fail("unix:// takes no parameters", "a ? that belongs to the path is written %3F")
+        if not path.startswith("/"):
+            self.fail("the path is not absolute", "three slashes begin it: unix:///run/app.sock")
+        return self.socket_path(self.decoded(path))
+
+    def socket_path(self, path: str) -> str:
+        """Check the path of a Unix socket (unix(7))."""
+        length = len(path.encode("utf-8", "surrogateescape"))
+        if length > LONGEST_UNIX_PATH:
+            self.fail(f"the path is {length} bytes long", f"a Unix socket's path has at most {LONGEST_UNIX_PATH}")
+        if path.endswith("/"):
+            self.fail("the path ends with a slash", "it names the socket itself: unix:///run/app.sock")
+        return path
+
+    def place(self, scheme: str, rest: str) -> tuple[str, int, str]:
+        """Split ``host:port?query``."""
+        place, _, query = rest.partition("?")
+        if "@" in place:
+            self.fail(f"{scheme or 'tcp'}:// takes no user or password", self.forms)
+        if "/" in place or "#" in place:
+            self.fail("something follows the port", self.forms)
+        host, port = self.bracketed(place) if place.startswith("[") else self.named(place)
+        if not host:
+            return self.without_host(port), self.port(port), query
+        if place.startswith("["):
+            return self.ipv6(host, encoded=bool(scheme)), self.port(port), query
+        return self.host(host), self.port(port), query
+
+    def without_host(self, port: str) -> str:
+        """The host where none is written."""
+        self.fail("the host is empty", f"write it out: 127.0.0.1:{self.part(port)}")
+
+    def bracketed(self, place: str) -> tuple[str, str]:
+        """Split ``[v6]:port``."""
+        host, bracket, port = place[1:].partition("]")
+        if not bracket or not port.startswith(":") or not host:
+            self.fail("a broken IPv6 address or no port", "an IPv6 address is written [::1]:8080")
+        return host, port[1:]
+
+    def named(self, place: str) -> tuple[str, str]:
+        """Split ``host:port``."""
+        host, colon, port = place.rpartition(":")
+        if ":" in host:
+            self.fail("too many colons", "an IPv6 address is written in brackets: [::1]:8080")
+        if not colon:
+            self.fail("no port", f"write it after a colon: {'127.0.0.1' if place.isdigit() else 'host'}:8080")
+        return host, port
+
+    def port(self, text: str, least: int | None = None) -> int:
+        """Check a port."""
+        least = self.least_port if least is None else least
+        if not (text.isascii() and text.isdigit() and len(text) <= 5 and least <= int(text) <= 65535):
+            self.fail(f"port {self.part(text) or '(empty)'}", f"a port is a number from {least} to 65535")
+        return int(text)
+
+    def ipv6(self, host: str, *, encoded: bool) -> str:
+        """Check what stands in brackets; in a URL ``%25`` begins the zone (RFC 6874, section 2)."""
+        literal, percent, zone = host.partition("%25" if encoded else "%")
+        if "%" in literal or (percent and not _ZONE.fullmatch(zone)):
+            self.fail("a broken zone", "a zone is an interface: [fe80::1%eth0]:80, in a URL [fe80::1%25eth0]:80")
+        try:
+            return str(ipaddress.IPv6Address(literal)) + (f"%{zone}" if percent else "")
+        except ValueError:
+            self.fail(f"[{self.part(host)}] is not an IPv6 address", "brackets hold one, as in [::1]:8080")
+
+    def host(self, host: str) -> str:
+        """Check an IPv4 address or a name."""
+        if len(host) > LONGEST_NAME + 1:
+            self.fail(f"a host of {len(host)} characters", f"a name has at most {LONGEST_NAME}")
+        if host == "*":
+            self.fail("* is not a host", "0.0.0.0 is every IPv4 interface and [::] every one")
+        labels = self.ascii(host).lower().removesuffix(".").split(".")
+        if _NUMERIC_LABEL.fullmatch(labels[-1]):
+            return self.ipv4(host)
+        if len(".".join(labels)) > LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):
+            allowed = "a name is letters, digits, - and _ between dots, at most 63 in a row, and begins with no -"
+            self.fail(f"'{self.part(host)}' is not a host name", allowed)
+        self.refuse_i2p(".".join(labels))
+        return ".".join(labels) + ("." if host.endswith(".") else "")
+
+    def refuse_i2p(self, host: str) -> None:
+        """Looked up in the DNS, such a name would tell the resolver whom the user visits."""
+        if is_i2p(host) and not self.takes_i2p:
+            self.fail(f"'{self.part(host)}' is a name of I2P", self.i2p_names)
+
+    def ascii(self, host: str) -> str:
+        """A name in another script as its ASCII form (RFC 3490)."""
+        if host.isascii():
+            return host
+        try:
+            return host.encode("idna").decode("ascii")
+        except UnicodeError:
+            self.fail(f"'{self.part(host)}' is not a host name", "a name in another script follows RFC 3490 (IDNA)")
+
+    def ipv4(self, host: str) -> str:
+        """Check an IPv4 address."""
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            self.fail(
+                f"'{self.part(host)}' is not an IPv4 address", "one is four numbers from 0 to 255, as in 127.0.0.1"
+            )
+
+    def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
+        """Read what follows the question mark; a ``+`` is a plus sign."""
+        return {name: value for name, [value] in self.repeated_parameters(scheme, query, names).items()}
+
+    def repeated_parameters(
+        self,
+        scheme: str,
+        query: str,
+        names: tuple[str, ...],
+        repeated: Collection[str] = (),
+        is_further: Callable[[str], bool] = lambda _: False,
+    ) -> dict[str, list[str]]:
+        """Read what follows the question mark, where some parameters may be written more than once.
+
+        :param names: of those that are allowed.
+        :param repeated: of those among them that may be repeated.
+        :param is_further: tells of others whether they are allowed, too.
+        """
+        given: dict[str, list[str]] = {}
+        for parameter, known in zip(query.split("&"), masked_parameters(query), strict=True) if query else ():
+            name, _, value = parameter.partition("=")
+            if name not in names and not is_further(name):
+                self.unknown_parameter(scheme, name, known.partition("=")[0], names)
+            if name in given and name not in repeated:
+                self.fail(f"{name}= is written twice", "once is enough")
+            given.setdefault(name, []).append(self.decoded(value))
+            if not value:
+                self.fail(f"{name}= is empty", "give it a value or leave it out")
+        return given
+
+    def unknown_parameter(self, scheme: str, name: str, masked_name: str, names: Iterable[str]) -> NoReturn:
+        """Refuse a parameter that is none of ``names``."""
+        near = get_close_matches(name, names, 1)
+        problem = f"unknown parameter '{self.part(masked_name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
+        allowed = ", ".join(f"{known}=" for known in names)
+        self.fail(problem, f"{scheme} takes {allowed or 'none'}")
+
+    def decoded(self, text: str) -> str:
+        """Undo the percent-encoding; bytes that are not UTF-8 become surrogates, as everywhere in Python's paths."""
+        if _BROKEN_PERCENT.search(text):
+            self.fail("a broken percent-encoding", "% is followed by two hexadecimal digits; % itself is %25")
+        value = unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+        if CONTROL.search(value):
+            self.fail("a control character", "paths and names have none")
+        return value

@@ -1,0 +1,285 @@
+"""A tunnel with an I2P destination at one of its ends: :class:`TunnelServer` and :class:`TunnelClient`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..addresses.destinations import b32_of, is_base64
+from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM
+from ..addresses.values import Secret
+from ..carriers.carrier import Carrier
+from ..carriers.link import Watcher
+from ..engine.observer import OnEnd, check_callback
+from ..engine.tunnel import Tunnel
+from ..errors import ConnectError
+from ..streams.checks import check_count, check_time
+from ..transports.i2p.session import Session
+from ..transports.tcp import listen_tcp, tcp
+from .i2p import i2p, i2p_listen
+
+__all__ = ["TunnelClient", "TunnelServer"]
+
+Path = str | os.PathLike[str]
+OnState = Callable[[str], object]
+Entries = Sequence[Path] | Path | None
+
+
+class TunnelServer(Tunnel):
+    """Publishes a local service as an I2P destination: incoming SAM streams → ``host:port``.
+
+    Blocks until the session is made and accepts streams; others find the destination some seconds later (state
+    ``published``), which is proved by a stream from outside, now and then again. The session is made again when the
+    router goes and comes back, with the same destination. A stream's record has the destination that it came from as
+    its ``peer``, and so has the log.
+
+    :param session: its name. **A name keeps its destination**: without ``keys`` its private key lies in the user's data
+        directory under this name. Empty for a new destination that is kept nowhere.
+    :param port: of the local service, from 1 to 65535.
+    :param samaddr: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``.
+    :param nconnect: the most connections at one time, as for :class:`relay.Tunnel`.
+    :param timeout: seconds that a connection may last, whatever it does; ``None`` for ever.
+    :param host: of the local service.
+    :param allow: who is let in: destinations (base64 or ``….b32.i2p``), or files of them, which are read again when
+        they have changed; ``None`` for everybody.
+    :param deny: who is not, likewise; this goes before ``allow``.
+    :param accept: how streams come in: ``'accept'`` (the bridge hands them over one by one), ``'forward'`` (it connects
+        to a port of ours, so it has to be on this machine), ``None`` for what the router and the kernel can do; see
+        :func:`relay.i2p_listen`.
+    :param keys: a file with the private key, made if it is missing (mode 0600) and locked while in use.
+    :param in_depth: hops of the tunnels through which bytes come in, 0 to 7; ``None`` for 3.
+    :param out_depth: hops of those through which they go out.
+    :param user: who logs in at the bridge, where it asks for that.
+    :param password: text, or a callable that returns it. ``password_file`` and ``password_env`` are keywords, too.
+    :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
+    :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
+        ``failed``, ``closed``), on a thread of ours; it must not block, and what it raises is logged.
+    :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``, ``on_end``: as for :class:`relay.Tunnel`.
+    :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
+        ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
+    :raises ConnectError: if there is no bridge, or no answer.
+    :raises SAMError: if what is there is no SAM bridge or a too old one, if it makes no session, or if the file of the
+        keys is damaged (it is never overwritten) or in use.
+    :raises AuthenticationError: if it does not take the user and the password.
+    :raises TypeError: if an argument is of a wrong kind, or a keyword is unknown.
+    :raises ValueError: if an argument cannot be right.
+
+    Source: ``i2p.tunnel.TunnelServer`` of the I2P project's Python library; the keyword-only parameters are ours.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        port: int,
+        samaddr: str = SAM,
+        nconnect: int = -1,
+        timeout: float | None = None,
+        *,
+        host: str = "127.0.0.1",
+        allow: Entries = None,
+        deny: Entries = None,
+        accept: str | None = None,
+        keys: Path | None = None,
+        in_depth: int | None = None,
+        out_depth: int | None = None,
+        user: str | None = None,
+        password: Secret | None = None,
+        via: Sequence[str] = (),
+        on_state: OnState | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
+        idle_timeout: float | None = None,
+        linger: float | None = LINGER,
+        name: str | None = None,
+        on_end: OnEnd | None = None,
+        **options: Any,
+    ) -> None:
+        make_send = tcp(host, port)
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
+        self._listener = i2p_listen(
+            session,
+            sam=samaddr,
+            keys=keys,
+            accept=accept,
+            allow=allow,
+            deny=deny,
+            in_depth=in_depth,
+            out_depth=out_depth,
+            user=user,
+            password=password,
+            via=via,
+            on_state=on_state,
+            **options,
+        )
+        try:
+            super().__init__(self._listener, make_send, **limits)
+        except BaseException:
+            self._listener.close()
+            raise
+
+    @property
+    def dest(self) -> str:
+        """The destination of this server, in base64."""
+        return self._listener.dest
+
+    @property
+    def b32(self) -> str:
+        """Its address, ``….b32.i2p``, which is what others are told."""
+        return self._listener.b32
+
+    @property
+    def session(self) -> str:
+        """The session's name, as it was given."""
+        return self._listener.session
+
+    @property
+    def state(self) -> str:
+        """What the session does; see ``on_state``."""
+        return self._listener.state
+
+    def wait_published(self, timeout: float | None = None) -> bool:
+        """Wait until a stream from outside has come through.
+
+        :param timeout: seconds; ``None`` for as long as it takes.
+        :returns: whether that is so; ``False`` if the time is over or the tunnel is closed.
+        """
+        return self._listener.wait_published(timeout)
+
+
+class TunnelClient(Tunnel):
+    """Makes an I2P destination a local port: ``127.0.0.1:port`` → destination.
+
+    Blocks until the session is made that the streams are routed over. Factories and clients of this process that ask
+    for the same bridge, session, keys and options over the same hops share one. It is made again when it is lost.
+
+    :param session: its name. Without ``keys`` it has a new destination, and may get another one after a loss.
+    :param port: to listen at, from 0 to 65535; 0 picks a free one, which ``address`` tells.
+    :param dest: where to: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router
+        knows. One that cannot be reached yet is no error here: its streams are tried until ``connect_timeout``.
+    :param samaddr: and the others: as for :class:`TunnelServer`, where they are there.
+    :raises OSError: if the port cannot be had, and what :class:`TunnelServer` raises.
+
+    Source: ``i2p.tunnel.TunnelClient`` of the I2P project's Python library; the keyword-only parameters are ours.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        port: int,
+        dest: str,
+        samaddr: str = SAM,
+        nconnect: int = -1,
+        timeout: float | None = None,
+        *,
+        keys: Path | None = None,
+        in_depth: int | None = None,
+        out_depth: int | None = None,
+        user: str | None = None,
+        password: Secret | None = None,
+        via: Sequence[str] = (),
+        on_state: OnState | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
+        idle_timeout: float | None = None,
+        linger: float | None = LINGER,
+        name: str | None = None,
+        on_end: OnEnd | None = None,
+        **options: Any,
+    ) -> None:
+        limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
+        self._session = session
+        self._sender = i2p(
+            dest,
+            sam=samaddr,
+            session=session,
+            keys=keys,
+            in_depth=in_depth,
+            out_depth=out_depth,
+            user=user,
+            password=password,
+            via=via,
+            **options,
+        )
+        self._last_dest: deque[str] = deque([""], maxlen=1)
+        self._remotedest = dest.strip() if is_base64(dest.strip()) else ""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._sender.close)
+            receive = undo.enter_context(listen_tcp("127.0.0.1", port))
+            if on_state is not None:
+                self._sender.subscribe(lambda state, _: on_state(state.value))
+            self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
+            self._sender.ready()
+            super().__init__(receive, self._sender, **limits)
+            undo.pop_all()
+
+    @property
+    def dest(self) -> str:
+        """The local destination that the streams come from, in base64; without a session, that of the last one."""
+        return self._sender.dest or self._last_dest[0]
+
+    @property
+    def b32(self) -> str:
+        """Its address, ``….b32.i2p``."""
+        return b32_of(self.dest)
+
+    @property
+    def remotedest(self) -> str:
+        """The remote destination, in base64. A name is looked up when this is first asked.
+
+        :raises ConnectError: if the router cannot find it, or not within a minute; it is asked again next time.
+        :raises RelayError: if there is no session.
+        """
+        if not self._remotedest:
+            if self._relay.closing:
+                raise ConnectError(f"{self._sender.target}: the tunnel was closed before the name was looked up")
+            self._remotedest = self._sender.look_up()
+        return self._remotedest
+
+    @property
+    def session(self) -> str:
+        """The session's name, as it was given."""
+        return self._session
+
+    @property
+    def state(self) -> str:
+        """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        return self._sender.state
+
+
+def _remember(carrier: Carrier[Session], last: deque[str]) -> Watcher:
+    """A watcher that keeps the destination of the last session; it holds neither the tunnel nor the factory."""
+
+    def remember(*_: object) -> None:
+        link = carrier.link
+        if link is not None:
+            last.append(link.destination)
+
+    remember()  # a session that is shared may be up already
+    return remember
+
+
+def _limits(
+    nconnect: int,
+    timeout: float | None,
+    connect_timeout: float | None,
+    idle_timeout: float | None,
+    linger: float | None,
+    name: str | None,
+    on_end: OnEnd | None,
+    session: str,
+) -> dict[str, Any]:
+    """The limits and the name as a tunnel takes them, checked before anything is opened."""
+    for what, text in (("name", name or ""), ("session", session)):
+        if not isinstance(text, str):
+            raise TypeError(f"{what}: expected a str, got {type(text).__name__}")
+    check_callback(on_end)
+    return {
+        "nconnect": check_count(nconnect),
+        "timeout": check_time("timeout", timeout),
+        "connect_timeout": check_time("connect_timeout", connect_timeout),
+        "idle_timeout": check_time("idle_timeout", idle_timeout),
+        "linger": check_time("linger", linger, zero=True),
+        "name": name or session or None,
+        "on_end": on_end,
+    }

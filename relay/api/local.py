@@ -1,0 +1,81 @@
+"""A private Unix socket that leads elsewhere, for drivers that take a path and not a socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from ..addresses.hops import over_i2p, to_i2p
+from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ..addresses.parse import parse_hops, parse_target
+from ..engine.tunnel import Tunnel
+from ..transports.unix import listen_unix
+from .urls import Factory, target
+
+__all__ = ["listen_privately", "local"]
+
+
+def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
+    """Make a Unix socket in a directory of its own (mode 0700) that leads to any address.
+
+    For drivers that take a path and not a socket: redis, ``uds`` of httpx, ``ipc://`` of ØMQ. What is made with
+    libpq, such as psycopg and psql, takes the directory alone as its ``host``, and looks there for a socket that is
+    called ``.s.PGSQL.`` and the port::
+
+        with relay.local("db:5432", via=["ssh://bastion"], name=".s.PGSQL.5432") as path:
+            psycopg.connect(host=os.path.dirname(path), port=5432, user="me", dbname="shop")
+
+    On Linux, what uses it from this very program reads ECONNRESET after its bytes where the transfer was cut, unless it
+    has ended its own direction. Another program sees an end of file: a Unix socket has nothing else for it.
+
+    What uses it from this very program must let other threads run while it waits. A call of C that does not, such as
+    psycopg's ``cancel()``, waits for ever (``cancel_safe()`` does not); :func:`relay.spawn` relays in another process.
+
+    :param url: as in :func:`relay.target`.
+    :param via: as in :func:`relay.target`.
+    :param name: of the socket in its directory.
+    :returns: a context manager that gives the path of the socket; leaving it ends what uses it, and removes it.
+    :raises AddressError: if an address cannot be understood or is not available in this version.
+    :raises TypeError: if ``name`` is no text.
+    :raises ValueError: if it is no name of a file, or too long for a Unix socket.
+    :raises OSError: if a file that the address names cannot be read, or there is no place for the socket.
+    """
+    _check_name(name)
+    make_send = target(url, via)
+    hops = parse_hops(via, url)
+    place = parse_target(url, hops[-1] if hops else None)
+    at_i2p = to_i2p(hops, place)
+    connect_timeout = CONNECT_TIMEOUT if at_i2p or over_i2p(hops, place) else 30.0
+    linger = LINGER if at_i2p else 60.0
+    return _leading(name, make_send, connect_timeout, linger)
+
+
+@contextmanager
+def _leading(name: str, make_send: Factory, connect_timeout: float, linger: float) -> Iterator[str]:
+    with listen_privately(name) as receive:
+        with Tunnel(receive, make_send, timeout=None, connect_timeout=connect_timeout, linger=linger):
+            yield receive.getsockname()
+
+
+@contextmanager
+def listen_privately(name: str = "socket") -> Iterator[socket.socket]:
+    """Listen at a Unix socket in a directory of its own (mode 0700).
+
+    :param name: of the socket in its directory.
+    :returns: a context manager that gives the socket; leaving it removes both.
+    :raises ValueError: if the name is too long for a Unix socket.
+    :raises OSError: if there is no place for it.
+    """
+    with tempfile.TemporaryDirectory(prefix="relay-") as directory:
+        with listen_unix(os.path.join(directory, name)) as receive:
+            yield receive
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"name: {name!r} is not allowed; the name of a file without a directory is")

@@ -1,0 +1,165 @@
+"""The table of schemes, and what follows from it: :func:`target`, :func:`connect` and :func:`listen`."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from ..addresses.hops import ProxyListen, check_way
+from ..addresses.i2p import I2PListen
+from ..addresses.parse import parse_hops, parse_listen, parse_target
+from ..addresses.values import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
+from ..errors import AddressError
+from ..streams.checks import check_time
+from ..streams.happy_eyeballs import Cancel
+from ..streams.stream import Stream
+
+__all__ = ["Factory", "connect", "listen", "listen_patiently", "target"]
+
+
+class Factory(Protocol):
+    """What :func:`target` returns; it may be called from any thread."""
+
+    target: str
+    """The address in records and log lines."""
+
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Connect, and wait for it.
+
+        :param peer: the client's address; it changes nothing here. A tunnel passes it to factories that name it.
+        :param deadline: monotonic seconds; ``None`` for as long as it takes.
+        :param cancel: an object with ``is_set()`` and ``fileno()``; gives the attempt up when set.
+        :returns: a connected stream.
+        :raises OSError: as :func:`connect` does.
+        """
+
+
+# The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
+# What is reached over hops, or over a connection of its own, is made by :mod:`relay.transports.chain`.
+SENDERS: dict[type, str] = {
+    TCPAddress: "transports.tcp:tcp",
+    UnixAddress: "transports.unix:unix",
+    TLSTarget: "transports.tls.client:tls",
+}
+LISTENERS: dict[type, str] = {
+    TCPAddress: "transports.tcp:listen_tcp",
+    UnixAddress: "transports.unix:listen_unix",
+    TLSListen: "transports.tls.listener:listen_tls",
+    SSHListen: "api.ssh:listen_ssh",
+    I2PListen: "api.i2p:listen_i2p",
+    ProxyListen: "transports.proxies.protocols:listen_proxy",
+}
+
+
+def target(url: str, via: Sequence[str] = ()) -> Factory:
+    """A factory for any address, behind any chain of hops.
+
+    :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
+        quoted as in a shell, and no shell is asked) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
+        destination (``….b32.i2p``), or the whole of it in base64, in place of a name; the parameters are those of
+        :func:`relay.i2p`. ``name.i2p:port`` goes over I2P, too: no such name is looked up in the DNS.
+    :param via: the hops on the way, the nearest first, in any order that makes sense:
+
+        - ``ssh://[user@]host[:port]?…``, an SSH server; the parameters are those of :func:`relay.ssh`;
+        - ``i2p:`` or ``i2p:?sam=…``, an I2P router; what follows is a name in ``.i2p``;
+        - ``socks5://[user@]host:port`` and ``http://[user@]host:port`` (CONNECT), a proxy; ``password_file=…`` or
+          ``password_env=…`` tells the password;
+        - ``exec:command %h %p``, a program like a ``ProxyCommand``: on this machine as the first hop, on the server
+          directly behind ``ssh://``.
+
+        What is behind the last one is reached from there: its names are looked up there, its Unix paths and commands
+        are there, and so is the bridge to I2P. TLS is spoken from here to the target.
+    :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
+        address. A factory of your own can call it with the keywords that it has got itself: ``peer`` (the client's
+        address, which changes nothing here), ``deadline`` (monotonic seconds, ``None`` for no limit) and ``cancel``
+        (an object with ``is_set()`` and ``fileno()``, which gives the attempt up).
+    :raises AddressError: if an address cannot be understood, or a hop cannot lead to what follows it.
+    :raises OSError: if a file that the address names cannot be read.
+    """
+    hops = parse_hops(via, url)
+    address = parse_target(url, hops[-1] if hops else None)
+    if not hops and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
+        direct: Factory = _make(SENDERS, address)
+        return direct
+    from ..transports.chain import chain
+
+    return chain(hops, address)
+
+
+def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
+    """Connect to any address, with what must be between hidden.
+
+    :param url: as in :func:`target`.
+    :param via: as in :func:`target`.
+    :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
+        made first, which takes up to a minute: give it 90.
+    :returns: a connected, blocking socket; closing it lets go of what lies under it. If relay knows that the transfer
+        was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
+        after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
+        ``SHUT_WR``, and a socket that was passed to another process.
+    :raises AddressError: if an address cannot be understood or is not available in this version.
+    :raises ValueError: if ``timeout`` is not positive.
+    :raises TypeError: if ``timeout`` is not a number.
+    :raises ConnectError: refused, unreachable, timed out or denied; ``.reason`` tells.
+    :raises HostKeyError: or :class:`AuthenticationError`, :class:`CarrierError`: what went wrong at a hop.
+    :raises SAMError: what a router said.
+    :raises OSError: if a file that the address names cannot be read.
+    """
+    seconds = check_time("timeout", timeout)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    factory = target(url, via)
+    alone = getattr(factory, "connect", None)  # a stream whose socket alone must let go of what is under it
+    connected: socket.socket = alone(deadline=deadline) if alone else factory(deadline=deadline).socket
+    connected.setblocking(True)
+    return connected
+
+
+def listen(address: str, via: Sequence[str] = ()) -> Any:
+    """Listen at any address: on the loopback unless another host is written out.
+
+    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
+        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
+        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given), ``i2p:?keys=…&…`` with the
+        parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
+        ``http://…`` for clients that name their targets (:func:`relay.dynamic` leads there); port 0 picks a free one.
+    :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.
+    :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
+        ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and
+        ``address``. The caller owns it, until a tunnel takes it over.
+    :raises AddressError: if an address cannot be understood or is not available in this version.
+    :raises OSError: if it cannot be had (in use, not this machine's, a name that does not resolve), or a file that it
+        names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
+        :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
+    """
+    return listen_patiently(address, via, None)
+
+
+def listen_patiently(address: str, via: Sequence[str], opening: Callable[[Any], object] | None) -> Any:
+    """Listen as :func:`listen` does, and retry while an SSH server or an I2P router cannot be reached.
+
+    :param address: as in :func:`listen`.
+    :param via: as in :func:`listen`.
+    :param opening: called with such a listener before it starts; closing it ends the retries. Not called for one at
+        this machine. ``None`` for one attempt.
+    :returns: as :func:`listen` does.
+    :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
+    """
+    hops, place = parse_hops(via, address), parse_listen(address)
+    if isinstance(place, (SSHListen, I2PListen)):
+        check_way(hops, place.server if isinstance(place, SSHListen) else place.router)
+        return _make(LISTENERS, place, via=hops, opening=opening)
+    if hops:
+        problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
+        raise AddressError(f"listen address '{masked(address)}': {problem}")
+    return _make(LISTENERS, place)
+
+
+def _make(table: dict[type, str], address: Any, **more: Any) -> Any:
+    module, name = table[type(address)].split(":")
+    fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
+    return getattr(import_module(f"relay.{module}"), name)(**fields, **more)

@@ -1,0 +1,129 @@
+"""``relay check``: what a file, or a command line, would do, and all that is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...addresses.i2p import I2PListen
+from ...addresses.parse import parse_elsewhere, parse_listen
+from ..command_loader import command as load_command
+from ..options import Options
+from ..output import configuration_read, failures_reported, say
+
+if TYPE_CHECKING:
+    from ...config import Config, Entry
+    from ..plan import Plan
+    from ..preflight import Preflight
+
+__all__ = ["EXAMPLES", "check"]
+
+EXAMPLES = """Examples:
+
+relay check (the file that relay up would take)
+
+relay check --print tunnels.toml (all that holds, the defaults in each tunnel)
+
+relay check -- forward 5432 db:5432 --via ssh://me@bastion (a command line)
+
+relay check --print -- forward 5432 db:5432 --via ssh://me@bastion (the same as a file for relay up)
+
+relay check --schema > relay.schema.json (for editors; the first line of a file is #:schema relay.schema.json)
+"""
+
+LINES = ("forward", "expose", "socks")  # the commands that are tunnels
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="FILE | -- COMMAND …", help="The file, or a relay command without the word relay."),
+]
+
+
+def check(
+    words: Words = None,
+    print_: Annotated[bool, typer.Option("--print", help="Print all that holds, as a file; look at nothing.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of files, for editors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+) -> None:
+    """Check FILE, or a command line: read all of it, look names up, open keys and certificates, and connect to nothing.
+
+    Prints what would listen where, one line each; or all that is wrong, one line each, with status 2 if you have to
+    change something, and 1 if there are only host names that cannot be looked up. Secrets are never printed.
+    """
+    with failures_reported(debug=debug):
+        from ... import config as files
+
+        if schema:
+            say(json.dumps(files.schema(), indent=2, ensure_ascii=False))
+            return
+        if words and words[0] in LINES:
+            config = _of_line(words[0], words[1:])
+        elif words and len(words) > 1:
+            raise ValueError(f"{words[1]}: one file is checked at a time, or one of {', '.join(LINES)} after --")
+        else:
+            with configuration_read():
+                config = files.read(words[0] if words else files.find())
+        with contextlib.chdir(config.folder):
+            _tell(config, as_file=print_)
+
+
+def _tell(config: Config, *, as_file: bool) -> None:
+    from ...config import LIMITS, as_toml
+    from ..plan_from_file import complain_of, plans_of
+    from ..preflight import Preflight
+
+    plans = plans_of(config, Options())
+    if as_file:
+        complain_of(config)
+        settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
+        say(as_toml(config.file.hops, settled).rstrip())
+        return
+    preflight = Preflight()
+    lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
+    for line in filter(None, lines):
+        say(line)
+    complain_of(config)
+
+
+def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
+    """What a tunnel would do; empty if something is wrong with it, which is noted."""
+    from ..plan_from_file import note
+
+    address = preflight.check(plan.routes, plan.make_send, functools.partial(note, config, ("tunnels", entry.name)))
+    target = "anywhere" if entry.is_proxy else str(plan.routes.out[0][1])
+    return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
+
+
+def _of_line(command: str, words: list[str]) -> Config:
+    """A command line as if it were a file with one tunnel, of the command's name.
+
+    :raises typer.TyperException: if the command does not take it.
+    """
+    from ...config import of_command_line
+    from ...config.models import Tunnel
+
+    with load_command(command).make_context(command, words) as context:
+        given = {name: _plain(value) for name, value in context.params.items() if value not in (None, (), [])}
+    if command == "expose":
+        parse_elsewhere(given["on"], "--on")
+        given |= {"listen": given.pop("on"), "listen_via": given.pop("via", None)}
+    if command == "socks":
+        given["target"] = "anywhere"
+    if command == "forward" and isinstance(place := parse_listen(given["listen"]), I2PListen):
+        given["transient"] = not (place.router.keys or place.router.session)  # it is expose that keeps destinations
+    known = {
+        name: given[name] for name in Tunnel.model_fields if given.get(name) is not None and given[name] is not False
+    }
+    return of_command_line(command, known)
+
+
+def _plain(value: Any) -> Any:
+    """A parameter of a command as TOML has it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,229 @@
+"""``relay demo``: a web server, relays in front of it (plain, over SSH, I2P and both), and every byte compared."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+import relay
+import relay.testing
+
+from ...addresses.i2p import parse_sam
+from ...api.urls import listen, target
+from ...engine.tunnel import Tunnel
+from ...process import PIPE, start
+from ...streams.happy_eyeballs import place
+from ..demo_over_i2p import PATIENCE, few, published, reached, router
+from ..output import failures_reported, say
+
+__all__ = ["demo"]
+
+CONNECTIONS = 4
+BACKENDS = ("paramiko", "openssh")
+Pages = Mapping[str, Path]
+
+
+def demo(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Whose files are served; without it those of relay.")
+    ] = None,
+    sam: Annotated[
+        str | None,
+        typer.Option("--sam", metavar="HOST:PORT", help="A router's SAM bridge; without it one of the demo's own."),
+    ] = None,
+) -> None:
+    """Relay a web server on real files, fetch all of them through the relay, and compare every byte.
+
+    Then the same over SSH, to a server inside this program: by paramiko and, where there is ssh, by that.
+
+    And over I2P: published by one relay, reached by another, each in a process of its own, as the SAM bridge is that
+    takes the place of a router. With --sam they meet in the real network, and some of the files are fetched.
+
+    Last, a chain: over I2P to the SSH server, which has become a destination, and from there to the web server.
+    """
+    with failures_reported(debug=False):
+        if sam is not None:
+            parse_sam(sam)
+        root = (directory or _own_files()).resolve(strict=True)
+        pages = find_pages(root)
+        if not pages:
+            raise FileNotFoundError(2, "no files to serve; name a directory that has some", str(root))
+        with web_server(pages) as server:
+            say(f"web server   {place(server)}, on the {len(pages)} files of {root}")
+            show(place(server), [], pages)
+            with relay.testing.SSHServer() as bastion:
+                say(f"\nssh server   {place(bastion.address)}, inside this program; it sees the web server, too")
+                for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
+                    show(place(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
+                with router(sam) as bridge:
+                    some = pages if sam is None else few(pages)
+                    with published(place(server), bridge) as name, reached(name, bridge) as address:
+                        fetch_and_say(address, some, PATIENCE)
+                    say("\na chain of hops: the ssh server as an I2P destination, and the web server behind it")
+                    with published(place(bastion.address), bridge) as name:
+                        ssh = bastion.url.replace(place(bastion.address), name)
+                        show(place(server), [f"i2p:?sam={bridge}", ssh], some, patience=PATIENCE)
+    say("\nNow your own service, for example one on port 8000:\n")
+    say(f"    {command()} forward :0 127.0.0.1:8000")
+
+
+def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience: float = 30) -> None:
+    """Relay the web server and say what happened.
+
+    :param server: its address.
+    :param via: the hops on the way, if there are any.
+    :param pages: what it serves.
+    :param how: what else is said of the hop.
+    :param patience: seconds for the hops, and for each answer.
+    """
+    over = "".join(f" via {hop.partition('?')[0]}" for hop in via)
+    make_send: Any = target(server, via)
+    with Tunnel(listen(":0"), make_send, connect_timeout=patience, timeout=None) as tunnel:
+        if via:
+            make_send.ready(patience)
+        say(f"relay        {place(tunnel.address)} → {server}{over}{how}")
+        fetch_and_tell(tunnel, pages, patience)
+
+
+def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
+    """Fetch every page through the relay and say what happened."""
+    fetch_and_say(tunnel.address, pages, patience)
+    if shutil.which("curl"):
+        name = max(pages, key=lambda page: pages[page].stat().st_size)
+        size = compare(name, pages[name], curl(f"http://{place(tunnel.address)}{name}"))
+        say(f"curl         {name}, {size:,} bytes; as on disk")
+    tunnel.close(drain=10.0)
+    stats = tunnel.stats()
+    engines = " and ".join(sorted({record.engine for record in tunnel.recent()}))
+    say(
+        f"relayed      {stats.accepted} connections: {stats.received:,} bytes received, {stats.sent:,} sent, "
+        f"by {engines}; {sum(stats.failed.values())} failed"
+    )
+
+
+def fetch_and_say(address: tuple[str, int], pages: Pages, patience: float = 30) -> None:
+    """Fetch every page through the relay, and say that each is right."""
+    total = sum(fetch_all(address, pages, patience))
+    say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")
+
+
+def find_pages(root: Path) -> dict[str, Path]:
+    """The files below a directory by their path in a URL; no hidden ones, no links, nothing that was built."""
+    pages = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")) and "." not in name)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file() and not path.is_symlink():
+                pages["/" + quote(path.relative_to(root).as_posix())] = path
+    return pages
+
+
+def fetch_all(address: tuple[str, int], pages: Pages, patience: float = 30) -> list[int]:
+    """Fetch all pages over several connections.
+
+    :param patience: seconds that an answer may take.
+    :returns: their sizes.
+    :raises OSError: if one differs from its file.
+    """
+    names = list(pages)
+    parts = [names[first::CONNECTIONS] for first in range(CONNECTIONS)]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        fetched = pool.map(lambda part: fetch(address, part, pages, patience), parts)
+        return [size for sizes in fetched for size in sizes]
+
+
+def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages, patience: float = 30) -> list[int]:
+    """Fetch some pages over one connection, with the HTTP client of Python's library."""
+    client = http.client.HTTPConnection(*address, timeout=patience)
+    sizes = []
+    try:
+        for name in names:
+            # The server ends the connection, and not we: over I2P an end of ours would not get there.
+            client.request("GET", name, headers={"Connection": "close"} if name == names[-1] else {})
+            answer = client.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise OSError(f"{name}: the web server answers {answer.status} {answer.reason}")
+            sizes.append(compare(name, pages[name], body))
+    except http.client.HTTPException as error:
+        raise OSError(f"{name}: no complete answer came through the relay ({error!r})") from error
+    finally:
+        client.close()
+    return sizes
+
+
+def compare(name: str, path: Path, body: bytes) -> int:
+    """The size of a page that came through the relay.
+
+    :raises OSError: if it differs from its file.
+    """
+    if body != path.read_bytes():
+        raise OSError(f"{name}: what came through the relay is not what {path} holds")
+    return len(body)
+
+
+def curl(url: str) -> bytes:
+    """What curl fetches."""
+    with start(
+        ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", url], stdout=PIPE
+    ) as client:
+        body, _ = client.communicate()
+    return bytes(body)
+
+
+@contextmanager
+def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
+    """A web server on the loopback that serves these pages and nothing else; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body leave together: no Nagle's delay for the body
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path)
+            body = page.read_bytes() if page else b"no such page\n"
+            self.send_response(200 if page else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        # Python's server looks that often whether it is to end.
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="demo web server", daemon=True)
+        thread.start()
+        try:
+            yield "127.0.0.1", server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def command() -> str:
+    """How the user calls this ``relay`` from the working directory."""
+    here = Path(sys.executable).parent / "relay"
+    found = shutil.which("relay")
+    if not here.exists() or (found and Path(found).resolve() == here.resolve()):
+        return "relay"
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
+
+
+def _own_files() -> Path:
+    package = Path(relay.__file__).parent
+    return package.parent if (package.parent / "pyproject.toml").exists() else package

@@ -1,0 +1,107 @@
+"""``relay forward``: listen at one address, connect to another, relay between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ...addresses.hops import ProxyListen
+from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ...addresses.parse import parse_hops, parse_listen, parse_target
+from ...addresses.values import TCPAddress
+from ...errors import AddressError
+from ..i2p_options import Sam, with_bridge
+from ..options import Options, Via, with_options
+from ..output import failures_reported
+from ..run import serve
+
+__all__ = ["EXAMPLES", "forward"]
+
+EXAMPLES = """Examples:
+
+relay forward 8080 db.internal:5432 (127.0.0.1:8080 leads to the database)
+
+relay forward 8080 db.internal:5432 --via ssh://me@bastion (the same from the bastion's network: ssh -L)
+
+relay forward 0.0.0.0:8080 unix:///run/app.sock (every interface; a Unix socket)
+
+relay forward :0 'tls://db.internal:5432?ca=db.pem' (any free port; verified TLS)
+
+relay forward 'tls://0.0.0.0:443?cert=cert.pem&key=key.pem' 127.0.0.1:8080 (ends TLS)
+
+relay forward 8080 i2p://name.i2p (over I2P; addresses that end in .b32.i2p and destinations in base64 as well)
+
+relay forward 5432 db:5432 --via ssh://me@outer --via ssh://me@inner (a database behind two bastions)
+
+relay forward 2222 127.0.0.1:22 --via i2p: --via ssh://me@NAME.b32.i2p (an SSH server that is an I2P destination)
+
+relay forward 8080 i2p://name.i2p --via ssh://me@bastion (the I2P router of another machine)
+
+relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out through a proxy)
+
+relay forward 8080 5432 (port 5432 of this machine)
+
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
+"""
+
+
+@with_options
+def forward(
+    listen: Annotated[
+        str,
+        typer.Argument(
+            metavar="LISTEN",
+            help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT. "
+            "localhost is 127.0.0.1 alone; [::1]:8080 is the other loopback.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+        ),
+    ],
+    via: Via = None,
+    sam: Sam = None,
+    *,
+    options: Options,
+) -> None:
+    """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
+
+    It listens on the loopback unless another host is written out, and prints where.
+    A signal lets the connections finish (--drain); a second one ends them at once.
+
+    With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
+
+    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
+    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
+
+    An I2P target is reached through the router on this machine, or the one that --sam tells.
+    """
+    with failures_reported(debug=options.debug):
+        listen, target, hops = _at(sam, listen, target, via or ())
+    is_swapped = target.isdigit() and isinstance(place := parse_listen(listen), TCPAddress) and is_name(place.host)
+    hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""
+    serve(listen, target, options, name="forward", title="listening on ", via=hops, hint=hint)
+
+
+def is_name(host: str) -> bool:
+    """Whether a host is a name other than that of this machine's loopback."""
+    return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
+
+
+def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[str, str, Sequence[str]]:
+    """The addresses, with the bridge in those of I2P.
+
+    :raises AddressError: if there is none.
+    """
+    hops = parse_hops(via, target)
+    on = parse_listen(listen)
+    if isinstance(on, ProxyListen):
+        raise AddressError(f"listen address '{on}': its clients name their targets themselves; relay socks serves them")
+    end = parse_target(target, hops[-1] if hops else None)
+    if sam and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (on, end, *hops)):
+        raise AddressError("--sam: neither LISTEN nor TARGET nor a hop is at I2P; i2p: and i2p://NAME.i2p are")
+    return with_bridge(sam, listen, target, via)[:3]

@@ -1,0 +1,155 @@
+"""``relay pipe``: standard input and output as the client of a target."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+
+from ...addresses.hops import Route, inline_secrets, over_i2p
+from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ...addresses.parse import parse_hops, parse_target
+from ...api.urls import target as factory_for
+from ...engine.stdio import carry
+from ...errors import ConnectError
+from ...streams.checks import check_time
+from ...streams.connect import dialed
+from ...streams.dialer import Answer, Dialed
+from ...streams.stream import Stream
+from .. import startup
+from ..options import SECONDS, Via, seconds, seconds_or_zero
+from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
+from ..secrets import refuse_secrets
+from ..signals import Signals, die_of
+
+__all__ = ["EXAMPLES", "pipe"]
+
+EXAMPLES = """Examples:
+
+printf 'GET / HTTP/1.0\\r\\n\\r\\n' | relay pipe intranet:80 --via ssh://me@bastion (a request, and its whole answer)
+
+ssh -o ProxyCommand='relay pipe %h:%p --via ssh://me@bastion' me@inner (so do scp, sftp and rsync -e)
+
+ssh -o ProxyCommand='relay pipe %h:%p' me@NAME.b32.i2p (an SSH server that is an I2P destination)
+
+GIT_SSH_COMMAND="ssh -o ProxyCommand='relay pipe %h:%p --via socks5://127.0.0.1:9050'" git fetch
+
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
+"""
+
+
+def pipe(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+        ),
+    ],
+    via: Via = None,
+    connect_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar=SECONDS,
+            parser=seconds,
+            help="Give the target so long to be connected, hops included [30, over I2P 90].",
+        ),
+    ] = None,
+    idle_timeout: Annotated[
+        float | None, typer.Option(metavar=SECONDS, parser=seconds, help="End when no byte has moved for so long.")
+    ] = None,
+    linger: Annotated[
+        float | None,
+        typer.Option(
+            metavar=SECONDS,
+            parser=seconds_or_zero,
+            help="After one direction's end, wait so long for bytes of the other (no limit; over I2P 5).",
+        ),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What is done, on standard error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+) -> None:
+    """Connect standard input and output to TARGET.
+
+    The end of the input is passed on, and the answer still comes; the target's end is the end of the output.
+    Nothing else is ever printed there. A connection that is refused, or cut, ends with status 1 and one line.
+
+    With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
+    """
+    _fill_gaps()
+    with (
+        logged_to_stderr("text", verbose=verbose, debug=debug),
+        nullcontext() if verbose or debug else carriers_quiet(logging.WARNING),
+        failures_reported(debug=debug),
+        Signals() as signals,
+    ):
+        hops, place = _way(target, via or ())
+        startup.begin(hops)
+        if connect_timeout is None:
+            connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
+        with configuration_read():
+            made = factory_for(target, via or ())
+        with dialed(made) as factory:  # type: ignore[arg-type]
+            with startup.climbing(via or (), hops, connect_timeout):
+                stream = _connected(factory, connect_timeout, signals)
+            if stream is not None and linger is None and not stream.half_close:
+                linger = LINGER
+            heard = _carried(stream, idle_timeout, linger, signals)
+    if heard:
+        die_of(heard)
+
+
+def _carried(stream: Stream | None, idle_timeout: float | None, linger: float | None, signals: Signals) -> int | None:
+    """Carry everything; the signal that ended it, if one did."""
+    startup.is_over()
+    try:
+        if stream is not None and carry(stream, idle_timeout=idle_timeout, linger=linger, cancel=signals):
+            return None
+    except BrokenPipeError:
+        return signal.SIGPIPE  # as of every program whose output nobody reads, and as silently
+    return signals.wait()
+
+
+def _way(target: str, via: Sequence[str]) -> tuple[Route, object]:
+    """The hops and the target.
+
+    :raises AddressError: if one cannot be understood, or holds a secret.
+    """
+    hops = parse_hops(via, target)
+    place = parse_target(target, hops[-1] if hops else None)
+    for text, hop in zip(via, hops, strict=True):
+        refuse_secrets("hop", text, inline_secrets(hop))
+    refuse_secrets("target", target, inline_secrets(getattr(place, "router", place)))
+    return hops, place
+
+
+def _connected(factory: Dialed, timeout: float | None, signals: Signals) -> Stream | None:
+    """The stream, after one attempt; ``None`` if a signal came first.
+
+    :raises OSError: why there is none.
+    """
+    limit = check_time("--connect-timeout", timeout)  # which may be infinite
+    deadline = None if limit is None else time.monotonic() + limit
+    answer: Answer[Stream] = Answer()
+    give_up = factory.dial(deadline, answer.put, patient=False)
+    try:
+        stream = answer.get(deadline, signals)
+    finally:
+        give_up()
+    if stream is None and not signals.is_set():
+        raise ConnectError(f"{factory.target}: no answer in time", reason="connect_timeout")
+    return stream
+
+
+def _fill_gaps() -> None:
+    """Put nothing in the place of a closed standard input, output or error, lest a connection gets its number."""
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # it gets the lowest number that is free

@@ -1,0 +1,116 @@
+"""``relay socks``: a proxy whose clients name their targets, such as a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...addresses.hops import inline_secrets
+from ...addresses.parse import parse_listen
+from ...transports.dynamic import parse_rule
+from ..i2p_options import Sam
+from ..options import Options, Via, with_options
+from ..output import failures_reported, logged_to_stderr
+from ..plan import plan_of_proxy
+from ..run import raise_descriptor_limit, relay_until_signal
+from ..secrets import refuse_secrets, refuse_secrets_of
+from ..signals import Signals
+
+__all__ = ["EXAMPLES", "socks"]
+
+EXAMPLES = """Examples:
+
+relay socks 1080 (whatever a client asks 127.0.0.1:1080 for; names in .i2p by the I2P router on this machine)
+
+relay socks 1080 --via ssh://me@bastion (the same from the bastion, which looks names up: ssh -D)
+
+relay socks 1080 --rule '*.corp.example=ssh://me@bastion' --rule '10.0.0.0/8=ssh://me@bastion' --rule '*=direct'
+
+relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by its router, all else by another proxy)
+
+relay socks http://127.0.0.1:3128 --rule '*:443=direct' (clients of an HTTP proxy, for https:// and nothing else)
+
+relay socks 1080 --rule '10.0.0.0/8=refuse' --rule '*=direct' (nor to names that resolve into 10.0.0.0/8)
+
+relay socks 0.0.0.0:1080 --user guest --password-file FILE (every interface; a user and a password are required)
+
+curl --proxy socks5h://127.0.0.1:1080 https://intranet.corp.example/ is a client (socks5:// looks names up itself).
+
+relay help hops tells the parameters of hops, SSH servers and I2P routers.
+A comma between two hops of a rule is followed by a scheme.
+"""
+
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        metavar="PATTERN=WAY",
+        help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP. "
+        "The first that matches wins; what none is about goes over --via, else it is refused.",
+    ),
+]
+User = Annotated[str | None, typer.Option("--user", metavar="NAME", help="Who alone is let in, with a password.")]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password; nobody else may read it.")
+]
+PasswordEnv = Annotated[
+    str | None, typer.Option("--password-env", metavar="NAME", help="The environment variable with the password.")
+]
+
+
+@with_options
+def socks(
+    listen: Annotated[
+        str,
+        typer.Argument(metavar="LISTEN", help="1080, :0, HOST:PORT or unix:///PATH for SOCKS; http://HOST:PORT"),
+    ],
+    via: Via = None,
+    rule: Rules = None,
+    user: User = None,
+    password_file: PasswordFile = None,
+    password_env: PasswordEnv = None,
+    sam: Sam = None,
+    *,
+    options: Options,
+) -> None:
+    """Be a proxy at LISTEN: relay every client to where it asks, until SIGINT, SIGTERM or SIGHUP.
+
+    SOCKS5 and, without a password, SOCKS4 and 4a; with http:// the CONNECT of an HTTP proxy. It listens on the loopback
+    unless another host is written out, and prints where.
+
+    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
+    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
+
+    Names are looked up at the end of the way: on the last hop of --via, or of the rule that matches, else here.
+    Names in .i2p are looked up by the I2P router on this machine, or the one that --sam tells, unless a rule matches.
+
+    A rule that refuses a network also refuses it to names that resolve into it, if a later rule says direct for them.
+
+    torsocks cannot resolve names here, for it asks by a command of Tor's own: give it addresses, or use proxychains4.
+    Chromium needs socks5:// for http:// addresses, since http:// here knows CONNECT alone (status 405).
+    """
+    with (
+        logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),
+        failures_reported(debug=options.debug),
+        Signals() as signals,
+    ):
+        raise_descriptor_limit()
+        refuse_secrets_of(via or ())
+        for one in map(parse_rule, rule or ()):
+            for hop in one.route or ():
+                refuse_secrets(f"rule '{one.text}=…', hop", str(hop), inline_secrets(hop))
+        refuse_secrets("listen address", listen, inline_secrets(parse_listen(listen)))
+        made = plan_of_proxy(
+            listen,
+            options,
+            name="socks",
+            via=via or (),
+            rules=rule or (),
+            user=user,
+            password_file=str(password_file) if password_file else None,
+            password_env=password_env,
+            sam=sam,
+        )
+        relay_until_signal(made, signals, "listening on ")

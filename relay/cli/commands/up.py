@@ -1,0 +1,90 @@
+"""``relay up``: all the tunnels of a file, in one process."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..options import FAIL_FAST, LOG_FORMAT, Options
+from ..output import configuration_read, failures_reported, logged_to_stderr
+from ..run import raise_descriptor_limit
+from ..signals import Signals
+
+__all__ = ["EXAMPLES", "up"]
+
+EXAMPLES = """A file:
+
+\b
+[defaults]
+idle_timeout = 3600
+
+\b
+[hops]
+bastion = "ssh://me@bastion?keyfile=~/.ssh/work"
+
+\b
+[tunnels.db]
+listen = "127.0.0.1:5432"
+target = "db.internal:5432"
+via = ["bastion"]
+
+\b
+[tunnels.site]
+listen = "ssh://me@server?listen=:8080"
+target = "127.0.0.1:8000"
+
+\b
+[tunnels.proxy]
+listen = "socks5://127.0.0.1:1080"
+rule = ["*.corp.example=bastion", "*=direct"]
+
+relay check --schema tells editors all that may be in it, and relay check --print -- forward … writes one.
+"""
+
+File = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="The file; without it relay.toml here, else ~/.config/relay/relay.toml."),
+]
+
+
+def up(
+    file: File = None,
+    fail_fast: Annotated[bool, FAIL_FAST] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="A live table of the tunnels.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False,
+    log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text",
+    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+) -> None:
+    """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
+
+    Prints one line for each, where it listens or why it cannot. A server that cannot be reached is tried again until
+    it can be, at the start and after a loss. What a retry cannot fix (a host key, a login, an address in use, a missing
+    file) ends that tunnel, and all of them where the file says required = true. Paths in FILE are relative to it.
+
+    All that is wrong with FILE is told at once, a line each, and nothing is opened then (status 2).
+
+    A signal lets the connections finish (drain); a second one ends them at once.
+    """
+    shown = Options(fail_fast=fail_fast, verbose=verbose, watch=watch, log_format=log_format, debug=debug)
+    with (
+        logged_to_stderr(log_format, verbose=verbose, debug=debug, named=True),
+        failures_reported(debug=debug),
+        Signals() as signals,
+    ):
+        from ...config import find, read
+        from ..fleet import Fleet, Member
+        from ..plan_from_file import complain_of, plans_of
+
+        raise_descriptor_limit()
+        with configuration_read():
+            config = read(str(file) if file else find())
+        with contextlib.chdir(config.folder):
+            plans = plans_of(config, shown)
+            complain_of(config)
+            members = [Member(plan, bool(entry.tunnel.required)) for entry, plan in plans]
+            status = Fleet(members, signals).run(watch=watch)
+    if status:
+        raise typer.Exit(status)

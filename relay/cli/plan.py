@@ -1,0 +1,306 @@
+"""What is to be opened, whichever command or file asks for it, and its opening."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..addresses.hops import Command, ProxyListen, over_i2p, to_i2p
+from ..addresses.i2p import SAM, I2PListen, I2PTarget
+from ..addresses.parse import parse_hops, parse_listen, parse_target
+from ..addresses.values import SSHListen, TCPAddress, UnixAddress, masked
+from ..api.urls import listen_patiently
+from ..api.urls import target as factory_for
+from ..engine.tunnel import Tunnel
+from ..errors import AddressError, ConnectError
+from ..streams.happy_eyeballs import place
+from .options import Options
+from .output import carriers_quiet, configuration_read
+from .probes import SessionTrial, Trial
+from .routes import Routes
+
+if TYPE_CHECKING:
+    from .preflight import Preflight
+
+__all__ = ["Opened", "Opening", "Plan", "over", "plan", "plan_of_proxy"]
+
+logger = logging.getLogger("relay.cli")
+
+Opening = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A tunnel that is open.
+
+    :param tunnel: the tunnel.
+    :param receive: its listener.
+    :param make_send: its factory.
+    :param title: where it listens, and where that leads to.
+    """
+
+    tunnel: Tunnel
+    receive: Any
+    make_send: Any
+    title: str
+
+    def close(self) -> None:
+        """End it."""
+        self.tunnel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A tunnel that is to be. Making one opens nothing, and opening it may take a while.
+
+    :param name: of the tunnel.
+    :param options: the limits, all of them settled, and what is printed.
+    :param listen: makes the listener; called with what :func:`relay.api.urls.listen_patiently` calls it ``opening``.
+    :param make_send: makes the factory.
+    :param routes: what it leads over.
+    :param on: what is said after the address at which it listens, such as the server where that is.
+    :param over: what is said after the target: the hops.
+    :param at_i2p: whether it listens at I2P, which may take a minute.
+    :param trial: how the hops are tried in the beginning.
+    :param way: what is equal for those whose hops are tried together.
+    :param elsewhere: the names of what leads to where it listens, if that is not on this machine.
+    """
+
+    name: str
+    options: Options
+    listen: Callable[[Opening | None], Any]
+    make_send: Callable[[], Any]
+    routes: Routes
+    on: str = ""
+    over: str = ""
+    at_i2p: bool = False
+    trial: type[Trial] = Trial
+    way: Hashable = None
+    elsewhere: tuple[str, ...] = ()
+
+    def open(self, preflight: Preflight | None = None, opening: Opening | None = None) -> Opened:
+        """Check what can be checked on this machine; then listen, and relay from then on.
+
+        A server at which it listens and that cannot be reached is retried, unless the options say ``fail_fast``.
+
+        :param preflight: does the check; several plans may share it.
+        :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
+        :raises ValueError: if the user has to change something first.
+        :raises OSError: if it cannot be had.
+        """
+        self._check(preflight)
+        make_send = self.make_send()
+        receive = self._listen(opening)
+        _warn_if_open(receive)
+        warn_if_unsure(self.routes.where)
+        tunnel = _tunnel(receive, make_send, self.options, self.name)
+        return Opened(tunnel, receive, make_send, self.title(place(tunnel.address), make_send.target))
+
+    def _check(self, preflight: Preflight | None) -> None:
+        """Check the files, the keys and the secrets that it names, before anything is opened or connected to."""
+        if preflight is None:
+            from .preflight import Preflight
+
+            preflight = Preflight(names=False)
+        try:
+            with configuration_read():
+                preflight.check(self.routes, self.make_send)
+        except ConnectError as error:  # which a retry can fix
+            logger.debug("%s: %s", self.name, error)
+
+    def _listen(self, opening: Opening | None) -> Any:
+        """Listen. What the carriers under the listener log of the failure that ends it, the error says as well."""
+        if self.options.fail_fast:
+            with carriers_quiet(logging.WARNING, self.elsewhere):
+                return self.listen(None)
+        with carriers_quiet(logging.ERROR, self.elsewhere):
+            return self.listen(opening or _nothing)
+
+    def title(self, address: str, target: str) -> str:
+        """Where it listens, and where that leads to."""
+        return f"{address}{self.on} → {target}{self.over}"
+
+
+def plan(
+    listen: str,
+    target: str,
+    options: Options,
+    *,
+    name: str,
+    via: Sequence[str] = (),
+    listen_via: Sequence[str] = (),
+) -> Plan:
+    """A tunnel from an address to another.
+
+    :param listen: the address to listen at.
+    :param target: the address to connect to.
+    :param options: the limits, and what is printed.
+    :param name: of the tunnel.
+    :param via: the hops on the way to the target, the nearest first.
+    :param listen_via: those on the way to where it listens.
+    :raises AddressError: if one cannot be understood.
+    """
+    where, before = parse_listen(listen), parse_hops(listen_via, listen)
+    at_i2p = isinstance(where, I2PListen)
+    hops = parse_hops(via, target)
+    end = parse_target(target, hops[-1] if hops else None)
+    is_i2p = isinstance(end, I2PTarget) or to_i2p(hops, end)
+    return Plan(
+        name,
+        options.settled(over_i2p=at_i2p or is_i2p or over_i2p(hops, end), at_i2p=at_i2p or is_i2p),
+        lambda opening: listen_patiently(listen, listen_via, opening),
+        lambda: factory_for(target, via),
+        Routes(where, before, [(hops, end)]),
+        f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
+        over(via),
+        at_i2p,
+        SessionTrial if is_i2p else Trial,
+        (hops, getattr(end, "router", None), end if isinstance(end, Command) else None),
+        tuple(map(str, (*before, getattr(where, "server", where)))) if isinstance(where, SSHListen | I2PListen) else (),
+    )
+
+
+def plan_of_proxy(
+    listen: str,
+    options: Options,
+    *,
+    name: str,
+    via: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    user: str | None = None,
+    password: str | None = None,
+    password_file: str | None = None,
+    password_env: str | None = None,
+    sam: str | None = None,
+) -> Plan:
+    """A proxy, whose clients name their targets.
+
+    :param listen: the address to listen at.
+    :param options: the limits, and what is printed.
+    :param name: of the tunnel.
+    :param via: the hops to everything that no rule is about, the nearest first.
+    :param rules: as for :func:`relay.dynamic`.
+    :param user: who alone is let in; ``None`` for everybody.
+    :param password: the user's, and so are the two that follow: a file, and an environment variable, that hold it.
+    :param sam: the SAM bridge of the router on this machine.
+    :raises AddressError: if an address or a rule cannot be understood.
+    :raises ValueError: if the user or the password is missing, or given twice.
+    """
+    from ..transports.dynamic import dynamic, parse_rule
+
+    address, opener = _proxy(listen, user, password, password_file, password_env)
+    routes = dict.fromkeys([parse_hops(via), *(parse_rule(rule).route for rule in rules)])
+    return Plan(
+        name,
+        options.settled(over_i2p=True, at_i2p=False),
+        lambda _: opener(),
+        lambda: dynamic(via, rules, sam=sam or SAM),
+        Routes(address, (), [(route, None) for route in routes if route]),
+        over=over(via) + _by(len(rules)),
+        way=name,
+    )
+
+
+def over(via: Sequence[str]) -> str:
+    """The hops, for a title."""
+    return f" via {', '.join(map(str, parse_hops(via)))}" if via else ""
+
+
+def _by(rules: int) -> str:
+    """The rules, for a title."""
+    return f" by {rules} rule{'s' if rules > 1 else ''}" if rules else ""
+
+
+def _proxy(
+    text: str, user: str | None, password: str | None, password_file: str | None, password_env: str | None
+) -> tuple[UnixAddress | ProxyListen, Callable[[], Any]]:
+    """Where a proxy listens, and what does."""
+    login: dict[str, Any] = {
+        "user": user,
+        "password": password,
+        "password_file": password_file,
+        "password_env": password_env,
+    }
+    if (user is None) != (password is None and password_file is None and password_env is None):
+        problem = "there is no user" if user is None else "there is no password"
+        raise ValueError(f"{problem}; --user NAME goes with --password-file FILE or --password-env NAME")
+    address = parse_listen(text)
+    if isinstance(address, UnixAddress):
+        path = address.path
+
+        def listen() -> Any:
+            from ..transports.proxies.listener import login_of
+            from ..transports.proxies.socks_server import SOCKSListener
+            from ..transports.unix import listen_unix
+
+            return SOCKSListener(listen_unix(path), login_of(**login))
+
+        return address, listen
+    if isinstance(address, TCPAddress):
+        address = ProxyListen("socks5", address.host, address.port)
+    if not isinstance(address, ProxyListen):
+        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
+        raise AddressError(f"listen address '{masked(text)}': a proxy for programs does not listen there; {allowed}")
+    if user is not None:
+        if address.user is not None:
+            raise ValueError("--user: it is in LISTEN already; once is enough")
+        address = dataclasses.replace(address, **login)
+    fields = {field.name: getattr(address, field.name) for field in dataclasses.fields(address)}
+
+    def listen_at_port() -> Any:
+        from ..transports.proxies.protocols import listen_proxy
+
+        return listen_proxy(**fields)
+
+    return address, listen_at_port
+
+
+def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel:
+    try:
+        return Tunnel(
+            receive,
+            make_send,
+            options.nconnect,
+            options.timeout,
+            connect_timeout=options.connect_timeout,
+            idle_timeout=options.idle_timeout,
+            linger=options.linger,
+            name=name,
+        )
+    except BaseException:
+        receive.close()
+        raise
+
+
+def warn_if_unsure(where: Any) -> None:
+    """Say so if an SSH server may listen at another address than it was asked for."""
+    if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
+        logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is the loopback by its name or number."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warn_if_open(listener: Any) -> None:
+    """Say so if others than those on this machine are let in to a proxy without a password, or send it in the clear."""
+    address = listener.address if hasattr(listener, "protected") else None
+    if not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
+        return
+    if listener.protected:
+        text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
+    else:
+        text = "everybody who can reach %s port %d can use it; --user and --password-file let one user in"
+    logger.warning(text, *address[:2])
+
+
+def _nothing(_: Any) -> None:
+    pass

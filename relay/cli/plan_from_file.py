@@ -1,0 +1,114 @@
+"""The tunnels of a file as plans: what is written there means what the same words mean on a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from ..addresses.i2p import I2PListen
+from ..addresses.parse import parse_listen
+from ..config import LIMITS, Config, Entry
+from ..errors import can_retry
+from .i2p_options import with_bridge, with_session
+from .options import Options
+from .output import complain, reason
+from .plan import Plan, plan, plan_of_proxy
+
+__all__ = ["complain_of", "note", "noted", "plan_of", "plans_of"]
+
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
+
+
+def plans_of(config: Config, shown: Options) -> list[tuple[Entry, Plan]]:
+    """The plans of all tunnels in a file that are right; what is wrong with others is noted in it.
+
+    :param shown: what is to be printed.
+    """
+    found: list[tuple[Entry, Plan]] = []
+    for entry in config.entries:
+        path = ("tunnels", entry.name)
+        if not config.problems.about(*path):
+            with noted(config, *path):
+                found.append((entry, plan_of(entry, shown)))
+    return found
+
+
+@contextmanager
+def noted(config: Config, *path: str) -> Iterator[None]:
+    """Note a failure as a problem of what is at a path."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        note(config, path, error)
+
+
+def note(config: Config, path: tuple[str, ...], error: Exception) -> None:
+    """Add a failure to the problems of what is at a path."""
+    config.problems.add(path, in_words_of_a_file(reason(error)), is_wrong=not can_retry(error))
+
+
+def in_words_of_a_file(text: str) -> str:
+    """What is an option on a command line is a key in a file."""
+    return _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
+
+
+def plan_of(entry: Entry, shown: Options) -> Plan:
+    """The plan of a tunnel.
+
+    :param entry: what is written of it.
+    :param shown: what is to be printed.
+    :raises ValueError: if something is wrong with it.
+    """
+    tunnel = entry.tunnel
+    options = limits(entry, shown)
+    if entry.is_proxy:
+        return plan_of_proxy(
+            tunnel.listen,
+            options,
+            name=entry.name,
+            via=entry.via,
+            rules=entry.rules,
+            user=tunnel.user,
+            password=tunnel.password,
+            password_file=tunnel.password_file,
+            password_env=tunnel.password_env,
+            sam=tunnel.sam,
+        )
+    assert tunnel.target is not None, "what is no proxy has a target"
+    listen, target, via, listen_via = with_bridge(tunnel.sam, tunnel.listen, tunnel.target, entry.via, entry.listen_via)
+    if isinstance(parse_listen(listen), I2PListen):
+        further = [("allow", each) for each in tunnel.allow or ()] + [("deny", each) for each in tunnel.deny or ()]
+        listen = with_session(
+            listen,
+            tunnel.target,
+            keys=tunnel.keys,
+            session=tunnel.session,
+            transient=bool(tunnel.transient),
+            names=further,
+        )
+    return plan(listen, target, options, name=entry.name, via=via, listen_via=listen_via)
+
+
+def limits(entry: Entry, shown: Options) -> Options:
+    """The limits of a tunnel, where something is said of them."""
+    said = {name: value for name in LIMITS if (value := getattr(entry.tunnel, name)) is not None}
+    unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # as they usually are
+    return dataclasses.replace(shown, **said | dict.fromkeys(unlimited))
+
+
+def complain_of(config: Config) -> None:
+    """Print all that is wrong with a file.
+
+    :raises typer.Exit: if there is anything: with status 2 if the user has to change something, 1 if there are only
+        host names that cannot be looked up.
+    """
+    problems = config.problems.in_order()
+    for problem in problems:
+        complain(config.problems.told(problem))
+    if problems:
+        raise typer.Exit(2 if any(problem.is_wrong for problem in problems) else 1)

@@ -1,0 +1,212 @@
+"""What can be known of a tunnel before it is opened, and without connecting to anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..addresses.hops import Command, Proxy, ProxyListen, Route
+from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget, parse_sam
+from ..addresses.values import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, is_i2p
+from ..errors import AuthenticationError, ConnectError, RelayError
+from ..transports.credentials import passphrase_of, secret_of
+from ..transports.tls.context import load_chain, trusting
+from .routes import Routes
+
+__all__ = ["Preflight"]
+
+Note = Callable[[Exception], object]
+
+
+class Preflight:
+    """Looks at tunnels, in any thread, and once at what several of them have in common.
+
+    :param names: whether host names are looked up, which may block for seconds.
+    """
+
+    def __init__(self, *, names: bool = True) -> None:
+        self._names = names
+        self._lock = threading.Lock()  # for what follows
+        self._seen: dict[Hashable, Exception | None] = {}  # what was looked at → what is wrong with it
+        self._note: Note | None = None
+        self._all_well = True
+
+    def check(self, routes: Routes, make_send: Callable[[], Any], note: Note | None = None) -> str | None:
+        """Check everything that a tunnel needs.
+
+        :param routes: its hops and its ends.
+        :param make_send: makes its factory.
+        :param note: called with each problem that no other tunnel had; by default the first problem is raised.
+        :returns: the address at which it would listen; ``None`` if there is a problem.
+        """
+        with self._lock:
+            self._note, self._all_well = note, True
+            return self._look(routes, make_send)
+
+    def _look(self, routes: Routes, make_send: Callable[[], Any]) -> str | None:
+        where, before, out = routes
+        self._try(object(), lambda: _close(make_send()))
+        self._route(before)
+        for route, end in out:
+            self._route(route)
+            self._way(route, end)
+        address = self._place(where, before)
+        return address if self._all_well else None
+
+    def _try(self, what: Hashable, look: Callable[[], Any]) -> Any:
+        """Look at something, unless that was done; ``None`` if there is a problem."""
+        if what in self._seen:
+            error = self._seen[what]
+            if error is not None and self._note is None:
+                raise error
+            self._all_well = self._all_well and error is None
+            return None
+        try:
+            found = look()
+        except (OSError, ValueError, TypeError) as error:
+            self._seen[what], self._all_well = error, False
+            if self._note is None:
+                raise
+            self._note(error)
+            return None
+        self._seen[what] = None
+        return found
+
+    # -- where it listens ---------------------------------------------------------------------------------------------
+
+    def _place(self, where: Any, before: Route) -> str:
+        if isinstance(where, SSHListen):
+            self._hop(where.server, is_first=not before)
+            return str(getattr(where.place, "path", where.place))
+        if isinstance(where, I2PListen):
+            self._hop(where.router, is_first=not before)
+            self._try((where, "who"), lambda: _access(where))
+            return str(self._try((where, "key"), lambda: _destination(where)) or where)
+        if isinstance(where, TLSListen):
+            self._try(where, lambda: _chain(where))
+        if isinstance(where, ProxyListen) and where.user is not None:
+            self._try(where, lambda: secret_of(where, "password", ""))
+        if isinstance(where, TCPAddress | TLSListen | ProxyListen):
+            self._resolve((where.host, "here"), where.host)
+            return str(TCPAddress(where.host, where.port))
+        return str(where)
+
+    # -- where it leads -----------------------------------------------------------------------------------------------
+
+    def _way(self, route: Route, end: Any) -> None:
+        """What is behind the hops; where there are some, its name is looked up there."""
+        if isinstance(end, Command) and not route:
+            self._try(end, lambda: _find(end))
+        elif isinstance(end, I2PTarget):
+            self._hop(end.router, is_first=not route)
+        elif isinstance(end, TCPAddress | TLSTarget) and not route:
+            self._resolve((end.host, "there"), end.host)
+
+    def _route(self, route: Route) -> None:
+        for number, hop in enumerate(route):
+            self._hop(hop, is_first=not number)
+
+    def _hop(self, hop: Any, *, is_first: bool) -> None:
+        name = self._try((hop, is_first), lambda: _hop(hop, is_first=is_first))
+        if name:
+            self._resolve((hop, "name"), name, f"{hop}: ")
+
+    def _resolve(self, what: Hashable, host: str, before: str = "") -> None:
+        if self._names:
+            self._try(what, lambda: _resolve(host, before))
+
+
+def _hop(hop: Any, *, is_first: bool) -> str:
+    """Look at a hop.
+
+    :returns: the name that is looked up here; empty if none is.
+    """
+    name = ""
+    if isinstance(hop, SSHServer):
+        name = _server(hop, is_first=is_first)
+    elif isinstance(hop, Command):
+        if is_first:
+            _find(hop)
+    elif isinstance(hop, Proxy | I2PRouter):
+        if hop.user is not None:
+            secret_of(hop, "password", "")
+        if is_first:
+            name = hop.host if isinstance(hop, Proxy) else parse_sam(hop.sam).host
+    if isinstance(hop, I2PRouter) and hop.keys is not None:
+        _key(hop.keys)
+    return name
+
+
+def _server(server: SSHServer, *, is_first: bool) -> str:
+    """Look at what the user's configuration says of a server, at the key and the passwords.
+
+    :returns: the name that is looked up here; empty if none is.
+    """
+    from ..transports.ssh.config.settings import settle
+
+    settings = settle(server, behind=not is_first)
+    secret_of(server, "password", "")
+    if server.keyfile is not None:
+        _keyfile(server, server.keyfile, needs_client=bool(settings.needs_client))
+    return settings.hostname if is_first and not settings.jumps and settings.command is None else ""
+
+
+def _keyfile(server: SSHServer, file: str, *, needs_client: bool) -> None:
+    path = os.path.expanduser(file)
+    passphrase_of(server, path)
+    if needs_client or server.backend == "openssh" or path.endswith(".pub"):
+        with open(path, "rb"):
+            return
+    from ..transports.ssh.paramiko.keys import load
+
+    try:
+        load(path, lambda: passphrase_of(server, path))
+    except ValueError as error:
+        raise AuthenticationError(f"{server}: {file} {error}") from None
+
+
+def _resolve(host: str, what: str = "") -> None:
+    if is_i2p(host):
+        return
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        problem = f"the name cannot be looked up ({error.args[-1]}); is it spelled right?"
+        raise ConnectError(f"{what}{host}: {problem}") from error  # which time may fix
+
+
+def _find(command: Command) -> None:
+    if shutil.which(command.words[0]) is None:
+        raise RelayError(f"{command}: there is no such program")
+
+
+def _chain(where: TLSListen) -> None:
+    load_chain(trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", where.client_ca), where.cert, where.key)
+
+
+def _access(where: I2PListen) -> None:
+    from ..transports.i2p.access_list import AccessList
+
+    AccessList(where.allow, where.deny)
+
+
+def _key(path: str) -> str:
+    """The address of the destination in a file; empty if it is still to be made."""
+    from ..transports.i2p.key_file import read
+
+    return read(path).b32 if os.path.lexists(os.path.expanduser(path)) else ""
+
+
+def _destination(where: I2PListen) -> str:
+    return _key(where.router.keys) if where.router.keys is not None else ""
+
+
+def _close(factory: Any) -> None:
+    close = getattr(factory, "close", None)
+    if close is not None:
+        close()

@@ -1,0 +1,167 @@
+"""What a command tries beside its work, in threads: to listen, and to go over the hops of a way."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..carriers.link import State
+from ..errors import ConnectError, can_retry
+from .output import carriers_quiet
+
+__all__ = ["Attempt", "SLOW", "SessionTrial", "Trial", "say_slow"]
+
+logger = logging.getLogger("relay.cli")
+
+SLOW = 3.0  # seconds after which a user who waits reads what for
+RETRIES = (State.BACKING_OFF.value, State.CONNECTING.value)  # of a listener, with an error
+
+
+class Attempt:
+    """A call that opens something, in a thread of its own.
+
+    :param call: is given what it calls with a listener that it begins to open, which may take as long as a server
+        cannot be reached; returns what has a ``close``.
+    :param over: called in the thread when there is an outcome.
+    :param postponed: called in any thread with each error after which that listener retries.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Callable[[Any], object]], Any],
+        over: Callable[[], object],
+        postponed: Callable[[Exception], object],
+    ) -> None:
+        self._call = call
+        self._over = over
+        self._postponed = postponed
+        self._given_up = threading.Event()
+        self._is_over = False
+        self._opening: Any = None
+        self._made: Any = None
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, name="relay-listen", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._made = self._call(self._begin)
+        except Exception as error:  # noqa: BLE001  (it is raised where the outcome is waited for)
+            self._error = error
+        self._is_over = True
+        if self._given_up.is_set():
+            self.give_up()
+        self._over()
+
+    def _begin(self, listener: Any) -> None:
+        listener.subscribe(functools.partial(self._on_state, listener))
+        self._opening = listener
+        if self._given_up.is_set():
+            listener.close()
+
+    def _on_state(self, listener: Any, _: object, error: Exception | None) -> None:
+        if error is not None and not self._is_over and listener.state in RETRIES:
+            self._postponed(error)
+
+    def outcome(self) -> Any:
+        """What was opened, once it is over.
+
+        :raises Exception: what the call raised.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._made
+
+    def give_up(self) -> None:
+        """Wait no longer, and close what was opened, now or when it is."""
+        self._given_up.set()
+        for one in (self._opening, self._made):
+            if one is not None:
+                one.close()
+
+
+class Trial:
+    """Tries the hops while the tunnel already listens, so that a wrong key is known before the first client comes.
+
+    A server that cannot be reached is not the end: its carrier logs that and retries. What it finds out before it was
+    up for the first time counts as the start, too.
+
+    :param make_send: the factory; one without ``ready`` has no hops.
+    :param timeout: seconds; ``None`` for as long as it takes.
+    :param failed: called, in a thread, at a failure that a retry cannot fix; :attr:`error` has it.
+    :param fail_fast: whether every failure counts as one of those.
+    """
+
+    def __init__(
+        self, make_send: Any, timeout: float | None, failed: Callable[[], object], *, fail_fast: bool = False
+    ) -> None:
+        self.error: Exception | None = None
+        self._make_send = make_send
+        self._timeout = timeout
+        self._failed = failed
+        self._fail_fast = fail_fast
+        self._waits = False  # until the carrier is up or has failed for good
+        self._has_waited = False
+        if hasattr(make_send, "ready"):
+            self._begin()
+
+    def _begin(self) -> None:
+        threading.Thread(target=self._try, name="relay-trial", daemon=True).start()
+
+    def _try(self) -> None:
+        left_out: list[logging.LogRecord] = []
+        try:
+            with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as left_out:
+                self._ready(self._make_send, self._timeout)
+        except (OSError, ValueError, TypeError) as error:
+            if self._fail_fast or not can_retry(error):
+                self.error = error
+                self._failed()
+                return
+            # A carrier logs it when it retries; where each stream has its own connection, there is none.
+            logger.log(logging.WARNING if self._state == "up" else logging.DEBUG, "%s", error)
+            if not self._has_waited:
+                self._wait()
+        for record in left_out:  # it was no failure after all, or one after which the carrier retries
+            logging.getLogger(record.name).handle(record)
+
+    def _ready(self, make_send: Any, timeout: float | None) -> None:
+        make_send.ready(timeout)
+
+    @property
+    def _state(self) -> str:
+        return str(getattr(self._make_send, "state", ""))
+
+    def _wait(self) -> None:
+        """Try again once the carrier has failed for good, unless it was up before that."""
+        self._waits = self._has_waited = True
+        self._make_send.subscribe(self._on_state)
+        if self._state == State.FAILED.value:  # since before that
+            self._on_state(State.FAILED, None)
+
+    def _on_state(self, state: State, _: Exception | None) -> None:
+        if self._waits and state in (State.UP, State.FAILED):
+            self._waits = False
+            if state is State.FAILED:
+                self._begin()
+
+
+class SessionTrial(Trial):
+    """The same for a session at a SAM bridge: it takes as long as it takes, and says so."""
+
+    def _ready(self, make_send: Any, timeout: float | None) -> None:
+        try:
+            make_send.ready(SLOW)
+        except ConnectError as error:
+            if error.reason != "connect_timeout":
+                raise
+            say_slow()
+            make_send.ready(None)
+            logger.info("the session is up")
+
+
+def say_slow() -> None:
+    """Say why nothing happens yet."""
+    logger.info("the router makes a session and builds tunnels for it, which may take a minute")

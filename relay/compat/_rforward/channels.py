@@ -1,0 +1,225 @@
+"""A channel of a transport that is the caller's, as a stream of ours, and where such streams wait to be relayed."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import paramiko
+
+from ...eventloop.loop import Loop
+from ...streams.adapter import as_stream
+from ...streams.stream import Stream
+from ...transports.ssh.paramiko.messages import CLOSE
+from .log import DEBUG, INFO, WARN
+
+__all__ = ["Reception", "stream_of"]
+
+_MOST = 1000  # channels of one tunnel at one time; more are refused
+
+Taker = Callable[[Stream, Any], object]
+
+
+def stream_of(channel: Any, over: Callable[[], object]) -> Stream:
+    """A channel as a stream.
+
+    :param channel: one of paramiko, which nobody else uses from now on, or anything else with the socket interface.
+    :param over: called when the stream is over, on a thread that may block.
+    :returns: the stream; it owns the channel.
+    """
+    stream = as_stream(_End(channel) if isinstance(channel, paramiko.Channel) else channel)
+    close = stream.on_close
+
+    def on_close() -> None:
+        try:
+            if close is not None:
+                close()
+        finally:
+            over()
+
+    stream.on_close = on_close
+    return stream
+
+
+class _End:
+    """A channel with the faults of its socket interface gone: it tells an end from a cut, and ends in order."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._order = _InOrder(channel.transport)
+        channel.transport = self._order
+        channel.settimeout(None)
+
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._channel.recv(size)
+        if not data and not self._channel.eof_received:
+            raise ConnectionResetError("the channel was closed in mid-stream")
+        return data
+
+    def sendall(self, data: bytes) -> None:
+        while data:
+            sent = self._channel.send(data)
+            if not sent:  # paramiko's own sendall would try for ever
+                raise ConnectionResetError("the channel was closed")
+            data = data[sent:]
+
+    def shutdown_write(self) -> None:
+        self._channel.shutdown_write()
+
+    def close(self) -> None:
+        self._channel.close()
+        self._order.flush()
+
+
+class _InOrder:
+    """The transport as one channel sees it: nothing of the channel is sent after its close.
+
+    paramiko decides what to send under the channel's lock and sends it after that, so an end of file or data of one
+    thread can follow the close that another sends, or the transport's thread in answer to the server's. sshd ends the
+    whole connection for that.
+
+    :param transport: the transport.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._queue: deque[Any] = deque()
+        self._sending = threading.Lock()
+        self._closed = False  # belongs to whoever holds _sending
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _send_user_message(self, message: Any) -> None:
+        self._queue.append(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits. The transport's thread never waits for it: whoever sends already sends this, too."""
+        may_wait = threading.current_thread() is not self._transport
+        if not may_wait and not self._transport.clear_to_send.is_set():
+            return  # it is the one that exchanges the keys; close() sends the rest
+        while self._queue:
+            if not self._sending.acquire(blocking=may_wait):
+                return
+            try:
+                while self._queue:
+                    self._send(self._queue.popleft())
+            finally:
+                self._sending.release()
+
+    def _send(self, message: Any) -> None:
+        if not self._closed:
+            self._closed = message.asbytes()[0] == CLOSE
+            self._transport._send_user_message(message)
+
+
+class Reception:
+    """A listener object for :class:`relay.Tunnel` of the channels that somebody hands in; safe from any thread.
+
+    :param say: called with what is to be logged, and with X2Go's bit for how much it matters.
+    """
+
+    delivers = True
+
+    def __init__(self, say: Callable[[str, int], object]) -> None:
+        self._say = say
+        self._lock = threading.RLock()  # for all that follows; a taker may end a stream at once
+        self._taker: Taker | None = None
+        self._waiting: list[tuple[Stream, Any]] = []  # for the tunnel to be ready
+        self._open = True
+        self._living: set[Any] = set()  # channels that are not over
+
+    def has_room(self) -> bool:
+        """Whether one more would be taken."""
+        with self._lock:
+            return self._open and len(self._living) < _MOST
+
+    def take(self, channel: paramiko.Channel) -> None:
+        """Own a channel, which is closed if it cannot be relayed; does not block."""
+        origin = channel.origin_addr
+        try:
+            taken = self.put(channel, origin, lambda: self._say(f"reverse tunnel closed from {origin!r}", INFO))
+        except (OSError, RuntimeError) as error:  # no descriptor or thread is to be had
+            taken = False
+            self._say(f"a channel from {origin!r} was refused: {error}", WARN)
+        if taken:
+            self._say(f"data channel from {origin!r} is up", DEBUG)
+        else:
+            channel.close()
+
+    def put(self, channel: Any, peer: Any, over: Callable[[], object]) -> bool:
+        """Hand a channel in.
+
+        :param channel: as for :func:`stream_of`.
+        :param peer: who has connected.
+        :param over: called when it is over, on a thread that may block.
+        :returns: whether it was taken; else it is still the caller's.
+        :raises TypeError: if it cannot be a stream.
+        :raises OSError: if there is no descriptor for it.
+        :raises RuntimeError: if there is no thread for it.
+        """
+
+        def left() -> None:
+            with self._lock:
+                self._living.discard(channel)
+            over()
+
+        with self._lock:
+            if not self._open or len(self._living) >= _MOST:
+                return False
+            stream = stream_of(channel, left)
+            self._living.add(channel)
+            if self._taker is not None:
+                self._taker(stream, peer)
+            else:
+                self._waiting.append((stream, peer))
+        return True
+
+    def refuse(self) -> None:
+        """Take none from now on."""
+        with self._lock:
+            self._open = False
+            waiting, self._waiting = self._waiting, []
+        for stream, _ in waiting:
+            stream.reset()
+
+    def cut(self) -> None:
+        """End also those that the tunnel is done with, but whose last bytes somebody does not read."""
+        with self._lock:
+            left = list(self._living)
+        if left:  # sending may block
+            threading.Thread(target=_close_all, args=(left,), name="relay rforward cut", daemon=True).start()
+
+    def allow(self) -> None:
+        """Take them again."""
+        with self._lock:
+            self._open = True
+
+    # -- for the tunnel --
+
+    def deliver(self, taker: Taker | None, loop: Loop | None = None) -> None:
+        """Hand streams to ``taker`` from now on; with ``None`` they wait."""
+        with self._lock:
+            self._taker = taker
+            if taker is not None:
+                waiting, self._waiting = self._waiting, []
+                for stream, peer in waiting:
+                    taker(stream, peer)
+
+    def accept(self) -> tuple[Stream, Any]:
+        """Nobody calls it: a tunnel without a limit has streams delivered."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End who waits."""
+        self.refuse()
+
+
+def _close_all(channels: list[Any]) -> None:
+    for channel in channels:
+        with suppress(OSError, EOFError, paramiko.SSHException):  # the connection is over
+            channel.close()

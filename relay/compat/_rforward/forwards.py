@@ -1,0 +1,307 @@
+"""What the server listens to for everybody on one transport of the caller's, and who gets the channels that come of it.
+
+paramiko has one handler of forwarded channels for a transport: setting it takes the channels of all, and cancelling one
+forward removes it. And it takes the answer to one global request for that to another, where two are under way. So both
+kinds of messages are looked at here before paramiko sees them; what is not of ours goes on to it as before.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+import paramiko
+
+from ...addresses.printable import originator
+from ...addresses.values import TCPAddress
+from ...errors import ForwardError
+from ...transports.ssh.internals import COMPAT, check
+from ...transports.ssh.open_failures import PROHIBITED, SHORTAGE
+from ...transports.ssh.paramiko.messages import CONFIRMED, OPEN, REFUSED, guarded
+from .requests import Requests
+
+__all__ = ["Forwards", "Owner"]
+
+check(COMPAT, "relay.compat.rforward")
+
+_HELD = 1024  # channels that wait for the answer that tells whose they are
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """A channel that the server wants to open because somebody has connected to where it listens."""
+
+    sender: int  # the server's number of it
+    window: int
+    packet: int
+    place: TCPAddress
+    peer: tuple[str, int]
+
+
+_making = threading.Lock()
+# Each is held by its transport and holds it, so an id that is here is that of a transport which is still there.
+_known: weakref.WeakValueDictionary[int, Forwards] = weakref.WeakValueDictionary()
+
+
+class Owner(Protocol):
+    """Who has asked for a forward. Both are called in the transport's thread and must not block."""
+
+    def has_room(self) -> bool:
+        """Whether one more channel would be taken."""
+
+    def take(self, channel: paramiko.Channel) -> object:
+        """Own the channel."""
+
+
+class Forwards:
+    """The forwards on one live transport; there is one for each transport, see :meth:`of`. Safe from any thread.
+
+    Once it is there it stays: for what is not of ours it does nothing but pass it on.
+    """
+
+    def __init__(self, transport: paramiko.Transport) -> None:
+        self._transport = transport
+        self._lock = threading.Lock()  # for all that follows; never held while somebody else's code runs
+        self._places: dict[TCPAddress, Owner | None] = {}  # None: cancelled, and the server has not confirmed it yet
+        self._choosing = 0  # requests under way whose port the server chooses
+        self._held: list[tuple[_Incoming, Any]] = []
+        self._announced: deque[Owner] = deque()
+        self._before = transport._handler_table[OPEN]
+        self.requests = Requests(transport)
+        transport._handler_table[OPEN] = self._on_open
+
+    @classmethod
+    def of(cls, transport: paramiko.Transport) -> Forwards:
+        """Those of this transport."""
+        with _making:
+            found = _known.get(id(transport))
+            if found is None:
+                found = _known[id(transport)] = cls(transport)
+            return found
+
+    @staticmethod
+    def known(transport: object) -> Forwards | None:
+        """Those of this transport, if there have been any."""
+        return _known.get(id(transport))
+
+    # -- forwards --
+
+    def listen(self, place: TCPAddress, owner: Owner, seconds: float) -> TCPAddress | None:
+        """Ask the server to listen. Who connects at once is served: the place is ours before the server is asked.
+
+        :param place: with port 0 the server chooses one.
+        :param owner: gets what comes, from now on.
+        :param seconds: for the answer; what is granted later is given back.
+        :returns: where it listens; ``None`` if that was denied.
+        :raises CarrierError: if the connection has ended.
+        :raises ForwardError: if there was no answer in time, or somebody else listens there over this transport.
+        """
+        request = _Request(place, owner)
+        with self._lock:
+            if self._places.get(place) is not None:
+                raise ForwardError(f"{place}: another tunnel over the same SSH connection listens there")
+            if place.port:
+                self._places[place] = owner
+            else:
+                self._choosing += 1
+        self.requests.ask("tcpip-forward", (place.host, place.port), partial(self._listening, request))
+        try:
+            granted = request.outcome.get(timeout=seconds)
+        except Empty:
+            if self._give_up(request):
+                raise ForwardError(f"{place}: no answer from the SSH server in {seconds:g} s; is it alive?") from None
+            granted = request.outcome.get()
+        if granted is None and self.requests.ended:
+            raise self.requests.lost()
+        return granted
+
+    def _listening(self, request: _Request, answer: paramiko.Message | None) -> None:
+        """In the transport's thread: the server has answered."""
+        place = request.place
+        granted = _granted(place, answer)
+        with self._lock:
+            request.answered = True
+            given_up = request.given_up
+            if place.port and granted is None:
+                self._places.pop(place, None)
+            elif granted is not None:
+                self._places[granted] = None if given_up else request.owner
+        if not place.port and not given_up:
+            self._settle()
+        request.outcome.put(granted)
+        if given_up and granted is not None:  # sending may have to wait for this thread
+            threading.Thread(
+                target=self.cancel, args=(granted, 0.0), name=f"relay {granted} cancel", daemon=True
+            ).start()
+
+    def _give_up(self, request: _Request) -> bool:
+        """Nobody waits for the answer any more.
+
+        :returns: whether it has not come at the last moment.
+        """
+        with self._lock:
+            if request.answered:
+                return False
+            request.given_up = True
+            if request.place.port:
+                self._places[request.place] = None
+        if not request.place.port:
+            self._settle()
+        return True
+
+    def cancel(self, place: TCPAddress, seconds: float) -> bool:
+        """Ask the server to listen no more; what still comes is refused.
+
+        :param place: as it was asked for.
+        :param seconds: for the answer.
+        :returns: whether there was an answer.
+        """
+        answer: SimpleQueue[None] = SimpleQueue()
+        with self._lock:
+            self._places[place] = None
+
+        def answered(message: paramiko.Message | None) -> None:
+            with self._lock:
+                if self._places.get(place, self) is None:
+                    del self._places[place]
+            answer.put(None)
+
+        self.requests.ask("cancel-tcpip-forward", (place.host, place.port), answered)
+        try:
+            answer.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
+
+    # -- channels --
+
+    def announce(self, owner: Owner) -> None:
+        """A channel in the transport's accept queue is ``owner``'s: the one that has just been put there by a handler
+        of somebody else's, or the oldest."""  # noqa: D205, D209
+        with self._lock:
+            self._announced.append(owner)
+        if threading.current_thread() is not self._transport:
+            self._hand_out(None)
+
+    def find(self, host: str, port: int) -> tuple[bool, Owner | None]:
+        """Whether this is one of our places, and who takes its channels, if anybody still does."""
+        with self._lock:
+            return self._find(host, port)
+
+    def _find(self, host: str, port: int) -> tuple[bool, Owner | None]:
+        for name in (host, "127.0.0.1") if host in ("localhost", "") else (host,):
+            if (place := TCPAddress(name, port)) in self._places:
+                return True, self._places[place]
+        return False, None
+
+    def _settle(self) -> None:
+        """The port is known, or there will be none: give out what was held."""
+        with self._lock:
+            self._choosing -= 1
+            if self._choosing:
+                return
+            held, self._held = self._held, []
+            if self.requests.ended:
+                return
+        for incoming, message in held:
+            self._give(incoming, message)
+
+    def _on_open(self, message: Any) -> None:
+        incoming = _parsed(message)
+        if incoming is not None:
+            with self._lock:
+                ours, _ = self._find(incoming.place.host, incoming.place.port)
+                if not ours and self._choosing and len(self._held) < _HELD:
+                    self._held.append((incoming, message))
+                    return
+        self._give(incoming, message)
+
+    def _give(self, incoming: _Incoming | None, message: Any) -> None:
+        ours, owner = self.find(incoming.place.host, incoming.place.port) if incoming is not None else (False, None)
+        if incoming is None or not ours:
+            message.rewind()
+            self._before(message)
+            self._hand_out(incoming.sender if incoming is not None else None)
+        elif owner is None:
+            self._refuse(incoming, PROHIBITED)
+        elif not owner.has_room():
+            self._refuse(incoming, SHORTAGE)
+        else:
+            guarded(owner.take, self._open(incoming))
+
+    def _hand_out(self, newest: int | None) -> None:
+        """Give the channels of the accept queue to those to whom they were announced.
+
+        :param newest: the server's number of the channel that was just put there, if one was.
+        """
+        while True:
+            with self._lock, self._transport.lock:
+                queue = self._transport.server_accepts
+                if not self._announced or not queue:
+                    return
+                found = next((at for at, channel in enumerate(queue) if channel.remote_chanid == newest), 0)
+                channel, owner = queue.pop(found), self._announced.popleft()
+            guarded(owner.take, channel)
+
+    def _open(self, incoming: _Incoming) -> paramiko.Channel:
+        """What paramiko does when a forwarded channel is opened."""
+        transport = self._transport
+        window, packet = transport.default_window_size, transport.default_max_packet_size
+        with transport.lock:
+            number = transport._next_channel()
+            channel = paramiko.Channel(number)
+            transport._channels.put(number, channel)
+            transport.channels_seen[number] = True
+            channel._set_transport(transport)
+            channel._set_window(window, packet)
+            channel._set_remote_channel(incoming.sender, incoming.window, incoming.packet)
+            channel.origin_addr = incoming.peer
+        self._reply(CONFIRMED, incoming.sender, number, window, packet)
+        return channel
+
+    def _refuse(self, incoming: _Incoming, reason: int) -> None:
+        self._reply(REFUSED, incoming.sender, reason, "refused", "en")
+
+    def _reply(self, kind: int, *parts: int | str) -> None:
+        message = paramiko.Message()
+        message.add_byte(bytes((kind,)))
+        for part in parts:
+            message.add_int(part) if isinstance(part, int) else message.add_string(part)
+        self._transport._send_message(message)
+
+
+class _Request:
+    """One request to listen."""
+
+    def __init__(self, place: TCPAddress, owner: Owner) -> None:
+        self.place = place
+        self.owner = owner
+        self.answered = False
+        self.given_up = False
+        self.outcome: SimpleQueue[TCPAddress | None] = SimpleQueue()
+
+
+def _granted(place: TCPAddress, answer: paramiko.Message | None) -> TCPAddress | None:
+    """Where the server listens, after its answer."""
+    if answer is None or place.port:
+        return place if answer is not None else None
+    port = answer.get_int()
+    return TCPAddress(place.host, port) if 0 < port < 65536 else None
+
+
+def _parsed(message: Any) -> _Incoming | None:
+    """A request to open a forwarded channel (RFC 4254, section 7.2); ``None`` for another kind."""
+    if message.get_string() != b"forwarded-tcpip":
+        return None
+    sender, window, packet = message.get_int(), message.get_int(), message.get_int()
+    place = TCPAddress(_text(message), message.get_int())
+    return _Incoming(sender, window, packet, place, (originator(_text(message)), message.get_int()))
+
+
+def _text(message: Any) -> str:
+    return str(message.get_string().decode(errors="replace"))

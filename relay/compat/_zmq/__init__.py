@@ -1,0 +1,1 @@
+"""The tunnels behind :mod:`relay.compat.zmqssh`."""

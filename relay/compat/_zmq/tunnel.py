@@ -1,0 +1,255 @@
+"""SSH tunnels in child processes, as :mod:`relay.compat.zmqssh` makes them: starting one, and what it is then."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import getpass
+import os
+import shutil
+import signal
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+from urllib.parse import quote
+
+from ...addresses.hops import Route, over_i2p, to_i2p
+from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ...addresses.parse import parse_hops, parse_ssh_server
+from ...addresses.values import SSH_PARAMETERS, SSHServer, TCPAddress
+from ...api.urls import listen as listen_at
+from ...engine.tunnel import Tunnel
+from ...errors import AddressError, AuthenticationError, RelayError
+from ...spawning.parent import ChildTunnel
+from ...spawning.spawn import start_child
+from ...streams.checks import check_time
+from ...transports.chain import chain
+
+__all__ = ["Password", "SSHTunnel", "Way", "backend_of", "ssh_exceptions"]
+
+_DRAIN = 30.0  # seconds; what relay's command takes, too
+_ACCEPTED = 1.0  # seconds for a ØMQ socket to connect on this machine
+_READY = (30.0, 120.0)  # seconds to log in; over I2P, where a session may have to be made first
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SSHServer)}
+Password = str | Literal[False] | None
+
+_living: weakref.WeakSet[SSHTunnel] = weakref.WeakSet()
+
+
+class SSHTunnel(ChildTunnel):
+    """A tunnel over SSH in a child process, which ends with the program; also when that is killed.
+
+    It has the members of a :class:`relay.Tunnel`, and :attr:`pid`. At the end of the program it is closed as by
+    :meth:`close`.
+    """
+
+    def close(self, drain: float = _DRAIN) -> None:
+        """Stop listening at once, let through what is under way, and wait for the child to end. Idempotent.
+
+        Nothing is lost of what a ØMQ socket sent that was closed before, with its linger: the socket's connection ends
+        with its last message, and the tunnel's when the other side has taken that. The connection of a socket that is
+        still open ends as soon as nothing has come from it for half a second.
+
+        :param drain: seconds that all of this may take; what is left then is reset.
+        :raises TypeError: if ``drain`` is not a number.
+        :raises ValueError: if it is negative.
+        """
+        super().close(drain)
+
+    def terminate(self) -> None:
+        """End at once, with every connection, and wait for the child to end. Idempotent."""
+        self.close(0.0)
+
+    def wait_for_client(self) -> None:
+        """Wait for a moment until somebody has connected, so that :meth:`close` knows of the connection."""
+        with contextlib.suppress(RelayError):
+            self._ask("wait_for_client", _ACCEPTED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Way:
+    """How an SSH server is reached, and logged in to.
+
+    :param server: the server.
+    :param before: the hops on the way to it, as they were written.
+    :param asks: whether somebody may be asked for a password.
+    """
+
+    server: SSHServer
+    before: tuple[str, ...] = ()
+    asks: bool = False
+
+    @classmethod
+    def made(
+        cls, server: str, backend: str, keyfile: str | os.PathLike[str] | None, password: Password, via: Sequence[str]
+    ) -> Way:
+        """The way that a caller describes; with ``False`` or nothing as password, nobody is asked for one.
+
+        :raises AddressError: if an address cannot be understood.
+        :raises TypeError: if an argument has the wrong type.
+        :raises ValueError: if one cannot be right.
+        """
+        if not (password is None or password is False or isinstance(password, str)):
+            raise TypeError(f"password: expected a str, got {type(password).__name__}")
+        options: dict[str, Any] = {"backend": backend, "identities_only": False}
+        if keyfile is not None:
+            options["keyfile"] = os.fspath(keyfile)
+        named = dataclasses.replace(parse_ssh_server(server), **options)
+        parse_hops(via, str(named))
+        made = cls(named, tuple(via), asks=password is None)
+        return made.with_password(password) if password else made
+
+    def with_password(self, password: str) -> Way:
+        """The same with a password, which decrypts the key file, too, as the original's did."""
+        return dataclasses.replace(
+            self, server=dataclasses.replace(self.server, password=password, passphrase=password)
+        )
+
+    @property
+    def hops(self) -> Route:
+        """All of it."""
+        return (*parse_hops(self.before, str(self.server)), self.server)
+
+    def ready(self) -> None:
+        """Log in, once, from this process.
+
+        :raises OSError: what came of it.
+        """
+        factory = chain(self.hops, TCPAddress("localhost", 1))
+        try:
+            factory.ready(_READY[over_i2p(self.hops)])
+        finally:
+            factory.release()
+
+    def is_refused(self, error: AuthenticationError) -> bool:
+        """Whether it is the server itself that does not let us in, and not a hop before it."""
+        count = len(self.before) + 1
+        return str(error).startswith(f"{self.server}: " if count == 1 else f"hop {count} of {count} (")
+
+    def tunnel(self, listen: str | None, place: TCPAddress, timeout: float | None) -> SSHTunnel:
+        """Start a tunnel, and ask for a password if one is needed that was not given.
+
+        :param listen: where it listens; ``None`` for a private Unix socket.
+        :param place: where it leads to, as seen from the server.
+        :param timeout: seconds without any connection after which it ends.
+        :raises paramiko.SSHException: if the server cannot be reached, is not to be trusted or does not let us in.
+        :raises ValueError: if the configuration, or a file that it names, cannot be used.
+        :raises OSError: if nothing can listen there.
+        """
+        request = self._request(listen, place, check_time("timeout", timeout))
+        with ssh_exceptions():
+            try:
+                return _started(request)
+            except AuthenticationError as error:
+                if not (self.asks and error.wants_secret and self.is_refused(error)):
+                    raise
+                refusal = error
+            request = self._with_password(refusal)._request(listen, place, timeout)
+            return _started(request)
+
+    def stay(self, listen: str, place: TCPAddress) -> None:
+        """Be a tunnel, in this process, until it is killed.
+
+        :param listen: and the others: as for :meth:`tunnel`.
+        :raises Exception: likewise.
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # which in a terminal is for the program that started this one
+        with listen_at(listen) as receive, contextlib.closing(chain(self.hops, place)) as make_send:
+            with ssh_exceptions():
+                make_send.ready(_READY[over_i2p(self.hops)])
+            with Tunnel(receive, make_send, timeout=None) as tunnel:
+                tunnel.join()
+
+    def _with_password(self, refusal: AuthenticationError) -> Way:
+        password = _ask_password(str(self.server).removeprefix("ssh://"))
+        if not password:
+            why = "none was typed" if password is not None else "there is no terminal to ask for one at"
+            raise AuthenticationError(f"{refusal}; a password is required, and {why}: give password=") from refusal
+        return self.with_password(password)
+
+    def _request(self, listen: str | None, place: TCPAddress, unused: float | None) -> dict[str, Any]:
+        """What the child is told, over its control socket: it may hold a password."""
+        hops = self.hops
+        far = over_i2p(hops, place)
+        options = {
+            "nconnect": -1,
+            "timeout": None,
+            "connect_timeout": CONNECT_TIMEOUT if far else 30.0,
+            "idle_timeout": None,
+            "linger": LINGER if to_i2p(hops, place) else 60.0,
+            "name": f"{self.server} to {place}",
+        }
+        via = [*self.before, _address_of(self.server)]
+        asked = {"listen": listen, "target": f"tcp://{place}", "via": via, "options": options}
+        return {**asked, "ready": _READY[far], "unused": unused}
+
+
+def backend_of(paramiko: bool | None) -> str:
+    """The backend that a caller asks for: the OpenSSH client where it is installed, else paramiko."""
+    if paramiko is None:
+        return "openssh" if shutil.which("ssh") else "paramiko"
+    return "paramiko" if paramiko else "openssh"
+
+
+@contextlib.contextmanager
+def ssh_exceptions() -> Iterator[None]:
+    """Raise what fails at a server, or on the way to it, as paramiko's exceptions."""
+    try:
+        yield
+    except AddressError:
+        raise
+    except RelayError as error:
+        import paramiko
+
+        refused = isinstance(error, AuthenticationError)
+        kind = paramiko.AuthenticationException if refused else paramiko.SSHException
+        raise kind(str(error)) from error
+
+
+def _started(request: dict[str, Any]) -> SSHTunnel:
+    tunnel = start_child(SSHTunnel, request)
+    _living.add(tunnel)
+    return tunnel
+
+
+def _address_of(server: SSHServer) -> str:
+    """A server as an address with all of its parameters, secrets included."""
+    given = {name: getattr(server, name) for name in SSH_PARAMETERS if getattr(server, name) != _DEFAULTS[name]}
+    return f"{server}?{'&'.join(f'{name}={_parameter(value)}' for name, value in given.items())}"
+
+
+def _parameter(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else quote(os.fsencode(str(value)), safe="")
+
+
+def _ask_password(login: str) -> str | None:
+    """Ask whoever sits at the program's terminal; ``None`` if nobody does, or the program is in the background."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        is_ours = os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+    try:
+        return getpass.getpass(f"{login}'s password: ") if is_ours else None
+    except EOFError:
+        return ""
+
+
+def _close_all() -> None:
+    """At the program's end: all at once, so that it takes no longer than one."""
+    living = [tunnel for tunnel in list(_living) if not tunnel._closing]
+    for tunnel in living:
+        with contextlib.suppress(RelayError):
+            tunnel._ask("drain", _DRAIN)
+    for tunnel in living:
+        tunnel.close()
+
+
+atexit.register(_close_all)

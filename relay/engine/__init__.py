@@ -1,0 +1,1 @@
+"""The relay engine: one relay thread per tunnel, its connections and their flows."""

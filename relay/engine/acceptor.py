@@ -1,0 +1,376 @@
+"""Who lets clients in: the relay thread itself at a listening socket, a thread of its own at a listener object."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..eventloop.loop import Loop, Timer
+from ..eventloop.poller import IN
+from ..streams.adapter import as_stream
+from ..streams.introduction import Greeting, HearingListener
+from ..streams.stream import Stream
+
+__all__ = [
+    "Acceptor",
+    "DeliveryAcceptor",
+    "ObjectAcceptor",
+    "SocketAcceptor",
+    "check_listener",
+    "make_acceptor",
+]
+
+logger = logging.getLogger("relay")
+
+_BATCH = 32  # clients accepted in one turn, at most
+_PATIENCE = 4  # turns in a row that used the whole batch before it is doubled
+_BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Host(Protocol):
+    """The relay thread, as an acceptor sees it."""
+
+    name: str
+    loop: Loop
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the number of connections has no limit."""
+
+    def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
+        """A client is here."""
+
+    def greeted(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float, /) -> None:
+        """A client is here that first sends a request."""
+
+    def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
+        """A listener object has accepted a client, perhaps while there is no room for it."""
+
+    def has_spare(self) -> bool:
+        """Whether there is a spare descriptor; opens one if there is none."""
+
+    def make_room(self, now: float, /) -> None:
+        """End some half-open connections."""
+
+    def is_here(self) -> bool:
+        """Whether the current thread is the relay thread."""
+
+
+class Acceptor(Protocol):
+    """What a tunnel wants of whoever lets clients in. All of it is called in the relay thread."""
+
+    listening: bool
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer. Idempotent."""
+
+    def close(self) -> None:
+        """Never again; closes the listener."""
+
+    def join(self, seconds: float) -> None:
+        """Wait for whatever still accepts, but not for longer."""
+
+
+def check_listener(receive: Any, name: str = "receive") -> None:
+    """Refuse what cannot be a listener.
+
+    :param name: of the argument, for the error.
+    :raises TypeError: if it is a TLS socket, or neither a socket nor an object with ``accept`` and ``close``.
+    :raises ValueError: if it is a socket that does not listen for streams.
+    """
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(receive, ssl.SSLSocket):
+        raise TypeError(f"{name}: an SSLSocket cannot listen here; use relay.listen('tls://HOST:PORT?cert=FILE')")
+    if isinstance(receive, socket.socket):
+        if receive.fileno() < 0:
+            raise ValueError(f"{name}: the socket is closed; pass a listening one")
+        if receive.type != socket.SOCK_STREAM:
+            raise ValueError(f"{name}: expected a stream socket, got {receive.type.name}")
+        if not receive.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError(f"{name}: the socket does not listen; call its listen() first")
+    elif not (callable(getattr(receive, "accept", None)) and callable(getattr(receive, "close", None))):
+        kind = type(receive).__name__
+        raise TypeError(f"{name}: expected a listening socket, or an object with accept() and close(), got {kind}")
+
+
+def make_acceptor(tunnel: Host, receive: Any) -> Acceptor:
+    """The acceptor for this kind of listener."""
+    if isinstance(receive, (socket.socket, HearingListener)):
+        return SocketAcceptor(tunnel, receive)
+    if getattr(receive, "delivers", False) and tunnel.unlimited:
+        return DeliveryAcceptor(tunnel, receive)
+    return ObjectAcceptor(tunnel, receive)
+
+
+class SocketAcceptor:
+    """Accepts in the relay thread.
+
+    :param tunnel: whose.
+    :param listener: a listening socket, or one whose clients say first where they want to be led.
+    """
+
+    def __init__(self, tunnel: Host, listener: socket.socket | HearingListener) -> None:
+        receive = listener.listening if isinstance(listener, HearingListener) else listener
+        self._tunnel = tunnel
+        self._listener = listener
+        self._receive = receive
+        self._greeting = listener.greeting if isinstance(listener, HearingListener) else None
+        self._descriptor = receive.fileno()
+        self.listening = False
+        self._backoff = _BACKOFF[0]
+        self._retry = Timer(tunnel.loop.timers, self._try_again)
+        receive.setblocking(False)
+        self._batch = 1
+        self._whole_batches = 0
+        self._accept = _quick_accept(receive)
+        self._family_is_ip = receive.family in (socket.AF_INET, socket.AF_INET6)
+        # Linux hands this on to every socket that is accepted here, which saves a system call for each.
+        self._hands_on = sys.platform == "linux"
+        if self._family_is_ip and self._hands_on:
+            receive.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        if wanted == self.listening:
+            return
+        self.listening = wanted
+        if wanted:
+            self._try_again(time.monotonic())
+        else:
+            self._retry.stop()
+            self._forget()
+
+    def close(self) -> None:
+        """Never again."""
+        self.listen(False)
+        self._listener.close()
+
+    def join(self, seconds: float) -> None:
+        """Nothing to wait for."""
+
+    def _ready(self, event: int, now: float) -> None:
+        # An accept that finds nobody costs more than another turn of the loop, so a batch grows only under a storm.
+        accept, tunnel = self._accept, self._tunnel
+        for _ in range(self._batch):
+            try:
+                client, peer = accept()
+            except BlockingIOError:
+                self._batch, self._whole_batches = max(1, self._batch // 2), 0
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._failed(error, now)
+                return
+            client.setblocking(False)
+            if self._family_is_ip and not self._hands_on:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._greeting is None:
+                tunnel.accepted(client, None, peer, now)
+            else:
+                tunnel.greeted(client, self._greeting(), peer, now)
+            if not self.listening:
+                return
+            if not tunnel.has_spare():
+                self._exhausted(now)
+                return
+        self._backoff = _BACKOFF[0]
+        self._whole_batches += 1
+        if self._whole_batches == _PATIENCE and self._batch < _BATCH:
+            self._batch, self._whole_batches = self._batch * 2, 0
+
+    def _forget(self) -> None:
+        # Once somebody else has closed the listening socket, its number may be a connection's.
+        if self._tunnel.loop.handlers.get(self._descriptor) == self._ready:
+            self._tunnel.loop.forget(self._descriptor)
+
+    def _failed(self, error: OSError, now: float) -> None:
+        name = self._tunnel.name
+        if self._backoff == _BACKOFF[0]:
+            hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
+            logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
+        if error.errno in _EXHAUSTED:
+            self._exhausted(now)
+        else:
+            self._back_off(now)
+
+    def _exhausted(self, now: float) -> None:
+        """There are no descriptors left; half-open clients give theirs to others."""
+        self._tunnel.make_room(now)
+        self._back_off(now)
+
+    def _back_off(self, now: float) -> None:
+        self._forget()
+        self._retry.start(now + self._backoff, now)
+        self._backoff = min(self._backoff * 2, _BACKOFF[1])
+
+    def _try_again(self, now: float) -> None:
+        if self._receive.fileno() < 0:
+            name = self._tunnel.name
+            logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
+        elif self._tunnel.has_spare():
+            self._tunnel.loop.watch(self._descriptor, IN, self._ready)
+        else:
+            self._exhausted(now)
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: go on accepting after a while."""
+        if self.listening:
+            self._back_off(now)
+
+
+class ObjectAcceptor:
+    """Accepts on a daemon thread, for ``accept`` of a listener object may block and cannot be waited for.
+
+    :param tunnel: whose.
+    :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
+    """
+
+    def __init__(self, tunnel: Host, receive: Any) -> None:
+        self._tunnel = tunnel
+        self._receive = receive
+        self._changed = threading.Condition()
+        self.listening = False
+        self._closed = False
+        # Ours also hand out the clients that they deny, each with the reason, so that there is a record of them.
+        self._accept_any = getattr(receive, "accept_any", receive.accept)
+        self.thread = threading.Thread(target=self._work, name=f"{tunnel.name} accept", daemon=True)
+        self.thread.start()
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        with self._changed:
+            self.listening = wanted
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Never again. A thread that ``accept`` does not let go is abandoned."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        try:
+            self._receive.close()
+        except Exception:
+            logger.exception("%s: closing the listener failed", self._tunnel.name)
+
+    def join(self, seconds: float) -> None:
+        """Wait for the thread, but not for longer, and for what a listener of ours has to end after its streams."""
+        until = time.monotonic() + seconds
+        self.thread.join(seconds)
+        _join(self._receive, until - time.monotonic())
+
+    def _work(self) -> None:
+        backoff = _BACKOFF[0]
+        while self._wait_until_wanted():
+            try:
+                stream = self._accept()
+            except BaseException as error:
+                if self._closed:
+                    return
+                if backoff == _BACKOFF[0]:
+                    logger.warning("%s: the listener failed: %s", self._tunnel.name, error, exc_info=True)
+                if self._wait_to_be_closed(backoff):
+                    return
+                backoff = min(backoff * 2, _BACKOFF[1])
+            else:
+                backoff = _BACKOFF[0]
+                self._hand_over(*stream)
+
+    def _accept(self) -> tuple[Stream, Any]:
+        accepted, peer = self._accept_any()
+        return as_stream(accepted), peer
+
+    def _hand_over(self, stream: Stream, peer: Any) -> None:
+        # One at a time, so that the limit of connections holds: the next accept waits for the answer to this one.
+        answered = threading.Event()
+        if self._tunnel.loop.call(functools.partial(self._handed_over, stream, peer, answered)):
+            answered.wait()
+        else:
+            stream.reset()
+
+    def _handed_over(self, stream: Stream, peer: Any, answered: threading.Event) -> None:
+        try:
+            self._tunnel.offered(stream, peer, time.monotonic())
+        finally:
+            answered.set()
+
+    def _wait_until_wanted(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self.listening or self._closed)
+            return not self._closed
+
+    def _wait_to_be_closed(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, seconds)
+
+
+class DeliveryAcceptor:
+    """Has each stream delivered by a listener object of ours, in the relay thread if it can: the shortest way.
+
+    It is for tunnels without a limit of connections, for others must say of each whether there is room for the next.
+
+    :param tunnel: whose.
+    :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
+    """
+
+    def __init__(self, tunnel: Host, receive: Any) -> None:
+        self._tunnel = tunnel
+        self._receive = receive
+        self.listening = False
+
+    def listen(self, wanted: bool) -> None:
+        """Let clients in from now on, or no longer."""
+        if wanted != self.listening:
+            self.listening = wanted
+            loop = self._tunnel.loop
+            self._receive.deliver(self._take, loop) if wanted else self._receive.deliver(None)
+
+    def close(self) -> None:
+        """Never again."""
+        try:
+            self._receive.close()
+        except Exception:
+            logger.exception("%s: closing the listener failed", self._tunnel.name)
+
+    def join(self, seconds: float) -> None:
+        """Wait for what the listener has to end after its streams."""
+        _join(self._receive, seconds)
+
+    def _take(self, stream: Stream, peer: Any) -> None:
+        """In the relay thread, or in one of the listener's."""
+        if self._tunnel.is_here():
+            self._offer(stream, peer)
+        elif not self._tunnel.loop.call(functools.partial(self._offer, stream, peer)):
+            stream.reset()
+
+    def _offer(self, stream: Stream, peer: Any) -> None:
+        self._tunnel.offered(stream, peer, time.monotonic())
+
+
+def _join(receive: Any, seconds: float) -> None:
+    """Wait until a listener is over that ends with its last stream, as those of ours do that say so."""
+    join = getattr(receive, "join", None) if hasattr(receive, "accept_any") else None
+    if join is not None:
+        join(max(0.0, seconds))
+
+
+def _quick_accept(receive: socket.socket) -> Callable[[], tuple[socket.SocketType, Any]]:
+    """``receive.accept``, without what :class:`socket.socket` adds in Python, which costs two microseconds a client."""
+    quick = getattr(receive, "_accept", None)
+    if quick is None or type(receive).accept is not socket.socket.accept:
+        return receive.accept
+    family, kind, protocol = int(receive.family), int(receive.type), receive.proto
+
+    def accept() -> tuple[socket.SocketType, Any]:
+        descriptor, peer = quick()
+        return socket.SocketType(family, kind, protocol, descriptor), peer
+
+    return accept

@@ -1,0 +1,239 @@
+"""Makes the outgoing streams of a tunnel: in the relay thread where nothing can block, else on threads of its own."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..addresses.printable import printable
+from ..errors import RelayError
+from ..eventloop.loop import Loop, Timer
+from ..eventloop.workers import Workers
+from ..streams.adapter import as_stream
+from ..streams.cancellation import Cancellation
+from ..streams.dialer import Guide
+from ..streams.happy_eyeballs import Endpoint, connect_error, open_socket, place
+from ..streams.lookups import Lookups
+from ..streams.stream import Stream
+from .attempt import Attempt, Plan
+from .connection import Connection
+from .flow import Workspace
+
+__all__ = ["MOST_CALLS", "Connector", "reason_of"]
+
+logger = logging.getLogger("relay")
+
+MOST_CALLS = 1024  # calls of a factory at one time
+_YOUNG = 0.005  # seconds that a call may take before its client is watched
+_LONGEST = 2000  # characters of an error in the log; programs say much
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+def reason_of(error: BaseException) -> str:
+    """The word for what a factory raised."""
+    if isinstance(error, RelayError):
+        return getattr(error, "reason", "factory_error")
+    if isinstance(error, ConnectionRefusedError):
+        return "refused"
+    if isinstance(error, TimeoutError):
+        return "connect_timeout"
+    if isinstance(error, (socket.gaierror, FileNotFoundError)):
+        return "unreachable"
+    if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+        return "unreachable"
+    return "factory_error"
+
+
+class Host(Protocol):
+    """The relay thread, as a connector sees it."""
+
+    name: str
+    loop: Loop
+    workspace: Workspace
+
+    @property
+    def listening(self) -> bool:
+        """Whether clients are accepted at this moment."""
+
+    def update_listening(self) -> None:
+        """Accept clients if and only if there is room for one more."""
+
+    def spend_spare(self) -> bool:
+        """Close the spare descriptor; return whether there was one."""
+
+    def let_go(self, stream: Stream, clean: bool) -> None:
+        """Close a stream, or reset it."""
+
+
+class Connector:
+    """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_run_call`.
+
+    :param tunnel: whose.
+    :param factory: its ``make_send``.
+    """
+
+    def __init__(self, tunnel: Host, factory: Callable[..., Any]) -> None:
+        self._tunnel = tunnel
+        self.loop = tunnel.loop
+        self.workspace = tunnel.workspace
+        self._guide = factory if isinstance(factory, Guide) else None
+        self._plan = Plan(factory)
+        self.calls = 0  # of the factory, under way
+        self._young: list[Attempt] = []
+        self._watch = Timer(tunnel.loop.timers, self._watch_clients)
+        self.workers = Workers(tunnel.loop, f"{tunnel.name} connector")
+        self._lookups = Lookups(tunnel.loop, self.workers.submit)
+
+    def connect(self, connection: Connection, now: float) -> None:
+        """Make the outgoing stream of a connection, now or later."""
+        plan = self._plan if self._guide is None else Plan(self._guide.lead(connection.request))
+        connection.name = connection.request if "destination" in plan.keywords else plan.target
+        if len(plan.endpoints) == 1 and plan.upgrade is None:
+            return self._connect_at_once(connection, plan, now)
+        attempt = connection.attempt = Attempt(self, connection, plan)
+        connection.wait_for_target(now)
+        if connection.request is not None or plan.endpoints or plan.dialed is not None or plan.nonblocking:
+            connection.watch_client()
+        if plan.endpoints:
+            attempt.race(plan.endpoints, now)
+        elif plan.direct is not None:
+            self._watch_soon(attempt, now)
+            attempt.look_up(self._lookups, plan.direct)
+        elif plan.dialed is not None:
+            attempt.dial(plan.dialed, now)
+        elif plan.nonblocking:
+            attempt.finished(self._outcome(self._bound(attempt)), now)
+        else:
+            self._call(attempt, self._bound(attempt), now)
+
+    def _connect_at_once(self, connection: Connection, plan: Plan, now: float) -> None:
+        endpoint = plan.endpoints[0]
+        try:
+            made, status = self.open(endpoint)
+        except OSError as error:
+            self.failed(connection, connect_error(str(plan.target), error), now)
+            return
+        if status == 0:
+            connection.open(made, None, self.workspace, now)
+        elif status in (errno.EINPROGRESS, errno.EAGAIN):
+            attempt = connection.attempt = Attempt(self, connection, plan)
+            connection.wait_for_target(now)
+            connection.watch_client()
+            attempt.begun(made, endpoint, status, now)
+        else:
+            made.close()
+            self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
+
+    def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
+        """Begin a connect; the tunnel's spare descriptor is spent on it where there is no other."""
+        try:
+            return open_socket(endpoint, socket.SocketType)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR and self._tunnel.spend_spare():
+                return open_socket(endpoint, socket.SocketType)
+            raise
+
+    def failed(self, connection: Connection, error: BaseException, now: float) -> None:
+        """There will be no stream: reset the client or answer it, and say why."""
+        name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
+        if reason == "factory_error":
+            expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
+            told = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
+            trace = None if expected and not logger.isEnabledFor(logging.DEBUG) else error
+            logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
+        else:
+            logger.warning("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
+        connection.refuse(reason, now)
+
+    def let_go(self, stream: Stream, clean: bool) -> None:
+        """Close a stream that came too late, or reset it."""
+        self._tunnel.let_go(stream, clean)
+
+    def too_late(self, connection: Connection, plan: Plan) -> None:
+        """There was no stream in time: say why, if the factory knows."""
+        problem = plan.dialed.problem if plan.dialed is not None else None
+        if problem is not None:
+            name, peer = self._tunnel.name, place(connection.peer)
+            logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)
+
+    # -- calls that may block -------------------------------------------------------------------------------------
+
+    def _bound(self, attempt: Attempt) -> Callable[[], Any]:
+        connection, keywords = attempt.connection, attempt.plan.keywords
+        given: dict[str, Any] = {}
+        if "peer" in keywords:
+            given["peer"] = connection.peer
+        if "destination" in keywords:
+            given["destination"] = connection.request
+        if "deadline" in keywords:
+            given["deadline"] = attempt.deadline()
+        if "cancel" in keywords:
+            given["cancel"] = attempt.cancel = Cancellation()
+        factory = attempt.plan.factory
+        return functools.partial(factory, **given) if given else factory
+
+    def _outcome(self, function: Callable[[], Any]) -> Any:
+        """Call, and return what it returned as a stream, or the exception."""
+        try:
+            return as_stream(function())
+        except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
+            return error
+
+    def _call(self, attempt: Attempt, function: Callable[[], Any], now: float) -> None:
+        self.calls += 1
+        self._watch_soon(attempt, now)
+        self.workers.submit(functools.partial(self._run_call, attempt, function))
+
+    def _watch_soon(self, attempt: Attempt, now: float) -> None:
+        self._young.append(attempt)
+        if self._watch.due == math.inf:
+            self._watch.start(now + _YOUNG, now)
+
+    def _watch_clients(self, now: float) -> None:
+        """Watch the clients whose call takes longer than most; for a quick one it would cost more than it tells."""
+        young, self._young = self._young, []
+        for attempt in young:
+            if attempt.connection.attempt is attempt:
+                attempt.connection.watch_client()
+
+    def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
+        outcome = self._outcome(function)
+        if attempt.cancel is not None:
+            attempt.cancel.close()
+        if not self.loop.call(functools.partial(self._called, attempt, outcome)):
+            _dispose(outcome)
+
+    def _called(self, attempt: Attempt, outcome: Any) -> None:
+        now = time.monotonic()
+        self.calls -= 1
+        if attempt.is_wanted():
+            try:
+                attempt.finished(outcome, now)
+            except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
+                self.failed(attempt.connection, error, now)
+        elif isinstance(outcome, Stream):
+            self.submit(outcome.close)
+        if not self._tunnel.listening:
+            self._tunnel.update_listening()
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Have ``job`` called on a thread that may block."""
+        self.workers.submit(functools.partial(self._run_job, job))
+
+    def _run_job(self, job: Callable[[], object]) -> None:
+        try:
+            job()
+        except BaseException:  # SystemExit included: it must not end the thread
+            logger.exception("%s: closing a stream failed", self._tunnel.name)
+
+
+def _dispose(outcome: Any) -> None:
+    if isinstance(outcome, Stream):
+        outcome.close()

@@ -1,0 +1,170 @@
+"""What users see of a relay: :class:`Tunnel`. What it does is in :mod:`relay.engine.relay_thread`."""
+
+from __future__ import annotations
+
+import inspect
+from types import TracebackType
+from typing import Any, Self
+
+from ..streams.checks import check_count, check_time
+from ..streams.happy_eyeballs import place
+from ..streams.interfaces import Listener, MakeSend
+from .acceptor import check_listener
+from .connection import ConnectionRecord, Stats
+from .limits import Limits
+from .observer import OnEnd, check_callback
+from .relay_thread import RelayThread
+
+__all__ = ["Tunnel"]
+
+_numbers = iter(range(1, 1 << 62))
+
+
+class Tunnel:
+    """Relays connections from a listener to streams that a factory makes; resets each connection after 60 s by default.
+
+    ``timeout=60.0`` limits the whole lifetime of a connection, whatever moves on it: a database session or a WebSocket
+    is reset after a minute, too. Pass ``timeout=None`` for connections that may last. The limit keeps a client that
+    sends a byte now and then from occupying a place for ever; ``idle_timeout`` and ``nconnect`` are other ways. The
+    first connection that it ends is a WARNING in the log; the reason in the records is ``lifetime``.
+
+    A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both
+    ways until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction
+    only, so a client that half-closes after its request still receives the reply; ``linger`` limits how long the other
+    direction may be silent then. A reset is passed on as a reset. Socket errors never shut the tunnel down.
+
+    :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)``
+        and ``close()``. The tunnel owns it and closes it. Its type, for type checkers, is
+        :class:`relay.streams.interfaces.Listener`, and that of ``make_send`` :data:`relay.streams.interfaces.MakeSend`.
+    :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
+        with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
+        ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may
+        name the keywords ``peer``, ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with
+        ``host`` and ``port``, if the listener's clients name their targets themselves, else ``None``. Closed with the
+        tunnel if it has a ``close``.
+    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit callers
+        wait in the listen backlog. Half-open ones do not count: a proxy's clients that have not named their target.
+    :param timeout: seconds that a connection may last from its acceptance, whatever it does; ``None`` for ever.
+    :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for ever.
+    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
+    :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
+        ever.
+    :param name: in the log, in ``repr`` and of the thread.
+    :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
+        the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
+        ones are dropped with a warning in the log. What it raises is logged. :meth:`close`, with ``drain`` or without,
+        and :meth:`join` return after it has been called for every connection. They wait at most five seconds for a slow
+        one; then a warning is logged, and the thread goes on with the rest.
+    :raises TypeError: if an argument is of a wrong kind; ``make_send`` and ``on_end`` must not be coroutine functions.
+    :raises ValueError: if ``receive`` does not listen, or a number is out of range.
+    :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
+
+    Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are ours.
+    """
+
+    def __init__(
+        self,
+        receive: Listener,
+        make_send: MakeSend,
+        nconnect: int = -1,
+        timeout: float | None = 60.0,
+        *,
+        connect_timeout: float | None = 30.0,
+        idle_timeout: float | None = None,
+        linger: float | None = 60.0,
+        name: str | None = None,
+        on_end: OnEnd | None = None,
+    ) -> None:
+        check_listener(receive)
+        _check_factory(make_send)
+        check_callback(on_end)
+        check_count(nconnect)
+        limits = Limits(
+            lifetime=check_time("timeout", timeout),
+            connect=check_time("connect_timeout", connect_timeout),
+            idle=check_time("idle_timeout", idle_timeout),
+            linger=check_time("linger", linger, zero=True),
+        )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: expected text, got {type(name).__name__}")
+        self.name = name or f"relay tunnel {next(_numbers)}"
+        self._address = _address_of(receive)
+        self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end)
+
+    def _start(self, *arguments: Any) -> RelayThread:
+        """Make the relay thread; kinds of tunnels have kinds of relay threads."""
+        return RelayThread(*arguments)
+
+    @property
+    def address(self) -> Any:
+        """Where it listens: ``receive.getsockname()``, else the listener object's ``address``, else ``None``."""
+        return self._address
+
+    def connections(self) -> list[ConnectionRecord]:
+        """The connections that live, oldest first."""
+        return self._relay.connections()
+
+    def recent(self) -> list[ConnectionRecord]:
+        """The last 100 connections that ended, oldest first, each with its reason."""
+        return self._relay.recent()
+
+    def stats(self) -> Stats:
+        """Figures since the tunnel was made."""
+        return self._relay.stats()
+
+    def pause(self, close: bool = False) -> None:
+        """Let nobody in until :meth:`resume`; callers wait in the listen backlog. In force when it returns.
+
+        :param close: whether to end the connections that live, by a reset.
+        """
+        self._relay.pause(close)
+
+    def resume(self) -> None:
+        """Let clients in again. In force when it returns."""
+        self._relay.resume()
+
+    def close(self, drain: float = 0.0) -> None:
+        """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.
+
+        Called from inside ``make_send`` or a callback it marks the tunnel as closing and returns. ``on_end`` has been
+        called for every connection when it returns, unless it takes longer than five seconds.
+
+        :param drain: seconds that connections may take to finish first; those that are left are reset.
+        :raises TypeError: if ``drain`` is not a number.
+        :raises ValueError: if it is negative.
+        """
+        self._relay.close(check_time("drain", drain, zero=True))
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the tunnel has ended.
+
+        :param timeout: seconds to wait at most; ``None`` for ever.
+        """
+        self._relay.join(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind, relay = type(self).__name__, self._relay
+        return f"<{kind} {self.name!r} at {place(self._address)}, {relay.count} connections, {relay.state}>"
+
+
+def _check_factory(make_send: Any) -> None:
+    if not callable(make_send):
+        raise TypeError(f"make_send: expected a callable, got {type(make_send).__name__}")
+    for function in (make_send, type(make_send).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
+
+
+def _address_of(receive: Any) -> Any:
+    getsockname = getattr(receive, "getsockname", None)
+    if callable(getsockname):
+        return getsockname()
+    return getattr(receive, "address", None)

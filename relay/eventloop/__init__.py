@@ -1,0 +1,1 @@
+"""Event loop, readiness, deadlines, background threads, kernel pipes and sockets."""

@@ -1,0 +1,307 @@
+"""One thread's event loop: descriptors, deadlines, and calls from other threads."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .poller import IN, Poller, PollPoller, make_poller
+from .sockets import close_for_good
+
+__all__ = ["Loop", "Timed", "Timer", "Timers"]
+
+logger = logging.getLogger("relay")
+
+Handler = Callable[[int, float], object]
+
+_BATCH = 128  # events taken at once
+_FAR = 1e6  # seconds; more than epoll takes
+_TICKS = 1024  # ticks in a second: the precision of a near deadline
+
+
+class Timed(Protocol):
+    """What can have one deadline at a time."""
+
+    tick: int  # where the timers keep it; 0 when they do not
+
+    def expire(self, now: float) -> None:
+        """The time has come, or is near: look again, and set the next time if there is one."""
+
+    def crashed(self, now: float) -> None:
+        """:meth:`expire` raised, which is a bug: let go of what it was about."""
+
+
+class Timer:
+    """A deadline that calls a function.
+
+    :param call: called with the time when the deadline has come.
+    """
+
+    __slots__ = ("tick", "due", "_call", "_timers")
+
+    def __init__(self, timers: Timers, call: Callable[[float], object]) -> None:
+        self.tick = 0
+        self.due = math.inf
+        self._call = call
+        self._timers = timers
+
+    def start(self, due: float, now: float) -> None:
+        """Call at ``due`` (monotonic seconds), in place of any time set before."""
+        self.due = due
+        self._timers.set(self, due, now)
+
+    def stop(self) -> None:
+        """Do not call."""
+        self.due = math.inf
+        self._timers.cancel(self)
+
+    def expire(self, now: float) -> None:
+        """Call, unless it is too early or no longer wanted."""
+        if self.due == math.inf:
+            return
+        if now < self.due:
+            self._timers.set(self, self.due, now)
+        else:
+            self.due = math.inf
+            self._call(now)
+
+    def crashed(self, now: float) -> None:
+        """There is nothing to let go of: whoever set it sets it again."""
+
+
+class Timers:
+    """Deadlines in buckets, so that setting and cancelling one costs the same with ten or ten thousand.
+
+    A bucket is wide for a deadline that is far away and fires before its items are due; each then says when to look
+    again. Buckets are never deleted before their time, which bounds them by time and not by traffic.
+    """
+
+    __slots__ = ("_buckets", "_heap", "first")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, set[Timed]] = {}
+        self._heap: list[int] = []
+        self.first = math.inf  # monotonic seconds of the next bucket
+
+    def set(self, item: Timed, due: float, now: float) -> None:
+        """Let ``item.expire`` be called at ``due`` (monotonic seconds), in place of any time set before."""
+        left = due - now
+        tick = int(due * _TICKS) + 1
+        if left >= 1024:
+            tick &= ~65535  # 64 s wide, and early
+        elif left >= 16:
+            tick &= ~1023  # 1 s wide, and early
+        elif left >= 0.5:
+            tick = (tick | 15) + 1  # 1/64 s wide, and late
+        if item.tick:
+            if item.tick == tick:
+                return
+            self.cancel(item)
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = set()
+            heapq.heappush(self._heap, tick)
+            self.first = self._heap[0] / _TICKS
+        bucket.add(item)
+        item.tick = tick
+
+    def cancel(self, item: Timed) -> None:
+        """Forget the deadline of ``item``, if it has one."""
+        if item.tick:
+            bucket = self._buckets[item.tick]
+            bucket.discard(item)
+            if not bucket and item.tick == self._heap[0]:
+                self._trim()
+            item.tick = 0
+
+    def _trim(self) -> None:
+        """Drop the empty buckets in front: nobody is to be woken for them."""
+        heap, buckets = self._heap, self._buckets
+        while heap and not buckets[heap[0]]:
+            del buckets[heapq.heappop(heap)]
+        self.first = heap[0] / _TICKS if heap else math.inf
+
+    def run(self, now: float) -> None:
+        """Call every item whose bucket's time has come."""
+        while self.first <= now:
+            items = self._buckets.pop(heapq.heappop(self._heap))
+            self._trim()
+            for item in items:
+                item.tick = 0
+            for item in items:
+                if not item.tick:
+                    try:
+                        item.expire(now)
+                    except Exception:
+                        logger.exception("a deadline failed; this is a bug in relay")
+                        item.crashed(now)
+
+
+class Loop:
+    """Waits for descriptors and deadlines and calls whoever wants to know.
+
+    Everything but :meth:`call` belongs to the thread that is in :meth:`run`. A wake-up may come early: a handler must
+    cope with a descriptor that is not ready after all.
+    """
+
+    def __init__(self) -> None:
+        self.poller: Poller = make_poller()
+        self.closing_forgets = not isinstance(self.poller, PollPoller)
+        self.handlers: dict[int, Handler] = {}
+        self.timers = Timers()
+        self._garbage: list[socket.SocketType] = []
+        self._calls: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+        try:
+            self._wake_in, self._wake_out = _wakeup()
+        except BaseException:
+            self.poller.close()
+            raise
+        self.watch(self._wake_in, IN, self._woken)
+
+    def watch(self, descriptor: int, mask: int, handler: Handler) -> None:
+        """Call ``handler(event, now)`` on the events in ``mask``, and on errors and hang-ups."""
+        self.poller.register(descriptor, mask)
+        self.handlers[descriptor] = handler
+
+    def forget(self, descriptor: int, closing: bool = False) -> None:
+        """Watch a descriptor no longer.
+
+        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a forked child
+            holds a copy of it.
+        """
+        if self.handlers.pop(descriptor, None) is not None and not (closing and self.closing_forgets):
+            try:
+                self.poller.unregister(descriptor)
+            except OSError:
+                pass  # somebody else has closed it, which took it out
+
+    def discard(self, sock: socket.SocketType) -> None:
+        """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
+        self._garbage.append(sock)
+
+    def call(self, function: Callable[[], object]) -> bool:
+        """Have ``function`` called in the loop's thread; safe from any thread.
+
+        :returns: whether it will be called: ``False`` once the loop has stopped.
+        """
+        with self._lock:
+            if self._stopped:
+                return False
+            self._calls.append(function)
+            if len(self._calls) == 1:
+                _signal(self._wake_out)
+        return True
+
+    def stop(self) -> None:
+        """Let :meth:`run` return after this turn and the calls that were accepted before it ended."""
+        with self._lock:
+            self._stopped = True
+
+    def run(self) -> None:
+        """Wait and call, until :meth:`stop`."""
+        poll, handlers, timers, garbage = self.poller.poll, self.handlers, self.timers, self._garbage
+        now = time.monotonic()
+        while not self._stopped:
+            # One clock reading a turn serves every event of it.
+            wait = timers.first - now
+            events = poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
+            now = time.monotonic()
+            try:
+                for descriptor, event in events:
+                    handler = handlers.get(descriptor)
+                    if handler is not None:
+                        handler(event, now)
+            except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
+                self._crashed(descriptor, error, now)
+            if timers.first <= now:
+                timers.run(now)
+            if garbage:
+                self._close_garbage()
+        self._run_calls()
+        self._close_garbage()
+
+    def turn(self) -> None:
+        """Wait once and call, for whoever has a loop of his own around it.
+
+        :meth:`run` does the same without a call for each turn, which a hot loop feels.
+        """
+        self._close_garbage()
+        timers = self.timers
+        wait = timers.first - time.monotonic()
+        events = self.poller.poll(wait if 0 <= wait < _FAR else 0 if wait < 0 else -1, _BATCH)
+        now = time.monotonic()
+        try:
+            for descriptor, event in events:
+                handler = self.handlers.get(descriptor)
+                if handler is not None:
+                    handler(event, now)
+        except Exception as error:  # noqa: BLE001  (a bug must not end the loop)
+            self._crashed(descriptor, error, now)
+        if timers.first <= now:
+            timers.run(now)
+        self._close_garbage()
+
+    def close(self) -> None:
+        """Let the loop's own descriptors go; also in a forked child, where it touches nothing of the parent's."""
+        self._stopped = True
+        self.poller.close()
+        for descriptor in {self._wake_in, self._wake_out}:
+            os.close(descriptor)
+
+    def _close_garbage(self) -> None:
+        garbage = self._garbage
+        while garbage:
+            close_for_good(garbage.pop())
+
+    def _woken(self, event: int, now: float) -> None:
+        # Cleared before the calls are taken, so that a call made from now on signals anew.
+        try:
+            os.read(self._wake_in, 8)
+        except BlockingIOError:
+            pass
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, []
+        for function in calls:
+            try:
+                function()
+            except Exception:
+                logger.exception("a call to the relay thread failed; this is a bug in relay")
+
+    def _crashed(self, descriptor: int, error: Exception, now: float) -> None:
+        # What was not looked at in this turn is reported again in the next.
+        logger.error("a handler failed; this is a bug in relay, and it ends one connection", exc_info=error)
+        handler = self.handlers.get(descriptor)
+        self.forget(descriptor)
+        crashed = getattr(getattr(getattr(handler, "func", handler), "__self__", None), "crashed", None)
+        if crashed is not None:
+            crashed(now)
+
+
+def _wakeup() -> tuple[int, int]:
+    """A descriptor to wait on and one to signal by: an eventfd is both."""
+    if hasattr(os, "eventfd"):
+        descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return descriptor, descriptor
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    return reader, writer
+
+
+def _signal(descriptor: int) -> None:
+    try:
+        os.write(descriptor, (1).to_bytes(8, "little"))
+    except BlockingIOError:
+        pass  # it is signalled already

@@ -1,1 +1,0 @@
-"""The ways out, one file each: what makes the outgoing stream of a connection."""

@@ -1,0 +1,252 @@
+"""What runs in the child of :func:`relay.spawn`: one tunnel, which ends when the program that started it does.
+
+Nothing here is called by the program itself: :mod:`relay.spawning.spawn` starts an interpreter that calls :func:`main`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..addresses.values import check_variable
+from ..api import urls
+from ..api.local import listen_privately
+from ..engine.tunnel import Tunnel
+from .ephemeral import EphemeralTunnel
+from .wire import Channel, Message, encode, from_error, from_log_record
+
+__all__ = ["main"]
+
+_LAST = 3  # seconds to end in, before the kernel ends the process
+_LOG_LIMIT = 10_000  # records held while the program does not read them
+_PR_SET_PDEATHSIG = 1
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def main(control: socket.socket, descriptors: Sequence[int], request: Message) -> None:
+    """Run a tunnel until the program closes it, lets go of ``control`` or dies. Does not return, but may raise.
+
+    :param control: one end of a socketpair; the program has the other.
+    :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
+        the socket to listen with.
+    :param request: ``listen`` (an address; ``None`` with a socket), ``target``, ``via``, ``level`` (of the log),
+        ``program`` (the number of its process), ``secrets`` (environment variables that no other program gets) and
+        ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
+        seconds in which the hops must be up before it listens. Perhaps ``unused``: for an
+        :class:`~relay.spawning.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing
+        else.
+    """
+    _leave_standard_input()
+    _end_with_the_program(request["program"])
+    for variable in request["secrets"]:
+        check_variable("secrets", variable)
+    events, *receive = map(_socket, descriptors)
+    channel, log = Channel(control), LogForwarder(events)
+    logging.getLogger().addHandler(log)
+    logging.getLogger("relay").setLevel(request["level"])
+    place = contextlib.ExitStack()
+    try:
+        tunnel = _tunnel(request, receive[0] if receive else None, place)
+    except (OSError, ValueError, TypeError) as error:
+        channel.send({"error": from_error(error)})
+        os._exit(0)
+    except SystemExit:  # a signal came meanwhile
+        place.close()
+        os._exit(0)
+    _on_a_signal(functools.partial(_hear_no_more, control))
+    threading.Thread(target=_end_with_the_tunnel, args=(tunnel, control), name="relay-end", daemon=True).start()
+    try:
+        channel.send({"address": tunnel.address, "name": tunnel.name})
+        _serve(tunnel, channel)
+    except OSError:
+        pass  # the program is gone
+    signal.alarm(_LAST)
+    tunnel.close()
+    place.close()
+    last = {name: call() for name, call in _questions(tunnel).items()}
+    log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
+    # Not through the interpreter's own end, which would wait for nothing that matters here, and might wait for long.
+    os._exit(0)
+
+
+def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunnel:
+    """The tunnel that the program asks for.
+
+    :param request: see :func:`main`.
+    :param receive: a socket to listen with; ``None`` if there is an address.
+    :param place: gets what is to be removed when the tunnel has ended.
+    """
+    with contextlib.ExitStack() as undo:
+        if receive is not None:
+            undo.callback(receive.close)
+        make_send: Any = urls.target(request["target"], via=request["via"])
+        if request.get("ready"):
+            undo.callback(make_send.close)
+            make_send.ready(request["ready"])
+        if receive is None:
+            undo.push(place)
+            receive = _listening(request["listen"], place)
+            undo.callback(receive.close)
+        tunnel = _made(receive, make_send, request)
+        undo.pop_all()
+    return tunnel
+
+
+def _listening(address: str | None, place: contextlib.ExitStack) -> Any:
+    return place.enter_context(listen_privately()) if address is None else urls.listen(address)
+
+
+def _made(receive: Any, make_send: Any, request: Message) -> Tunnel:
+    # A tunnel that has no name is told from others by the process, for its number is that of the first one here.
+    options = {**request["options"], "name": request["options"]["name"] or f"relay child {os.getpid()}"}
+    if "unused" in request:
+        return EphemeralTunnel(receive, make_send, unused=request["unused"], **options)
+    return Tunnel(receive, make_send, **options)
+
+
+def _socket(descriptor: int) -> socket.socket:
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+def _leave_standard_input() -> None:
+    """The control socket came as standard input; nothing that is started here may read from it."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def _end_with_the_program(program: int) -> None:
+    """Have the kernel send a signal when the program dies, and end on any, with what has been made so far.
+
+    :param program: its number; if it has died before the kernel was told, nobody sends anything.
+
+    The end of ``control`` alone would do, were it not that a process that the program forked may hold its other end.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _on_a_signal(sys.exit)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the thread that started this one may have blocked them
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    threading.Thread(target=_pass_on, args=(hears,), name="relay-signal", daemon=True).start()
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != program:
+            os._exit(0)
+
+
+def _on_a_signal(end: Callable[[], object]) -> None:
+    def handle(number: int, frame: object) -> None:
+        for one in _ENDING:  # the kernel says it for each thread of the program that dies
+            signal.signal(one, signal.SIG_IGN)
+        signal.alarm(_LAST)
+        end()
+
+    for number in _ENDING:
+        signal.signal(number, handle)
+
+
+def _pass_on(hears: int) -> None:
+    """Wake the main thread, which acts upon signals, for the kernel may hand one to any thread."""
+    os.read(hears, 1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _end_with_the_tunnel(tunnel: Tunnel, control: socket.socket) -> None:
+    tunnel.join()
+    _hear_no_more(control)
+
+
+def _hear_no_more(control: socket.socket) -> None:
+    """Let whoever reads from ``control`` see its end."""
+    try:
+        control.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # it has come already
+
+
+def _questions(tunnel: Tunnel) -> dict[str, Callable[[], Any]]:
+    """What can be asked of a tunnel, also after its end."""
+    return {"connections": tunnel.connections, "recent": tunnel.recent, "stats": tunnel.stats}
+
+
+def _serve(tunnel: Tunnel, channel: Channel) -> None:
+    """Answer the program until it has nothing more to ask."""
+
+    def drain(seconds: float) -> None:
+        threading.Thread(target=tunnel.close, args=(seconds,), name="relay-drain", daemon=True).start()
+
+    calls: dict[str, Callable[..., Any]] = {"pause": tunnel.pause, "resume": tunnel.resume, "drain": drain}
+    calls |= _questions(tunnel)
+    if isinstance(tunnel, EphemeralTunnel):
+        calls["wait_for_client"] = tunnel.wait_for_client
+    while (request := channel.receive()) is not None:
+        logging.getLogger("relay").setLevel(request["level"])
+        answer: Message
+        try:
+            answer = {"value": calls[request["call"]](*request["arguments"])}
+        except (OSError, ValueError, TypeError) as error:
+            answer = {"error": from_error(error)}
+        channel.send({"number": request["number"], **answer})
+
+
+class LogForwarder(logging.Handler):
+    """Sends log records to the program from a thread of its own: whoever logs never waits for the program.
+
+    :param sock: where they go. Beyond a limit of records not taken, further ones are dropped and counted.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._socket = sock
+        self._dropped = 0
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._send, name="relay-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put ``record`` in the queue, written out, or count it."""
+        if self._lines.qsize() >= _LOG_LIMIT:
+            self._dropped += 1
+            return
+        self._tell_dropped()
+        try:
+            self._put(record)
+        except (TypeError, ValueError):
+            self.handleError(record)
+
+    def finish(self, message: Message) -> None:
+        """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""
+        logging.getLogger().removeHandler(self)
+        self._tell_dropped()
+        self._lines.put(encode(message))
+        self._lines.put(None)
+        self._thread.join()
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            text = f"{self._dropped} log records dropped: the program did not take them in time"
+            self._put(logging.LogRecord("relay", logging.WARNING, __file__, 0, text, None, None))
+            self._dropped = 0
+
+    def _put(self, record: logging.LogRecord) -> None:
+        self._lines.put(encode({"log": from_log_record(record)}))
+
+    def _send(self) -> None:
+        try:
+            while (line := self._lines.get()) is not None:
+                self._socket.sendall(line)
+        except OSError:
+            pass  # the program is gone, or takes no more of them

@@ -1,0 +1,118 @@
+"""A tunnel for the sockets of one program, which is there only for as long as they need it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from ..engine.connection import Connection
+from ..engine.records import State
+from ..engine.relay_thread import RelayThread
+from ..engine.tunnel import Tunnel
+from ..eventloop.loop import Timer
+from ..eventloop.sockets import unread
+from ..streams.checks import check_time
+from ..streams.interfaces import Listener, MakeSend
+from ..streams.stream import Stream
+
+__all__ = ["EphemeralTunnel"]
+
+_QUIET = 0.5  # seconds without a byte from a client after which it is taken to have said all
+
+
+class EphemeralTunnel(Tunnel):
+    """A tunnel that ends by itself when nobody uses it, and that lets everybody finish when it is closed.
+
+    A plain tunnel that drains waits for its clients to end their connections. Here a client may have no reason to: a
+    ØMQ socket keeps its connection. So a connection that is still open ends, too, once nothing has come from its client
+    for half a second and the target's system has taken all of it: the target then sees an end of file. One that its
+    client has ended has all the time that it needs to carry its last bytes to the target.
+
+    :param receive: and the others: as for :class:`Tunnel`.
+    :param unused: seconds without any connection, also after the last one has gone, after which it ends; ``None`` for
+        never.
+    :raises TypeError: as for :class:`Tunnel`.
+    :raises ValueError: likewise.
+    :raises OSError: likewise.
+    """
+
+    def __init__(self, receive: Listener, make_send: MakeSend, *, unused: float | None = None, **options: Any) -> None:
+        self._unused = check_time("timeout", unused)
+        super().__init__(receive, make_send, **options)
+
+    def _start(self, *arguments: Any) -> EphemeralRelayThread:
+        self._ephemeral = EphemeralRelayThread(self._unused, *arguments)
+        return self._ephemeral
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has ended because nobody used it."""
+        return self._ephemeral.expired
+
+    def wait_for_client(self, timeout: float) -> bool:
+        """Wait until somebody has connected.
+
+        :param timeout: seconds.
+        :returns: whether somebody has.
+        """
+        return self._ephemeral.used.wait(timeout)
+
+
+class EphemeralRelayThread(RelayThread):
+    """The relay thread of such a tunnel.
+
+    :param unused: seconds without any connection after which it ends.
+    :param arguments: as for :class:`RelayThread`.
+    """
+
+    def __init__(self, unused: float | None, *arguments: Any) -> None:
+        self._unused = unused
+        self.used = threading.Event()
+        self.expired = False
+        super().__init__(*arguments)
+
+    def _run(self) -> None:
+        self._alone = Timer(self.loop.timers, self._expire)
+        self._quiet = Timer(self.loop.timers, self._end_quiet_ones)
+        self._expect_somebody(time.monotonic())
+        super()._run()
+
+    def _admit(self, client: Any, stream: Stream | None, peer: Any, now: float) -> Connection:
+        self._alone.stop()
+        self.used.set()
+        return super()._admit(client, stream, peer, now)
+
+    def connection_over(self, connection: Connection) -> None:
+        """A connection has ended."""
+        super().connection_over(connection)
+        if not self._connections:
+            self._expect_somebody(connection.finished)
+
+    def _expect_somebody(self, now: float) -> None:
+        if self._unused is not None and not self.closing:
+            self._alone.start(now + self._unused, now)
+
+    def _expire(self, now: float) -> None:
+        self.expired = True
+        self._close(0.0)
+
+    def _close(self, drain: float | None) -> None:
+        if drain != 0 and not self.closing:
+            now = time.monotonic()
+            self._quiet.start(now + _QUIET, now)
+        super()._close(drain)
+
+    def _end_quiet_ones(self, now: float) -> None:
+        for connection in list(self._connections):
+            if connection.state is State.OPEN and _is_quiet(connection, now - _QUIET):
+                connection.close("closed", now, said=True)
+        if self._connections:
+            self._quiet.start(now + _QUIET, now)
+
+
+def _is_quiet(connection: Connection, since: float) -> bool:
+    """Whether nothing has come from the client since then, and nothing of it waits, here or for the target."""
+    up = connection.up
+    is_still = max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
+    return is_still and not unread(connection.client) and not connection.unsent()[1]

@@ -1,0 +1,143 @@
+"""What a program and its child say to each other: lines of JSON over a socketpair, and what stands in them."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .. import errors
+from ..engine.connection import ConnectionRecord, Stats
+
+__all__ = [
+    "Channel",
+    "Message",
+    "encode",
+    "from_error",
+    "from_log_record",
+    "to_address",
+    "to_error",
+    "to_log_record",
+    "to_record",
+    "to_stats",
+]
+
+Message = dict[str, Any]
+
+_BYTES = "__bytes__"
+_ERRORS: dict[str, type[Exception]] = {
+    name: found
+    for name, found in vars(builtins).items()
+    if isinstance(found, type) and issubclass(found, (OSError, ValueError, TypeError))
+}
+_ERRORS |= {name: getattr(errors, name) for name in errors.__all__}
+_ERRORS["gaierror"] = socket.gaierror
+
+
+class Channel:
+    """Messages over one end of a socketpair. Its callers take turns; it has no lock of its own.
+
+    :param sock: the end, in blocking mode. It stays with the caller.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = b""
+
+    def send(self, message: Message, deadline: float | None = None) -> None:
+        """Send one message.
+
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :raises TimeoutError: if the peer did not take it in time.
+        :raises OSError: if the peer is gone.
+        """
+        self._limit(deadline)
+        self._socket.sendall(encode(message))
+
+    def receive(self, deadline: float | None = None) -> Message | None:
+        """The next message, or ``None`` at the end; a message that the end cut short is dropped.
+
+        :param deadline: monotonic seconds, or ``None`` to wait as long as it takes.
+        :raises TimeoutError: if none came in time; what has come of it is kept.
+        :raises OSError: if the peer is gone and left something unread.
+        """
+        while b"\n" not in self._buffer:
+            self._limit(deadline)
+            data = self._socket.recv(1 << 16)
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: Message = json.loads(line, object_hook=_restore)
+        return message
+
+    def _limit(self, deadline: float | None) -> None:
+        self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+
+
+def encode(message: Message) -> bytes:
+    """One message as it goes over the wire."""
+    return json.dumps(message, default=_plain).encode() + b"\n"
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: the name of an abstract Unix socket, a mapping, anything that is logged."""
+    if isinstance(value, bytes):
+        return {_BYTES: value.hex()}
+    return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _restore(value: Message) -> Message | bytes:
+    return bytes.fromhex(value[_BYTES]) if value.keys() == {_BYTES} else value
+
+
+def from_error(error: Exception) -> Message:
+    """An exception as a message, for :func:`to_error`."""
+    kind = next((kind for kind in type(error).__mro__ if _ERRORS.get(kind.__name__) is kind), None)
+    if kind is None or (kind is not type(error) and not issubclass(kind, (ValueError, TypeError))):
+        return {"class": "RelayError", "arguments": [f"{type(error).__name__}: {error}"], "attributes": {}}
+    arguments = list(error.args)
+    if isinstance(error, OSError) and error.filename is not None and len(arguments) == 2:
+        arguments.append(error.filename)  # OSError keeps it out of its args
+    return {"class": kind.__name__, "arguments": arguments, "attributes": vars(error)}
+
+
+def to_error(message: Message) -> Exception:
+    """The exception that :func:`from_error` was given, or the nearest one known on both sides."""
+    error = _ERRORS[message["class"]](*message["arguments"])
+    vars(error).update(message["attributes"])
+    return error
+
+
+def from_log_record(record: logging.LogRecord) -> Message:
+    """A log record as a message, for :func:`to_log_record`; the text and the traceback are written out."""
+    fields = dict(vars(record), msg=record.getMessage(), args=None, exc_info=None)
+    if record.exc_info and not record.exc_text:
+        fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    return fields
+
+
+def to_log_record(fields: Message) -> logging.LogRecord:
+    """A log record of the child, with its own process id and the record of its connection, if it has one."""
+    if fields.get("connection") is not None:
+        fields["connection"] = to_record(fields["connection"])
+    return logging.makeLogRecord(fields)
+
+
+def to_address(value: Any) -> Any:
+    """An address of the socket module: JSON knows no tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def to_record(fields: list[Any]) -> ConnectionRecord:
+    """A connection's record."""
+    return ConnectionRecord(*map(to_address, fields))
+
+
+def to_stats(fields: list[Any]) -> Stats:
+    """A tunnel's counters."""
+    return Stats(*fields)

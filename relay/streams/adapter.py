@@ -1,0 +1,409 @@
+"""Anything with the socket interface becomes a kernel socket here, once, at the edge."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConnectError
+from ..eventloop.sockets import is_tls, reset, unsent
+from .stream import Stream
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["Bridge", "as_stream"]
+
+logger = logging.getLogger("relay")
+
+_CHUNK = 65536  # bytes that a pump moves at once
+_PATIENCE = 10.0  # seconds without progress that the rest of what was sent may take after a clean end
+_BUFFER = 65536  # bytes of each of the socketpair's buffers, so that a bridge adds little to what is under way
+
+
+def as_stream(made: Any) -> Stream:
+    """Turn what a factory returned, or a listener object accepted, into a stream over a non-blocking kernel socket.
+
+    :param made: a :class:`~relay.Stream`, a :class:`socket.socket` (connected, or its connect in progress), an
+        :class:`ssl.SSLSocket`, or any object with ``recv``, ``send`` or ``sendall``, and ``close``.
+    :returns: the stream; it owns ``made``.
+    :raises TypeError: if it is none of these.
+    :raises ValueError: if it is a socket that is closed or not a stream socket.
+    """
+    if isinstance(made, Stream):
+        if type(made) is Stream:  # ours are prepared
+            _prepared(made.socket)
+        return made
+    if is_tls(made):
+        return _SSLBridge(made).stream
+    if isinstance(made, socket.socket):
+        return Stream(_prepared(made))
+    if _can(made, "recv") and _can(made, "close") and (_can(made, "sendall") or _can(made, "send")):
+        return Bridge(made).stream
+    if inspect.iscoroutine(made):
+        made.close()
+    raise TypeError(
+        f"{type(made).__name__} is not a stream; return a socket, a relay.Stream, "
+        "or an object with recv, send or sendall, and close"
+    )
+
+
+def _can(made: Any, name: str) -> bool:
+    return callable(getattr(made, name, None))
+
+
+def _prepared(made: socket.socket) -> socket.socket:
+    """The socket, non-blocking, if it is one for streams."""
+    if made.fileno() < 0:
+        raise ValueError("the socket is closed; return a connected or connecting one")
+    if made.type != socket.SOCK_STREAM:
+        kind = made.type.name
+        made.close()
+        raise ValueError(f"expected a stream socket, got {kind}")
+    made.setblocking(False)
+    if made.family in (socket.AF_INET, socket.AF_INET6):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+class _BridgedStream(Stream):
+    """The engine's end of a bridge; a reset of it is told to the bridge, for a socketpair cannot carry one."""
+
+    __slots__ = ("_bridge",)
+
+    def __init__(self, sock: socket.socket, bridge: Bridge | _SSLBridge, *, half_close: bool) -> None:
+        super().__init__(sock, half_close=half_close, failure=lambda: bridge.error, on_close=bridge.finish)
+        self._bridge = bridge
+
+    def reset(self) -> None:
+        """Close, and have the far end cut rather than ended."""
+        self._bridge.cut = True
+        reset(self.socket)
+        self.close()
+
+
+class Bridge:
+    """Two threads between a socket-like object that may block and one end of a socketpair.
+
+    The ``inward`` thread moves what the object receives, the ``outward`` thread what the engine sends. The object's
+    ``shutdown`` and ``close`` are called under one lock: an SSH channel must not send an end of file after its close.
+
+    :param made: the object. One whose ``close`` does not wake a thread that is in its ``recv`` keeps that thread.
+    """
+
+    def __init__(self, made: Any) -> None:
+        self.error: BaseException | None = None  # why the object failed
+        self.cut = False  # the engine gave the stream up
+        self._made = made
+        self._lock = threading.Lock()
+        self._closed = False
+        self._passed = 0  # bytes that the object took
+        self._sent = threading.Event()  # all that the engine sent was passed on, or cannot be
+        self._left = 2
+        self._end_output = _end_output(made)
+        try:
+            if _can(made, "settimeout"):
+                made.settimeout(None)
+            ours, self._inner = _small_pair()
+        except BaseException:
+            _close(made)
+            raise
+        self.stream = _BridgedStream(ours, self, half_close=self._end_output is not None)
+        name = type(made).__name__
+        for work in (self._inward, self._outward):
+            threading.Thread(target=work, name=f"relay bridge {name} {work.__name__[1:]}", daemon=True).start()
+
+    def _inward(self) -> None:
+        receive, send = self._made.recv, self._inner.sendall
+        try:
+            while data := self._receive(receive):
+                send(data)
+            self._inner.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the engine closed its end: the outward thread sees that, too
+        self._thread_over()
+
+    def _receive(self, receive: Callable[[int], Any]) -> bytes:
+        try:
+            data = receive(_CHUNK)
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise _wrong(self._made, "recv", "bytes", data)
+            return bytes(data)
+        except BaseException as error:  # noqa: BLE001  (a foreign object may raise anything: the stream has failed)
+            self._fail(error)
+            return b""
+
+    def _outward(self) -> None:
+        try:
+            while data := self._inner.recv(_CHUNK):
+                if not self._send(data):
+                    break
+        except OSError:
+            self.cut = True  # closed with bytes unread
+        if self.error is None and not self.cut and self._end_output is not None:
+            self._half_close()
+            self._wait_for_close()
+        self._sent.set()
+        self._close()
+        self._thread_over()
+
+    def finish(self) -> None:
+        """The engine has closed its end: let the object go, at once if it was cut, else when it has taken the rest."""
+        passed = -1
+        while not (self.cut or self._sent.is_set() or passed == self._passed):
+            passed = self._passed
+            self._sent.wait(_PATIENCE)
+        self._close()
+
+    def _send(self, data: bytes) -> bool:
+        made = self._made
+        try:
+            if _can(made, "sendall"):
+                made.sendall(data)
+                self._passed += len(data)
+            else:
+                view = memoryview(data)
+                while view:
+                    sent = _count(made, made.send(view), len(view))
+                    self._passed += sent
+                    view = view[sent:]
+        except BaseException as error:  # noqa: BLE001  (as above)
+            self._fail(error)
+            return False
+        return True
+
+    def _half_close(self) -> None:
+        with self._lock:
+            if not self._closed and self._end_output is not None:
+                try:
+                    self._end_output()
+                except BaseException as error:  # noqa: BLE001  (as above)
+                    logger.debug("%r: its output could not be ended: %s", self._made, error)
+
+    def _wait_for_close(self) -> None:
+        """A half-close is over when the engine's end is closed (a hang-up), or the object has ended and been read."""
+        poller = select.poll()
+        poller.register(self._inner, 0)
+        poller.poll()
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._closed and self.error is None:
+            self.error = error
+        try:
+            self._inner.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the engine's end is closed
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            made = self._made
+            if isinstance(made, socket.socket) and self.cut:
+                reset(made)
+                return
+            try:
+                if _can(made, "shutdown"):
+                    made.shutdown(socket.SHUT_RDWR)  # wakes a thread that is in recv
+            except BaseException as error:  # noqa: BLE001  (as above)
+                logger.debug("%r: %s", made, error)
+            _close(made)
+
+    def _thread_over(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._inner.close()
+
+
+def _count(made: Any, sent: Any, most: int) -> int:
+    """What ``send`` returned, if it can be the number of bytes that it took.
+
+    :raises OSError: if it took none, as paramiko's does on a closed channel.
+    :raises ConnectError: if it is no such number.
+    """
+    if not isinstance(sent, int) or not 0 <= sent <= most:
+        raise _wrong(made, "send", f"the number of bytes that it took, of {most}", sent)
+    if not sent:
+        raise BrokenPipeError(errno.EPIPE, "the object takes no more bytes")
+    return sent
+
+
+def _wrong(made: Any, method: str, expected: str, got: Any) -> ConnectError:
+    shown = repr(got) if isinstance(got, int) else type(got).__name__
+    text = f"{type(made).__name__}.{method}: expected {expected}, got {shown}; fix the object"
+    return ConnectError(text, reason="factory_error")
+
+
+def _close(made: Any) -> None:
+    try:
+        made.close()
+    except BaseException as error:  # noqa: BLE001  (a foreign object may raise anything)
+        logger.debug("%r: %s", made, error)
+
+
+def _end_output(made: Any) -> Callable[[], object] | None:
+    """How the object ends its output and goes on receiving, if it can."""
+    if _can(made, "shutdown_write"):
+        return made.shutdown_write  # type: ignore[no-any-return]
+    if _can(made, "shutdown"):
+        return lambda: made.shutdown(socket.SHUT_WR)
+    return None
+
+
+class _SSLBridge:
+    """One thread between an :class:`ssl.SSLSocket` and one end of a socketpair.
+
+    An SSLSocket is not for two threads at a time, and it has no half-close: its ``shutdown`` drops the encryption.
+    """
+
+    def __init__(self, made: Any) -> None:
+        self.error: BaseException | None = None
+        self.cut = False
+        self._made: ssl.SSLSocket = made
+        made.setblocking(False)
+        made.suppress_ragged_eofs = False  # an end without close_notify is a truncation, and must be told apart
+        ours, self._inner = _small_pair()
+        self._inner.setblocking(False)
+        self._to_engine = memoryview(b"")
+        self._to_peer = memoryview(b"")
+        self._peer_ended = False
+        self._hung_up = False
+        self._made_waits_for = 0
+        self.stream = _BridgedStream(ours, self, half_close=False)
+        threading.Thread(target=self._work, name="relay bridge SSLSocket", daemon=True).start()
+
+    def _work(self) -> None:
+        poller = select.poll()
+        try:
+            while self._turn():
+                self._wait(poller)
+        except OSError as error:
+            self.error = error
+        self._finish()
+
+    def _turn(self) -> bool:
+        """Move what can be moved.
+
+        :returns: whether to go on.
+        """
+        import ssl
+
+        if self._hung_up and self.cut:
+            return False
+        self._made_waits_for = 0
+        moved = True
+        while moved:
+            moved = False
+            try:
+                if not self._to_engine and not self._peer_ended:
+                    data = self._made.recv(_CHUNK)
+                    self._to_engine, moved = memoryview(data), True
+                    if not data:
+                        self._peer_ended = True
+                        self._inner.shutdown(socket.SHUT_WR)
+            except ssl.SSLWantReadError:
+                self._made_waits_for |= select.POLLIN
+            except ssl.SSLWantWriteError:
+                self._made_waits_for |= select.POLLOUT
+            if self._to_engine and (sent := self._send_inner()):
+                self._to_engine, moved = self._to_engine[sent:], True
+            if not self._to_peer:
+                received = self._receive_inner()
+                if received == b"":
+                    return False
+                if received:
+                    self._to_peer, moved = memoryview(received), True
+            if self._to_peer:
+                try:
+                    self._to_peer, moved = self._to_peer[self._made.send(self._to_peer) :], True
+                except ssl.SSLWantReadError:
+                    self._made_waits_for |= select.POLLIN
+                except ssl.SSLWantWriteError:
+                    self._made_waits_for |= select.POLLOUT
+        return True
+
+    def _send_inner(self) -> int:
+        try:
+            return self._inner.send(self._to_engine)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:  # the engine is gone; what it sent before is still flushed
+            return len(self._to_engine)
+
+    def _receive_inner(self) -> bytes | None:
+        try:
+            return self._inner.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b""
+
+    def _wait(self, poller: select.poll) -> None:
+        inner, made = self._inner.fileno(), self._made.fileno()
+        wanted = (select.POLLOUT if self._to_engine else 0) | (0 if self._to_peer else select.POLLIN)
+        for descriptor, mask, watched in (
+            (inner, wanted, not self._hung_up),
+            (made, self._made_waits_for, self._made_waits_for != 0),
+        ):
+            try:
+                poller.unregister(descriptor)
+            except KeyError:
+                pass
+            if watched:
+                poller.register(descriptor, mask)
+        queued = unsent(self._made)
+        while not (events := poller.poll(_PATIENCE * 1000 if self._hung_up else None)):
+            # Nothing is sent in this loop, so that a queue as long as before is one of which the peer takes nothing.
+            before, queued = queued, unsent(self._made)
+            if queued == before:
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        for descriptor, event in events:
+            if descriptor == inner and event & select.POLLHUP:
+                self._hung_up = True  # reported without end: what is left is to flush, or to stop if it was cut
+
+    def finish(self) -> None:
+        """The engine has closed its end, which the thread sees for itself."""
+
+    def _finish(self) -> None:
+        if self.cut or self.error is not None:
+            reset(self._made)
+        else:
+            self._say_goodbye()
+            self._made.close()
+        self._inner.close()
+
+    def _say_goodbye(self) -> None:
+        """Send close_notify, without which the peer finds the end cut; its own is not waited for."""
+        import ssl
+
+        poller = select.poll()
+        poller.register(self._made, select.POLLOUT)
+        try:
+            while True:
+                try:
+                    self._made.unwrap()
+                    return
+                except ssl.SSLWantWriteError:
+                    if not poller.poll(_PATIENCE * 1000):
+                        return
+        except (OSError, ValueError):
+            pass  # it is sent, or the connection is lost
+
+
+def _small_pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(None)  # whatever the default
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    ours.setblocking(False)
+    return ours, theirs

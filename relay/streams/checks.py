@@ -1,0 +1,48 @@
+"""Checks of counts and times that callers give, and how long a client may take to begin and to end a handshake."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["FIRST_BYTE", "HANDSHAKE", "check_count", "check_time"]
+
+FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: whoever connects to speak does so at once
+HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
+
+
+def check_count(nconnect: Any) -> int:
+    """Check a limit of connections.
+
+    :raises TypeError: if it is not a whole number.
+    :raises ValueError: if it is 0 or less than −1.
+    """
+    if isinstance(nconnect, bool) or not isinstance(nconnect, int):
+        raise TypeError(f"nconnect: expected a whole number, got {type(nconnect).__name__}")
+    if nconnect < -1 or nconnect == 0:
+        raise ValueError(f"nconnect: {nconnect} is not allowed; at least 1, or -1 for no limit")
+    return nconnect
+
+
+def check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
+    """Check a time.
+
+    :param name: of the argument, for the error.
+    :param seconds: a number, or ``None`` for no limit.
+    :param zero: whether 0 is allowed.
+    :returns: the seconds; ``None`` for no limit, which infinity is, too.
+    :raises TypeError: if it is not a number.
+    :raises ValueError: if it is NaN, negative, too large for a float, or 0 where that is not allowed.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, (bool, str, bytes)) or not hasattr(seconds, "__float__"):
+        raise TypeError(f"{name}: expected a number of seconds or None, got {type(seconds).__name__}")
+    try:
+        value = float(seconds)
+    except OverflowError:  # whole numbers have no infinity
+        raise ValueError(f"{name}: a number that large is not allowed; use None for no limit") from None
+    if math.isnan(value) or value < 0 or (value == 0 and not zero):
+        allowed = "zero or more" if zero else "more than zero"
+        raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")
+    return value if value < math.inf else None

@@ -1,0 +1,140 @@
+"""Look-ups of host names for the clients of one tunnel: a few at a time, one for equal names, the rest in a queue."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import time
+from collections.abc import Callable, Hashable, Sequence
+
+from ..errors import ConnectError
+from ..eventloop.loop import Loop
+from .fairness import ROOM, crowding
+from .happy_eyeballs import Endpoint
+
+__all__ = ["Lookups"]
+
+_MOST = 64  # look-ups on threads at one time
+_SHARE = 32  # of them, for clients of one source: slow names of one client leave threads to the others
+_WAITING = 1024  # names that wait for a thread
+
+Found = Sequence[Endpoint] | BaseException
+
+
+class _Search:
+    """One name and the clients that wait for its addresses."""
+
+    __slots__ = ("name", "look_up", "source", "askers", "running")
+
+    def __init__(self, name: Hashable, look_up: Callable[[], Sequence[Endpoint]], source: Hashable) -> None:
+        self.name = name
+        self.look_up = look_up
+        self.source = source  # of the client that asked first
+        self.askers: dict[object, Callable[[Found, float], object]] = {}
+        self.running = False
+
+
+class Lookups:
+    """Looks names up on threads. The system's resolver knows no deadline, so a look-up that runs cannot be ended.
+
+    Belongs to the loop's thread, but for the look-ups themselves.
+
+    :param loop: the tunnel's.
+    :param submit: has a function called on a thread that may block.
+    """
+
+    def __init__(self, loop: Loop, submit: Callable[[Callable[[], object]], object]) -> None:
+        self._loop = loop
+        self._submit = submit
+        self._searches: dict[Hashable, _Search] = {}  # those that wait and those that run
+        self._waiting: dict[Hashable, dict[Hashable, _Search]] = {}  # by source; the source whose turn it is first
+        self._waiting_count = 0
+        self._running: collections.Counter[Hashable] = collections.Counter()  # by source
+        self._running_count = 0
+
+    def find(
+        self,
+        name: Hashable,
+        look_up: Callable[[], Sequence[Endpoint]],
+        source: Hashable,
+        done: Callable[[Found, float], object],
+    ) -> Callable[[], object]:
+        """Look a name up, or wait for the look-up of it that is under way.
+
+        :param name: equal names are looked up once.
+        :param look_up: returns the addresses or raises; called on a thread.
+        :param source: of the client; see :func:`relay.streams.fairness.source_of`.
+        :param done: called in the loop's thread with the addresses or the exception, and the time.
+        :returns: a function that gives it up: ``done`` is not called then.
+        """
+        search = self._searches.get(name)
+        if search is None:
+            search = self._searches[name] = _Search(name, look_up, source)
+            self._waiting.setdefault(source, {})[name] = search
+            self._waiting_count += 1
+        token = object()
+        search.askers[token] = done
+        self._start()
+        if self._waiting_count > _WAITING:
+            self._make_room()
+        return functools.partial(self._give_up, search, token)
+
+    def _give_up(self, search: _Search, token: object) -> None:
+        if search.askers.pop(token, None) is not None and not search.askers and not search.running:
+            self._unqueue(search)
+            del self._searches[search.name]
+
+    def _unqueue(self, search: _Search) -> None:
+        names = self._waiting[search.source]
+        del names[search.name]
+        self._waiting_count -= 1
+        if not names:
+            del self._waiting[search.source]
+
+    def _start(self) -> None:
+        while self._running_count < _MOST:
+            names = next((self._waiting[one] for one in self._waiting if self._running[one] < _SHARE), None)
+            if names is None:
+                return
+            search = next(iter(names.values()))
+            source = search.source
+            self._unqueue(search)
+            if source in self._waiting:
+                self._waiting[source] = self._waiting.pop(source)  # its turn comes again after that of the others
+            search.running = True
+            self._running[source] += 1
+            self._running_count += 1
+            self._submit(functools.partial(self._run, search))
+
+    def _make_room(self) -> None:
+        waiting = [search for search in self._searches.values() if not search.running]
+        now = time.monotonic()
+        for search in crowding(waiting, lambda one: one.source, max(1, _WAITING // ROOM)):
+            if search.running or self._searches.get(search.name) is not search:
+                continue  # a client that heard of another one has made room for the next, or has given this one up
+            self._unqueue(search)
+            text = "too many names wait to be looked up; does the name server answer?"
+            self._end(search, ConnectError(f"{search.name}: {text}", reason="overloaded"), now)
+
+    def _run(self, search: _Search) -> None:
+        """On a thread that may block."""
+        found: Found
+        try:
+            found = search.look_up()
+        except BaseException as error:  # noqa: BLE001  (SystemExit included: it must not end the thread)
+            found = error
+        self._loop.call(functools.partial(self._ran, search, found))
+
+    def _ran(self, search: _Search, found: Found) -> None:
+        self._running_count -= 1
+        self._running[search.source] -= 1
+        if not self._running[search.source]:
+            del self._running[search.source]
+        self._start()
+        self._end(search, found, time.monotonic())
+
+    def _end(self, search: _Search, found: Found, now: float) -> None:
+        del self._searches[search.name]
+        askers, search.askers = search.askers, {}
+        for done in askers.values():
+            done(found, now)

@@ -1,0 +1,124 @@
+"""What a factory returns and a listener accepts: a kernel socket, and what a socket cannot say of itself."""
+
+from __future__ import annotations
+
+import socket as sockets
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..eventloop.sockets import is_tls, reset, unsent
+from .request import Request
+
+__all__ = ["Stream", "nonblocking"]
+
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Stream:
+    """A kernel socket with what else is to be known of it.
+
+    :param socket: a connected stream socket, or a non-blocking one whose connect is in progress. The stream owns it.
+    :param half_close: whether its transport can end one direction alone (TCP, Unix and our TLS can; SAM cannot).
+    :param target: its name in records and log lines, such as ``db.internal:5432``.
+    :param failure: called without argument at the end of file; returns an exception if that end was a failure (a lost
+        carrier, a truncated TLS stream) and ``None`` if it was a clean one. Must not block.
+    :param on_close: called without argument, exactly once, when the stream is over, on a thread that may block.
+    :raises TypeError: if ``socket`` is not a :class:`socket.socket`, or is an :class:`ssl.SSLSocket`: the engine would
+        move its bytes past the encryption.
+
+    Source: ``Stream`` of the project's API, section 1.
+    """
+
+    __slots__ = (
+        "socket",
+        "half_close",
+        "target",
+        "failure",
+        "on_close",
+        "answered",
+        "received",
+        "unsent",
+        "drained",
+        "settle",
+        "denied",
+        "request",
+    )
+
+    def __init__(
+        self,
+        socket: sockets.socket,
+        *,
+        half_close: bool = True,
+        target: str | None = None,
+        failure: Callable[[], BaseException | None] | None = None,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        if not isinstance(socket, sockets.socket) or is_tls(socket):
+            kind = type(socket).__name__
+            raise TypeError(f"socket: expected a plain socket.socket, got {kind}")
+        self.socket = socket
+        self.half_close = half_close
+        self.target = target
+        self.failure = failure
+        self.on_close = on_close
+        # What a transport may set, and an engine reads or (the first two) tells.
+        self.answered = True  # False until the first byte, where being connected does not mean that anybody is there
+        self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
+        self.unsent: Callable[[], int] | None = None  # bytes that left the socket and wait in its transport
+        # Calls what it is given, from any thread, once all that was sent has left this process after the end of output,
+        # or never will; ``None`` if the kernel alone moves it.
+        self.drained: Callable[[Callable[[], object]], object] | None = None
+        self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
+        self.denied: Exception | None = None  # why its client is not to be let in
+        self.request: Request | None = None  # where its client wants to be led, which it has not been answered yet
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; −1 once it is closed."""
+        return self.socket.fileno()
+
+    def queued(self) -> int:
+        """How much of what was sent is still on its way in this machine, as far as that is known; see :func:`unsent`.
+
+        A number that changes means that bytes move. 0 means that the next system has taken all of them.
+        """
+        beyond = self.unsent
+        return unsent(self.socket) + (beyond() if beyond is not None else 0)
+
+    def close(self) -> None:
+        """Close the socket and call ``on_close``. Idempotent; may block if ``on_close`` does."""
+        self.socket.close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+
+    def reset(self) -> None:
+        """Close so that the far end learns that the transfer was cut, where its transport can say so. Idempotent."""
+        reset(self.socket)
+        self.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<relay.Stream to {self.target or 'a socket'}, descriptor {self.fileno()}>"
+
+
+def nonblocking(factory: Factory) -> Factory:
+    """Mark a factory that never blocks: a tunnel then calls it in its own thread, which saves a thread switch.
+
+    :param factory: any callable that returns at once, for instance with a socket whose connect is in progress.
+    :returns: the same callable.
+    :raises TypeError: if it cannot carry the mark (a bound method can not: mark its function, or wrap it).
+    """
+    try:
+        factory.nonblocking = True  # type: ignore[attr-defined]
+    except AttributeError:
+        raise TypeError(f"factory: {factory!r} cannot be marked; wrap it in a function or a lambda") from None
+    return factory

@@ -1,0 +1,188 @@
+"""Destinations of the embedded SAM bridge, each from the session that makes it to its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Protocol
+
+from ...addresses.destinations import PrivateKey
+from ...eventloop.loop import Timer
+from .stream import End, Offer
+from .values import Settings
+from .wire import Hub
+
+__all__ = ["Acceptor", "Destination"]
+
+PENDING = 128  # streams that wait to be accepted; i2pd's limit
+KNOWN = 1000  # other destinations whose lease sets one remembers
+
+
+class Acceptor(Protocol):
+    """Who accepts streams: a conversation that has said ACCEPT, or one that has said FORWARD."""
+
+    lasting: bool  # accepts more than one
+
+    def take(self, offer: Offer) -> None:
+        """Accept one."""
+
+
+class Home(Protocol):
+    """The router at which a destination lives."""
+
+    hub: Hub
+    streams: int  # that were accepted, from or to its destinations
+    settings: Settings
+
+    def end_stream(self, end: End) -> None:
+        """End a stream as this router does when its destination ends."""
+
+    def bury(self, destination: Destination) -> None:
+        """Forget a destination that has died."""
+
+
+class Destination:
+    """One life of a destination at one router. The next session with the same keys begins another.
+
+    :param router: where it lives.
+    :param key: its private key.
+    :param born: monotonic seconds when it is ready.
+    """
+
+    def __init__(self, router: Home, key: PrivateKey, born: float) -> None:
+        self.router = router
+        self.hub = router.hub
+        self.settings = router.settings
+        self.key = key
+        self.base64 = key.destination
+        self.b32 = key.b32
+        self.born = born
+        self.published = born + self.settings.publish_time
+        self.died = math.inf
+        self.sessions: set[object] = set()
+        self.ends: set[End] = set()
+        self.pending: dict[Offer, None] = {}
+        self._armed: Acceptor | None = None
+        self._waiting: deque[Acceptor] = deque()
+        self._known: dict[str, Destination] = {}
+        self._doom = Timer(self.hub.loop.timers, lambda now: self.die())
+
+    @property
+    def alive(self) -> bool:
+        """Whether streams reach it and leave it."""
+        return self.died == math.inf
+
+    # -- accepting --
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the next stream is accepted at once."""
+        return self._armed is not None
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether all streams go to one program."""
+        return self._armed is not None and self._armed.lasting
+
+    def offer(self, offer: Offer) -> None:
+        """A stream has come."""
+        acceptor = self._armed
+        if acceptor is not None:
+            if not acceptor.lasting:
+                self._armed = None
+            self._give(acceptor, offer)
+            self._arm_next()
+        elif len(self.pending) < PENDING:
+            self.pending[offer] = None
+            offer.wait(time.monotonic())
+        else:
+            offer.refuse()
+
+    def accept(self, acceptor: Acceptor) -> None:
+        """Somebody wants a stream, or all."""
+        if self._armed is None:
+            self._waiting.appendleft(acceptor)
+            self._arm_next()
+        else:
+            self._waiting.append(acceptor)
+
+    def dismiss(self, acceptor: Acceptor) -> None:
+        """Somebody wants none any more. Nobody takes its place until another one asks: so it is with i2pd."""
+        if acceptor is self._armed:
+            self._armed = None
+        elif acceptor in self._waiting:
+            self._waiting.remove(acceptor)
+
+    def _arm_next(self) -> None:
+        while self._armed is None and self._waiting:
+            acceptor = self._waiting.popleft()
+            if acceptor.lasting or not self.pending:
+                self._armed = acceptor
+            while self.pending:
+                offer = next(iter(self.pending))
+                del self.pending[offer]
+                self._give(acceptor, offer)
+                if not acceptor.lasting:
+                    break
+
+    def _give(self, acceptor: Acceptor, offer: Offer) -> None:
+        offer.accept()
+        acceptor.take(offer)
+
+    # -- who knows whom --
+
+    def meet(self, other: Destination) -> None:
+        """Remember the other one's lease set."""
+        self._known.pop(other.b32, None)
+        self._known[other.b32] = other
+        if len(self._known) > KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def knows(self, b32: str) -> bool:
+        """Whether it has met a destination, in this life of that or an earlier one."""
+        return b32 in self._known
+
+    def mistaken(self, b32: str, current: Destination | None) -> Destination | None:
+        """An earlier life of a destination that this one believes in still.
+
+        :param b32: its address.
+        :param current: the life that it has now, if it has one.
+        """
+        old = self._known.get(b32)
+        if old is None or old is current or old.alive:
+            return None
+        since = old.died if current is None else max(current.born, old.died)
+        return old if time.monotonic() < since + self.settings.stale else None
+
+    # -- its end --
+
+    def doom(self, seconds: float) -> None:
+        """Let it die after so long, whatever sessions it has."""
+        now = time.monotonic()
+        self._doom.start(now + seconds, now)
+
+    def stop(self) -> None:
+        """End its streams, and accept none until somebody asks for one anew."""
+        self._armed = None
+        self._waiting.clear()
+        for offer in list(self.pending):
+            offer.drop()
+        for end in list(self.ends):
+            self.router.end_stream(end)
+
+    def die(self) -> None:
+        """End for good. Sessions that still have it do not notice. Idempotent."""
+        if self.alive:
+            self.died = time.monotonic()
+            self._doom.stop()
+            self.stop()
+            self.router.bury(self)
+
+    def leave(self, session: object) -> None:
+        """A session has ended; with the last one the destination dies."""
+        self.sessions.discard(session)
+        self.stop()
+        if not self.sessions:
+            self.die()
+            self._known.clear()  # or each life would hold the ones before for ever

@@ -1,0 +1,246 @@
+"""How the Java router speaks SAM, as its specification (v3.3) and its manners are known."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ...addresses.destinations import is_base64
+from ...eventloop.loop import Timer
+from ...transports.i2p.messages import LONGEST, Message, MessageError, parse
+from .conversation import Conversation, Options, Refusal
+from .stream import End, Offer
+from .values import version
+
+if TYPE_CHECKING:
+    from ...addresses.destinations import PrivateKey
+    from .router import Router, Session
+
+__all__ = ["JavaConversation"]
+
+VERSIONS = ("3.3", "3.2", "3.1", "3.0")
+NEWER = (3, 2)  # from here on there are ports, and PINGs from the router in place of a time for the first command
+
+
+class JavaConversation(Conversation):
+    """Line after line, in any segments; a stream is OK when it is accepted."""
+
+    def __init__(self, router: Router, sock: socket.socket) -> None:
+        self._timer = Timer(router.network.hub.loop.timers, self._expired)
+        self._commanded = False
+        self._pinged = False
+        self._near: End | None = None
+        super().__init__(router, sock)
+        self._measure()
+
+    def _next(self) -> None:
+        while not self._stops and b"\n" in self._heard:
+            line, _, self._heard = self._heard.partition(b"\n")
+            if line.strip():
+                self._obey_line(line)
+        if len(self._heard) >= LONGEST and not self.over:
+            if self._stops:
+                self._wire.read(False)
+            else:
+                self.end()
+
+    @property
+    def _stops(self) -> bool:
+        return self.over or self._paused or self.role in ("accept", "connect") or self._wire.backlog > 0
+
+    def _obey_line(self, line: bytes) -> None:
+        try:
+            message = parse(line + b"\n")
+        except MessageError as error:
+            return self._fail(str(error))
+        self._commanded = bool(self.version)
+        self._measure()
+        return self.obey(message)
+
+    def _leave(self) -> None:
+        self._timer.stop()
+        super()._leave()
+
+    def unknown(self, message: Message) -> None:
+        """Most of these end nothing."""
+        match message.words if self.version else ():
+            case ("PING",):
+                self.answer("PONG", text=message.text)
+            case ("PONG",):
+                self._pinged = False
+            case ("QUIT" | "STOP" | "EXIT", *_):
+                self.answer(message.words[0], "STATUS", RESULT="OK", MESSAGE="bye", last=True)
+            case ("STREAM", *_):
+                self.refuse_stream(Refusal("I2P_ERROR", "Unrecognized STREAM message opcode"))
+            case (domain, *_):
+                self.answer(domain, "STATUS", RESULT="I2P_ERROR", MESSAGE="unsupported command")
+            case _:
+                self._fail("Must start with HELLO VERSION")
+
+    def _fail(self, text: str) -> None:
+        words = ("SESSION", "STATUS") if self.version else ("HELLO", "REPLY")
+        self.answer(*words, RESULT="I2P_ERROR", MESSAGE=text, last=True)
+
+    # -- HELLO, and signs of life --
+
+    def unwelcome(self, options: Options) -> Refusal | None:
+        """Without the login it is not let in."""
+        login = self.settings.login
+        if login is None or login == (options.get("USER"), options.get("PASSWORD")):
+            return None
+        missing = "USER" not in options or "PASSWORD" not in options
+        return Refusal("I2P_ERROR", "USER and PASSWORD required" if missing else "Authorization failed")
+
+    def choose(self, minimum: str, maximum: str) -> str | None:
+        """The highest that both know."""
+        low, high = map(version, self.settings.versions)
+        least, most = version(minimum) or (0,), version(maximum) or (99,)
+        return next((one for one in VERSIONS if max(low, least) <= version(one) <= min(high, most)), None)
+
+    @property
+    def _is_newer(self) -> bool:
+        return version(self.version) >= NEWER
+
+    def _greet(self, options: Options) -> None:
+        super()._greet(options)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Measure its silence from now on."""
+        now = time.monotonic()
+        if self._is_newer:
+            self._timer.start(now + self.settings.ping_interval, now)
+        elif self._commanded:
+            self._timer.stop()
+        else:
+            self._timer.start(now + self.settings.command_timeout, now)
+
+    def _expired(self, now: float) -> None:
+        if self._near is not None:
+            self._told(False)
+        elif self._paused or self.role == "accept":
+            pass
+        elif not self.version:
+            self._fail("Timeout waiting for HELLO VERSION")
+        elif not self._is_newer:
+            self._fail("command timeout, bye")
+        elif self._pinged:
+            self._fail("PONG timeout")
+        else:
+            self._pinged = True
+            self.answer("PING", text=str(int(now * 1000)))
+            self._measure()
+
+    def wait(self) -> None:
+        """The session is not ready; the program is seen to go meanwhile."""
+        self._paused = True
+
+    def created(self) -> None:
+        """The session is ready; its silence is measured from now on."""
+        self._measure()
+        super().created()
+
+    # -- SESSION --
+
+    def unacceptable(self, options: Options) -> Refusal | None:
+        """It wants everything."""
+        for name in ("ID", "STYLE", "DESTINATION"):
+            if name not in options:
+                return Refusal("I2P_ERROR", f"{name} not specified")
+        if self.role:
+            return Refusal("I2P_ERROR", "Session already exists")
+        if options["STYLE"] != "STREAM":
+            return Refusal("I2P_ERROR", "Unrecognized SESSION STYLE")
+        return None
+
+    def taken(self, key: PrivateKey) -> Refusal | None:
+        """Two sessions never share a destination."""
+        return Refusal("DUPLICATED_DEST") if key.b32 in self.router.destinations else None
+
+    def refuse_session(self, refusal: Refusal) -> None:
+        """One may try again on the same socket."""
+        self.answer("SESSION", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text)
+
+    # -- STREAM --
+
+    def _on_stream(self, options: Options, act: Callable[[Session, Options], None]) -> None:
+        if self.role:
+            return self.refuse_stream(Refusal("I2P_ERROR", "v3 control socket cannot be used for STREAM"))
+        if "ID" not in options:
+            return self.refuse_stream(Refusal("I2P_ERROR", "ID not specified"))
+        session = self.router.sessions.get(options["ID"])
+        if session is None or session.destination.born > time.monotonic():
+            return self.refuse_stream(Refusal("INVALID_ID", f"STREAM SESSION ID {options['ID']} does not exist"))
+        return act(session, options)
+
+    def refuse_stream(self, refusal: Refusal) -> None:
+        """It is the last word."""
+        self.answer("STREAM", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
+
+    def _connect(self, session: Session, options: Options) -> None:
+        """It is answered when somebody accepts, or nobody does."""
+        text = options.get("DESTINATION", "")
+        if self.router.look_up(text) is None and not is_base64(text):
+            return self.refuse_stream(Refusal("INVALID_KEY", "not found"))
+        target = self._find(session.destination, text)
+        if isinstance(target, Refusal):
+            return self.refuse_stream(target)
+        self._join(session, "connect", options)
+        self._pause()
+        now = time.monotonic()
+        self._timer.start(now + self.settings.silence, now)
+        self._near = End(session.destination)
+        return self._offer(session.destination, self._near, target, options, self._told)
+
+    def _told(self, accepted: bool) -> None:
+        near, self._near = self._near, None
+        if near is None:
+            return
+        self._timer.stop()
+        if accepted:
+            self.answer("STREAM", "STATUS", RESULT="OK")
+            self._become(near)
+        else:
+            near.close()
+            self.refuse_stream(Refusal("CANT_REACH_PEER", "nobody accepts"))
+
+    def _accept(self, session: Session, options: Options) -> None:
+        """Any number of them, but none beside FORWARD, which is said after OK.
+
+        Nobody sees a program go that accepts: it takes a stream with it.
+        """
+        if session.destination.forwarding:
+            self._join(session, "accept", options)
+            self.answer("STREAM", "STATUS", RESULT="OK")
+            return self.refuse_stream(Refusal("ALREADY_ACCEPTING", "there is a forward"))
+        super()._accept(session, options)
+        if not self.over:
+            self._wire.read(False)
+        return None
+
+    def _forward(self, session: Session, options: Options) -> None:
+        """Not beside anything."""
+        if session.destination.accepting:
+            return self.refuse_stream(Refusal("I2P_ERROR", "Forwarding failed : something accepts already"))
+        return super()._forward(session, options)
+
+    def line_of(self, offer: Offer) -> bytes:
+        """With ports, since 3.2."""
+        if not self._is_newer:
+            return super().line_of(offer)
+        return f"{offer.peer} FROM_PORT={offer.ports[0]} TO_PORT={offer.ports[1]}\n".encode()
+
+    # -- NAMING --
+
+    def _look_up(self, name: str) -> None:
+        if name == "ME":
+            if self.session is None:
+                return self.end()
+            found: str | None = self.session.destination.base64
+        else:
+            found = self.router.look_up(name) or (name if is_base64(name) else None)
+        if found is None:
+            return self.answer("NAMING", "REPLY", RESULT="KEY_NOT_FOUND", NAME=name)
+        return self.answer("NAMING", "REPLY", RESULT="OK", NAME=name, VALUE=found)

@@ -1,0 +1,298 @@
+"""The routers behind the embedded SAM bridges, and the network between them."""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ...addresses.destinations import PrivateKey, b32_of, is_base64
+from ...eventloop.loop import Timer
+from ...eventloop.poller import IN
+from ...transports.i2p.messages import Message
+from .destination import Destination
+from .stream import End
+from .values import Command, Fault, Settings, masked
+from .wire import Hub
+
+__all__ = ["Network", "Router", "Session"]
+
+CONVERSATIONS = 8192  # sockets at one time; more are closed
+GRAVES = 1000  # destinations that are remembered after they have ended
+SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+RETRY = 0.1  # seconds until a socket is accepted again when there were no descriptors left
+
+
+class Client(Protocol):
+    """The conversation of a program with the bridge, as the router sees it."""
+
+    def created(self) -> None:
+        """Its session is ready."""
+
+    def end(self) -> None:
+        """Close the socket."""
+
+
+class Session:
+    """A session, from SESSION CREATE until its control socket ends."""
+
+    def __init__(self, id: str, destination: Destination, options: Mapping[str, str], control: Client) -> None:  # noqa: A002
+        self.id = id
+        self.destination = destination
+        self.options = options
+        self.control = control
+        self.sockets: set[Client] = set()  # that accept for it
+        self.ready = Timer(destination.hub.loop.timers, lambda now: control.created())
+        destination.sessions.add(self)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has been made."""
+        return self.destination.born <= time.monotonic()
+
+
+class Network:
+    """What the routers have in common: one thread, and who can be found."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self._routers = 0
+        self._lives: dict[str, list[Destination]] = {}
+        self._graves: deque[Destination] = deque()
+
+    def enter(self) -> None:
+        """One router more."""
+        self._routers += 1
+
+    def leave(self) -> bool:
+        """One router less; with the last one the thread ends.
+
+        :returns: whether it was the last one.
+        """
+        self._routers -= 1
+        if not self._routers:
+            self.hub.loop.stop()
+        return not self._routers
+
+    def announce(self, destination: Destination) -> None:
+        """A destination begins to live."""
+        self._lives.setdefault(destination.b32, []).append(destination)
+
+    def bury(self, destination: Destination) -> None:
+        """It has died. Its lease set can be found for a while yet."""
+        self._graves.append(destination)
+        if len(self._graves) > GRAVES:
+            forgotten = self._graves.popleft()
+            lives = self._lives[forgotten.b32]
+            lives.remove(forgotten)
+            if not lives:
+                del self._lives[forgotten.b32]
+
+    def find(self, b32: str) -> Destination | None:
+        """Whose lease set is found at an address now: that of the last life, which may be over."""
+        now = time.monotonic()
+        for one in reversed(self._lives.get(b32, [])):
+            if one.published <= min(now, one.died) and now < one.died + one.router.settings.lease_life:
+                return one
+        return None
+
+
+class Router:
+    """One router with its bridge. Everything but ``note`` belongs to the network's thread.
+
+    :param network: where it is.
+    :param settings: what it is like.
+    :param addressbook: returns the names that it knows, with their destinations.
+    :param make: makes the conversation for a socket that has come.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        settings: Settings,
+        addressbook: Callable[[], Mapping[str, str]],
+        make: Callable[[Router, socket.socket], Client],
+    ) -> None:
+        self.network = network
+        self.hub = network.hub
+        self.settings = settings
+        self.refused_sessions, self.failed_connects, self.late_errors = Fault(), Fault(), Fault()
+        self.commands: deque[Command] = deque(maxlen=1000)
+        self.streams = 0
+        self.sessions: dict[str, Session] = {}
+        self.destinations: dict[str, Destination] = {}
+        self.conversations: set[Client] = set()
+        self._addressbook = addressbook
+        self._make = make
+        self._farewell = True  # whether who is at the far end of a stream hears of its end
+        self._closed: dict[str, float] = {}
+        self._holding: tuple[str, ...] = ()
+        self._held: list[Callable[[], object]] = []
+        self._listening: socket.socket | None = None
+        self._pause = Timer(network.hub.loop.timers, lambda now: self._watch())
+        self._shared: PrivateKey | None = None
+
+    # -- its socket --
+
+    def listen(self, listening: socket.socket) -> None:
+        """Take conversations there."""
+        listening.setblocking(False)
+        self._listening = listening
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._listening is not None:
+            self.hub.loop.watch(self._listening.fileno(), IN, self._come)
+
+    def _come(self, event: int, now: float) -> None:
+        assert self._listening is not None
+        for _ in range(128):
+            try:
+                sock, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in SHORT_OF:
+                    self.hub.loop.forget(self._listening.fileno())
+                    self._pause.start(now + RETRY, now)
+                return
+            if len(self.conversations) < CONVERSATIONS:
+                self._begin(sock)
+            else:
+                sock.close()
+
+    def _begin(self, sock: socket.socket) -> None:
+        try:
+            self.conversations.add(self._make(self, sock))
+        except OSError:
+            sock.close()
+
+    def kill(self) -> None:
+        """Be gone, as a process that is killed: every socket closes, and nobody else is told. Idempotent."""
+        self._pause.stop()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            self.hub.loop.forget(listening.fileno())
+            listening.close()
+        self._farewell = False
+        for conversation in list(self.conversations):
+            conversation.end()
+        for destination in list(self.destinations.values()):
+            destination.die()
+        self._farewell = True
+        self._closed.clear()
+        self._held.clear()
+        self._shared = None
+
+    # -- what has come --
+
+    def note(self, message: Message) -> None:
+        """Remember a command."""
+        self.commands.append(Command(message.words, masked(message)))
+
+    def hold(self, *commands: str) -> None:
+        """Answer these commands no more, or none at all; the first words of one are enough."""
+        self._holding = commands or ("",)
+
+    def holds(self, message: Message, act: Callable[[], object]) -> bool:
+        """Whether a command is not to be answered now.
+
+        :param act: what answers it, when it is released.
+        """
+        name = " ".join(message.words)
+        if not any(name.startswith(command) for command in self._holding):
+            return False
+        self._held.append(act)
+        return True
+
+    def release(self) -> None:
+        """Answer everything, also what came meanwhile."""
+        self._holding = ()
+        held, self._held = self._held, []
+        for act in held:
+            act()
+
+    # -- sessions --
+
+    def create(self, id: str, key: PrivateKey, options: Mapping[str, str], control: Client) -> Session:  # noqa: A002
+        """Make a session, which is ready when its destination is. Two with the same keys share that."""
+        now = time.monotonic()
+        destination = self.destinations.get(key.b32)
+        if destination is None:
+            doomed = now < self._closed.pop(key.b32, -math.inf) + self.settings.remember
+            destination = Destination(self, key, now if doomed else now + self.settings.build_time)
+            self.destinations[destination.b32] = destination
+            self.network.announce(destination)
+            if doomed:
+                destination.doom(self.settings.zombie_life)
+        session = self.sessions[id] = Session(id, destination, options, control)
+        if destination.born > now:
+            session.ready.start(destination.born, now)
+        return session
+
+    def close_session(self, session: Session) -> None:
+        """End it, and everything of it. Idempotent."""
+        if self.sessions.get(session.id) is not session:
+            return
+        del self.sessions[session.id]
+        session.ready.stop()
+        for conversation in list(session.sockets):
+            conversation.end()
+        session.destination.leave(session)
+        if self.settings.remember > 0:
+            self._remember(session.destination.b32)
+
+    def _remember(self, b32: str) -> None:
+        """What is left of a session for a while takes any other one of the same keys with it when it goes."""
+        living = self.destinations.get(b32)
+        if living is not None:
+            living.doom(self.settings.zombie_life)
+            return
+        self._closed[b32] = time.monotonic()
+        if len(self._closed) > GRAVES:
+            del self._closed[next(iter(self._closed))]
+
+    def bury(self, destination: Destination) -> None:
+        """A destination has died."""
+        if self.destinations.get(destination.b32) is destination:
+            del self.destinations[destination.b32]
+        self.network.bury(destination)
+
+    def end_stream(self, end: End) -> None:
+        """End a stream whose session has ended. i2pd does not tell the far end, which waits for ever."""
+        if self._farewell and self.settings.personality == "java":
+            end.close()
+        else:
+            end.vanish()
+
+    # -- names --
+
+    def resolve(self, text: str) -> str | None:
+        """The address of a destination in base64, of an address, or of a name; ``None`` if it cannot be known."""
+        text = self._addressbook().get(text, text)
+        if text.endswith(".b32.i2p"):
+            return text.lower()
+        try:
+            return None if ".i2p" in text else b32_of(text)
+        except ValueError:
+            return None
+
+    def look_up(self, text: str) -> str | None:
+        """The destination, in base64, that is found under a name, an address or itself."""
+        value = self._addressbook().get(text)
+        if value is not None and is_base64(value):
+            return value
+        b32 = self.resolve(text)
+        found = self.network.find(b32) if b32 is not None else None
+        return found.base64 if found is not None else None
+
+    @property
+    def shared(self) -> str:
+        """The destination of the router itself, in base64."""
+        if self._shared is None:
+            self._shared = PrivateKey.generate()
+        return self._shared.destination

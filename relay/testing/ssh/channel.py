@@ -1,0 +1,342 @@
+"""What paramiko's server mode lacks: opens that are answered later, every kind of forward, and an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import paramiko
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_REQUEST,
+    cMSG_CHANNEL_CLOSE,
+    cMSG_CHANNEL_OPEN,
+    cMSG_CHANNEL_OPEN_FAILURE,
+    cMSG_CHANNEL_OPEN_SUCCESS,
+    cMSG_CHANNEL_REQUEST,
+)
+
+from ...transports.ssh.internals import TESTING, check
+
+__all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
+
+check(TESTING, "relay.testing.SSHServer")
+
+GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost
+_CHUNK = 65536  # bytes moved at once
+_OPEN_TIMEOUT = 30.0  # seconds that a client has to answer for a connection that came to its forward
+
+
+class Remote(NamedTuple):
+    """The client's end of a channel that it wants (RFC 4254, section 5.1)."""
+
+    number: int
+    window: int
+    packet: int
+
+
+class GatedSocket(socket.socket):
+    """A connected socket whose reads and writes can be held up while the connection stays."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__(fileno=connected.detach())
+        self._flows = threading.Event()
+        self._flows.set()
+
+    def freeze(self) -> None:
+        """Hold up everything from now on."""
+        self._flows.clear()
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """End the connection; what waits wakes."""
+        with contextlib.suppress(OSError):
+            self.shutdown(socket.SHUT_RDWR)
+        self._flows.set()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Receive; what came while it was frozen comes out later."""
+        data = super().recv(size, flags)
+        self._flows.wait()
+        return data
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send, later if it is frozen."""
+        self._flows.wait()
+        return super().send(data, flags)
+
+
+class Channel(paramiko.Channel):  # type: ignore[misc]
+    """A channel whose end is sent by whoever moves its bytes, and on which nothing is sent after it (RFC 4254, 5.3).
+
+    paramiko answers the peer's CLOSE on the connection's thread, where an EOF may be under way on another: after CLOSE
+    that is an error for which OpenSSH ends the connection. Likewise its answer to a request: it may be under way there
+    while CLOSE is sent here. PuTTY, which asks in each channel, ends the connection for an answer after CLOSE.
+    """
+
+    _target: socket.socket | None = None
+    _close_sent = False
+    _close_came = False
+    _is_answering = False  # a request, on the connection's thread; guarded by the lock as _close_sent is
+    _signalled: Callable[[str], object] | None = None
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask_for_command(self, text: str) -> None:
+        """The client wants a command to run."""
+        self._commands.put(text)
+
+    def wait_for_command(self, seconds: float) -> str | None:
+        """What is to run; ``None`` if the channel was closed, or nothing came in time."""
+        try:
+            return self._commands.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def use_signals(self, signalled: Callable[[str], object]) -> None:
+        """Have this called, on the connection's thread, with the name of each signal that the client sends."""
+        self._signalled = signalled
+
+    def _handle_request(self, message: Any) -> None:
+        with self.lock:
+            if self._close_sent:
+                return
+            self._is_answering = True
+        try:
+            self._answer_request(message)
+        finally:
+            self._end_answer()
+
+    def _end_answer(self) -> None:
+        with self.lock:
+            self._is_answering = False
+            is_closing = self._close_sent
+        if is_closing:
+            self._send_close()
+
+    def _answer_request(self, message: Any) -> None:
+        start = message.packet.tell()
+        if message.get_text() == "signal" and self._signalled is not None:
+            message.get_boolean()
+            self._signalled(message.get_text())
+        else:
+            message.packet.seek(start)
+            super()._handle_request(message)
+
+    def send_exit_signal(self, name: str) -> None:
+        """Tell that a signal has ended the command (RFC 4254, section 6.10)."""
+        message = paramiko.Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(self.remote_chanid)
+        message.add_string("exit-signal")
+        message.add_boolean(False)
+        message.add_string(name)
+        message.add_boolean(False)
+        message.add_string("")
+        message.add_string("")
+        self.transport._send_user_message(message)
+
+    @contextlib.contextmanager
+    def bound(self, target: socket.socket) -> Iterator[None]:
+        """Wake ``target`` when the channel ends; never after the block, when its descriptor may be another socket's.
+
+        Python reads a descriptor's number before it waits for a processor, so that a shutdown and a close in two
+        threads can end a socket that was opened since.
+        """
+        with self.lock:
+            self._target = target
+            if self.closed:
+                self._wake_target()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._target = None
+
+    def _wake_target(self) -> None:
+        if self._target is not None:
+            with contextlib.suppress(OSError):
+                self._target.shutdown(socket.SHUT_RD)
+
+    def _set_closed(self) -> None:
+        super()._set_closed()
+        self._commands.put(None)
+        self._wake_target()
+
+    def _handle_close(self, message: Any) -> None:
+        with self.lock:
+            self._close_came = True
+            if self._close_sent:
+                self.transport._unlink_channel(self.chanid)
+            else:
+                self._set_closed()
+
+    def stop_receiving(self) -> None:
+        """Wake :meth:`recv`, which then ends."""
+        self.in_buffer.close()
+
+    def finish(self) -> None:
+        """Send CLOSE; called once, when nothing else is sent any more."""
+        with self.lock:
+            self._close_sent = True
+            is_answering = self._is_answering  # then CLOSE is sent after the answer, on the connection's thread
+            self._set_closed()
+            if self._close_came:
+                self.transport._unlink_channel(self.chanid)
+        if not is_answering:
+            self._send_close()
+
+    def _send_close(self) -> None:
+        self.transport.tell(cMSG_CHANNEL_CLOSE, self.remote_chanid)
+
+
+class Transport(paramiko.Transport):  # type: ignore[misc]
+    """The server's side of one connection.
+
+    :param wanted: called on the connection's thread for each channel that the client wants, with its kind, its
+        client's end and the rest of the message; must not block. What it wants is answered by :meth:`grant` or
+        :meth:`refuse`.
+    :param over: called on the connection's thread when the connection has ended.
+    """
+
+    # The table holds functions and not their names, so that a subclass's are not found by themselves.
+    _channel_handler_table = {  # noqa: RUF012
+        **paramiko.Transport._channel_handler_table,
+        MSG_CHANNEL_CLOSE: Channel._handle_close,
+        MSG_CHANNEL_REQUEST: Channel._handle_request,
+    }
+
+    def __init__(
+        self, sock: GatedSocket, wanted: Callable[[str, Remote, Any], object], over: Callable[[], object]
+    ) -> None:
+        super().__init__(sock)
+        self._wanted = wanted
+        self._when_over = over
+        self.over = False
+
+    def run(self) -> None:
+        """Serve the connection until it ends."""
+        try:
+            super().run()
+        finally:
+            self.packetizer.complete_handshake()  # else its timer's thread lives on when a handshake fails
+            with self.lock:
+                self.over = True
+                events = list(self.channel_events.values())
+            for channel in list(self._channels.values()):
+                channel._unlink()
+            for event in events:
+                event.set()
+            self._when_over()
+
+    def _parse_kex_init(self, message: Any) -> None:
+        """RFC 4253, section 7.1: a client may send its first packet before it knows what is agreed on. A guess that
+        was wrong is not read; paramiko knows nothing of it."""  # noqa: D205, D209
+        guess = self._really_parse_kex_init(message)
+        message.rewind()
+        super()._parse_kex_init(message)
+        if guess["kex_follows"] and not self._is_right(guess):
+            self.packetizer.read_message()
+
+    def _is_right(self, guess: dict[str, list[str]]) -> bool:
+        """Both sides have to prefer the same key exchange and the same host key."""
+        ours = self._really_parse_kex_init(paramiko.Message(self.local_kex_init), ignore_first_byte=True)
+        return all(ours[names][:1] == guess[names][:1] for names in ("kex_algo_list", "server_key_algo_list"))
+
+    def _parse_channel_open(self, message: Any) -> None:
+        kind = message.get_text()
+        self._wanted(kind, Remote(message.get_int(), message.get_int(), message.get_int()), message)
+
+    def grant(self, remote: Remote) -> Channel:
+        """Open the channel that the client wants."""
+        window, packet = self.default_window_size, self.default_max_packet_size
+        with self.lock:
+            channel = self._new_channel(window, packet)
+            channel._set_remote_channel(*remote)
+        if self.over:
+            channel._unlink()
+        self.tell(cMSG_CHANNEL_OPEN_SUCCESS, remote.number, channel.chanid, window, packet)
+        return channel
+
+    def refuse(self, remote: Remote, code: int, text: str) -> None:
+        """Do not open it (RFC 4254, section 5.1)."""
+        self.tell(cMSG_CHANNEL_OPEN_FAILURE, remote.number, code, text, "en")
+
+    def ask(self, kind: str, *fields: str | int) -> Channel | None:
+        """Open a channel to the client; waits for its answer.
+
+        :returns: the channel, or ``None`` if the client does not want it.
+        """
+        window, packet = self.default_window_size, self.default_max_packet_size
+        answered = threading.Event()
+        with self.lock:
+            channel = self._new_channel(window, packet)
+            self.channel_events[channel.chanid] = answered
+            if self.over:
+                answered.set()
+        self.tell(cMSG_CHANNEL_OPEN, kind, channel.chanid, window, packet, *fields)
+        answered.wait(_OPEN_TIMEOUT)
+        if channel.active and not self.over:
+            return channel
+        channel._unlink()
+        return None
+
+    def tell(self, kind: bytes, *fields: str | int) -> None:
+        """Send a message; not while keys are exchanged, and not at all if the connection is gone."""
+        message = paramiko.Message()
+        message.add_byte(kind)
+        for field in fields:
+            message.add_string(field) if isinstance(field, str) else message.add_int(field)
+        with contextlib.suppress(*GONE):
+            self._send_user_message(message)
+
+    def _new_channel(self, window: int, packet: int) -> Channel:
+        # The lock is held.
+        number = self._next_channel()
+        channel = Channel(number)
+        self._channels.put(number, channel)
+        self.channels_seen[number] = True
+        channel._set_transport(self)
+        channel._set_window(window, packet)
+        return channel
+
+
+def move(channel: Channel, target: socket.socket) -> None:
+    """Move bytes both ways until both ends have ended, each in its own time; then close both."""
+    with target, channel.bound(target):
+        inward = threading.Thread(target=_inward, args=(channel, target), name="ssh server channel inward", daemon=True)
+        inward.start()
+        _outward(channel, target)
+        inward.join()
+    channel.finish()
+
+
+def _inward(channel: Channel, target: socket.socket) -> None:
+    """From the client to the target."""
+    try:
+        while data := channel.recv(_CHUNK):
+            target.sendall(data)
+        # A channel that was closed without an end of file was cut.
+        target.shutdown(socket.SHUT_WR if channel.eof_received else socket.SHUT_RDWR)
+    except GONE:
+        pass  # the other direction sees it, too
+
+
+def _outward(channel: Channel, target: socket.socket) -> None:
+    """From the target to the client."""
+    try:
+        while data := target.recv(_CHUNK):
+            channel.sendall(data)
+        if not channel.closed:
+            channel.shutdown_write()
+    except GONE:
+        channel.stop_receiving()

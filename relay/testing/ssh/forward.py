@@ -1,0 +1,87 @@
+"""Sockets that the embedded SSH server listens at for a client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ...addresses.values import TCPAddress, UnixAddress, unix_path
+
+__all__ = ["Forward", "Place", "hang_up", "send_at_once"]
+
+Place = TCPAddress | UnixAddress
+
+
+class Forward:
+    """A socket that listens for a client, always on the loopback, whatever it asked for.
+
+    :param place: what it asked for.
+    :param came: called with the place, each connection and its peer, on the forward's thread.
+    :raises OSError: if it cannot be had.
+    :raises ValueError: if it cannot be right.
+    """
+
+    def __init__(self, place: Place, came: Callable[[Place, socket.socket, Any], object]) -> None:
+        self._came = came
+        if isinstance(place, UnixAddress):
+            self._listening = _listen_at(place.path)
+            self.place: Place = place
+        else:
+            self._listening = _listen_on(place.host, place.port)
+            self.place = TCPAddress(place.host, self._listening.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, name="ssh server forward", daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, peer = self._listening.accept()
+            except OSError:
+                return
+            self._came(self.place, sock, peer)
+
+    def close(self) -> None:
+        """Listen no more."""
+        hang_up(self._listening)  # wakes accept
+        self._thread.join()
+        self._listening.close()
+        if isinstance(self.place, UnixAddress):
+            with contextlib.suppress(OSError):
+                os.unlink(self.place.path)
+
+
+def _listen_at(path: str) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(unix_path(path))
+        os.chmod(path, 0o600)
+        listening.listen(128)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _listen_on(host: str, port: int) -> socket.socket:
+    if port > 65535:
+        raise ValueError(f"port: {port}")
+    if host in ("::1", "::"):
+        return socket.create_server(("::1", port), family=socket.AF_INET6, backlog=128)
+    return socket.create_server(("127.0.0.1", port), backlog=128)
+
+
+def send_at_once(sock: socket.socket) -> None:
+    """Small messages are not to wait for an acknowledgement of the ones before."""
+    if sock.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End both directions; who waits for the socket wakes."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

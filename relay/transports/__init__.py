@@ -1,0 +1,1 @@
+"""Transports: one file or folder for each kind of stream."""

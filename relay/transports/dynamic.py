@@ -1,0 +1,376 @@
+"""The way out to wherever each client wants to be led: dynamic forwarding, over hops that rules choose."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import ipaddress
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..addresses.hops import Route
+from ..addresses.i2p import SAM, I2PRouter, I2PTarget
+from ..addresses.parse import parse_hops, parse_target
+from ..addresses.values import TCPAddress, is_i2p, shown
+from ..errors import AddressError, ConnectError
+from ..streams.checks import check_time
+from ..streams.dialer import Dialed, Guide
+from ..streams.happy_eyeballs import Cancel, Direct, Endpoint, Name, resolved
+from ..streams.request import Request
+from ..streams.stream import Stream
+from .chain import chain
+from .tcp import tcp
+
+__all__ = ["Dynamic", "Rule", "dynamic", "parse_rule"]
+
+_REMEMBERED = 1024  # places whose factories are kept
+_BETWEEN_HOPS = re.compile(r",(?=(?:ssh|i2p|socks5|http|exec):)", re.IGNORECASE)
+_BRACKETED = re.compile(r"\[(?P<host>[0-9A-Fa-f:.]+)\](?P<bits>/[0-9]{1,3})?(?::(?P<port>[0-9]{1,5}))?")
+_PLAIN = re.compile(r"(?P<host>[A-Za-z0-9_.*?-]{1,255})(?P<bits>/[0-9]{1,2})?(?::(?P<port>[0-9]{1,5}))?")
+_ALLOWED = "allowed are *, *.corp.example, 10.0.0.0/8 and [fd00::]/8, each with :PORT if wanted"
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where clients are led who ask for certain places.
+
+    :param text: the pattern as it was written.
+    :param network: the addresses that it is about; ``None`` for names.
+    :param names: the names, and addresses as text, otherwise.
+    :param port: the port that it is about; ``None`` for every one.
+    :param route: the hops; none for a direct connection; ``None`` to refuse.
+    """
+
+    text: str
+    network: _Network | None
+    names: re.Pattern[str] | None
+    port: int | None
+    route: Route | None
+
+    def matches(self, host: str, address: _Address | None, port: int) -> bool:
+        """Whether a place is one of those that the rule is about.
+
+        :param host: in lower case, without the dot of the root.
+        :param address: the same as an address, if it is one: names are not looked up to know.
+        """
+        if self.port is not None and port != self.port:
+            return False
+        if self.network is not None:
+            return address is not None and address in self.network
+        return self.names is not None and self.names.match(host) is not None
+
+    def names_network_of(self, address: _Address, port: int) -> bool:
+        """Whether it is about a network with this address."""
+        return self.network is not None and address in self.network and self.port in (None, port)
+
+
+def parse_rule(text: str) -> Rule:
+    """Read a rule.
+
+    :param text: ``PATTERN=WAY``; see :func:`dynamic`.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"rule: expected a str such as '*.corp.example=ssh://bastion', got {type(text).__name__}")
+    pattern, sign, way = text.partition("=")
+    what = f"rule '{shown(pattern)}=…'"
+    if not sign or not way:
+        raise AddressError(f"rule '{shown(pattern)}': there is no way; PATTERN=direct, =refuse or =HOP,HOP tells it")
+    found = _BRACKETED.fullmatch(pattern) or _PLAIN.fullmatch(pattern)
+    if found is None:
+        raise AddressError(f"{what}: the pattern cannot be read; {_ALLOWED}")
+    host, port = found["host"].lower(), int(found["port"]) if found["port"] else None
+    if port is not None and not 0 < port < 65536:
+        raise AddressError(f"{what}: port {port}; a port is a number from 1 to 65535")
+    network = _network(host, found["bits"] or "", what)
+    names = re.compile(fnmatch.translate(host.removesuffix("."))) if network is None else None
+    return Rule(pattern, network, names, port, _way(way, what))
+
+
+def _network(host: str, bits: str, what: str) -> _Network | None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        if bits:
+            raise AddressError(f"{what}: '{host}' is no address, so that it has no network; {_ALLOWED}") from None
+        return None
+    try:
+        return ipaddress.ip_network(f"{address}{bits}")
+    except ValueError as error:
+        raise AddressError(f"{what}: {error}; {_ALLOWED}") from None
+
+
+def _way(text: str, what: str) -> Route | None:
+    if text.lower() == "refuse":
+        return None
+    if text.lower() == "direct":
+        return ()
+    try:
+        route = parse_hops(_BETWEEN_HOPS.split(text))
+        chain(route, _somewhere(route))  # what cannot be is refused now
+    except AddressError as error:
+        raise AddressError(f"{what}: {error}") from None
+    return route
+
+
+def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SAM) -> Dynamic:
+    """A factory that leads where each client wants, for listeners whose clients say so: ``ssh -D``, and more.
+
+    A host is resolved at the end of its way, and by this machine where there are no hops. One in ``.i2p`` goes over
+    I2P, by the router at ``sam``, unless a rule says otherwise, and never to the DNS.
+
+    :param via: the hops to everything that no rule is about, the nearest first.
+    :param rules: texts ``PATTERN=WAY``, the first that matches wins. ``PATTERN`` is a name with ``*`` and ``?``
+        (``*.corp.example``), an address or a network (``10.0.0.0/8``, ``[fd00::]/8``), which match what clients give as
+        an address, or ``*``; all with ``:PORT`` if wanted. ``WAY`` is ``direct``, ``refuse`` or hops, the nearest
+        first, with commas between them. What no rule is about goes over ``via``; where there is none, it is refused if
+        there are rules, and else connected to directly. A network that is refused is also refused to names that
+        resolve into it, where a later rule connects to them directly.
+    :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``.
+    :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
+        keeps what the streams of each way ride on. A call needs the keyword ``destination``, may have ``peer``,
+        ``deadline`` and ``cancel`` (see :func:`relay.target`), and returns a connected :class:`relay.Stream`.
+    :raises AddressError: if a hop or a rule cannot be understood.
+    :raises TypeError: if an argument has the wrong type.
+    :raises OSError: if a file that a hop names cannot be read.
+
+    Source: ssh(1), ``-D``.
+    """
+    if isinstance(rules, str) or not isinstance(rules, Sequence):
+        raise TypeError(f"rules: expected a list of texts, got {type(rules).__name__}")
+    return Dynamic(parse_hops(via), tuple(parse_rule(text) for text in rules), (I2PRouter(sam=sam),))
+
+
+class Dynamic(Guide):
+    """Leads where each client wants; made by :func:`dynamic`.
+
+    :param via: the hops to everything that no rule is about.
+    :param rules: the first that matches wins.
+    :param over_i2p: the hops to what is in ``.i2p``.
+    """
+
+    target = "anywhere"
+
+    def __init__(self, via: Route, rules: tuple[Rule, ...], over_i2p: Route) -> None:
+        self.rules = rules
+        self._over_i2p = over_i2p
+        self._otherwise: Route | None = via if via or not rules else None
+        written = [via, *(rule.route for rule in rules)]
+        self._routes = {route: chain(route, _somewhere(route)) for route in (*written, over_i2p) if route}
+        self._written = [self._routes[route] for route in dict.fromkeys(written) if route]
+        self._lock = threading.Lock()
+        self._held: set[Route] = set()
+        self._made: OrderedDict[tuple[str, int], Direct | Dialed] = OrderedDict()
+
+    def lead(self, destination: Request | None) -> Direct | Dialed:
+        """The factory for what a client asks for; see :meth:`Guide.lead`.
+
+        :raises ConnectError: if it is refused, or there cannot be such a place.
+        """
+        if destination is None:
+            text = (
+                "a client does not say where it wants to be led; relay.socks_listen and http_listen have those who do"
+            )
+            raise ConnectError(text, reason="denied")
+        key = destination.host, destination.port
+        with self._lock:
+            made = self._made.get(key)
+            if made is not None:
+                self._made.move_to_end(key)
+                return made
+        made = self._make(*key)
+        with self._lock:
+            self._made[key] = made
+            oldest = self._made.popitem(last=False)[1] if len(self._made) > _REMEMBERED else None
+        if isinstance(oldest, Dialed):
+            oldest.release()
+        return made
+
+    def __call__(
+        self,
+        *,
+        peer: Any = None,
+        destination: Request | None = None,
+        deadline: float | None = None,
+        cancel: Cancel | None = None,
+    ) -> Stream:
+        """Make a stream to where a client wants, and wait for it.
+
+        :param peer: the client's address; it changes nothing here.
+        :param destination: has a ``host`` and a ``port``.
+        :param deadline: monotonic seconds; ``None`` for as long as it takes.
+        :param cancel: gives it up when set.
+        :returns: a connected stream.
+        :raises OSError: as the factories of :func:`relay.target` do; :class:`ConnectError` with reason ``denied`` for
+            what a rule refuses.
+        """
+        return self.lead(destination)(deadline=deadline, cancel=cancel)
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Open what the streams of every way that was written ride on, and wait for it: one attempt for each.
+
+        :param timeout: seconds for all of them; ``None`` for as long as it takes.
+        :raises OSError: why one cannot be had.
+        """
+        seconds = check_time("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for way in self._written:
+            way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
+
+    @property
+    def problem(self) -> str | None:
+        """Why some streams cannot be made for now, as far as that is known."""
+        return next((problem for way in self._written if (problem := way.problem)), None)
+
+    def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change of what the streams of a written way ride on.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        for way in self._written:
+            way.subscribe(watcher)
+
+    def close(self) -> None:
+        """Let everything go that streams ride on. Idempotent; the next call takes it up anew."""
+        with self._lock:
+            made = [factory for factory in self._made.values() if isinstance(factory, Dialed)]
+            self._made.clear()
+            self._held.clear()
+        for factory in made:
+            factory.release()
+        for way in self._routes.values():
+            way.close()
+
+    def _make(self, host: str, port: int) -> Direct | Dialed:
+        place, address = _place(host, port)
+        route, earlier = self._route(place, address)
+        if route is None:
+            raise ConnectError(f"{place}: the rules refuse it", reason="denied")
+        if not route and not is_i2p(place.host):
+            direct = tcp(place.host, place.port)
+            return direct if direct.name is None else _guarded(direct.target, direct.name, place.port, earlier)
+        route = route or self._over_i2p
+        self._hold(route)
+        try:
+            return chain(route, place)
+        except AddressError as error:
+            raise ConnectError(f"{place}: its way does not lead there: {error}", reason="denied") from None
+
+    def _route(self, place: TCPAddress, address: _Address | None) -> tuple[Route | None, tuple[Rule, ...]]:
+        """The way to a place, and the rules that come before the one that says so."""
+        name = place.host.lower().removesuffix(".")
+        for number, rule in enumerate(self.rules):
+            if rule.matches(name, address, place.port):
+                return rule.route, self.rules[:number]
+        return self._over_i2p if is_i2p(place.host) else self._otherwise, self.rules
+
+    def _hold(self, route: Route) -> None:
+        """Keep what streams ride on, whichever places they lead to."""
+        with self._lock:
+            if route in self._held:
+                return
+            self._held.add(route)
+        try:
+            self._routes[route].subscribe(_hear_nothing)
+        except BaseException:
+            with self._lock:
+                self._held.discard(route)
+            raise
+
+    def __repr__(self) -> str:
+        return f"<relay factory to anywhere, {len(self.rules)} rules, {len(self._routes)} ways over hops>"
+
+
+class _Guarded:
+    """A name that is connected to directly: what it resolves to is checked, for whoever owns a name chooses that.
+
+    :param name: looks it up.
+    :param port: that the client asks for.
+    :param rules: those that come before the one that leads there. The first about an address decides.
+    """
+
+    __slots__ = ("host", "_name", "_port", "_rules")
+
+    def __init__(self, name: Name, port: int, rules: tuple[Rule, ...]) -> None:
+        self.host = name.host
+        self._name = name
+        self._port = port
+        self._rules = rules
+
+    def look_up(self) -> Sequence[Endpoint]:
+        return self._name.look_up()
+
+    def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
+        endpoints = self._name.endpoints(found)
+        admitted = [endpoint for endpoint in endpoints if self._admits(str(endpoint.address[0]))]
+        if endpoints and not admitted:
+            place = TCPAddress(self.host, self._port)
+            raise ConnectError(f"{place}: the rules refuse every address that it resolves to", reason="denied")
+        return admitted
+
+    def _admits(self, text: str) -> bool:
+        address = _as_meant(ipaddress.ip_address(text.partition("%")[0]))
+        if _is_nowhere(address):
+            return False
+        rules = (rule for rule in self._rules if rule.names_network_of(address, self._port))
+        return (first := next(rules, None)) is None or first.route is not None
+
+
+def _guarded(target: str, name: Name, port: int, rules: tuple[Rule, ...]) -> Direct:
+    guarded = _Guarded(name, port, rules)
+    return Direct(target, functools.partial(resolved, guarded), literal=False, name=guarded)
+
+
+def _as_meant(address: _Address) -> _Address:
+    """An IPv4 address that is written as one of IPv6 is meant as it is, so that rules find it."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def _is_nowhere(address: _Address) -> bool:
+    """Whether nothing should be connected to there; systems take the unspecified address for the loopback."""
+    return address.is_unspecified or address.is_multicast
+
+
+def _hear_nothing(state: object, error: Exception | None) -> None:
+    pass
+
+
+def _somewhere(route: Route) -> TCPAddress:
+    """A place that a route can lead to, to have what it rides on kept up. Nothing connects there."""
+    return TCPAddress("somewhere.i2p" if isinstance(route[-1], I2PRouter) else "localhost", 1)
+
+
+def _place(host: str, port: int) -> tuple[TCPAddress, _Address | None]:
+    """What a client asks for, checked, and its address if it is one: clients may be hostile.
+
+    :raises ConnectError: if there cannot be such a place.
+    """
+    try:
+        address = _as_meant(ipaddress.ip_address(host))
+    except ValueError:
+        return _named(host, port), None
+    if _is_nowhere(address):
+        raise ConnectError(f"{TCPAddress(host, port)}: nobody can be connected to there", reason="denied")
+    return TCPAddress(str(address), port), address
+
+
+def _named(host: str, port: int) -> TCPAddress:
+    try:
+        # With its scheme, so that no client's text is ever read as another kind of address, such as a command.
+        found = parse_target(f"tcp://{host.removesuffix('.') if is_i2p(host) else host}:{port}")
+    except AddressError as error:
+        raise ConnectError(f"a client asks for what cannot be: {error}", reason="denied") from None
+    if isinstance(found, I2PTarget):
+        return TCPAddress(found.dest, port)
+    assert isinstance(found, TCPAddress)
+    return found

@@ -1,0 +1,153 @@
+"""Streams to one destination over a SAM session that is shared, kept up and replaced when it has gone deaf."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+from ...addresses.destinations import PrivateKey, b32_of, is_base64
+from ...addresses.i2p import I2PRouter, I2PTarget
+from ...carriers.carrier import Carrier
+from ...carriers.dialer import dial, wait_for
+from ...carriers.link import State
+from ...carriers.pool import Holder
+from ...errors import ConnectError
+from ...streams.checks import check_time
+from ...streams.dialer import Answer, Dialed, Done, GiveUp
+from ...streams.stream import Stream
+from .connector import HeldKey, Reach, make_carrier
+from .key_file import KeyFile
+from .opening import open_stream
+from .session import Session
+
+__all__ = ["I2PFactory"]
+
+
+def _as_it_is(error: OSError) -> OSError:
+    return error
+
+
+class I2PFactory(Dialed):
+    """Streams to one destination; made by :func:`relay.i2p`.
+
+    :param target: where to, through which router and session.
+    :param reach: makes the factory for streams to the router's SAM bridge.
+    :param via: what is between, for the session to be shared with those alone who go the same way.
+    :param told: gives an error the form in which it is told.
+    """
+
+    def __init__(
+        self, target: I2PTarget, reach: Reach, via: object = (), told: Callable[[OSError], OSError] = _as_it_is
+    ) -> None:
+        super().__init__(str(target) if not is_base64(target.dest) else _shown(target))
+        self._place = target
+        self._told = told
+        router = target.router
+        make = functools.partial(make_carrier, str(router), router, reach, functools.partial(_keys, router))
+        self._holder: Holder[Session] = Holder(str(router), ("i2p", router, via), make)
+
+    @property
+    def state(self) -> str:
+        """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.held
+        return held.state.value if held is not None else State.CLOSED.value
+
+    @property
+    def dest(self) -> str:
+        """The destination in base64 that the streams come from; empty while there is no session."""
+        held = self._holder.held
+        link = held.link if held is not None else None
+        return link.destination if link is not None else ""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no session, as far as that is known."""
+        held = self._holder.held
+        return str(held.error) if held is not None and held.error is not None else None
+
+    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change of the session's state; it must not block.
+
+        :param watcher: called in a thread of ours; what it raises is logged.
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        self._holder.subscribe(watcher)
+
+    def ready(self, timeout: float | None = None) -> None:
+        """Make the session, if that is not done yet, and wait for it: one attempt.
+
+        :param timeout: seconds; ``None`` for as long as it takes, for building tunnels may take a minute.
+        :raises ConnectError: if the bridge cannot be reached.
+        :raises SAMError: if there is no bridge, or it makes no session; ``.result`` is its word.
+        :raises AuthenticationError: if it does not take the user and the password.
+        :raises TypeError: if ``timeout`` is not a number.
+        :raises ValueError: if it is not positive.
+        """
+        seconds = check_time("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._session(deadline, patient=False)
+
+    def look_up(self, timeout: float | None = 60.0) -> str:
+        """The destination that the streams lead to.
+
+        :param timeout: seconds for the router to find it; ``None`` for as long as it takes.
+        :returns: its base64.
+        :raises OSError: if it cannot be found, or there is no session.
+        :raises TypeError: if ``timeout`` is not a number.
+        :raises ValueError: if it is not positive.
+        """
+        seconds = check_time("timeout", timeout)
+        if is_base64(self._place.dest):
+            return self._place.dest
+        deadline = None if seconds is None else time.monotonic() + seconds
+        session = self._session(deadline, patient=True)
+        answer: Answer[str] = Answer()
+        session.look_up(self._place.dest, answer.put)
+        found = answer.get(deadline, None)
+        if found is None:
+            raise ConnectError(f"{self._place.dest}: not looked up in time", reason="connect_timeout")
+        return found
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+
+        def begin(session: Session, told: Done) -> GiveUp:
+            place = self._place
+            # Also for one attempt: a destination that cannot be reached yet is what the deadline is for.
+            return open_stream(session, place.dest, place.port, deadline, told, lasting=lasting)
+
+        def tell(outcome: Stream | OSError) -> None:
+            done(self._told(outcome) if isinstance(outcome, OSError) else outcome)
+
+        tell_it = done if self._told is _as_it_is else tell
+        return dial(self._holder.carrier(), begin, deadline, tell_it, patient=patient)
+
+    def _session(self, deadline: float | None, *, patient: bool) -> Session:
+        try:
+            return wait_for(self._holder.carrier(), deadline, None, patient=patient)
+        except OSError as error:
+            raise self._told(error) from error
+
+    def carrier(self) -> Carrier[Session]:
+        """The session under the streams, which is held from now on.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        return self._holder.carrier()
+
+    def release(self) -> None:
+        """Let the session go as soon as no stream rides on it, and do not wait for that."""
+        self._holder.close(patience=0.0)
+
+    def close(self) -> None:
+        """Let the session go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
+        self._holder.close()
+
+
+def _keys(router: I2PRouter) -> HeldKey | None:
+    return KeyFile.open(router.keys, PrivateKey.generate) if router.keys is not None else None
+
+
+def _shown(target: I2PTarget) -> str:
+    return str(I2PTarget(b32_of(target.dest), target.port))

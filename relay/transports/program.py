@@ -1,0 +1,420 @@
+"""A program's standard input and output as a stream, and a dialer for a program of this machine.
+
+One end of a socketpair is the program's standard input and output; the other one is the stream's socket. relay keeps a
+copy of the program's end: it shows when the stream is closed, also if only its socket is, and it keeps the end of file
+back until it is known how the program has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from ..addresses.hops import Command
+from ..errors import ConnectError, RelayError
+from ..eventloop.background import Pump
+from ..eventloop.loop import Timer
+from ..eventloop.poller import ERR, HUP, IN
+from ..eventloop.unix_reset import leave_unread, socketpair
+from ..process import Process, StandardError, begin, program_error
+from ..streams.dialer import Dialed, Done, GiveUp
+from ..streams.stream import Stream, nonblocking
+
+__all__ = ["Local", "ProgramStream", "Programs", "empty", "run"]
+
+_MOMENT = 1.0  # seconds for a program to end by itself when its stream is closed, until it gets SIGTERM
+_PATIENCE = 2.0  # seconds from then on until SIGKILL
+_CHUNK = 64 << 10  # bytes of standard error that are read at once
+_AT_THE_END = 16  # such chunks that are read of a program that has ended
+
+
+def run(
+    words: Sequence[str],
+    name: str,
+    deadline: float | None,
+    done: Done,
+    *,
+    target: str | None = None,
+    said: Callable[[bytes], object] | None = None,
+) -> GiveUp:
+    """Begin to start a program whose standard input and output is a stream. Never blocks.
+
+    The end of what the stream sends is the program's end of input; the stream ends when the program has, and that is a
+    failure unless its status is 0. A program that goes on after its stream was closed is sent SIGTERM after a second,
+    and killed two seconds later; what it leaves behind in its process group ends with it.
+
+    :param words: the program, looked for in ``PATH`` unless it has a slash, and its arguments; no shell is involved.
+    :param name: what to call it in errors and in the log.
+    :param deadline: monotonic seconds until which it must have started; ``None`` for as long as it takes.
+    :param done: called once, in any thread, perhaps before this returns, with a :class:`ProgramStream` or with the
+        error: a :class:`ConnectError`, ``unreachable`` if there is no such program.
+    :param target: what it leads to, in records; ``None`` for its name.
+    :param said: called in the pump's thread with what it says on its standard error; must not block. ``None`` to log
+        the lines of it.
+    :returns: gives it up: ``done`` is not called after that, and nothing is left.
+    """
+    try:
+        program = _Program(name, target or name, deadline, done, said)
+    except OSError as error:
+        done(ConnectError(f"{name}: cannot be started: {error.strerror or error}"))
+        return _nothing
+    program.begin(words)
+    return program.give_up
+
+
+class Programs(Dialed):
+    """A factory for streams that are a program's standard input and output, a new process for each.
+
+    :param words: and the name: as for :func:`run`.
+    """
+
+    def __init__(self, words: Sequence[str], name: str) -> None:
+        super().__init__(name)
+        self._name = name
+        self._words = words
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to start the program; see :meth:`relay.streams.dialer.Dialed.dial`."""
+        return run(self._words, self._name, deadline, done, target=self.target)
+
+
+class ProgramStream(Stream):
+    """A stream whose far end is a program. To reset it is to end the program, which then sees no end of its input."""
+
+    __slots__ = ("_program",)
+
+    def __init__(self, socket: socket.socket, program: _Program) -> None:
+        on_close = nonblocking(functools.partial(program.closed))
+        super().__init__(socket, target=program.target, failure=lambda: program.error, on_close=on_close)
+        self._program = program
+
+    @property
+    def status(self) -> int | None:
+        """The program's exit status, or the signal that ended it, negative; ``None`` while it runs."""
+        return self._program.status
+
+    def reset(self) -> None:
+        """Send the program SIGTERM, and close. Idempotent."""
+        self._program.terminate()
+        self.close()
+
+
+class _Program:
+    """One program, from before its start until it has ended. It belongs to the pump's thread but for what says so."""
+
+    def __init__(
+        self, name: str, target: str, deadline: float | None, done: Done, said: Callable[[bytes], object] | None
+    ) -> None:
+        self.name = name
+        self.target = target
+        self.status: int | None = None
+        self.error: ConnectError | None = None
+        self._deadline = deadline
+        self._done: Done | None = done
+        self._lock = threading.Lock()  # for whom to tell, and for the process: it is not signalled once it is reaped
+        self._process: Process | None = None
+        self._owner = os.getpid()
+        self._lines = StandardError(name)
+        self._said = said or self._lines.feed
+        self._pid = -1
+        self._next_signal: signal.Signals | None = None  # when it is to end
+        theirs, ours = socketpair()
+        theirs.setblocking(True)  # the program shares it, and expects that
+        try:
+            self._stderr, self._their_stderr = os.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        self._ours: socket.socket | None = ours
+        self._theirs = theirs
+        self._far: socket.socket | None = None  # a duplicate of the stream's end, while a copy of ours may be open
+        os.set_blocking(self._stderr, False)
+        try:
+            self._pump = Pump.hold(self)
+        except OSError:
+            self.abandon()
+            raise
+        timers = self._pump.loop.timers
+        self._late = Timer(timers, self._too_late)
+        self._patience = Timer(timers, self._end_it)
+
+    # -- any thread -----------------------------------------------------------------------------------------------
+
+    def begin(self, words: Sequence[str]) -> None:
+        """Begin to start it, once."""
+        theirs = self._theirs.fileno()
+        try:
+            future = begin(words, stdin=theirs, stdout=theirs, stderr=self._their_stderr)
+        except FileNotFoundError:
+            self._not_started(ConnectError(f"{self.name}: {_missing(words[0])}"))
+        except (OSError, RuntimeError) as error:
+            self._not_started(self._start_error(error))
+        else:
+            if self._deadline is not None:
+                self._pump.loop.call(self._start_clock)
+            future.add_done_callback(lambda future: self._pump.loop.call(functools.partial(self._started, future)))
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            self._done = None
+
+    def closed(self) -> None:
+        """Its stream was closed, which its socket does not tell where a forked child has a copy of it."""
+        if os.getpid() == self._owner:
+            self._pump.loop.call(self._wait_for_end)
+
+    def terminate(self) -> None:
+        """End it now."""
+        if os.getpid() == self._owner:
+            self._signal(signal.SIGTERM)
+            self._pump.loop.call(self._wait_for_kill)
+
+    def _signal(self, number: int) -> None:
+        """Signal it and what it has started. It is not reaped yet, so its number is its own."""
+        with self._lock:
+            if self._process is not None:
+                _signal_group(self._process, number)
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and nothing else; every lock may be held for ever."""
+        if self._ours is not None:
+            self._ours.close()
+        self._theirs.close()
+        if self._far is not None:
+            self._far.close()
+        for descriptor in (self._stderr, self._their_stderr, self._pid):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    # -- its beginning --------------------------------------------------------------------------------------------
+
+    def _start_clock(self) -> None:
+        assert self._deadline is not None
+        if self._done is not None:
+            self._late.start(self._deadline, time.monotonic())
+
+    def _too_late(self, now: float) -> None:
+        self._tell(ConnectError(f"{self.name}: not started in time", reason="connect_timeout"))
+
+    def _tell(self, outcome: Stream | OSError) -> None:
+        with self._lock:
+            done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
+        elif isinstance(outcome, Stream):
+            outcome.reset()
+
+    def _not_started(self, error: OSError) -> None:
+        """Nothing of it is there, and nothing is watched."""
+        descriptors = (self._stderr, self._their_stderr, self._pid)
+        self._stderr = self._their_stderr = self._pid = -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._theirs.close()
+        ours, self._ours = self._ours, None
+        if ours is not None:
+            ours.close()
+        self._pump.let_go(self)
+        self._tell(error)
+
+    def _start_error(self, error: Exception) -> OSError:
+        if isinstance(error, RelayError):
+            return error
+        return ConnectError(f"{self.name}: cannot be started: {getattr(error, 'strerror', None) or error}")
+
+    def _started(self, future: Future[Process]) -> None:
+        self._late.stop()
+        try:
+            process = future.result()
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is why there is no program)
+            return self._not_started(self._start_error(error))
+        try:
+            self._pid = os.pidfd_open(process.pid)
+        except OSError as error:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+            return self._not_started(self._start_error(error))
+        self._process = process
+        their_stderr, self._their_stderr = self._their_stderr, -1
+        os.close(their_stderr)
+        loop = self._pump.loop
+        loop.watch(self._pid, IN, self._on_exit)
+        loop.watch(self._stderr, IN, self._on_stderr)
+        loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
+        ours, self._ours = self._ours, None
+        assert ours is not None
+        return self._tell(ProgramStream(ours, self))
+
+    # -- its end --------------------------------------------------------------------------------------------------
+
+    def _on_hang_up(self, event: int, now: float) -> None:
+        if event & (HUP | ERR):
+            self._forget_socket()
+            self._wait_for_end()
+
+    def _forget_socket(self) -> None:
+        # Not as one that is closed: the program has a copy, with which the kernel would go on reporting it.
+        self._pump.loop.forget(self._theirs.fileno())
+
+    def _wait_for_end(self) -> None:
+        if self._next_signal is None:
+            self._wait(signal.SIGTERM, _MOMENT)
+
+    def _wait_for_kill(self) -> None:
+        self._wait(signal.SIGKILL, _PATIENCE)
+
+    def _wait(self, number: signal.Signals, seconds: float) -> None:
+        if self.status is None:
+            now = time.monotonic()
+            self._next_signal = number
+            self._patience.start(now + seconds, now)
+
+    def _end_it(self, now: float) -> None:
+        assert self._next_signal is not None
+        self._signal(self._next_signal)
+        if self._next_signal == signal.SIGTERM:
+            self._wait_for_kill()
+
+    def _on_stderr(self, event: int, now: float) -> None:
+        if not self._read_stderr():
+            self._pump.loop.forget(self._stderr)
+
+    def _read_stderr(self) -> bool:
+        """Take what it has said.
+
+        :returns: whether there may be more, now or later.
+        """
+        try:
+            data = os.read(self._stderr, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if data:
+            self._said(data)
+        return bool(data)
+
+    def _on_exit(self, event: int, now: float) -> None:
+        """It has ended: first know how, and then let the end of file through."""
+        self._patience.stop()
+        with self._lock:
+            process, self._process = self._process, None
+            assert process is not None
+            _signal_group(process, signal.SIGKILL)
+            self.status = process.wait()
+        for _ in range(_AT_THE_END):  # what has its standard error still may go on for ever
+            if not self._read_stderr():
+                break
+        self._lines.end()
+        self.error = _failure(self.name, self.status, self._lines.last)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        loop = self._pump.loop
+        self._forget_socket()
+        for descriptor in (self._pid, self._stderr):
+            loop.forget(descriptor)
+            os.close(descriptor)
+        self._pid = self._stderr = -1
+        if self.error is None:
+            empty(self._theirs)
+        else:
+            self._far = leave_unread(self._theirs)
+        if self._far is None:
+            _shut_down(self._theirs)  # somebody else may have a copy
+            loop.discard(self._theirs)
+            self._pump.let_go(self)
+        else:  # a shutdown would be an end of file before it is a reset
+            loop.discard(self._theirs)
+            loop.call(self._wait_for_copies)
+
+    def _wait_for_copies(self) -> None:
+        """Until nobody has a copy of the program's end, so that the holder has seen the reset; but not for ever."""
+        assert self._far is not None
+        loop, now = self._pump.loop, time.monotonic()
+        self._copies = Timer(loop.timers, self._copies_closed)
+        self._copies.start(now + _MOMENT, now)
+        loop.watch(self._far.fileno(), 0, lambda event, now: self._copies_closed(now))
+
+    def _copies_closed(self, now: float) -> None:
+        far, self._far = self._far, None
+        assert far is not None
+        self._copies.stop()
+        self._pump.loop.forget(far.fileno())
+        _shut_down(far)
+        self._pump.loop.discard(far)
+        self._pump.let_go(self)
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: end it."""
+        self._signal(signal.SIGKILL)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+def empty(sock: socket.socket) -> None:
+    """Drop what was sent in vain: a close with bytes unread would be a reset to the other end."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+        while sock.recv(_CHUNK, socket.MSG_DONTWAIT):
+            pass
+    except OSError:
+        pass
+
+
+def _failure(name: str, status: int, last: str) -> ConnectError | None:
+    if status > 0:
+        return program_error(name, f"ended with status {status}", last)
+    if status < 0:
+        return program_error(name, f"was ended by {_signal_name(-status)}", last)
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _signal_group(process: Process, number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # there is nobody, or nobody of ours
+
+
+def _missing(program: str) -> str:
+    if os.path.dirname(program):
+        if os.path.exists(program):
+            return f"{program} is no program that may be run; is it the right file (chmod +x)?"
+        return f"there is no {program}; is it spelled right?"
+    return f"there is no {program} in PATH; install it, or give its whole path"
+
+
+def _nothing() -> None:
+    pass
+
+
+class Local(Programs):
+    """Streams to a command that runs here, a new process for each; see :func:`relay.transports.program.run`.
+
+    :param command: what to run; of a hop, what :meth:`relay.addresses.hops.Command.to` returns.
+    """
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command.words, str(command))

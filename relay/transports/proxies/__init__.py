@@ -1,0 +1,1 @@
+"""SOCKS and HTTP CONNECT proxies: dialers and listeners."""

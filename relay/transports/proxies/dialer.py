@@ -1,0 +1,164 @@
+"""The way out through a SOCKS5 or an HTTP proxy: a stream to the proxy, which becomes one to the place behind it."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import threading
+import time
+from collections.abc import Callable
+
+from ...addresses.hops import Proxy, Route, on_the_way
+from ...addresses.values import TCPAddress, shown
+from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
+from ...streams.checks import check_time
+from ...streams.dialer import Answer, Dialed, Done, GiveUp, Over, Steps
+from ...streams.stream import Stream
+from ..credentials import secret_of
+from .negotiation import Dialogue, Negotiation
+
+__all__ = ["Proxied"]
+
+LONGEST_HOST = 255  # bytes of a name; RFC 1928, section 5
+
+Login = tuple[bytes, bytes]
+Say = Callable[["Login | None"], Dialogue]
+
+
+class Proxied(Over):
+    """Streams to a place through a proxy. Each is the very stream to the proxy, once that has connected.
+
+    Names are resolved by the proxy. The password is read anew for each stream.
+
+    :param below: makes streams to the proxy; it is closed with this factory.
+    :param proxy: which.
+    :param place: where the streams lead to, as the proxy sees it.
+    :param before: the hops on the way to the proxy, whose errors keep their names.
+    :raises AddressError: if no proxy can be told of the place: a zone, or a name that is too long.
+    """
+
+    def __init__(self, below: Dialed, proxy: Proxy, place: TCPAddress, before: Route) -> None:
+        super().__init__(below, str(place))
+        _check(place)
+        self._proxy = proxy
+        self._before = before
+        if proxy.protocol == "socks5":
+            from .socks_client import connect, log_in
+        else:
+            from .http_client import connect, log_in
+        self._connect: Say = functools.partial(connect, proxy, place)
+        self._log_in: Say = functools.partial(log_in, proxy)
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+        return self._begin(self._connect, deadline, done, lasting=lasting, patient=patient)
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Try the way to the proxy, and whether a SOCKS5 proxy lets us in (HTTP has no question for that).
+
+        :param timeout: seconds; ``None`` for as long as it takes.
+        :raises ConnectError: if it cannot be reached, does not answer in time, or is no such proxy.
+        :raises AuthenticationError: if it does not accept the user and the password.
+        :raises OSError: why there is no way to it.
+        """
+        seconds = check_time("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            self.inner.ready(timeout)
+        except OSError as error:
+            raise on_the_way(error, self._proxy, self._before) from error
+        answer: Answer[Stream] = Answer()
+        give_up = self._begin(self._log_in, deadline, answer.put, lasting=False, patient=False)
+        try:
+            stream = answer.get(deadline, None)
+        finally:
+            give_up()
+        if stream is None:
+            raise ConnectError(f"{self._proxy}: no answer in time", reason="connect_timeout")
+        stream.close()
+
+    def _begin(self, say: Say, deadline: float | None, done: Done, *, lasting: bool, patient: bool) -> GiveUp:
+        steps = Steps(done)
+
+        def known(login: Login | OSError | None) -> None:
+            if isinstance(login, OSError):
+                return steps.finish(login)
+            reach = functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient)
+            steps.begin(reach, functools.partial(reached, login))
+            return None
+
+        def reached(login: Login | None, outcome: Stream | OSError) -> None:
+            if isinstance(outcome, OSError):
+                return steps.finish(on_the_way(outcome, self._proxy, self._before))
+            if not steps.begin(lambda told: self._negotiate(outcome, say(login), deadline, told), agreed):
+                outcome.close()
+            return None
+
+        def agreed(outcome: Stream | OSError) -> None:
+            if isinstance(outcome, Stream):
+                outcome.target = self.target
+            steps.finish(outcome)
+
+        steps.begin(self._read_login, known)
+        return steps.give_up
+
+    def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: Done) -> GiveUp:
+        return Negotiation(stream, dialogue, deadline, done, self._lost).give_up
+
+    def _read_login(self, told: Callable[[Login | OSError | None], object]) -> GiveUp:
+        """Read the user and the password, in a thread where that may block."""
+        proxy = self._proxy
+        if proxy.user is None:
+            told(None)
+        elif isinstance(proxy.password, str) or proxy.password_env is not None:
+            told(_login(proxy))
+        else:
+            read = threading.Thread(target=lambda: told(_login(proxy)), name=f"relay password of {proxy}", daemon=True)
+            try:
+                read.start()
+            except RuntimeError as error:
+                raise ConnectError(f"{proxy}: {error}", reason="factory_error") from error
+        return _nothing
+
+    def _lost(self, error: BaseException) -> OSError:
+        """The error of a stream to the proxy that has ended too early."""
+        if isinstance(error, RelayError):
+            return on_the_way(error, self._proxy, self._before)
+        if isinstance(error, EOFError):
+            what = "a SOCKS5 proxy" if self._proxy.protocol == "socks5" else "an HTTP proxy"
+            return ConnectError(f"{self._proxy}: it closed the connection instead of an answer; is it {what}?")
+        why = error.strerror if isinstance(error, OSError) else None
+        return ConnectError(f"{self._proxy}: the connection to the proxy was lost ({why or error})")
+
+
+def _login(proxy: Proxy) -> Login | OSError:
+    try:
+        password = secret_of(proxy, "password", f"{proxy.user}'s password of {proxy.place}: ")
+        return (proxy.user or "").encode(), (password or "").encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # its text would have the secret in it
+        return AuthenticationError(f"{proxy}: the password is no text that can be sent (UTF-8)")
+    except OSError as error:
+        return error
+
+
+def _check(place: TCPAddress) -> None:
+    """Refuse what no proxy can be told."""
+    host, name = place.host, shown(str(place))
+    if "%" in host:
+        raise AddressError(f"{name}: a zone means nothing to a proxy; leave out what follows the %")
+    if not host.isascii() or not host.isprintable() or " " in host or (":" in host and not _is_ipv6(host)):
+        raise AddressError(f"{name}: that is no name that a proxy can be told; one is of ASCII (IDNA)")
+    if len(host) > LONGEST_HOST:
+        shorter = "a name in .b32.i2p is shorter than a destination"
+        raise AddressError(f"{host[:16]}…: a proxy takes no name of more than {LONGEST_HOST} bytes; {shorter}")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _nothing() -> None:
+    pass

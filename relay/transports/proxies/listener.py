@@ -1,0 +1,355 @@
+"""What the listeners have in common whose clients say where they want to be led: who may, and who is heard."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar
+
+from ...addresses.printable import printable
+from ...addresses.values import Secret, check_file, check_secret, check_variable
+from ...eventloop.loop import Loop, Timer
+from ...eventloop.poller import IN
+from ...streams.checks import FIRST_BYTE
+from ...streams.fairness import ROOM, crowding, source_of
+from ...streams.happy_eyeballs import place
+from ...streams.introduction import Farewell, Greeting, HearingListener, Introduction
+from ...streams.rate_limited_log import RateLog
+from ...streams.request import Refusal, Request
+from ...streams.stream import Stream
+from ..credentials import secret_of
+
+__all__ = ["GreetingListener", "Login", "checked_host", "login_of"]
+
+logger = logging.getLogger("relay")
+
+_HOST = re.compile(rb"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,254}")  # as long as SOCKS allows: RFC 1928, section 4
+_LONGEST_LOGIN = 255  # bytes; RFC 1929, section 2
+_MOST = 1024  # clients under way: half-open ones, which are heard or sent away, and those that wait for accept()
+_BATCH = 32  # clients taken in one turn
+_PAUSE = 0.25  # seconds without accepting when there are no descriptors left
+
+
+class Login:
+    """The one user who is let in.
+
+    :param user: the name.
+    :param password: and what proves it.
+    """
+
+    def __init__(self, user: str, password: str) -> None:
+        self._user = _digest(user.encode())
+        self._password = _digest(password.encode("utf-8", "surrogateescape"))
+
+    def admits(self, user: bytes, password: bytes) -> bool:
+        """Whether this is the user. How long it takes to tell says nothing of how much was right."""
+        same_user = hmac.compare_digest(_digest(user), self._user)
+        same_password = hmac.compare_digest(_digest(password), self._password)
+        return same_user & same_password
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Password:
+    """Where a password is to be found."""
+
+    password: Secret | None = field(repr=False)
+    password_file: str | None
+    password_env: str | None
+
+    def __str__(self) -> str:
+        return "listener"
+
+
+def login_of(
+    user: str | None, password: Secret | None, password_file: str | None, password_env: str | None
+) -> Login | None:
+    """Who is let in.
+
+    :param user: the name; ``None`` for everybody.
+    :param password: text or a callable.
+    :param password_file: a file that holds it, and that nobody else can read.
+    :param password_env: an environment variable that holds it.
+    :returns: the login; ``None`` for everybody.
+    :raises AuthenticationError: if the password is not where it is said to be.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if one cannot be right, or one of the two is missing.
+    """
+    check_file("password_file", password_file)
+    check_variable("password_env", password_env)
+    check_secret("password", password, password_file, password_env)
+    given = any((password, password_file, password_env))
+    if user is None:
+        if given:
+            raise ValueError("password: there is no user; a listener that wants a password wants both")
+        return None
+    _check_user(user)
+    if not given:
+        raise ValueError("user: there is no password; password_file= or password_env= tells it")
+    secret = secret_of(_Password(password, password_file, password_env), "password", f"{user}'s password: ") or ""
+    if not 0 < len(secret.encode("utf-8", "surrogateescape")) <= _LONGEST_LOGIN:
+        raise ValueError(f"password: it is empty or too long; {_LONGEST_LOGIN} bytes are allowed")
+    return Login(user, secret)
+
+
+def _check_user(user: str) -> None:
+    if not isinstance(user, str):
+        raise TypeError(f"user: expected a str, got {type(user).__name__}")
+    if not user or not user.isprintable() or ":" in user or len(user.encode()) > _LONGEST_LOGIN:
+        allowed = f"{_LONGEST_LOGIN} bytes are allowed, and no colon (RFC 7617, section 2)"
+        raise ValueError(f"user: it is empty, not printable or too long; {allowed}")
+
+
+def checked_host(name: bytes) -> str | None:
+    """The host that a client has named, as text; ``None`` if it cannot be one, and then it goes no further."""
+    if not _HOST.fullmatch(name):
+        return None
+    host = name.decode("ascii")
+    return host if ":" not in host or _is_ipv6(host) else None
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class GreetingListener(HearingListener):
+    """Accepts clients that say first where they want to be led.
+
+    A tunnel hears them in its own thread. Alone, each is heard while somebody is in :meth:`accept`. The stream's
+    ``request`` has ``host`` and ``port``; whoever relays it by other means than a tunnel sends ``request.granted`` or
+    ``request.refused(reason)`` to the client, and passes ``request.early`` on.
+
+    :param listening: a listening stream socket, TCP or Unix. The listener owns it.
+    :param login: who is let in; ``None`` for everybody.
+    """
+
+    language: ClassVar[type[Any]]
+    """The greeting; its only argument is the login."""
+
+    def __init__(self, listening: socket.socket, login: Login | None = None) -> None:
+        self.handshake_timeout: float | None = 30.0
+        """Seconds that a client has to introduce itself; ``None`` for ever. It must begin within 10 s.
+
+        A tunnel uses the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
+        """
+        self.address = listening.getsockname()
+        """Where it listens, as :meth:`socket.socket.getsockname` told it."""
+        self.listening = listening
+        self.protected = login is not None
+        """Whether a password is required."""
+        self._login = login
+        self._alone: _Reception | None = None
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def greeting(self) -> Greeting:
+        """What hears the next client."""
+        made: Greeting = self.language(self._login)
+        return made
+
+    def accept(self) -> tuple[Stream, Any]:
+        """Wait for the next client that has said where it wants to be led.
+
+        :returns: its stream, with its ``request``, and the address that it came from.
+        :raises OSError: ``EBADF`` once the listener is closed.
+        """
+        with self._turn:
+            while not self._closed:
+                if self._alone is None:
+                    self._alone = _Reception(self)
+                elif self._alone.heard:
+                    return self._alone.take()
+                else:
+                    self._alone.loop.turn()
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def close(self) -> None:
+        """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""
+        self._closed = True
+        if (alone := self._alone) is not None:
+            alone.loop.call(_nothing)
+        with self._turn:
+            alone, self._alone = self._alone, None
+            if alone is not None:
+                alone.close()
+            self.listening.close()
+
+    def getsockname(self) -> Any:
+        """Where it listens: :attr:`address`."""
+        return self.address
+
+    def __enter__(self) -> GreetingListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind, state = type(self).__name__, "closed" if self._closed else "open"
+        return f"<relay.{kind} at {place(self.address)}, {state}>"
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Reception:
+    """Who is heard where there is no tunnel. Belongs to whoever is in :meth:`GreetingListener.accept`."""
+
+    def __init__(self, listener: GreetingListener) -> None:
+        self.loop = Loop()
+        self.heard: deque[tuple[Stream, Any]] = deque()
+        self._listener = listener
+        self._socket = listener.listening
+        self._guests: dict[_Guest, None] = {}  # the oldest first
+        self._crowded = RateLog(logger, logging.WARNING)
+        self._guesses = RateLog(logger, logging.WARNING)
+        self._pause = Timer(self.loop.timers, self._go_on)
+        self._socket.setblocking(False)
+        self.loop.watch(self._socket.fileno(), IN, self._on_clients)
+
+    def take(self) -> tuple[Stream, Any]:
+        """The next who was heard."""
+        taken = self.heard.popleft()
+        self._go_on(0.0)
+        return taken
+
+    def close(self) -> None:
+        """Reset everybody."""
+        for stream, _ in self.heard:
+            stream.reset()
+        for guest in self._guests:
+            guest.stream.reset()
+        self.loop.close()
+
+    def _on_clients(self, event: int, now: float) -> None:
+        for _ in range(_BATCH):
+            full = len(self._guests) + len(self.heard) >= _MOST
+            if full and not self._guests:
+                return self.loop.poller.modify(self._socket.fileno(), 0)
+            try:
+                client, peer = self._socket.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    logger.warning("%r: no more clients for now: %s", self._listener, error)
+                    self._make_room(now)
+                    self.loop.poller.modify(self._socket.fileno(), 0)
+                    self._pause.start(now + _PAUSE, now)
+                return  # else there is none, or it has gone already
+            if full:
+                self._make_room(now)
+            self._hear(client, peer, now)
+
+    def _make_room(self, now: float) -> None:
+        if not self._guests:
+            return
+        leaving = crowding(self._guests, _Guest.source, max(1, _MOST // ROOM))
+        text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
+        peer = place(leaving[0].peer) or "a local client"
+        self._crowded.log(now, text, self._listener, len(self._guests), peer)
+        for guest in leaving:
+            guest.give_way(now)
+
+    def _hear(self, client: socket.socket, peer: Any, now: float) -> None:
+        client.setblocking(False)
+        guest = _Guest(Stream(client), peer, self.loop, self._guesses, self._over)
+        self._guests[guest] = None
+        guest.hear(self._listener.greeting(), self._listener.handshake_timeout, now)
+
+    def _over(self, guest: _Guest) -> None:
+        del self._guests[guest]
+        if guest.stream.request is not None:
+            self.heard.append((guest.stream, guest.peer))
+        self._go_on(0.0)
+
+    def _go_on(self, now: float) -> None:
+        if self._socket.fileno() >= 0:
+            self.loop.poller.modify(self._socket.fileno(), IN)
+
+
+class _Guest:
+    """One client who is heard, or sent away."""
+
+    def __init__(
+        self, stream: Stream, peer: Any, loop: Loop, guesses: RateLog, over: Callable[[_Guest], object]
+    ) -> None:
+        self.stream = stream
+        self.peer = peer
+        self._loop = loop
+        self._guesses = guesses
+        self._over = over
+        self._timer = Timer(loop.timers, self._too_late)
+        self._last: float | None = None  # when it must be done; monotonic seconds
+        self._under_way: Introduction | Farewell | None = None
+
+    def source(self) -> Hashable:
+        """Where it comes from; see :func:`relay.streams.fairness.source_of`."""
+        return source_of(self.stream.socket, self.peer)
+
+    def hear(self, greeting: Greeting, seconds: float | None, now: float) -> None:
+        """Read what it says of itself."""
+        self._last = None if seconds is None else now + seconds
+        self._timer.start(now + min(FIRST_BYTE, FIRST_BYTE if seconds is None else seconds), now)
+        self._under_way = introduction = Introduction(self.stream.socket, self._loop, greeting, self._heard)
+        introduction.begin(now)
+
+    def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
+        self._timer.stop()
+        if isinstance(outcome, Refusal):
+            if outcome.guessed:
+                self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, place(self.peer))
+            elif outcome.problem:
+                logger.info("a client is refused: %s", printable(outcome.problem))
+            self._under_way = farewell = Farewell(self.stream.socket, self._loop, outcome.last, self._left)
+            return farewell.begin(now)
+        self._loop.forget(self.stream.fileno())
+        if isinstance(outcome, Request):
+            self.stream.request = outcome
+        else:
+            self._loop.discard(self.stream.socket)
+        self._over(self)
+
+    def _left(self, now: float) -> None:
+        self._loop.forget(self.stream.fileno())
+        self._loop.discard(self.stream.socket)
+        self._over(self)
+
+    def _too_late(self, now: float) -> None:
+        if isinstance(self._under_way, Introduction) and self._under_way.begun:
+            if self._last is None:
+                return
+            if now < self._last:
+                return self._timer.start(self._last, now)
+        self._reset()
+
+    def give_way(self, now: float) -> None:
+        """Others need its room."""
+        if isinstance(self._under_way, Farewell):
+            return self._under_way.finish(now)
+        self._timer.stop()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._loop.forget(self.stream.fileno())
+        self.stream.reset()
+        self._over(self)

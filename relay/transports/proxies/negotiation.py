@@ -1,0 +1,207 @@
+"""What is said to a proxy before its stream is of use: in the pump's thread, and no byte is read beyond the answer."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+from ...errors import ConnectError
+from ...eventloop.background import Pump, Watch
+from ...eventloop.loop import Timer
+from ...eventloop.poller import IN, OUT
+from ...streams.dialer import Done
+from ...streams.stream import Stream
+
+__all__ = ["Dialogue", "Length", "Negotiation", "Question"]
+
+_PEEK = 4096  # bytes that are looked at at once
+
+Length = Callable[[bytes | bytearray], int]
+
+
+class Question(NamedTuple):
+    """What is said, and what is known of its answer.
+
+    :param data: what is sent; nothing where another answer to the last question is to come.
+    :param length: tells of the bytes that have come how many of them are the answer; 0 as long as it is not whole.
+    :param late: the text of the error if it does not come in time.
+    """
+
+    data: bytes
+    length: Length
+    late: str
+
+
+Dialogue = Generator[Question, bytes, None]
+"""Yields questions, is sent the answers, returns if the stream is of use and raises an :class:`OSError` if not."""
+
+
+class Negotiation:
+    """One under way. The constructor may be called in any thread; all else happens in the pump's.
+
+    What follows the last answer stays in the socket, for whoever takes the stream.
+
+    :param stream: the way to the proxy; non-blocking.
+    :param dialogue: what is said.
+    :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+    :param done: called once, in the pump's thread: with the stream; or with the error, when the stream is closed.
+    :param lost: makes the error of how the stream has ended meanwhile: its ``failure``, or what its socket said, or an
+        :class:`EOFError`.
+    :raises OSError: if there is no thread or descriptor to be had; the stream is still the caller's then.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_dialogue",
+        "_done",
+        "_heard",
+        "_lost",
+        "_pump",
+        "_question",
+        "_stream",
+        "_timer",
+        "_unsent",
+        "_watch",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        dialogue: Dialogue,
+        deadline: float | None,
+        done: Done,
+        lost: Callable[[BaseException], OSError],
+    ) -> None:
+        self._stream = stream
+        self._dialogue = dialogue
+        self._deadline = deadline
+        self._done: Done | None = done
+        self._lost = lost
+        self._question: Question | None = None
+        self._unsent = memoryview(b"")
+        self._heard = bytearray()
+        self._pump = Pump.hold(self)
+        loop = self._pump.loop
+        self._timer = Timer(loop.timers, self._expired)
+        self._watch = Watch(stream.socket, loop, self._on_event)
+        if threading.current_thread() is self._pump.thread:
+            self._begin()
+        else:
+            loop.call(self._begin)
+
+    def give_up(self) -> None:
+        """End it, by a reset of the stream, and tell nobody; from any thread, and without effect once it is done."""
+        if self._done is not None:
+            self._pump.loop.call(self._abort)
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor and nothing else."""
+        self._stream.socket.close()
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: give it up."""
+        self._fail(OSError(errno.EIO, "a bug in relay; the log has it"))
+
+    # -- in the pump's thread -----------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._deadline is not None:
+            self._timer.start(self._deadline, time.monotonic())
+        self._ask(None)
+
+    def _ask(self, answer: bytes | None) -> None:
+        """Go on with an answer: to the next question, or to the end."""
+        try:
+            question = next(self._dialogue) if answer is None else self._dialogue.send(answer)
+        except StopIteration:
+            return self._finish(self._stream)
+        except OSError as error:
+            return self._fail(error)
+        self._question = question
+        self._unsent = memoryview(question.data)
+        self._heard = bytearray()
+        return self._move()
+
+    def _on_event(self, event: int, now: float) -> None:
+        if self._unsent:
+            self._move()
+        else:
+            self._hear()
+
+    def _move(self) -> None:
+        """Send what is unsent, as far as that needs no waiting, and wait."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._stream.socket.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            return self._ended(error)
+        return self._watch.want(OUT if self._unsent else IN)
+
+    def _hear(self) -> None:
+        assert self._question is not None
+        sock = self._stream.socket
+        try:
+            seen = sock.recv(_PEEK, socket.MSG_PEEK)
+            if not seen:
+                return self._ended(EOFError())
+            known = len(self._heard)
+            self._heard += seen
+            length = self._question.length(self._heard)
+            del self._heard[known:]
+            self._heard += sock.recv(length - known if length else len(seen))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return self._ended(error)
+        self._stream.answered = True
+        return self._ask(bytes(self._heard)) if length == len(self._heard) else None
+
+    def _ended(self, error: Exception) -> None:
+        """The stream has ended; why, it may know a moment later."""
+        if self._stream.settle > 0 and self._stream.failure is not None:
+            self._pump.loop.forget(self._stream.fileno())
+            now = time.monotonic()
+            self._timer.stop()
+            self._timer = Timer(self._pump.loop.timers, functools.partial(self._settled, error))
+            self._timer.start(now + self._stream.settle, now)
+        else:
+            self._settled(error, 0.0)
+
+    def _settled(self, error: Exception, now: float) -> None:
+        failure = self._stream.failure() if self._stream.failure is not None else None
+        self._fail(self._lost(failure or error))
+
+    def _expired(self, now: float) -> None:
+        late = self._question.late if self._question is not None else ""
+        self._stop(self._stream.reset, ConnectError(late, reason="connect_timeout"))
+
+    def _abort(self) -> None:
+        if self._done is not None:
+            self._done = None
+            self._stop(self._stream.reset, None)
+
+    def _fail(self, error: OSError) -> None:
+        self._stop(self._stream.close, error)
+
+    def _stop(self, end: Callable[[], object], error: OSError | None) -> None:
+        self._pump.loop.call(end)  # after this turn, for its events may still come
+        self._finish(error)
+
+    def _finish(self, outcome: Stream | OSError | None) -> None:
+        done, self._done = self._done, None
+        self._timer.stop()
+        self._dialogue.close()
+        self._pump.loop.forget(self._stream.fileno())  # it stays open, so nothing else takes it out of the poller
+        self._watch.end()
+        try:
+            if done is not None and outcome is not None:
+                done(outcome)
+        finally:
+            self._pump.let_go(self)

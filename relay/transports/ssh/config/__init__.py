@@ -1,0 +1,1 @@
+"""The settings of an SSH connection: ssh_config(5), known hosts, identities and algorithms."""

@@ -1,0 +1,122 @@
+"""Public keys: what a key file, a ``.pub`` file or a certificate says of itself without a passphrase."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+
+from ...files import open_regular
+
+__all__ = [
+    "CERTIFICATE",
+    "LONGEST_FILE",
+    "NO_PASSPHRASE",
+    "WRONG_PASSWORD",
+    "certified_key",
+    "clear_part",
+    "file_type",
+    "key_type",
+    "public_key",
+    "strings",
+]
+
+CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
+LONGEST_FILE = 1 << 20  # bytes of a key file that are read
+NO_PASSPHRASE = "is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"  # noqa: S105
+WRONG_PASSWORD = "the password or the user name is wrong"  # noqa: S105
+
+_BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+_END = b"-----END OPENSSH PRIVATE KEY-----"
+_MAGIC = b"openssh-key-v1\0"
+_PARTS = {"ssh-ed25519": 1, "sk-ssh-ed25519": 2, "ssh-rsa": 2, "sk-ecdsa-sha2-nistp256": 3}  # 2 for all other ECDSA
+
+
+def strings(blob: bytes, count: int) -> list[bytes]:
+    """The first ``count`` strings of an SSH message (RFC 4251, section 5).
+
+    :raises ValueError: if there are not as many.
+    """
+    found: list[bytes] = []
+    at = 0
+    for _ in range(count):
+        if len(blob) < at + 4:
+            raise ValueError("a string is cut off")
+        (size,) = struct.unpack_from(">I", blob, at)
+        if len(blob) < at + 4 + size:
+            raise ValueError("a string is cut off")
+        found.append(blob[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
+
+
+def key_type(blob: bytes) -> str:
+    """The type that an encoded public key names first; empty if it is none."""
+    try:
+        return strings(blob, 1)[0].decode("ascii")
+    except ValueError:
+        return ""
+
+
+def public_key(path: str) -> bytes | None:
+    """The public key of a key file: what stands in ``path``, in ``path.pub``, or in the clear part of a private key.
+
+    :param path: a private key or a ``.pub`` file.
+    :returns: the key (or the certificate) in SSH's encoding; ``None`` if nothing can be learnt.
+    """
+    for candidate in (path, f"{path}.pub"):
+        try:
+            with open_regular(candidate) as file:
+                data = file.read(LONGEST_FILE)
+        except OSError:
+            continue
+        blob = _public_line(data) if b"PRIVATE KEY-----" not in data else clear_part(data)
+        if blob is not None:
+            return blob
+    return None
+
+
+def file_type(path: str) -> str:
+    """The type of a key file's key, such as ``ssh-ed25519``; empty if it does not tell."""
+    return key_type(public_key(path) or b"")
+
+
+def certified_key(blob: bytes) -> bytes | None:
+    """The public key that a certificate certifies; ``None`` if it is no certificate."""
+    name = key_type(blob)
+    if not name.endswith(CERTIFICATE):
+        return None
+    plain = name.removesuffix(CERTIFICATE)
+    count = _PARTS.get(plain, 2)
+    try:
+        parts = strings(blob, 2 + count)[2:]  # after the type and the nonce
+    except ValueError:
+        return None
+    plain += "@openssh.com" if plain.startswith("sk-") else ""
+    return b"".join(struct.pack(">I", len(part)) + part for part in (plain.encode("ascii"), *parts))
+
+
+def _public_line(data: bytes) -> bytes | None:
+    """The key of a line ``type base64 comment``."""
+    fields = data.split(None, 2)
+    if len(fields) < 2:
+        return None
+    try:
+        blob = base64.b64decode(fields[1], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return blob if key_type(blob).encode("ascii") == fields[0] else None
+
+
+def clear_part(data: bytes) -> bytes | None:
+    """The public key in OpenSSH's private format, which is there in the clear (its PROTOCOL.key)."""
+    body = data.partition(_BEGIN)[2].partition(_END)[0]
+    try:
+        content = base64.b64decode(body)
+        if not content.startswith(_MAGIC):
+            return None
+        rest = content.removeprefix(_MAGIC)
+        head = sum(4 + len(part) for part in strings(rest, 3))  # cipher, key derivation, its options
+        return strings(rest[head + 4 :], 1)[0]  # after the number of keys
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,257 @@
+"""What the user's SSH configuration says of a server: by ``ssh -G`` where there is the client, else by paramiko."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from shutil import which
+from typing import Any, TypeVar
+
+from ....addresses.values import SSHServer, is_i2p
+from ....errors import AddressError, ConnectError
+from ....process import DEVNULL, PIPE, start
+from ...files import has_entry, home
+from .algorithms import LISTS, supported
+from .known_hosts import matches
+
+__all__ = ["Options", "local_user", "read"]
+
+Value = TypeVar("Value")
+
+ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may look names up and run the user's `Match exec`
+
+_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
+_MARKS = "+-^"  # change a list instead of replacing it; ssh_config(5), "Ciphers"
+
+logger = logging.getLogger("relay")
+
+# What the client does unless told otherwise, by its path and the time of its file: a new one may come while we run.
+_defaults: dict[tuple[str, int], Mapping[str, list[str]]] = {}
+_warned: set[str] = set()
+
+
+class Options:
+    """The options of one server, by their names in small letters.
+
+    :param values: every value of each option.
+    :param defaults: the same for a user without a configuration.
+    """
+
+    def __init__(self, values: Mapping[str, list[str]], defaults: Mapping[str, list[str]]) -> None:
+        self._values = values
+        self._defaults = defaults
+
+    def all(self, name: str) -> list[str]:
+        """Every value of an option that may be written several times."""
+        return self._values.get(name, [])
+
+    def text(self, name: str) -> str:
+        """The value of an option; empty if it is not set or set to ``none``."""
+        value = self._values.get(name, [""])[0]
+        return "" if value.lower() == "none" else value
+
+    def is_yes(self, name: str) -> bool:
+        """Whether a switch is on."""
+        return self.text(name).lower() in ("yes", "true")
+
+    def is_no(self, name: str) -> bool:
+        """Whether a switch is off, and not merely unset."""
+        return self.text(name).lower() in ("no", "false", "off")
+
+    def algorithms(self, name: str) -> tuple[str, ...]:
+        """A list of algorithms; empty if it is the client's own, or only adds to it, and so prefers nothing."""
+        value = self.text(name)
+        return tuple(value.split(",")) if value and not value.startswith(self._default(name)) else ()
+
+    def added(self, name: str) -> tuple[str, ...]:
+        """The algorithms that the user adds to the client's own (``+…``)."""
+        value, default = self.text(name), self._default(name)
+        return tuple(value[len(default) :].split(",")[1:]) if value.startswith(default) else ()
+
+    def _default(self, name: str) -> str:
+        return self._defaults.get(name, ["none"])[0]
+
+
+def read(server: SSHServer, *, behind: bool = False) -> Options:
+    """Ask for everything that the user's configuration says of a server, anew at each call.
+
+    :param server: whom; its ``config``, a path without ``~``, is read in place of the user's and the system's files.
+    :param behind: whether it is behind hops: its name is then not made canonical, which looks it up in the DNS here.
+    :raises AddressError: if the configuration is broken; with the line that the parser says.
+    :raises ConnectError: if ``ssh -G`` does not answer in time.
+    :raises OSError: if it cannot be started.
+
+    ``Match exec`` is run by both parsers, as by ``ssh`` itself, with every connection. paramiko's parser runs it only
+    where the package ``invoke`` is installed, and otherwise refuses; it does not follow ``Include``.
+    """
+    program = which("ssh")
+    if program is None or not has_entry():
+        return Options(_by_paramiko(server), {name: [",".join(supported(name))] for name in LISTS})
+    place = [*(["-p", str(server.port)] if server.port else []), *(["-l", server.user] if server.user else [])]
+    if behind or is_i2p(server.host):
+        place += ["-o", "CanonicalizeHostname=no"]
+    config = [] if server.config is None else ["-F", server.config]
+    defaults = _meanwhile(_defaults_of, server, program)
+    try:
+        values = _ask(server, [program, *config, *place, "-T", "-G", "--", server.host])
+    finally:
+        wait([defaults])
+    return Options(values, defaults.result())
+
+
+def _meanwhile(function: Callable[..., Value], *arguments: object) -> Future[Value]:
+    """Call a function in a thread; its result can be waited for."""
+    outcome: Future[Value] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except Exception as error:  # noqa: BLE001  (it is raised where the result is used)
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=call, name="relay ssh -G", daemon=True).start()
+    except RuntimeError:
+        call()  # there is no thread to be had
+    return outcome
+
+
+def local_user() -> str:
+    """The user's name on this machine; the number of one who has none."""
+    return pwd.getpwuid(os.getuid()).pw_name if has_entry() else str(os.getuid())
+
+
+def _defaults_of(server: SSHServer, program: str) -> Mapping[str, list[str]]:
+    key = (program, os.stat(program).st_mtime_ns)
+    known = _defaults.get(key)
+    if known is None:
+        known = _ask(server, [program, "-F", os.devnull, "-T", "-G", "--", "localhost"])
+        _defaults.clear()
+        _defaults[key] = known
+    return known
+
+
+def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
+    """Run ``ssh -G``."""
+    # Not a pipe: a program that `Match exec` leaves behind may hold it open for ever.
+    with tempfile.TemporaryFile() as complaints:
+        process = start(argv, stdin=DEVNULL, stdout=PIPE, stderr=complaints)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what `Match exec` runs, too; nobody else has the number yet
+
+        timer = threading.Timer(ANSWER_TIME, end)
+        timer.daemon = True
+        timer.start()
+        assert process.stdout is not None
+        with process.stdout as answer:
+            output = answer.read()
+        timer.cancel()
+        timer.join()
+        status = process.wait()
+        complaints.seek(0)
+        complaint = complaints.read(1 << 16)
+    if late.is_set():
+        problem = f"`ssh -G` has not answered in {ANSWER_TIME:.0f} s"
+        hint = "does a Match exec or the look-up of a name in the SSH configuration hang?"
+        raise ConnectError(f"{server}: {problem}; {hint}", reason="connect_timeout")
+    if status != 0:
+        raise AddressError(f"{server}: ssh cannot use its configuration: {_first_line(complaint)}")
+    return _parsed(output)
+
+
+def _first_line(complaint: bytes) -> str:
+    for line in complaint.decode("utf-8", "replace").splitlines():
+        shown = "".join(c for c in line.strip() if c.isprintable())
+        if shown:
+            return shown[:300]
+    return "it does not say why; try ssh -G"
+
+
+def _parsed(output: bytes) -> Mapping[str, list[str]]:
+    values: dict[str, list[str]] = {}
+    for line in output.decode("utf-8", "surrogateescape").split("\n"):
+        name, _, value = line.partition(" ")
+        values.setdefault(name.lower(), []).append(value)
+    return values
+
+
+def _by_paramiko(server: SSHServer) -> Mapping[str, list[str]]:
+    """The same by paramiko's parser, with the client's defaults for what the configuration leaves open."""
+    import paramiko
+
+    class Parser(paramiko.SSHConfig):  # type: ignore[misc]
+        # Everything else is expanded when the caller's own wishes are known.
+        TOKENS_BY_CONFIG_KEY = {"match-exec": paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY["match-exec"]}  # noqa: RUF012
+
+        def _does_match(self, match_list: Any, *rest: Any) -> Any:
+            """Spare who has no name, and no ``Match`` that could ask for it."""
+            return match_list and super()._does_match(match_list, *rest)
+
+    parser = Parser()
+    try:
+        for file in _files(server):
+            with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+                parser.parse(_without_includes(server, file, lines.read().splitlines()))
+        found = parser.lookup(server.host)
+    except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize, ValueError) as error:
+        raise AddressError(f"{server}: the SSH configuration cannot be used: {error}") from None
+    except ImportError:
+        need = "Match exec in the SSH configuration needs the OpenSSH client (ssh) or the Python package invoke"
+        raise AddressError(f"{server}: {need}") from None
+    except KeyError:
+        problem = "Match in the SSH configuration asks for the user's name, and there is none"
+        raise AddressError(f"{server}: {problem}; set the environment variable USER") from None
+    values = {name: value if isinstance(value, list) else [value or "none"] for name, value in found.items()}
+    values["hostname"] = [values["hostname"][0].replace("%h", server.host).replace("%%", "%")]
+    values.setdefault("user", [local_user()])
+    values.setdefault("port", ["22"])
+    values.setdefault("identityfile", [f"~/.ssh/{name}" for name in _KEYS])
+    values.setdefault("userknownhostsfile", ["~/.ssh/known_hosts ~/.ssh/known_hosts2"])
+    values.setdefault("globalknownhostsfile", ["/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"])
+    for name in LISTS:
+        if name in values:
+            values[name] = [",".join(_resolved(values[name][0], supported(name)))]
+    return values
+
+
+def _files(server: SSHServer) -> list[str]:
+    """The configuration files to read, the first one's word counting most."""
+    if server.config is None:
+        own = [os.path.join(home(), ".ssh", "config"), "/etc/ssh/ssh_config"]
+        return [file for file in own if os.path.exists(file)]
+    if server.config.lower() == "none":
+        return []
+    if not os.path.exists(server.config):
+        raise AddressError(f"{server}: config={server.config}: no such file")
+    return [server.config]
+
+
+def _without_includes(server: SSHServer, file: str, lines: list[str]) -> list[str]:
+    kept = [line for line in lines if not line.lower().lstrip().startswith("include ")]
+    if len(kept) < len(lines) and file not in _warned:
+        _warned.add(file)
+        logger.warning("%s: Include in %s is followed only where the OpenSSH client (ssh) is installed", server, file)
+    return kept
+
+
+def _resolved(value: str, own: Sequence[str]) -> list[str]:
+    """A list that may begin with a mark which changes the default list (ssh_config(5), "Ciphers")."""
+    named = value.lstrip(_MARKS).split(",")
+    if value.startswith("+"):
+        return [*own, *named]  # also what paramiko has and we do not offer by ourselves
+    if value.startswith("-"):
+        return [name for name in own if not any(matches(name, pattern) for pattern in named)]
+    if value.startswith("^"):
+        return [*named, *(name for name in own if name not in named)]
+    return named

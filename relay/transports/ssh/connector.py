@@ -1,0 +1,186 @@
+"""SSH connections that are shared and kept up: who holds one, how its server is reached, what is begun over it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from importlib import import_module
+
+from ...addresses.hops import Route, on_the_way, over_i2p
+from ...addresses.values import SSHServer, TCPAddress, is_i2p
+from ...carriers import dialer, pool
+from ...carriers.carrier import Carrier
+from ...carriers.link import Lost
+from ...errors import AddressError, CarrierError, ConnectError, RelayError
+from ...streams.dialer import Answer, Dialed, Done, GiveUp
+from ...streams.happy_eyeballs import Cancel
+from ...streams.stream import Stream
+from ..program import Programs
+from .config.settings import settle
+from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
+
+__all__ = ["Holder", "Reach", "backend_for", "dial"]
+
+logger = logging.getLogger("relay")
+
+Reach = Callable[[Route, TCPAddress], Dialed]
+
+_SLOW = 120.0  # seconds for one attempt over I2P, where a session may have to be made first
+_ANSWER = 40.0  # seconds of that for the server itself: I2P has streams that are there and lead nowhere
+_DEEPEST = 8  # servers on the way to one that the configuration may name
+
+
+class Holder(pool.Holder[Connection]):
+    """Whoever needs the connection to a server: holds it from the first use until it is closed.
+
+    :param server: which.
+    :param via: the hops on the way to it, the nearest first.
+    :param reach: makes the factory for streams to it, of those hops and its place.
+    """
+
+    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
+        super().__init__(str(server), (server, via), functools.partial(_make_carrier, server, via, reach))
+        self.server = server
+
+
+def dial(
+    carrier: Carrier[Connection],
+    place: Place,
+    deadline: float | None,
+    done: Done,
+    *,
+    lasting: bool = False,
+    patient: bool = True,
+) -> GiveUp:
+    """Begin to make a stream to a place that the server reaches; see :func:`relay.carriers.dialer.dial`."""
+
+    def begin(link: Connection, told: Done) -> GiveUp:
+        return link.open(place, deadline, told, lasting=lasting)
+
+    return dialer.dial(carrier, begin, deadline, done, patient=patient)
+
+
+def _make_carrier(server: SSHServer, via: Route, reach: Reach) -> Carrier[Connection]:
+    name, connector = str(server), _Way(server, via, reach)
+    if over_i2p(via, server):
+        return Carrier(name, connector, server.keepalive, _SLOW)
+    return Carrier(name, connector, server.keepalive)
+
+
+class _Way:
+    """Connects to one server, again and again; see :class:`relay.carriers.carrier.Connector`."""
+
+    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
+        self._server = server
+        self._via = via
+        self._reach = reach
+        self._chosen: str | None = None  # the backend, where another one has proved to be of no use
+        self._tried = ""  # the last one
+        # Held while this one is, so that what is below comes back by itself, too.
+        self._below: tuple[Route, TCPAddress, Dialed] | None = None
+
+    def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
+        settings = settle(self._server, behind=bool(self._via))
+        self._tried = chosen = self._chosen or backend_for(settings)
+        connect: Connect = import_module(f".{chosen}.backend", __package__).connect
+        if chosen == "openssh" and not self._via and not _is_at_i2p(settings):
+            self._let_go()
+            _refuse_circles(settings, ())
+            return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
+        stream = self._stream(settings, deadline, cancel)
+        return connect(settings, stream, min(deadline, time.monotonic() + _ANSWER), cancel, lost)
+
+    def alternative(self, error: Exception) -> str:
+        """The OpenSSH client, where that is left to us, for what depends on the backend."""
+        is_ours = isinstance(error, IncompatibleError) or getattr(error, "stage", "") in (KEY_EXCHANGE, LOGIN)
+        if not is_ours or self._tried != "paramiko" or self._server.backend is not None or not shutil.which("ssh"):
+            return ""
+        self._chosen = "openssh"
+        return "the OpenSSH client is tried instead"
+
+    def close(self) -> None:
+        self._let_go()
+
+    def _stream(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
+        """A stream to the server: over the hops that were given, else as the user's configuration says."""
+        route = self._via or settings.jumps
+        if not route and settings.command is not None:
+            self._let_go()
+            return _command(settings.command, settings.name)
+        if len(route) > _DEEPEST:
+            raise AddressError(f"{settings.name}: more than {_DEEPEST} hops are on the way; does one jump in circles?")
+        answer: Answer[Stream] = Answer()
+        # One attempt, so that whoever waits for one attempt to reach this server need not wait for more.
+        give_up = self._to_it(route, settings).dial(deadline, answer.put, patient=False)
+        try:
+            stream = answer.get(deadline, cancel)
+        except ConnectError as error:
+            raise on_the_way(error, self._server, route) from error
+        except CarrierError as error:
+            error.stage = ""  # that of a hop before, which counts its logins and has its own alternative
+            raise
+        finally:
+            give_up()
+        if stream is None:
+            over = f" over {route[-1]}" if route else ""
+            raise ConnectError(f"{settings.name}: not reached in time{over}", reason="connect_timeout")
+        return stream
+
+    def _to_it(self, route: Route, settings: Settings) -> Dialed:
+        """The factory for streams to the server, the same as last time if nothing has changed."""
+        place = TCPAddress(settings.hostname, settings.port)
+        if self._below is None or self._below[:2] != (route, place):
+            self._let_go()
+            if not self._via:
+                _refuse_circles(settings, ())
+            self._below = route, place, self._reach(route, place)
+        return self._below[2]
+
+    def _let_go(self) -> None:
+        below, self._below = self._below, None
+        if below is not None:
+            below[2].close()
+
+
+def _is_at_i2p(settings: Settings, depth: int = 0) -> bool:
+    """Whether a server, or one on the user's own way to it, is at I2P, of which the client knows nothing."""
+    jumps = settings.jumps if depth < _DEEPEST else ()
+    return is_i2p(settings.hostname) or any(_is_at_i2p(settle(server), depth + 1) for server in jumps)
+
+
+def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:
+    """The user's configuration may send us from one server to another and back.
+
+    :raises AddressError: if it does.
+    """
+    place = str(TCPAddress(settings.hostname, settings.port))
+    if place in seen or len(seen) > _DEEPEST:
+        way = " → ".join((*seen, place))
+        raise AddressError(f"{settings.name}: ProxyJump leads round in a circle ({way}); mend the SSH configuration")
+    for server in settings.jumps:
+        _refuse_circles(settle(server), (*seen, place))
+
+
+def backend_for(settings: Settings) -> str:
+    """Which backend connects: what the caller insists on, else paramiko, unless only the client will do.
+
+    :returns: ``paramiko`` or ``openssh``.
+    :raises RelayError: if only the client will do, and there is none.
+    """
+    chosen = settings.server.backend
+    if chosen == "paramiko" or (chosen is None and not settings.needs_client):
+        return "paramiko"
+    if shutil.which("ssh") is None:
+        why = settings.needs_client or "backend=openssh"
+        raise RelayError(f"{settings.name}: {why} needs the OpenSSH client, and there is no ssh in PATH; install it")
+    return "openssh"
+
+
+def _command(command: str, name: str) -> Stream:
+    """A stream to the standard input and output of the user's ``ProxyCommand`` (ssh_config(5): the shell runs it)."""
+    stream = Programs(["/bin/sh", "-c", f"exec {command}"], "the ProxyCommand")()
+    stream.target = name
+    return stream

@@ -1,0 +1,89 @@
+"""Streams over an SSH connection that is shared and kept up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ...addresses.hops import Route
+from ...addresses.values import SSHServer
+from ...carriers.dialer import as_oserror, wait_for
+from ...carriers.link import State
+from ...streams.checks import check_time
+from ...streams.dialer import Dialed, Done, GiveUp
+from .connection import Place
+from .connector import Holder, Reach, dial
+
+__all__ = ["SSHFactory"]
+
+
+class SSHFactory(Dialed):
+    """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
+
+    :param server: the SSH server.
+    :param via: the hops on the way to it, the nearest first.
+    :param place: where the streams lead to.
+    :param reach: makes the factory for streams to the server.
+    """
+
+    def __init__(self, server: SSHServer, via: Route, place: Place, reach: Reach) -> None:
+        super().__init__(str(place))
+        self._holder = Holder(server, via, reach)
+        self._place = place
+
+    @property
+    def state(self) -> str:
+        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.held
+        return held.state.value if held is not None else State.CLOSED.value
+
+    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
+        """Have ``watcher(state, error)`` called at each change of the connection's state.
+
+        The connection is held from now on. The call comes in a thread of ours and must not block; what it raises is
+        logged. It ends when this factory is closed, and goes on when it is used again.
+
+        :param watcher: is given the new state, a member of an enumeration whose ``value`` is that of :attr:`state`, and
+            why the connection is not up (``None`` where there is no reason).
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        self._holder.subscribe(watcher)
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection to the server, as far as that is known."""
+        held = self._holder.held
+        error = held.error if held is not None else None
+        return str(as_oserror(error)) if error is not None else None
+
+    def ready(self, timeout: float | None = 30.0) -> None:
+        """Connect and log in, if that is not done yet, and wait for it: one attempt.
+
+        :param timeout: seconds; ``None`` for as long as it takes.
+        :raises HostKeyError: if the server's host key is not to be trusted.
+        :raises AuthenticationError: if the server takes none of the credentials.
+        :raises ConnectError: if it cannot be reached or does not answer in time; it is tried again in the background
+            for as long as this factory is open.
+        :raises CarrierError: if the connection was lost meanwhile; likewise.
+        :raises RelayError: if it cannot be tried: the configuration is of no use, or a program is missing.
+        :raises TypeError: if ``timeout`` is not a number.
+        :raises ValueError: if it is not positive.
+        """
+        seconds = check_time("timeout", timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        wait_for(self._holder.carrier(), deadline, None, patient=False)
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+        return dial(self._holder.carrier(), self._place, deadline, done, lasting=lasting, patient=patient)
+
+    def release(self) -> None:
+        """Let the connection go as soon as no stream rides on it, and do not wait for that."""
+        self._holder.close(patience=0.0)
+
+    def close(self) -> None:
+        """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
+        self._holder.close()
+
+    def __repr__(self) -> str:
+        return f"<relay factory to {self.target} over {self._holder!r}>"

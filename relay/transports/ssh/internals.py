@@ -1,0 +1,110 @@
+"""What relay needs of paramiko beyond its documented interface, and the check that the installed one has it.
+
+A method that paramiko no longer calls, or an attribute that it no longer reads, would fail in silence: limits would not
+hold, keys would not change. So all such names are listed here. Each user checks its list once, when it is imported.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections.abc import Mapping
+from importlib import import_module
+from types import FunctionType
+
+import paramiko
+
+from ...errors import RelayError
+
+__all__ = ["BACKEND", "COMPAT", "REQUIRED", "TESTING", "check"]
+
+REQUIRED = "paramiko>=3.5,<6"  # as in pyproject.toml
+
+Names = Mapping[str, str]
+"""Names that are overridden or used, by the class or module of paramiko which must have them."""
+
+# Of the backend and of what chooses it.
+BACKEND: Names = {
+    "transport.Transport": """
+        _cipher_info _expected_packet _handler_table _kex_info _key_info _log _mac_info _parse_disconnect
+        _parse_ext_info _parse_kex_init _parse_newkeys _preferred_ciphers _preferred_kex _preferred_keys
+        _preferred_macs _preferred_pubkeys _really_parse_kex_init _send_kex_init _send_message in_kex
+        initial_kex_done packetizer run saved_exception server_extensions
+    """,
+    "packet.Packetizer": """
+        REKEY_BYTES REKEY_BYTES_OVERFLOW_MAX _Packetizer__sequence_number_in _Packetizer__sequence_number_out
+        _trigger_rekey need_rekey read_all read_message readline send_message set_inbound_cipher
+        set_inbound_compressor set_outbound_cipher set_outbound_compressor start_handshake write_all
+    """,
+    "packet": "NeedRekeyException",
+    "auth_handler.AuthHandler": """
+        _parse_service_accept _parse_userauth_info_request _request_auth auth_event auth_method banner password
+        private_key username wait_for_response
+    """,
+    "pkey.PKey": "asbytes get_name sign_ssh_data",
+    "config.SSHConfig": "TOKENS_BY_CONFIG_KEY _does_match",
+}
+
+# Of relay.compat.rforward, which works on the caller's transport and channels.
+COMPAT: Names = {
+    "transport.Transport": """
+        _channels _handler_table _next_channel _queue_incoming_channel _send_message _send_user_message
+        channels_seen default_max_packet_size default_window_size in_kex lock saved_exception
+        server_accepts
+    """,
+    "transport.ChannelMap": "put",
+    "channel.Channel": """
+        _set_remote_channel _set_transport _set_window eof_received origin_addr remote_chanid transport
+    """,
+}
+
+# Of relay.testing.SSHServer, which is paramiko's server.
+TESTING: Names = {
+    "transport.Transport": """
+        _channel_handler_table _channels _next_channel _parse_channel_open _parse_kex_init _really_parse_kex_init
+        _send_user_message _unlink_channel auth_handler channels_seen default_max_packet_size default_window_size
+        local_kex_init lock packetizer run
+    """,
+    "transport.ChannelMap": "put",
+    "channel.Channel": """
+        _handle_close _handle_request _set_closed _set_remote_channel _set_transport _set_window _unlink chanid
+        closed in_buffer lock remote_chanid transport
+    """,
+    "auth_handler.AuthHandler": "_parse_service_request",
+}
+
+
+def check(names: Names, user: str, instead: str = "") -> None:
+    """Make sure that the installed paramiko has everything.
+
+    :param names: what is needed, separated by white space, by its place in the package.
+    :param user: who needs it.
+    :param instead: what else the user could do.
+    :raises RelayError: if something is missing; the one line names the version that is installed.
+    """
+    missing = [f"{place}.{name}" for place, wanted in names.items() for name in wanted.split() if not _has(place, name)]
+    if missing:
+        some = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+        problem = f"paramiko {paramiko.__version__} has no {some}, which {user} needs"
+        raise RelayError(f"{problem}; install {REQUIRED}{instead and f', or {instead}'}")
+
+
+def _has(place: str, name: str) -> bool:
+    module, _, kind = place.partition(".")
+    try:
+        owner = import_module(f"paramiko.{module}")
+    except ImportError:
+        return False
+    if not kind:
+        return hasattr(owner, name)
+    cls = getattr(owner, kind, None)
+    return isinstance(cls, type) and (hasattr(cls, name) or any(name in _set_by(base) for base in cls.__mro__))
+
+
+@functools.cache
+def _set_by(cls: type) -> set[str]:
+    """The attributes that a class's constructor sets, which are on no class."""
+    constructor = vars(cls).get("__init__")
+    if not isinstance(constructor, FunctionType):
+        return set()
+    return {step.argval for step in dis.get_instructions(constructor) if step.opname == "STORE_ATTR"}

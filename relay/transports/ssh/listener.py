@@ -1,0 +1,294 @@
+"""The way in over SSH: a server listens for us (RFC 4254, section 7.1)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ...addresses.hops import Route
+from ...addresses.values import SSHServer, TCPAddress, UnixAddress
+from ...carriers.carrier import Carrier, mark_reported
+from ...carriers.dialer import as_oserror, wait_for
+from ...carriers.link import State, Watcher
+from ...errors import CarrierError, ForwardError, can_retry
+from ...streams.stream import Stream
+from .connection import Address, Connection
+from .connector import Holder, Reach
+
+__all__ = ["SSHListener"]
+
+logger = logging.getLogger("relay.ssh")
+
+_MOST = 128  # streams that wait for accept(); one more is closed
+_BACKOFF = (0.5, 30.0)  # seconds until it is asked again after a refusal, and at most
+_ANSWER = 10.0  # seconds for the server to answer one request
+_FINAL = 300.0  # seconds after which a login that failed is tried again
+_ATTEMPTS = 4  # connections that may be lost under the first request
+_STOP = 0.4  # seconds that close() waits for the server to have stopped, where others go on using the connection
+
+_lock = threading.Lock()  # for what follows
+_places: weakref.WeakKeyDictionary[Connection, set[Address]] = weakref.WeakKeyDictionary()  # of all listeners
+
+
+class SSHListener:
+    """Accepts what comes to a place where an SSH server listens for us; made by :func:`relay.ssh_listen`.
+
+    :param server: the server.
+    :param place: where it is to listen.
+    :param via: the hops on the way to it, the nearest first.
+    :param reach: makes the dialer to a place behind hops.
+    :param explain: names the hop of a route that an error belongs to.
+    """
+
+    def __init__(
+        self, server: SSHServer, place: Address, via: Route, reach: Reach, explain: Callable[[OSError, Route], OSError]
+    ) -> None:
+        self._server = server
+        self._route = (*via, server)
+        self._explain = explain
+        self._holder = Holder(server, via, reach)
+        self._place = place
+        self._changed = threading.Condition()  # for all that follows
+        self._accepted: deque[tuple[Stream, Any]] = deque()
+        self._error: Exception | None = None  # to be raised by accept()
+        self._link: Connection | None = None  # where the forward is in force
+        self._newest: Connection | None = None  # where it is to be
+        self._closed = False
+        self._granted = False
+
+    def start(self, deadline: float) -> None:
+        """Connect, and ask for the forward the first time.
+
+        :param deadline: monotonic seconds.
+        :raises OSError: if there is none.
+        """
+        carrier = self._holder.carrier()
+        try:
+            link = self._ask_first(carrier, deadline)
+        except OSError as error:
+            raise self._explain(error, self._route) from error
+        carrier.subscribe(self._on_state)
+        # It may have been lost, and be up again, before anybody listened.
+        if carrier.link is not link:
+            self._on_state(carrier.state, carrier.error)
+
+    def start_patiently(self) -> None:
+        """Wait until the server has granted the forward, however long it cannot be reached; its carrier retries.
+
+        :raises OSError: if a retry cannot fix it, or if the listener was closed.
+        """
+        self._holder.subscribe(self._on_state)
+        carrier = self._holder.carrier()
+        self._on_state(carrier.state, carrier.error)
+        with self._changed:
+            self._changed.wait_for(lambda: self._granted or self._closed or self._error is not None)
+            error, self._error = self._error, None
+            closed = self._closed
+        if closed:
+            self._holder.close()  # it may have been taken up after close() had looked
+            raise CarrierError(f"{self._server}: the listener was closed")
+        if error is not None:
+            raise error
+
+    def subscribe(self, watcher: Watcher) -> None:
+        """Call ``watcher(state, error)`` at each change of the connection, in the pump's thread; it must not block.
+
+        :raises OSError: if there is no thread or descriptor to be had.
+        """
+        self._holder.subscribe(watcher)
+
+    @property
+    def address(self) -> Any:
+        """Where the server listens: ``(host, port)``, or the path of a Unix socket on the server."""
+        place = self._place
+        return place.path if isinstance(place, UnixAddress) else (place.host, place.port)
+
+    def getsockname(self) -> Any:
+        """Where the server listens: :attr:`address`."""
+        return self.address
+
+    @property
+    def state(self) -> str:
+        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        held = self._holder.held
+        return held.state.value if held is not None else State.CLOSED.value
+
+    def accept(self) -> tuple[Stream, Any]:
+        """Wait for the next stream, however often the connection is lost meanwhile.
+
+        :returns: the stream, and where it came from: ``(host, port)`` as the server tells it, or a text.
+        :raises HostKeyError: or :class:`relay.AuthenticationError`, once, if the server could not be logged in to
+            again; a later call waits, and has it tried again after five minutes.
+        :raises OSError: ``EBADF`` once the listener is closed.
+        """
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                if self._accepted:
+                    return self._accepted.popleft()
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                held = self._holder.held
+                failed = held is not None and held.state is State.FAILED
+                if not self._changed.wait(_FINAL if failed else None) and held is not None:
+                    held.retry()
+
+    def close(self) -> None:
+        """Have the server listen no more, wake :meth:`accept`, end who was not accepted yet. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            waiting = list(self._accepted)
+            self._accepted.clear()
+            link, self._link = self._link, None
+            self._changed.notify_all()
+        held = self._holder.held
+        if held is not None:
+            held.unsubscribe(self._on_state)
+        for stream, _ in waiting:
+            stream.reset()
+        self._holder.close()
+        if link is not None and held is not None and held.state is not State.CLOSED:  # others need the connection
+            name = f"relay {self._server} forward's end"
+            stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
+            stopping.start()
+            stopping.join(_STOP)
+
+    def __enter__(self) -> SSHListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<relay.SSHListener at {self._place} on {self._holder!r}>"
+
+    # -- the forward --------------------------------------------------------------------------------------------------
+
+    def _ask_first(self, carrier: Carrier[Connection], deadline: float) -> Connection:
+        lost: tuple[Connection, CarrierError] | None = None
+        for attempt in range(1, _ATTEMPTS + 1):
+            link = self._newest = wait_for(carrier, deadline, None, patient=False, instead_of=lost)
+            try:
+                self._ask(link, deadline)
+                break
+            except CarrierError as error:
+                if attempt == _ATTEMPTS or time.monotonic() > deadline:
+                    raise
+                lost = link, error
+        return link
+
+    def _ask(self, link: Connection, deadline: float) -> None:
+        """Ask for the forward; where it is refused, once more after cancelling what a dead session of ours may hold."""
+        asked = self._place
+        self._take(link, asked)
+        try:
+            place = self._request(link, asked, deadline)
+        except BaseException:
+            self._leave(link, asked)
+            raise
+        if place != asked:
+            self._leave(link, asked)
+            self._take(link, place)
+        with self._changed:
+            closed = self._closed
+            if not closed and self._newest is link:
+                self._place, self._link, self._granted = place, link, True
+                self._changed.notify_all()
+        if closed:
+            self._stop(link, place)
+
+    def _request(self, link: Connection, place: Address, deadline: float) -> Address:
+        try:
+            return link.listen(place, self._on_stream, deadline)
+        except ForwardError:
+            if isinstance(place, TCPAddress) and not place.port:
+                raise
+            link.stop_listening(place)
+            return link.listen(place, self._on_stream, deadline)
+
+    def _stop(self, link: Connection, place: Address) -> None:
+        link.stop_listening(place)
+        self._leave(link, place)
+
+    # Cancelling what a dead session may hold must not take a place away from another listener of this process.
+
+    def _take(self, link: Connection, place: Address) -> None:
+        if isinstance(place, TCPAddress) and not place.port:
+            return
+        with _lock:
+            taken = _places.setdefault(link, set())
+            if place in taken:
+                raise ForwardError(f"{self._server}: {place} is listened at already, over this connection")
+            taken.add(place)
+
+    def _leave(self, link: Connection, place: Address) -> None:
+        with _lock:
+            _places.setdefault(link, set()).discard(place)
+
+    def _on_state(self, state: State, error: Exception | None) -> None:
+        """In the pump's thread."""
+        with self._changed:
+            if state is State.FAILED and error is not None:
+                if not self._granted:
+                    mark_reported(error)  # by start_patiently()
+                self._error = self._explain(as_oserror(error), self._route)
+            held = self._holder.held
+            link = held.link if held is not None else None
+            known = link is self._newest
+            if not known:
+                self._link, self._newest = None, link
+            self._changed.notify_all()
+        if link is not None and not known:
+            name = f"relay {self._server} forward"
+            threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
+
+    def _ask_again(self, link: Connection) -> None:
+        """In a thread of its own, for as long as this connection is the one that is up."""
+        wait = _BACKOFF[0]
+        while True:
+            is_first = not self._granted
+            try:
+                self._ask(link, time.monotonic() + _ANSWER)
+            except OSError as error:
+                if is_first and not can_retry(error):
+                    return self._fail(error)
+                # A lost connection is mended by its carrier, which says so.
+                level = logging.DEBUG if isinstance(error, CarrierError) else logging.WARNING
+                logger.log(level, "%s; asking again in %.1f s", error, wait)
+            else:
+                if not is_first:
+                    logger.warning("%s: listening at %s again", self._server, self._place)
+                return None
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed or self._newest is not link, wait):
+                    return None
+            wait = min(wait * 2, _BACKOFF[1])
+
+    def _fail(self, error: OSError) -> None:
+        with self._changed:
+            self._error = self._explain(error, self._route)
+            self._changed.notify_all()
+
+    def _on_stream(self, stream: Stream, peer: object) -> None:
+        """In a thread of the connection's."""
+        with self._changed:
+            full = self._closed or len(self._accepted) >= _MOST
+            if not full:
+                self._accepted.append((stream, peer))
+                self._changed.notify()
+        if full:
+            stream.reset()

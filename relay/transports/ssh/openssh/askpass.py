@@ -1,0 +1,165 @@
+"""The private socket at which ssh's helpers ask: for its connection to the server, and for secrets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+
+from ....errors import AuthenticationError
+from ....eventloop.loop import Loop
+from ....eventloop.poller import ERR, HUP, IN
+from ...credentials import passphrase_of, password_of
+from ..connection import Settings
+
+__all__ = ["Desk"]
+
+logger = logging.getLogger("relay")
+
+_LONGEST = 4096  # bytes of a question
+_CALLERS = 16  # at one time
+_PATIENCE = 1.0  # seconds to hand an answer over
+
+_LINE_BREAKS = frozenset("\r\n\0")  # ssh would take what is before it
+
+_PASSPHRASE = re.compile(r"Enter passphrase for (?:key )?'?(.*?)'?: ?$")
+_PASSWORD = re.compile(r"(?:\((?P<asks>[^)]*)\) .*|(?P<whose>[^ ]*)'s password: ?)$", re.DOTALL)
+
+
+class Desk:
+    """Answers ssh's helpers, on the loop's thread; secrets are looked up on a thread of their own, for they may block.
+
+    :param loop: watches the socket.
+    :param path: where, in the private directory.
+    :param settings: what secrets to tell, and to whom.
+    :param connection: what ssh is to speak over; ``None`` if it connects itself.
+    :param failed: called, in any thread, with the error of a secret that could not be had.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: str,
+        settings: Settings,
+        connection: socket.socket | None,
+        failed: Callable[[OSError], object],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._connection = connection
+        self._failed = failed
+        self._callers: set[socket.socket] = set()
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            # It is not to be seen before it listens: a socket at which nobody listens is a killed program's.
+            self._socket.bind(f"{path}~")
+            self._socket.listen(_CALLERS)
+            os.rename(f"{path}~", path)
+            self._socket.setblocking(False)
+            loop.watch(self._socket.fileno(), IN, self._accept)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Answer nobody any more; in the loop's thread."""
+        for one in (self._socket, *self._callers):
+            if one.fileno() >= 0:
+                self._loop.forget(one.fileno(), closing=True)
+                one.close()
+        self._callers.clear()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        for one in (self._socket, *self._callers):
+            one.close()
+
+    def _accept(self, event: int, now: float) -> None:
+        try:
+            caller, _ = self._socket.accept()
+        except OSError:
+            return
+        if len(self._callers) >= _CALLERS:
+            caller.close()
+            return
+        caller.setblocking(False)
+        self._callers.add(caller)
+        heard = bytearray()
+        self._loop.watch(caller.fileno(), IN, lambda event, now: self._hear(caller, heard, event))
+
+    def _hear(self, caller: socket.socket, heard: bytearray, event: int) -> None:
+        try:
+            data = caller.recv(_LONGEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        heard += data
+        kind, zero, question = bytes(heard).partition(b"\0")
+        if zero and kind == b"connection":
+            self._drop(caller)
+            self._hand_over(caller)
+        elif zero and kind == b"secret" and not data:
+            self._drop(caller)
+            self._look_up(caller, question.decode("utf-8", "replace"))
+        elif not data or event & (HUP | ERR) or len(heard) > _LONGEST:
+            self._drop(caller)
+            self._loop.discard(caller)
+
+    def _drop(self, caller: socket.socket) -> None:
+        self._callers.discard(caller)
+        self._loop.forget(caller.fileno())
+
+    def _hand_over(self, caller: socket.socket) -> None:
+        connection, self._connection = self._connection, None
+        with caller:
+            if connection is not None:
+                try:
+                    socket.send_fds(caller, [b"\0"], [connection.fileno()])
+                except OSError as error:
+                    logger.debug("%s: the connection could not be handed to ssh: %s", self._settings.name, error)
+
+    def _look_up(self, caller: socket.socket, question: str) -> None:
+        thread = threading.Thread(target=self._answer, args=(caller, question), name="relay ssh secret", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            caller.close()
+
+    def _answer(self, caller: socket.socket, question: str) -> None:
+        with caller:
+            try:
+                secret = self._secret(question)
+                self._check(secret)
+                caller.settimeout(_PATIENCE)
+                if secret is not None:
+                    caller.sendall(b"+" + os.fsencode(secret))
+            except OSError as error:
+                self._failed(error)
+
+    def _check(self, secret: str | None) -> None:
+        if secret is not None and not _LINE_BREAKS.isdisjoint(secret):
+            problem = "a password or passphrase with a line break in it cannot be told to ssh"
+            raise AuthenticationError(f"{self._settings.name}: {problem}; take it out, or use the backend paramiko")
+
+    def _secret(self, question: str) -> str | None:
+        """What to answer; ``None`` for what is not ours to answer: a question about another server or key."""
+        settings = self._settings
+        if match := _PASSPHRASE.match(question):
+            known = (settings.server.keyfile or "", *settings.identities)
+            mine = any(match[1] == path[:100] for path in known if path)
+            return passphrase_of(settings.server, match[1]) if mine else None
+        match = _PASSWORD.match(question)
+        if match is None or not self._is_us(match["asks"] or match["whose"] or ""):
+            logger.debug("%s: ssh asked something that nobody answers: %.200r", settings.name, question)
+            return None
+        return password_of(settings.server, question)
+
+    def _is_us(self, login: str) -> bool:
+        """Whether a question is the server's own, and not that of a server on the way."""
+        user, _, host = login.rpartition("@")
+        hosts = (self._settings.hostname, self._settings.server.host)
+        return user == self._settings.user[:30] and host.casefold() in {name[:128].casefold() for name in hosts}

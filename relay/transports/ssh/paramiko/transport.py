@@ -1,0 +1,232 @@
+"""paramiko's transport over a :class:`Wire`: everything in one thread, which never blocks but where the loop waits."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import paramiko
+
+from ....errors import CarrierError
+from ....eventloop.loop import Timer
+from ..config.algorithms import CLIENT_HINT
+from ..connection import IncompatibleError, Settings
+from .host_keys import ALGORITHMS
+from .messages import Handler, printable
+from .packets import Packetizer
+from .wire import Wire
+
+__all__ = ["Transport", "choose_algorithms", "is_exiting"]
+
+logger = logging.getLogger("relay.ssh.paramiko")
+
+_exiting = threading.Event()
+# When the interpreter exits, paramiko ends every transport that is left. This comes before that, for it was registered
+# after it.
+atexit.register(_exiting.set)
+
+# What is offered by itself, the best first, where the installed paramiko has it: nothing with SHA-1 or MD5, no CBC, no
+# group of 1024 bits. AES-GCM is the fastest by far; where there is none, the length of a packet is best not encrypted
+# (etm).
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
+_MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
+_KEX = (
+    "mlkem768x25519-sha256",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha256",
+    "diffie-hellman-group-exchange-sha256",
+)
+_HOST_KEYS = tuple(name for names in ALGORITHMS.values() for name in names)
+
+_KEX_PATIENCE = 30.0  # seconds that new keys may take
+_EXTENSIONS = 1024  # in one EXT_INFO; RFC 8308 knows a handful
+_LONGEST_OFFER = 8  # names that are shown
+
+# What paramiko calls it when there is none in common, what we do, and where the server's names are. Every server can do
+# without compression (RFC 4253, section 6.2).
+_LACKS = {
+    "kex": ("key exchange", "kex_algo_list"),
+    "host key": ("host key algorithm", "server_key_algo_list"),
+    "cipher": ("cipher", "server_encrypt_algo_list"),
+    "mac": ("MAC", "server_mac_algo_list"),
+}
+
+
+def is_exiting() -> bool:
+    """Whether the interpreter exits, so that a connection which ends now was not lost."""
+    return _exiting.is_set()
+
+
+class Transport(paramiko.Transport):  # type: ignore[misc]
+    """An SSH transport whose thread does everything: other threads reach it by the loop's ``call``.
+
+    :param wire: the connection. It is released when the thread ends, or by :meth:`abort` if it never began.
+    :param over: called in the transport's thread when that ends, after everything else but the release of the wire.
+    """
+
+    def __init__(self, wire: Wire, over: Callable[[], object]) -> None:
+        super().__init__(wire, packetizer_class=Packetizer)
+        self.name = f"relay ssh to {wire.stream.target or 'a server'}"
+        self.sendable = True  # no keys are being exchanged
+        self.resumed: Callable[[], object] = _nothing  # called when they have been
+        self.packetizer: Packetizer
+        self.packetizer.transport = self
+        self.wire = wire
+        self._over = over
+        self._kex_timer = Timer(wire.loop.timers, self._kex_expired)
+        self._offered: dict[str, list[str]] = {}  # what the server said last that it can do
+        self.set_log_channel(logger.name)
+
+    def handle(self, kind: int, handler: Handler) -> None:
+        """Have ``handler`` called, in the transport's thread, with each message of this number."""
+        self.packetizer.handlers[kind] = handler
+        self._handler_table[kind] = partial(_handle_message, handler)
+
+    def send(self, payload: bytes) -> None:
+        """Send a message; in the transport's thread, and only while :attr:`sendable` or a kind that RFC 4253, section
+        7.1, allows."""  # noqa: D209, D205
+        self.packetizer.send(payload)
+
+    def run(self) -> None:
+        """Be the transport's thread."""
+        try:
+            super().run()
+        finally:
+            self.wire.ending = True
+            self._over()
+            self.wire.release()
+
+    @property
+    def saved_exception(self) -> Exception | None:
+        """Why the thread has ended. What it stumbled over was sent by the server, whatever the type: it is no refusal
+        of a credential, and no reason never to try again."""  # noqa: D205, D209
+        return self._saved
+
+    @saved_exception.setter
+    def saved_exception(self, error: Exception | None) -> None:
+        if not isinstance(error, (paramiko.SSHException, EOFError, OSError, type(None))):
+            cause = error
+            detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            error = paramiko.SSHException(f"it sent a message that makes no sense ({printable(detail)})")
+            error.__cause__ = cause
+        self._saved = error
+
+    def lacking(self, problem: str) -> str | None:
+        """What there is none of in common, and what the server has of it.
+
+        :param problem: what paramiko says.
+        :returns: ``None`` if the server has named nothing at all, and so is none.
+        """
+        kind, place = next((found for word, found in _LACKS.items() if word in problem.lower()), ("", ""))
+        names = [name for name in self._offered.get(place, []) if name]
+        if not names:
+            return None
+        return f"{kind} in common; it offers {_shown(names)}"
+
+    # -- what paramiko does otherwise -----------------------------------------------------------------------------
+
+    def _send_message(self, data: Any) -> None:
+        """Only one thread encrypts, so that the order of the packets is the order of their numbers."""
+        if threading.current_thread() is self:
+            self.packetizer.send_message(data)
+        else:
+            self.wire.loop.call(partial(self.packetizer.send_message, data))
+
+    def _send_kex_init(self) -> None:
+        self.sendable = False
+        now = time.monotonic()
+        if self.initial_kex_done:  # else whoever connects has a deadline
+            self._kex_timer.start(now + _KEX_PATIENCE, now)
+        super()._send_kex_init()
+
+    def _parse_kex_init(self, m: Any) -> None:
+        self._offered = self._really_parse_kex_init(m)
+        m.rewind()
+        super()._parse_kex_init(m)
+
+    def _parse_newkeys(self, m: Any) -> None:
+        super()._parse_newkeys(m)
+        self._kex_timer.stop()
+        self.sendable = True
+        self.resumed()
+
+    def _kex_expired(self, now: float) -> None:
+        self.wire.end(CarrierError("the server did not finish the exchange of new keys"))
+
+    def _parse_ext_info(self, msg: Any) -> None:
+        if msg.get_int() > _EXTENSIONS:
+            raise paramiko.SSHException("more extensions than there can be")
+        msg.rewind()
+        super()._parse_ext_info(msg)
+
+    def _parse_disconnect(self, m: Any) -> None:
+        m.get_int()
+        said = printable(m.get_binary().decode("utf-8", "replace"))
+        end = f"the server says: {said}" if said else "the server has closed the connection"
+        self.wire.error = self.wire.error or CarrierError(end)
+
+    def _log(self, level: int, msg: Any, *args: Any) -> None:
+        """What happens is told by exceptions: paramiko's own lines are for whoever looks for a fault."""
+        if logger.isEnabledFor(logging.DEBUG):
+            super()._log(min(level, logging.DEBUG), msg, *args)
+
+
+def _handle_message(handler: Handler, message: Any) -> None:
+    handler(memoryview(message.asbytes()))
+
+
+def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_keys: Iterable[str]) -> None:
+    """Set what is offered in the key exchange, the best first.
+
+    :param transport: before it has started.
+    :param settings: whose lists replace ours, or add to them; names that paramiko does not know are dropped.
+    :param host_keys: algorithms to ask for before all others.
+    :raises IncompatibleError: if paramiko knows none of the names of a list.
+    """
+    options = transport.get_security_options()
+    known = _Choice(settings.name, transport)
+    more = settings.added  # of all kinds; each table knows its own
+    options.ciphers = known.of("Ciphers", settings.ciphers or (*_CIPHERS, *more), "_cipher_info")
+    options.digests = known.of("MACs", settings.macs or (*_MACS, *more), "_mac_info")
+    options.kex = known.of("KexAlgorithms", settings.kex or (*_KEX, *more), "_kex_info")
+    own = settings.host_key_algorithms or (*_HOST_KEYS, *more)
+    wanted = (name for name in (*host_keys, *own) if "-cert-" not in name)  # paramiko adds those by itself
+    options.key_types = known.of("HostKeyAlgorithms", wanted, "_key_info")
+    transport.use_compression(settings.compress)
+
+
+class _Choice:
+    """Picks what paramiko knows."""
+
+    def __init__(self, name: str, transport: paramiko.Transport) -> None:
+        self._name = name
+        self._transport = transport
+
+    def of(self, option: str, names: Iterable[str], table: str) -> tuple[str, ...]:
+        wanted = tuple(dict.fromkeys(names))
+        known: dict[str, object] = getattr(self._transport, table)
+        chosen = tuple(name for name in wanted if name in known)
+        if not chosen:
+            some = ", ".join(list(known)[:4])
+            problem = f"{option} {','.join(wanted)!r} has no name that paramiko knows ({some}, …)"
+            raise IncompatibleError(f"{self._name}: {problem}; name one of these, or take {CLIENT_HINT}")
+        return chosen
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > _LONGEST_OFFER else ""
+    return printable(", ".join(names[:_LONGEST_OFFER])) + more
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,135 @@
+"""TCP: connecting to a host and a port, and listening there."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from ..addresses.values import TCPAddress, check_place
+from ..errors import ConnectError
+from ..streams.happy_eyeballs import Direct, Endpoint, resolved
+
+__all__ = ["BACKLOG", "listen_tcp", "tcp"]
+
+
+def tcp(host: str, port: int) -> Direct:
+    """A factory that connects over TCP: to the first of the host's addresses that answers (RFC 8305).
+
+    :param host: an IPv4 or IPv6 address (no brackets, a zone is allowed) or a name, looked up for every connection.
+    :param port: from 1 to 65535.
+    :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`, and raises
+        :class:`relay.ConnectError` if it cannot.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
+    """
+    check_place(host, port)
+    target = str(TCPAddress(host, port))
+    if (endpoint := _literal(host, port)) is not None:
+        return Direct(target, lambda: (endpoint,), literal=True)
+    name = _Name(host, port)
+    return Direct(target, functools.partial(resolved, name), literal=False, name=name)
+
+
+def _literal(host: str, port: int) -> Endpoint | None:
+    """The endpoint of an address that is written out; ``None`` for a name or a zone, which are looked up."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return Endpoint(socket.AF_INET, (host, port))
+    return None if address.scope_id else Endpoint(socket.AF_INET6, (host, port, 0, 0))
+
+
+class _Name:
+    """A host name and a port; see :class:`relay.streams.happy_eyeballs.Name`."""
+
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+
+    def look_up(self) -> Sequence[Endpoint]:
+        literal, percent, zone = self.host.partition("%")
+        if percent:
+            index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+            return [Endpoint(socket.AF_INET6, (literal, self.port, 0, index))]
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        return [Endpoint(family, address) for family, _, _, _, address in found]
+
+    def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
+        if isinstance(found, (OSError, UnicodeError)) and not isinstance(found, ConnectError):
+            _, percent, zone = self.host.partition("%")
+            what = f"there is no interface {zone}" if percent else "the name cannot be looked up"
+            text = found.strerror if isinstance(found, OSError) else found
+            raise ConnectError(f"{TCPAddress(self.host, self.port)}: {what} ({text}); is it spelled right?") from found
+        if isinstance(found, BaseException):
+            raise found
+        # Another port may have been asked for by who had it looked up.
+        return [Endpoint(family, (address[0], self.port, *address[2:])) for family, address in found]
+
+
+BACKLOG = 4096  # Linux takes the lower of this and net.core.somaxconn, whose default it is
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """Listen on TCP.
+
+    :param host: an IPv4 or IPv6 address (no brackets; ``::`` is every interface, for IPv4 too) or a name. One socket
+        listens at one address: of those of a name the first IPv4 one that this machine has, else the first IPv6 one.
+    :param port: from 0 to 65535; 0 picks a free one, which ``getsockname()`` tells.
+    :returns: a bound, listening socket; the caller owns it.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
+    :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
+    """
+    check_place(host, port, least=0)
+    place = TCPAddress(host, port)
+    failure: OSError | None = None
+    for family, address in _addresses(place):
+        try:
+            return _bound(family, address)
+        except OSError as error:
+            failure = failure or error
+    assert failure is not None  # getaddrinfo returns no empty list
+    number = failure.errno or 0
+    raise OSError(number, f"{place}: {os.strerror(number)}{_ADVICE.get(number, '')}") from failure
+
+
+_ADVICE = {
+    errno.EADDRINUSE: "; another program listens there, and port 0 picks a free one",
+    errno.EADDRNOTAVAIL: "; this machine has no such address",
+    errno.EACCES: "; ports below 1024 are the administrator's",
+}
+
+
+def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        number = error.errno if isinstance(error, socket.gaierror) else socket.EAI_NONAME
+        text = f"{place}: the name cannot be looked up ({error.args[-1]}); is it spelled right?"
+        raise socket.gaierror(number, text) from error
+    # Clients that know one family alone know IPv4.
+    return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)
+
+
+def _bound(family: int, address: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made

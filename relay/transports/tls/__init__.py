@@ -1,0 +1,1 @@
+"""TLS: dialer, listener, handshakes and sessions."""

@@ -1,0 +1,221 @@
+"""The way out over TLS: TCP, and on it a verified session."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import queue
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from ...addresses.values import TCPAddress, check_place, is_i2p
+from ...errors import ConnectError
+from ...streams.happy_eyeballs import Cancel, Direct, Upgraded
+from ...streams.stream import Stream
+from ..tcp import tcp
+from .context import load_chain, trusting
+from .handshake import Handshake
+from .session import Session, is_denial
+
+__all__ = ["Client", "TLS", "tls", "wrap"]
+
+_VAIN = 3  # tickets in a row that were of no use until none is offered any more
+
+Path = str | os.PathLike[str]
+
+
+def tls(
+    host: str,
+    port: int,
+    *,
+    servername: str | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> TLS:
+    """A factory that connects over TLS 1.2 or later, verifies the server, and keeps half-close.
+
+    :param host: an IPv4 or IPv6 address (no brackets, a zone is allowed) or a name, looked up for every connection.
+    :param port: from 1 to 65535.
+    :param servername: the name or address that the server's certificate must be for, and that the server is asked for
+        (RFC 6066, section 3); ``None`` for ``host``.
+    :param ca: a PEM file with the only authorities to trust; ``None`` for the system's.
+    :param cert: a PEM file with a client certificate, and those of the authorities between it and the root.
+    :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
+    :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`. It raises
+        :class:`relay.ConnectError` if it cannot; the reason is ``denied`` if one side does not accept the other's
+        certificate.
+        It takes the keywords ``peer``, ``deadline`` and ``cancel``, as all factories do; see :func:`relay.target`.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if an argument cannot be right, or a file does not hold what it should.
+    :raises OSError: if a file cannot be read.
+    """
+    return TLS(host, port, servername, ca, cert, key)
+
+
+class Client:
+    """What a client of one TLS server shows, trusts and remembers.
+
+    :param host: of the server.
+    :param port: and the others: as for :func:`tls`.
+    """
+
+    def __init__(
+        self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
+    ) -> None:
+        self.name = f"tls://{TCPAddress(host, port)}"
+        self._context = client_context(ca, cert, key)
+        self._servername = _checked(host if servername is None else servername)
+        # Verified with the same context and name as any other, so that taking it up again verifies as much.
+        self._ticket: ssl.SSLSession | None = None
+        self._vain = 0  # tickets in a row that were of no use
+
+    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
+        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
+
+        def explain(outcome: Stream | OSError) -> None:
+            done(_explained(self.name, outcome) if isinstance(outcome, OSError) else outcome)
+
+        return Handshake(self.session(stream), deadline, None, explain).cancel
+
+    def session(self, stream: Stream) -> Session:
+        """A session over a connected stream, whose handshake is to be made."""
+        return Session(
+            stream,
+            self._context,
+            peer="target",
+            name=self.name,
+            servername=self._servername,
+            ticket=self._ticket,
+            heard_first=functools.partial(self._remember, self._ticket),
+        )
+
+    def _remember(self, offered: ssl.SSLSession | None, tls: ssl.SSLObject) -> None:
+        """Keep what a later session can take up. Servers send it before their first data.
+
+        Reading it costs half a handshake, and so does offering it: a server that does not honour it is soon not asked.
+        """
+        if tls.session_reused:
+            self._vain = 0
+        elif offered is self._ticket:  # else another connection has brought a newer one
+            self._ticket = None
+            if self._vain < _VAIN:
+                self._vain += 1
+                made = tls.session
+                self._ticket = made if made is not None and made.has_ticket else None
+
+
+class TLS(Direct):
+    """A factory for one TLS server; made by :func:`tls`. A connect, and a handshake on it."""
+
+    def __init__(
+        self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
+    ) -> None:
+        direct = tcp(host, port)
+        self._client = Client(host, port, servername, ca, cert, key)
+        super().__init__(self._client.name, direct.resolve, literal=direct.literal, name=direct.name)
+
+    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
+        """Connect and shake hands, and wait for both.
+
+        :param peer: the client's address; it changes nothing here.
+        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :param cancel: gives the attempt up when set.
+        :returns: a connected stream; its ``reset()`` resets the connection to the server.
+        :raises ConnectError: refused, unreachable, timed out, given up or not trusted; ``.reason`` tells.
+        """
+        return shake_hands(self._client.session(super().__call__(deadline=deadline, cancel=cancel)), deadline, cancel)
+
+    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
+        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
+        return self._client.upgrade(stream, deadline, done)
+
+
+def wrap(
+    stream: Stream,
+    context: ssl.SSLContext,
+    servername: str,
+    *,
+    deadline: float | None = None,
+    cancel: Cancel | None = None,
+) -> Stream:
+    """Speak TLS over a stream, such as the last one of a chain.
+
+    :param stream: a connected stream; it is closed if this fails.
+    :param context: from :func:`client_context`.
+    :param servername: the name or address that the server's certificate must be for.
+    :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+    :param cancel: gives the attempt up when set.
+    :returns: a connected stream; closing it closes what is under it.
+    :raises ConnectError: lost, timed out, given up or not trusted; ``.reason`` tells.
+    """
+    name = f"tls://{stream.target or servername}"
+    session = Session(stream, context, peer="target", name=name, servername=servername)
+    return shake_hands(session, deadline, cancel)
+
+
+def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """What a client trusts and shows; the parameters and errors are those of :func:`tls`."""
+    context = trusting(ssl.Purpose.SERVER_AUTH, "ca", ca)
+    if cert is not None:
+        load_chain(context, cert, key)
+    elif key is not None:
+        raise ValueError("key: there is no certificate for it; cert= names one")
+    return context
+
+
+def _checked(servername: str) -> str:
+    """A name as a certificate has it: without a zone, without the root's dot."""
+    if not isinstance(servername, str):
+        raise TypeError(f"servername: expected a str, got {type(servername).__name__}")
+    name = servername.partition("%")[0].removesuffix(".")
+    try:
+        check_place("name" if is_i2p(name) else name, 443)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (ValueError, ssl.SSLError):  # a UnicodeError is a ValueError
+        raise ValueError(f"servername: {servername!r} is neither a name nor an address") from None
+    return name
+
+
+def shake_hands(session: Session, deadline: float | None, cancel: Cancel | None) -> Stream:
+    """Make a stream of a session, within the deadline.
+
+    :raises ConnectError: lost, timed out, given up or not trusted; the transport is closed then.
+    """
+    answer: queue.SimpleQueue[Stream | OSError] = queue.SimpleQueue()
+    Handshake(session, deadline, cancel, answer.put)
+    outcome = answer.get()
+    if isinstance(outcome, OSError):
+        raise _explained(session.name, outcome) from outcome
+    return outcome
+
+
+def _explained(name: str, error: OSError) -> ConnectError:
+    """The error of a handshake as one sentence with its reason."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"the server's certificate was not accepted: {error.verify_message}; {_advice(error.verify_code)}"
+        return ConnectError(f"{name}: {text}", reason="denied")
+    if isinstance(error, TimeoutError):
+        return ConnectError(f"{name}: no TLS handshake in time; does the port speak TLS?", reason="connect_timeout")
+    if error.errno == errno.ECANCELED:
+        return ConnectError(f"{name}: the attempt was given up")
+    if not isinstance(error, ssl.SSLError):
+        text = error.strerror or str(error)
+        return ConnectError(f"{name}: the TLS handshake failed ({text}); does the port speak TLS?")
+    if is_denial(error):
+        text = f"the server does not accept this client ({error.reason}); does it want a (or another) cert=?"
+        return ConnectError(f"{name}: {text}", reason="denied")
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE"):
+        return ConnectError(f"{name}: what answers there does not speak TLS ({error.reason}); is it the right port?")
+    return ConnectError(f"{name}: the TLS handshake failed ({error.reason}); the server must speak TLS 1.2 or later")
+
+
+def _advice(code: int) -> str:
+    """What to do about a certificate; the codes are those of OpenSSL, x509_vfy.h."""
+    if code in (9, 10):  # not yet, no longer
+        return "the server needs a new one (or a clock is wrong)"
+    if code in (62, 64):  # another name, another address
+        return "servername= says which name it must be for"
+    return "ca= names the file of the authority to trust"

@@ -1,0 +1,122 @@
+"""TLS handshakes: all of them in the pump's thread, so that none needs a thread and none waits for another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+
+from ...eventloop.background import Pump, Watch
+from ...eventloop.loop import Timer
+from ...eventloop.poller import IN
+from ...streams.happy_eyeballs import Cancel
+from .session import Session, TLSStream
+
+__all__ = ["Handshake"]
+
+Done = Callable[[TLSStream | OSError], object]
+
+
+class Handshake:
+    """A handshake under way. The constructor may be called in any thread; all else happens in the pump's.
+
+    :param session: whose; it belongs to the handshake until that is done.
+    :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+    :param cancel: gives it up when set.
+    :param done: called once, in the pump's thread: with the stream; or with the error, when the transport is closed:
+        :class:`ssl.SSLError` (the peer has been told why), :class:`TimeoutError`, ``ECANCELED``, or how the connection
+        was lost. Must not block.
+    :param first: when the peer must have begun, monotonic seconds; ``None`` if it need not.
+    :raises OSError: if there is no thread or descriptor to be had; the transport is closed then.
+    """
+
+    __slots__ = ("session", "_pump", "_deadline", "_first", "_cancel", "_done", "_timer", "_watch")
+
+    def __init__(
+        self, session: Session, deadline: float | None, cancel: Cancel | None, done: Done, first: float | None = None
+    ) -> None:
+        self.session = session
+        self._deadline = deadline
+        self._first = first
+        self._cancel = cancel
+        self._done: Done | None = done
+        try:
+            self._pump = Pump.hold(self)
+        except OSError:
+            session.transport.close()
+            raise
+        loop = self._pump.loop
+        self._timer = Timer(loop.timers, self._expired)
+        self._watch = Watch(session.transport.socket, loop, self._on_event)
+        loop.call(self._begin)
+
+    def cancel(self) -> None:
+        """End it; safe from any thread."""
+        self._pump.loop.call(lambda: self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
+
+    def give_up(self, error: OSError) -> None:
+        """End it, by a reset of the connection."""
+        if self._done is not None:
+            self._watch.end()
+            self._stop()
+            self._pump.loop.call(self.session.transport.reset)  # after this turn, for its events may still come
+            self._finish(error)
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor and nothing else."""
+        self.session.transport.socket.close()
+
+    def crashed(self, now: float) -> None:
+        """A bug in a handler: give it up."""
+        self.give_up(OSError(errno.EIO, "a bug in relay; the log has it"))
+
+    def _begin(self) -> None:
+        if self._done is None:
+            return
+        loop, now = self._pump.loop, time.monotonic()
+        try:
+            if self._cancel is not None:
+                loop.watch(self._cancel.fileno(), IN, self._on_cancel)
+        except OSError as error:
+            return self.give_up(error)
+        due = [at for at in (self._deadline, self._first) if at is not None]
+        if due:
+            self._timer.start(min(due), now)
+        self._on_event(0, now)
+
+    def _on_event(self, event: int, now: float) -> None:
+        try:
+            mask = self.session.handshake(readable=self._watch.mask == IN)
+            if mask:
+                return self._watch.want(mask)
+            stream = self.session.open(self._watch)
+        except OSError as error:
+            self._watch.end()
+            self._stop()
+            self.session.transport.close()
+            self._finish(error)
+        else:
+            self._stop()
+            self._finish(stream)
+
+    def _on_cancel(self, event: int, now: float) -> None:
+        self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
+
+    def _expired(self, now: float) -> None:
+        if self.session.begun and (self._deadline is None or now < self._deadline):
+            if self._deadline is not None:
+                self._timer.start(self._deadline, now)
+            return
+        self.give_up(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+    def _stop(self) -> None:
+        self._timer.stop()
+        if self._cancel is not None:
+            self._pump.loop.forget(self._cancel.fileno())
+
+    def _finish(self, outcome: TLSStream | OSError) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(outcome)
+        self._pump.let_go(self)  # last: the stream's session holds the pump by now

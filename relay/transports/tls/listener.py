@@ -1,0 +1,236 @@
+"""The way in over TLS: handshakes are made beside the accept path, so that a silent client holds up nobody."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Hashable
+from types import TracebackType
+from typing import Any
+
+from ...eventloop.background import Pump
+from ...eventloop.loop import Timer
+from ...eventloop.poller import IN
+from ...streams.checks import FIRST_BYTE
+from ...streams.fairness import ROOM, crowding, source_of
+from ...streams.happy_eyeballs import Endpoint
+from ...streams.rate_limited_log import RateLog
+from ...streams.stream import Stream
+from ..tcp import listen_tcp
+from .context import load_chain, trusting
+from .handshake import Handshake
+from .session import Session, TLSStream
+
+__all__ = ["TLSListener", "listen_tls"]
+
+logger = logging.getLogger("relay.tls")
+
+_MOST = 1024  # clients under way: those that shake hands and those that wait for accept()
+_BATCH = 32  # clients taken in one turn
+_PAUSE = 0.25  # seconds without accepting when there are no descriptors left
+
+Path = str | os.PathLike[str]
+
+
+def listen_tls(
+    host: str, port: int, *, cert: Path, key: Path | None = None, client_ca: Path | None = None
+) -> TLSListener:
+    """Listen for TLS 1.2 and later.
+
+    :param host: an IPv4 or IPv6 address (no brackets) or a name.
+    :param port: from 0 to 65535; 0 picks a free one.
+    :param cert: a PEM file with the certificate, and those of the authorities between it and the root.
+    :param key: a PEM file with its private key, not encrypted; ``None`` if it is in ``cert``.
+    :param client_ca: a PEM file with authorities; every client must show a certificate of one of them. ``None`` to ask
+        for none.
+    :returns: a listener for :class:`relay.Tunnel`; the caller owns it.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if an argument is out of range, or a file does not hold what it should.
+    :raises OSError: if a file cannot be read or the address cannot be had.
+    """
+    context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", client_ca)
+    load_chain(context, cert, key)
+    return TLSListener(listen_tcp(host, port), context)
+
+
+class TLSListener:
+    """Accepts streams whose handshake is done.
+
+    :param listening: a listening TCP socket. The listener owns it.
+    :param context: of a server, with its certificate.
+    :raises OSError: if there is no thread or descriptor to be had; the socket is closed then.
+    """
+
+    def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
+        self.handshake_timeout: float | None = 30.0
+        """Seconds that a handshake may take; ``None`` for ever. The client must begin it within 10 s.
+
+        A tunnel sets it to the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
+        """
+        self.address = listening.getsockname()
+        """Where it listens, as :meth:`socket.socket.getsockname` told it."""
+        self._socket = listening
+        self._context = context
+        self._ready = threading.Condition()
+        self._finished: deque[tuple[TLSStream, Any]] = deque()
+        self._handshakes: dict[Session, tuple[Handshake, Any]] = {}  # with the peer; the oldest first
+        self._crowded = RateLog(logger, logging.WARNING)
+        self._closed = False
+        self._full = False
+        listening.setblocking(False)
+        try:
+            self._pump = Pump.hold(self)
+        except OSError:
+            listening.close()
+            raise
+        self._pause = Timer(self._pump.loop.timers, self._resume)
+        self._pump.loop.call(self._begin)
+
+    def accept(self) -> tuple[Stream, Any]:
+        """Wait for the next client whose handshake is done.
+
+        :returns: its stream, and the address that it came from.
+        :raises OSError: ``EBADF`` once the listener is closed.
+        """
+        with self._ready:
+            while not self._finished and not self._closed:
+                self._ready.wait()
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            accepted = self._finished.popleft()
+        if self._full:
+            self._pump.loop.call(functools.partial(self._resume, 0.0))
+        return accepted
+
+    def close(self) -> None:
+        """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""
+        with self._ready:
+            if self._closed:
+                return
+            self._closed = True
+            self._ready.notify_all()
+        done = threading.Event()
+        if self._pump.loop.call(functools.partial(self._end, done)):
+            done.wait()
+        else:
+            self._socket.close()
+
+    def getsockname(self) -> Any:
+        """Where it listens: :attr:`address`."""
+        return self.address
+
+    def __enter__(self) -> TLSListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._handshakes)} handshakes under way"
+        return f"<relay.TLSListener at {Endpoint(self._socket.family, self.address)}, {state}>"
+
+    def abandon(self) -> None:
+        """In a forked child: close the socket and nothing else."""
+        self._ready = threading.Condition()
+        self._closed = True
+        self._socket.close()
+
+    # -- in the pump's thread -------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if not self._closed:
+            self._pump.loop.watch(self._socket.fileno(), IN, self._on_clients)
+
+    def _on_clients(self, event: int, now: float) -> None:
+        for _ in range(_BATCH):
+            crowded = self._is_full()
+            self._full = crowded and not self._handshakes
+            if self._full and self._is_full():  # again, for accept() may not have seen the mark
+                return self._want(0)
+            try:
+                client, peer = self._socket.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    logger.warning("%r: no more clients for now: %s", self, error)
+                    self._make_room(now)
+                    self._want(0)
+                    self._pause.start(now + _PAUSE, now)
+                return  # else there is none, or it has gone already
+            if crowded:
+                self._make_room(now)
+            self._admit(client, peer, now)
+
+    def _make_room(self, now: float) -> None:
+        handshakes = tuple(self._handshakes.values())
+        if not handshakes:
+            return
+        leaving = crowding(handshakes, _source, max(1, _MOST // ROOM))
+        text = "%r: %d handshakes at a time; the oldest of the largest source are reset (%s)"
+        self._crowded.log(now, text, self, len(handshakes), leaving[0][0].session.name)
+        for handshake, _ in leaving:
+            handshake.give_up(OSError(errno.ECANCELED, "there are too many at a time"))
+
+    def _is_full(self) -> bool:
+        return len(self._handshakes) + len(self._finished) >= _MOST
+
+    def _admit(self, client: socket.socket, peer: Any, now: float) -> None:
+        client.setblocking(False)
+        stream = Stream(client)
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
+            deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
+            done = functools.partial(self._shaken, session, peer)
+            handshake = Handshake(session, deadline, None, done, first=now + FIRST_BYTE)
+        except OSError as error:  # it has gone already
+            logger.info("%r: %s", self, error)
+            stream.close()
+        else:
+            self._handshakes[session] = handshake, peer
+
+    def _shaken(self, session: Session, peer: Any, outcome: TLSStream | OSError) -> None:
+        del self._handshakes[session]
+        if not isinstance(outcome, OSError):
+            with self._ready:
+                self._finished.append((outcome, peer))
+                self._ready.notify()
+            return
+        logger.info("%r: the handshake with %s failed: %s", self, session.name, outcome)
+        if self._full:
+            self._resume(0.0)
+
+    def _resume(self, now: float) -> None:
+        self._full = False
+        if not self._closed:
+            self._want(IN)
+
+    def _want(self, mask: int) -> None:
+        self._pump.loop.poller.modify(self._socket.fileno(), mask)
+
+    def _end(self, done: threading.Event) -> None:
+        loop = self._pump.loop
+        loop.forget(self._socket.fileno())
+        self._socket.close()
+        self._pause.stop()
+        for handshake, _ in tuple(self._handshakes.values()):
+            handshake.give_up(OSError(errno.ECANCELED, "the listener was closed"))
+        with self._ready:
+            finished = tuple(self._finished)
+            self._finished.clear()
+        for stream, _ in finished:
+            stream.reset()
+        self._pump.let_go(self)
+        done.set()
+
+
+def _source(under_way: tuple[Handshake, Any]) -> Hashable:
+    handshake, peer = under_way
+    return source_of(handshake.session.transport.socket, peer)

@@ -1,0 +1,359 @@
+"""``TunnelServer`` and ``TunnelClient``: their arguments, their properties, and what they raise."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import socket
+import threading
+import time
+
+import pytest
+from helpers import PROMPT, WAIT, exchange, refusing, wait_until
+from sam_rig import DEST, KEY, ScriptedBridge
+
+import relay
+from relay.addresses.destinations import b32_of
+from relay.testing import SAMBridge
+
+NAME = "name.i2p"
+
+
+@pytest.fixture
+def bridge():
+    made = ScriptedBridge()
+    made.sam = made.name
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Where the keys of sessions go."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(
+        "relay.transports.i2p.connector._REMEMBERED", (0.1, 0.1)
+    )  # these bridges do not remember old sessions
+    return tmp_path / "data" / "relay" / "i2p"
+
+
+@pytest.fixture
+def router():
+    with SAMBridge() as made:
+        yield made
+
+
+def make_server(bridge, session="", port=80, **options):
+    return relay.TunnelServer(session, port, bridge.sam, **options)
+
+
+def make_client(bridge, session="", port=0, dest=NAME, **options):
+    return relay.TunnelClient(session, port, dest, bridge.sam, **options)
+
+
+def test_the_originals_order_and_defaults_are_kept():
+    server = inspect.signature(relay.TunnelServer)
+    client = inspect.signature(relay.TunnelClient)
+    assert str(server).startswith(
+        "(session: 'str', port: 'int', samaddr: 'str' = '127.0.0.1:7656', nconnect: 'int' = -1, "
+        "timeout: 'float | None' = None, *, "
+    )
+    assert str(client).startswith(
+        "(session: 'str', port: 'int', dest: 'str', samaddr: 'str' = '127.0.0.1:7656', nconnect: 'int' = -1, "
+        "timeout: 'float | None' = None, *, "
+    )
+    for signature in (server, client):
+        defaults = {name: one.default for name, one in signature.parameters.items()}
+        assert (defaults["linger"], defaults["connect_timeout"]) == (5.0, 90.0)
+    assert issubclass(relay.TunnelServer, relay.Tunnel)
+    assert issubclass(relay.TunnelClient, relay.Tunnel)
+
+
+# The client.
+
+
+def test_a_client_leads_to_the_destination(bridge):
+    with make_client(bridge, "me", dest=DEST) as tunnel, socket.create_connection(tunnel.address) as client:
+        client.settimeout(WAIT)
+        exchange(client, bridge.stream())
+        assert tunnel.address[0] == "127.0.0.1"
+        assert (tunnel.dest, tunnel.b32) == (KEY.destination, KEY.b32)
+        assert (tunnel.remotedest, tunnel.session, tunnel.state) == (DEST, "me", "up")
+        assert tunnel.connections()[0].target == f"i2p://{b32_of(DEST)}"
+        assert (tunnel._relay.limits.connect, tunnel._relay.limits.linger, tunnel._relay.limits.lifetime) == (
+            90.0,
+            5.0,
+            None,
+        )
+        assert repr(tunnel).startswith("<TunnelClient 'me' at 127.0.0.1:")
+    assert (tunnel.dest, tunnel.remotedest, tunnel.state) == (KEY.destination, DEST, "closed")
+
+
+def test_a_client_calls_on_end(bridge):
+    seen = []
+    with make_client(bridge, dest=DEST, on_end=seen.append, linger=0.1) as tunnel:
+        with socket.create_connection(tunnel.address) as client:
+            client.settimeout(WAIT)
+            exchange(client, bridge.stream())
+        wait_until(lambda: tunnel.recent())
+    assert seen == tunnel.recent()
+
+
+def test_a_client_of_a_name_looks_it_up_when_it_is_asked(bridge):
+    bridge.names[NAME] = DEST
+    with make_client(bridge) as tunnel:
+        assert not [line for line in bridge.asked if line.startswith("NAMING")]
+        assert tunnel.remotedest == DEST
+        assert tunnel.remotedest == DEST
+    assert len([line for line in bridge.asked if line.startswith("NAMING")]) == 1
+    assert tunnel.remotedest == DEST
+
+
+def test_a_client_of_a_name_that_nobody_knows_says_so_when_it_is_asked(bridge):
+    with make_client(bridge) as tunnel:
+        with pytest.raises(relay.ConnectError, match="^name.i2p: the router does not know this name") as failure:
+            _ = tunnel.remotedest
+        assert failure.value.reason == "unreachable"
+        bridge.names[NAME] = DEST
+        assert tunnel.remotedest == DEST
+
+
+def test_a_closed_client_asks_no_more(bridge):
+    with make_client(bridge) as tunnel:
+        pass
+    with pytest.raises(relay.ConnectError, match="closed before the name was looked up"):
+        _ = tunnel.remotedest
+    assert tunnel.state == "closed"
+
+
+def test_a_client_shares_its_session_with_who_asks_for_the_same(bridge):
+    with make_client(bridge, "a"), make_client(bridge, "a", dest=DEST), make_client(bridge, "b"):
+        assert len([line for line in bridge.asked if line.startswith("SESSION CREATE")]) == 2
+
+
+def test_a_client_gets_a_new_destination_after_a_loss_and_says_so(bridge):
+    states = []
+    with make_client(bridge, on_state=states.append) as tunnel:
+        wait_until(lambda: "up" in states)
+        bridge.controls[0].socket.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: states.count("up") == 2)
+        assert tunnel.dest == KEY.destination
+    assert states[-4:] == ["backing off", "connecting", "up", "closed"]
+
+
+def test_a_client_knows_its_last_destination_although_nobody_asked_before_the_loss(bridge):
+    states = []
+    with make_client(bridge, on_state=states.append) as tunnel:
+        bridge.close()
+        wait_until(lambda: "backing off" in states)
+        assert (tunnel.dest, tunnel.b32) == (KEY.destination, KEY.b32)
+
+
+def test_a_closed_client_knows_its_destination_although_nobody_asked_before(bridge):
+    with make_client(bridge, dest=DEST), make_client(bridge, dest=DEST) as sharing:
+        pass
+    assert (sharing.dest, sharing.b32) == (KEY.destination, KEY.b32)
+
+
+def test_a_client_blocks_until_it_is_ready(bridge):
+    made = threading.Event()
+    go_on = threading.Event()
+
+    def create(end):
+        made.set()
+        go_on.wait(WAIT)
+        bridge._create(end)
+
+    bridge.answers.append(create)
+    tunnels = []
+    thread = threading.Thread(target=lambda: tunnels.append(make_client(bridge)))
+    thread.start()
+    assert made.wait(WAIT)
+    thread.join(0.1)
+    assert thread.is_alive()
+    go_on.set()
+    thread.join(WAIT)
+    tunnels[0].close()
+
+
+# The server.
+
+
+def test_a_server_publishes_a_local_service(router, listener):
+    with (
+        make_server(router, port=listener.getsockname()[1]) as server,
+        make_client(router, dest=server.b32, port=0) as tunnel,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
+    ):
+        service, _ = listener.accept()
+        with service:
+            service.settimeout(WAIT)
+            exchange(client, service)
+            record = server.connections()[0]
+            assert (record.peer, record.peer.b32) == (tunnel.dest, tunnel.b32)
+            assert record.target == "{}:{}".format(*listener.getsockname())
+        assert tunnel.remotedest == server.dest
+        assert server.b32 == server.address == b32_of(server.dest)
+        assert (server.session, server._relay.limits.connect, server._relay.limits.linger) == ("", 90.0, 5.0)
+        assert f"at {server.b32}" in repr(server)
+    assert (b32_of(server.dest), server.state) == (server.b32, "closed")
+
+
+def test_a_server_is_published_once_it_can_be_reached(router):
+    states = []
+    with make_server(router, on_state=states.append) as server:
+        assert server.wait_published(WAIT)
+        assert server.state == "published"
+    assert not server.wait_published(WAIT)
+    assert [state for state in states if state != "connecting"] == ["up", "published", "closed"]
+
+
+def test_a_servers_name_has_keys_in_the_users_data_directory(router, home):
+    with make_server(router, "web") as first:
+        assert first.session == "web"
+        assert (home / "web.dat").stat().st_mode & 0o777 == 0o600
+        with pytest.raises(relay.SAMError, match=r"web\.dat: these keys are in use by another session"):
+            make_server(router, "web")
+    with make_server(router, "web") as second, make_server(router, "other") as other:
+        assert second.dest == first.dest != other.dest
+
+
+def test_a_transient_server_keeps_nothing(router, home):
+    with make_server(router) as one, make_server(router) as other:
+        assert one.dest != other.dest
+        assert not home.exists()
+
+
+def test_a_servers_session_comes_back_with_its_destination(router):
+    states = []
+    with make_server(router, on_state=states.append) as server:
+        dest = server.dest
+        assert server.wait_published(WAIT)
+        router.kill()
+        wait_until(lambda: server.state == "backing off")
+        router.restart()
+        wait_until(lambda: states.count("up") == 2, 2 * WAIT)
+        assert server.dest == dest
+
+
+# What they raise, and that nothing is left then: the fixture of all tests looks.
+
+WRONG = [
+    ({"session": 3}, TypeError, "^session: expected a str"),
+    ({"session": "a\n"}, ValueError, "^session: "),
+    ({"port": "80"}, TypeError, "^port: expected an int"),
+    ({"port": 70000}, ValueError, "^port: 70000 is out of range"),
+    ({"nconnect": 0}, ValueError, "^nconnect: "),
+    ({"timeout": -1}, ValueError, "^timeout: "),
+    ({"connect_timeout": "1"}, TypeError, "^connect_timeout: "),
+    ({"idle_timeout": 0}, ValueError, "^idle_timeout: "),
+    ({"linger": float("nan")}, ValueError, "^linger: "),
+    ({"name": 3}, TypeError, "^name: expected a str"),
+    ({"on_end": 3}, TypeError, "^on_end: expected a callable"),
+    ({"depth": 3}, TypeError, "^depth: there is no such keyword"),
+    ({"in_depth": 9}, ValueError, "^in_depth: 9 is out of range"),
+    ({"via": ["tcp://h:1"]}, ValueError, "^hop 'tcp://h:1': tcp:// is a target, not a hop"),
+    ({"password": "hunter2"}, ValueError, "^password: there is no user"),
+]
+WRONG_SERVER = [
+    *WRONG,
+    ({"port": 0}, ValueError, "^port: 0 is out of range; a port is a number from 1"),
+    ({"host": ""}, ValueError, "^host: "),
+    ({"accept": "both"}, ValueError, "^accept: 'both' is not allowed"),
+    ({"allow": "nowhere"}, ValueError, "^allow: 'nowhere' is neither a destination nor a file"),
+    ({"deny": [NAME]}, ValueError, "^deny: .*a name may come to mean somebody else"),
+]
+WRONG_CLIENT = [
+    *WRONG,
+    ({"dest": "name"}, ValueError, "^dest: this has 4 characters"),
+    ({"dest": 3}, TypeError, "^dest: expected a str"),
+    ({"host": "h"}, TypeError, "^host: there is no such keyword"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "error", "said"),
+    [(make_server, *one) for one in WRONG_SERVER] + [(make_client, *one) for one in WRONG_CLIENT],
+    ids=lambda value: value.__name__ if callable(value) else str(value),
+)
+def test_what_is_wrong_is_told_before_anything_is_opened(bridge, home, make, given, error, said):
+    with pytest.raises(error, match=said) as failure:
+        make(bridge, **given)
+    assert "hunter2" not in str(failure.value)
+    assert bridge.hellos == []
+    assert not home.exists()
+
+
+def test_a_bridge_that_is_named_wrongly_is_told_at_once():
+    for make in (lambda sam: relay.TunnelServer("", 80, sam), lambda sam: relay.TunnelClient("", 0, NAME, sam)):
+        with pytest.raises(relay.AddressError, match="^sam 'h': no port"):
+            make("h")
+        with pytest.raises(TypeError, match="^sam: a str such as"):
+            make(("127.0.0.1", 7656))
+
+
+@contextlib.contextmanager
+def at_once():
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < PROMPT
+
+
+MAKERS = [
+    lambda sam, **options: relay.TunnelServer("", 80, sam, **options),
+    lambda sam, **options: relay.TunnelClient("", 0, NAME, sam, **options),
+]
+both = pytest.mark.parametrize("make", MAKERS, ids=["server", "client"])
+
+
+@both
+def test_where_there_is_no_bridge(make):
+    with refusing() as (host, port), at_once():
+        with pytest.raises(relay.ConnectError, match="no SAM bridge there .*is a router running there") as failure:
+            make(f"{host}:{port}")
+        assert failure.value.reason == "refused"
+
+
+@both
+def test_where_something_else_is(make, serve):
+    web = serve(lambda connection: (connection.recv(100), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
+    with at_once(), pytest.raises(relay.SAMError, match="not a SAM bridge"):
+        make("{}:{}".format(*web.address))
+
+
+ANSWERS = [
+    ("HELLO REPLY RESULT=NOVERSION", relay.SAMError, "none of SAM 3.1 to 3.3; the router is too old"),
+    ("HELLO REPLY RESULT=I2P_ERROR MESSAGE=Authorization", relay.AuthenticationError, "does not let us in"),
+]
+
+
+@both
+@pytest.mark.parametrize(("answer", "error", "said"), ANSWERS, ids=["old", "password"])
+def test_where_the_bridge_does_not_talk_to_us(bridge, make, answer, error, said):
+    bridge.hello = [answer] * 10
+    with at_once(), pytest.raises(error, match=said):
+        make(bridge.name, user="me", password="hunter2")
+
+
+@both
+def test_where_the_file_of_the_keys_is_damaged(bridge, make, tmp_path):
+    keys = tmp_path / "keys.dat"
+    keys.touch(0o600)
+    keys.write_bytes(b"\0" * 500)
+    with at_once(), pytest.raises(relay.SAMError, match=r"keys\.dat: this is no private key of I2P"):
+        make(bridge.name, keys=keys)
+    assert keys.read_bytes() == b"\0" * 500
+
+
+@both
+def test_where_the_router_does_not_take_the_keys(bridge, make, tmp_path):
+    bridge.answers.append("SESSION STATUS RESULT=INVALID_KEY")
+    with at_once(), pytest.raises(relay.SAMError, match="does not take the private key") as failure:
+        make(bridge.name, keys=tmp_path / "keys.dat")
+    assert failure.value.result == "INVALID_KEY"
+
+
+def test_where_the_port_is_taken(bridge, listener):
+    with at_once(), pytest.raises(OSError, match="another program listens there"):
+        make_client(bridge, port=listener.getsockname()[1])
+    assert bridge.hellos == []

@@ -1,0 +1,251 @@
+"""The table of schemes: one address for each way out and in."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import socket
+import time
+import typing
+from importlib import import_module
+
+import pytest
+from helpers import WAIT, echo, receive_all, send_and_end
+
+import relay
+from relay.addresses import values
+from relay.addresses.hops import Command, Proxy, ProxyListen
+from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.api import urls
+
+
+@pytest.fixture
+def addresses(serve, tmp_path):
+    """A server's address for each scheme of a plain socket."""
+    return {
+        "tcp": "tcp://{}:{}".format(*serve(echo).address),
+        "bare": "{}:{}".format(*serve(echo).address),
+        "unix": f"unix://{serve(echo, str(tmp_path / 'socket')).address}",
+    }
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "bare", "unix"])
+def test_target_makes_a_factory_that_connects(addresses, scheme):
+    factory = relay.target(addresses[scheme])
+    assert factory.target == addresses[scheme].removeprefix("tcp://")
+    with factory() as stream:
+        stream.socket.settimeout(WAIT)
+        send_and_end(stream.socket, b"hello")
+        assert receive_all(stream.socket) == b"hello"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "bare", "unix"])
+def test_connect_returns_a_blocking_socket(addresses, scheme):
+    with relay.connect(addresses[scheme], timeout=WAIT) as connected:
+        assert type(connected) is socket.socket
+        assert connected.gettimeout() is None
+        send_and_end(connected, b"hello")
+        assert receive_all(connected) == b"hello"
+
+
+@pytest.mark.parametrize("timeout", [None, math.inf, 10, 10.5])
+def test_connect_takes_every_sensible_timeout(addresses, timeout):
+    relay.connect(addresses["tcp"], timeout=timeout).close()
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(0, ValueError), (-1, ValueError), (math.nan, ValueError)])
+def test_connect_refuses_other_timeouts(addresses, timeout, error):
+    with pytest.raises(error, match="^timeout: "):
+        relay.connect(addresses["tcp"], timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", ["1", True])
+def test_a_timeout_is_a_number(addresses, timeout):
+    with pytest.raises(TypeError, match="^timeout: expected a number of seconds or None"):
+        relay.connect(addresses["tcp"], timeout=timeout)
+
+
+def test_connect_says_why_it_failed(tmp_path):
+    with pytest.raises(relay.ConnectError, match="No such file") as failure:
+        relay.connect(f"unix://{tmp_path}/none")
+    assert failure.value.reason == "unreachable"
+
+
+def test_listen_makes_a_plain_listening_socket(tmp_path):
+    for text, family in (
+        (":0", socket.AF_INET),
+        ("[::1]:0", socket.AF_INET6),
+        (f"unix://{tmp_path}/s", socket.AF_UNIX),
+    ):
+        with relay.listen(text) as listening:
+            assert isinstance(listening, socket.socket)
+            assert listening.family == family
+            relay.connect(_text(listening.getsockname()), timeout=WAIT).close()
+
+
+def _text(name):
+    return f"unix://{name}" if isinstance(name, str) else str(values.TCPAddress(*name[:2]))
+
+
+@pytest.mark.parametrize("function", [relay.target, relay.connect, relay.listen])
+def test_a_bad_address_is_a_value_error_at_once(function):
+    with pytest.raises(ValueError, match="port 99999"):
+        function("h:99999")
+
+
+@pytest.mark.parametrize("function", [relay.target, relay.connect, relay.listen])
+def test_an_error_in_a_hop_tells_which(function):
+    with pytest.raises(relay.AddressError, match=r"^hop 2 of 2 \(sssh://me:\*\*\*@bastion\): unknown scheme"):
+        function("h:80", via=["ssh://bastion", "sssh://me:hunter2@bastion"])
+    with pytest.raises(TypeError, match="^via: expected a list of addresses"):
+        function("h:80", via="ssh://bastion")
+
+
+def test_hops_do_not_lead_to_what_listens_here():
+    with pytest.raises(
+        relay.AddressError, match="^listen address ':0': it is on this machine; hops lead to ssh:// and i2p:"
+    ):
+        relay.listen(":0", via=["ssh://bastion"])
+
+
+class Dialed:
+    """In place of a factory over SSH: says how it was called."""
+
+    target = "h:80"
+
+    def __init__(self, end):
+        self.end = end
+        self.deadline = None
+
+    def connect(self, deadline):
+        self.deadline = deadline
+        self.end.setblocking(False)
+        return self.end
+
+
+def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.transports.chain.chain", lambda *arguments: seen.append(arguments))
+    relay.target("db.internal:5432", via=["ssh://me@a", "ssh://b:2222"])
+    relay.target("unix:///run/db", via=("ssh://a",))
+    relay.target("name.i2p:81", via=["ssh://a"])
+    relay.target("name.i2p:81", via=["socks5://a:1"])
+    relay.target("i2p://name.i2p?sam=h:1")
+    relay.target("tls://name.i2p:443")
+    relay.target("exec:cat")
+    assert seen == [
+        (
+            (values.SSHServer("a", "me"), values.SSHServer("b", port=2222)),
+            values.TCPAddress("db.internal", 5432),
+        ),
+        ((values.SSHServer("a"),), values.UnixAddress("/run/db")),
+        ((values.SSHServer("a"),), I2PTarget("name.i2p", 81)),
+        ((Proxy("socks5", "a", 1),), values.TCPAddress("name.i2p", 81)),
+        ((), I2PTarget("name.i2p", None, I2PRouter("h:1"))),
+        ((), values.TLSTarget("name.i2p", 443)),
+        ((), Command("cat")),
+    ]
+
+
+def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):
+    near, far = socket.socketpair()
+    with near, far:
+        factory = Dialed(near)
+        monkeypatch.setattr("relay.transports.chain.chain", lambda *_: factory)
+        assert relay.connect("h:80", via=["ssh://a"], timeout=100) is near
+        assert near.gettimeout() is None
+        assert 90 < factory.deadline - time.monotonic() <= 100
+
+
+def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.api.ssh.listen_ssh", lambda **arguments: seen.append(arguments))
+    relay.listen("ssh://me@a?listen=:8080", via=["ssh://b"])
+    relay.listen("ssh://a?listen=/run/app")
+    assert seen == [
+        {
+            "server": values.SSHServer("a", "me"),
+            "place": values.TCPAddress("127.0.0.1", 8080),
+            "via": (values.SSHServer("b"),),
+            "opening": None,
+        },
+        {"server": values.SSHServer("a"), "place": values.UnixAddress("/run/app"), "via": (), "opening": None},
+    ]
+
+
+def test_i2p_is_listened_at_through_the_hops(monkeypatch):
+    seen = []
+    monkeypatch.setattr("relay.api.i2p.listen_i2p", lambda **arguments: seen.append(arguments))
+    relay.listen("i2p:?keys=f&allow=x&accept=forward", via=["ssh://a"])
+    relay.listen("i2p")
+    assert seen == [
+        {
+            "router": I2PRouter(keys="f"),
+            "accept": "forward",
+            "allow": ("x",),
+            "deny": (),
+            "via": (values.SSHServer("a"),),
+            "opening": None,
+        },
+        {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": (), "opening": None},
+    ]
+
+
+NONSENSE = {
+    ("h:1", "i2p:"): "^h:1: what follows i2p: has a name in .i2p; the hop i2p:.sam=127.0.0.1:7656 leads nowhere else",
+    ("unix:///x", "socks5://p:1"): "^unix:///x: a Unix socket is on this machine, or on a server directly behind an",
+    ("exec:cat", "http://p:1"): "^exec:cat: a command is on this machine, or .* the hop http://p:1 leads to hosts and",
+    ("h:1", "socks5://p:1", "exec:nc %h %p"): r"^hop 2 of 2 \(exec:nc .\): a command is .* hop 1 of 2 \(socks5://p:1\)",
+    ("h:1", "i2p:", "ssh://h.example", "ssh://b"): r"^hop 2 of 3 \(ssh://h.example\): what follows i2p:.* hop 1 of 3",
+    ("n.i2p", "i2p:", "i2p:?sam=h:1"): r"^hop 2 of 2 \(i2p:.sam=h:1\): what follows i2p:",
+    ("h:1", "ssh://a", "unix:///x"): r"^hop 2 of 2 \(unix:///x\): unix:// is a target, not a hop.* and h:1 follows",
+}
+
+
+@pytest.mark.parametrize(("way", "said"), NONSENSE.items(), ids=map(" ".join, NONSENSE))
+def test_a_chain_that_makes_no_sense_is_refused(way, said):
+    url, *via = way
+    for function in (relay.target, relay.connect):
+        with pytest.raises(relay.AddressError, match=said):
+            function(url, via=via)
+
+
+@pytest.mark.parametrize("place", ["ssh://h.example?listen=:1", "i2p:?sam=h:1"])
+def test_so_is_one_that_leads_to_a_listener(place):
+    with pytest.raises(relay.AddressError, match="what follows i2p: has a name in .i2p; the hop i2p:"):
+        relay.listen(place, via=["i2p:"])
+
+
+@pytest.mark.parametrize(
+    ("table", "union"),
+    [(urls.SENDERS, values.Target), (urls.LISTENERS, values.Listen | I2PListen | ProxyListen)],
+)
+def test_every_kind_of_address_has_its_function(table, union):
+    assert set(table) == set(typing.get_args(union))
+    for kind, entry in table.items():
+        module, name = entry.split(":")
+        function = getattr(import_module(f"relay.{module}"), name)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        assert fields == set(inspect.signature(function).parameters) - {"via", "opening"}
+
+
+def test_tls_leads_to_tls(serve, certificates):
+    def serve_tls(connection):
+        with certificates.server().wrap_socket(connection, server_side=True) as encrypted:
+            encrypted.sendall(encrypted.recv(5))
+            encrypted.unwrap()  # else the stream is cut
+
+    port = serve(serve_tls).address[1]
+    with relay.connect(f"tls://localhost:{port}?ca={certificates.ca}", timeout=WAIT) as connected:
+        connected.sendall(b"hello")
+        assert receive_all(connected) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("socks5://127.0.0.1:0", "SOCKSListener"), ("http://me:x@[::1]:0", "HTTPListener")]
+)
+def test_a_proxy_is_listened_at(text, kind):
+    with relay.listen(text) as listener:
+        assert type(listener).__name__ == kind
+        assert listener.address[1] and listener.protected is ("me" in text)

@@ -1,0 +1,923 @@
+"""``relay.carriers.carrier``: the states of a connection that is kept up, who waits for it, and who holds it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import select
+import signal
+import threading
+import time
+
+import pytest
+from helpers import PROMPT, WAIT, Thread, wait_until
+
+from relay.carriers import carrier as module
+from relay.carriers.carrier import Carrier
+from relay.carriers.link import State
+from relay.carriers.pool import hold
+from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
+
+
+class Link:
+    """A link that does what the test says."""
+
+    def __init__(self, lost):
+        self.lose = lambda: lost(CarrierError("c: the line went dead"))
+        self.checked = threading.Event()
+        self.closed = threading.Event()
+        self.abandoned = False
+        self.streams = 0
+        self._idle = None
+
+    def when_idle(self, call):
+        self._idle = call
+        if not self.streams:
+            call()
+
+    def end_streams(self):
+        self.streams = 0
+        if self._idle is not None:
+            self._idle()
+
+    def check(self):
+        self.checked.set()
+
+    def close(self):
+        self.closed.set()
+
+    def abandon(self):
+        self.abandoned = True
+
+
+class Connector:
+    """A connector whose attempts end as the test says: an exception, or a link."""
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
+        self.links = []
+        self.attempts = 0
+        self.asked = []
+        self.alternatives = []
+        self.closed = threading.Event()
+
+    def connect(self, deadline, cancel, lost):
+        self.attempts += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if callable(outcome):
+            outcome = outcome(cancel)
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.links.append(Link(lost))
+        return self.links[-1]
+
+    def alternative(self, error):
+        self.asked.append(error)
+        return self.alternatives.pop() if self.alternatives else ""
+
+    def close(self):
+        self.closed.set()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
+
+
+@pytest.fixture
+def carried():
+    """Makes carriers that are closed with the test."""
+    made = []
+
+    def make(*outcomes, interval=None):
+        connector = Connector(*outcomes)
+        made.append(Carrier("c", connector, interval))
+        made[-1].begin()
+        return made[-1], connector
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def outcome_of(carrier, timeout=WAIT, **options):
+    """What a waiter is told."""
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, time.monotonic() + timeout, **options)
+    return told.get(timeout=WAIT)
+
+
+def held_back(cancel):
+    """An attempt that lasts until it is cancelled."""
+    select.select([cancel], [], [], WAIT)
+    assert cancel.is_set()
+    return ConnectError("c: the attempt was given up")
+
+
+REFUSED = ConnectError("c: connection refused", reason="refused")
+
+
+def test_whoever_waits_gets_the_link(carried):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    assert link is connector.links[0] and carrier.state is State.UP
+    told = []
+    carrier.wait(told.append, None)
+    assert told == [link], "one that is up is told at once"
+
+
+def test_a_lost_link_is_made_again_and_the_old_one_closed(carried):
+    carrier, connector = carried()
+    states = []
+    link = outcome_of(carrier)
+    carrier.subscribe(lambda state, error: states.append((state, str(error))))
+    link.lose()
+    wait_until(lambda: len(connector.links) == 2)
+    assert link.closed.wait(WAIT)
+    wait_until(lambda: carrier.state is State.UP)
+    assert states == [
+        (State.BACKING_OFF, "c: the line went dead"),
+        (State.CONNECTING, "c: the line went dead"),
+        (State.UP, "None"),
+    ]
+    assert outcome_of(carrier) is connector.links[1]
+
+
+def test_a_link_that_is_lost_before_it_is_known_is_made_again(carried):
+    class Hasty(Connector):
+        def connect(self, deadline, cancel, lost):
+            link = super().connect(deadline, cancel, lost)
+            if self.attempts == 1:
+                link.lose()
+            return link
+
+    connector = Hasty()
+    carrier = Carrier("c", connector, None)
+    carrier.begin()
+    try:
+        wait_until(lambda: carrier.state is State.UP and connector.attempts == 2)
+        assert connector.links[0].closed.wait(WAIT)
+    finally:
+        carrier.close()
+
+
+def test_a_patient_waiter_outlasts_failures(carried):
+    carrier, connector = carried(REFUSED, REFUSED, REFUSED)
+    assert outcome_of(carrier) is connector.links[0]
+    assert connector.attempts == 4
+
+
+def test_an_impatient_one_is_told_of_the_first(carried):
+    carrier, _ = carried(*[REFUSED] * 50)
+    assert outcome_of(carrier, patient=False) is REFUSED
+
+
+def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(module, "_WANTED", 60.0)
+    carrier, connector = carried(REFUSED, REFUSED)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    assert outcome_of(carrier, patient=False) is REFUSED
+    assert outcome_of(carrier, patient=False) is connector.links[0]
+
+
+@pytest.mark.parametrize("error", [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd")])
+def test_what_time_does_not_mend_is_final(carried, error):
+    carrier, connector = carried(error)
+    assert outcome_of(carrier) is error
+    assert carrier.state is State.FAILED and carrier.error is error
+    assert outcome_of(carrier) is error, "whoever comes later is told at once"
+    assert connector.attempts == 1
+
+
+def test_a_callback_that_exits_is_a_failure(carried):
+    def leave(cancel):
+        raise SystemExit(3)
+
+    carrier, _ = carried(leave)
+    assert str(outcome_of(carrier)) == "SystemExit(3)"
+    assert carrier.state is State.FAILED
+
+
+def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
+    carried(ValueError("odd"))
+    wait_until(lambda: "c: odd; not tried again by itself" in caplog.text)
+    assert "Traceback" in caplog.text
+
+
+def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
+    carrier, connector = carried(AuthenticationError("c: no"))
+    outcome_of(carrier)
+    monkeypatch.setattr(module, "_FINAL", 0.0)
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def ended_at(stage):
+    return CarrierError(f"c: it hung up ({stage})", stage=stage)
+
+
+def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_final(carried, caplog):
+    carrier, connector = carried(*[ended_at("login")] * 9)
+    wait_until(lambda: "not tried again by itself" in caplog.text)
+    assert carrier.state is State.FAILED and connector.attempts == 3
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert line == "c: it hung up (login); 3 times in a row; not tried again by itself"
+    assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
+
+
+def test_what_ends_at_different_points_is_tried_again(carried):
+    one, other = ended_at("login"), ended_at("keys")
+    carrier, connector = carried(one, one, other, other, one, REFUSED, one, one, CarrierError("c: lost"), one)
+    assert outcome_of(carrier) is connector.links[0]
+    assert connector.attempts == 11
+
+
+def test_a_server_that_has_let_us_in_before_is_tried_again(carried):
+    carrier, connector = carried(None, *[ended_at("login")] * 5)
+    outcome_of(carrier)
+    connector.links[0].lose()
+    wait_until(lambda: carrier.state is State.UP and len(connector.links) == 2)
+    assert connector.attempts == 7
+
+
+@pytest.mark.parametrize("errors", [[ended_at("login")] * 3, [ValueError("c: odd")]])
+def test_an_alternative_is_tried_once_before_it_is_final(carried, caplog, errors):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and errors[0], *errors[1:], errors[0])
+    connector.alternatives.append("the other way is tried")
+    go.set()
+    assert type(outcome_of(carrier)) is type(errors[0])
+    assert carrier.state is State.FAILED
+    assert connector.attempts == len(errors) + 1
+    assert [one.getMessage() for one in caplog.records if "the other way is tried" in one.getMessage()] != []
+    assert len(connector.asked) == 2
+
+
+def test_an_alternative_that_succeeds(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and ValueError("c: odd"))
+    connector.alternatives.append("the other way is tried")
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None, patient=False)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[0], "whoever waits for one attempt waits for this one"
+
+
+def test_a_waiter_has_its_deadline(carried):
+    carrier, _ = carried(held_back)
+    error = outcome_of(carrier, timeout=0.05)
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
+    assert str(error) == "c: not connected in time: no answer yet"
+
+
+def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (9.0, 9.0))
+    monkeypatch.setattr(module, "_WANTED", 9.0)
+    carrier, _ = carried(REFUSED)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    assert str(outcome_of(carrier, timeout=0.05)) == "c: not connected in time: connection refused"
+
+
+def test_who_gives_up_is_not_told(carried):
+    carrier, _ = carried(held_back)
+    told = []
+    give_up = carrier.wait(told.append, None)
+    wait_until(lambda: carrier._waiters)
+    give_up()
+    wait_until(lambda: not carrier._waiters)
+    carrier.close()
+    assert told == []
+
+
+def test_waiters_shorten_the_back_off(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(module, "_WANTED", 0.02)
+    carrier, connector = carried(REFUSED)
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    assert outcome_of(carrier) is connector.links[0]
+
+
+@pytest.fixture
+def delays(monkeypatch):
+    """The back-offs before they are jittered; none is waited for."""
+    asked = []
+
+    def jittered(seconds):
+        asked.append(seconds)
+        return 0.0
+
+    monkeypatch.setattr(module, "_jittered", jittered)
+    monkeypatch.setattr(module, "_BACKOFF", (0.5, 3.0))
+    return asked
+
+
+def test_the_back_off_doubles_up_to_a_limit(carried, delays):
+    carrier, _ = carried(*[REFUSED] * 5)
+    wait_until(lambda: carrier.state is State.UP)
+    assert delays == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("steady", "delay"), [(0.0, 0.5), (60.0, 2.0)])
+def test_the_back_off_begins_anew_after_a_connection_that_lasted(carried, delays, monkeypatch, steady, delay):
+    monkeypatch.setattr(module, "_STEADY", steady)
+    carrier, connector = carried(REFUSED, REFUSED)
+    wait_until(lambda: carrier.state is State.UP)
+    connector.links[0].lose()
+    wait_until(lambda: len(connector.links) == 2)
+    assert delays == [0.5, 1.0, delay]
+
+
+def test_the_back_off_is_short_while_somebody_waits(carried, delays, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    entered, go = threading.Event(), threading.Event()
+
+    def refuse(cancel):
+        entered.set()
+        go.wait(WAIT)
+        return REFUSED
+
+    carrier, connector = carried(refuse)
+    assert entered.wait(WAIT)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    wait_until(lambda: carrier._waiters)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[0]
+    assert delays == [2.0]
+
+
+def test_the_back_off_is_jittered():
+    drawn = {module._jittered(4.0) for _ in range(64)}
+    assert len(drawn) > 32 and all(2.0 <= one <= 4.0 for one in drawn)
+
+
+def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    why = CarrierError("c: the line went dead")
+    seen = []
+    carrier.subscribe(lambda state, error: seen.append((state, error)))
+    assert outcome_of(carrier, instead_of=(link, why)) is connector.links[1]
+    assert seen[0] == (State.BACKING_OFF, why)
+
+
+def test_a_bug_of_one_who_waits_harms_nobody_else(carried, caplog):
+    go = threading.Event()
+    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None, interval=0.01)
+
+    def fail(outcome):
+        raise RuntimeError("a bug")
+
+    told = queue.SimpleQueue()
+    carrier.wait(fail, None)
+    carrier.wait(told.put, None)
+    go.set()
+    assert told.get(timeout=WAIT).checked.wait(WAIT)
+    assert "c: somebody who waited for it failed" in caplog.text
+
+
+def test_a_link_that_is_lost_while_it_is_handed_over_is_made_again(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
+    call = carrier._pump.loop.call
+
+    def hand_over(function):
+        if getattr(function, "func", None) == carrier._connected and len(connector.links) == 1:
+            connector.links[0].lose()
+        return call(function)
+
+    carrier._pump.loop.call = hand_over
+    try:
+        go.set()
+        wait_until(lambda: carrier.link is not None and carrier.link is connector.links[-1] and connector.links[1:])
+    finally:
+        del carrier._pump.loop.call
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Has the system refuse new threads, with some names only."""
+    refused = []
+
+    def refuse(*words):
+        start = threading.Thread.start
+
+        def refusing(thread):
+            if any(word in thread.name for word in words):
+                refused.append(thread.name)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refusing)
+        return refused
+
+    return refuse
+
+
+def test_a_lost_link_is_made_again_also_without_a_thread_to_close_it(carried, no_threads):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    refused = no_threads("closing")
+    link.lose()
+    wait_until(lambda: len(connector.links) == 2 and carrier.state is State.UP)
+    assert link.closed.is_set()
+    carrier.close()
+    assert connector.closed.is_set() and connector.links[1].closed.is_set()
+    assert refused == ["relay c closing"] * 2
+
+
+def test_no_thread_to_connect_is_no_final_failure(carried, no_threads, monkeypatch):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+    refused = no_threads("connecting")
+    link.lose()
+    wait_until(lambda: len(refused) > 2)
+    monkeypatch.undo()
+    assert outcome_of(carrier) is connector.links[1]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError(), OSError(24, "too many files")])
+def test_what_time_may_mend_is_tried_again(carried, error):
+    carrier, connector = carried(error)
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def test_a_link_is_checked(carried):
+    carrier, _ = carried(interval=0.01)
+    link = outcome_of(carrier)
+    assert link.checked.wait(WAIT)
+    link.checked.clear()
+    assert link.checked.wait(WAIT), "again and again"
+
+
+def test_a_check_that_fails_is_not_the_last_one(carried, caplog):
+    carrier, _ = carried(interval=0.01)
+    link, checks = outcome_of(carrier), []
+
+    def check():
+        checks.append(1)
+        raise RuntimeError("a bug")
+
+    link.check = check
+    wait_until(lambda: len(checks) > 2)
+
+
+def test_close_does_not_wait_for_an_attempt_that_does_not_listen(carried):
+    go = threading.Event()
+    carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
+    wait_until(lambda: connector.attempts)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < PROMPT
+    assert carrier.state is State.CLOSED
+    go.set()
+    assert connector.closed.wait(WAIT) and connector.links[0].closed.is_set(), "what comes of it is let go"
+
+
+def test_a_connector_that_fails_to_close_is_logged(carried, caplog):
+    carrier, connector = carried()
+    link = outcome_of(carrier)
+
+    def fail():
+        raise RuntimeError("a bug")
+
+    link.close = fail
+    carrier.close()
+    assert connector.closed.is_set()
+    assert "c: closing it failed" in caplog.text
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.UP, State.BACKING_OFF, State.FAILED])
+def test_close_is_prompt_in_every_state(carried, monkeypatch, state):
+    outcome = {State.CONNECTING: held_back, State.BACKING_OFF: REFUSED, State.FAILED: HostKeyError("c: no")}.get(state)
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    carrier, connector = carried(outcome)
+    wait_until(lambda: carrier.state is state)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < PROMPT
+    assert carrier.state is State.CLOSED and connector.closed.is_set()
+    assert all(link.closed.is_set() for link in connector.links)
+    carrier.close()
+    assert isinstance(outcome_of(carrier), CarrierError)
+
+
+def test_whoever_waits_when_it_is_closed_is_told(carried):
+    carrier, _ = carried(held_back)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    carrier.close()
+    assert str(told.get(timeout=WAIT)) == "c: the connection was closed"
+
+
+def test_a_watcher_that_raises_is_logged(carried, caplog):
+    carrier, _ = carried()
+
+    def watch(state, error):
+        raise RuntimeError("a user's bug")
+
+    link = outcome_of(carrier)
+    carrier.subscribe(watch)
+    link.lose()
+    wait_until(lambda: "c: a watcher of the state failed" in caplog.text)
+
+
+def test_who_asks_with_an_equal_key_shares(carried):
+    connectors = [Connector(), Connector()]
+    one, let_go = hold("k", lambda: Carrier("c", connectors[0], None))
+    other, let_other_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    assert one is other and not connectors[1].attempts
+    wait_until(lambda: one.state is State.UP)
+    let_go(0.01)
+    let_go(0.01)
+    assert one.state is State.UP, "the other one holds it, and letting go twice is letting go once"
+    let_other_go(0.01)
+    assert one.state is State.CLOSED
+    new, let_new_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    assert new is not one
+    let_new_go(0.01)
+
+
+def test_one_that_was_closed_is_not_shared():
+    one, let_go = hold("k", lambda: Carrier("c", Connector(), None))
+    one.close()
+    new, let_new_go = hold("k", lambda: Carrier("c", Connector(), None))
+    assert new is not one
+    let_go(0.01)
+    wait_until(lambda: new.state is State.UP)
+    let_new_go(0.01)
+    assert new.state is State.CLOSED
+
+
+def test_it_lives_as_long_as_a_stream_rides_on_it():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go(0.01)
+    assert carrier.state is State.UP
+    link.end_streams()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    assert link.closed.wait(WAIT)
+
+
+def test_it_is_taken_up_again_while_a_stream_rides_on_it():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go(0.01)
+    again, let_go_again = hold("k", lambda: pytest.fail("it is still there"))
+    link.end_streams()
+    assert again is carrier and carrier.state is State.UP
+    let_go_again(0.01)
+    assert carrier.state is State.CLOSED
+
+
+def test_letting_go_without_patience_waits_for_nothing():
+    connector, go = Connector(), threading.Event()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.close = lambda: go.wait(WAIT)
+    Thread(let_go, 0.0).result(0.5)
+    assert not connector.closed.is_set()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    go.set()
+    assert connector.closed.wait(WAIT)
+
+
+def test_the_last_stream_ends_it_also_without_a_thread(no_threads):
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    link = outcome_of(carrier)
+    link.streams = 1
+    let_go(0.01)
+    no_threads("")
+    link.end_streams()
+    assert connector.closed.wait(WAIT) and carrier.state is State.CLOSED
+
+
+def test_a_forked_child_needs_no_lock_of_ours(carried):
+    carrier, _ = carried(held_back)
+    wait_until(lambda: carrier._cancel._pipe)
+    descriptors = carrier._cancel._pipe
+    with carrier._pump.loop._lock, carrier._cancel._lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(int(WAIT))
+                told = []
+                carrier.wait(told.append, None)()
+                carrier.retry()
+                carrier.close()
+                open_still = [one for one in descriptors if os.path.exists(f"/dev/fd/{one}")]
+                os._exit(0 if isinstance(told[0], CarrierError) and not open_still else 1)
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nothing_is_left_of_those_who_waited(carried):
+    go = threading.Event()
+    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None)
+    told = queue.SimpleQueue()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            carrier.wait(told.put, time.monotonic() + WAIT)
+            carrier.wait(told.put, time.monotonic() + WAIT)()
+        go.set()
+        for _ in range(50):
+            told.get(timeout=WAIT)
+        wait_until(lambda: sum(isinstance(one, module.Waiter) for one in gc.get_objects()) < 3)
+    finally:
+        gc.enable()
+
+
+def renewed(carrier, connector, streams=0):
+    """The old link, with so many streams, and the one that took its place."""
+    link = outcome_of(carrier)
+    link.streams = streams
+    carrier.renew(link, "it has gone deaf")
+    wait_until(lambda: len(connector.links) == 2 and carrier.link is connector.links[1])
+    return link, connector.links[1]
+
+
+def test_a_link_is_renewed_beside_the_old_one_which_ends_with_its_last_stream(carried, caplog):
+    carrier, connector = carried()
+    states = []
+    outcome_of(carrier)
+    carrier.subscribe(lambda state, error: states.append(state))
+    old, new = renewed(carrier, connector, streams=1)
+    assert "c: it has gone deaf; a new one is made beside it" in caplog.text
+    assert outcome_of(carrier) is new
+    assert not old.closed.is_set()
+    old.end_streams()
+    assert old.closed.wait(WAIT)
+    assert carrier.link is new and carrier.state is State.UP and not new.closed.is_set()
+    assert set(states) == {State.UP}, "it was up all the time"
+
+
+def test_an_old_link_without_streams_ends_at_once(carried):
+    carrier, connector = carried()
+    old, _ = renewed(carrier, connector)
+    assert old.closed.wait(WAIT)
+
+
+def test_only_the_link_that_is_up_is_renewed_and_once(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    link = outcome_of(carrier)
+    carrier.renew(object(), "not it")
+    for _ in range(3):
+        carrier.renew(link, "deaf")
+    go.set()
+    wait_until(lambda: carrier.link is connector.links[-1] is not link)
+    carrier.renew(link, "deaf")
+    turned(carrier)
+    assert connector.attempts == 2
+
+
+def turned(carrier):
+    """Wait until all that was begun before has been looked at."""
+    looked = threading.Event()
+    assert carrier.call(looked.set)
+    assert looked.wait(WAIT)
+
+
+def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
+    carrier, connector = carried(None, REFUSED)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: "c: connection refused; the old one is kept" in caplog.text)
+    assert carrier.link is link and carrier.state is State.UP and not link.closed.is_set()
+    carrier.renew(link, "deaf")
+    wait_until(lambda: carrier.link is connector.links[-1] is not link)
+
+
+def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    no_threads("connecting")
+    carrier.renew(link, "deaf")
+    wait_until(lambda: "the old one is kept" in caplog.text)
+    assert carrier.link is link
+
+
+def test_a_link_that_is_lost_while_it_is_renewed_is_replaced_by_the_new_one(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    link.lose()
+    wait_until(lambda: carrier.state is State.CONNECTING)
+    assert link.closed.wait(WAIT)
+    told = queue.SimpleQueue()
+    carrier.wait(told.put, None)
+    go.set()
+    assert told.get(timeout=WAIT) is connector.links[1]
+    assert connector.attempts == 2 and carrier.state is State.UP
+
+
+def test_a_link_that_is_lost_while_it_is_renewed_in_vain_is_made_again(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and REFUSED)
+    link = outcome_of(carrier)
+    carrier.renew(link, "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    link.lose()
+    wait_until(lambda: carrier.state is State.CONNECTING)
+    go.set()
+    assert outcome_of(carrier) is connector.links[1]
+    assert connector.attempts == 3
+
+
+def test_an_old_link_that_is_lost_is_closed_and_changes_nothing(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    old.lose()
+    assert old.closed.wait(WAIT)
+    old.end_streams()
+    turned(carrier)
+    assert carrier.link is new and carrier.state is State.UP and connector.attempts == 2
+
+
+def test_old_links_are_checked_as_well(carried):
+    carrier, connector = carried(interval=0.01)
+    old, new = renewed(carrier, connector, streams=1)
+    old.checked.clear()
+    assert old.checked.wait(WAIT) and new.checked.wait(WAIT)
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_close_ends_all_links_also_while_one_is_renewed(carried, streams):
+    carrier, connector = carried(None, None, held_back)
+    old, new = renewed(carrier, connector, streams)
+    carrier.renew(new, "deaf")
+    wait_until(lambda: connector.attempts == 3)
+    begun = time.monotonic()
+    carrier.close()
+    assert time.monotonic() - begun < PROMPT
+    assert carrier.state is State.CLOSED and connector.closed.wait(WAIT)
+    assert old.closed.wait(WAIT) and new.closed.wait(WAIT)
+
+
+def test_what_is_made_after_the_close_is_closed(carried):
+    go = threading.Event()
+    carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
+    carrier.renew(outcome_of(carrier), "deaf")
+    wait_until(lambda: connector.attempts == 2)
+    carrier.close()
+    assert connector.links[0].closed.wait(WAIT) and not connector.closed.is_set()
+    go.set()
+    assert connector.closed.wait(WAIT) and connector.links[1].closed.is_set()
+
+
+def idle_of(carrier):
+    """Set as soon as the carrier says that no stream rides on it."""
+    idle = threading.Event()
+    carrier.when_idle(idle.set)
+    turned(carrier)
+    turned(carrier)
+    return idle
+
+
+def test_it_is_idle_when_no_link_of_it_has_a_stream(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    new.streams = 1
+    idle = idle_of(carrier)
+    new.end_streams()
+    turned(carrier)
+    assert not idle.is_set()
+    new.streams = 1
+    old.end_streams()
+    turned(carrier)
+    assert not idle.is_set()
+    new.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_it_is_not_idle_while_an_old_link_has_a_stream(carried):
+    carrier, connector = carried()
+    old, _ = renewed(carrier, connector, streams=1)
+    idle = idle_of(carrier)
+    assert not idle.is_set()
+    old.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_it_is_idle_without_a_link(carried):
+    carrier, _ = carried(held_back)
+    assert idle_of(carrier).wait(WAIT)
+
+
+def test_it_is_idle_when_its_link_is_lost_with_all_streams(carried, monkeypatch):
+    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    link.streams = 1
+    idle = idle_of(carrier)
+    assert not idle.is_set()
+    link.lose()
+    link.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_who_waits_for_it_to_be_idle_is_told_also_if_its_link_is_renewed_meanwhile(carried):
+    carrier, connector = carried()
+    outcome_of(carrier).streams = 1
+    idle = idle_of(carrier)
+    old, _ = renewed(carrier, connector, streams=1)
+    turned(carrier)
+    assert not idle.is_set()
+    old.end_streams()
+    assert idle.wait(WAIT)
+
+
+def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
+    connector = Connector()
+    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    outcome_of(carrier).streams = 1
+    let_go(0.01)
+    old, new = renewed(carrier, connector, streams=1)
+    assert carrier.state is State.UP
+    old.end_streams()
+    wait_until(lambda: carrier.state is State.CLOSED)
+    assert connector.closed.wait(WAIT) and old.closed.is_set() and new.closed.is_set()
+
+
+def test_a_forked_child_abandons_old_links_as_well(carried):
+    carrier, connector = carried()
+    old, new = renewed(carrier, connector, streams=1)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if old.abandoned and new.abandoned and not old.closed.is_set() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not old.abandoned
+
+
+def test_an_attempt_has_its_time(carried):
+    class Watching(Connector):
+        def connect(self, deadline, cancel, lost):
+            self.left = deadline - time.monotonic()
+            return super().connect(deadline, cancel, lost)
+
+    connector = Watching()
+    carrier = Carrier("c", connector, None, 600.0)
+    carrier.begin()
+    try:
+        outcome_of(carrier)
+        assert 590 < connector.left <= 600
+    finally:
+        carrier.close()
+
+
+class PassingError(SAMError):
+    passing = True
+
+
+def test_what_a_bridge_refuses_for_now_is_tried_again(carried):
+    carrier, connector = carried(PassingError("c: not now", result="I2P_ERROR"))
+    assert outcome_of(carrier) is connector.links[0]
+
+
+def test_what_a_bridge_refuses_for_good_is_final(carried):
+    error = SAMError("c: no", result="INVALID_KEY")
+    carrier, _ = carried(error)
+    assert outcome_of(carrier) is error
+    assert carrier.state is State.FAILED
+
+
+def test_a_forked_child_abandons_it(carried):
+    carrier, _ = carried()
+    link = outcome_of(carrier)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, repr((carrier.state.value, link.abandoned, link.closed.is_set())).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == "('closed', True, False)"
+    os.waitpid(child, 0)
+    assert carrier.state is State.UP and not link.abandoned
+
+
+def test_many_threads_close_it_at_once(carried):
+    carrier, _ = carried()
+    outcome_of(carrier)
+    for thread in [Thread(carrier.close) for _ in range(8)]:
+        thread.result()
+    assert carrier.state is State.CLOSED
+
+
+def test_it_says_what_it_does(carried):
+    carrier, _ = carried()
+    outcome_of(carrier)
+    assert repr(carrier) == "<relay.Carrier c, up>"

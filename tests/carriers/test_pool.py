@@ -1,0 +1,202 @@
+"""``relay.carriers.pool.Holder``: a carrier is held from the first use on; ``hold`` is in test_carrier.py."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import pytest
+from helpers import WAIT, Thread, wait_until
+
+from relay.carriers.carrier import Carrier
+from relay.carriers.link import State
+from relay.carriers.pool import Holder
+
+
+class Link:
+    """A link with as many streams as the test says."""
+
+    def __init__(self):
+        self.streams = 0
+        self._idle = None
+
+    def when_idle(self, call):
+        if self.streams:
+            self._idle = call
+        else:
+            call()
+
+    def end_streams(self):
+        self.streams = 0
+        self._idle()
+
+    def check(self):
+        pass
+
+    def close(self):
+        pass
+
+    def abandon(self):
+        pass
+
+
+class World:
+    """Makes carriers, and remembers them."""
+
+    def __init__(self):
+        self.carriers = []
+        self.errors = []
+
+    def make(self):
+        if self.errors:
+            raise self.errors.pop()
+        self.carriers.append(Carrier("c", self, None))
+        return self.carriers[-1]
+
+    def connect(self, deadline, cancel, lost):
+        return Link()
+
+    def close(self):
+        pass
+
+    def holder(self, key="k"):
+        return Holder("c", key, self.make)
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    for carrier in made.carriers:
+        carrier.close()
+
+
+def up(carrier):
+    wait_until(lambda: carrier.state is State.UP)
+    return carrier
+
+
+def test_nothing_is_made_before_it_is_needed(world):
+    holder = world.holder()
+    assert holder.held is None and repr(holder) == "c, not held"
+    carrier = up(holder.carrier())
+    assert holder.held is holder.carrier() is carrier and len(world.carriers) == 1
+    assert repr(holder) == "c, up"
+    holder.close()
+    assert carrier.state is State.CLOSED and holder.held is None
+
+
+def test_closing_again_does_nothing_and_the_next_use_takes_it_up_anew(world):
+    holder = world.holder()
+    holder.close()
+    first = up(holder.carrier())
+    holder.close()
+    holder.close()
+    second = up(holder.carrier())
+    assert second is not first
+    holder.close()
+    assert second.state is State.CLOSED
+
+
+def test_a_carrier_that_somebody_else_has_closed_is_made_anew(world):
+    holder = world.holder()
+    first = up(holder.carrier())
+    first.close()
+    second = up(holder.carrier())
+    assert second is not first
+    holder.close()
+    assert second.state is State.CLOSED
+
+
+def test_those_who_ask_for_the_same_share_it_and_the_last_one_ends_it(world):
+    one, other, third = world.holder(), world.holder(), world.holder("another")
+    shared = up(one.carrier())
+    assert other.carrier() is shared and third.carrier() is not shared
+    one.close()
+    assert shared.state is State.UP
+    other.close()
+    assert shared.state is State.CLOSED
+    third.close()
+
+
+def test_many_threads_hold_one_carrier(world):
+    holders = [world.holder() for _ in range(4)]
+    barrier = threading.Barrier(16)
+
+    def use(holder):
+        barrier.wait(WAIT)
+        return holder.carrier()
+
+    threads = [Thread(use, holder) for holder in holders * 4]
+    assert {id(thread.result()) for thread in threads} == {id(world.carriers[0])}
+    carrier = up(world.carriers[0])
+    for holder in holders:
+        assert carrier.state is State.UP
+        holder.close()
+    assert carrier.state is State.CLOSED
+
+
+def test_what_cannot_be_made_is_made_later(world):
+    world.errors.append(OSError("no descriptor"))
+    holder = world.holder()
+    with pytest.raises(OSError, match="no descriptor"):
+        holder.carrier()
+    assert holder.held is None
+    up(holder.carrier())
+    holder.close()
+
+
+def test_a_watcher_follows_it_to_the_next_carrier(world):
+    holder, seen = world.holder(), []
+    holder.subscribe(lambda state, error: seen.append(state))
+    up(holder.carrier())
+    holder.close()
+    wait_until(lambda: seen[-1:] == [State.CLOSED])
+    seen.clear()
+    up(holder.carrier())
+    wait_until(lambda: State.UP in seen)
+    holder.close()
+
+
+def test_a_watcher_of_one_holder_is_not_told_after_that_has_let_go(world):
+    one, other, seen = world.holder(), world.holder(), []
+    one.subscribe(lambda state, error: seen.append(state))
+    carrier = up(other.carrier())
+    one.close()
+    seen.clear()
+    other.close()
+    assert carrier.state is State.CLOSED and seen == []
+
+
+def test_it_does_not_wait_for_streams_for_long(world):
+    holder = world.holder()
+    carrier = up(holder.carrier())
+    link = carrier.link
+    link.streams = 1
+    holder.close(patience=0.0)
+    holder.close(patience=0.0)
+    assert carrier.state is State.UP
+    wait_until(lambda: link._idle)
+    link.end_streams()
+    wait_until(lambda: carrier.state is State.CLOSED)
+
+
+def test_a_holder_that_is_forgotten_has_let_go(world):
+    holder = world.holder()
+    carrier = up(holder.carrier())
+    del holder
+    gc.collect()
+    wait_until(lambda: carrier.state is State.CLOSED)
+
+
+def test_a_forked_child_makes_its_own(world):
+    holder = world.holder()
+    carrier = up(holder.carrier())
+    child = os.fork()
+    if child == 0:
+        made = holder.carrier()
+        os._exit(0 if made is not carrier and carrier.state is State.CLOSED else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert carrier.state is State.UP
+    holder.close()

@@ -1,0 +1,97 @@
+"""``relay.carriers.waiter``: who waits for a carrier is told once, in time, or not at all."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from helpers import WAIT
+
+from relay.carriers.waiter import Waiter, without
+from relay.errors import CarrierError, ConnectError
+from relay.eventloop.loop import Timers
+
+
+@pytest.fixture
+def carrier():
+    """What a waiter needs of a carrier; what it is asked to call it calls at once."""
+    dropped = []
+    made = SimpleNamespace(name="c", error=None, dropped=dropped, drop=dropped.append, calls=0)
+
+    def call(function):
+        made.calls += 1
+        function()
+        return True
+
+    made.call = call
+    return made
+
+
+def test_it_is_told_once(carrier):
+    told = []
+    waiter = Waiter(carrier, told.append, None, True)
+    waiter.tell("the link")
+    waiter.tell("another")
+    assert told == ["the link"]
+
+
+def test_who_has_given_up_is_not_told(carrier):
+    told = []
+    waiter = Waiter(carrier, told.append, None, True)
+    waiter.give_up()
+    waiter.give_up()
+    waiter.tell("the link")
+    assert told == []
+    assert carrier.dropped == [waiter] and carrier.calls == 1
+
+
+def test_giving_up_after_the_outcome_costs_the_pump_nothing(carrier):
+    waiter = Waiter(carrier, lambda outcome: None, None, True)
+    waiter.tell("the link")
+    waiter.give_up()
+    assert carrier.calls == 0
+
+
+def test_the_clock_is_stopped_with_the_outcome(carrier):
+    timers, told = Timers(), []
+    for end in (lambda waiter: waiter.tell("the link"), lambda waiter: waiter.give_up()):
+        waiter = Waiter(carrier, told.append, time.monotonic() + 0.001, True)
+        waiter.start(timers)
+        end(waiter)
+    timers.run(time.monotonic() + WAIT)
+    assert told == ["the link"]
+
+
+@pytest.mark.parametrize(
+    ("error", "why"), [(None, "no answer yet"), (CarrierError("c: gone"), "gone"), (OSError("odd"), "odd")]
+)
+def test_its_deadline_says_what_is_wrong(carrier, error, why):
+    timers, told = Timers(), []
+    carrier.error = error
+    waiter = Waiter(carrier, told.append, time.monotonic(), True)
+    waiter.start(timers)
+    timers.run(time.monotonic() + WAIT)
+    assert isinstance(told[0], ConnectError) and told[0].reason == "connect_timeout"
+    assert str(told[0]) == f"c: not connected in time: {why}"
+    assert carrier.dropped == [waiter]
+
+
+def test_without_a_deadline_there_is_no_clock(carrier):
+    timers, told = Timers(), []
+    Waiter(carrier, told.append, None, True).start(timers)
+    timers.run(time.monotonic() + 1e6)
+    assert told == []
+
+
+def test_what_a_callback_raises_is_logged(carrier, caplog):
+    def fail(outcome):
+        raise RuntimeError("a bug")
+
+    Waiter(carrier, fail, None, True).tell("the link")
+    assert "c: somebody who waited for it failed" in caplog.text
+
+
+def test_a_name_is_said_once():
+    assert without("c", CarrierError("c: gone")) == "gone"
+    assert without("c", CarrierError("d: gone")) == "d: gone"

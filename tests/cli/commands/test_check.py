@@ -1,0 +1,332 @@
+"""``relay check``: what a file or a command line would do, without doing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import tomllib
+
+import pytest
+from command_rig import run, squeezed
+
+from relay import config
+from relay.cli import app
+from relay.cli import run as serving
+from relay.cli.commands import check, socks
+from relay.cli.options import Options
+from relay.cli.plan_from_file import plan_of
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """The exit status, the lines of standard output and those of standard error."""
+
+    def make(text, *options, mode=0o600, **more):
+        path = tmp_path / "relay.toml"
+        path.write_text(text)
+        path.chmod(mode)
+        done = run("check", *options, str(path), **more)
+        prefix = f"relay: {path}:"
+        return (
+            done.returncode,
+            done.stdout.splitlines(),
+            [line.removeprefix(prefix) for line in done.stderr.splitlines()],
+        )
+
+    return make
+
+
+def effective(*line):
+    done = run("check", "--print", "--", *line)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+# -- a file -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_would_listen_where(checked, ssh_server, tmp_path, certificates):
+    key = tmp_path / "site.dat"
+    address = run("keys", "new", str(key)).stdout.splitlines()[0]
+    status, lines, problems = checked(f"""
+        [hops]
+        bastion = "{ssh_server.url}"
+        [tunnels.db]
+        listen = 5432
+        target = "no-such-host.invalid:5432"
+        via = ["bastion"]
+        [tunnels.tls]
+        listen = "tls://localhost:0?cert={certificates.cert}&key={certificates.key}"
+        target = "tls://localhost:1?ca={certificates.ca}"
+        [tunnels.page]
+        listen = "{ssh_server.url}&listen=:8080"
+        target = "unix:///run/app.sock"
+        [tunnels.site]
+        listen = "i2p:"
+        target = "127.0.0.1:8000"
+        keys = "site.dat"
+        [tunnels.proxy]
+        listen = "http://:3128"
+        via = ["bastion"]
+        """)
+    server = ssh_server.url.partition("?")[0]
+    assert problems == []
+    assert lines == [
+        f"db: listens on 127.0.0.1:5432 → no-such-host.invalid:5432 via {server}",
+        f"tls: listens on localhost:0 → tls://localhost:1?ca={certificates.ca}",
+        f"page: listens on 127.0.0.1:8080 on {server} → unix:///run/app.sock",
+        f"site: listens on {address} → 127.0.0.1:8000",
+        f"proxy: listens on 127.0.0.1:3128 → anywhere via {server}",
+    ]
+    assert status == 0
+    assert ssh_server.connections == 0
+    assert ssh_server.attempts == []
+
+
+def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
+    (tmp_path / "text").write_text("nonsense")
+    (tmp_path / "text").chmod(0o600)
+    host, port = ssh_server.address
+    status, lines, problems = checked(f"""[hops]
+        none = "ssh://{host}:{port}?password_file=missing&config=/dev/null"
+        unset = "socks5://me@localhost:1?password_env=NOT_SET_AT_ALL"
+        [tunnels.name]
+        listen = "no-such-name.invalid:0"
+        target = "no-such-host.invalid:1"
+        [tunnels.ca]
+        listen = ":0"
+        target = "tls://localhost:1?ca=missing.pem"
+        [tunnels.a]
+        listen = ":0"
+        target = "localhost:1"
+        via = ["none"]
+        [tunnels.b]
+        listen = ":0"
+        target = "localhost:1"
+        via = ["none"]
+        [tunnels.c]
+        listen = ":0"
+        target = "localhost:1"
+        via = ["unset"]
+        [tunnels.d]
+        listen = ":0"
+        target = "exec:no-such-program-at-all"
+        [tunnels.e]
+        listen = "i2p:?keys=text"
+        target = "localhost:1"
+        [tunnels.good]
+        listen = ":0"
+        target = "localhost:1"
+        """)
+    assert lines == ["good: listens on 127.0.0.1:0 → localhost:1"]
+    assert status == 2
+    wanted = [
+        (4, "tunnels.name: no-such-host.invalid: the name cannot be looked up"),
+        (4, "tunnels.name: no-such-name.invalid: the name cannot be looked up"),
+        (7, "tunnels.ca: missing.pem: ca: No such file or directory"),
+        (10, f"tunnels.a: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # and not b's
+        (18, "tunnels.c: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
+        (22, "tunnels.d: exec:no-such-program-at-all: there is no such program"),
+        (25, "tunnels.e: text: this is no private key of I2P"),
+    ]
+    assert len(problems) == len(wanted), problems
+    for problem, (line, text) in zip(problems, wanted, strict=True):
+        assert problem.startswith(f"{line}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nothing", "keyfile=nothing: no such file"),
+        ("text", "text is not a private key that paramiko can read"),
+        ("open", "open has mode 0644, which lets others at it (chmod 600)"),
+    ],
+)
+def test_key_files_are_opened(checked, tmp_path, ssh_server, name, told):
+    (tmp_path / "text").write_text("nonsense")
+    (tmp_path / "text").chmod(0o600)
+    (tmp_path / "open").write_text("nonsense")
+    (tmp_path / "open").chmod(0o644)
+    url = f"ssh://127.0.0.1?keyfile={name}&config=/dev/null"
+    status, _, problems = checked(f'[tunnels.a]\nlisten = ":0"\ntarget = "x:1"\nvia = ["{url}"]\n')
+    assert problems == [f"1: tunnels.a: ssh://127.0.0.1: {told}"]
+    assert status in (1, 2)
+
+
+def test_what_is_wrong_itself_is_status_2(checked):
+    status, lines, problems = checked(
+        '[tunnels.a]\nlisten = ":0"\ntarget = "x"\n[tunnels.b]\nlisten = ":0"\ntarget = "tls://a.b:1?ca=none"\n'
+    )
+    assert (status, lines) == (2, [])
+    assert [problem.partition(":")[0] for problem in problems] == ["3", "4", "4"]
+
+
+def test_a_file_that_is_not_the_users_alone_and_holds_a_secret(checked):
+    text = '[tunnels.a]\nlisten = ":0"\ntarget = "localhost:1"\nvia = ["ssh://me:secret@127.0.0.1?config=/dev/null"]\n'
+    status, _, problems = checked(text, mode=0o644)
+    assert status == 2
+    assert problems[0].startswith(
+        "4: tunnels.a.via[0]: a password is written there, and others can read the file (mode 0644)"
+    )
+    status, lines, _ = checked(text)
+    assert (status, lines) == (0, ["a: listens on 127.0.0.1:0 → localhost:1 via ssh://me@127.0.0.1"])
+
+
+# -- a command line ---------------------------------------------------------------------------------------------------
+
+LINES = [
+    "forward 5432 db:5432",
+    "forward :0 db:5432 --via ssh://me@bastion --via ssh://me@inner?keyfile=k --nconnect 3 --linger 0 --drain 1.5",
+    "forward 'tls://0.0.0.0:443?cert=c.pem&key=k.pem' unix:///run/app.sock --timeout 5 --idle-timeout 6",
+    "forward 8080 i2p://name.i2p --sam 127.0.0.1:7657 --connect-timeout 7",
+    "forward 8080 name.i2p:80 --via ssh://me@bastion --via i2p: --sam 127.0.0.1:7657",
+    "forward i2p: 127.0.0.1:80",
+    "forward 'i2p:?keys=a.dat' 127.0.0.1:80 --sam 127.0.0.1:7657",
+    "forward ssh://me@server?listen=:80 127.0.0.1:80 --via ssh://me@other",
+    "forward 8080 'exec:cat -'",
+    "expose 127.0.0.1:8000 --on ssh://me@server --via ssh://me@bastion",
+    "expose 127.0.0.1:8000 --on i2p",
+    "expose 127.0.0.1:8000 --on i2p --transient --sam 127.0.0.1:7657",
+    "expose 127.0.0.1:8000 --on 'i2p:?in_depth=1' --session name --deny a.txt --deny b.txt",
+    "expose unix:///run/app.sock --on i2p: --keys a.dat --allow b.txt",
+    "socks 1080",
+    "socks :0 --rule '*.corp=ssh://a,ssh://b' --rule '*=direct' --user me --password-file p",
+    "socks http://127.0.0.1:3128 --via ssh://me@bastion --sam 127.0.0.1:7657",
+    "socks unix:///tmp/x --user me --password-env P",
+]
+
+
+@pytest.fixture
+def plan_of_line(monkeypatch):
+    """What a command itself would open."""
+    found = []
+    for module in (serving, socks):
+        monkeypatch.setattr(module, "relay_until_signal", lambda made, signals, title: found.append(made))
+        monkeypatch.setattr(module, "raise_descriptor_limit", lambda: None)
+
+    def make(name, *words):
+        app.command(name).main(list(words), standalone_mode=False)
+        return found.pop()
+
+    return make
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_line_becomes_a_file_that_does_the_same(line, tmp_path, plan_of_line):
+    words = shlex.split(line)
+    path = tmp_path / "relay.toml"
+    path.write_text(effective(*words))
+    path.chmod(0o600)
+    found = config.read(str(path))
+    assert found.problems.in_order() == []
+    [entry] = found.entries
+    plan, same = plan_of(entry, Options()), plan_of_line(*words)
+    for name in ("name", "routes", "options", "on", "over", "at_i2p", "trial", "way", "elsewhere"):
+        assert getattr(plan, name) == getattr(same, name), name
+
+
+def test_the_tunnel_that_is_printed():
+    printed = tomllib.loads(effective("forward", "5432", "db:5432", "--via", "ssh://me@bastion", "--drain", "5"))
+    limits = {
+        "nconnect": -1,
+        "timeout": "none",
+        "connect_timeout": 30.0,
+        "idle_timeout": "none",
+        "linger": 60.0,
+        "drain": 5.0,
+    }
+    tunnel = {"listen": "127.0.0.1:5432", "target": "db:5432", "via": ["ssh://me@bastion"], **limits}
+    assert printed == {"tunnels": {"forward": tunnel}}
+
+
+def test_what_is_usual_over_i2p_is_printed():
+    tunnel = tomllib.loads(effective("expose", "127.0.0.1:8000", "--on", "i2p"))["tunnels"]["expose"]
+    assert (tunnel["connect_timeout"], tunnel["linger"], tunnel["session"]) == (90.0, 5.0, "127.0.0.1:8000")
+
+
+def test_the_defaults_are_printed_in_each_tunnel_and_secrets_never(checked):
+    status, lines, problems = checked(
+        '[defaults]\nlinger = 7\n[hops]\nb = "ssh://me:secret@b"\n'
+        '[hops.c]\naddress = "ssh://c"\npassphrase = "secret"\n[hops.d]\naddress = "exec:nc %h %p"\n'
+        '[tunnels.a]\nlisten = ":0"\ntarget = "x:1"\nvia = ["b"]\n',
+        "--print",
+    )
+    assert (status, problems) == (0, [])
+    printed = tomllib.loads("\n".join(lines))
+    assert printed["tunnels"]["a"]["linger"] == 7
+    assert printed["tunnels"]["a"]["via"] == ["b"]
+    assert printed["hops"] == {
+        "b": "ssh://me:***@b",
+        "c": {"address": "ssh://c", "passphrase": "***"},
+        "d": {"address": "exec:nc %h %p"},
+    }
+
+
+def test_nothing_is_looked_at_to_print():
+    assert "no-such-host.invalid" in effective(
+        "forward", "1", "no-such-host.invalid:1", "--via", "ssh://x?keyfile=none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "told"),
+    [
+        ("forward 5432", 2, "Missing argument 'TARGET'"),
+        ("forward 5432 db:5432 --nope", 2, "No such option: --nope"),
+        ("forward x db:5432", 2, "listen address 'x': no port"),
+        ("forward 1 db:5432 --nconnect 0", 2, "'--nconnect': must be at least 1, or -1 for no limit"),
+        ("forward 1 db:5432 --linger -5", 2, "'--linger': must not be negative, got -5"),
+        ("forward 1 db:5432 --sam 127.0.0.1:1", 2, "sam: nothing of this tunnel is at I2P"),
+        ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "everybody on this machine can read a command line"),
+        ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: the name cannot be looked up"),
+        ("forward socks5://:1 a:1", 2, "the clients of a proxy name their targets themselves"),
+        ("expose 127.0.0.1:1 --on 127.0.0.1:2", 2, "it has no scheme"),
+        ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: address of listen alone"),
+        ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is kept nowhere"),
+        ("socks 1080 --user me", 2, "user: there is no password"),
+        ("socks 1080 --rule '*='", 2, "there is no way"),
+        ("socks tls://:1?cert=x", 2, "a proxy does not listen there"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(line, status, told):
+    done = run("check", "--", *shlex.split(line))
+    assert (done.returncode, done.stdout) == (status, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert told in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_more_than_one_file_and_none(tmp_path):
+    done = run("check", "a", "b")
+    assert (done.returncode, done.stderr.startswith("relay: b: one file is checked at a time")) == (2, True)
+    done = run("check", cwd=tmp_path, env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)})
+    assert done.returncode == 2
+    assert "there is no relay.toml here" in done.stderr
+
+
+def test_nothing_listens_while_it_checks(checked):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, lines, _ = checked(f'[tunnels.a]\nlisten = {port}\ntarget = "localhost:1"\n')
+    assert (status, lines) == (0, [f"a: listens on 127.0.0.1:{port} → localhost:1"])
+
+
+def test_the_schema():
+    done = run("check", "--schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == config.schema()
+
+
+def test_help_has_examples_and_they_are_right():
+    done = run("check", "--help", env={**os.environ, "COLUMNS": "200"})
+    assert (done.returncode, done.stderr) == (0, "")
+    examples = re.findall(r"^relay check (.*?)(?: \(.*)?$", check.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 5
+    for example in examples:
+        assert squeezed(example) in squeezed(done.stdout)
+        words = shlex.split(example)
+        if "--" in words:
+            assert run("check", "--print", "--", *words[words.index("--") + 1 :]).returncode == 0

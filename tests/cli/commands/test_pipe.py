@@ -1,0 +1,481 @@
+"""``relay pipe``, as its users run it: what goes in and out, what is said, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from command_rig import RELAY, commands, run, squeezed
+from helpers import (
+    BLOCK,
+    PROMPT,
+    WAIT,
+    black_hole,
+    echo,
+    ending,
+    receive_all,
+    receive_exactly,
+    refusing,
+    send_and_end,
+    wait_until,
+)
+from sshd import server_url
+
+import relay
+from relay.addresses.parse import parse_hops, parse_target
+from relay.cli.commands.pipe import EXAMPLES
+from relay.testing import SAMBridge
+
+HASH = hashlib.sha256(BLOCK).hexdigest()
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+
+        def begin(*arguments, **options):
+            return make(*arguments, command="pipe", **{"stdin": subprocess.PIPE, **options})
+
+        yield begin
+
+
+@pytest.fixture
+def target(echo_server):
+    return "{}:{}".format(*echo_server.address)
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.settimeout(WAIT)
+        yield made
+
+
+@pytest.fixture
+def place(listening):
+    return "{}:{}".format(*listening.getsockname())
+
+
+@pytest.fixture
+def accept(listening):
+    with contextlib.ExitStack() as stack:
+
+        def make():
+            accepted = stack.enter_context(listening.accept()[0])
+            accepted.settimeout(WAIT)
+            return accepted
+
+        yield make
+
+
+def pipe(*arguments, **options):
+    """A command that ends by itself; its output is bytes."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([RELAY, "pipe", *arguments], timeout=WAIT, check=False, **options)
+
+
+def test_a_question_gets_its_whole_answer_and_nothing_else_is_printed(serve):
+    server = serve(lambda end: end.sendall(receive_all(end)[::-1]))
+    done = pipe("{}:{}".format(*server.address), input=b"question")
+    assert (done.stdout, done.stderr, done.returncode) == (b"noitseuq", b"", 0)
+
+
+def test_a_unix_socket_is_a_target(serve, tmp_path):
+    server = serve(echo, str(tmp_path / "server"))
+    assert pipe(f"unix://{server.address}", input=BLOCK).stdout == BLOCK
+
+
+def test_tls_is_a_target(serve, certificates):
+    from helpers import TLSEnd
+
+    def greet(end):
+        tls = TLSEnd(end, certificates.server(), server_side=True)
+        tls.sendall(b"hello ")
+        tls.sendall(tls.recv(100))
+        tls.shutdown(socket.SHUT_WR)
+        assert tls.recv(1) == b""
+
+    server = serve(greet)
+    done = pipe(f"tls://localhost:{server.address[1]}?ca={certificates.ca}", input=b"world")
+    assert (done.stdout, done.stderr, done.returncode) == (b"hello world", b"", 0)
+
+
+def test_a_file_goes_in_and_comes_out(target, tmp_path):
+    (tmp_path / "in").write_bytes(BLOCK)
+    with open(tmp_path / "in", "rb") as source, open(tmp_path / "out", "wb") as sink:
+        assert pipe(target, stdin=source, stdout=sink).returncode == 0
+    assert (tmp_path / "out").read_bytes() == BLOCK
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_one_socket_may_be_input_and_output(target, blocking):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(WAIT)
+        theirs.setblocking(blocking)
+        command = subprocess.Popen([RELAY, "pipe", target], stdin=theirs, stdout=theirs)
+        with command:
+            send_and_end(ours, b"hello")
+            assert receive_exactly(ours, 5) == b"hello"
+            assert command.wait(WAIT) == 0
+        assert theirs.getblocking() is blocking  # it is the same socket that the command had
+
+
+def shell(script, *arguments, **options):
+    return subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *arguments], capture_output=True, timeout=WAIT, check=False, **options
+    )
+
+
+def test_a_closed_input_is_an_empty_one(target):
+    done = shell('exec "$1" pipe "$2" <&-', RELAY, target)
+    assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_a_closed_output_is_told_when_there_is_something_to_write(target):
+    silent = shell('exec "$1" pipe "$2" >&- </dev/null', RELAY, target)
+    assert (silent.stderr, silent.returncode) == (b"", 0)
+    done = shell('printf x | "$1" pipe "$2" >&-', RELAY, target)
+    assert (done.stderr, done.returncode) == (b"relay: standard output: Bad file descriptor\n", 1)
+
+
+def test_with_everything_closed_no_connection_gets_a_standard_number(listening, place, accept):
+    """The log and the data would meet there."""
+    command = subprocess.Popen(["/bin/sh", "-c", 'exec "$1" pipe "$2" <&- >&- 2>&-', "sh", RELAY, place])
+    with command:
+        far = accept()
+        assert receive_all(far) == b""
+        far.sendall(b"x")
+        assert command.wait(WAIT) == 1
+
+
+def test_a_full_disk_is_told(target):
+    done = shell('printf x | "$1" pipe "$2" >/dev/full', RELAY, target)
+    assert (done.stderr, done.returncode) == (b"relay: standard output: No space left on device\n", 1)
+
+
+def test_an_output_that_nobody_reads_ends_it_as_it_ends_every_program(place, accept, start):
+    reader, writer = os.pipe()
+    command = start(place, stdout=writer)
+    os.close(writer)
+    far = accept()
+    far.sendall(b"x")
+    assert os.read(reader, 1) == b"x"
+    command.process.send_signal(signal.SIGSTOP)
+    far.sendall(b"y")
+    os.close(reader)  # it learns of both at once
+    command.process.send_signal(signal.SIGCONT)
+    status, said = command.wait()
+    assert status == -signal.SIGPIPE
+    assert said == ""
+
+
+def test_it_ends_in_silence_with_whoever_started_it(place, accept, start):
+    """As ``ssh`` closes both pipes at its end, and the target says no more."""
+    command = start(place)
+    far = accept()
+    command.process.stdin.write("last words")
+    command.process.stdin.flush()
+    command.process.stdout.close()
+    command.process.stdin.close()
+    assert receive_all(far) == b"last words"
+    assert command.process.wait(WAIT) == 0
+    assert command.process.stderr.read() == ""
+
+
+def test_the_end_of_the_target_is_the_end_of_the_output(place, accept, start):
+    command = start(place)
+    far = accept()
+    far.sendall(b"bye")
+    far.shutdown(socket.SHUT_WR)
+    assert command.process.stdout.read() == "bye"
+    command.process.stdin.write("more")
+    command.process.stdin.close()
+    assert receive_all(far) == b"more"
+    assert command.process.wait(WAIT) == 0
+
+
+def test_at_a_terminal_it_ends_with_the_target(place, accept):
+    outer, inner = pty.openpty()
+    try:
+        command = subprocess.Popen([RELAY, "pipe", place], stdin=inner, stdout=inner, stderr=inner)
+        with command:
+            far = accept()
+            os.write(outer, b"hello\n")
+            assert receive_exactly(far, 6) == b"hello\n"
+            far.sendall(b"bye\n")
+            far.close()
+            assert command.wait(WAIT) == 0
+            assert os.get_blocking(inner)
+        assert b"bye" in os.read(outer, 100)
+    finally:
+        os.close(outer)
+        os.close(inner)
+
+
+# Failures.
+
+
+def test_a_refusal_is_one_line():
+    with refusing() as (host, port):
+        done = pipe(f"{host}:{port}", input=b"x")
+    assert done.stderr.decode() == f"relay: {host}:{port}: connection refused; is the service running?\n"
+    assert (done.stdout, done.returncode) == (b"", 1)
+
+
+def test_a_reset_is_one_line(place, accept, start):
+    command = start(place)
+    far = accept()
+    far.sendall(b"x")
+    assert command.process.stdout.read(1) == "x"
+    relay.eventloop.sockets.reset(far)
+    status, said = command.wait()
+    assert (status, said) == (1, f"relay: {place}: the connection was reset; the transfer was cut\n")
+
+
+def test_a_hop_that_refuses_is_tried_once(tmp_path):
+    with refusing() as (host, port):
+        started = time.monotonic()
+        done = pipe("127.0.0.1:1", "--via", f"ssh://me@{host}:{port}?config=/dev/null", input=b"x")
+    assert time.monotonic() - started < PROMPT  # it does not wait for the server to come back
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert done.stderr.decode().count("\n") == 1
+    assert "connection refused" in done.stderr.decode()
+
+
+def test_the_time_to_connect_has_a_limit():
+    with black_hole() as hole:
+        done = pipe("{}:{}".format(*hole.getsockname()), "--connect-timeout", "0.3", input=b"")
+    assert done.returncode == 1
+    assert "no answer in time" in done.stderr.decode()
+
+
+def test_the_limits_of_a_connection(place, accept, start):
+    idle = start(place, "--idle-timeout", "0.2")
+    assert idle.process.wait(WAIT) == 1
+    assert "no byte has moved for 0.2 s (--idle-timeout)" in idle.process.stderr.read()
+    lingering = start(place, "--linger", "0.2", stdin=subprocess.DEVNULL)
+    assert lingering.process.wait(WAIT) == 1
+    assert "after one end (--linger)" in lingering.process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "nonsense"),
+        (["127.0.0.1:1", "--linger", "-1"], "'--linger': must not be negative, got -1"),
+        (["127.0.0.1:1", "--idle-timeout", "0"], "'--idle-timeout': must be greater than 0, got 0"),
+        (["127.0.0.1:1", "--connect-timeout", "0"], "'--connect-timeout': must be greater than 0, got 0"),
+        (["127.0.0.1:1", "--via", "127.0.0.1:2"], "127.0.0.1:2"),
+        (["127.0.0.1:1", "--via", "ssh://me@host?password=secret"], "everybody on this machine can read a password"),
+        (["127.0.0.1:1", "--via", "ssh://me:secret@host"], "ssh://"),
+        (["i2p://name.i2p?user=me&password=secret"], "everybody on this machine can read a password"),
+        ([], "TARGET"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_without_secrets(arguments, words):
+    done = run("pipe", *arguments, input="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "secret" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_debug_shows_a_traceback():
+    with refusing() as (host, port):
+        done = run("pipe", f"{host}:{port}", "--debug", input="")
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("relay: ")
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_at_once_and_resets_the_target(place, accept, start, number):
+    command = start(place)
+    far = accept()
+    command.process.stdin.write("x")
+    command.process.stdin.flush()
+    assert receive_exactly(far, 1) == b"x"
+    command.process.send_signal(number)
+    assert command.process.wait(WAIT) == -number  # which a shell calls 128 + number; its input is open until then
+    assert command.process.stderr.read() == ""
+    assert ending(far) == "reset"
+
+
+def test_a_signal_ends_it_while_it_connects(start):
+    with black_hole() as hole:
+        command = start("{}:{}".format(*hole.getsockname()))
+        wait_until(lambda: len(os.listdir(f"/proc/{command.process.pid}/task")) > 1)
+        wait_until(lambda: _catches(command.process.pid, signal.SIGTERM))
+        assert command.end()[0] == -signal.SIGTERM
+
+
+def _catches(pid, number):
+    with open(f"/proc/{pid}/status") as lines:
+        (caught,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")]
+    return caught >> (number - 1) & 1
+
+
+def test_an_output_that_is_stuck_does_not_hold_up_a_signal(place, accept, start):
+    command = start(place)
+    far = accept()
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            far.send(BLOCK)
+    assert command.process.poll() is None
+    command.process.send_signal(signal.SIGTERM)
+    assert command.process.wait(WAIT) == -signal.SIGTERM
+
+
+# What is loaded, and when.
+
+
+def test_help_has_examples_and_they_are_right():
+    shown = squeezed(run("pipe", "--help").stdout)
+    examples = re.findall(r"relay pipe (\S+?)'?(?: --via (\S+?)'?)?(?=[\s\"'|])", EXAMPLES)
+    assert len(examples) >= 4
+    assert any(via for _, via in examples)
+    for target, via in examples:
+        assert squeezed(f"relay pipe {target}") in shown
+        place = target.replace("%h", "inner.example").replace("%p", "22")
+        parse_target(place)
+        parse_hops([via] if via else [], place)
+
+
+def loaded_by(*arguments):
+    """The modules that a command has loaded in the end."""
+    code = "import sys; from relay.cli import main; main(); print(*sys.modules, file=sys.stderr)"
+    run = [sys.executable, "-c", code, "pipe", *arguments]
+    return set(subprocess.run(run, input="", capture_output=True, timeout=WAIT, check=True, text=True).stderr.split())
+
+
+def test_it_starts_without_what_it_does_not_need(target):
+    loaded = loaded_by(target)
+    assert "relay.engine.stdio" in loaded
+    unwanted = {
+        "rich.console",
+        "paramiko",
+        "ssl",
+        "asyncio",
+        "http.server",
+        "relay.engine.tunnel",
+        "relay.cli.commands.demo",
+    }
+    assert not loaded & unwanted
+
+
+def test_over_ssh_it_starts_without_what_paramiko_does_not_need(sshd, target):
+    loaded = loaded_by(target, "--via", server_url(sshd.server))
+    assert "paramiko" in loaded
+    assert not loaded & {"invoke.tasks", "asyncio", "unittest.mock", "rich.console"}
+
+
+def test_each_command_is_loaded_alone_and_all_of_them_for_help():
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("forward", "expose", "pipe", "demo", "keys"):
+        assert f" {name} " in done.stdout
+    assert "Did you mean 'pipe'" in run("pip").stderr
+
+
+# Over I2P, and over SSH.
+
+
+@pytest.fixture
+def router():
+    with SAMBridge() as made:
+        yield made
+
+
+def test_over_i2p_a_request_gets_its_answer_though_its_end_cannot_be_told(router, echo_server):
+    with relay.Tunnel(relay.i2p_listen("", sam=router.sam), relay.tcp(*echo_server.address), timeout=None) as tunnel:
+        place = f"{tunnel.address}?sam={router.sam}"
+        done = pipe(place if "//" in place else f"i2p://{place}", "--linger", "0.3", input=b"question")
+    assert (done.stdout, done.stderr, done.returncode) == (b"question", b"", 0)
+
+
+def test_over_i2p_a_service_that_is_down_is_told(router):
+    with (
+        refusing() as (host, port),
+        relay.Tunnel(relay.i2p_listen("", sam=router.sam), relay.tcp(host, port)) as tunnel,
+    ):
+        place = f"{tunnel.address}?sam={router.sam}"
+        done = pipe(place if "//" in place else f"i2p://{place}", stdin=subprocess.DEVNULL)
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert "it ended before a single byte came; is the service there up?\n" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("kind", ["paramiko", "openssh"])
+def test_what_a_server_refuses_is_one_line(sshd, kind):
+    with refusing() as (host, port):
+        done = pipe(f"{host}:{port}", "--via", server_url(sshd.server, backend=kind), input=b"x")
+    assert (done.stdout, done.returncode) == (b"", 1)
+    assert done.stderr.decode().count("\n") == 1
+    assert f"{host}:{port}" in done.stderr.decode()
+    assert "refused" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("kind", ["paramiko", "openssh"])
+def test_a_server_that_is_lost_is_one_line(make_sshd, place, accept, start, kind):
+    server = make_sshd()
+    command = start(place, "--via", server_url(server.server, backend=kind))
+    far = accept()
+    far.sendall(b"x")
+    assert command.process.stdout.read(1) == "x"
+    server.kill()
+    assert command.process.wait(WAIT) == 1
+    said = command.process.stderr.read()
+    assert said.count("\n") == 1
+    assert "lost" in said or "ssh has ended, and the connection with it" in said
+
+
+@pytest.mark.parametrize("kind", ["paramiko", "openssh"])
+def test_nothing_is_left_of_a_way_over_ssh(sshd, place, accept, start, tmp_path, kind):
+    options = {"env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    command = start(place, "--via", server_url(sshd.server, backend=kind), **options)
+    far = accept()
+    far.sendall(b"x")
+    assert command.process.stdout.read(1) == "x"
+    family = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.process.wait(WAIT) == -signal.SIGTERM
+    assert psutil.wait_procs(family, timeout=WAIT)[1] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["paramiko", "openssh"])
+def test_over_two_servers_each_sees_one_login_and_nothing_is_left(make_sshd, target, tmp_path, kind):
+    (tmp_path / "temporary").mkdir()
+    servers = [make_sshd(), make_sshd()]
+    hops = [word for one in servers for word in ("--via", server_url(one.server, backend=kind))]
+    done = pipe(target, *hops, input=b"hello", env={**os.environ, "TMPDIR": f"{tmp_path}/temporary"})
+    assert (done.stdout, done.stderr, done.returncode) == (b"hello", b"", 0)
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert [one.logins for one in servers] == [1, 1]
+
+
+def test_what_is_wrong_at_the_first_of_two_servers_is_told_once(make_sshd, target):
+    first, second = make_sshd(), make_sshd()
+    hops = [
+        server_url(first.server, known_hosts=second.known_hosts, hostkey="SHA256:" + "A" * 43),
+        server_url(second.server),
+    ]
+    done = pipe(target, "--via", hops[0], "--via", hops[1], input=b"hello")
+    assert (done.stdout, done.returncode) == (b"", 1)
+    said = done.stderr.decode()
+    assert said.startswith(f"relay: hop 1 of 2 (ssh://{first.user}@127.0.0.1:{first.port}): ")
+    assert said.count("\n") == 1
+    assert second.logins == 0

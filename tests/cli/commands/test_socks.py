@@ -1,0 +1,213 @@
+"""``relay socks``: what it prints, whom it lets in, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+
+import pytest
+from command_rig import commands, run, squeezed
+from helpers import BLOCK, WAIT, receive_all, receive_exactly, send_and_end
+
+from relay.addresses.parse import parse_hops
+from relay.cli.commands import socks
+from relay.transports.dynamic import parse_rule
+
+HELLO, NO_LOGIN, GRANTED = b"\5\1\0", b"\5\0", b"\5\0\0\1" + bytes(6)
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+        yield lambda *arguments, **options: make(*arguments, command="socks", **options)
+
+
+def request(host, port):
+    return HELLO + bytes([5, 1, 0, 3, len(host)]) + host.encode() + port.to_bytes(2, "big")
+
+
+def page(connection):
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + BLOCK)
+
+
+def curl(*arguments):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-sS", "--noproxy", "", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
+
+
+def test_it_says_where_it_listens_and_leads_anywhere(start, echo_server):
+    command = start(":0", "-v")
+    address = command.address()
+    assert address[0] == "127.0.0.1"
+    with socket.create_connection(address, WAIT) as client:
+        send_and_end(client, request("localhost", echo_server.address[1]) + b"hello")
+        assert receive_all(client) == NO_LOGIN + GRANTED + b"hello"
+    assert f"→ localhost:{echo_server.address[1]}: done" in command.hear("done")
+    status, said = command.end()
+    assert status == 0
+    assert "1 connection" in said
+
+
+def test_over_a_unix_socket(start, echo_server, tmp_path):
+    command = start(f"unix://{tmp_path}/proxy")
+    assert command.process.stdout.readline() == f"listening on unix://{tmp_path}/proxy → anywhere\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(tmp_path / "proxy"))
+        send_and_end(client, request("localhost", echo_server.address[1]) + b"hello")
+        assert receive_all(client) == NO_LOGIN + GRANTED + b"hello"
+    assert command.end()[0] == 0
+    assert not (tmp_path / "proxy").exists()
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+def test_as_an_http_proxy(start, serve, scheme):
+    command = start(f"{scheme}://127.0.0.1:0")
+    where = "http://{}:{}".format(*command.address())
+    done = curl("--proxytunnel", "--proxy", where, f"http://localhost:{serve(page).address[1]}/")
+    assert done.stdout == BLOCK, done.stderr
+
+
+def test_socks5_may_be_written_out(start, serve):
+    command = start("socks5://127.0.0.1:0")
+    where = "socks5h://{}:{}".format(*command.address())
+    assert curl("--proxy", where, f"http://localhost:{serve(page).address[1]}/").stdout == BLOCK
+
+
+def test_over_a_hop_and_by_rules(start, serve, ssh_server):
+    port = serve(page).address[1]
+    command = start(":0", "--via", ssh_server.url, "--rule", "127.0.0.1=direct", "--rule", "127.0.0.0/8=refuse")
+    line = command.process.stdout.readline()
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+ → anywhere via ssh://\S+ by 2 rules\n", line)
+    where = f"socks5h://{re.search(r'127.0.0.1:[0-9]+', line)[0]}"
+    assert curl("--proxy", where, f"http://127.0.0.1:{port}/").stdout == BLOCK
+    assert ssh_server.opened == 0
+    assert curl("--proxy", where, f"http://localhost:{port}/").stdout == BLOCK
+    assert ssh_server.opened == 1
+    refused = curl("--proxy", where, f"http://127.0.0.2:{port}/")
+    assert refused.returncode == 97 and b"(2)" in refused.stderr
+    assert "the rules refuse it" in command.hear("127.0.0.2")
+
+
+def test_a_login_that_is_refused_ends_it(start, make_ssh_server, tmp_path):
+    server, other = make_ssh_server(), make_ssh_server()
+    wrong = re.sub(r"keyfile=[^&]*", re.search(r"keyfile=[^&]*", other.url)[0], server.url)
+    command = start(":0", "--rule", f"*.corp.example={wrong}")
+    status, said = command.wait()
+    assert status == 1
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith("relay: ssh://")
+
+
+def test_a_password(start, serve, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    file.chmod(0o600)
+    port = serve(page).address[1]
+    for listen, scheme in ((":0", "socks5h"), ("http://127.0.0.1:0", "http")):
+        command = start(listen, "--user", "me", "--password-file", str(file))
+        host, proxy_port = command.address()
+        common = ["--proxytunnel", f"http://localhost:{port}/", "--proxy"]
+        assert curl(*common, f"{scheme}://me:secret@{host}:{proxy_port}").stdout == BLOCK
+        assert curl(*common, f"{scheme}://me:wrong@{host}:{proxy_port}").returncode in (56, 97)
+    environment = {**os.environ, "PROXY_PASSWORD": "secret"}
+    for words in ([":0", "--user", "me", "--password-env", "PROXY_PASSWORD"], [f"socks5://me@:0?password_file={file}"]):
+        where = "socks5h://me:secret@{}:{}".format(*start(*words, env=environment).address())
+        assert curl("--proxy", where, f"http://localhost:{port}/").stdout == BLOCK
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:0", True), ("[::1]:0", False), ("127.0.0.2:0", False)])
+def test_a_proxy_for_everybody_is_a_warning(start, listen, warned):
+    command = start(listen)
+    command.process.stdout.readline()
+    status, said = command.end()
+    assert status == 0
+    assert ("WARNING everybody who can reach 0.0.0.0 port" in said) == warned
+
+
+@pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
+def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, listen, warned):
+    command = start(listen, "--user", "me", "--password-env", "P", env={**os.environ, "P": "secret"})
+    command.process.stdout.readline()
+    said = command.end()[1]
+    assert said.count("WARNING") == said.count("users and passwords cross the network in the clear") == warned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["ssh://a"], 2, "listen address 'ssh://a': a proxy for programs does not listen there"),
+        (["i2p:"], 2, "a proxy for programs does not listen there"),
+        (["tls://:0?cert=x"], 2, "a proxy for programs does not listen there"),
+        (["http://unix:///x"], 2, "listen address"),
+        (["socks5://me:secret@:0"], 2, "everybody on this machine can read a password"),
+        (["socks5://me@:0?password_env=X", "--user", "me", "--password-env", "X"], 2, "--user: it is in LISTEN"),
+        (["localhost"], 2, "no port"),
+        ([":0", "--rule", "*"], 2, "rule '*': there is no way"),
+        ([":0", "--rule", "10.0.0.1/8=direct"], 2, "host bits set"),
+        ([":0", "--via", "tls://a:1"], 2, "is a target, not a hop"),
+        ([":0", "--via", "ssh://me:secret@a"], 2, "everybody on this machine can read a password"),
+        ([":0", "--rule", "*=ssh://me:secret@a"], 2, "everybody on this machine can read a password"),
+        ([":0", "--rule", "*=direct,ssh://me:secret@a"], 2, "rule"),
+        ([":0", "--user", "me"], 2, "there is no password; --user NAME goes with --password-file FILE"),
+        ([":0", "--password-env", "X"], 2, "there is no user"),
+        ([":0", "--user", "me", "--password-env", "NOT_SET"], 2, "is not set"),
+        ([":0", "--user", "me", "--password-file", "/does/not/exist"], 2, "No such file"),
+        ([":0", "--user", "me", "--password-file", "x", "--password-env", "y"], 2, "given twice"),
+        ([":0", "--sam", "nonsense"], 2, "sam"),
+        ([":0", "--nconnect", "0"], 2, "nconnect"),
+        ([], 2, "LISTEN"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, status, text):
+    done = run("socks", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("socks", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "Address already in use" in done.stderr
+
+
+def test_half_a_greeting_is_ended_in_time(start):
+    address = start(":0", "--connect-timeout", "0.2").address()
+    with socket.create_connection(address, WAIT) as client:
+        client.sendall(HELLO)
+        assert receive_exactly(client, 2) == NO_LOGIN
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_help_has_examples_and_they_are_right(start, tmp_path):
+    done = run("socks", "--help", env={**os.environ, "COLUMNS": "200"})
+    assert (done.returncode, done.stderr) == (0, "")
+    examples = re.findall(r"^(relay socks .*?)(?: \(.*)?$", socks.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 6
+    password = tmp_path / "FILE"
+    password.write_text("secret")
+    password.chmod(0o600)
+    for example in examples:
+        assert squeezed(example.partition(" --")[0]) in squeezed(done.stdout)
+        listen, *words = shlex.split(example)[2:]
+        options = []
+        for name, value in zip(words[::2], words[1::2], strict=True):
+            if name == "--via":
+                parse_hops([value])
+            elif name == "--rule":
+                parse_rule(value)
+            if "ssh://" not in value:  # a hop that is nowhere
+                options += [name, str(password) if value == "FILE" else value]
+        command = start(re.sub(r"\d+$", ":0" if listen.isdigit() else "0", listen), *options)
+        assert command.process.stdout.readline().startswith("listening on ")

@@ -1,0 +1,665 @@
+"""The command ``relay``, as its users run it: real processes, signals and exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+from command_rig import LISTENING, RELAY, Terminal, commands, run, squeezed
+from helpers import (
+    WAIT,
+    black_hole,
+    echo,
+    ending,
+    exchange,
+    receive_all,
+    receive_exactly,
+    refusing,
+    send_and_end,
+    wait_until,
+)
+
+import relay
+from relay.addresses.i2p import I2PListen
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.cli import app as commands_module
+from relay.cli.command_loader import COMMANDS, command
+from relay.cli.commands import expose, forward
+from relay.cli.commands.help import TOPICS
+from relay.cli.options import seconds, seconds_or_zero
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+        yield make
+
+
+@pytest.fixture
+def connect():
+    with contextlib.ExitStack() as stack:
+
+        def make(address):
+            return stack.enter_context(socket.create_connection(address, timeout=WAIT))
+
+        yield make
+
+
+@pytest.fixture
+def target(echo_server):
+    return "{}:{}".format(*echo_server.address)
+
+
+def test_it_says_where_it_listens_and_relays(start, connect, target):
+    command = start(":0", target)
+    address = command.address()
+    assert address[0] == "127.0.0.1"
+    client = connect(address)
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    status, said = command.end()
+    assert status == 0
+    assert "1 connection, 5 B received, 5 B sent, 0 failed" in said
+
+
+def test_it_relays_between_unix_sockets_and_removes_its_own(start, serve, tmp_path):
+    server = serve(echo, str(tmp_path / "server"))
+    command = start(f"unix://{tmp_path}/front", f"unix://{server.address}", "-v")
+    assert command.process.stdout.readline() == f"listening on unix://{tmp_path}/front → unix://{server.address}\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(tmp_path / "front"))
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+    assert f"a local client → unix://{server.address}: done" in command.hear("done")
+    assert command.end()[0] == 0
+    assert not (tmp_path / "front").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_either_signal_ends_it_with_status_0(start, number):
+    command = start(":0", "127.0.0.1:1")
+    command.address()
+    status, said = command.end(number)
+    assert status == 0
+    assert said.splitlines()[0].endswith(f"INFO {number.name}: closing")
+    assert "0 connections" in said.splitlines()[1]
+
+
+def test_a_signal_lets_connections_finish(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()))
+    address = command.address()
+    client = connect(address)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        command.process.send_signal(signal.SIGTERM)
+        assert "1 live, 30 s to finish" in command.hear("closing")
+        wait_until(lambda: not listens(command.process.pid))
+        with pytest.raises(ConnectionRefusedError):
+            connect(address)
+        exchange(client, far)
+        client.close()
+        assert far.recv(1) == b""
+    status, said = command.wait()
+    assert status == 0
+    assert "1 connection, 8 B received, 8 B sent, 0 failed" in said
+
+
+def listens(pid):
+    return any(one.status == psutil.CONN_LISTEN for one in psutil.Process(pid).net_connections("tcp"))
+
+
+def test_a_second_signal_ends_it_at_once(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()))
+    client = connect(command.address())
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        command.process.send_signal(signal.SIGINT)
+        command.hear("closing")
+        command.process.send_signal(signal.SIGTERM)
+        assert command.wait()[0] == 0
+        assert ending(client) == ending(far) == "reset"
+
+
+def test_what_is_left_when_the_drain_is_over_is_reset(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()), "--drain", "0.05")
+    client = connect(command.address())
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far)
+        assert command.end()[0] == 0
+        assert ending(client) == ending(far) == "reset"
+
+
+def test_verbose_has_one_line_for_each_connection(start, connect, target):
+    command = start(":0", target, "-v")
+    address = command.address()
+    for _ in range(2):
+        client = connect(address)
+        name = client.getsockname()
+        send_and_end(client, b"hello")
+        assert receive_all(client) == b"hello"
+        line = command.hear("done")
+        assert f"127.0.0.1:{name[1]} → {target}: done after " in line
+        assert "5 B received, 5 B sent, copy" in line
+    assert command.end()[0] == 0
+
+
+def test_without_verbose_a_good_connection_is_not_worth_a_line(start, connect, target):
+    command = start(":0", target)
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert len(command.end()[1].splitlines()) == 2
+
+
+def test_json_log_lines_parse(start, connect, target):
+    command = start(":0", target, "-v", "--log-format", "json")
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    command.hear('"reason": "done"')
+    status, said = command.end()
+    assert status == 0
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, lines))
+    (record,) = [line["connection"] for line in lines if "connection" in line]
+    assert (record["target"], record["reason"], record["received"], record["sent"]) == (target, "done", 5, 5)
+    (stats,) = [line["stats"] for line in lines if "stats" in line]
+    assert (stats["accepted"], stats["active"], stats["failed"]) == (1, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("forward", ":0", "h:99999", "--log-format", "json"), 2, "port 99999"),
+        (("forward", ":0", "--log-format=json"), 2, "Missing argument 'TARGET'"),
+        (("forward", "--log-format", "json", ":0", "h:1", "--nconect", "1"), 2, "--nconect"),
+        (("forward", "192.0.2.1:0", "h:1", "--log-format", "json", "--debug"), 1, "no such address"),
+        (("up", "no-such-file", "--log-format", "json"), 2, "no-such-file"),
+    ],
+)
+def test_json_errors_parse(arguments, status, told):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert lines[-1]["level"] == "error"
+    assert told in lines[-1]["message"]
+    assert ("traceback" in lines[-1]) == ("--debug" in arguments)
+
+
+def test_what_is_checked_has_its_own_format():
+    assert run("check", "--", "forward", ":0", "h:99999", "--log-format", "json").stderr.startswith("relay: ")
+
+
+def reason_with(start, connect, target, *options):
+    command = start(":0", target, "-v", "--log-format", "json", *options)
+    client = connect(command.address())
+    send_and_end(client, b"x") if "--linger" in options else client.sendall(b"x")
+    line = json.loads(command.hear('"connection"'))
+    assert ending(client) == "reset"
+    status, said = command.end()
+    assert status == 0
+    assert json.loads(said.splitlines()[-1])["stats"]["failed"] == {line["connection"]["reason"]: 1}
+    return line["connection"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"), [("--timeout", "lifetime"), ("--idle-timeout", "idle"), ("--linger", "linger")]
+)
+def test_the_limits_are_those_of_the_tunnel(start, connect, listener, option, reason):
+    silent = "{}:{}".format(*listener.getsockname())
+    assert reason_with(start, connect, silent, option, "0.05") == reason
+
+
+def test_the_time_to_connect_is_limited(start, connect):
+    with black_hole() as hole:
+        silent = "{}:{}".format(*hole.getsockname())
+        assert reason_with(start, connect, silent, "--connect-timeout", "0.05") == "connect_timeout"
+
+
+def ending_of_a_client(connect, address):
+    try:
+        return ending(connect(address))
+    except ConnectionResetError:
+        return "reset"  # it came before connect() had returned
+
+
+def test_a_refused_target_is_a_warning_and_a_reset(start, connect):
+    with refusing() as place:
+        command = start(":0", "{}:{}".format(*place))
+        assert ending_of_a_client(connect, command.address()) == "reset"
+        assert "refused" in command.hear("WARNING")
+        assert "1 failed (1 refused)" in command.end()[1]
+
+
+def test_a_target_whose_name_does_not_resolve_is_a_warning_and_a_reset(start, connect):
+    command = start(":0", "no-such-host.invalid:80")
+    address = command.address()
+    for _ in range(2):
+        assert ending_of_a_client(connect, address) == "reset"
+        assert "no-such-host.invalid:80: the name cannot be looked up" in command.hear("WARNING")
+    assert command.end()[0] == 0
+
+
+def test_at_most_nconnect_connections_at_one_time(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()), "--nconnect", "1")
+    address = command.address()
+    first, second = connect(address), connect(address)
+    second.sendall(b"second")
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(first, far)
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        first.close()
+        assert far.recv(1) == b""
+    listener.settimeout(WAIT)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        assert receive_exactly(far, 6) == b"second"
+
+
+def test_it_takes_all_the_descriptors_that_the_system_allows(start):
+    soft = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"']
+    command = start(":0", "127.0.0.1:1", prefix=soft)
+    command.address()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert resource.prlimit(command.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    assert command.end()[0] == 0
+
+
+WRONG = {
+    ("forwrd",): "Did you mean 'forward'?",
+    ("forward",): "Missing argument 'LISTEN'",
+    ("forward", ":0"): "Missing argument 'TARGET'",
+    ("forward", ":0", "h:1", "i:2"): "unexpected extra argument",
+    ("forward", ":0", "h:1", "--nconect", "1"): "--nconnect",
+    ("forward", ":0", "h:1", "--vai", "x"): "No such option: --vai; did you mean --via? See relay forward --help",
+    ("forward", ":0", "h:1", "--nconnect", "0"): "'--nconnect': must be at least 1, or -1 for no limit, got '0'",
+    ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
+    ("forward", ":0", "h:1", "--timeout", "-1"): "'--timeout': must not be negative, got -1; leave the option out",
+    ("forward", ":0", "h:1", "--timeout", "nan"): "'--timeout': expected a time such as 90, 1.5s, 10m or 2h, got 'nan'",
+    ("forward", ":0", "h:1", "--timeout"): "'--timeout' requires an argument",
+    ("forward", ":0", "h:1", "--drain", "-1"): "--drain",
+    ("forward", ":0", "h:1", "--drain", "nan"): "--drain",
+    ("forward", ":0", "h:1", "--log-format", "xml"): "'text', 'json'",
+    ("forward", ":0", "h:99999"): "target 'h:99999': port 99999; a port is a number from 1 to 65535",
+    ("forward", ":99999", "h:1"): "listen address ':99999': port 99999; a port is a number from 0 to 65535",
+    ("forward", ":0", "gopher://h:1"): "unknown scheme gopher://",
+    ("forward", ":0", "tpc://h:1"): "did you mean tcp://?",
+    ("forward", ":0", "ssh://h"): "ssh:// is a hop, not a target",
+    ("forward", "socks5://me:hunter2@:0", "h:1"): "its clients name their targets themselves; relay socks serves them",
+    ("forward", ":0", "h:1", "--via", "socks5://me:hunter2@h:1"): "everybody on this machine can read a password that",
+    ("forward", ":0", "unix:///x", "--via", "http://h:1"): "unix:///x: a Unix socket is on this machine",
+    ("forward", ":0", "h:1", "--via", "i2p:"): "h:1: what follows i2p: has a name in .i2p",
+    ("forward", ":0", "h:1", "--via", "tcp://h:1"): "tcp:// is a target, not a hop",
+    ("forward", ":0", "h:1", "--via", "shh://h"): "did you mean ssh://?",
+    ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://-b"): "hop 2 of 2 (ssh://-b): host: '-b' is not",
+    ("forward", ":0", "h:1", "--via"): "'--via' requires an argument",
+    ("forward", ":0", "tcp://me:hunter2@h:1"): "tcp:// takes no user or password",
+    ("forward", ":0", "h:1", "--via", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
+    ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://h?passphrase=hunter2"): "use passphrase_file=FILE",
+    ("forward", "ssh://me:hunter2@h", "h:1"): "listen address 'ssh://me:***@h': everybody on this machine can read",
+    ("forward", ":0", "h:1", "ssh://me:hunter2@h"): "unexpected extra argument(s) (ssh://me:***@h)",
+    ("forward", ":0", "h:1", "h?password=hunter2"): "unexpected extra argument(s) (h?password=***)",
+    ("forward", ":0", "h:1", "h?x=hunter2", "ssh://me:hunter2@h?x=hunter2"): "(h?x=*** ssh://me:***@h?x=***)",
+    ("forward", ":0", "h:1", "--debgu=ssh://me:hunter2@h"): "--debgu",
+    ("forward", ":0", "h:1", "--nconnect", "ssh://me:hunter2@h"): "--nconnect",
+    ("forward", ":0", "h:1", "--idle-timeout", "5 weeks"): "expected a time such as 90, 1.5s, 10m or 2h, got '5 weeks'",
+    ("expose", "h:1", "--on", "ssh://127.0.0.1:1", "--timeout", "0"): "must be greater than 0, got 0",
+    ("forward", ":0", "https://h:1"): "unknown scheme https:// (did you mean tls://?)",
+    ("forward", " 8090", "h:1"): "listen address ' 8090': a space at its beginning or end; leave it out",
+    ("help", "nope"): "No such command 'nope'; see relay --help",
+    ("expose", "h:1"): "Missing option '--on'",
+    ("expose", "--on", "ssh://h"): "Missing argument 'TARGET'",
+    ("forward", ":0", "h:1", "--via", "ssh://me@h?keepalive=0"): "hop 'ssh://me@h?keepalive=0': keepalive=0; a number",
+    ("expose", "h:1", "--on", ":80"): "--on ':80': it has no scheme; allowed are i2p: and ssh://",
+    ("expose", "h:1", "--on", "tcp://:80"): "--on 'tcp://:80': tcp:// is on this machine, where relay forward listens",
+    ("expose", "h:1", "--on", "i2p://x.i2p"): "--on 'i2p://x.i2p': what others connect to is told by the keys",
+    ("expose", "h:1", "--on", "sshh://h"): "did you mean ssh://?",
+    ("expose", "h:1", "--on", "ssh://h?listen=x"): "listen= 'x': no port",
+    ("expose", "h:1", "--on", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
+    ("expose", "h:1", "--on", "ssh://h", "--via", "ssh://me:hunter2@h"): "hop 'ssh://me:***@h': everybody",
+    ("expose", "h:99999", "--on", "ssh://h"): "target 'h:99999'",
+    ("forward", ":0", "tls://h:1?password=hunter2"): "unknown parameter 'password'",
+    ("forward", ":0", "h\n:1"): "a control character",
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.items())
+def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("relay: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "hunter2" not in done.stderr
+
+
+def test_what_the_machine_refuses_gets_one_line_and_status_1(listener, tmp_path):
+    port = listener.getsockname()[1]
+    (tmp_path / "file").touch()
+    refused = {
+        f":{port}": f"127.0.0.1:{port}: Address already in use",
+        "no-such-host.invalid:0": "no-such-host.invalid:0: the name cannot be looked up",
+        "192.0.2.1:0": "this machine has no such address",
+        f"unix://{tmp_path}/none/s": "No such file or directory",
+        f"unix://{tmp_path}/file": "a file that is not a socket",
+    }
+    for listen, said in refused.items():
+        done = run("forward", listen, "h:1")
+        assert (done.returncode, done.stdout) == (1, ""), listen
+        assert done.stderr.startswith("relay: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("via", ["ssh://me:hunter2@h", "ssh://h?password=hunter2", "sshh://h?password=hunter2"])
+def test_debug_shows_no_secret(via):
+    done = run("forward", ":0", "h:1", "--via", via, "--debug")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_debug_adds_the_traceback():
+    done = run("forward", ":0", "h:99999", "--debug")
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("relay: target 'h:99999'")
+
+
+@pytest.mark.parametrize("program", [(RELAY, "--version"), (RELAY, "-V"), (sys.executable, "-m", "relay", "-V")])
+def test_version(program):
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"relay {relay.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", relay.__version__)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Runs a command in this process: the exit status, standard output and standard error."""
+
+    def make(*arguments):
+        monkeypatch.setattr(sys, "argv", ["relay", *arguments])
+        monkeypatch.setenv("COLUMNS", "80")
+        status = commands_module.run()
+        return status, *capsys.readouterr()
+
+    return make
+
+
+EVERY = [(name,) for name in COMMANDS if name != "keys"] + [("keys",), ("keys", "new"), ("keys", "show")]
+
+
+@pytest.mark.parametrize("words", [(), *EVERY], ids=" ".join)
+def test_every_help_is_clean_at_80_columns(here, words):
+    status, shown, errors = here(*words, "--help")
+    assert (status, errors) == (0, "")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if line.endswith(" .") or "<bool>" in line or "<str>" in line or "{" in line]
+    assert here("help", *words) == (0, shown, "")
+
+
+def test_help_loses_no_brackets(here):
+    assert "is kept [the text of TARGET]." in " ".join(here("expose", "--help")[1].split())
+    for name in ("forward", "expose", "socks", "up", "check", "pipe"):
+        shown = squeezed(here(name, "--help")[1])
+        for parameter in command(name).params:
+            for bracketed in re.findall(r"\[[^]]*\]", getattr(parameter, "help", None) or ""):
+                assert squeezed(bracketed) in shown, (name, bracketed)
+
+
+@pytest.mark.parametrize("words", [(), ("keys",)], ids=["relay", "keys"])
+def test_without_a_command_it_shows_the_help_and_has_status_2(here, words):
+    assert here(*words) == (2, here(*words, "--help")[1], "")
+
+
+def test_topics(here):
+    for topic, text in TOPICS.items():
+        assert here("help", topic) == (0, text, "")
+        assert max(map(len, text.splitlines())) <= 80
+    assert all(f"\n  {status}  " in TOPICS["exit-status"] for status in range(3))
+
+
+def test_a_bare_port_is_a_target_on_the_loopback(start, connect, echo_server):
+    command = start(":0", str(echo_server.address[1]), "--idle-timeout", "5m")
+    line = command.process.stdout.readline()
+    assert line.endswith(f" → 127.0.0.1:{echo_server.address[1]}\n")
+    client = connect(("127.0.0.1", int(LISTENING.fullmatch(line)[2])))
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert command.end()[0] == 0
+
+
+def test_who_swaps_listen_and_target_is_shown_the_order(here):
+    status, _, errors = here("forward", "no-such-host.invalid:80", "8090")
+    assert status == 1
+    assert errors.endswith("LISTEN comes first: relay forward 8090 no-such-host.invalid:80\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90", 90), ("1.5s", 1.5), ("250 ms", 0.25), ("10m", 600), ("2h", 7200), ("1d", 86400)]
+)
+def test_times_may_have_a_unit(text, value):
+    assert seconds(text) == seconds_or_zero(text) == value
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_full_disk_is_one_line(buffered):
+    with open("/dev/full", "w") as full:
+        done = run("--version", stdout=full, env={**os.environ, "PYTHONUNBUFFERED": buffered})
+    assert (done.returncode, done.stderr) == (1, "relay: standard output: No space left on device\n")
+
+
+def help_of(name):
+    done = run(name, "--help", env={**os.environ, "COLUMNS": "200"})
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_help_has_examples_and_they_are_right():
+    shown = help_of("forward")
+    examples = re.findall(r"^relay forward (\S+) (\S+)(?: --via (\S+))?", forward.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 5
+    assert any(via for _, _, via in examples)
+    for listen, target, via in examples:
+        assert squeezed(f"relay forward {listen} {target}") in squeezed(shown)
+        parse_listen(listen.strip("'"))
+        parse_target(target.strip("'"))
+        parse_hops([via] if via else [])
+
+
+def test_help_of_expose_has_examples_and_they_are_right():
+    shown = help_of("expose")
+    examples = re.findall(r"^relay expose (\S+) --on (\S+)(?: --via (\S+))?", expose.EXAMPLES, re.MULTILINE)
+    assert len(examples) >= 4
+    for target, on, via in examples:
+        assert squeezed(f"relay expose {target} --on {on}") in squeezed(shown)
+        parse_target(target.strip("'"))
+        assert isinstance(parse_listen(on.strip("'")), (SSHListen, I2PListen))
+        parse_hops([via] if via else [])
+
+
+def test_help_names_every_parameter_of_a_hop_but_the_secrets():
+    shown = TOPICS["hops"]
+    for name in (*SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS):
+        assert (f"\n  {name}=" in shown) == (name not in ("password", "passphrase")), name
+
+
+def test_errors_list_the_parameters_of_a_server_in_the_order_of_the_help():
+    of_a_server = TOPICS["hops"].partition("\nSSH.")[2].partition("\nI2P\n")[0]
+    shown = re.findall(r"^  (\w+)=", of_a_server, re.MULTILINE)
+    assert shown == [*(name for name in SSH_PARAMETERS if name not in ("password", "passphrase")), "listen"]
+
+
+def test_help_without_a_terminal_has_no_escapes():
+    assert "\x1b" not in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("relay fo", "forward"),
+        ("relay ex", "expose"),
+        ("relay expose --o", "--on"),
+        ("relay forward --idl", "--idle-timeout"),
+    ],
+)
+def test_the_shell_completes(words, found):
+    asked = {"_RELAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert found in run(env={**os.environ, **asked}).stdout.split()
+
+
+def reach(path):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(path))
+        send_and_end(client, b"hello")
+        return receive_all(client) == b"hello"
+
+
+@pytest.mark.parametrize("how", ["a pipe that nobody reads", "closed"])
+def test_it_works_without_standard_output(start, target, tmp_path, how):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nobody:
+        prefix = ("sh", "-c", 'exec "$0" "$@" >&-') if how == "closed" else ()
+        command = start(f"unix://{tmp_path}/front", target, prefix=prefix, stdout=nobody)
+    wait_until(lambda: reach(tmp_path / "front"))
+    status, said = command.end()
+    assert status == 0
+    # It may listen already when the signal comes, and not know it yet: nothing but the end is said then.
+    assert "INFO SIGTERM: closing" in said and all(" INFO " in line for line in said.splitlines())
+
+
+def test_it_works_without_standard_error(start, connect, target):
+    command = start(":0", target, "-v", prefix=("sh", "-c", 'exec "$0" "$@" 2>&-'))
+    client = connect(command.address())
+    send_and_end(client, b"hello")
+    assert receive_all(client) == b"hello"
+    assert command.end() == (0, "")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_output_that_nobody_reads_is_no_traceback(option):
+    reader, writer = os.pipe()
+    os.close(reader)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with os.fdopen(writer, "w") as nobody:
+        done = run(option, stdout=nobody, env=buffered)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.fixture
+def terminal():
+    with contextlib.ExitStack() as stack:
+        yield Terminal(stack)
+
+
+def test_watch_shows_a_live_table(start, connect, listener, terminal):
+    place = "{}:{}".format(*listener.getsockname())
+    command = start(":0", place, "--watch", "-v", stderr=terminal.its, env={**os.environ, "TERM": "xterm"})
+    address = command.address()
+    terminal.wait_for("listening on", "client", "state", "0 live of 0 connections")
+    client = connect(address)
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        exchange(client, far, b"x" * 1234)
+        terminal.wait_for(f"127.0.0.1:{client.getsockname()[1]}", place, "1.2 kB", "open", "1 live of")
+        send_and_end(client, b"")
+        far.shutdown(socket.SHUT_WR)
+    terminal.wait_for("done after", "0 live of 1 connection")
+    command.process.send_signal(signal.SIGTERM)
+    terminal.wait_for("INFO 1 connection, 1.2 kB received, 1.2 kB sent, 0 failed\r\n")
+    assert command.wait()[0] == 0
+
+
+def test_watch_obeys_no_color(start, terminal):
+    options = {"stderr": terminal.its, "env": {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}}
+    command = start(":0", "127.0.0.1:1", "--watch", **options)
+    command.address()
+    terminal.wait_for("0 live of")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait()[0] == 0
+    terminal.wait_for("INFO 0 connections, ")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.seen)
+
+
+def test_watch_without_a_terminal_writes_no_escapes(start):
+    command = start(":0", "127.0.0.1:1", "--watch")
+    command.address()
+    status, said = command.end()
+    assert status == 0
+    assert "\x1b" not in said
+    assert "--watch: there is no live table on standard error: it is no terminal\n" in said
+
+
+def test_a_reader_of_standard_error_that_stops_does_not_stop_the_relay(start, target):
+    reader, writer = os.pipe()
+    try:
+        command = start(":0", target, "-v", stderr=writer)
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writer, b"x" * 65536):
+                pass
+        os.set_blocking(writer, True)
+        address = command.address()
+        for _ in range(200):
+            with socket.create_connection(address, timeout=WAIT) as client:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(WAIT) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_with_standard_error_closed_nothing_else_is_written_to():
+    done = run("forward", ":0", "nope", stderr=None, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_standard_output_without_arrows_gets_a_question_mark(start, target):
+    command = start(":0", target, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert command.process.stdout.readline().endswith(f" ? {target}\n")
+    assert command.end()[0] == 0
+
+
+@pytest.fixture
+def hang_up_heard():
+    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_heard")
+def test_a_hang_up_of_the_terminal_drains_and_removes_the_socket(start, target, tmp_path):
+    command = start(f"unix://{tmp_path}/socket", target)
+    command.process.stdout.readline()
+    assert command.end(signal.SIGHUP)[0] == 0
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,401 @@
+"""``relay expose --on i2p`` and ``relay forward … i2p://…``, as their users run them, and ``relay keys``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+
+import pytest
+import typer
+from command_rig import commands, run
+from helpers import WAIT, receive_all, refusing, wait_until
+
+import relay
+from relay.cli.i2p_options import with_parameters
+from relay.cli.options import Options
+from relay.cli.probes import SessionTrial
+from relay.cli.run import serve
+from relay.testing import SAMBridge
+
+AT = re.compile(r"(\S+\.b32\.i2p) → (\S+)\n")
+TO = re.compile(r"listening on (\S+):(\d+) → (i2p://\S+)(?: via \S+)?\n")
+
+
+@pytest.fixture
+def router():
+    with SAMBridge() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Where destinations are kept."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data" / "relay" / "i2p"
+
+
+@pytest.fixture
+def target(echo_server):
+    return "{}:{}".format(*echo_server.address)
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+        yield make
+
+
+@pytest.fixture
+def expose(start, router):
+    return functools.partial(start, "--on", "i2p", "--sam", router.sam, command="expose")
+
+
+def line_of(command, pattern):
+    line = command.process.stdout.readline()
+    match = pattern.fullmatch(line)
+    assert match, f"{line!r}, then {command.process.communicate(timeout=WAIT)}"
+    return match
+
+
+def speak(match):
+    with socket.create_connection((match[1], int(match[2])), timeout=WAIT) as client:
+        client.sendall(b"hello")
+        return client.recv(100)
+
+
+def test_a_service_is_published_and_reached(router, start, expose, target):
+    server = expose(target)
+    at = line_of(server, AT)
+    assert at[2] == target
+    assert server.process.stdout.readline() == f"published {at[1]}\n"
+    client = start(":0", f"i2p://{at[1]}", "--sam", router.sam, "--linger", "0.1")
+    to = line_of(client, TO)
+    assert to[3] == f"i2p://{at[1]}"
+    assert speak(to) == b"hello"
+    status, said = client.end()
+    assert (status, "1 connection" in said) == (0, True)
+    status, said = server.end()
+    assert (status, "1 connection" in said) == (0, True)
+
+
+def kept(expose, target, *options, folder=None):
+    """The address at which a target is published, once more."""
+    server = expose(target, *options)
+    address = line_of(server, AT)[1]
+    assert server.end()[0] == 0
+    for keys in folder.glob("**/*.dat") if folder else ():
+        written = keys.stat().st_mtime_ns
+        os.utime(keys, ns=(written, written))  # it has rested for long: the bridge does not remember the last session
+    return address
+
+
+def test_a_target_keeps_its_destination_and_others_have_theirs(expose, target, home, tmp_path):
+    again = functools.partial(kept, expose, folder=tmp_path)
+    first = again(target)
+    assert again(target) == first
+    assert len({first, again("127.0.0.1:1"), again(target, "--transient")}) == 3
+    assert len(list(home.iterdir())) == 2
+    named = again(target, "--session", "site")
+    assert again("127.0.0.1:1", "--session", "site") == named != first
+    assert (home / "site.dat").exists()
+    keys = str(tmp_path / "mine.dat")
+    in_a_file = again(target, "--keys", keys)
+    assert run("keys", "show", keys).stdout.startswith(f"{in_a_file}\n")
+
+
+def test_keys_made_before_are_taken(expose, target, tmp_path):
+    keys = str(tmp_path / "mine.dat")
+    made = run("keys", "new", keys).stdout.split("\n")[0]
+    assert kept(expose, target, "--keys", keys) == made
+
+
+def test_the_parameters_of_the_address_do_the_same(router, start, target, tmp_path):
+    on = f"i2p:?sam={router.sam}&keys={tmp_path}/a%26b.dat&accept=accept&inbound.quantity=2"
+    server = start(target, "--on", on, command="expose")
+    line_of(server, AT)
+    assert (tmp_path / "a&b.dat").exists()
+    assert {session.options.get("inbound.quantity") for session in router.sessions} >= {"2"}
+    words = [command.words for command in router.commands]
+    assert ("STREAM", "ACCEPT") in words
+    assert ("STREAM", "FORWARD") not in words
+    server.end()
+
+
+def test_who_is_denied_is_reset_and_named(router, expose, target, tmp_path):
+    friends = tmp_path / "friends"
+    friends.write_text("# nobody yet\n")
+    server = expose(target, "--allow", str(friends), "-v")
+    at = line_of(server, AT)[1]
+    with (
+        relay.TunnelClient("", 0, at, router.sam) as tunnel,
+        socket.create_connection(tunnel.address, timeout=WAIT) as client,
+    ):
+        with pytest.raises(ConnectionResetError):
+            receive_all(client)
+        assert tunnel.b32 in server.hear("is not among those who are allowed")
+        friends.write_text(f"{tunnel.b32}  # a friend\n")
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+    assert f"{tunnel.b32} → {target}: done" in server.hear(": done")
+    server.end()
+
+
+def test_a_loss_and_a_return_are_told(router, start, target, tmp_path):
+    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
+    line_of(client, TO)
+    wait_until(lambda: router.sessions)
+    router.kill()
+    assert "WARNING" in client.hear("the router has ended the session; trying again in")
+    router.restart()
+    assert "WARNING" in client.hear(": connected")
+    assert client.end()[0] == 0
+
+
+def test_a_tunnel_may_listen_at_i2p(router, start, target):
+    server = start("i2p:", target, "--sam", router.sam)
+    assert re.fullmatch(r"listening on \S+\.b32\.i2p → \S+\n", server.process.stdout.readline())
+    assert server.end()[0] == 0
+
+
+def test_a_slow_router_is_waited_for_and_said_so(router, expose, start, target):
+    router.hold_answers("SESSION CREATE")
+    server = expose(target)
+    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
+    for command in (server, client):
+        assert "INFO" in command.hear("the router makes a session and builds tunnels for it, which may take a minute")
+    router.release_answers()
+    line_of(server, AT)
+    assert "INFO" in client.hear("the session is up")
+
+
+def test_a_signal_ends_it_while_a_session_is_made(router, expose, target):
+    router.hold_answers("SESSION CREATE")
+    server = expose(target)
+    wait_until(lambda: router.commands)
+    status, said = server.end(signal.SIGINT)
+    assert (status, "closing before there was an answer" in said) == (0, True)
+
+
+def test_a_bridge_behind_a_bastion(router, start, ssh_server, target):
+    server = start(target, "--on", "i2p", "--sam", router.sam, "--via", ssh_server.url, "--transient", command="expose")
+    line = server.process.stdout.readline()
+    at = re.fullmatch(r"(\S+\.b32\.i2p) via ssh://\S+ → \S+\n", line)
+    client = start(":0", f"i2p://{at[1]}", "--sam", router.sam, "--via", ssh_server.url, "--linger", "0.1")
+    assert speak(line_of(client, TO)) == b"hello"
+    for command in (client, server):
+        assert command.end()[0] == 0
+
+
+def test_the_limits_are_those_of_i2p_unless_they_are_given():
+    usual, there = Options().settled(over_i2p=False), Options().settled(over_i2p=True)
+    assert (usual.connect_timeout, usual.linger) == (30.0, 60.0)
+    assert (there.connect_timeout, there.linger) == (90.0, 5.0)
+    given = Options(connect_timeout=1.0, linger=0.0)
+    assert given.settled(over_i2p=True) == given.settled(over_i2p=False) == given
+
+
+def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
+    seen = []
+
+    def tunnel(receive, make_send, options, name):
+        receive.close()
+        seen.append((options.connect_timeout, options.linger))
+        raise OSError("that will do")
+
+    monkeypatch.setattr("relay.cli.plan._tunnel", tunnel)
+    for listen, target in ((":0", "h:1"), (":0", "name.i2p"), (f"i2p:?sam={router.sam}", "h:1")):
+        with pytest.raises(typer.Exit):
+            serve(listen, target, Options(), name="x", title="")
+    assert seen == [(30.0, 60.0), (90.0, 5.0), (90.0, 5.0)]
+
+
+# What ends it at once: one line, and a status.
+
+
+def expose_at(sam, *options):
+    return run("expose", "127.0.0.1:1", "--on", "i2p", "--transient", "--sam", sam, *options)
+
+
+def forward_to(sam, *options):
+    return run("forward", ":0", "i2p://name.i2p", "--sam", sam, *options)
+
+
+both = pytest.mark.parametrize("command", [expose_at, forward_to])
+
+
+def check(done, status, words):
+    assert done.returncode == status
+    assert words in done.stderr
+    assert done.stderr.startswith("relay: ")
+    assert done.stderr.count("\n") == 1
+
+
+@both
+def test_no_bridge_there(command):
+    with refusing() as (host, port):
+        done = command(f"{host}:{port}", "--fail-fast")
+        check(done, 1, "no SAM bridge there (connection refused); is a router running there")
+
+
+def test_a_router_that_comes_up_later(router, start, expose, target):
+    router.kill()
+    server = expose(target)
+    client = start(":0", "i2p://name.i2p", "--sam", router.sam)
+    line_of(client, TO)
+    for command in (server, client):
+        assert "no SAM bridge there" in command.hear("trying again in")
+    router.restart()
+    line_of(server, AT)
+    client.hear(": connected")
+    for command in (server, client):
+        assert command.end()[0] == 0
+
+
+@both
+def test_something_else_there(command, serve):
+    web = serve(lambda connection: (connection.recv(100), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
+    check(command("{}:{}".format(*web.address)), 1, "is not a SAM bridge")
+
+
+@both
+def test_an_old_bridge_there(command):
+    with SAMBridge(versions=("3.0", "3.0")) as router:
+        check(command(router.sam), 1, "speaks none of SAM 3.1 to 3.3; the router is too old: update it")
+
+
+def test_a_wrong_password(monkeypatch):
+    monkeypatch.setenv("PASSWORD", "wrong")
+    with SAMBridge(personality="java", user="me", password="right") as router:
+        for words in (("expose", "h:1", "--on", "i2p:?{}"), ("forward", ":0", "name.i2p?{}")):
+            address = words[-1].format(f"sam={router.sam}&user=me&password_env=PASSWORD")
+            check(run(*words[:-1], address), 1, "the bridge does not let us in")
+
+
+def test_damaged_keys(router, tmp_path):
+    keys = tmp_path / "keys.dat"
+    keys.touch(0o600)
+    keys.write_bytes(b"x" * 700)
+    done = run("expose", "h:1", "--on", "i2p", "--sam", router.sam, "--keys", str(keys))
+    check(done, 2, "keys.dat: this is no private key of I2P")
+    check(run("forward", ":0", f"name.i2p?sam={router.sam}&keys={keys}"), 2, "keys.dat: this is no private key of I2P")
+    assert keys.read_bytes() == b"x" * 700
+
+
+def test_keys_in_use(router, expose, target):
+    line_of(expose(target), AT)
+    check(run("expose", target, "--on", "i2p", "--sam", router.sam), 1, "these keys are in use by another session")
+
+
+WRONG = {
+    ("expose", "h:1", "--on", "i2p", "--sam", "h"): "sam 'h': no port",
+    ("expose", "h:1", "--on", "i2p:?keys=a", "--keys", "b"): "keys= is written twice",
+    ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is kept nowhere has no",
+    ("expose", "h:1", "--on", "i2p", "--session", "a", "--transient"): "--transient: a destination",
+    ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a destination nor a file",
+    ("expose", "h:1", "--on", "i2p", "--deny", "nowhere"): "deny: 'nowhere' is neither a destination nor a file",
+    ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: it goes with --on i2p alone",
+    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "--allow: it goes with --on i2p alone",
+    ("expose", "h:1", "--on", "ssh://h", "--transient"): "--transient: it goes with --on i2p alone",
+    ("expose", "h:1", "--on", "i2p:?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
+    ("forward", ":0", "i2p://x.i2p?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
+    ("forward", "i2p:?user=me&password=hunter2", "h:1"): "use password_file=FILE or password_env=NAME",
+    ("forward", ":0", "h:1", "--sam", "h:1"): "--sam: neither LISTEN nor TARGET nor a hop is at I2P",
+    ("forward", ":0", "i2p://x"): "this has 1 characters and does not end in .i2p",
+    ("forward", ":0", "x.i2p?sam=h:1", "--sam", "h:1"): "sam= is written twice",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), WRONG.items(), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
+    done = run(*arguments)
+    check(done, 2, said)
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "more"),
+    [
+        ("i2p", "i2p?a=1&b=%26%20%C3%BC"),
+        ("i2p:", "i2p:?a=1&b=%26%20%C3%BC"),
+        ("i2p:?", "i2p:?a=1&b=%26%20%C3%BC"),
+        ("i2p://x.i2p?c=3", "i2p://x.i2p?c=3&a=1&b=%26%20%C3%BC"),
+    ],
+)
+def test_options_become_parameters(address, more):
+    assert with_parameters(address, [("a", "1"), ("none", None), ("b", "& ü")]) == more
+    assert with_parameters(address, [("none", None)]) == address
+
+
+class Slow:
+    """In place of a factory: its session is not ready at once."""
+
+    state = "backing off"
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
+        self.asked = []
+
+    def ready(self, timeout):
+        self.asked.append(timeout)
+        outcome = self.outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+    def subscribe(self, watcher):
+        pass
+
+
+SLOW = relay.ConnectError("slow", reason="connect_timeout")
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [[None], [SLOW, None], [relay.CarrierError("lost")], [relay.ConnectError("none", reason="refused")]],
+    ids=str,
+)
+def test_a_trial_of_a_session_takes_its_time(outcomes):
+    ended = threading.Event()
+    factory = Slow(*outcomes)
+    trial = SessionTrial(factory, 90, ended.set)
+    wait_until(lambda: not factory.outcomes)
+    assert factory.asked == [3.0, None][: len(outcomes)]
+    assert not ended.wait(0.05)
+    assert trial.error is None
+
+
+@pytest.mark.parametrize("before", [[], [SLOW]], ids=["at once", "late"])
+def test_a_trial_of_a_session_that_cannot_be_made_is_the_end(before):
+    error = relay.SAMError("x")
+    ended = threading.Event()
+    trial = SessionTrial(Slow(*before, error), 90, ended.set)
+    assert ended.wait(WAIT)
+    assert trial.error is error
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"), [(None, True), (relay.CarrierError("x"), True), (relay.SAMError("x"), False)]
+)
+def test_what_a_carrier_says_meanwhile_is_heard_unless_it_is_the_end(caplog, error, heard):
+    class Factory(Slow):
+        def ready(self, timeout):
+            said = {"name": "relay", "module": "carrier", "levelno": logging.ERROR, "msg": "lost; not again"}
+            logging.getLogger("relay").handle(logging.makeLogRecord(said))
+            assert not caplog.messages
+            super().ready(timeout)
+
+    ended = threading.Event()
+    trial = SessionTrial(Factory(error), 90, ended.set)
+    if heard:
+        wait_until(lambda: "lost; not again" in caplog.messages)
+        assert trial.error is None
+    else:
+        assert ended.wait(WAIT)
+        assert not caplog.messages

@@ -1,0 +1,303 @@
+"""The live table as a terminal shows it: pyte plays the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import termios
+import threading
+import time
+
+import pyte
+import pytest
+from command_rig import Terminal, commands
+from helpers import WAIT, exchange
+from rich.console import Console
+
+from relay.cli.fleet_table import Column, Content
+from relay.cli.live import LiveTable, live_table
+
+COLUMNS = (Column("name"), Column("from → to", least=20), Column("live", is_figure=True))
+WAY = "127.0.0.1:5432 → db.internal:5432 via ssh://me@bastion.example.org and a second bastion behind it, far away"
+
+
+def resize(screen, width, height):
+    """As xterm does it. pyte drops lines at the top, and leaves the cursor where it was."""
+    x, y = screen.cursor.x, screen.cursor.y
+    if height < screen.lines:
+        gone = max(0, y - height + 1)
+        if gone:
+            screen.cursor_position()
+            screen.delete_lines(gone)
+        for line in range(height, screen.lines):
+            screen.buffer.pop(line, None)
+        screen.lines = height
+        screen.cursor.y = y - gone
+    screen.resize(height, width)
+    screen.cursor.x = min(x, width - 1)
+
+
+class Stream(io.StringIO):
+    """A terminal of the test: what is written to it is drawn at once."""
+
+    def __init__(self, width, height):
+        super().__init__()
+        self.screen = pyte.Screen(width, height)
+        self.screen.set_mode(pyte.modes.LNM)  # a newline goes to the first column, as a tty driver has it
+        self.feed = pyte.Stream(self.screen)
+        self.written = ""
+
+    def write(self, text):
+        self.written += text
+        self.feed.feed(text)
+        return len(text)
+
+    def isatty(self):
+        return True
+
+    def shown(self):
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+
+class Rig:
+    """A table on such a terminal."""
+
+    def __init__(self, monkeypatch, width=80, height=24, rows=3):
+        self.stream = Stream(width, height)
+        monkeypatch.setattr(sys, "stderr", self.stream)
+        self.console = Console(
+            file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={"TERM": "xterm"}
+        )
+        self.rows = rows
+        self.table = LiveTable(self.console, self.view)
+
+    def view(self):
+        rows = [[f"t{number}", WAY, str(number)] for number in range(self.rows)]
+        return Content([f"{self.rows} tunnels"], COLUMNS, rows, foot=["the sum"])
+
+    def resize(self, width, height):
+        resize(self.stream.screen, width, height)
+        self.console.size = (width, height)
+
+
+def test_it_stays_below_what_is_printed(monkeypatch):
+    rig = Rig(monkeypatch)
+    with rig.table as table:
+        for number in range(30):
+            print(f"line {number}", file=sys.stderr)
+            table.refresh()
+        shown = rig.stream.shown()
+        assert shown[-6:][0] == "3 tunnels" and shown[-1] == "the sum"
+        assert shown[:-6] == [f"line {number}" for number in range(30 - len(shown) + 6, 30)]
+    assert rig.stream.shown()[-1] == "line 29"
+    assert "\x1b[?25l" in rig.stream.written and rig.stream.written.endswith("\x1b[?25h")
+
+
+def test_what_becomes_shorter_leaves_nothing(monkeypatch):
+    rig = Rig(monkeypatch, rows=10)
+    with rig.table as table:
+        rig.rows = 1
+        table.refresh()
+        assert len(rig.stream.shown()) == 4
+        assert "t1" not in "".join(rig.stream.shown())
+
+
+@pytest.mark.parametrize(
+    "sizes", [[(120, 40), (80, 24)], [(80, 24), (120, 40)], [(120, 24), (60, 24), (40, 10), (100, 30)]]
+)
+def test_a_terminal_of_another_size_keeps_no_remains(monkeypatch, sizes):
+    rig = Rig(monkeypatch, *sizes[0], rows=40)
+    with rig.table as table:
+        for size in sizes[1:]:
+            rig.resize(*size)
+            table.refresh()
+        width = sizes[-1][0]
+        shown = rig.stream.shown()
+        assert shown.count("40 tunnels") == 1 and shown.count("the sum") == 1
+        assert sum(line.startswith("name") for line in shown) == 1
+        rows = [line for line in shown if re.match(r"t\d", line)]
+        assert len(rows) == len(set(rows)) and all(re.search(r"(…|away) +\d+$", row) for row in rows)
+        assert f"and {40 - len(rows)} more" in shown or len(rows) == 40
+        assert all(len(line) <= width for line in shown)
+
+
+def test_lines_that_a_narrower_terminal_breaks_are_erased(monkeypatch):
+    # As a terminal has it that breaks its lines again; and one that was resized while it was drawn upon.
+    rig = Rig(monkeypatch, 120, 40, rows=5)
+    rig.stream = Stream(60, 40)
+    monkeypatch.setattr(sys, "stderr", rig.stream)
+    with rig.table as table:
+        rig.console.size = (60, 40)
+        table.refresh()
+        shown = rig.stream.shown()
+        assert shown.count("5 tunnels") == 1 and len(shown) == 8
+
+
+def test_each_picture_is_one_write_between_the_marks(monkeypatch):
+    rig = Rig(monkeypatch)
+    with rig.table as table:
+        before = len(rig.stream.written)
+        table.refresh()
+        text = rig.stream.written[before:]
+        assert text.startswith("\x1b[?2026h\r\x1b[5A\x1b[J") and text.endswith("\x1b[?2026l")
+
+
+def test_many_threads_print_whole_lines(monkeypatch):
+    rig = Rig(monkeypatch, 80, 300)
+
+    def work(name):
+        for number in range(50):
+            print(name, number, file=sys.stderr)
+            rig.table.refresh()
+
+    with rig.table:
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+        shown = rig.stream.shown()
+    assert sorted(shown[:-6]) == sorted(f"{name} {number}" for name in "abcd" for number in range(50))
+    assert shown[-6] == "3 tunnels"
+
+
+def test_a_terminal_that_goes_away_ends_nothing(monkeypatch):
+    rig = Rig(monkeypatch)
+    with rig.table as table:
+        monkeypatch.setattr(rig.stream, "write", lambda text: (_ for _ in ()).throw(OSError(5, "gone")))
+        table.refresh()
+        print("more", file=sys.stderr)
+
+
+def test_where_there_can_be_no_table_one_line_says_why(monkeypatch, caplog):
+    caplog.set_level("INFO", "relay.cli")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert live_table(lambda: Content([], (), [])) is None
+    monkeypatch.setattr(sys, "stderr", Stream(80, 24))
+    monkeypatch.setenv("TERM", "dumb")
+    assert live_table(lambda: Content([], (), [])) is None
+    assert caplog.messages == [
+        "--watch: there is no live table on standard error: it is no terminal",
+        "--watch: there is no live table on standard error: TERM says that it cannot move its cursor",
+    ]
+
+
+# The command, on a real terminal device.
+
+
+class Screen(Terminal):
+    """A terminal device, and pyte behind it."""
+
+    def __init__(self, stack, width, height):
+        super().__init__(stack)
+        self.screen = pyte.Screen(width, height)
+        self._bytes = pyte.ByteStream(self.screen)
+        self._unseen = b""
+        self.resize(width, height)
+
+    def resize(self, width, height):
+        termios.tcsetwinsize(self.its, (height, width))
+        resize(self.screen, width, height)
+
+    def wait_for_picture(self, is_there):
+        """Read until a whole picture is right; returns its lines."""
+        deadline = time.monotonic() + 30
+        while True:
+            picture, mark, rest = self._unseen.partition(b"\x1b[?2026l")
+            if mark:
+                self._unseen = rest
+                self._bytes.feed(picture + mark)
+                lines = [line.rstrip() for line in self.screen.display]
+                if is_there(lines):
+                    return [line for line in lines if line]
+                continue
+            ready, _, _ = select.select([self.ours], [], [], max(0, deadline - time.monotonic()))
+            assert ready, "\n".join(self.screen.display)
+            self._unseen += os.read(self.ours, 1 << 16)
+
+
+@pytest.fixture
+def start():
+    with commands() as make:
+        yield make
+
+
+@pytest.fixture
+def open_screen():
+    with contextlib.ExitStack() as stack:
+        yield lambda width, height: Screen(stack, width, height)
+
+
+def environment():
+    return {**os.environ, "TERM": "xterm"}
+
+
+def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen, listener, tmp_path):
+    target = "{}:{}".format(*listener.getsockname())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        text = f'[tunnels.taken]\nlisten = "127.0.0.1:{taken.getsockname()[1]}"\ntarget = "{target}"\n'
+        text += "".join(f'[tunnels.t{number}]\nlisten = ":0"\ntarget = "{target}"\n' for number in range(49))
+        path = tmp_path / "relay.toml"
+        path.write_text(text)
+        path.chmod(0o600)
+        screen = open_screen(120, 40)
+        command = start(str(path), "--watch", command="up", stderr=screen.its, env=environment())
+        ports = {}
+        while len(ports) < 49:
+            name, where = re.match(r"(\w+): listening on \S+:(\d+)", command.process.stdout.readline()).groups()
+            ports[name] = int(where)
+        shown = screen.wait_for_picture(lambda lines: "49 of 50 tunnels listen" in lines)
+        assert any(line.startswith("and ") and line.endswith(" more") for line in shown)
+        with socket.create_connection(("127.0.0.1", ports["t40"]), timeout=WAIT) as client:
+            far, _ = listener.accept()
+            with far:
+                far.settimeout(WAIT)
+                exchange(client, far, b"x" * 1234)
+                busy = re.compile(r"t40 +up +127\.0\.0\.1.* 1 +1 +1\.2 kB +1\.2 kB +0\b")
+                screen.wait_for_picture(lambda lines: any(busy.match(line) for line in lines))
+                screen.resize(80, 24)
+                shown = screen.wait_for_picture(
+                    lambda lines: lines[-3:] and any(busy.match(line) for line in lines) and _is_whole(lines, 80)
+                )
+                assert any(re.match(r"taken +failed", line) for line in shown)
+                assert any(line.startswith("taken: 127.0.0.1:") and "already in use" in line for line in shown)
+                command.process.send_signal(signal.SIGTERM)
+                screen.wait_for_picture(
+                    lambda lines: any(line.startswith("closing; 1 live, 30 s to finish;") for line in lines)
+                )
+                command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(WAIT) == 0
+
+
+def _is_whole(lines, width):
+    """Whether there is one table, and nothing of another."""
+    heads = [number for number, line in enumerate(lines) if line.startswith("49 of 50 tunnels")]
+    titles = [number for number, line in enumerate(lines) if line.startswith("tunnel ")]
+    feet = [number for number, line in enumerate(lines) if " live of " in line]
+    return len(heads) == len(titles) == len(feet) == 1 and heads[0] + 1 == titles[0] < feet[0]
+
+
+def test_two_hundred_connections_of_one_tunnel(start, open_screen, listener):
+    target = "{}:{}".format(*listener.getsockname())
+    screen = open_screen(80, 24)
+    command = start(":0", target, "--watch", stderr=screen.its, env=environment())
+    address = command.address()
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(address, timeout=WAIT))
+            stack.enter_context(listener.accept()[0])
+        shown = screen.wait_for_picture(lambda lines: any("200 live of 200 connections" in line for line in lines))
+        rows = [line for line in shown if re.match(r"127\.0\.0\.1:\d+ +open", line)]
+        assert len(rows) >= 10
+        assert f"and {200 - len(rows)} more" in shown
+    shown = screen.wait_for_picture(lambda lines: any(line.startswith("0 live of 200") for line in lines))
+    assert "last ended" in shown
+    assert any(re.match(r"(done|client_reset|target_reset) after .* → ", line) for line in shown)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.process.wait(WAIT) == 0

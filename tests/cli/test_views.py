@@ -1,0 +1,195 @@
+"""What the live table is told of tunnels: rates, what has ended, and what stands first."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.cli.fleet_table import lay_out
+from relay.cli.output import closing, size, summary, total
+from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, hop_state
+from relay.engine.records import ConnectionRecord, Stats
+
+
+def record(port, *, age=3.0, received=0, sent=0, state="open", reason=None, target="db:5432", peer=None):
+    return ConnectionRecord(peer or ("10.0.0.1", port), target, age, received, sent, "copy", state, reason)
+
+
+class Fake:
+    """A tunnel of which the test says all."""
+
+    name = "fake"
+
+    def __init__(self, live=(), ended=()):
+        self.live, self.ended = list(live), list(ended)
+
+    def stats(self):
+        all_records = self.live + self.ended
+        return Stats(
+            len(all_records),
+            len(self.live),
+            sum(one.received for one in all_records),
+            sum(one.sent for one in all_records),
+            {"refused": 1} if any(one.reason == "refused" for one in self.ended) else {},
+        )
+
+    def connections(self):
+        return self.live
+
+    def recent(self):
+        return self.ended[-100:]
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1234, "1.2 kB"), (99_949, "99.9 kB"), (99_999, "100 kB"),
+     (999_499, "999 kB"), (999_999, "1.0 MB"), (5e9, "5.0 GB"), (7e12, "7.0 TB"), (7e15, "7000 TB"), (0.4, "0 B")],
+)  # fmt: skip
+def test_bytes_have_one_wording(count, text):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (59, "59 s"), (601, "10 min"), (7300, "2 h"), (3 * 86400, "3 d")],
+)
+def test_ages_are_short(seconds, text):
+    assert age(seconds) == text
+
+
+def test_a_summary_and_a_sum():
+    one, two = Stats(1, 1, 5, 7, {}), Stats(2, 0, 1500, 0, {"refused": 1, "idle": 1})
+    assert summary(one) == "1 connection, 5 B received, 7 B sent, 0 failed"
+    assert total([one, two]) == Stats(3, 1, 1505, 7, {"refused": 1, "idle": 1})
+    assert summary(two) == "2 connections, 1.5 kB received, 0 B sent, 2 failed (1 idle, 1 refused)"
+
+
+def test_the_end_says_how_to_end_at_once():
+    assert closing(3, 30) == "closing; 3 live, 30 s to finish; again to end at once"
+    assert closing(0, 30) == closing(3, 0) == "closing"
+
+
+def test_a_rate_is_of_the_time_between_two_looks():
+    clock = Clock()
+    rates = Rates(clock)
+    clock.now += 1
+    rates.look({"a": (1000, 0)})
+    assert rates.of("a") == ("", "")
+    clock.now += 2
+    rates.look({"a": (5000, 60), "b": (9, 9)})
+    assert rates.of("a") == ("2.0 kB", "30 B") and rates.of("b") == ("", "")
+    clock.now += 0.1  # too short a time: the last rate stands
+    rates.look({"a": (9999, 60)})
+    assert rates.of("a") == ("2.0 kB", "30 B")
+    clock.now += 0.9
+    rates.look({"b": (9, 9)})
+    assert rates.of("a") == ("", "") and rates.of("b") == ("0 B", "0 B")
+
+
+def test_a_tunnel_with_its_connections_their_rates_and_what_has_ended():
+    clock = Clock()
+    tunnel = Fake([record(1, received=100), record(2)], [record(3, state="closed", reason="refused")])
+    view = TunnelView(tunnel, "listening on 127.0.0.1:80 → db:5432", clock=clock)
+    clock.now += 1
+    view()
+    tunnel.live = [record(2, age=4.0, sent=3000), record(4, age=0.5)]
+    tunnel.ended.append(record(1, age=3.5, received=200, state="closed", reason="done"))
+    clock.now += 1
+    lines = [line.text for line in lay_out(view(), 100, 30)]
+    assert lines == [
+        "listening on 127.0.0.1:80 → db:5432",
+        "client      state    age  received    sent  received/s  sent/s",
+        "10.0.0.1:2  open   4.0 s       0 B  3.0 kB         0 B  3.0 kB",
+        "10.0.0.1:4  open   0.5 s       0 B     0 B",
+        "last ended",
+        "done after 3.5 s: 10.0.0.1:1 → db:5432, 200 B received, 0 B sent",
+        "refused after 3.0 s: 10.0.0.1:3 → db:5432, 0 B received, 0 B sent",
+        "2 live of 4 connections, 200 B received, 3.0 kB sent, 1 failed (1 refused); now 100 B/s received,",
+        "3.0 kB/s sent",
+    ]
+
+
+def test_clients_without_an_address_keep_their_rates_when_one_ends():
+    clock = Clock()
+    live = [record(0, peer="dest", age=float(number + 1), received=number) for number in (9, 5, 1)]
+    tunnel = Fake(live)
+    view = TunnelView(tunnel, "", clock=clock)
+    clock.now += 1
+    view()
+    clock.now += 1
+    tunnel.live = [one._replace(age=one.age + 1, received=one.received + 10) for one in live[1:]]
+    assert [row[-2] for row in view().rows] == ["10 B", "10 B"]
+
+
+def test_targets_are_shown_where_they_differ():
+    view = TunnelView(Fake([record(1), record(2, target="web:80")]), "")
+    content = view()
+    assert [column.title for column in content.columns][:3] == ["client", "state", "target"]
+    assert [row[2] for row in content.rows] == ["db:5432", "web:80"]
+
+
+def test_hops_that_are_not_up_are_told():
+    class Dialed:
+        state, problem = "backing off", "ssh://bastion: connection refused"
+
+    class Listener:
+        state = "connecting"
+
+    assert hop_state(object(), object()) == ("up", "")
+    assert hop_state(Listener(), object()) == ("connecting", "")
+    view = TunnelView(Fake(), "", lambda: hop_state(object(), Dialed()))
+    assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
+
+
+def test_while_it_closes_the_table_says_so():
+    view = TunnelView(Fake(), "listening")
+    view.closing = closing(1, 30)
+    assert view().head == ["listening", "closing; 1 live, 30 s to finish; again to end at once"]
+    fleet = FleetView(list)
+    fleet.closing = "closing"
+    assert fleet().head == ["closing"]
+
+
+def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
+    members = [
+        Watched("quiet", "up", "a → b", "", Fake()),
+        Watched("busy", "up", "c → d", "", Fake([record(1)], [record(2, reason="done")])),
+        Watched("bad", "failed", "", "127.0.0.1:80: Address already in use; another program listens there"),
+    ]
+    content = FleetView(lambda: members)()
+    assert [row[0] for row in content.rows] == ["bad", "busy", "quiet"]
+    assert content.head == ["2 of 3 tunnels listen"]
+    assert content.errors == ["bad: 127.0.0.1:80: Address already in use; another program listens there"]
+    assert content.ended == ["busy: done after 3.0 s: 10.0.0.1:2 → db:5432, 0 B received, 0 B sent"]
+    assert content.rows[1][3:8] == ["1", "2", "0 B", "0 B", "0"]
+    lines = [line.text for line in lay_out(content, 80, 22)]
+    assert lines[1].split()[:3] == ["tunnel", "state", "from"]
+    assert lines[3].startswith("busy    up      c → d")
+
+
+def test_fifty_tunnels_with_two_hundred_connections_at_80_by_24():
+    way = "127.0.0.1:5432 → db.internal.example:5432 via ssh://me@bastion"
+    tunnels = [Fake([record(n, received=123_456_789) for n in range(number % 9)]) for number in range(50)]
+    members = [Watched(f"tunnel-{number}", "up", way, "", one) for number, one in enumerate(tunnels)]
+    members[7] = Watched("tunnel-7", "failed", "", "127.0.0.1:80: Address already in use")
+    lines = [line.text for line in lay_out(FleetView(lambda: members)(), 80, 22)]
+    assert len(lines) <= 22 and all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("and ") and line.endswith(" more") for line in lines)
+    assert lines[2].startswith("tunnel-7") and "failed" in lines[2]
+    busiest = lines[3]
+    assert busiest.startswith("tunnel-8") and " up " in busiest and "988 MB" in busiest and " 8 " in busiest
+
+
+def test_what_has_ended_is_told_once():
+    tunnel = Fake(ended=[record(number, age=number, reason="done") for number in range(3)])
+    view = TunnelView(tunnel, "")
+    assert len(view().ended) == 3
+    assert len(view().ended) == 3
+    tunnel.ended += [record(number, age=number, reason="idle") for number in range(20)]
+    assert [line.split()[0] for line in view().ended] == ["idle"] * 8

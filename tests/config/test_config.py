@@ -1,0 +1,402 @@
+"""``relay.toml``: what may be in it, and everything that is wrong with it, at once and with its line."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tomllib
+
+import jsonschema
+import pytest
+import tomli_w
+from config_rig import SECRETS, WHOLE, T, only, problems_of, read_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import config
+from relay.addresses.hops import Command, Proxy
+from relay.addresses.i2p import I2PRouter
+from relay.addresses.parse import parse_hop
+from relay.addresses.values import I2P_PARAMETERS, PROXY_PARAMETERS, SSH_PARAMETERS, SSHServer
+from relay.config.models import Hop, Tunnel, hop_address
+
+
+@pytest.fixture
+def read(tmp_path):
+    return functools.partial(read_text, tmp_path)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    return functools.partial(problems_of, tmp_path)
+
+
+def test_a_file_with_everything(read):
+    found = read(WHOLE)
+    assert found.problems.in_order() == []
+    entries = {entry.name: entry for entry in found.entries}
+    assert list(entries) == ["db", "site", "page", "browser", "socket"]
+    inner = "ssh://me@inner?keyfile=a%20key&accept_new=yes&keepalive=none&compress=no"
+    assert entries["db"].via == ("ssh://me@bastion", inner)
+    assert entries["db"].tunnel.listen == "5432"
+    assert entries["site"].listen_via == ("ssh://me@bastion",)
+    assert entries["page"].via == ("i2p:?in_depth=1&inbound.quantity=2&inbound.allowZeroHop=true",)
+    assert entries["browser"].rules[0] == f"*.corp.example=ssh://me@bastion,{inner}"
+    assert entries["browser"].rules[1:] == ("*.i2p=i2p:", "10.0.0.0/8=refuse", "*=ssh://other")
+    assert [entry.is_proxy for entry in entries.values()] == [False, False, False, True, True]
+
+
+def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
+    tunnels = {entry.name: entry.tunnel for entry in read(WHOLE).entries}
+    assert (tunnels["db"].nconnect, tunnels["site"].nconnect) == (-1, 10)
+    assert tunnels["db"].connect_timeout == 5.5
+    assert tunnels["db"].idle_timeout == float("inf")
+    assert tunnels["db"].linger == 0
+    assert (tunnels["db"].required, tunnels["socket"].required) == (True, False)
+    # that of the bridge, where there is one on the way
+    assert {name: tunnel.sam for name, tunnel in tunnels.items() if tunnel.sam} == dict.fromkeys(
+        ["site", "page", "browser", "socket"], "127.0.0.1:7657"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # unknown keys, with the nearest spelling
+        (
+            "tunel = 1\n" + T,
+            "1: tunel: there is no such key (did you mean tunnels?); allowed are defaults, hops, tunnels",
+        ),
+        (T + "conect_timeout = 3", "4: tunnels.t.conect_timeout: there is no such key (did you mean connect_timeout?)"),
+        (T + "zzz = 3", "4: tunnels.t.zzz: there is no such key; allowed are nconnect"),
+        (T + '"two\\nlines" = 3', '4: tunnels.t."two\\nlines": there is no such key'),
+        (T + "[defaults]\ndrian = 3", "5: defaults.drian: there is no such key (did you mean drain?)"),
+        (
+            T + '[hops.x]\naddress = "i2p:"\nkeyfle = "k"',
+            "6: hops.x.keyfle: there is no such key (did you mean keyfile?)",
+        ),
+        # wrong values
+        (T + "timeout = '5'", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
+        (T + "timeout = true", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
+        (T + "timeout = 0", "4: tunnels.t.timeout: 0 is not allowed; more than zero seconds, or 'none' for no limit"),
+        (T + "linger = -1", "4: tunnels.t.linger: -1 is not allowed; zero or more seconds, or 'none' for no limit"),
+        (T + "drain = nan", "4: tunnels.t.drain: nan is not allowed"),
+        (T + "nconnect = 0", "4: tunnels.t.nconnect: 0 is not allowed; at least 1, or -1 for no limit"),
+        (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
+        (T + "required = 1", "4: tunnels.t.required: expected true or false, got a number"),
+        (T + "via = 'i2p:'", '4: tunnels.t.via: expected a list such as ["…", "…"], got text'),
+        (T + "via = [\n'i2p:',\n5]", "6: tunnels.t.via[1]: expected text in quotes, got a number"),
+        (T + "sam = 1979-05-27", "4: tunnels.t.sam: expected text in quotes, got a date or a time"),
+        (
+            "[tunnels.t]\nlisten = true\ntarget = 'a:1'",
+            "2: tunnels.t.listen: expected text in quotes, got true or false",
+        ),
+        ("[tunnels]\nt = 5", "2: tunnels.t: expected a table, got a number"),
+        ("tunnels = 5", "1: tunnels: expected a table, got a number"),
+        ("[[tunnels]]", "1: tunnels: expected a table, got a list"),
+        ("[tunnels.t]\ntarget = 'a:1'", "1: tunnels.t: there is no listen, which it needs"),
+        ("[hops.x]\nkeyfile = 'x'\n" + T, "1: hops.x: there is no address, which it needs"),
+        ("[hops]\nx = 5\n" + T, "2: hops.x: expected text in quotes, got a number"),
+        (
+            "hops.x = {address = 'ssh://x', backend = 'putty'}\n" + T,
+            "1: hops.x.backend: expected 'paramiko' or 'openssh'",
+        ),
+        (
+            "hops.x = {address = 'i2p:', inbound.q = 1.5}\n" + T,
+            "1: hops.x.inbound.q: expected text, a whole number, true or false",
+        ),
+        # addresses
+        (T + "via = ['tls://a:1']", "4: tunnels.t.via: hop 'tls://a:1': tls:// is a target, not a hop"),
+        ("[tunnels.t]\nlisten = 'x'\ntarget = 'a:1'", "2: tunnels.t.listen: listen address 'x': no port"),
+        ("[tunnels.t]\nlisten = 70000\ntarget = 'a:1'", "2: tunnels.t.listen: listen address '70000': port 70000"),
+        ("[tunnels.t]\nlisten = ':0'\ntarget = 'a'", "3: tunnels.t.target: target 'a': no port"),
+        ("hops.x = 'shh://x'\n" + T, "1: hops.x: hop 'shh://x': unknown scheme shh:// (did you mean ssh://?)"),
+        (
+            "hops.x = {address = 'socks5://x:1', keyfile = 'k'}\n" + T,
+            "1: hops.x: hop 'socks5://x:1?keyfile=k': unknown parameter 'keyfile'",
+        ),
+        ("hops.x = {address = 'ssh://x', keyfile = ''}\n" + T, "1: hops.x: hop 'ssh://x?keyfile=': keyfile= is empty"),
+        ("hops.x = {address = 'exec:nc %h %p', user = 'u'}\n" + T, "1: hops.x: exec: takes no parameters"),
+        (T + "via = ['i2p:']", "4: tunnels.t.via: localhost:1: what follows i2p: has a name in .i2p"),
+        (T + "via = ['ssh://a', 'i2p:', 'ssh://b.c']", "4: tunnels.t.via: hop 3 of 3 (ssh://b.c): what follows i2p:"),
+        (
+            T + "listen_via = ['ssh://a']",
+            "4: tunnels.t.listen_via: it listens on this machine; hops lead to ssh:// and i2p:",
+        ),
+        # names
+        (
+            "[hops]\nbastion = 'ssh://b'\n" + T + "via = ['bastoin']",
+            "6: tunnels.t.via[0]: there is no hop 'bastoin' (did you",
+        ),
+        (T + "via = ['b']", "4: tunnels.t.via[0]: there is no hop 'b'; there are none in [hops]"),
+        ("hops.direct = 'ssh://b'\n" + T, "1: hops.direct: a hop cannot be called direct"),
+        (
+            '[tunnels."a b"]\nlisten = ":0"\ntarget = "a:1"',
+            '1: tunnels."a b": that is no name; one has up to 64 letters',
+        ),
+        ('hops."" = "ssh://b"\n' + T, '1: hops."": that is no name'),
+        # what goes together
+        ("[tunnels.t]\nlisten = ':0'", "1: tunnels.t: there is no target, which it needs; a proxy has none"),
+        (T + "rule = ['*=direct']", "4: tunnels.t.rule: it goes with a proxy alone"),
+        (T + "password_file = 'x'\n", "4: tunnels.t.password_file: it goes with a proxy alone"),
+        (T + "keys = 'x'\n", "4: tunnels.t.keys: it goes with an i2p: address of listen alone"),
+        (T + "transient = true\n", "4: tunnels.t.transient: it goes with an i2p: address of listen alone"),
+        (T + "sam = 'a:1'\n", "4: tunnels.t.sam: nothing of this tunnel is at I2P"),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\ntarget = 'a:1'",
+            "3: tunnels.t.target: the clients of a proxy name their targets themselves",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'anywhere'",
+            "2: tunnels.t.listen: i2p:: a proxy does not listen there",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'a:1'\ntransient = true\nsession = 's'",
+            "4: tunnels.t.transient: a destination that is kept nowhere has no keys and no session",
+        ),
+        ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: there is no password"),
+        ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: there is no user"),
+        (
+            "[tunnels.t]\nlisten = 'http://:0'\nuser = 'u'\npassword_env = 'u'\npassword_file = 'f'",
+            "5: tunnels.t.password_file: the password is given twice",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'socks5://u@:0?password_env=P'\nuser = 'u'\npassword_env = 'P'",
+            "3: tunnels.t.user: listen has a user already",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=direct',\n'10.0.0.1/8=direct']",
+            "4: tunnels.t.rule[1]: rule '10.0.0.1/8=…': 10.0.0.1/8 has host bits set",
+        ),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=bastion']",
+            "3: tunnels.t.rule[0]: there is no hop 'bastion'",
+        ),
+        ("[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=']", "3: tunnels.t.rule[0]: rule '*': there is no way"),
+        # the file as a whole
+        ("", "there are no tunnels in it; [tunnels.NAME] begins one"),
+        ("a = [\n1,\nb", "3: this is not TOML: Invalid value"),
+        ("a = 1\na = 2\n\n", "2: this is not TOML: Cannot overwrite a value"),
+        (b"[tunnels.t]\n# \xff\n", "2: a byte that is not UTF-8"),
+    ],
+)
+def test_each_mistake_is_one_line_with_its_number(problems, text, told):
+    assert only(problems(text)).strip().startswith(told)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(problems):
+    text = WHOLE.replace("nconnect = 10", "nconect = 10").replace('"ssh://me@bastion"', '"shh://me@bastion"')
+    text = text.replace("listen = 5432", "listen = 5432\nlitsen = 1").replace("keys =", "key =")
+    text = text.replace('["proxy"]', '["proxi"]').replace('"anywhere"', '"nowhere"')
+    found = problems(text)
+    assert [line.partition(":")[0] for line in found] == sorted([line.partition(":")[0] for line in found], key=int)
+    words = ["nconect", "shh://", "litsen", "tunnels.site.key:", "proxi", "no port"]
+    assert len(found) == len(words)
+    for line, word in zip(found, words, strict=True):
+        assert word in line
+
+
+def test_what_a_wrong_hop_would_make_wrong_is_not_told(problems):
+    """A tunnel over a hop that is not understood cannot be judged."""
+    assert len(problems("[hops]\nx = 'shh://x'\n" + T + "via = ['x']")) == 1
+    assert len(problems("[hops.x]\naddres = 'ssh://x'\n" + T + "via = ['x']")) == 2  # of the hop alone
+
+
+# -- secrets, and whose the file is -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "told"), SECRETS)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o444])
+def test_a_secret_in_a_file_that_others_can_read(problems, text, told, mode):
+    found = problems(text, mode)
+    reason = f" is written there, and others can read the file (mode {mode:04o}); chmod 600 it; "
+    assert told + reason in "\n".join(found)
+    assert "secret" not in "".join(found)
+
+
+@pytest.mark.parametrize(("text", "told"), SECRETS)
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
+def test_a_secret_in_a_file_that_its_owner_alone_can_read(problems, text, told, mode):
+    assert problems(text, mode) == []
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
+def test_a_file_that_others_can_write(problems, mode):
+    """Whoever can write it can have programs started."""
+    text = only(problems("nonsense = 1\n" + T, mode)).strip()
+    assert text == f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else(tmp_path):
+    path = tmp_path / "relay.toml"
+    path.write_text(T)
+    os.chown(path, 12345, -1)
+    found = config.read(str(path))
+    assert found.entries == []
+    assert "neither yours nor the administrator's" in found.problems.in_order()[0].text
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match="No such file|not a regular file"):
+            config.read(str(path))
+
+
+def test_a_file_without_an_end(read):
+    found = read("#" * (5 << 20))
+    assert "it has more than" in found.problems.in_order()[0].text
+
+
+def test_arrays_in_arrays_without_an_end(problems):
+    assert "nested too deep" in only(problems("a = " + "[" * 100_000)) or "not TOML" in only(
+        problems("a = " + "[" * 9999)
+    )
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9_9" * 2500, "[1, " + "8" * 4301 + "]"])
+def test_a_number_without_end(problems, number):
+    text = f'{T}hops = "{"7" * 4000}"\ntimeout = {number}\n'
+    assert only(problems(text)) == "5: a number of more than 4300 digits, which are allowed"
+
+
+@pytest.mark.parametrize("key", list(config.schema()["$defs"]["Tunnel"]["properties"]))
+def test_a_number_without_end_in_hexadecimal(problems, key):
+    found = problems(f"[tunnels.t]\n{key} = 0x{'f' * 9000}\n")
+    assert found
+    assert all(len(line) < 500 for line in found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" + "a." * 20_000 + "a]", "a." * 20_000 + "a = 1", 'x = { "a" = "a.b", ' + "'a' . " * 20_000 + "a = 1 }"],
+)
+def test_a_key_without_end(problems, line):
+    """Each more than a minute of tomllib's time, which grows with the square of the parts."""
+    assert only(problems(f"{T}{line}\n")) == "4: a key with more than 32 parts; none here has as many"
+
+
+def test_many_dots_are_no_deep_key(problems):
+    dots = ".".join("a" * 200)
+    text = f"{T}# {dots}\ntimeout = 1.5 # {dots}\nvia = [\"socks5://{dots[:60]}\\u0061:1\", 'http://{dots[:89]}:1']\n"
+    assert problems(text) == []
+
+
+# -- where it is looked for -------------------------------------------------------------------------------------------
+
+
+def test_the_file_here_comes_before_the_users(tmp_path, monkeypatch):
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    with pytest.raises(ValueError, match=rf"there is no relay.toml here, nor a {home}/.config/relay/relay.toml"):
+        config.find()
+    users = home / ".config" / "relay" / "relay.toml"
+    users.parent.mkdir(parents=True)
+    users.write_text("")
+    assert config.find() == str(users)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match="elsewhere/relay/relay.toml; name a file"):
+        config.find()
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")  # which the specification says is to be ignored
+    assert config.find() == str(users)
+    (here / "relay.toml").write_text("")
+    assert config.find() == "relay.toml"
+
+
+# -- the models, the addresses and the schema say the same ------------------------------------------------------------
+
+
+def test_a_hop_has_every_parameter_of_an_address_and_no_other():
+    known = {*SSH_PARAMETERS, *I2P_PARAMETERS, *PROXY_PARAMETERS, "address", "inbound", "outbound", "i2cp"}
+    assert set(Hop.model_fields) == known
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        (
+            {"address": "ssh://me@x:22", "keyfile": "ü &=?", "keepalive": 2.5, "identities_only": False},
+            SSHServer("x", "me", 22, keyfile="ü &=?", keepalive=2.5, identities_only=False),
+        ),
+        ({"address": "ssh://x", "password": "a&b=c%?ü"}, SSHServer("x", password="a&b=c%?ü")),
+        ({"address": "ssh://x?compress=yes", "accept_new": True}, SSHServer("x", compress=True, accept_new=True)),
+        (
+            {"address": "i2p:", "sam": "a:1", "outbound": {"length": 0}, "i2cp": {"fastReceive": True}},
+            I2PRouter("a:1", options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
+        ),
+        (
+            {"address": "http://u@x:1", "password_env": "P"},
+            Proxy("http", "x", 1, "u", password_env="P"),
+        ),
+        ({"address": "exec:nc %h %p"}, Command("nc %h %p")),
+    ],
+)
+def test_a_table_is_the_same_as_an_address(table, value):
+    assert parse_hop(hop_address(Hop.model_validate(table))) == value
+
+
+def test_the_schema_is_one_and_names_everything():
+    schema = config.schema()
+    text = json.dumps(schema)
+    assert '"null"' not in text  # which TOML does not have
+    tables = schema["$defs"]
+    assert set(tables["Tunnel"]["properties"]) == set(Tunnel.model_fields)
+    assert tables["Tunnel"]["required"] == ["listen"]
+    assert not tables["Tunnel"]["additionalProperties"]
+    assert all("description" in entry for entry in tables["Tunnel"]["properties"].values())
+    assert all("description" in entry for entry in tables["Hop"]["properties"].values())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(tomllib.loads(WHOLE))
+    for wrong in ({"tunels": {}}, {"tunnels": {"a": {"listen": "1", "timeout": -1}}}, {"hops": {"x": 1}}):
+        assert not validator.is_valid(wrong)
+
+
+# -- whatever is written ----------------------------------------------------------------------------------------------
+
+words = st.sampled_from(
+    [
+        *Tunnel.model_fields,
+        *Hop.model_fields,
+        "defaults",
+        "hops",
+        "tunnels",
+        "x",
+        "a b",
+        "",
+        "i2p:",
+        "ssh://x",
+        "exec:a %h",
+    ]
+)
+texts = words | st.sampled_from(
+    [":0", "127.0.0.1:1", "socks5://:0", "*=x", "*=ssh://x,i2p:", "a.i2p:1", "tls://:1?cert=c"]
+)
+values = st.recursive(
+    texts | st.integers(-2, 70000) | st.floats() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=8,
+)
+tunnels = st.dictionaries(
+    words, st.dictionaries(st.sampled_from([*Tunnel.model_fields]), values, max_size=6), max_size=3
+)
+hops = st.dictionaries(
+    words, texts | st.dictionaries(st.sampled_from([*Hop.model_fields]), values, max_size=6), max_size=3
+)
+
+
+@given(st.fixed_dictionaries({}, optional={"tunnels": tunnels | values, "hops": hops | values, "defaults": values}))
+def test_whatever_is_written_is_told_and_never_raises(tmp_path_factory, document):
+    folder = tmp_path_factory.getbasetemp()
+    text = tomli_w.dumps(document)
+    for line in problems_of(folder, text):
+        assert line.isprintable()
+    found = read_text(folder, text)
+    if not found.problems.in_order():
+        assert found.entries
+        config.as_toml(found.file.hops, [(entry, {}) for entry in found.entries])

@@ -1,0 +1,57 @@
+"""The relay thread's half of a tunnel; what users see of it is in ``test_tunnel.py``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from helpers import WAIT, Relayed, exchange, wait_until
+
+import relay
+from relay.engine import relay_thread
+from relay.engine.relay_thread import RelayThread
+
+
+def test_short_connections_are_spared_the_cost_of_keep_alive(
+    relayed: Callable[..., Relayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(relay_thread, "_SETTLED", 0.2)
+    monkeypatch.setattr("relay.engine.connection.keep_alive", lambda sock: kept.append(sock.fileno()))
+    made = relayed()
+    lasting = made.connect()
+    exchange(*lasting)
+    wait_until(lambda: len(kept) == 2)
+    again = made.connect()
+    exchange(*again)
+    wait_until(lambda: len(kept) == 4)
+    assert len(set(kept)) == 4
+
+
+@pytest.fixture
+def thread(listener: relay.Stream) -> RelayThread:
+    limits = relay_thread.Limits(None, None, None, None)
+    return RelayThread(listener, relay.tcp("127.0.0.1", 1), -1, limits, "one", None)
+
+
+def test_its_state_and_who_waits_for_its_end(thread: RelayThread) -> None:
+    over = threading.Event()
+    thread.when_over.add(over.set)
+    assert (thread.state, thread.count, thread.is_over) == ("open", 0, False)
+    thread.pause(False)
+    assert thread.state == "paused"
+    thread.resume()
+    assert thread.state == "open"
+    thread.begin_to_close(0.0)
+    assert over.wait(WAIT)
+    thread.join(WAIT)
+    assert (thread.state, thread.closing, thread.is_over) == ("closed", True, True)
+
+
+def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
+    closed = threading.Event()
+    thread.loop.call(lambda: (thread.close(0.0), thread.join(), closed.set()))
+    assert closed.wait(WAIT)
+    thread.join(WAIT)
+    assert thread.is_over

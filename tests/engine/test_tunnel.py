@@ -1,0 +1,362 @@
+"""The members of a tunnel; what it promises end to end is in ``promises/``."""
+
+from __future__ import annotations
+
+import logging
+import pydoc
+import queue
+import re
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from helpers import (
+    BLOCK,
+    WAIT,
+    Relayed,
+    Server,
+    Thread,
+    ended,
+    ending,
+    exchange,
+    receive_all,
+    receive_exactly,
+    wait_until,
+)
+
+import relay
+from relay.engine.records import ConnectionRecord
+from relay.testing import FakeListener
+
+MEMBERS = {"address", "close", "connections", "join", "pause", "recent", "resume", "stats"}
+OF_I2P = {"b32", "dest", "session", "state"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "members"),
+    [
+        (relay.Tunnel, MEMBERS),
+        (relay.TunnelServer, MEMBERS | OF_I2P | {"wait_published"}),
+        (relay.TunnelClient, MEMBERS | OF_I2P | {"remotedest"}),
+    ],
+)
+def test_it_has_no_members_but_those_for_users(kind: type, members: set[str]) -> None:
+    assert {name for name in dir(kind) if not name.startswith("_")} == members
+    help_text = pydoc.plain(pydoc.render_doc(kind))
+    for name in ("accepted", "let_go", "is_here", "make_stream", "connection_over", "unlimited", "original"):
+        assert not re.search(rf"\b{name}\b *(\(|$)", help_text, re.MULTILINE), name
+
+
+def test_nor_has_an_instance(echo_server: Server) -> None:
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
+        assert {name for name in dir(tunnel) if not name.startswith("_")} == MEMBERS | {"name"}
+
+
+def test_a_tunnel_says_where_it_listens_and_what_it_is(echo_server: Server) -> None:
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory(), name="to the echo") as tunnel:
+        host, port = tunnel.address
+        assert host == "127.0.0.1"
+        assert repr(tunnel) == f"<Tunnel 'to the echo' at 127.0.0.1:{port}, 0 connections, open>"
+        assert "to the echo" in [thread.name for thread in threading.enumerate()]
+        tunnel.pause()
+        assert repr(tunnel).endswith("paused>")
+    assert repr(tunnel).endswith("closed>")
+
+
+def test_records_tell_who_where_how_much_and_why(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far, b"four")
+    (record,) = made.tunnel.connections()
+    assert record.peer == client.getsockname()
+    assert record.target == "{}:{}".format(*made.target.getsockname())
+    assert (record.received, record.sent, record.engine, record.state, record.reason) == (4, 4, "copy", "open", None)
+    assert 0 < record.age < WAIT
+    with pytest.raises(AttributeError):
+        record.age = 0  # type: ignore[misc]
+    client.shutdown(socket.SHUT_WR)
+    assert far.recv(1) == b""
+    assert made.tunnel.connections()[0].state == "half-closed"
+    far.close()
+    assert ended(made.tunnel) == ["done"]
+    (record,) = made.tunnel.recent()
+    assert (record.received, record.sent, record.state, record.reason) == (4, 4, "closed", "done")
+    assert made.tunnel.connections() == []
+
+
+def test_a_connection_that_has_no_stream_yet_has_a_record(echo_server: Server) -> None:
+    go = threading.Event()
+
+    def factory() -> socket.socket:
+        go.wait(WAIT)
+        return socket.create_connection(echo_server.address)
+
+    with (
+        relay.Tunnel(relay.listen(":0"), factory) as tunnel,
+        socket.create_connection(tunnel.address) as client,
+    ):
+        wait_until(tunnel.connections)
+        (record,) = tunnel.connections()
+        assert (record.target, record.state) == (None, "connecting")
+        go.set()
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+        assert tunnel.connections()[0].target == "{}:{}".format(*echo_server.address)
+
+
+def test_stats_count_what_lives_and_what_has_ended(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    for _ in range(3):
+        client, far = made.connect()
+        exchange(client, far, b"abc")
+        client.close()
+        far.close()
+    client, far = made.connect()
+    exchange(client, far, b"de")
+    wait_until(lambda: made.tunnel.stats().active == 1)
+    stats = made.tunnel.stats()
+    assert (stats.accepted, stats.received, stats.sent, stats.failed) == (4, 11, 11, {})
+
+
+def test_only_the_last_hundred_are_remembered_oldest_first(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    ports = []
+    for _ in range(105):
+        client, far = made.connect()
+        ports.append(client.getsockname()[1])
+        client.close()
+        far.close()
+    wait_until(lambda: made.tunnel.stats().active == 0)
+    assert (
+        sorted(record.peer[1] for record in made.tunnel.recent()) == sorted(ports[5:])
+        or len(made.tunnel.recent()) == 100
+    )
+
+
+def test_a_paused_tunnel_lets_callers_wait(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    made.tunnel.pause()
+    made.tunnel.pause()
+    waiting = made.client()
+    exchange(client, far)  # live connections go on
+    assert made.tunnel.stats().accepted == 1
+    made.tunnel.resume()
+    exchange(waiting, made.accept())
+
+
+def test_pause_can_end_the_live_ones(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far)
+    made.tunnel.pause(close=True)
+    assert made.tunnel.connections() == []
+    assert ending(client) == ending(far) == "reset"
+    assert ended(made.tunnel) == ["closed"]
+    assert made.tunnel.stats().failed == {}
+
+
+def test_members_of_a_closed_tunnel_answer(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    made.tunnel.close()
+    made.tunnel.close()
+    made.tunnel.pause()
+    made.tunnel.resume()
+    made.tunnel.join(WAIT)
+    assert made.tunnel.stats().active == 0
+    assert made.tunnel.address[1] > 0
+    with pytest.raises(ConnectionRefusedError):
+        made.client()
+
+
+@pytest.mark.parametrize(("drain", "error"), [(-1, ValueError), ("now", TypeError), (float("nan"), ValueError)])
+def test_a_bad_drain_is_named_and_closes_nothing(relayed: Callable[..., Relayed], drain: Any, error: type) -> None:
+    made = relayed()
+    with pytest.raises(error, match="drain"):
+        made.tunnel.close(drain)
+    exchange(*made.connect())
+
+
+def test_a_shorter_drain_overtakes_a_longer_one(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far)
+    draining = Thread(made.tunnel.close, 60)
+    wait_until(lambda: repr(made.tunnel).endswith("closing>"))
+    exchange(client, far)
+    made.tunnel.close()
+    draining.result()
+    assert ending(client) == "reset"
+
+
+def test_the_factory_is_closed_with_the_tunnel() -> None:
+    class Factory:
+        closed = 0
+
+        def __call__(self) -> socket.socket:
+            return socket.socketpair()[0]
+
+        def close(self) -> None:
+            self.closed += 1
+
+    factory = Factory()
+    relay.Tunnel(relay.listen(":0"), factory).close()
+    assert factory.closed == 1
+
+
+def test_a_constructor_that_raises_leaves_everything_with_the_caller() -> None:
+    with relay.listen(":0") as receive:
+        with pytest.raises(ValueError, match="nconnect"):
+            relay.Tunnel(receive, lambda: None, nconnect=0)
+        assert receive.fileno() >= 0
+
+
+def test_each_end_of_a_connection_is_one_line_at_info(
+    relayed: Callable[..., Relayed], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "relay"):
+        made = relayed(name="logged")
+        client, far = made.connect()
+        exchange(client, far)
+        client.close()
+        far.close()
+        ended(made.tunnel)
+    (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert record.connection == made.tunnel.recent()[0]
+    assert record.getMessage().startswith("logged: ")
+    assert "done" in record.getMessage()
+
+
+def test_many_tunnels_do_not_share_anything(relayed: Callable[..., Relayed]) -> None:
+    many = [relayed() for _ in range(8)]
+    pairs = [made.connect() for made in many]
+    threads = [Thread(lambda client=client: (client.sendall(BLOCK * 4), client.shutdown(1))) for client, _ in pairs]
+    readers = [Thread(receive_all, far) for _, far in pairs]
+    assert all(reader.result() == BLOCK * 4 for reader in readers)
+    for thread in threads:
+        thread.result()
+
+
+def test_a_stream_that_is_accepted_while_paused_is_reset() -> None:
+    inside = threading.Event()
+
+    class Listener(FakeListener):
+        def accept(self) -> tuple[Any, Any]:
+            inside.set()
+            return super().accept()
+
+    listener = Listener()
+    with relay.Tunnel(listener, lambda: socket.socketpair()[0]) as tunnel:
+        assert inside.wait(WAIT)
+        tunnel.pause()
+        with listener.connect(socket.AF_INET) as client:
+            client.settimeout(WAIT)
+            assert ending(client) == "reset"
+        assert tunnel.stats().accepted == 0
+
+
+def test_a_listener_object_is_not_asked_beyond_the_limit(echo_server: Server) -> None:
+    listener = FakeListener()
+    with relay.Tunnel(listener, echo_server.factory(), nconnect=1) as tunnel:
+        with listener.connect() as first:
+            exchange_with_echo(first)
+            second = listener.connect()
+            with second:
+                second.sendall(b"late")
+                assert tunnel.stats().active == 1
+                first.close()
+                second.settimeout(WAIT)
+                assert receive_exactly(second, 4) == b"late"
+
+
+def exchange_with_echo(client: socket.socket) -> None:
+    client.settimeout(WAIT)
+    client.sendall(b"ping")
+    assert receive_exactly(client, 4) == b"ping"
+
+
+def test_a_listening_socket_that_somebody_else_has_closed_does_not_hold_up_close(echo_server: Server) -> None:
+    receive = relay.listen(":0")
+    tunnel = relay.Tunnel(receive, echo_server.factory())
+    with socket.create_connection(tunnel.address) as client:
+        exchange_with_echo(client)
+        receive.close()
+        exchange_with_echo(client)
+        tunnel.close()
+        assert ending(client) == "reset"
+
+
+def test_system_exit_in_accept_does_not_end_the_accepting(echo_server: Server) -> None:
+    listener = FakeListener()
+    listener.fail(SystemExit("a bug"))
+    with relay.Tunnel(listener, echo_server.factory()), listener.connect() as client:
+        exchange_with_echo(client)
+
+
+def test_on_end_gets_the_record_of_each_connection(relayed: Callable[..., Relayed]) -> None:
+    seen: queue.SimpleQueue[tuple[ConnectionRecord, str]] = queue.SimpleQueue()
+    made = relayed(name="seen", on_end=lambda record: seen.put((record, threading.current_thread().name)))
+    client, far = made.connect()
+    exchange(client, far)
+    client.close()
+    far.close()
+    record, where = seen.get(timeout=WAIT)
+    assert [record] == made.tunnel.recent()
+    assert record.reason == "done"
+    assert where == "seen on_end"
+
+
+@pytest.mark.parametrize("drain", [0.0, 10.0])
+def test_close_returns_after_on_end_has_got_every_record(relayed: Callable[..., Relayed], drain: float) -> None:
+    seen: list[str | None] = []
+    go = threading.Event()
+    made = relayed(on_end=lambda record: (go.wait(WAIT), seen.append(record.reason)))
+    pairs = [made.connect() for _ in range(5)]
+    for pair in pairs:
+        exchange(*pair)
+    closing = Thread(made.tunnel.close, drain)
+    if drain:
+        for client, far in pairs:
+            client.close()
+            far.close()
+    wait_until(lambda: not made.tunnel.connections())
+    assert closing.is_alive()
+    go.set()
+    closing.result()
+    assert len(seen) == 5
+    assert set(seen) == ({"done"} if drain else {"closed"})
+
+
+def test_a_slow_on_end_does_not_hold_up_the_relay(relayed: Callable[..., Relayed]) -> None:
+    go = threading.Event()
+    made = relayed(on_end=lambda record: go.wait(WAIT))
+    for _ in range(3):
+        client, far = made.connect()
+        exchange(client, far)
+        client.close()
+        far.close()
+    go.set()
+
+
+def test_a_tunnel_can_be_closed_in_on_end(echo_server: Server) -> None:
+    joined: list[bool] = []
+
+    def end(record: ConnectionRecord) -> None:
+        tunnel.close()
+        tunnel.join()
+        joined.append(True)
+
+    tunnel = relay.Tunnel(relay.listen(":0"), echo_server.factory(), on_end=end)
+    with socket.create_connection(tunnel.address, timeout=WAIT):
+        pass
+    tunnel.join(WAIT)
+    assert repr(tunnel).endswith("closed>")
+    assert joined == [True]
+
+
+def test_a_bad_on_end_is_named_and_leaves_the_listener_with_the_caller(listener: socket.socket) -> None:
+    with pytest.raises(TypeError, match="on_end: expected a callable, got str"):
+        relay.Tunnel(listener, relay.tcp("127.0.0.1", 1), on_end="print")  # type: ignore[arg-type]
+    assert listener.fileno() >= 0

@@ -1,0 +1,178 @@
+"""The loop: deadlines, calls from other threads, and bugs that must not end it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from helpers import WAIT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.eventloop.loop import Loop, Timer, Timers
+from relay.eventloop.poller import IN
+
+
+class Item:
+    def __init__(self) -> None:
+        self.tick = 0
+        self.expired: list[float] = []
+
+    def expire(self, now: float) -> None:
+        self.expired.append(now)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    one = Loop()
+    yield one
+    one.close()
+
+
+def test_a_deadline_is_never_early_and_at_most_a_tick_late() -> None:
+    timers, item = Timers(), Item()
+    timers.set(item, 105.0, 100.0)
+    timers.run(104.999)
+    assert item.expired == []
+    timers.run(105.0 + 2 / 64)
+    assert len(item.expired) == 1
+    assert timers.first == math.inf
+
+
+@given(st.lists(st.tuples(st.floats(0, 5000), st.booleans()), min_size=1, max_size=50))
+def test_whatever_is_set_and_cancelled_the_rest_is_called(plan: list[tuple[float, bool]]) -> None:
+    timers = Timers()
+    items = []
+    for seconds, _ in plan:
+        items.append(Item())
+        timers.set(items[-1], 1000 + seconds, 1000.0)
+    for item, (_, cancelled) in zip(items, plan, strict=True):
+        if cancelled:
+            timers.cancel(item)
+            timers.cancel(item)
+    timers.run(6100.0)
+    assert [len(item.expired) for item in items] == [0 if cancelled else 1 for _, cancelled in plan]
+    assert timers.first == math.inf
+
+
+def test_a_far_deadline_wakes_early_and_only_a_few_times() -> None:
+    timers = Timers()
+    called: list[float] = []
+    timer = Timer(timers, called.append)
+    timer.start(1000.0 + 3600, 1000.0)
+    wakes = 0
+    while not called:
+        wakes += 1
+        timers.run(timers.first)
+    assert called[0] >= 4600.0
+    assert called[0] < 4600.1
+    assert wakes <= 4
+
+
+def test_churn_leaves_nothing_behind() -> None:
+    timers = Timers()
+    stays = Item()
+    timers.set(stays, 5000.0, 1000.0)
+    for number in range(20_000):
+        item = Item()
+        timers.set(item, 1060.0 + number / 1000, 1000.0 + number / 1000)
+        timers.cancel(item)
+    assert len(timers._buckets) < 1100
+    timers.cancel(stays)
+    assert timers.first == math.inf
+
+
+def test_cancelling_the_next_deadline_lets_the_loop_sleep_on() -> None:
+    timers, near, far = Timers(), Item(), Item()
+    timers.set(near, 1001.0, 1000.0)
+    timers.set(far, 1010.0, 1000.0)
+    timers.cancel(near)
+    assert timers.first > 1009
+
+
+def test_a_stopped_timer_does_not_call() -> None:
+    timers = Timers()
+    called: list[float] = []
+    timer = Timer(timers, called.append)
+    timer.start(1001.0, 1000.0)
+    timer.stop()
+    timer.expire(2000.0)
+    timers.run(2000.0)
+    assert called == []
+
+
+def test_calls_come_in_order_from_any_thread(loop: Loop) -> None:
+    seen: list[int] = []
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    for number in range(1000):
+        assert loop.call(lambda number=number: seen.append(number))  # type: ignore[misc]
+    loop.call(loop.stop)
+    thread.join(WAIT)
+    assert seen == list(range(1000))
+    assert not loop.call(lambda: seen.append(-1))
+
+
+def test_a_call_that_is_accepted_is_made_even_if_the_loop_stops(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call(lambda: (loop.stop(), seen.append("stopped")))
+    loop.call(lambda: seen.append("still"))
+    loop.run()
+    assert seen == ["stopped", "still"]
+
+
+def test_a_bug_in_a_handler_ends_that_one_only(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    crashed: list[float] = []
+
+    class Broken:
+        def handle(self, event: int, now: float) -> None:
+            raise RuntimeError("a bug")
+
+        def crashed(self, now: float) -> None:
+            crashed.append(now)
+            loop.stop()
+
+    with ours, theirs, caplog.at_level(logging.ERROR, "relay"):
+        loop.watch(ours.fileno(), IN, Broken().handle)
+        loop.call(lambda: 1 / 0)
+        theirs.send(b"x")
+        loop.run()
+    assert len(crashed) == 1
+    assert ours.fileno() not in loop.handlers
+    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+def test_a_socket_is_closed_only_after_its_turn(loop: Loop) -> None:
+    ours, theirs = socket.socketpair()
+    states: list[bool] = []
+
+    def handle(event: int, now: float) -> None:
+        loop.forget(ours.fileno(), closing=True)
+        loop.discard(ours)
+        states.append(ours.fileno() >= 0)
+        loop.stop()
+
+    with theirs:
+        loop.watch(ours.fileno(), IN, handle)
+        theirs.send(b"x")
+        loop.run()
+        assert states == [True]
+        assert ours.fileno() == -1
+
+
+@pytest.mark.usefixtures("poll_only")
+def test_the_loop_runs_without_epoll_and_eventfd() -> None:
+    one = Loop()
+    seen: list[int] = []
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    one.call(lambda: seen.append(1))
+    one.call(one.stop)
+    thread.join(WAIT)
+    one.close()
+    assert seen == [1]

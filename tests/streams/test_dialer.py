@@ -1,0 +1,316 @@
+"""``relay.streams.dialer``: streams that are begun and told of later, in a tunnel and out of one."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+
+import pytest
+from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
+
+import relay
+from relay.engine.attempt import Attempt
+from relay.streams.cancellation import Cancellation
+from relay.streams.dialer import Answer, Dialed, Steps, Upgraded
+
+
+class Dialer(Dialed):
+    """Tells what the test says, at once or from a thread; by itself it hands out socketpairs."""
+
+    def __init__(self, *outcomes, later=False):
+        super().__init__("the target")
+        self.outcomes = list(outcomes)
+        self.later = later
+        self.far = []
+        self.asked = []
+        self.given_up = threading.Event()
+        self.closed = False
+
+    def dial(self, deadline, done, *, lasting=False, patient=True):
+        self.asked.append((deadline, lasting, patient))
+        outcome = self.outcomes.pop(0) if self.outcomes else self.make()
+        if outcome is None:
+            return self.given_up.set
+        if self.later:
+            Thread(done, outcome)
+        else:
+            done(outcome)
+        return self.given_up.set
+
+    def make(self):
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.settimeout(WAIT)
+        self.far.append(far)
+        return relay.Stream(near, target=self.target)
+
+    def close(self):
+        self.closed = True
+        for far in self.far:
+            far.close()
+
+
+@pytest.fixture
+def dialer():
+    """Makes dialers that are closed with the test."""
+    made = []
+
+    def make(*outcomes, **options):
+        made.append(Dialer(*outcomes, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+REFUSED = relay.ConnectError("the target: connection refused", reason="refused")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_tunnel_dials(dialer, later):
+    factory = dialer(later=later)
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"x")
+            wait_until(lambda: factory.far)
+            assert factory.far[0].recv(1) == b"x"
+            exchange(client, factory.far[0])
+            assert tunnel.connections()[0].target == "the target"
+    assert factory.asked[0][1:] == (False, True)
+    assert factory.closed
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_tunnel_resets_the_client_of_a_refused_target(dialer, later):
+    with relay.Tunnel(relay.listen(":0"), dialer(REFUSED, later=later)) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["refused"]
+
+
+def test_a_factory_that_raises_ends_its_own_connection(dialer):
+    factory = dialer()
+    factory.dial = None
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["factory_error"]
+
+
+def test_a_client_that_goes_ends_the_attempt(dialer):
+    factory = dialer(None)
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+        client = socket.create_connection(tunnel.address, timeout=WAIT)
+        wait_until(lambda: factory.asked)
+        relay.eventloop.sockets.reset(client)
+        assert factory.given_up.wait(WAIT)
+        assert ended(tunnel) == ["client_reset"]
+
+
+def test_the_connect_timeout_ends_the_attempt(dialer):
+    factory = dialer(None)
+    with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert factory.given_up.wait(WAIT)
+        assert ended(tunnel) == ["connect_timeout"]
+    assert factory.asked[0][0] is not None
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_call_waits(dialer, later):
+    factory = dialer(later=later)
+    with factory(deadline=time.monotonic() + WAIT) as stream:
+        assert stream.target == "the target"
+    with factory():
+        pass
+    assert [patient for _, _, patient in factory.asked] == [True, False], "patient where there is a deadline"
+
+
+def test_a_call_raises_what_it_is_told(dialer):
+    factory = dialer(REFUSED, REFUSED)
+    for _ in range(2):
+        with pytest.raises(relay.ConnectError, match="the target: connection refused") as caught:
+            factory()
+        assert caught.value.reason == "refused"
+        assert caught.value is not REFUSED, "others may be told the same"
+
+
+class Odd(relay.RelayError):
+    """An error that cannot be copied."""
+
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def test_an_error_keeps_its_cause_and_may_be_odd(dialer):
+    refused = relay.ConnectError("refused")
+    refused.__cause__ = cause = ValueError("why")
+    with pytest.raises(relay.ConnectError) as caught:
+        dialer(refused)()
+    assert caught.value.__cause__ is cause
+    with pytest.raises(Odd, match="this: that"):
+        dialer(Odd("this", "that"))()
+
+
+def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
+    class Troubled(Dialer):
+        problem = "ssh://b: connection refused"
+
+    factory = Upgraded(Troubled(None), None, "better")
+    with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05, name="t") as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["connect_timeout"]
+    assert "t: better: not connected in time: ssh://b: connection refused (client 127.0.0.1:" in caplog.text
+    assert dialer().problem is None
+
+
+class Holding(Dialer):
+    def dial(self, deadline, done, **options):
+        return lambda: done
+
+
+@pytest.mark.parametrize("factory", [Holding(), Upgraded(Dialer(*[None] * 20), None, "better")])
+def test_nothing_is_left_of_attempts_that_were_given_up(factory):
+    def attempts():
+        return sum(isinstance(one, Attempt) for one in gc.get_objects())
+
+    with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
+        gc.collect()
+        before = attempts()
+        gc.disable()
+        try:
+            for _ in range(20):
+                relay.eventloop.sockets.reset(socket.create_connection(tunnel.address, timeout=WAIT))
+            ended(tunnel, 20)
+            wait_until(lambda: attempts() - before < 3)
+        finally:
+            gc.enable()
+
+
+def test_steps_tell_once():
+    told = []
+    steps = Steps(told.append)
+    steps.finish(REFUSED)
+    steps.finish(REFUSED)
+    assert told == [REFUSED]
+
+
+def test_a_call_can_be_cancelled(dialer):
+    factory, cancel = dialer(None), Cancellation()
+    call = Thread(lambda: factory(cancel=cancel))
+    wait_until(lambda: factory.asked)
+    cancel.set()
+    with pytest.raises(relay.ConnectError, match="given up"):
+        call.result()
+    assert factory.given_up.is_set()
+    cancel.close()
+
+
+def test_a_call_whose_deadline_nobody_keeps_ends(dialer, monkeypatch):
+    monkeypatch.setattr("relay.streams.dialer.LATE", 0.01)
+    with pytest.raises(relay.ConnectError, match="no answer in time"):
+        dialer(None)(deadline=time.monotonic() + 0.01)
+
+
+def test_connect_gives_a_socket_that_lasts(dialer):
+    factory = dialer()
+    with factory.connect(None) as made:
+        assert isinstance(made, socket.socket)
+    assert factory.asked == [(None, True, False)]
+
+
+def test_an_answer_that_comes_too_late_is_closed(dialer):
+    answer = Answer()
+    assert answer.get(time.monotonic() - 5, None) is None
+    stream = dialer().make()
+    answer.put(stream)
+    assert stream.fileno() == -1
+
+
+def upgraded(factory, upgrade):
+    return Upgraded(factory, upgrade, "better")
+
+
+def test_an_upgrade_makes_another_stream(dialer):
+    inner, other = dialer(later=True), dialer()
+
+    def upgrade(stream, deadline, done):
+        stream.close()
+        Thread(lambda: done(other.make()))
+        return lambda: None
+
+    with upgraded(inner, upgrade)() as stream:
+        assert stream.socket.getpeername() == other.far[0].getsockname()
+    assert inner.far[0].recv(1) == b""
+
+
+def test_a_refused_stream_is_not_upgraded(dialer):
+    factory = upgraded(dialer(REFUSED), lambda *_: pytest.fail("there is nothing to upgrade"))
+    with pytest.raises(relay.ConnectError, match="refused"):
+        factory()
+    assert factory.target == "better"
+
+
+def test_a_stream_that_is_not_upgraded_is_closed(dialer):
+    def upgrade(stream, deadline, done):
+        raise OSError("no room")
+
+    inner = dialer()
+    with pytest.raises(OSError, match="no room"):
+        upgraded(inner, upgrade)()
+    assert inner.far[0].recv(1) == b""
+
+
+def test_steps_that_were_given_up_begin_nothing():
+    steps = Steps(lambda outcome: pytest.fail("it was given up"))
+    steps.give_up()
+    assert not steps.begin(lambda told: pytest.fail("it was given up"), None)
+
+
+def test_an_upgrade_can_be_given_up(dialer):
+    given_up = threading.Event()
+    inner = dialer()
+
+    def upgrade(stream, deadline, done):
+        stream.close()
+        return given_up.set
+
+    steps = upgraded(inner, upgrade).dial(None, lambda outcome: pytest.fail("it was given up"))
+    steps()
+    assert given_up.is_set()
+
+
+def test_it_closes_what_is_inside(dialer):
+    inner = dialer()
+    upgraded(inner, None).close()
+    assert inner.closed
+
+
+def test_what_is_given_up_while_it_begins_is_undone(dialer):
+    undone = threading.Event()
+    steps = Steps(lambda outcome: pytest.fail("it was given up"))
+
+    def begin(told):
+        steps.give_up()
+        return undone.set
+
+    steps.begin(begin, lambda outcome: pytest.fail("it was given up"))
+    assert undone.is_set()
+    stream = dialer().make()
+    steps.finish(stream)
+    assert stream.fileno() == -1
+
+
+def test_giving_up_what_is_finished_does_nothing():
+    outcomes, undone = [], []
+    steps = Steps(outcomes.append)
+
+    def begin(told):
+        told(REFUSED)
+        return lambda: undone.append(1)
+
+    steps.begin(begin, steps.finish)
+    steps.give_up()
+    assert outcomes == [REFUSED]
+    assert not undone

@@ -1,0 +1,185 @@
+"""What mypy says of programs that make tunnels, and what our own factories take."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import WAIT, Server
+
+import relay
+from relay.engine.attempt import keywords_of
+from relay.streams.cancellation import Cancellation
+
+ROOT = Path(relay.__file__).parent.parent
+
+HEAD = """
+import socket
+import ssl
+import threading
+from typing import Any
+
+import paramiko
+import relay
+import relay.testing
+from relay.streams.interfaces import Listener, MakeSend, StreamLike
+
+plain = socket.create_server(("127.0.0.1", 0))
+to = relay.tcp("127.0.0.1", 1)
+context = ssl.create_default_context()
+
+
+class Channel:
+    def recv(self, nbytes: int) -> bytes: return b""
+    def sendall(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Partial:
+    def recv(self, size: int, flags: int = 0) -> bytes: return b""
+    def send(self, data: bytes) -> int: return 0
+    def close(self) -> bool: return True
+
+
+class Deaf:
+    def sendall(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Text:
+    def recv(self, size: int) -> str: return ""
+    def sendall(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+class Door:
+    def accept(self) -> tuple[Channel, str]: return Channel(), "me"
+    def close(self) -> None: ...
+
+
+class Open:
+    def accept(self) -> tuple[Channel, str]: return Channel(), "me"
+
+
+class Odd:
+    def accept(self) -> Channel: return Channel()
+    def close(self) -> None: ...
+
+
+def plainly() -> socket.socket: return socket.create_connection(("127.0.0.1", 1))
+def secured() -> ssl.SSLSocket: return context.wrap_socket(plainly(), server_hostname="h")
+def wrapped() -> relay.Stream: return relay.Stream(plainly())
+def channel(transport: Any = None) -> paramiko.Channel: return transport.open_channel("direct-tcpip")
+def double() -> Channel: return Channel()
+def partial() -> Partial: return Partial()
+def asking(*, peer: Any, deadline: float | None, cancel: threading.Event) -> socket.socket: return plainly()
+def either(deadline: float | None) -> StreamLike: return wrapped() if deadline else double()
+def passing(peer: Any, deadline: float | None, cancel: Any) -> relay.Stream:
+    return relay.target("db:1")(peer=peer, deadline=deadline, cancel=cancel)
+def untyped(): return plainly()  # type: ignore[no-untyped-def]
+def nothing() -> None: ...
+def number() -> int: return 3
+def deaf() -> Deaf: return Deaf()
+def text() -> Text: return Text()
+async def later() -> socket.socket: return plainly()
+def told(record: Any) -> None: ...
+"""
+
+GOOD = """
+relay.Tunnel(plain, to)
+relay.Tunnel(relay.listen(":0"), relay.target("db:1", via=["ssh://me@h"]), timeout=None)
+relay.Tunnel(relay.listen("tls://:0?cert=a"), relay.unix("/run/x"))
+relay.Tunnel(relay.ssh_listen("me@h"), relay.ssh("me@h", "db", 1))
+relay.Tunnel(relay.i2p_listen("site"), relay.tls("h", 443))
+relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic(), on_end=told)
+relay.Tunnel(relay.testing.FakeListener(), relay.i2p("name.i2p"))
+relay.Tunnel(Door(), plainly)
+relay.Tunnel(plain, secured)
+relay.Tunnel(plain, wrapped)
+relay.Tunnel(plain, channel)
+relay.Tunnel(plain, double)
+relay.Tunnel(plain, partial)
+relay.Tunnel(plain, asking)
+relay.Tunnel(plain, either)
+relay.Tunnel(plain, passing)
+relay.Tunnel(plain, untyped)
+relay.Tunnel(plain, lambda: plainly())
+relay.Tunnel(plain, relay.nonblocking(plainly))
+relay.aio.Tunnel(Door(), double)
+door: Listener = Door()
+factory: MakeSend = asking
+"""
+
+BAD = """
+relay.Tunnel(":0", to)
+relay.Tunnel(8080, to)
+relay.Tunnel(Open(), to)
+relay.Tunnel(Odd(), to)
+relay.Tunnel(Channel(), to)
+relay.Tunnel(plain, "db:5432")
+relay.Tunnel(plain, plainly())
+relay.Tunnel(plain, nothing)
+relay.Tunnel(plain, number)
+relay.Tunnel(plain, deaf)
+relay.Tunnel(plain, text)
+relay.Tunnel(plain, later)
+relay.Tunnel(plain, lambda: "db:5432")
+relay.Tunnel(plain, to, on_end="print")
+relay.Tunnel(plain, to, on_end=lambda: None)
+relay.aio.Tunnel(":0", to)
+relay.aio.Tunnel(plain, later)
+"""
+
+
+@pytest.fixture(scope="module")
+def wrong_lines(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The lines of a program at which mypy finds an error; one run for all of them, which takes its time."""
+    folder = tmp_path_factory.mktemp("mypy")
+    program = HEAD + GOOD + BAD
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "setup.cfg"), "--no-error-summary"]
+    done = subprocess.run(  # in the cache of `make check`, which saves one of the two most of its time
+        [*command, str(folder / "program.py")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    lines = program.splitlines()
+    found = re.findall(r"^(?:.*/)?program\.py:(\d+): error", done.stdout, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    return {lines[int(number) - 1] for number in found}
+
+
+def test_programs_that_are_right_pass(wrong_lines: set[str]) -> None:
+    assert wrong_lines & {*HEAD.splitlines(), *GOOD.splitlines()} == set()
+
+
+@pytest.mark.parametrize("line", BAD.split("\n")[1:-1])
+def test_programs_that_are_wrong_fail(wrong_lines: set[str], line: str) -> None:
+    assert line in wrong_lines
+
+
+@pytest.mark.parametrize("kind", ["tcp", "target", "unix", "exec", "tls", "ssh", "i2p", "dynamic"])
+def test_every_factory_names_the_keywords(kind: str) -> None:
+    factory = {
+        "tcp": lambda: relay.tcp("127.0.0.1", 1),
+        "target": lambda: relay.target("127.0.0.1:1"),
+        "unix": lambda: relay.unix("/run/x"),
+        "exec": lambda: relay.target("exec:true"),
+        "tls": lambda: relay.tls("localhost", 1),
+        "ssh": lambda: relay.ssh("me@localhost", "db", 1),
+        "i2p": lambda: relay.i2p("name.i2p"),
+        "dynamic": lambda: relay.dynamic(),
+    }[kind]()
+    assert {"peer", "deadline", "cancel"} <= keywords_of(factory)
+
+
+def test_a_factory_passes_on_what_it_was_given(echo_server: Server) -> None:
+    def wrapping(peer: object, deadline: float | None, cancel: Cancellation) -> relay.Stream:
+        return echo_server.factory()(peer=peer, deadline=deadline, cancel=cancel)
+
+    with relay.Tunnel(relay.listen(":0"), wrapping) as tunnel:
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"ping")
+            assert client.recv(4) == b"ping"

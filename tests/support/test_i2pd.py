@@ -1,0 +1,151 @@
+"""The real I2P routers of the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import i2p_world
+import i2pd
+import pytest
+from helpers import WAIT, wait_until
+
+from relay.addresses.destinations import PrivateKey
+
+HELLO = b"HELLO VERSION MIN=3.0 MAX=3.3\n"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory, spawner_thread):
+    if i2pd.PROGRAM is None:
+        pytest.skip("there is no i2pd (Debian: i2pd)")
+    try:
+        made = i2pd.Network(tmp_path_factory.mktemp("i2p"), 2)
+    except i2pd.Unavailable as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
+
+
+@pytest.fixture
+def router(network):
+    return network.router(1)
+
+
+class SAM:
+    """A socket of a bridge that has said HELLO."""
+
+    def __init__(self, address, connected=None):
+        self.socket = connected or socket.create_connection(address)
+        self.socket.settimeout(WAIT)
+        self.lines = self.socket.makefile()
+        assert self.ask(HELLO.decode().rstrip()).startswith("HELLO REPLY RESULT=OK")
+
+    def ask(self, line):
+        self.socket.sendall(line.encode() + b"\n")
+        return self.lines.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.lines.close()
+        self.socket.close()
+
+
+def test_it_answers_outside_and_inside(network):
+    for router in network.routers:
+        with SAM(router.sam):
+            pass
+        inside = network.namespace.socket()
+        inside.connect(router.inside)
+        with SAM(None, inside):
+            pass
+
+
+def test_a_program_inside_reaches_it(network, router):
+    code = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2]))).getpeername())"
+    argv = [sys.executable, "-c", code, *map(str, router.inside)]
+    with network.run(argv, stdout=subprocess.PIPE) as process:
+        assert process.communicate(timeout=WAIT)[0].decode() == f"{router.inside}\n"
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_it_ends_and_comes_back_as_who_it_was(router, how):
+    identity = (router.folder / "router.keys").read_bytes()
+    with SAM(router.sam) as client:
+        getattr(router, how)()
+        assert client.lines.readline() == ""
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(router.sam)
+    getattr(router, how)()
+    router.start()
+    with SAM(router.sam):
+        pass
+    assert (router.folder / "router.keys").read_bytes() == identity
+    assert "starting" in router.log()
+
+
+def test_restarted_it_is_another_process(router):
+    pid = router.pid
+    router.restart()
+    assert router.pid != pid
+    with SAM(router.sam):
+        pass
+
+
+def test_frozen_it_says_nothing_and_its_connections_stay(router):
+    with SAM(router.sam) as client:
+        router.freeze()
+        client.socket.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.ask("NAMING LOOKUP NAME=nobody.i2p")
+        router.thaw()
+        client.socket.settimeout(WAIT)
+        assert client.socket.recv(100).startswith(b"NAMING REPLY RESULT=INVALID_KEY")
+
+
+def test_one_that_cannot_start_shows_its_log(router):
+    configuration = router.folder / "i2pd.conf"
+    good = configuration.read_text()
+    router.kill()
+    configuration.write_text("nonsense")
+    with pytest.raises(AssertionError, match="(?s)i2pd has ended:.*nonsense"):
+        router.start()
+    router.kill()
+    configuration.write_text(good)
+    router.start()
+
+
+def test_a_network_is_restored_after_a_test(network, router):
+    router.kill()
+    network.router(2).freeze()
+    network.restore()
+    for each in network.routers:
+        with SAM(each.sam):
+            pass
+
+
+def test_a_crash_is_told(network, router):
+    os.kill(router.pid, signal.SIGSEGV)
+    wait_until(lambda: router.crashed)
+    with pytest.raises(AssertionError, match="(?s)router-1 has crashed:.*starting"):
+        network.restore()
+    with SAM(router.sam):
+        pass
+
+
+def test_keys_are_those_of_a_destination(tmp_path):
+    address = i2pd.make_keys(tmp_path / "keys")
+    assert address == i2pd.address_of(tmp_path / "keys")
+    assert PrivateKey.from_bytes((tmp_path / "keys").read_bytes()).b32 == address
+
+
+def test_a_ready_destination_is_a_session_at_once(i2p_routers):
+    private = PrivateKey.from_bytes(i2p_routers.server_keys().read_bytes())
+    with SAM(i2p_world.address_of(i2p_routers.server)) as client:
+        client.socket.settimeout(15)  # else it takes 20
+        assert "RESULT=OK" in client.ask(f"SESSION CREATE STYLE=STREAM ID=ready DESTINATION={private.base64}")

@@ -1,0 +1,203 @@
+"""The network namespace of the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import BLOCK, WAIT, Thread, ending, fate_of_client, receive_all, receive_exactly, send_and_end, wait_until
+from namespace import HARD_END, LOOPBACK, Namespace, Unavailable
+
+HERE = Path(__file__).parent
+ADDRESS = "198.18.0.1"
+
+
+@pytest.fixture(scope="module")
+def namespace(spawner_thread):
+    try:
+        made = Namespace([ADDRESS])
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
+
+
+@pytest.fixture
+def inside(namespace):
+    """A listener inside."""
+    with namespace.socket() as listener:
+        listener.settimeout(WAIT)
+        listener.bind((LOOPBACK, 0))
+        listener.listen(512)
+        yield listener
+
+
+@pytest.fixture
+def door(namespace, inside):
+    """An open one, to the listener."""
+    made = namespace.door(inside.getsockname()[1])
+    made.open()
+    yield made
+    made.shut()
+    made.close()
+
+
+@pytest.fixture
+def ends(door, inside):
+    """A client outside, and the connection inside that the door has made for it."""
+    with socket.create_connection(door.address, WAIT) as client, inside.accept()[0] as far:
+        far.settimeout(WAIT)
+        yield client, far
+
+
+def python(namespace, code, *arguments):
+    """What a Python program says that runs inside."""
+    argv = [sys.executable, "-c", code, *arguments]
+    with namespace.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said, failed = process.communicate(timeout=WAIT)
+    assert process.returncode == 0, failed.decode()
+    return said.decode().strip()
+
+
+def test_inside_there_is_nothing_but_loopback(namespace):
+    assert python(namespace, "import socket; print(socket.if_nameindex())") == "[(1, 'lo')]"
+
+
+def test_the_machines_own_ports_are_out_of_reach(namespace, listener):
+    with namespace.socket() as inside, pytest.raises(ConnectionRefusedError):
+        inside.connect(listener.getsockname())
+
+
+def test_any_address_of_the_network_can_be_used(namespace):
+    with namespace.socket() as listening, namespace.socket() as client:
+        listening.bind(("198.18.0.7", 0))
+        listening.listen()
+        client.connect(listening.getsockname())
+
+
+def test_programs_inside_are_the_same_user(namespace):
+    assert python(namespace, "import os; print(os.getuid(), os.getgid())") == f"{os.getuid()} {os.getgid()}"
+
+
+def test_a_program_can_enter(namespace):
+    code = "import namespace, socket, sys; namespace.enter(int(sys.argv[1])); print(socket.if_nameindex())"
+    argv = [sys.executable, "-c", code, str(namespace.pid)]
+    entered = subprocess.run(argv, cwd=HERE, capture_output=True, text=True, timeout=WAIT, check=True)
+    assert entered.stdout == "[(1, 'lo')]\n"
+
+
+def test_a_missing_program_is_named(namespace):
+    with pytest.raises(FileNotFoundError, match="no-such-program"):
+        namespace.run(["no-such-program"])
+
+
+def test_a_problem_is_told():
+    with pytest.raises(Unavailable, match="illegal IP address"):
+        Namespace(["nowhere"])
+
+
+def test_programs_end_with_it(namespace):
+    with Namespace() as own:
+        process = own.run(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
+        grandchild = int(process.stdout.readline())
+        spawned = own.spawn(["sleep", "60"], Path(os.devnull))
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: not _lives(grandchild) and not _lives(spawned))
+
+
+def test_a_program_of_its_own_is_nobodys_child(namespace, tmp_path):
+    output = tmp_path / "output"
+    pid = namespace.spawn(["sh", "-c", "echo here; cat /proc/net/dev; exec sleep 60"], output)
+    wait_until(lambda: output.exists() and "lo:" in output.read_text())
+    assert _lives(pid)  # and the check for leaks does not see it
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not _lives(pid))
+
+
+CHILD = """
+import signal, sys
+sys.path[:0] = sys.argv[1:]
+from namespace import Namespace
+made = Namespace()
+print(made.pid, made.run(["sleep", "60"]).pid, made.spawn(["sleep", "60"], "/dev/null"), flush=True)
+signal.pause()
+"""
+
+
+def test_all_of_it_ends_when_the_program_is_killed(namespace):
+    argv = [sys.executable, "-c", CHILD, str(HERE), str(HERE.parents[1])]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        pids = list(map(int, process.stdout.readline().split()))
+        assert len(pids) == 3 and all(map(_lives, pids))
+        process.kill()
+    wait_until(lambda: not any(map(_lives, pids)))
+
+
+def _lives(pid):
+    """Whether it is there, and not only waiting for somebody to wait for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_door_keeps_half_close(ends):
+    client, far = ends
+    send_and_end(client, b"question")
+    assert receive_all(far) == b"question"
+    send_and_end(far, b"answer")
+    assert receive_all(client) == b"answer"
+
+
+def test_a_door_passes_every_byte_both_ways(ends):
+    sending = [Thread(send_and_end, end, BLOCK * 8) for end in ends]
+    receiving = [Thread(receive_all, end) for end in ends]
+    for thread in sending:
+        thread.result()
+    assert all(thread.result() == BLOCK * 8 for thread in receiving)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_door_passes_resets(ends, which):
+    ends[which].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, HARD_END)
+    ends[which].close()
+    assert ending(ends[1 - which]) == "reset"
+
+
+def test_a_door_resets_who_is_refused_inside(door, inside):
+    inside.close()
+    assert fate_of_client(door.address) == "reset"
+
+
+def test_a_shut_door_refuses_and_stays_its_own(door, ends):
+    for _ in range(5):
+        door.shut()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(door.address, WAIT)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(door.address)
+        door.open()
+        socket.create_connection(door.address, WAIT).close()
+    client, far = ends  # made before
+    client.sendall(b"still there")
+    assert receive_exactly(far, 11) == b"still there"
+
+
+def test_many_come_through_a_door_at_once(namespace, door, inside):
+    count = 300
+    clients = [socket.create_connection(door.address, WAIT) for _ in range(count)]
+    for number, client in enumerate(clients):
+        client.sendall(b"%d\n" % number)
+    seen = set()
+    for _ in range(count):
+        with inside.accept()[0] as far:
+            far.settimeout(WAIT)
+            seen.add(int(far.makefile().readline()))
+    for client in clients:
+        client.close()
+    assert seen == set(range(count))

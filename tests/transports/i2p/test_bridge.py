@@ -1,0 +1,405 @@
+"""``relay.transports.i2p.bridge``: conversations that have said HELLO, and those that are kept ready."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+
+import pytest
+from helpers import WAIT, Thread, black_hole, receive_exactly, refusing, wait_until
+from sam_rig import HELLO, ScriptedBridge
+
+import relay
+from relay.errors import AuthenticationError, ConnectError, SAMError
+from relay.eventloop.background import Pump
+from relay.streams.connect import dialed
+from relay.streams.dialer import Dialed
+from relay.transports.i2p import bridge as module
+from relay.transports.i2p.bridge import SPARES, Bridge
+from relay.transports.i2p.conversation import Conversation
+from relay.transports.i2p.messages import Message, ping
+from relay.transports.tcp import tcp
+
+
+@pytest.fixture
+def scripted():
+    made = ScriptedBridge()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bridge(scripted):
+    made = scripted.bridge()
+    yield made
+    made.close()
+
+
+class Meeting:
+    """A conversation that was asked for."""
+
+    def __init__(self, bridge, seconds=WAIT):
+        self.told = queue.SimpleQueue()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self.give_up = bridge.converse(deadline, self.told.put)
+
+    def outcome(self):
+        return self.told.get(timeout=WAIT)
+
+
+def meet(bridge):
+    outcome = Meeting(bridge).outcome()
+    assert isinstance(outcome, Conversation), outcome
+    return outcome
+
+
+def works(conversation):
+    """Whether it is answered."""
+    told = queue.SimpleQueue()
+    conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
+    return getattr(told.get(timeout=WAIT), "words", None) == ("PONG",)
+
+
+def warm(bridge):
+    """Have a spare ready."""
+    for _ in range(2):
+        meet(bridge).close()
+    wait_until(lambda: len(bridge._spares) == 1)
+
+
+def fill(bridge):
+    """As whoever has been served does it."""
+    filled = threading.Event()
+    bridge._pump.loop.call(lambda: (bridge.fill(), filled.set()))
+    assert filled.wait(WAIT)
+
+
+def test_a_conversation_has_said_hello(scripted, bridge):
+    conversation = meet(bridge)
+    assert works(conversation)
+    assert scripted.hellos == ["HELLO VERSION MIN=3.1 MAX=3.3"]
+    assert bridge.version == "3.3"
+    conversation.close()
+
+
+def test_who_logs_in_says_who_he_is(scripted):
+    bridge = scripted.bridge(("me", "se cret"))
+    meet(bridge).close()
+    assert scripted.hellos == ['HELLO VERSION MIN=3.1 MAX=3.3 USER=me PASSWORD="se cret"']
+    assert "se cret" not in repr(bridge)
+    bridge.close()
+
+
+def error_of(bridge, seconds=WAIT):
+    error = Meeting(bridge, seconds).outcome()
+    assert isinstance(error, OSError), error
+    assert "\n" not in str(error) and str(error).startswith(f"{bridge.name}: ")
+    return error
+
+
+def test_nobody_there():
+    with refusing() as address:
+        bridge = Bridge("i2p:?sam=x", dialed(tcp(*address)), None)
+        error = error_of(bridge)
+        bridge.close()
+    assert isinstance(error, ConnectError) and error.reason == "refused"
+    assert str(error).startswith("i2p:?sam=x: no SAM bridge there (connection refused); is a router running there")
+    assert "[sam] enabled = true" in str(error) and "Java" in str(error)
+
+
+def test_no_answer_to_the_connect():
+    with black_hole() as hole:
+        bridge = Bridge("i2p:?sam=x", dialed(tcp(*hole.getsockname())), None)
+        error = error_of(bridge, 0.05)
+        bridge.close()
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
+    assert str(error).startswith("i2p:?sam=x: no answer in time; is the host up"), "its name is said once"
+
+
+@pytest.mark.parametrize("seconds", [None, 5.0])
+def test_silence(scripted, bridge, monkeypatch, seconds):
+    monkeypatch.setattr(module, "HELLO", 0.05)
+    scripted.hello = [None]
+    error = error_of(bridge, seconds)
+    assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
+    assert "no answer in time; is a router running there" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "text"),
+    [
+        ("HELLO REPLY RESULT=NOVERSION", SAMError, "speaks none of SAM 3.1 to 3.3; the router is too old"),
+        ('HELLO REPLY RESULT=I2P_ERROR MESSAGE="no such user"', AuthenticationError, "it says: no such user"),
+        ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "it says: I2P_ERROR"),
+        ("HELLO REPLY", AuthenticationError, "it says: nothing"),
+        ("HTTP/1.0 400 Bad Request", SAMError, "what answers there is not a SAM bridge"),
+        ("220 mail.example ESMTP", SAMError, "what answers there is not a SAM bridge"),
+        ("SESSION STATUS RESULT=OK", SAMError, "not a SAM bridge (it says SESSION STATUS)"),
+        ("x" * 20000, SAMError, "not a SAM bridge (a line of more than 8192 bytes"),
+        ('HELLO REPLY RESULT="OK', SAMError, "not a SAM bridge"),
+    ],
+)
+def test_what_is_no_bridge_or_wants_none_of_us(scripted, bridge, answer, kind, text):
+    scripted.hello = [answer]
+    error = error_of(bridge)
+    assert isinstance(error, kind) and text in str(error)
+    assert len(str(error)) < 300
+    assert str(error).count(bridge.name) == 1
+    assert not bridge._spares and len(scripted.hellos) == 1, "it is asked once"
+
+
+def test_what_a_bridge_says_of_a_refusal_is_shown_in_part(scripted, bridge):
+    scripted.hello = [f'HELLO REPLY RESULT=I2P_ERROR MESSAGE="{"x" * 5000}"']
+    assert len(str(error_of(bridge))) < 300
+
+
+def test_one_that_ends_without_an_answer(serve):
+    server = serve(lambda connection: connection.recv(100))
+    bridge = Bridge("b", dialed(tcp(*server.address)), None)
+    error = error_of(bridge)
+    assert isinstance(error, ConnectError) and "it ended the conversation" in str(error)
+    bridge.close()
+
+
+def test_a_way_that_cannot_be_begun_is_told():
+    class Broken(Dialed):
+        def dial(self, deadline, done, **options):
+            raise OSError(24, "Too many open files")
+
+    bridge = Bridge("b", Broken("x"), None)
+    error = error_of(bridge)
+    assert isinstance(error, ConnectError) and str(error) == "b: Too many open files"
+    bridge.close()
+
+
+def test_a_refusal_on_the_way_stays_what_it_is():
+    denied = relay.HostKeyError("ssh://b: the host key has changed")
+
+    class Denied(Dialed):
+        def dial(self, deadline, done, **options):
+            done(denied)
+            return lambda: None
+
+    bridge = Bridge("b", Denied("x"), None)
+    assert Meeting(bridge).outcome() is denied
+    bridge.close()
+
+
+def test_who_gives_up_while_it_connects_is_not_told():
+    with black_hole() as hole:
+        bridge = Bridge("b", dialed(tcp(*hole.getsockname())), None)
+        meeting = Meeting(bridge, None)
+        meeting.give_up()
+        meeting.give_up()
+        wait_until(lambda: len(Pump._current._members) == 1)
+        bridge.close()
+    assert meeting.told.empty()
+
+
+def test_who_gives_up_before_it_is_answered_is_not_told(scripted, bridge):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        quiet = Bridge("b", dialed(tcp(*listening.getsockname())), None)
+        meeting = Meeting(quiet)
+        far = listening.accept()[0]
+        far.settimeout(WAIT)
+        with far:
+            assert receive_exactly(far, 30)
+            meeting.give_up()
+            assert far.recv(1) == b""
+        quiet.close()
+    assert meeting.told.empty()
+
+
+def test_giving_up_what_is_there_does_nothing(scripted, bridge):
+    meeting = Meeting(bridge)
+    conversation = meeting.outcome()
+    meeting.give_up()
+    assert works(conversation)
+    conversation.close()
+
+
+def test_giving_up_races_with_the_answer(scripted):
+    for _ in range(100):
+        bridge = scripted.bridge()
+        meeting = Meeting(bridge)
+        meeting.give_up()
+        bridge.close()
+        if not meeting.told.empty():
+            meeting.outcome().close()
+        wait_until(lambda: Pump._current is None)
+        assert meeting.told.empty()
+
+
+# -- spares -----------------------------------------------------------------------------------------------------------
+
+
+def test_none_is_kept_before_it_is_known_that_any_is_needed(scripted, bridge):
+    meet(bridge).close()
+    assert not bridge._spares and not bridge._coming and len(scripted.hellos) == 1
+
+
+def test_one_is_enough_for_one_at_a_time(scripted, bridge):
+    warm(bridge)
+    for _ in range(50):
+        meeting = Meeting(bridge)
+        conversation = meeting.told.get_nowait()
+        assert works(conversation)
+        conversation.close()
+        fill(bridge)
+        wait_until(lambda: len(bridge._spares) == 1)
+    assert bridge._wanted == 1 and len(scripted.hellos) == 53, "two were made before one was kept"
+
+
+def test_there_are_more_for_more_at_a_time(scripted, bridge):
+    meet(bridge).close()
+    for _ in range(8):
+        for meeting in [Meeting(bridge) for _ in range(16)]:
+            meeting.outcome().close()
+        wait_until(lambda: fill(bridge) or len(bridge._spares) == bridge._wanted)
+    assert bridge._wanted == SPARES
+    before = len(scripted.hellos)
+    conversations = [Meeting(bridge).told.get_nowait() for _ in range(16)]
+    fill(bridge)
+    wait_until(lambda: len(bridge._spares) == SPARES)
+    assert len(scripted.hellos) == before + 16
+    for conversation in conversations:
+        assert works(conversation)
+        conversation.close()
+
+
+def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
+    warm(bridge)
+    stop, go = threading.Event(), threading.Event()
+    bridge._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that nobody has seen it yet
+    assert stop.wait(WAIT)
+    for end in list(scripted.ends):
+        end.close()
+    wait_until(lambda: not bridge._spares[0].alive)
+    meeting = Meeting(bridge)
+    go.set()
+    conversation = meeting.outcome()
+    assert works(conversation)
+    conversation.close()
+
+
+def test_a_spare_that_the_bridge_closes_is_forgotten(scripted, bridge):
+    warm(bridge)
+    for end in list(scripted.ends):
+        end.close()
+    wait_until(lambda: not bridge._spares)
+    conversation = meet(bridge)
+    assert works(conversation)
+    conversation.close()
+
+
+def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
+    for _ in range(50):
+        bridge = scripted.bridge()
+        warm(bridge)
+        closing = Thread(scripted.ends[-1].close)
+        conversation = meet(bridge)
+        told = queue.SimpleQueue()
+        conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
+        assert isinstance(told.get(timeout=WAIT), (Message, ConnectError))
+        closing.result()
+        conversation.close()
+        bridge.close()
+        wait_until(lambda: Pump._current is None)
+        assert told.empty()
+
+
+def test_a_spare_that_is_pinged_is_kept(scripted, bridge):
+    warm(bridge)
+    scripted.ends[-1].say("PING are you there")
+    conversation = meet(bridge)
+    assert works(conversation)
+    conversation.close()
+
+
+def test_those_that_nobody_needs_are_closed(scripted, bridge, monkeypatch):
+    monkeypatch.setattr(module, "REST", 0.05)
+    meet(bridge).close()
+    for one in [meet(bridge) for _ in range(16)]:
+        one.close()
+    wait_until(lambda: bridge._wanted == 0 and not bridge._spares)
+    wait_until(lambda: len(Pump._current._members) == 1)
+    assert bridge._rest.due == float("inf"), "and nothing is left that would wake anybody"
+
+
+def test_those_that_are_needed_stay(scripted, bridge, monkeypatch):
+    warm(bridge)
+    bridge._taken = True
+    bridge._wanted = 2
+    bridge._close_unneeded(time.monotonic())
+    assert bridge._wanted == 1 and len(bridge._spares) == 1
+
+
+def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
+    meet(bridge).close()
+    scripted.hello = [HELLO, None]
+    meet(bridge).close()
+    wait_until(lambda: len(scripted.hellos) == 3)
+    bridge._wanted = 0
+    late = scripted.ends[-1]
+    late.say(HELLO)
+    assert late.over.wait(WAIT)
+    assert not bridge._coming and not bridge._spares
+
+
+def test_a_spare_that_cannot_be_made_is_not_asked_for_again_and_again(scripted, bridge):
+    meet(bridge).close()
+    scripted.hello = [HELLO, *["nonsense"] * 100]
+    meet(bridge).close()
+    wait_until(lambda: len(scripted.hellos) == 3 and not bridge._coming)
+    assert isinstance(Meeting(bridge).outcome(), SAMError)
+    assert len(scripted.hellos) == 4 and not bridge._spares and not bridge._coming
+
+
+def test_a_bridge_that_has_come_back_is_not_overrun(scripted, bridge):
+    meet(bridge).close()
+    bridge._wanted = SPARES
+    scripted.hello = [HELLO, *[None] * SPARES]
+    meet(bridge).close()
+    wait_until(lambda: len(bridge._coming) == 2 and len(scripted.hellos) == 4)
+
+
+def test_closing_closes_the_spares_and_no_conversation(scripted):
+    bridge = scripted.bridge()
+    warm(bridge)
+    conversation = meet(bridge)
+    bridge.close()
+    bridge.close()
+    wait_until(lambda: len(Pump._current._members) == 1)
+    assert works(conversation)
+    conversation.close()
+    wait_until(lambda: Pump._current is None)
+
+
+def test_closing_closes_those_that_come(scripted):
+    for _ in range(30):
+        bridge = scripted.bridge()
+        meet(bridge).close()
+        meeting = Meeting(bridge)
+        bridge.close()
+        meeting.outcome().close()
+        wait_until(lambda: Pump._current is None)
+
+
+def test_closing_does_not_wait_for_those_that_never_come(scripted):
+    bridge = scripted.bridge()
+    meet(bridge).close()
+    scripted.hello = [HELLO, None]
+    meet(bridge).close()
+    wait_until(lambda: len(scripted.hellos) == 3)
+    bridge.close()
+    wait_until(lambda: Pump._current is None, 2.0)
+
+
+def test_one_that_is_closed_begins_none(scripted, bridge):
+    meet(bridge).close()
+    bridge.close()
+    assert str(error_of(bridge)) == f"{bridge.name}: the way to the bridge was closed"
+    wait_until(lambda: Pump._current is None)
+    assert not bridge._spares and not bridge._coming and len(scripted.hellos) == 1

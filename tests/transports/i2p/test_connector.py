@@ -1,0 +1,503 @@
+"""How a session is made, made again, and replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import threading
+import time
+
+import pytest
+from helpers import WAIT, Thread, exchange, refusing, wait_until
+from sam_rig import DEST, KEY, OK, ScriptedBridge
+
+from relay.addresses.destinations import PrivateKey
+from relay.addresses.i2p import I2PRouter
+from relay.carriers.dialer import wait_for
+from relay.carriers.link import State
+from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
+from relay.streams.dialer import Answer
+from relay.testing import SAMBridge
+from relay.transports.chain import bridge as reach
+from relay.transports.i2p import connector
+from relay.transports.i2p.connector import make_carrier, options_of
+from relay.transports.i2p.opening import open_stream
+
+MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch):
+    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.02)
+    monkeypatch.setattr(connector, "_REMEMBERED", (0.0, 0.0))
+
+
+@pytest.fixture
+def scripted():
+    made = ScriptedBridge()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bridge():
+    with SAMBridge() as made:
+        yield made
+
+
+class Held:
+    """A key as a file would hold it, and what was asked of it."""
+
+    def __init__(self, rested=math.inf):
+        self.key = KEY
+        self.path = None
+        self.rested = rested
+        self.calls = []
+
+    def __call__(self):
+        self.calls.append("open")
+        return self
+
+    def rest(self):
+        self.calls.append("rest")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def no_keys():
+    return None
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(where, keys=no_keys, **options):
+        sam = where if isinstance(where, str) else getattr(where, "sam", None) or where.name
+        router = I2PRouter(sam=sam, **options)
+        made.append(make_carrier("here", router, reach, keys))
+        made[-1].begin()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+        assert one.join(WAIT)
+
+
+def up(carrier, patient=False):
+    return wait_for(carrier, time.monotonic() + WAIT, None, patient=patient)
+
+
+def failure(carrier):
+    with pytest.raises(OSError) as caught:  # noqa: PT011  (each test looks at it)
+        up(carrier)
+    text = str(caught.value)
+    assert text.startswith("here: ")
+    assert "\n" not in text and len(text) < 400
+    assert KEY.base64[100:140] not in text
+    return caught.value
+
+
+def asked(scripted):
+    return [line for line in scripted.asked if line.startswith("SESSION CREATE")]
+
+
+# -- how one is made --
+
+
+def test_what_a_session_is_asked_for_is_written_out(scripted, make):
+    session = up(make(scripted, session="my shop", in_depth=1, out_depth=0))
+    words = asked(scripted)[0].split()
+    options = dict(word.split("=", 1) for word in words[2:])
+    assert options.pop("ID") == session.id
+    assert len(session.id) == 16
+    assert options == {
+        "STYLE": "STREAM",
+        "DESTINATION": "TRANSIENT",
+        "SIGNATURE_TYPE": "7",
+        "i2cp.leaseSetEncType": "4,0",
+        "inbound.length": "1",
+        "outbound.length": "0",
+        "inbound.quantity": "3",
+        "outbound.quantity": "3",
+        "inbound.nickname": "my_shop",
+    }
+    assert session.destination == KEY.destination
+
+
+def test_every_option_can_be_another(scripted):
+    router = I2PRouter(options=(("i2cp.leaseSetEncType", "6,4,0"), ("inbound.quantity", "1"), ("outbound.length", "2")))
+    options = options_of(router)
+    assert options["i2cp.leaseSetEncType"] == "6,4,0"
+    assert (options["inbound.quantity"], options["outbound.quantity"]) == ("1", "3")
+    assert (options["inbound.length"], options["outbound.length"]) == ("3", "2")
+    assert "inbound.nickname" not in options
+
+
+def test_with_keys_the_session_is_theirs_and_the_signature_is_no_question(scripted, make):
+    held = Held()
+    up(make(scripted, held))
+    assert f"DESTINATION={KEY.base64} " in asked(scripted)[0]
+    assert "SIGNATURE_TYPE" not in asked(scripted)[0]
+    assert held.calls == ["open"]
+
+
+def test_keys_are_held_until_it_is_closed_over_all_losses(scripted, make):
+    held = Held()
+    carrier = make(scripted, held)
+    first = up(carrier)
+    scripted.controls[-1].close()
+    wait_until(lambda: carrier.link not in (None, first))
+    carrier.close()
+    assert carrier.join(WAIT)
+    assert held.calls == ["open", "rest", "close"]
+
+
+def test_keys_of_which_no_session_was_made_need_no_rest(make):
+    held = Held()
+    with refusing() as (host, port):
+        carrier = make(f"{host}:{port}", held)
+        failure(carrier)
+        carrier.close()
+        assert carrier.join(WAIT)
+    assert held.calls == ["open", "close"]
+
+
+def test_keys_that_are_not_to_be_had_are_the_error(scripted, make):
+    def broken():
+        raise SAMError("here: the file is damaged")
+
+    carrier = make(scripted, broken)
+    assert failure(carrier).result == ""
+    assert carrier.state is State.FAILED
+    assert not scripted.asked
+
+
+def test_after_each_loss_there_is_a_new_id(scripted, make):
+    carrier = make(scripted)
+    first = up(carrier)
+    scripted.controls[-1].close()
+    wait_until(lambda: carrier.link not in (None, first))
+    assert carrier.link.id != first.id
+
+
+def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    monkeypatch.setattr(connector, "_PROGRESS", 0.02)
+    bridge.settings.build_time = 0.2
+    up(make(bridge))
+    lines = [record.getMessage() for record in caplog.records if "building tunnels" in record.getMessage()]
+    assert len(lines) >= 2
+    assert lines[0] == "here: the router is building tunnels, for 0 s by now"
+
+
+def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_ATTEMPT", 0.2)
+    monkeypatch.setattr("relay.streams.dialer.LATE", 0.0)
+    bridge.settings.build_time = 60.0
+    error = failure(make(bridge))
+    assert isinstance(error, ConnectError)
+    assert error.reason == "connect_timeout"
+
+
+def test_it_is_given_up_at_once_whatever_it_waits_for(bridge, make):
+    bridge.settings.build_time = 10 * WAIT
+    carrier = make(bridge)
+    wait_until(lambda: any(command.words[0] == "SESSION" for command in bridge.commands))
+    carrier.close()
+    assert carrier.join(WAIT)
+
+
+# -- what the bridge answers --
+
+
+def test_nobody_there(make):
+    with refusing() as (host, port):
+        error = failure(make(f"{host}:{port}"))
+    assert isinstance(error, ConnectError)
+    assert error.reason == "refused"
+    assert "sam" in str(error) and "enabled" in str(error)
+
+
+def test_an_http_server_is_no_bridge(scripted, make):
+    scripted.hello = ["HTTP/1.1 400 Bad Request"]
+    carrier = make(scripted)
+    assert "not a SAM bridge" in str(failure(carrier))
+    assert carrier.state is State.FAILED
+
+
+def test_silence_instead_of_hello(scripted, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REACH", 0.1)
+    monkeypatch.setattr("relay.streams.dialer.LATE", 0.0)
+    scripted.hello = [None] * 10
+    assert failure(make(scripted)).reason == "connect_timeout"
+
+
+def test_too_old_a_bridge(scripted, make):
+    scripted.hello = ["HELLO REPLY RESULT=NOVERSION"]
+    carrier = make(scripted)
+    assert failure(carrier).result == "NOVERSION"
+    assert carrier.state is State.FAILED
+
+
+def test_a_wrong_password(make):
+    with SAMBridge(personality="java", user="me", password="right") as bridge:
+        carrier = make(bridge, user="me", password="wrong!")
+        error = failure(carrier)
+        assert isinstance(error, AuthenticationError)
+        assert "wrong!" not in str(error)
+        assert carrier.state is State.FAILED
+        up(make(bridge, user="me", password=lambda: "right"))
+
+
+def test_an_id_that_is_taken_is_another_one_at_once(bridge, make):
+    bridge.refuse_sessions(3, "DUPLICATED_ID")
+    carrier = make(bridge)
+    up(carrier)
+    ids = [command.options["ID"] for command in bridge.commands if command.words == ("SESSION", "CREATE")]
+    assert len(set(ids)) == 4
+
+
+def test_a_destination_that_another_session_has_is_tried_for_a_while_at_the_start(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_AGAIN", 0.01)
+    bridge.refuse_sessions(3, "DUPLICATED_DEST")
+    up(make(bridge, Held()))
+
+
+def test_and_not_for_longer(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_AGAIN", 0.01)
+    monkeypatch.setattr(connector, "_DUPLICATE", 0.1)
+    bridge.refuse_sessions(10000, "DUPLICATED_DEST")
+    error = failure(make(bridge, Held()))
+    assert error.result == "DUPLICATED_DEST"
+    assert "another program" in str(error)
+
+
+def test_after_a_loss_it_is_waited_out(bridge, make):
+    carrier = make(bridge, Held())
+    first = up(carrier)
+    bridge.refuse_sessions(3, "DUPLICATED_DEST")
+    bridge.cut()
+    wait_until(lambda: carrier.link not in (None, first))
+
+
+def test_a_key_that_the_router_does_not_take_is_final(bridge, make):
+    bridge.refuse_sessions(1, "INVALID_KEY")
+    carrier = make(bridge, Held())
+    assert failure(carrier).result == "INVALID_KEY"
+    assert carrier.state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('SESSION STATUS RESULT=I2P_ERROR MESSAGE="no tunnels"', "(I2P_ERROR: no tunnels)"),
+        ("SESSION STATUS RESULT=OK", "not for which destination"),
+        (f"SESSION STATUS RESULT=OK DESTINATION={DEST}", "not for which destination"),
+        ("SESSION STATUS RESULT=OK DESTINATION=%%%", "not for which destination"),
+        ("STREAM STATUS RESULT=OK", "(OK)"),
+        ("PONG", "(PONG)"),
+        (f"SESSION STATUS RESULT={'X' * 5000}", "(XXX"),
+        ("nonsense", "no SAM"),
+    ],
+)
+def test_other_answers_are_an_error_in_one_line(scripted, make, answer, said):
+    scripted.answers.append(answer)
+    assert said in str(failure(make(scripted)))
+    assert len(asked(scripted)) >= 1
+
+
+def test_what_time_may_mend_is_tried_again(scripted, make):
+    scripted.answers.extend(["SESSION STATUS RESULT=I2P_ERROR"] * 3)
+    up(make(scripted), patient=True)
+    assert len(asked(scripted)) == 4
+
+
+def test_a_bridge_that_ends_the_conversation_instead_of_an_answer(scripted, make):
+    scripted.answers.append(lambda end: end.close())
+    assert "ended the conversation" in str(failure(make(scripted)))
+
+
+# -- keys that a router still remembers --
+
+
+def test_after_a_loss_the_keys_are_left_alone_for_a_while(bridge, make, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    monkeypatch.setattr(connector, "_REMEMBERED", (0.3, 1.0))
+    carrier = make(bridge, Held())
+    first = up(carrier)
+    begun = time.monotonic()
+    bridge.cut()
+    wait_until(lambda: carrier.link not in (None, first))
+    assert time.monotonic() - begun > 0.3
+    assert "waiting 0 s, until the router has forgotten" in caplog.text
+
+
+def test_not_where_there_are_none(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
+    carrier = make(bridge)
+    first = up(carrier)
+    bridge.cut()
+    wait_until(lambda: carrier.link not in (None, first))
+
+
+def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
+    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.3, 0.3))
+    carrier = make(bridge, Held())
+    first = up(carrier)
+    bridge.kill()
+    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    bridge.restart()  # before it is tried again, so that nobody has met a closed port since
+    wait_until(lambda: carrier.link not in (None, first))
+
+
+def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (0.5, 1.0))
+    begun = time.monotonic()
+    up(make(bridge, Held(rested=0.2)))
+    assert time.monotonic() - begun > 0.25
+    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 20 * WAIT))
+    up(make(bridge, Held(rested=11 * WAIT)))  # no time is left to wait
+
+
+def test_a_session_that_proves_unsound_makes_the_wait_longer_and_a_sound_one_normal_again(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (0.1, 0.35))
+    carrier = make(bridge, Held())
+
+    def wait_of(*verdicts):
+        link = up(carrier)
+        for verdict in verdicts:
+            link.judge(verdict)
+        begun = time.monotonic()
+        link.lose(CarrierError("here: given up"))
+        wait_until(lambda: carrier.link not in (None, link))
+        return time.monotonic() - begun
+
+    assert 0.1 < wait_of() < 0.2
+    assert 0.2 < wait_of(False) < 0.34
+    assert 0.35 < wait_of(False, False) < 0.6
+    assert 0.1 < wait_of(True) < 0.2
+
+
+def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
+    carrier = make(bridge, Held())
+    up(carrier)
+    bridge.cut()
+    wait_until(lambda: carrier.state is State.CONNECTING)
+    carrier.close()
+    assert carrier.join(WAIT)
+    wait_until(lambda: bridge.connections == 0)
+
+
+# -- sessions that have gone deaf --
+
+
+def stream(session, dest):
+    """A stream from a session."""
+    answer = Answer()
+    open_stream(session, dest, None, time.monotonic() + WAIT, answer.put)
+    return answer.get(time.monotonic() + WAIT, None)
+
+
+def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted, make, monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.05)
+    carrier = make(scripted)
+    old = up(carrier)
+    with contextlib.closing(stream(old, DEST)) as silent:
+        with contextlib.closing(scripted.stream()) as far:
+            wait_until(lambda: carrier.link is not old)
+            assert carrier.link is not None, "there is always one"
+            silent.socket.settimeout(WAIT)
+            exchange(silent.socket, far)
+            assert old.failure() is None
+    wait_until(lambda: scripted.controls[0].over.is_set())
+    assert not scripted.controls[1].over.is_set()
+
+
+def test_one_with_keys_is_not_for_it_would_be_the_same(scripted, make, monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.02)
+    carrier = make(scripted, Held())
+    session = up(carrier)
+    with contextlib.closing(stream(session, DEST)), contextlib.closing(scripted.stream()):
+        threading.Event().wait(0.1)
+        assert carrier.link is session
+
+
+class Replaced:
+    """Counts what is replaced."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        self.now = 1000.0
+        self.recycling = connector._Recycling(self._replace)
+        clock = dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: self.now)
+        monkeypatch.setattr(connector, "time", clock)
+
+    def _replace(self, session, dest):
+        self.count += 1
+
+    def silent(self, dest=DEST, after=0.0):
+        self.now += after
+        before = self.count
+        self.recycling.silent(None, dest)
+        return self.count > before
+
+
+def test_replacing_gets_rarer_while_it_does_not_help(monkeypatch):
+    replaced = Replaced(monkeypatch)
+    assert replaced.silent()
+    assert not replaced.silent(after=29)
+    assert replaced.silent(after=2)
+    assert not replaced.silent(after=59)
+    assert replaced.silent(after=2)
+    for _ in range(20):
+        replaced.silent(after=900)
+    assert not replaced.silent(after=899)
+    assert replaced.silent(after=2)
+
+
+def test_an_answer_makes_it_as_prompt_as_at_first(monkeypatch):
+    replaced = Replaced(monkeypatch)
+    assert replaced.silent()
+    replaced.recycling.answered(DEST)
+    assert replaced.silent()
+
+
+def test_each_destination_counts_for_itself_and_not_without_bound(monkeypatch):
+    replaced = Replaced(monkeypatch)
+    assert all(replaced.silent(f"{number}") for number in range(3000))
+    assert len(replaced.recycling._next) < 1500
+
+
+# -- the log --
+
+
+def test_a_quiet_one_says_nothing_that_users_see(scripted, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    scripted.answers.append("SESSION STATUS RESULT=I2P_ERROR")
+    carrier = make_carrier("here", I2PRouter(sam=scripted.name), reach, no_keys, quiet=True)
+    carrier.begin()
+    up(carrier, patient=True)
+    carrier.close()
+    assert carrier.join(WAIT)
+    assert caplog.records == []
+
+
+def test_no_key_is_in_the_log(scripted, make, caplog):
+    caplog.set_level(logging.DEBUG)
+    key = PrivateKey.generate()
+    held = Held()
+    held.key = key
+    scripted.answers.extend(["SESSION STATUS RESULT=I2P_ERROR", MADE, OK])
+    carrier = make(scripted, held)
+    Thread(lambda: up(carrier, patient=True)).result()
+    carrier.close()
+    assert key.base64[600:640] not in caplog.text
+    assert key.base64[600:640] not in repr(vars(carrier))

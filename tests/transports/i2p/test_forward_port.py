@@ -1,0 +1,460 @@
+"""The port that a router connects to: who is let in, what is read, and what is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import sys
+import threading
+
+import pytest
+from helpers import WAIT, ending, receive_all, wait_until
+from sam_rig import DEST
+
+from relay.addresses.destinations import PrivateKey
+from relay.eventloop.background import Pump
+from relay.eventloop.loop import Loop
+from relay.eventloop.sockets import reset
+from relay.transports.i2p import forward_port
+from relay.transports.i2p.forward_port import Port
+from relay.transports.i2p.messages import LONGEST
+from relay.transports.i2p.peer_uid import Owners
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch):
+    monkeypatch.setattr(forward_port, "AGAIN", 0.01)
+
+
+class Session:
+    """What a port wants of a session: a name, and where the bridge is."""
+
+    name = "the session"
+
+    def __init__(self):
+        self.control_socket, self._theirs = socket.socket(), socket.create_server(("127.0.0.1", 0))
+        self.control_socket.connect(self._theirs.getsockname())
+        self._bridge, _ = self._theirs.accept()
+
+    def close(self):
+        self.control_socket.close()
+        self._bridge.close()
+        self._theirs.close()
+
+
+class Gate:
+    """A port in the pump's thread."""
+
+    def __init__(self, owners=None, loop=None):
+        self.session = Session()
+        self.arrived = queue.SimpleQueue()
+        self.pump = Pump.hold(self)
+        take = self.take
+        self.port = Port(self.session, take, owners, loop=loop or self.pump.loop)
+        self.port.open(self.session.control_socket)
+
+    def take(self, stream, peer):
+        self.arrived.put((stream, peer))
+
+    def abandon(self):
+        self.port.abandon()
+
+    def stream(self):
+        """The next stream and who it comes from."""
+        stream, peer = self.arrived.get(timeout=WAIT)
+        stream.socket.settimeout(WAIT)
+        return stream, peer
+
+    def connect(self):
+        """A connection, as the router makes it."""
+        made = socket.create_connection(("127.0.0.1", self.port.number), WAIT)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def call(self, function):
+        """Have it called in the pump's thread, and wait for that."""
+        done = threading.Event()
+        self.pump.loop.call(lambda: (function(), done.set()))
+        assert done.wait(WAIT)
+
+    def close(self):
+        self.port.close()
+        self.call(lambda: None)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.arrived.get_nowait()[0].close()
+        self.pump.let_go(self)
+        self.session.close()
+
+
+@pytest.fixture
+def enter():
+    made = []
+
+    def make(**options):
+        made.append(Gate(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_it_is_a_port_of_the_address_that_the_bridge_is_talked_to_from(enter):
+    entrance = enter()
+    assert entrance.port._socket.getsockname() == ("127.0.0.1", entrance.port.number)
+    assert entrance.port.number > 1023
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", "instead of the destination"),
+        (b"x" * (LONGEST + 1), "a line of more than"),
+        (b"\xff\xfe\n", "not in UTF-8"),
+        (f"{DEST} TO_PORT=x\n".encode(), "TO_PORT"),
+        (b"STREAM STATUS RESULT=I2P_ERROR\n", "the accept failed"),
+    ],
+)
+def test_who_does_not_say_whose_the_stream_is_is_reset(enter, data, why, caplog):
+    caplog.set_level("INFO", "relay")
+    entrance = enter()
+    with entrance.connect() as end:
+        end.sendall(data)
+        assert ending(end) == "reset"
+    assert why in caplog.text
+    assert entrance.arrived.empty()
+
+
+def test_a_stream_that_was_waited_for_is_watched_no_longer(enter):
+    entrance = enter()
+    with entrance.connect() as end:
+        end.sendall(DEST.encode())
+        wait_until(lambda: entrance.port._silent)
+        end.sendall(b"\nmore")
+        stream, _ = entrance.stream()
+        with stream, pytest.raises((OSError, KeyError)):
+            entrance.pump.loop.poller.unregister(stream.fileno())
+
+
+def test_who_ends_before_the_line_is_complete_is_dropped(enter):
+    entrance = enter()
+    with entrance.connect() as end:
+        end.sendall(DEST.encode()[:50])
+        wait_until(lambda: entrance.port._silent)
+        end.shutdown(socket.SHUT_WR)
+        assert ending(end) in ("reset", "end of file")
+    wait_until(lambda: not entrance.port._silent)
+    assert entrance.arrived.empty()
+
+
+def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, monkeypatch):
+    entrance = enter()
+    monkeypatch.setattr(forward_port, "PATIENCE", 0.05)
+    with entrance.connect() as end:
+        end.sendall(b"half")
+        assert ending(end) == "reset"
+
+
+def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch):
+    monkeypatch.setattr(forward_port, "SILENT", 2)
+    entrance = enter()
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(entrance.connect()) for _ in range(2)]
+        for end in silent:
+            end.sendall(b"x")
+        wait_until(lambda: len(entrance.port._silent) == 2)
+        third = stack.enter_context(entrance.connect())
+        third.sendall(f"{DEST}\n".encode())
+        with pytest.raises(queue.Empty):
+            entrance.arrived.get(timeout=0.05)
+        silent[0].sendall(b"\n")
+        entrance.stream()[0].close()
+
+
+def test_while_it_is_held_the_kernel_keeps_them(enter):
+    entrance = enter()
+    entrance.port.hold(True)
+    with entrance.connect() as end:
+        end.sendall(f"{DEST}\n".encode())
+        with pytest.raises(queue.Empty):
+            entrance.arrived.get(timeout=0.05)
+        entrance.port.hold(False)
+        entrance.stream()[0].close()
+
+
+class Told:
+    """Stands for the kernel: who is at the other end."""
+
+    knows_closed = False
+
+    def __init__(self, router, others):
+        self.router, self.others = router, others
+
+    def of(self, connection):
+        return self.router
+
+    def between(self, family, theirs, ours):
+        return self.others
+
+    def close(self):
+        pass
+
+
+def test_another_user_is_rejected(enter, caplog):
+    owners = Told(router=1, others=2)
+    entrance = enter(owners=owners)
+    for _ in range(2):
+        with entrance.connect() as end, contextlib.suppress(OSError):
+            end.sendall(f"{DEST}\n".encode())
+            assert ending(end) == "reset"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1, "others could fill the log"
+    assert "user 2 has connected to the port for the router's streams, whose user is 1" in warnings[0]
+    owners.others = 1
+    with entrance.connect() as end:
+        end.sendall(f"{DEST}\n".encode())
+        entrance.stream()[0].close()
+    assert entrance.arrived.empty()
+
+
+@pytest.mark.parametrize("router", [1, None])
+def test_a_connection_whose_user_the_kernel_does_not_report_is_rejected(enter, caplog, router):
+    entrance = enter(owners=Told(router=router, others=None))
+    with entrance.connect() as end, contextlib.suppress(OSError):
+        end.sendall(f"{DEST}\nall of it".encode())
+        assert ending(end) == "reset"
+    assert entrance.arrived.empty()
+    assert "whose user the kernel does not report" in caplog.text
+
+
+@pytest.fixture
+def owners():
+    made = Owners()
+    yield made
+    made.close()
+
+
+OTHER_DEST = PrivateKey.generate().destination
+
+
+def attack(number):
+    """Send a request in the name of a destination, four ways: reset, close, half-close or keep the connection."""
+    for way in range(100):
+        attacker = socket.create_connection(("127.0.0.1", number), WAIT)
+        with contextlib.suppress(OSError):  # it may be rejected before it has said all
+            attacker.sendall(f"{DEST} FROM_PORT=0 TO_PORT=0\nDELETE /everything\n".encode())
+            if way % 4 == 2:
+                attacker.shutdown(socket.SHUT_WR)
+        if way % 4 == 0:
+            reset(attacker)
+        elif way % 4 == 1:
+            attacker.close()
+        else:
+            attacker.detach()
+
+
+@contextlib.contextmanager
+def as_another_user(function, *arguments):
+    """Call it in a child process of a user who is not root, which keeps what is open until the end."""
+    done, call = os.pipe()
+    wait, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            function(*arguments)
+            os.write(call, b"+")
+            os.close(go)
+            os.read(wait, 1)
+        finally:
+            os._exit(0)
+    os.close(call)
+    os.close(wait)
+    try:
+        assert os.read(done, 1) == b"+", "the child has failed"
+        yield
+    finally:
+        os.close(done)
+        os.close(go)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
+def test_no_other_user_speaks_for_a_destination(enter, owners, late):
+    """Whether its connections are accepted at once or after they have ended."""
+    entrance = enter(owners=owners)
+    entrance.port.hold(late)
+    with as_another_user(attack, entrance.port.number):
+        entrance.port.hold(False)
+        with entrance.connect() as router:  # which is accepted after all the others
+            router.sendall(f"{OTHER_DEST}\n".encode())
+            stream, peer = entrance.stream()
+            stream.close()
+    assert peer == OTHER_DEST
+    assert entrance.arrived.empty()
+
+
+def test_short_streams_of_the_router_arrive_whole_however_late_they_are_accepted(enter, owners):
+    entrance = enter(owners=owners)
+    entrance.port.hold(True)
+    for number in range(200):
+        with entrance.connect() as router:
+            router.sendall(f"{DEST}\nrequest {number}".encode())
+    entrance.port.hold(False)
+    if not owners.knows_closed:
+        pytest.skip("this kernel does not report the user of a closed connection; `accept` is the default here")
+    for number in range(200):
+        stream, _ = entrance.stream()
+        with stream:
+            assert receive_all(stream.socket) == b"request %d" % number
+
+
+def test_accepting_goes_on_when_there_were_no_descriptors(enter, monkeypatch, caplog):
+    entrance = enter()
+    there = entrance.port
+    real, failures = there._socket.accept, [OSError(24, "Too many open files")] * 2
+
+    class Short:
+        def __getattr__(self, name):
+            return getattr(there_socket, name)
+
+        def accept(self):
+            if failures:
+                raise failures.pop()
+            return real()
+
+    there_socket = there._socket
+    there._socket = Short()
+    try:
+        with entrance.connect() as end:
+            end.sendall(f"{DEST}\n".encode())
+            entrance.stream()[0].close()
+    finally:
+        there._socket = there_socket
+    assert caplog.text.count("Too many open files") == 2
+
+
+def test_a_bug_ends_one_connection_and_not_the_port(enter, monkeypatch, caplog):
+    entrance = enter()
+    bugs = [RuntimeError("a bug")]
+    arrive = entrance.port.arrived
+
+    def arrived(stream, peer):
+        if bugs:
+            bug = bugs.pop()
+            stream.close()
+            raise bug
+        arrive(stream, peer)
+
+    entrance.port.arrived = arrived
+    with entrance.connect() as end:
+        end.sendall(f"{DEST}\n".encode())
+        assert ending(end) in ("reset", "end of file")
+    with entrance.connect() as end:
+        end.sendall(f"{DEST}\n".encode())
+        entrance.stream()[0].close()
+    assert "a bug" in caplog.text
+
+
+@pytest.fixture
+def other_loop():
+    loop = Loop()
+    thread = threading.Thread(target=loop.run, name="another loop")
+    thread.start()
+    yield loop, thread
+    if thread.is_alive():
+        loop.call(loop.stop)
+        thread.join(WAIT)
+    loop.close()
+
+
+def test_streams_can_be_accepted_in_the_thread_of_another_loop(enter, other_loop):
+    loop, thread = other_loop
+    entrance = enter()
+    threads = queue.SimpleQueue()
+    arrive = entrance.port.arrived
+    entrance.port.arrived = lambda *what: (threads.put(threading.current_thread()), arrive(*what))
+
+    def use():
+        with entrance.connect() as end:
+            end.sendall(f"{DEST}\n".encode())
+            entrance.stream()[0].close()
+            return threads.get(timeout=WAIT)
+
+    def move(there):
+        entrance.port.move(there)
+        wait_until(lambda: entrance.port._watching is there)
+
+    assert use() is entrance.pump.thread
+    move(loop)
+    assert use() is thread
+    entrance.port.hold(True)
+    wait_until(lambda: entrance.port._watching is None)
+    entrance.port.hold(False)
+    assert use() is thread
+    move(entrance.pump.loop)
+    assert use() is entrance.pump.thread
+    move(loop)
+    loop.call(loop.stop)
+    thread.join(WAIT)
+    move(entrance.pump.loop)
+    assert use() is entrance.pump.thread
+
+
+def test_it_is_closed_whatever_became_of_the_other_loop(enter, other_loop):
+    loop, thread = other_loop
+    entrance = enter(loop=loop)
+    with entrance.connect() as end:
+        end.sendall(b"half")
+        wait_until(lambda: entrance.port._silent)
+        loop.call(loop.stop)
+        thread.join(WAIT)
+        entrance.port.close()
+        assert ending(end) in ("reset", "end of file")
+    assert entrance.port._socket.fileno() < 0
+
+
+def test_a_connection_under_way_is_kept_when_the_thread_changes(enter, other_loop):
+    loop, _ = other_loop
+    entrance = enter()
+    with entrance.connect() as end:
+        end.sendall(DEST.encode())
+        wait_until(lambda: entrance.port._silent)
+        entrance.port.move(loop)
+        end.sendall(b"\n")
+        entrance.stream()[0].close()
+
+
+def test_in_a_forked_child_the_descriptors_are_closed(enter):
+    entrance = enter()
+    with entrance.connect() as end:
+        end.sendall(b"half")
+        wait_until(lambda: entrance.port._silent)
+        numbers = [entrance.port._socket.fileno(), *(one.socket.fileno() for one in entrance.port._silent)]
+        pid = os.fork()
+        if pid == 0:
+            left = 0
+            for number in numbers:
+                with contextlib.suppress(OSError):
+                    os.fstat(number)
+                    left += 1
+            os._exit(left)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        end.sendall(f"{DEST}\n".encode()[4:])
+
+
+def test_no_port_to_be_had_is_an_error(monkeypatch):
+    def create_server(*args, **options):
+        raise OSError(98, "Address already in use")
+
+    session = Session()
+    monkeypatch.setattr(socket, "create_server", create_server)
+    with pytest.raises(OSError, match="already in use"):
+        Port(session, print, None, loop=None)
+    session.close()

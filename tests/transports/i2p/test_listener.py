@@ -1,0 +1,668 @@
+"""A destination of ours: its states, who is let in, what waits, and what becomes of it when the router goes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import threading
+import time
+
+import pytest
+from helpers import PROMPT, WAIT, Thread, ending, receive_exactly, refusing, wait_until
+from listener_rig import Clients, Listening, States, accept, make_prompt
+
+import relay
+from relay.addresses.destinations import Peer, PrivateKey
+from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.api.i2p import i2p
+from relay.carriers.link import State
+from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
+from relay.testing import SAMBridge
+from relay.transports.chain import bridge as reach
+from relay.transports.i2p import inbound, listener
+from relay.transports.i2p.inbound import Accepts, Forward
+from relay.transports.i2p.listener import I2PListener
+from relay.transports.i2p.messages import stream_connect, stream_forward
+
+CLOSED = "Bad file descriptor"
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch, tmp_path):
+    make_prompt(monkeypatch)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(params=["i2pd", "java"])
+def bridge(request):
+    with SAMBridge(personality=request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def listen(bridge):
+    made = Listening(bridge)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clients(bridge):
+    made = Clients(bridge)
+    yield made
+    made.close()
+
+
+# -- how it begins --
+
+
+@pytest.mark.parametrize("way", ["accept", "forward", None])
+def test_a_stream_comes_with_the_destination_of_who_connects(listen, clients, way):
+    there = listen(accept=way)
+    with clients.connect(there, b"hello") as near:
+        far, peer = accept(there)
+        with far:
+            assert isinstance(peer, Peer)
+            assert peer == clients.dest
+            assert receive_exactly(far.socket, 5) == b"hello"
+            far.socket.sendall(b"answer")
+            assert receive_exactly(near.socket, 6) == b"answer"
+
+
+def test_what_is_to_be_known_of_it(listen, bridge):
+    there = listen(session="shop")
+    (record,) = [one for one in bridge.sessions if one.options.get("inbound.nickname") == "shop"]
+    assert there.dest == record.destination
+    assert there.b32.endswith(".b32.i2p") and len(there.b32) == 60
+    assert there.address == there.b32
+    assert there.session == "shop"
+    assert there.b32 in repr(there)
+    assert record.options["DESTINATION"] == "***"
+    assert PrivateKey.generate().base64[-20:] not in repr(there)
+
+
+def test_nothing_begins_before_it_is_started(listen, bridge):
+    there = listen(start=False)
+    assert there.state == "connecting"
+    assert there.dest == there.b32 == there.address == ""
+    assert not bridge.commands
+    there.close()
+    assert there.state == "closed"
+
+
+def test_the_states_of_a_life(listen, bridge):
+    states = States()
+    there = listen(states=states)
+    assert there.state in ("up", "published")
+    assert states.wait_for("up") == ([], None)
+    assert states.wait_for("published") == ([], None)
+    assert there.wait_published(WAIT)
+    there.close()
+    assert states.wait_for("closed") == ([], None)
+    assert there.state == "closed"
+    assert not there.wait_published(WAIT)
+
+
+def test_it_takes_as_long_as_the_router_needs_for_its_tunnels(listen, bridge):
+    bridge.settings.build_time = 0.3
+    begun = time.monotonic()
+    there = listen()
+    assert time.monotonic() - begun >= 0.3
+    assert there.state in ("up", "published")
+
+
+def test_a_start_has_a_time_out_all_the_same(listen, bridge):
+    bridge.settings.build_time = 60.0
+    there = listen(start=False)
+    with pytest.raises(ConnectError, match="not connected in time") as caught:
+        there.start(0.05)
+    assert caught.value.reason == "connect_timeout"
+    for wrong, kind in ((0, ValueError), ("1", TypeError)):
+        with pytest.raises(kind):
+            there.start(wrong)
+
+
+def test_the_bridge_that_hands_no_streams_over_in_time(listen, bridge):
+    bridge.hold_answers("STREAM")
+    there = listen(start=False)
+    with pytest.raises(ConnectError) as caught:
+        there.start(0.3)
+    assert caught.value.reason == "connect_timeout"
+
+
+def test_no_bridge_is_an_error_at_once(listen):
+    with refusing() as (host, port), pytest.raises(ConnectError, match="no SAM bridge there") as caught:
+        listen(sam=f"{host}:{port}")
+    assert caught.value.reason == "refused"
+
+
+def test_a_session_that_is_refused_is_an_error_at_once(listen, bridge):
+    bridge.refuse_sessions(9, "INVALID_KEY")
+    with pytest.raises(SAMError, match="does not take the private key") as caught:
+        listen()
+    assert caught.value.result == "INVALID_KEY"
+
+
+def test_forward_that_is_refused_is_an_error_at_once_where_it_was_asked_for(listen, bridge, monkeypatch):
+    monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_connect(session, "nobody.i2p"))
+    with pytest.raises(SAMError, match="hands no streams over"):
+        listen(accept="forward")
+
+
+def test_a_session_that_is_lost_before_streams_can_come_is_an_error(listen, bridge):
+    bridge.hold_answers("STREAM")
+    there = listen(start=False)
+    starting = Thread(there.start)
+    wait_until(lambda: any(command.words[0] == "STREAM" for command in bridge.commands))
+    bridge.cut()
+    with pytest.raises(relay.CarrierError, match="ended the session"):
+        starting.result()
+
+
+# -- keys --
+
+
+def test_a_session_with_a_name_keeps_its_destination(listen, tmp_path):
+    first = listen(session="shop")
+    dest = first.dest
+    assert (tmp_path / "data" / "relay" / "i2p" / "shop.dat").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(SAMError, match="in use"):
+        listen(session="shop")
+    first.close()
+    first.join(WAIT)
+    assert listen(session="shop").dest == dest
+
+
+def test_a_file_of_keys_is_made_once_and_names_the_destination(listen, tmp_path):
+    path = tmp_path / "me.dat"
+    there = listen(keys=str(path))
+    assert PrivateKey.from_bytes(path.read_bytes()).destination == there.dest
+    with pytest.raises(SAMError, match=r"me\.dat: these keys are in use"):
+        listen(keys=str(path))
+
+
+def test_without_either_it_is_a_new_destination(listen, tmp_path):
+    assert listen().dest != listen().dest
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_broken_file_of_keys_is_an_error_and_is_not_touched(listen, tmp_path):
+    path = tmp_path / "me.dat"
+    path.write_bytes(b"no key")
+    path.chmod(0o600)
+    with pytest.raises(SAMError, match=r"me\.dat: this is no private key"):
+        listen(keys=str(path))
+    assert path.read_bytes() == b"no key"
+
+
+# -- the way in --
+
+
+def way_of(there):
+    return type(there._way)
+
+
+def test_forward_where_the_router_can_reach_us(listen):
+    assert way_of(listen()) is Forward
+    assert way_of(listen(accept="accept")) is Accepts
+    assert way_of(listen(accept="forward")) is Forward
+    assert way_of(listen(allow=())) is Forward
+
+
+@pytest.fixture
+def no_users(monkeypatch):
+    """A system that does not report the users of connections."""
+
+    def unknown():
+        raise OSError("not on this system")
+
+    monkeypatch.setattr(listener, "Owners", unknown)
+
+
+def test_accept_where_the_system_does_not_report_users(listen, no_users):
+    assert way_of(listen()) is Accepts
+    with pytest.raises(SAMError, match="accept='forward' needs the users of connections.*use 'accept'"):
+        listen(accept="forward")
+
+
+def test_forward_elsewhere_where_you_ask_for_it_and_no_list_depends_on_it(listen, no_users, monkeypatch):
+    monkeypatch.setattr(listener.sys, "platform", "darwin")
+    assert way_of(listen()) is Accepts
+    assert way_of(listen(accept="forward")) is Forward
+    with pytest.raises(SAMError, match="use 'accept'"):
+        listen(accept="forward", deny=(PrivateKey.generate().b32,))
+
+
+def test_accept_where_the_kernel_does_not_report_users_of_closed_connections(listen, monkeypatch):
+    monkeypatch.setattr(listener.Owners, "_find_closed", lambda self: False)
+    assert way_of(listen()) is Accepts
+    assert way_of(listen(accept="forward")) is Forward
+
+
+def test_accept_where_the_user_of_the_bridge_is_not_known(listen, monkeypatch):
+    monkeypatch.setattr(listener.Owners, "of", lambda self, connection: None)
+    assert way_of(listen()) is Accepts
+    with pytest.raises(SAMError, match="accept='forward' needs the user of the router"):
+        listen(accept="forward")
+
+
+def test_accept_where_the_bridge_is_not_on_the_loopback(listen, monkeypatch):
+    monkeypatch.setattr(listener, "is_near", lambda session: False)
+    assert way_of(listen()) is Accepts
+    with pytest.raises(SAMError, match="accept='forward' has the router connect to us"):
+        listen(accept="forward")
+
+
+def test_accept_where_forward_is_refused(listen, monkeypatch, clients, caplog):
+    monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_connect(session, "nobody.i2p"))
+    there = listen()
+    assert way_of(there) is Accepts
+    assert "streams are accepted one by one from now on" in caplog.text
+    with clients.connect(there):
+        accept(there)[0].close()
+
+
+def test_accept_where_forwarded_streams_do_not_arrive(listen, monkeypatch, clients, caplog):
+    """The router may be in a container, where our loopback is not its own."""
+    monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_forward(session, 9))
+    there = listen()
+    assert there.wait_published(WAIT)
+    assert way_of(there) is Accepts
+    assert "streams do not come" in caplog.text
+    with clients.connect(there):
+        accept(there)[0].close()
+
+
+# -- who is let in --
+
+
+def test_who_is_denied_is_reset_and_the_next_one_is_let_in(bridge, listen, clients, caplog):
+    with contextlib.closing(i2p("nobody.i2p", sam=bridge.sam)) as other:
+        other.ready(WAIT)
+        there = listen(deny=(other.dest,))
+        denied = i2p(there.dest, sam=bridge.sam)
+        with contextlib.closing(denied), clients.connect(denied) as stream:
+            assert denied.dest == other.dest, "they share a session"
+            next_one = Thread(there.accept)
+            assert ending(stream.socket) in ("reset", "end of file")
+            assert "is denied" in caplog.text
+            with clients.connect(clients.factory(there, session="another")):
+                next_one.result()[0].close()
+
+
+def test_a_tunnel_is_told_who_is_denied_and_why(listen, clients):
+    there = listen(allow=())
+    with clients.connect(there):
+        stream, peer = Thread(there.accept_any).result()
+        with stream:
+            assert peer == clients.dest
+            assert isinstance(stream.denied, ConnectError)
+            assert stream.denied.reason == "denied"
+            assert peer.b32 in str(stream.denied)
+
+
+def test_the_prover_is_let_in_whatever_the_lists_say(listen):
+    assert listen(allow=()).wait_published(WAIT)
+
+
+def test_lists_that_make_no_sense_are_an_error_at_once():
+    with pytest.raises(ValueError, match="neither a destination nor a file"):
+        I2PListener(I2PListen(allow=("nonsense",)), reach, "here")
+
+
+# -- what waits --
+
+
+@pytest.mark.parametrize("way", ["accept", "forward"])
+def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, clients, monkeypatch, way):
+    monkeypatch.setattr("relay.transports.i2p.accept_queue.MOST", 4)
+    there = listen(accept=way)
+    assert there.wait_published(WAIT)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(clients.connect(there, b"a"))
+        factory = clients._factories[-1]
+        more = [Thread(clients.connect, factory, text) for text in (b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i")]
+        wait_until(lambda: there._way.held)
+        held = len(there._reception)
+        assert 4 <= held <= 4 + inbound.SEVERAL
+        texts = set()
+        for _ in range(9):
+            stream, _ = accept(there)
+            stack.enter_context(stream)
+            texts.add(receive_exactly(stream.socket, 1))
+        assert b"".join(sorted(texts)) == b"abcdefghi"
+        for thread in more:
+            stack.enter_context(thread.result())
+        wait_until(lambda: not there._way.held)
+
+
+def test_accept_ends_with_the_listener(listen):
+    there = listen()
+    waiting = Thread(there.accept)
+    wait_until(lambda: there._reception._changed._waiters)
+    there.close()
+    with pytest.raises(OSError, match=CLOSED):
+        waiting.result()
+    with pytest.raises(OSError, match=CLOSED):
+        there.accept()
+
+
+def test_who_was_not_accepted_yet_is_reset_at_the_end(listen, clients):
+    there = listen()
+    with clients.connect(there) as stream:
+        wait_until(lambda: len(there._reception))
+        there.close()
+        assert ending(stream.socket) in ("reset", "end of file")
+
+
+# -- losses --
+
+
+def test_when_the_router_returns_it_goes_on_with_the_same_destination(listen, clients, bridge):
+    states = States()
+    there = listen(states=states)
+    assert there.wait_published(WAIT)
+    states.wait_for("published")
+    dest = there.dest
+    waiting = Thread(there.accept)
+    bridge.kill()
+    before, error = states.wait_for("backing off")
+    assert before == []
+    assert "ended the session" in str(error)
+    bridge.restart()
+    assert set(states.wait_for("up")[0]) <= {"connecting", "backing off"}
+    states.wait_for("published")
+    assert there.dest == dest
+    with clients.connect(there):
+        waiting.result()[0].close()
+
+
+@pytest.mark.parametrize("way", ["accept", "forward"])
+def test_a_cut_of_the_control_socket_is_a_loss(listen, clients, bridge, way):
+    states = States()
+    there = listen(states=states, accept=way)
+    states.wait_for("published")
+    with clients.connect(there):
+        stream, _ = accept(there)
+        with stream:
+            (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
+            bridge.cut(ours.id)
+            assert stream.socket.recv(1) == b""
+            wait_until(lambda: stream.failure() is not None)
+            assert stream.failure().reason == "carrier_lost"
+    assert "backing off" in states.wait_for("up")[0]
+    with clients.connect(there):
+        accept(there)[0].close()
+
+
+def test_a_failure_that_time_does_not_mend_is_raised_once_by_accept(listen, bridge):
+    states = States()
+    there = listen(states=states)
+    bridge.refuse_sessions(100, "INVALID_KEY")
+    waiting = Thread(there.accept)
+    bridge.cut()
+    _, error = states.wait_for("failed")
+    assert isinstance(error, SAMError)
+    with pytest.raises(SAMError, match="private key"):
+        waiting.result()
+    again = Thread(there.accept)
+    again.join(0.05)
+    assert again.is_alive()
+    there.close()
+    with pytest.raises(OSError, match=CLOSED):
+        again.result()
+
+
+def test_what_has_failed_is_tried_again_after_a_while(listen, bridge, monkeypatch):
+    monkeypatch.setattr(listener, "FINAL", 0.05)
+    monkeypatch.setattr("relay.carriers.carrier._FINAL", 0.01)
+    states = States()
+    listen(states=states)
+    states.wait_for("published")
+    bridge.refuse_sessions(1, "INVALID_KEY")
+    bridge.cut()
+    states.wait_for("failed")
+    states.wait_for("published")
+
+
+def test_a_way_in_that_cannot_be_made_for_now_is_made_later(listen, bridge, monkeypatch, caplog, clients):
+    monkeypatch.setattr(listener, "AGAIN", 0.01)
+    states = States()
+    there = listen(states=states)
+    states.wait_for("published")
+    failures = [OSError(24, "Too many open files")] * 3
+    real = inbound.Port
+
+    def port(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(inbound, "Port", port)
+    bridge.cut()
+    states.wait_for("published")
+    assert not failures
+    assert "here: streams cannot come for now: [Errno 24] Too many open files" in caplog.text
+    with clients.connect(there):
+        accept(there)[0].close()
+
+
+def test_a_watcher_that_raises_hurts_nobody(listen, caplog):
+    def broken(state, error):
+        raise RuntimeError("a bug of the user's")
+
+    there = listen(states=broken)
+    assert there.wait_published(WAIT)
+    assert "a bug of the user's" in caplog.text
+
+
+# -- its end --
+
+
+@pytest.mark.parametrize("state", ["connecting", "building", "arming", "up", "backing off", "failed"])
+def test_close_takes_less_than_a_second_in_every_state(listen, bridge, state):
+    states = States()
+    if state == "connecting":
+        bridge.hold_answers("HELLO")
+    elif state == "building":
+        bridge.settings.build_time = 40.0
+    elif state == "arming":
+        bridge.hold_answers("STREAM")
+    there = listen(start=False, states=states)
+    starting = Thread(there.start)
+    wanted = {"connecting": "HELLO", "building": "SESSION", "arming": "STREAM"}.get(state)
+    if wanted is not None:
+        wait_until(lambda: any(command.words[0] == wanted for command in bridge.commands))
+    else:
+        starting.result()
+    if state == "backing off":
+        bridge.kill()
+        states.wait_for("backing off")
+    elif state == "failed":
+        bridge.refuse_sessions(100, "INVALID_KEY")
+        bridge.cut()
+        states.wait_for("failed")
+    begun = time.monotonic()
+    there.close()
+    assert time.monotonic() - begun < PROMPT
+    there.close()
+    there.join(WAIT)
+    if wanted is not None:
+        with pytest.raises(relay.CarrierError, match="was closed"):
+            starting.result()
+
+
+def test_it_can_be_closed_from_the_thread_that_tells_of_it(listen):
+    closed = threading.Event()
+
+    def close(state, error):
+        if state == "up":
+            there.close()
+            closed.set()
+
+    there = listen(start=False, states=close)
+    starting = Thread(there.start)
+    assert closed.wait(WAIT)
+    with contextlib.suppress(OSError):
+        starting.result()
+
+
+def test_a_stream_outlives_the_listener_and_the_session_ends_with_it(listen, clients, bridge):
+    there = listen()
+    with clients.connect(there) as near:
+        far, _ = accept(there)
+        there.close()
+        assert there.state == "closed"
+        far.socket.sendall(b"still there")
+        assert receive_exactly(near.socket, 11) == b"still there"
+        assert any(one.destination == there.dest for one in bridge.sessions)
+        far.close()
+        there.join(WAIT)
+        wait_until(lambda: all(one.destination != there.dest for one in bridge.sessions))
+
+
+def test_a_with_statement_closes_it(bridge):
+    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), reach, "here") as there:
+        there.start(WAIT)
+    assert there.state == "closed"
+    there.join(WAIT)
+
+
+# -- under a tunnel --
+
+
+@pytest.fixture
+def echo(echo_server):
+    return functools.partial(relay.tcp, *echo_server.address)
+
+
+@pytest.mark.parametrize("options", [{}, {"nconnect": 3}])
+@pytest.mark.parametrize("way", ["accept", "forward"])
+def test_a_tunnel_relays_what_comes(listen, clients, echo, way, options):
+    there = listen(accept=way)
+    with relay.Tunnel(there, echo(), **options) as tunnel:
+        assert tunnel.address == there.b32
+        for text in (b"one", b"two", b"three"):
+            with clients.connect(there, text) as stream:
+                assert receive_exactly(stream.socket, len(text)) == text
+        wait_until(lambda: len(tunnel.recent()) == 3)
+        assert {record.peer for record in tunnel.recent()} == {clients.dest}
+    assert there.state == "closed"
+
+
+def test_a_limit_of_connections_holds(listen, clients, echo):
+    there = listen()
+    with relay.Tunnel(there, echo(), nconnect=2) as tunnel, contextlib.ExitStack() as stack:
+        one = stack.enter_context(clients.connect(there, b"1"))
+        factory = clients._factories[-1]
+        assert receive_exactly(one.socket, 1) == b"1"
+        more = [stack.enter_context(clients.connect(factory, b"x")) for _ in range(4)]
+        wait_until(lambda: tunnel.stats().active == 2)
+        more[0].socket.settimeout(0.05)
+        assert tunnel.stats().active == 2
+        one.close()
+        for stream in more:
+            stream.socket.settimeout(WAIT)
+            assert receive_exactly(stream.socket, 1) == b"x"
+            stream.close()
+
+
+def test_without_a_limit_streams_are_accepted_in_the_relay_thread(listen, clients, echo):
+    there = listen(accept="forward")
+    with relay.Tunnel(there, echo()) as tunnel:
+        wait_until(lambda: there._way._port._watching is tunnel._relay.loop)
+        with clients.connect(there, b"x") as stream:
+            assert receive_exactly(stream.socket, 1) == b"x"
+    with pytest.raises(OSError, match=CLOSED):
+        there.accept()
+
+
+def test_a_paused_tunnel_lets_nobody_in_and_drops_nobody(listen, clients, echo):
+    there = listen()
+    with relay.Tunnel(there, echo()) as tunnel:
+        assert there.wait_published(WAIT)
+        tunnel.pause()
+        with clients.connect(there, b"x") as stream:
+            wait_until(lambda: len(there._reception))
+            assert tunnel.stats().accepted == 0
+            tunnel.resume()
+            assert receive_exactly(stream.socket, 1) == b"x"
+
+
+def test_a_tunnel_shows_who_was_denied(listen, clients, echo, caplog):
+    there = listen(allow=())
+    with relay.Tunnel(there, echo()) as tunnel, clients.connect(there) as stream:
+        assert ending(stream.socket) in ("reset", "end of file")
+        wait_until(tunnel.recent)
+        (record,) = tunnel.recent()
+        assert (record.reason, record.peer) == ("denied", clients.dest)
+        assert tunnel.stats().failed == {"denied": 1}
+    assert "not among those who are allowed" in caplog.text
+
+
+def test_the_session_is_gone_when_the_tunnel_is(listen, clients, echo, bridge, tmp_path):
+    dests = set()
+    for _ in range(3):
+        there = listen(keys=str(tmp_path / "me.dat"))
+        dests.add(there.dest)
+        with relay.Tunnel(there, echo()), clients.connect(there, b"x") as stream:
+            assert receive_exactly(stream.socket, 1) == b"x"
+    assert len(dests) == 1
+    wait_until(lambda: not dests & {one.destination for one in bridge.sessions})
+
+
+def test_a_tunnel_drains_before_the_session_ends(listen, clients, echo):
+    there = listen()
+    tunnel = relay.Tunnel(there, echo())
+    with clients.connect(there, b"x") as stream:
+        assert receive_exactly(stream.socket, 1) == b"x"
+        closing = Thread(tunnel.close, WAIT)
+        wait_until(lambda: there.state == "closed")
+        stream.socket.sendall(b"more")
+        assert receive_exactly(stream.socket, 4) == b"more"
+        stream.close()
+        closing.result()
+    assert tunnel.recent()[-1].reason == "done"
+
+
+def test_one_that_is_patient_waits_for_its_router(bridge):
+    bridge.kill()
+    away = threading.Event()
+    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), reach, "here") as there:
+        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        starting = Thread(lambda: there.start(WAIT, patient=True))
+        assert away.wait(WAIT)
+        bridge.restart()
+        starting.result()
+        assert there.state in ("up", "published")
+
+
+@pytest.mark.parametrize("end", ["close", "what a retry cannot fix"])
+def test_one_that_is_patient_ends(bridge, end, caplog):
+    bridge.kill()
+    away = threading.Event()
+    router = (
+        I2PRouter(sam=bridge.sam, user="me", password=lambda: 1 / 0) if end != "close" else I2PRouter(sam=bridge.sam)
+    )
+    with I2PListener(I2PListen(router), reach, "here") as there:
+        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        starting = Thread(lambda: there.start(WAIT, patient=True))
+        if end == "close":
+            assert away.wait(WAIT)
+            there.close()
+        with pytest.raises(CarrierError if end == "close" else RelayError):
+            starting.result()
+    assert "not tried again" not in caplog.text, "the caller reports it"
+
+
+def test_it_says_what_it_is_when_it_fails():
+    with socket.socket() as idle:
+        idle.bind(("127.0.0.1", 0))
+        place = I2PListen(I2PRouter(sam=f"127.0.0.1:{idle.getsockname()[1]}", user="me", password="secret!"))
+        there = I2PListener(place, reach, str(place))
+        with pytest.raises((ConnectError, AuthenticationError)) as caught:
+            there.start(WAIT)
+        there.close()
+        assert "secret!" not in f"{caught.value} {there!r}"
+        assert there.state == State.CLOSED.value

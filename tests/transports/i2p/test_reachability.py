@@ -1,0 +1,502 @@
+"""That a destination can be reached: what is proved, when, and what follows when it is not."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from helpers import WAIT, Thread, exchange, wait_until
+from listener_rig import Clients, Listening, States, accept, make_prompt
+
+from relay.addresses.destinations import Peer, PrivateKey
+from relay.addresses.i2p import I2PRouter
+from relay.carriers.dialer import wait_for
+from relay.carriers.link import State
+from relay.streams.stream import Stream
+from relay.testing import SAMBridge
+from relay.transports.chain import bridge as reach
+from relay.transports.i2p import reachability
+from relay.transports.i2p.connector import make_carrier
+from relay.transports.i2p.reachability import Prover, silence
+
+
+@pytest.fixture(autouse=True)
+def prompt(monkeypatch):
+    make_prompt(monkeypatch)
+    monkeypatch.setattr(reachability, "ANSWER", 0.5)
+    monkeypatch.setattr(reachability, "REACH", 2.0)
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Proofs that follow each other at once."""
+    monkeypatch.setattr(reachability, "AFTER", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(reachability, "SELDOM", (0.2, 0.2))
+
+
+@pytest.fixture
+def bridge():
+    with SAMBridge() as made:
+        yield made
+
+
+@pytest.fixture
+def listen(bridge):
+    made = Listening(bridge)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clients(bridge):
+    made = Clients(bridge)
+    yield made
+    made.close()
+
+
+def proofs(bridge):
+    """How many streams were begun."""
+    return sum(command.words == ("STREAM", "CONNECT") for command in bridge.commands)
+
+
+def creations(bridge):
+    """How many sessions were asked for, with keys of their own and without."""
+    options = [command.options for command in bridge.commands if command.words == ("SESSION", "CREATE")]
+    transient = sum("SIGNATURE_TYPE" in one for one in options)
+    return len(options) - transient, transient
+
+
+def break_proofs(monkeypatch, there, answer=b"", times=1000):
+    """Have no proof be answered, or with this, so many times."""
+    left = [times]
+    real = there._prover.keeps
+
+    def keeps(stream, peer):
+        if peer not in there._prover._peers or not left[0]:
+            return real(stream, peer)
+        left[0] -= 1
+        stream.socket.send(answer)
+        stream.close()
+        return True
+
+    monkeypatch.setattr(there._prover, "keeps", keeps)
+
+
+# -- what is proved, and when --
+
+
+@pytest.mark.parametrize("personality", ["i2pd", "java"])
+@pytest.mark.parametrize("way", ["accept", "forward"])
+def test_it_is_published_as_soon_as_a_stream_from_another_session_is_answered(personality, way):
+    with SAMBridge(personality=personality, publish_time=0.3) as bridge:
+        listen = Listening(bridge)
+        begun = time.monotonic()
+        there = listen(accept=way)
+        assert there.state == "up"
+        assert not there.wait_published(0.1)
+        assert there.wait_published(WAIT)
+        assert time.monotonic() - begun > 0.3
+        assert len(there._reception) == 0, "it keeps its own streams to itself"
+        listen.close()
+
+
+def test_the_session_of_the_proof_is_made_beside_the_one_that_is_proved(bridge, listen):
+    bridge.hold_answers("SESSION CREATE")
+    there = listen(start=False)
+    starting = Thread(there.start)
+    wait_until(lambda: creations(bridge) == (1, 1))
+    bridge.release_answers()
+    starting.result()
+    assert there.wait_published(WAIT)
+
+
+def test_it_has_the_same_depths_a_name_of_nobody_and_few_tunnels(bridge, listen):
+    there = listen(session="", in_depth=1, out_depth=2, options=(("i2cp.gzip", "false"), ("inbound.quantity", "5")))
+    assert there.wait_published(WAIT)
+    (own,) = [one.options for one in bridge.sessions if one.destination != there.dest]
+    assert own["DESTINATION"] == "TRANSIENT"
+    assert (own["inbound.length"], own["outbound.length"]) == ("1", "2")
+    assert (own["inbound.quantity"], own["outbound.quantity"]) == ("2", "2")
+    assert own["i2cp.gzip"] == "false"
+    assert own["i2cp.leaseSetEncType"] == "4,0"
+
+
+def test_it_is_proved_again_and_again_and_the_other_session_goes_in_between(bridge, listen, soon):
+    there = listen()
+    assert there.wait_published(WAIT)
+    wait_until(lambda: proofs(bridge) == 4)
+    wait_until(lambda: len(bridge.sessions) == 1)
+    wait_until(lambda: proofs(bridge) == 6)
+    assert creations(bridge)[0] == 1
+    assert creations(bridge)[1] >= 3, "for each late one"
+    assert there.state == "published"
+
+
+def test_while_others_come_nothing_more_is_proved(bridge, listen, clients, soon):
+    there = listen()
+    assert there.wait_published(WAIT)
+    factory = clients.factory(there)
+    ours = 0
+    for _ in range(30):
+        with clients.connect(factory):
+            accept(there)[0].close()
+        ours += 1
+        threading.Event().wait(0.005)
+    assert proofs(bridge) - ours <= 3
+
+
+def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch):
+    """That word is for what was seen to work, there and back."""
+    monkeypatch.setattr(reachability, "ANSWER", 0.05)
+    there = listen(start=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(Prover, "keeps", lambda self, stream, peer: peer in self._peers and (stream.close() or True))
+        there.start(WAIT)
+        near = clients.connect(there)
+        far, _ = accept(there)
+        with near, far:
+            begun = proofs(bridge)
+            while proofs(bridge) < begun + 4:
+                exchange(near.socket, far.socket)
+            assert there.state == "up"
+    assert there.wait_published(WAIT)
+    assert creations(bridge)[0] == 1
+
+
+def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients, soon):
+    there = listen()
+    assert there.wait_published(WAIT)
+    with clients.connect(there) as near:
+        far, _ = accept(there)
+        with far:
+            begun = proofs(bridge)
+            for _ in range(50):
+                exchange(near.socket, far.socket)
+                threading.Event().wait(0.005)
+            assert proofs(bridge) - begun <= 3
+
+
+@pytest.mark.parametrize("option", ["i2cp.leaseSetType=3", "i2cp.dontPublishLeaseSet=false"])
+def test_options_that_hide_nothing_are_no_reason_not_to(listen, option):
+    assert listen(options=(tuple(option.split("=")),)).wait_published(WAIT)
+
+
+@pytest.mark.parametrize(
+    "option", ["i2cp.leaseSetType=5", "i2cp.dontPublishLeaseSet=True", "i2cp.enableAccessList=true"]
+)
+def test_what_others_cannot_reach_under_its_own_name_is_not_judged(bridge, listen, option):
+    there = listen(options=(tuple(option.split("=")),))
+    assert not there.wait_published(0.1)
+    assert there.state == "up"
+    assert proofs(bridge) == 0
+    assert creations(bridge) == (1, 0)
+
+
+# -- what follows when it is not --
+
+
+def test_a_destination_that_cannot_be_found_for_a_while_is_waited_for(bridge, listen):
+    bridge.fail_connects(2)
+    states = States()
+    there = listen(states=states)
+    assert states.wait_for("published")[0] == ["up"]
+    assert there.state == "published"
+
+
+def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, clients, caplog, monkeypatch):
+    """Trap 1: of the keys of a session that has just ended another one comes at once, and is dead soon."""
+    monkeypatch.setattr(reachability, "AFTER", (0.1, 0.2, 0.2))
+    monkeypatch.setattr(reachability, "ANSWER", 0.2)
+    monkeypatch.setattr(reachability, "REACH", 0.3)
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 4.0))
+    bridge.settings.remember = 0.15
+    bridge.settings.zombie_life = 0.05
+    there = listen()
+    assert there.wait_published(WAIT)
+    (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
+    bridge.cut(ours.id)
+    wait_until(lambda: "nobody can reach the session" in caplog.text)
+    wait_until(lambda: there.state == "published" and there._prover._times > 3)
+    with clients.connect(there) as near:
+        far, _ = accept(there)
+        with far:
+            exchange(near.socket, far.socket)
+
+
+def test_the_keys_are_left_alone_until_the_router_has_forgotten_them(bridge, listen, monkeypatch, caplog):
+    """So trap 1 is not met at all."""
+    caplog.set_level("INFO", "relay")
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.4, 4.0))
+    bridge.settings.remember = 0.3
+    bridge.settings.zombie_life = 0.0
+    states = States()
+    there = listen(states=states)
+    states.wait_for("published")
+    (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
+    bridge.cut(ours.id)
+    states.wait_for("published")
+    assert creations(bridge)[0] == 2
+    assert "until the router has forgotten" in caplog.text
+
+
+def test_a_proof_is_not_made_from_a_session_that_knew_the_last_one(bridge, listen, caplog):
+    """Trap 2: who has met a destination does not notice that it has begun a new life."""
+    caplog.set_level("INFO", "relay")
+    bridge.settings.stale = 60.0
+    states = States()
+    there = listen(states=states)
+    states.wait_for("published")
+    (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
+    bridge.cut(ours.id)
+    states.wait_for("up")
+    assert states.wait_for("published")[0] == []
+    assert creations(bridge) == (2, 2)
+    assert "self-check" not in caplog.text
+
+
+def test_the_session_of_the_proof_is_doubted_first(bridge, listen, monkeypatch, caplog):
+    caplog.set_level("INFO", "relay")
+    there = listen()
+    assert there.wait_published(WAIT)
+    before = creations(bridge)
+    break_proofs(monkeypatch, there, b"somebody else's words\n", times=1)
+    there._call(lambda: there._prover._prove(time.monotonic()))
+    wait_until(lambda: there._prover._times > 1)
+    assert "a stream ended before it was answered" in caplog.text
+    assert creations(bridge)[1] == before[1] + 1
+    assert creations(bridge)[0] == before[0]
+    assert there.state == "published"
+
+
+def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, monkeypatch, soon):
+    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    there = listen()
+    assert there.wait_published(WAIT)
+    break_proofs(monkeypatch, there)
+    with clients.connect(there) as near:
+        far, _ = accept(there)
+        with far:
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                exchange(near.socket, far.socket)
+                threading.Event().wait(0.01)
+    assert creations(bridge)[0] == 1
+
+
+def test_without_them_it_is(bridge, listen, monkeypatch, soon):
+    """So that the test before can fail."""
+    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    there = listen()
+    assert there.wait_published(WAIT)
+    break_proofs(monkeypatch, there)
+    wait_until(lambda: creations(bridge)[0] >= 2)
+
+
+def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypatch, soon):
+    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    monkeypatch.setattr("relay.transports.i2p.accept_queue.MOST", 1)
+    there = listen()
+    assert there.wait_published(WAIT)
+    break_proofs(monkeypatch, there)
+    with clients.connect(there):
+        wait_until(lambda: there._way.held)
+        begun = proofs(bridge)
+        wait_until(lambda: proofs(bridge) > begun + 2)
+        assert creations(bridge)[0] == 1
+
+
+def test_the_end_of_the_other_session_says_nothing(bridge, listen, soon):
+    there = listen()
+    assert there.wait_published(WAIT)
+    for _ in range(3):
+        for one in bridge.sessions:
+            if one.destination != there.dest:
+                bridge.cut(one.id)
+        threading.Event().wait(0.05)
+    assert there.wait_published(WAIT)
+    assert creations(bridge)[0] == 1
+
+
+def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, monkeypatch, caplog):
+    caplog.set_level("DEBUG", "relay")
+    there = listen()
+    assert there.wait_published(WAIT)
+    kept = []
+    monkeypatch.setattr(reachability, "ANSWER", WAIT)
+    monkeypatch.setattr(there._prover, "keeps", lambda stream, peer: kept.append(stream) or True)
+    wait_until(lambda: kept)
+    monkeypatch.undo()
+    make_prompt(monkeypatch)
+    for one in bridge.sessions:
+        if one.destination != there.dest:
+            bridge.cut(one.id)
+    wait_until(lambda: "self-check: " in caplog.text)
+    for stream in kept:
+        stream.close()
+    told = [record for record in caplog.records if "self-check: " in record.getMessage()]
+    assert {record.levelname for record in told} == {"DEBUG"}
+    assert "has ended the session" in told[0].getMessage()
+    assert creations(bridge)[0] == 1
+
+
+def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog, monkeypatch):
+    monkeypatch.setattr(reachability, "HEAD_START", WAIT)
+    bridge.settings.publish_time = 0.2
+    there = listen()
+    bridge.refuse_sessions(1000, "I2P_ERROR")
+    for one in bridge.sessions:
+        if one.destination != there.dest:
+            bridge.cut(one.id)
+    wait_until(lambda: creations(bridge)[1] > 4)
+    assert there.state == "up"
+    bridge.refuse_sessions(0)
+    assert there.wait_published(WAIT)
+    assert creations(bridge)[0] == 1
+    assert "I2P_ERROR" not in caplog.text, "that is of no interest to users"
+
+
+def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
+    monkeypatch.setattr(reachability, "HEAD_START", WAIT)
+    monkeypatch.setattr(reachability, "AGAIN", 0.1)
+    monkeypatch.setattr(reachability, "RARELY", 100.0)
+    monkeypatch.setattr(reachability, "make_carrier", make_none)
+    there = listen()
+    wait_until(lambda: there._prover._delay > 0.3)
+    assert there.state == "up"
+
+
+def make_none(name, router, reach, keys, *, quiet):
+    raise OSError("there are no threads")
+
+
+def test_it_ends_at_any_moment(bridge, listen):
+    for _ in range(20):
+        there = listen()
+        there.close()
+        there.join(WAIT)
+    wait_until(lambda: not bridge.sessions)
+
+
+# -- the prover by itself --
+
+
+class Subject:
+    """What a prover tells, and is told."""
+
+    def __init__(self):
+        self.told = queue.SimpleQueue()
+        self.turns = self.held = self.alive = False
+
+    def proved(self):
+        self.told.put("proved")
+
+    def turn(self, why):
+        self.told.put(why)
+        return self.turns
+
+    def was_held(self, since):
+        return self.held
+
+    def was_alive(self, since):
+        return self.alive
+
+
+@pytest.fixture
+def prover(bridge):
+    made = Prover("here", I2PRouter(sam=bridge.sam), reach, Subject())
+    yield made
+    done = threading.Event()
+    made._pump.loop.call(lambda: (made.close(), done.set()))
+    assert done.wait(WAIT)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monkeypatch):
+    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    prover._subject.alive = alive
+    lost = threading.Event()
+    carrier = make_carrier("here", I2PRouter(sam=bridge.sam), reach, lambda: None)
+    carrier.begin()
+    try:
+        session = wait_for(carrier, None, None, patient=False)  # where nobody accepts
+        carrier.subscribe(lambda state, error: state is State.BACKING_OFF and lost.set())
+        prover._pump.loop.call(lambda: prover.prove(session))
+        if alive:
+            wait_until(lambda: prover._times)
+            assert not lost.is_set()
+        else:
+            assert lost.wait(WAIT)
+            prover._pump.loop.call(prover.forget)
+        assert "no answer" in prover._subject.told.get(timeout=WAIT) if not alive else prover._subject.told.empty()
+    finally:
+        carrier.close()
+        assert carrier.join(WAIT)
+
+
+def test_strangers_are_not_kept(prover):
+    ours, theirs = socket.socketpair()
+    with theirs, Stream(ours) as stream:
+        assert not prover.keeps(stream, Peer(PrivateKey.generate().destination))
+        assert stream.fileno() >= 0
+
+
+def test_its_own_are_answered_also_when_they_come_late(prover):
+    dests = [PrivateKey.generate().destination for _ in range(reachability.PEERS)]
+    for dest in dests:
+        prover._know(dest)
+    for dest in dests:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            assert prover.keeps(Stream(ours), Peer(dest))
+            assert theirs.recv(100) == prover._answer
+            assert theirs.recv(1) == b""
+    prover._know(PrivateKey.generate().destination)
+    ours, theirs = socket.socketpair()
+    with theirs, Stream(ours) as stream:
+        assert not prover.keeps(stream, Peer(dests[0])), "there is a bound"
+
+
+def test_one_that_has_ended_already_hurts_nobody(prover):
+    dest = PrivateKey.generate().destination
+    prover._know(dest)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    assert prover.keeps(Stream(ours), Peer(dest))
+
+
+def test_the_answer_is_not_to_be_guessed(prover, bridge):
+    other = Prover("there", I2PRouter(sam=bridge.sam), reach, Subject())
+    assert len(prover._answer) > 30
+    assert other._answer != prover._answer
+    other._pump.loop.call(other.close)
+
+
+def test_silence_is_how_long_nothing_has_come():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+        with near, far:
+            near.sendall(b"x")
+            assert far.recv(1) == b"x"
+            assert silence(far) < 1.0
+            threading.Event().wait(0.2)
+            assert 0.1 < silence(far) < 5.0
+            near.sendall(b"x")
+            assert far.recv(1) == b"x"
+            assert silence(far) < 0.1
+        assert silence(far) == float("inf")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert silence(ours) == float("inf")
+
+
+def test_the_place_of_the_time_in_what_the_kernel_tells():
+    """linux/tcp.h: eight bytes, then words of 32 bits, of which tcpi_last_data_recv is the twelfth."""
+    assert reachability._LAST.size == 8 + 4 * 12
+    assert reachability._LAST.unpack(bytes(52) + struct.pack("=I", 7)) == (7,)
+    assert os.name == "posix"

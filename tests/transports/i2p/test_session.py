@@ -1,0 +1,312 @@
+"""``relay.transports.i2p.session``: a session's life, its signs of life, and the names it knows."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+import pytest
+from helpers import PROMPT, WAIT, receive_exactly, wait_until
+from sam_rig import DEST, KEY, OK, Opened, ScriptedBridge
+
+from relay.errors import CarrierError
+from relay.eventloop.background import Pump
+from relay.transports.i2p import session as module
+from relay.transports.i2p.messages import UnreachableError, session_create
+from relay.transports.i2p.session import Session
+
+
+@pytest.fixture
+def scripted():
+    made = ScriptedBridge()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def opened(scripted):
+    made = Opened(scripted)
+    yield made
+    made.close()
+
+
+ENDED = "the session: the router has ended the session"
+
+
+def test_it_knows_who_it_is(opened):
+    session = opened.session
+    assert session.destination == KEY.destination and session.b32 == KEY.b32
+    assert repr(session) == f"<SAM session ours of {KEY.b32}>"
+    assert KEY.base64 not in repr(vars(session))
+
+
+def test_it_is_lost_with_its_control_socket(opened):
+    assert opened.session.failure() is None
+    opened.far_control.close()
+    error = opened.lost.get(timeout=WAIT)
+    assert isinstance(error, CarrierError) and str(error) == ENDED
+    assert opened.session.failure() is error
+    opened.session.lose(CarrierError("again"))
+    assert opened.lost.empty() and opened.session.failure() is error
+
+
+def test_it_is_lost_with_a_control_socket_that_ended_before_it_was_made(scripted):
+    for _ in range(30):
+        first = Opened(scripted)
+        control = first.converse()
+        first.ask(control, session_create(id="second"))
+        closing = threading.Thread(target=scripted.controls[-1].close)
+        closing.start()
+        lost = queue.SimpleQueue()
+        second = Session("the session", first.bridge, "second", KEY.destination, control, lost.put)
+        assert str(lost.get(timeout=WAIT)) == ENDED
+        closing.join(WAIT)
+        second.close()
+        first.close()
+
+
+def test_its_failure_is_known_before_anybody_has_looked(opened):
+    stop, go = threading.Event(), threading.Event()
+    opened.bridge._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))
+    assert stop.wait(WAIT)
+    opened.far_control.close()
+    wait_until(lambda: opened.session.failure() is not None)
+    assert str(opened.session.failure()) == ENDED and opened.lost.empty()
+    go.set()
+    opened.lost.get(timeout=WAIT)
+
+
+def test_closing_it_is_no_loss(opened):
+    opened.session.close()
+    opened.session.close()
+    assert opened.far_control.over.wait(WAIT)
+    wait_until(lambda: Pump._current is None)
+    assert opened.lost.empty()
+    assert str(opened.session.failure()) == "the session: the session was closed"
+
+
+def test_closing_it_leaves_its_streams_to_the_router(opened):
+    begun = opened.open()
+    with begun.stream() as stream:
+        far = opened.scripted.stream()
+        opened.session.close()
+        far.sendall(b"last words")
+        far.close()
+        assert receive_exactly(stream.socket, 99) == b"last words"
+
+
+def test_it_is_idle_when_no_stream_is_open(opened):
+    session = opened.session
+    idle = threading.Event()
+    session.when_idle(idle.set)
+    assert idle.is_set(), "at once"
+    idle.clear()
+    session.enter()
+    session.enter()
+    session.when_idle(idle.set)
+    session.leave()
+    assert not idle.is_set()
+    session.leave()
+    assert idle.is_set()
+
+
+def test_it_is_idle_when_it_is_lost(opened):
+    idle = threading.Event()
+    opened.session.enter()
+    opened.session.when_idle(idle.set)
+    opened.far_control.close()
+    assert idle.wait(WAIT)
+    idle.clear()
+    opened.session.when_idle(idle.set)
+    assert idle.is_set(), "and from then on"
+    opened.session.leave()
+
+
+def test_a_ping_of_the_bridge_is_answered(opened):
+    opened.far_control.say("PING are you there")
+    wait_until(lambda: "PONG are you there" in opened.scripted.asked)
+    assert opened.session.failure() is None
+
+
+@pytest.mark.parametrize("line", ["SESSION STATUS RESULT=I2P_ERROR MESSAGE=x", "DATAGRAM RECEIVED SIZE=1", "PONG late"])
+def test_what_is_not_for_us_is_passed_over(opened, line):
+    opened.far_control.say(line, "PING x")
+    wait_until(lambda: "PONG x" in opened.scripted.asked)
+    assert opened.session.failure() is None
+
+
+@pytest.mark.parametrize("garbage", [b"\x00\xff\n", b"no sam at all\n", b"x" * 20000])
+def test_garbage_is_its_end(opened, garbage):
+    opened.far_control.sendall(garbage)
+    assert isinstance(opened.lost.get(timeout=WAIT), CarrierError)
+    assert len(str(opened.session.failure())) < 200
+
+
+def test_a_flood_of_pings_is_survived(opened):
+    opened.scripted.pongs = False
+    for _ in range(2000):
+        opened.far_control.sendall(b"PING %s\n" % (b"x" * 1000))
+    opened.far_control.say("PING last")
+    wait_until(lambda: "PONG last" in opened.scripted.asked)
+
+
+# -- signs of life ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bridge_that_answers_pings_is_pinged(opened):
+    session, asked = opened.session, opened.scripted.asked
+    session.check()
+    wait_until(lambda: session._can_ping)
+    assert asked[1:] == ["PING relay", "PING relay"], "twice, on a conversation that nobody needs"
+    for _ in range(2 * module._SILENT):
+        session.check()
+        wait_until(lambda: session._pinged == 0)
+    assert asked[-1] == "PING ours" and opened.lost.empty()
+
+
+def test_one_that_answers_no_more_is_dead(opened):
+    session = opened.session
+    session.check()
+    wait_until(lambda: session._can_ping)
+    opened.scripted.pongs = False
+    for _ in range(module._SILENT):
+        session.check()
+        assert opened.lost.empty()
+    session.check()
+    assert str(opened.lost.get(timeout=WAIT)) == "the session: the router does not answer any more"
+    session.check()
+
+
+@pytest.mark.parametrize("end", ["close", "silence", "nonsense", "once"])
+def test_one_that_does_not_know_pings_is_not_pinged(opened, end):
+    session = opened.session
+    if end == "silence":
+        opened.scripted.pongs = False
+    elif end == "once":
+        opened.scripted.answers += ["PONG relay", lambda far: far.close()]
+    else:
+        opened.scripted.answers.append(lambda far: far.close() if end == "close" else far.say("I2P_ERROR"))
+    session.check()
+    wait_until(lambda: "PING relay" in opened.scripted.asked)
+    for _ in range(9):
+        session.check()
+    assert session._can_ping is False and opened.lost.empty()
+    assert "PING ours" not in opened.scripted.asked
+
+
+def test_no_bridge_to_ask_is_no_loss(opened, monkeypatch):
+    opened.scripted.hello = ["nonsense"] * 99
+    for _ in range(9):
+        opened.session.check()
+    wait_until(lambda: len(opened.scripted.hellos) > 1)
+    assert opened.session.failure() is None
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def looked_up(session, name):
+    told = queue.SimpleQueue()
+    session.look_up(name, told.put)
+    return told.get(timeout=WAIT)
+
+
+def test_a_name_is_looked_up_once(opened):
+    opened.scripted.names["echo.i2p"] = DEST
+    session = opened.session
+    assert session.known("echo.i2p") is None
+    for _ in range(3):
+        assert looked_up(session, "echo.i2p") == DEST
+    assert opened.scripted.asked.count("NAMING LOOKUP NAME=echo.i2p") == 1
+    assert session.known("echo.i2p") == DEST
+
+
+def test_a_name_is_looked_up_again_after_a_while(opened, monkeypatch):
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    opened.scripted.names["echo.i2p"] = DEST
+    for _ in range(2):
+        assert looked_up(opened.session, "echo.i2p") == DEST
+    assert opened.scripted.asked.count("NAMING LOOKUP NAME=echo.i2p") == 2
+
+
+def test_names_that_are_kept_are_bounded(opened, monkeypatch):
+    monkeypatch.setattr(module, "_NAMES", 3)
+    for number in range(5):
+        opened.scripted.names[f"{number}.i2p"] = DEST
+        looked_up(opened.session, f"{number}.i2p")
+    assert [opened.session.known(f"{number}.i2p") for number in range(5)] == [None, None, DEST, DEST, DEST]
+
+
+def test_an_unknown_name(opened):
+    error = looked_up(opened.session, "nobody.i2p")
+    assert isinstance(error, UnreachableError) and error.reason == "unreachable" and error.result == "KEY_NOT_FOUND"
+    assert str(error) == "nobody.i2p: the router does not know this name"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "NAMING REPLY RESULT=OK NAME=x.i2p",
+        "NAMING REPLY RESULT=OK NAME=x.i2p VALUE=",
+        "NAMING REPLY RESULT=OK NAME=x.i2p VALUE=y.i2p",
+        f"NAMING REPLY RESULT=OK NAME=x.i2p VALUE={DEST[:-30]}",
+        f"NAMING REPLY RESULT=OK NAME=x.i2p VALUE={'A' * 516}BQ/{'A' * 7000}",
+        f"STREAM STATUS RESULT=OK VALUE={DEST}",
+        "NAMING REPLY",
+        "nonsense",
+        "x" * 9000,
+    ],
+)
+def test_an_answer_that_is_none(opened, answer):
+    opened.scripted.answers.append(answer)
+    error = looked_up(opened.session, "x.i2p")
+    assert isinstance(error, OSError) and len(str(error)) < 300
+    assert opened.session.known("x.i2p") is None
+
+
+def test_a_look_up_that_ends_without_an_answer(opened, monkeypatch):
+    opened.scripted.answers.append(lambda far: far.close())
+    assert isinstance(looked_up(opened.session, "x.i2p"), OSError)
+    monkeypatch.setattr(module, "_LOOK_UP", 0.05)
+    opened.scripted.answers.append("")
+    assert "no answer in time" in str(looked_up(opened.session, "x.i2p"))
+
+
+def test_nothing_is_left_of_a_look_up(opened):
+    opened.scripted.names["echo.i2p"] = DEST
+    for name in ("echo.i2p", "nobody.i2p"):
+        looked_up(opened.session, name)
+    opened.session.close()
+    wait_until(lambda: Pump._current is None)
+
+
+# -- streams that answer, and those that do not -----------------------------------------------------------------------
+
+
+def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.05)
+    silent, answered = queue.SimpleQueue(), queue.SimpleQueue()
+    opened.session.on_silence = lambda session, dest: silent.put((session, dest))
+    opened.session.on_answer = answered.put
+    with opened.open().stream():
+        assert silent.get(timeout=WAIT) == (opened.session, DEST)
+        opened.scripted.stream()
+    with opened.open(lasting=True).stream() as stream:
+        opened.scripted.stream().sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+        assert answered.get(timeout=WAIT) == DEST
+    assert silent.empty()
+
+
+def test_nobody_need_know(opened, monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.01)
+    with opened.open().stream():
+        threading.Event().wait(0.05)
+    assert opened.scripted.asked[-1].startswith("STREAM CONNECT") and OK
+
+
+def test_a_check_costs_nobody_time(opened):
+    begun = time.monotonic()
+    opened.session.check()
+    assert time.monotonic() - begun < PROMPT

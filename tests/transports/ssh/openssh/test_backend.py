@@ -1,0 +1,1008 @@
+"""The OpenSSH client against a real server: streams, their ends and reasons, reverse forwards, the end of it all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import (
+    BLOCK,
+    PROMPT,
+    SUPPORT,
+    WAIT,
+    Server,
+    Thread,
+    black_hole,
+    is_gone,
+    receive_all,
+    receive_exactly,
+    refusing,
+    wait_until,
+)
+from ssh_agent import RealAgent
+from sshd import make_key
+
+import relay
+from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
+from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
+from relay.streams.cancellation import Cancellation
+from relay.streams.stream import Stream
+from relay.testing import check_factory, check_stream
+from relay.transports.ssh.config.settings import settle
+from relay.transports.ssh.connection import IncompatibleError
+from relay.transports.ssh.openssh.backend import OpenSSH, connect
+
+
+class Client:
+    """One connection, and what was told of it."""
+
+    def __init__(self, server: SSHServer, stream: Stream | None = None, timeout: float = WAIT) -> None:
+        self.lost: list[CarrierError] = []
+        self.cancel = Cancellation()
+        try:
+            made = connect(settle(server), stream, time.monotonic() + timeout, self.cancel, self.lost.append)
+        finally:
+            self.cancel.close()
+        assert isinstance(made, OpenSSH)
+        self.connection = made
+
+    def open(self, place: Any, timeout: float = WAIT, **options: Any) -> Stream:
+        outcome = self.outcome(place, timeout, **options)
+        if isinstance(outcome, OSError):
+            raise outcome
+        outcome.socket.settimeout(WAIT)
+        return outcome
+
+    def outcome(self, place: Any, timeout: float = WAIT, **options: Any) -> Any:
+        told = threading.Event()
+        outcomes: list[Any] = []
+
+        def done(outcome: Any) -> None:
+            outcomes.append(outcome)
+            told.set()
+
+        self.connection.open(place, time.monotonic() + timeout, done, **options)
+        assert told.wait(WAIT)
+        assert len(outcomes) == 1
+        return outcomes[0]
+
+    @property
+    def process(self) -> Any:
+        return self.connection._master._process
+
+
+@pytest.fixture
+def client(sshd: Any) -> Iterator[Client]:
+    """A connection to the server of the session."""
+    made = Client(sshd.server)
+    yield made
+    made.connection.close()
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., Client]]:
+    """Makes connections that end with the test."""
+    made: list[Client] = []
+
+    def make(*args: Any, **options: Any) -> Client:
+        made.append(Client(*args, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.connection.close()
+
+
+def place_of(server: Server) -> TCPAddress:
+    return TCPAddress(*server.address)
+
+
+# Streams.
+
+
+def test_a_stream_carries_both_ways_and_ends_cleanly(client: Client, echo_server: Server) -> None:
+    with client.open(place_of(echo_server)) as stream:
+        Thread(stream.socket.sendall, BLOCK)
+        assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert stream.failure() is None
+        assert stream.target == str(place_of(echo_server))
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, lasting: bool) -> None:
+    place = TCPAddress(*listener.getsockname())
+
+    def make_pair() -> tuple[Stream, socket.socket]:
+        stream = client.open(place, lasting=lasting)
+        return stream, listener.accept()[0]
+
+    client.open(place).close()  # the listener of ssh, a descriptor of nobody's, is there before the leak checks
+    listener.accept()[0].close()
+    check_stream(make_pair)
+
+
+def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.socket) -> None:
+    place = TCPAddress(*listener.getsockname())
+    check_factory(lambda: client.open(place), listener)
+
+
+def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="says ssh://") as caught:
+        client.open(UnixAddress(str(tmp_path / "none")), lasting=True)
+    assert caught.value.reason == "unreachable"
+
+
+def test_a_far_unix_socket_is_reached(client: Client, tmp_path: Path, serve: Callable[..., Server]) -> None:
+    far = serve(lambda end: end.sendall(b"far"), str(tmp_path / "far socket"))
+    with client.open(UnixAddress(far.address)) as stream:
+        assert receive_all(stream.socket) == b"far"
+        assert stream.failure is not None
+        assert stream.failure() is None
+
+
+@pytest.mark.parametrize("name", ["a b", "ö", "back\\slash", "x" * 60])
+def test_odd_names_are_told_apart(
+    client: Client, tmp_path_factory: Any, serve: Callable[..., Server], name: str
+) -> None:
+    folder = Path(os.path.realpath(f"/tmp/relay-test-{os.getpid()}"))
+    folder.mkdir()
+    try:
+        far = serve(lambda end: end.sendall(b"far"), str(folder / name))
+        with client.open(UnixAddress(far.address)) as stream, client.open(UnixAddress(f"{folder}/none")) as other:
+            assert receive_all(stream.socket) == b"far"
+            assert stream.failure is not None
+            assert other.failure is not None
+            assert stream.failure() is None
+            with contextlib.suppress(ConnectionResetError):
+                receive_all(other.socket)
+            assert isinstance(other.failure(), ConnectError)
+    finally:
+        far.close()
+        (folder / name).unlink()
+        folder.rmdir()
+
+
+# Refusals.
+
+
+def test_a_refusal_is_a_failure_with_its_reason(client: Client) -> None:
+    with refusing() as address, client.open(TCPAddress(*address)) as stream:
+        with contextlib.suppress(ConnectionResetError):
+            assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        error = stream.failure()
+        assert isinstance(error, ConnectError)
+        assert error.reason == "refused"
+
+
+def test_a_lasting_stream_has_the_exact_error_at_once(client: Client) -> None:
+    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
+        client.open(TCPAddress(*address), lasting=True)
+    assert caught.value.reason == "refused"
+
+
+def test_names_that_do_not_resolve_are_unreachable(client: Client) -> None:
+    with pytest.raises(ConnectError, match="not known|resolve|resolution") as caught:
+        client.open(TCPAddress("no-such-host.invalid", 80), lasting=True)
+    assert caught.value.reason == "unreachable"
+
+
+@pytest.mark.parametrize("line", ["AllowTcpForwarding no", "PermitOpen 127.0.0.1:1", "DisableForwarding yes"])
+def test_a_policy_is_a_denial(
+    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server, line: str
+) -> None:
+    with pytest.raises(ConnectError, match="policy") as caught:
+        make_client(make_sshd(line).server).open(place_of(echo_server), lasting=True)
+    assert caught.value.reason == "denied"
+
+
+def test_refused_empty_and_good_targets_are_told_apart(client: Client, serve: Callable[..., Server]) -> None:
+    good = serve(lambda end: end.sendall(end.recv(100)))
+    empty = serve(lambda end: end.recv(100))
+    kinds = ["refused", "empty", "good"] * 70
+    random.Random(3).shuffle(kinds)
+    with refusing() as nobody:
+        places = {"refused": TCPAddress(*nobody), "empty": place_of(empty), "good": place_of(good)}
+        streams = []
+        for kind in kinds:
+            stream = client.open(places[kind])
+            with contextlib.suppress(OSError):
+                stream.socket.sendall(b"ping")
+            streams.append(stream)
+        assert [told(stream) for stream in streams] == kinds
+
+
+def told(stream: Stream) -> str:
+    """What a stream has come to."""
+    assert stream.failure is not None
+    data = b""
+    with stream, contextlib.suppress(ConnectionResetError):
+        data = receive_all(stream.socket)
+    error = stream.failure()
+    return getattr(error, "reason", str(error)) if error is not None else "good" if data == b"ping" else "empty"
+
+
+def test_many_threads_open_at_once(client: Client, serve: Callable[..., Server]) -> None:
+    good = serve(lambda end: end.sendall(end.recv(100)))
+    with refusing() as nobody:
+        bad = TCPAddress(*nobody)
+
+        def work(kinds: list[str]) -> list[str]:
+            found = []
+            for kind in kinds:
+                stream = client.open(bad if kind == "refused" else place_of(good))
+                with contextlib.suppress(OSError):
+                    stream.socket.sendall(b"ping")
+                found.append(told(stream))
+            return found
+
+        wanted = [random.Random(seed).choices(["good", "refused"], k=20) for seed in range(6)]
+        threads = [Thread(work, kinds) for kinds in wanted]
+        assert [thread.result() for thread in threads] == wanted
+
+
+def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..., Server]) -> None:
+    held = threading.Event()
+    server = serve(lambda end: (held.wait(WAIT), end.sendall(end.recv(100))))
+    client.open(place_of(server)).close()
+    os.kill(client.process.pid, signal.SIGSTOP)
+    opened: list[Any] = []
+    news = threading.Condition()
+
+    def done(outcome: Any) -> None:
+        with news:
+            opened.append(outcome)
+            news.notify_all()
+
+    try:
+        for _ in range(300):  # the backlog of ssh is 128
+            client.connection.open(place_of(server), time.monotonic() + WAIT, done)
+        assert 100 < len(opened) < 200
+    finally:
+        os.kill(client.process.pid, signal.SIGCONT)
+    with news:
+        assert news.wait_for(lambda: len(opened) == 300, WAIT)
+    held.set()
+    assert [type(one) for one in opened] == [Stream] * 300
+    for stream in opened:
+        stream.socket.settimeout(WAIT)
+        stream.socket.sendall(b"ping")
+    assert [told(stream) for stream in opened] == ["good"] * 300
+
+
+def test_a_target_that_does_not_answer_is_a_timeout(client: Client) -> None:
+    with black_hole() as listening:
+        place = TCPAddress(*listening.getsockname())
+        with pytest.raises(ConnectError, match="in time") as caught:
+            client.open(place, timeout=0.3, lasting=True)
+        assert caught.value.reason == "connect_timeout"
+        with client.open(place, timeout=0.3) as stream:
+            assert receive_all(stream.socket) == b""
+            assert stream.failure is not None
+            assert getattr(stream.failure(), "reason", None) == "connect_timeout"
+
+
+def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server) -> None:
+    with black_hole() as listening, client.open(place_of(echo_server), timeout=0.3) as stream:
+        with client.open(TCPAddress(*listening.getsockname()), timeout=0.4) as other:
+            assert receive_all(other.socket) == b""
+        stream.socket.sendall(b"still there")
+        assert receive_exactly(stream.socket, 11) == b"still there"
+        stream.socket.shutdown(socket.SHUT_WR)
+        assert told(stream) == "empty"
+
+
+def test_what_is_given_up_is_not_told(client: Client) -> None:
+    outcomes: list[Any] = []
+    stopped, go = threading.Event(), threading.Event()
+    client.connection.loop.call(lambda: stopped.set() or go.wait(WAIT))  # so that the deadline does not come first
+    assert stopped.wait(WAIT)
+    with black_hole() as listening:
+        place = TCPAddress(*listening.getsockname())
+        give_up = client.connection.open(place, time.monotonic() + 0.2, outcomes.append, lasting=True)
+        give_up()
+        give_up()
+        go.set()
+        with pytest.raises(ConnectError):
+            client.open(place, timeout=0.3, lasting=True)
+    assert outcomes == []
+
+
+def test_listeners_that_were_not_used_for_longest_are_taken_back(client: Client, serve: Callable[..., Server]) -> None:
+    target = serve(lambda end: end.sendall(b"here"))
+    folder = Path(client.connection._master.folder)
+    port = target.address[1]
+    for number in range(1, 101):
+        with client.open(TCPAddress(f"127.0.0.{number}", port)) as stream:
+            assert told(stream) == ("empty" if number == 1 else "refused")
+    wait_until(lambda: sum(one.is_socket() for one in folder.iterdir()) <= 66)  # and those of control and desk
+    with client.open(TCPAddress("127.0.0.1", port)) as stream:
+        assert receive_all(stream.socket) == b"here"
+
+
+def test_names_that_could_be_lines_are_refused(client: Client) -> None:
+    with pytest.raises(ConnectError, match="control characters"):
+        client.open(TCPAddress("a\ndebug1: channel 3: free", 80))
+    with pytest.raises(ForwardError, match="control characters"):
+        client.connection.listen(UnixAddress("/a\nb"), Accepted(), time.monotonic() + WAIT)
+
+
+def test_names_that_look_the_same_to_ssh_are_not_mixed_up(client: Client) -> None:
+    first = client.open(UnixAddress("/" + "x" * 104 + "a"))
+    with pytest.raises(ConnectError, match="same 100"):
+        client.open(UnixAddress("/" + "x" * 104 + "b"))
+    assert told(first) == "unreachable"
+
+
+def test_what_ssh_receives_is_acknowledged_at_once(
+    client: Client, sshd: Any, serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSH's server leaves Nagle's algorithm on: each delayed acknowledgement costs a stream 40 ms."""
+    promptness = client.connection._master._promptness
+    made = promptness._socket
+    assert made is not None
+    assert made.getpeername()[1] == sshd.server.port
+    assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert promptness.interval < 0.01
+    place, acknowledged = place_of(serve(lambda end: end.sendall(b"220 hello"))), threading.Event()
+    monkeypatch.setattr(promptness, "_set", lambda option: option == socket.TCP_QUICKACK and acknowledged.set())
+    with client.open(place) as stream:
+        assert receive_all(stream.socket) == b"220 hello"
+    assert acknowledged.wait(WAIT)
+
+
+# The end of the connection.
+
+
+def test_killed_ssh_is_a_lost_carrier_for_every_stream(client: Client, echo_server: Server) -> None:
+    streams = [client.open(place_of(echo_server)) for _ in range(5)]
+    for stream in streams:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    client.process.kill()
+    for stream in streams:
+        with contextlib.suppress(ConnectionResetError):
+            assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert isinstance(stream.failure(), CarrierError)
+        stream.close()
+    wait_until(lambda: client.lost)
+    assert len(client.lost) == 1
+    assert isinstance(client.outcome(place_of(echo_server)), CarrierError)
+    assert not Path(client.connection._master.folder).exists()
+
+
+def test_a_killed_server_is_told_in_one_line(
+    make_sshd: Any, make_client: Callable[..., Client], echo_server: Server
+) -> None:
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    stream = client.open(place_of(echo_server))
+    stream.socket.sendall(b"x")
+    assert receive_exactly(stream.socket, 1) == b"x"
+    sshd.kill()
+    assert told(stream) == "carrier_lost"
+    wait_until(lambda: client.lost)
+    assert "\n" not in str(client.lost[0])
+    assert "closed" in str(client.lost[0]) or "reset" in str(client.lost[0])
+
+
+def test_a_frozen_server_is_noticed(make_sshd: Any, make_client: Callable[..., Client]) -> None:
+    sshd = make_sshd()
+    client = make_client(dataclasses.replace(sshd.server, keepalive=1.0))
+    sshd.freeze()
+    wait_until(lambda: client.lost)
+    assert "not responding" in str(client.lost[0])
+    sshd.thaw()
+
+
+def test_close_is_prompt_and_leaves_nothing(make_sshd: Any, echo_server: Server) -> None:
+    sshd = make_sshd()
+    client = Client(dataclasses.replace(sshd.server, keepalive=WAIT))
+    stream = client.open(place_of(echo_server))
+    sshd.freeze()
+    began = time.monotonic()
+    client.connection.close()
+    client.connection.close()
+    assert time.monotonic() - began < PROMPT
+    assert told(stream) == "carrier_lost"
+    assert client.lost == []
+    assert client.process.returncode is not None
+    sshd.thaw()
+
+
+def test_what_was_sent_goes_out_before_the_end(client: Client, serve: Callable[..., Server]) -> None:
+    received: list[int] = []
+    target = serve(lambda end: received.append(len(receive_all(end))))
+    with client.open(place_of(target)) as stream:
+        stream.socket.sendall(BLOCK * 4)
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    assert idle.wait(WAIT)
+    client.connection.close()
+    wait_until(lambda: received)
+    assert received == [len(BLOCK) * 4]
+
+
+def test_idle_is_told_when_the_last_stream_is_over(client: Client, echo_server: Server) -> None:
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    assert idle.is_set()
+    streams = [client.open(place_of(echo_server), lasting=lasting) for lasting in (False, True)]
+    idle = threading.Event()
+    client.connection.when_idle(idle.set)
+    streams[0].close()
+    assert not idle.wait(0.2)
+    streams[1].socket.close()
+    assert idle.wait(WAIT)
+
+
+def test_a_forked_child_disturbs_nothing(client: Client, echo_server: Server) -> None:
+    with client.open(place_of(echo_server)) as stream:
+        pid = os.fork()
+        if not pid:
+            client.connection.abandon()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    with client.open(place_of(echo_server)) as stream:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    assert client.lost == []
+
+
+def test_a_control_socket_that_breaks_is_a_lost_connection(client: Client) -> None:
+    control = client.connection._controls[0]
+    client.connection.loop.call(lambda: control._on_event(0, 0.0))  # nothing has happened
+    client.connection.loop.call(lambda: control._socket.shutdown(socket.SHUT_RDWR))
+    wait_until(lambda: client.lost)
+
+
+def test_a_request_without_an_answer_has_the_reason_why_ssh_ends(
+    make_sshd: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control socket breaks before ssh is gone."""
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    sshd.freeze()
+    control = client.connection._controls[1]
+    send = control.request
+
+    def break_off(*request: Any) -> None:
+        send(*request)
+        control._socket.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr(control, "request", break_off)
+    with pytest.raises(CarrierError) as failed:
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    wait_until(lambda: client.lost == [failed.value])
+    assert "the connection was lost" in str(failed.value)
+
+
+def test_a_proxy_command_ends_with_the_connection(sshd: Any, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    script = tmp_path / "proxy.py"
+    script.write_text(
+        "import os, select, signal, socket\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        f"far = socket.create_connection(('127.0.0.1', {sshd.port}))\n"
+        "while True:\n"
+        "    for ready in select.select([0, far], [], [])[0]:\n"
+        "        data = os.read(0, 65536) if ready == 0 else far.recv(65536)\n"
+        "        if not data: signal.pause()\n"  # it does not end by itself
+        "        far.sendall(data) if ready == 0 else os.write(1, data)\n"
+    )
+    config.write_text(f"Host *\n  ProxyCommand {sys.executable} -S {script}\n")
+    for end in ("close", "kill"):
+        client = Client(dataclasses.replace(sshd.server, config=str(config)))
+        pid = int((tmp_path / "pid").read_text())
+        if end == "kill":
+            client.process.kill()
+            wait_until(lambda client=client: client.lost)
+        client.connection.close()
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+
+
+def program(sshd: Any, tmp_path: Path, last: str) -> tuple[subprocess.Popen[bytes], int, Path]:
+    """A program that has a connection, the process id of its ssh, and its private directory."""
+    text = (
+        "import os, sys, time\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {SUPPORT!r}]\n"
+        "from test_backend import Client, SSHServer\n"
+        f"client = Client({sshd.server!r})\n"
+        "folder = client.connection._master.folder\n"
+        f"print(client.process.pid, folder, flush=True)\n{last}\n"
+    )
+    (tmp_path / "program.py").write_text(text)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    pid, folder = child.stdout.readline().split()
+    return child, int(pid), Path(os.fsdecode(folder))
+
+
+def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> None:
+    child, pid, folder = program(sshd, tmp_path, "time.sleep(60)")
+    with child:
+        os.kill(pid, 0)
+        child.kill()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    shutil.rmtree(folder, ignore_errors=True)  # nobody else does, unless another program has looked for such
+
+
+def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path) -> None:
+    last = "if not os.fork(): sys.exit()\nos.wait()\nassert os.path.exists(folder), 'a child has removed it'"
+    child, pid, folder = program(sshd, tmp_path, last)
+    with child:
+        assert child.wait(WAIT) == 0
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert not folder.exists()
+
+
+# Reverse forwards.
+
+
+class Accepted:
+    """Collects the streams of a listener."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+        self.peers: list[Any] = []
+        self.news = threading.Semaphore(0)
+
+    def __call__(self, stream: Stream, peer: Any) -> None:
+        stream.socket.settimeout(WAIT)
+        self.streams.append(stream)
+        self.peers.append(peer)
+        self.news.release()
+
+    def next(self) -> Stream:
+        assert self.news.acquire(timeout=WAIT)
+        return self.streams[-1]
+
+
+def test_the_server_listens_for_us(client: Client) -> None:
+    accepted = Accepted()
+    place = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
+    assert isinstance(place, TCPAddress)
+    with socket.create_connection((place.host, place.port)) as caller, accepted.next() as stream:
+        assert accepted.peers == [caller.getsockname()]
+        caller.sendall(BLOCK[:1000])
+        caller.shutdown(socket.SHUT_WR)
+        assert receive_all(stream.socket) == BLOCK[:1000]
+        assert stream.failure is not None
+        assert stream.failure() is None
+        stream.socket.sendall(b"reply")
+        stream.close()
+        assert receive_all(caller) == b"reply"
+    client.connection.stop_listening(place)
+    wait_until(lambda: is_gone((place.host, place.port)))  # ssh does not wait for the server
+
+
+def test_two_listeners_have_their_own_streams(client: Client) -> None:
+    collected = [Accepted(), Accepted()]
+    places: list[Any] = [
+        client.connection.listen(TCPAddress("127.0.0.1", 0), one, time.monotonic() + WAIT) for one in collected
+    ]
+    order = [random.Random(4).randrange(2) for _ in range(60)]
+    callers = [socket.create_connection((places[which].host, places[which].port)) for which in order]
+    names = [caller.getsockname() for caller in callers]
+    for caller in callers:
+        caller.close()
+    wait_until(lambda: sum(len(one.peers) for one in collected) == 60)
+    for which, one in enumerate(collected):
+        assert one.peers == [name for name, wanted in zip(names, order, strict=True) if wanted == which]
+    for stream in collected[0].streams + collected[1].streams:
+        assert receive_all(stream.socket) == b""
+        assert stream.failure is not None
+        assert stream.failure() is None
+        stream.close()
+    client.connection.stop_listening(places[0])
+    with socket.create_connection((places[1].host, places[1].port)):
+        wait_until(lambda: len(collected[1].streams) == order.count(1) + 1)
+        collected[1].streams[-1].close()
+
+
+def test_a_stream_of_a_listener_is_lost_with_the_connection(client: Client) -> None:
+    accepted = Accepted()
+    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), accepted, time.monotonic() + WAIT)
+    with socket.create_connection((place.host, place.port)), accepted.next() as stream:
+        client.process.kill()
+        assert told(stream) == "carrier_lost"
+
+
+def test_a_far_unix_socket_is_listened_at(client: Client, tmp_path: Path) -> None:
+    accepted = Accepted()
+    place = UnixAddress(str(tmp_path / "far"))
+    assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(place.path)
+        caller.sendall(b"x")
+        caller.close()
+        with accepted.next() as stream:
+            assert receive_all(stream.socket) == b"x"
+            assert stream.failure is not None
+            assert stream.failure() is None
+    client.connection.stop_listening(place)
+
+
+def test_a_port_that_is_taken_is_a_forward_error(client: Client, listener: socket.socket) -> None:
+    place = TCPAddress(*listener.getsockname())
+    with pytest.raises(ForwardError, match=str(place.port)):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+
+
+def greet(client: Client, place: Any, accepted: Accepted, address: Any) -> None:
+    """Prove that a stream from there gets through."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as caller:
+        caller.settimeout(WAIT)
+        caller.connect(address)
+        caller.sendall(b"x")
+        with accepted.next() as stream:
+            assert receive_exactly(stream.socket, 1) == b"x"
+
+
+def test_a_port_that_was_taken_can_be_had_later(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        place = TCPAddress(*other.getsockname())
+        for _ in range(2):
+            with pytest.raises(ForwardError):
+                client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    for _ in range(2):  # ssh remembers what was refused, and that outlives what was granted
+        accepted = Accepted()
+        assert client.connection.listen(place, accepted, time.monotonic() + WAIT) == place
+        greet(client, place, accepted, (place.host, place.port))
+        client.connection.stop_listening(place)
+        wait_until(lambda: is_gone((place.host, place.port)))
+
+
+def test_a_far_unix_socket_that_was_taken_can_be_had_later(client: Client, tmp_path: Path) -> None:
+    place = UnixAddress(str(tmp_path / "far"))
+    Path(place.path).touch()
+    with pytest.raises(ForwardError):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    Path(place.path).unlink()
+    accepted = Accepted()
+    client.connection.listen(place, accepted, time.monotonic() + WAIT)
+    greet(client, place, accepted, place.path)
+    client.connection.stop_listening(place)
+
+
+def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
+    place: Any = client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    for _ in range(20):
+        client.connection.stop_listening(place)
+        accepted = Accepted()
+        client.connection.listen(place, accepted, time.monotonic() + WAIT)
+        greet(client, place, accepted, (place.host, place.port))
+    with pytest.raises(ForwardError, match="already"):
+        client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
+    client.connection.stop_listening(place)
+    wait_until(lambda: is_gone((place.host, place.port)))
+    assert [name for name in os.listdir(client.connection._master.folder) if name.startswith("r")] == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_that_comes_too_late_leaves_nothing(
+    make_sshd: Any, make_client: Callable[..., Client], again: bool
+) -> None:
+    sshd = make_sshd()
+    client = make_client(sshd.server)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = TCPAddress(*free.getsockname())
+    sshd.freeze()
+    try:
+        with pytest.raises(ForwardError, match="in time"):
+            client.connection.listen(place, Accepted(), time.monotonic() + 0.1)
+        accepted = Accepted()
+        asking = Thread(client.connection.listen, place, accepted, time.monotonic() + WAIT) if again else None
+        if again:
+            listening = client.connection._listening
+            wait_until(lambda: place in listening._reverses and not listening._reverses[place].answer.cancelled())
+    finally:
+        sshd.thaw()
+    if asking is not None:
+        assert asking.result() == place
+        greet(client, place, accepted, (place.host, place.port))
+        client.connection.stop_listening(place)
+    # What is asked for now is answered after all that was asked for before.
+    client.connection.stop_listening(client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), None))
+    wait_until(lambda: is_gone((place.host, place.port)))
+
+
+def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
+    make_ssh_server: Any, make_client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sshd import embedded
+
+    from relay.testing.ssh import session
+
+    client = make_client(embedded(make_ssh_server()))
+    for policy in [one for one in vars(session).values() if hasattr(one, "check_port_forward_request")]:
+        monkeypatch.setattr(policy, "check_port_forward_request", lambda self, address, port: 0x7FFFFFFF)
+    with pytest.raises(ForwardError, match="2147483647"):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+
+
+@pytest.mark.parametrize("port", [0x7FFFFFFF, 65536])
+def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    listening = client.connection._listening
+    answered = listening._answered
+    monkeypatch.setattr(listening, "_answered", lambda reverse, told: answered(reverse, port))
+    with pytest.raises(ForwardError, match=str(port)):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+    assert not listening._reverses
+
+
+def test_a_listener_that_is_forbidden_is_a_forward_error(make_sshd: Any, make_client: Callable[..., Client]) -> None:
+    client = make_client(make_sshd("AllowTcpForwarding local").server)
+    with pytest.raises(ForwardError, match="does not listen"):
+        client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
+
+
+# The login.
+
+
+def test_a_key_that_is_not_known_is_refused(sshd: Any, tmp_path: Path) -> None:
+    nothing = tmp_path / "known hosts 100%"
+    nothing.touch()
+    with pytest.raises(HostKeyError, match="not known") as caught:
+        Client(dataclasses.replace(sshd.server, known_hosts=str(nothing)))
+    assert str(nothing) in str(caught.value)
+    assert "SHA256:" in str(caught.value)
+    client = Client(dataclasses.replace(sshd.server, known_hosts=str(nothing), accept_new=True))
+    client.connection.close()
+    assert sshd.host_key_line.split()[1] in nothing.read_text()
+
+
+@pytest.mark.parametrize("name", ["/proc/kh", "missing/known_hosts", "."])
+def test_no_new_key_is_trusted_that_cannot_be_written_down(sshd: Any, tmp_path: Path, name: str) -> None:
+    server = dataclasses.replace(sshd.server, known_hosts=str(tmp_path / name), accept_new=True)
+    with pytest.raises(HostKeyError, match="accept_new needs a file that it can write") as caught:
+        Client(server)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_key_that_ssh_did_not_write_down_is_not_trusted(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.transports.ssh.openssh.backend.check_writable", lambda settings: None)
+    server = dataclasses.replace(sshd.server, known_hosts="/proc/kh", accept_new=True)
+    for _ in range(2):
+        with pytest.raises(HostKeyError, match="cannot be written to /proc/kh"):
+            Client(server)
+
+
+def test_a_known_host_needs_no_file_that_can_be_written(sshd: Any, tmp_path: Path) -> None:
+    Client(dataclasses.replace(sshd.server, accept_new=True)).connection.close()
+    pin = fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    server = dataclasses.replace(sshd.server, known_hosts="/proc/kh", hostkey=pin, accept_new=True)
+    Client(server).connection.close()
+
+
+def test_a_key_that_has_changed_is_refused(sshd: Any, tmp_path: Path) -> None:
+    other = tmp_path / "known_hosts"
+    other.write_text(f"# a comment\n[127.0.0.1]:{sshd.port} {make_key(tmp_path / 'other')}\n")
+    with pytest.raises(HostKeyError, match="has changed") as caught:
+        Client(dataclasses.replace(sshd.server, known_hosts=str(other)))
+    assert f"{other} line 2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def fingerprint(path: Path) -> str:
+    return subprocess.run(["ssh-keygen", "-lf", path], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
+def test_a_pinned_key_alone_is_trusted(sshd: Any, tmp_path: Path) -> None:
+    right = fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    make_key(tmp_path / "other")
+    wrong = fingerprint(tmp_path / "other.pub")
+    unknown = dataclasses.replace(sshd.server, known_hosts=None)
+    Client(dataclasses.replace(unknown, hostkey=right)).connection.close()
+    with pytest.raises(HostKeyError, match="hostkey wants") as caught:
+        Client(dataclasses.replace(sshd.server, hostkey=wrong))
+    assert right in str(caught.value)
+    assert wrong in str(caught.value)
+
+
+def test_a_wrong_key_says_what_was_tried(sshd: Any, tmp_path: Path) -> None:
+    make_key(tmp_path / "wrong")
+    with pytest.raises(AuthenticationError, match="publickey") as caught:
+        Client(dataclasses.replace(sshd.server, keyfile=str(tmp_path / "wrong")))
+    assert str(tmp_path / "wrong") in str(caught.value)
+
+
+def test_a_passphrase_is_asked_for(sshd: Any, tmp_path: Path) -> None:
+    line = make_key(tmp_path / "locked", "open sesame")
+    keys = Path(f"{sshd.folder}/authorized_keys")
+    before = keys.read_text()
+    keys.write_text(before + line + "\n")
+    try:
+        locked = dataclasses.replace(sshd.server, keyfile=str(tmp_path / "locked"))
+        Client(dataclasses.replace(locked, passphrase=lambda: "open sesame")).connection.close()
+        with pytest.raises(AuthenticationError, match="locked is encrypted with another passphrase"):
+            Client(dataclasses.replace(locked, passphrase="wrong"))
+        with pytest.raises(AuthenticationError, match="locked is encrypted and there is no passphrase"):
+            Client(locked)
+        public = Path(f"{locked.keyfile}.pub")
+        with pytest.raises(AuthenticationError, match="not in the agent"):
+            Client(dataclasses.replace(locked, keyfile=str(public)))
+    finally:
+        keys.write_text(before)
+
+
+def test_a_password_is_given(make_ssh_server: Any, tmp_path: Path) -> None:
+    from sshd import embedded
+
+    rig = make_ssh_server(users={"me": 'it\'s a "secret" 100%'})
+    server = embedded(rig, keyfile=None)
+    server = dataclasses.replace(server, user="me", backend="openssh")
+    Client(dataclasses.replace(server, password='it\'s a "secret" 100%')).connection.close()
+    with pytest.raises(AuthenticationError, match="; the password or the user name is wrong"):
+        Client(dataclasses.replace(server, password="wrong"))
+
+
+def test_an_agent_with_too_many_keys_says_what_to_do(
+    make_sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sshd = make_sshd("MaxAuthTries 2")
+    with RealAgent(tmp_path / "agent") as agent:
+        for number in range(4):
+            make_key(tmp_path / f"key{number}")
+            agent.add(tmp_path / f"key{number}")
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+        with pytest.raises(AuthenticationError, match="Too many authentication failures") as caught:
+            Client(dataclasses.replace(sshd.server, keyfile=None))
+    assert "with keyfile" in str(caught.value)
+    assert "id_rsa" not in str(caught.value)
+
+
+def test_an_agent_that_hangs_is_named(sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent"))
+        agent.listen()
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        with pytest.raises(ConnectError, match="the login was not finished in time: ssh was asking the agent"):
+            Client(sshd.server, timeout=1.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("Ciphers", "chacha20-poly1305@openssh.com"), ("KexAlgorithms", "curve25519-sha256"), ("MACs", "hmac-sha2-512")],
+)
+def test_no_algorithm_in_common_is_final(make_sshd: Any, tmp_path: Path, option: str, value: str) -> None:
+    other = {
+        "Ciphers": "aes128-ctr",
+        "KexAlgorithms": "ecdh-sha2-nistp256",
+        "MACs": "hmac-sha2-256\nCiphers aes128-ctr",
+    }[option]
+    ours, theirs = tmp_path / "config", [f"{option} {value}", "Ciphers aes128-ctr"]
+    ours.write_text(f"{option} {other}\n")
+    sshd = make_sshd(*theirs[: 2 if option == "MACs" else 1])
+    with pytest.raises(RelayError, match=f"in common; the server offers {value}.*{option}") as caught:
+        Client(dataclasses.replace(sshd.server, config=str(ours)))
+    assert isinstance(caught.value, IncompatibleError)
+
+
+def test_a_proxy_command_that_fails_says_why(sshd: Any, tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("ProxyCommand sh -c 'echo no way there >&2; exit 3'\n")
+    with pytest.raises(ConnectError, match=r"its ProxyCommand \(sh\) reaches no SSH server: no way there"):
+        Client(dataclasses.replace(sshd.server, config=str(path)))
+
+
+def test_nobody_there_is_refused(sshd: Any) -> None:
+    with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
+        Client(dataclasses.replace(sshd.server, port=address[1]))
+    assert caught.value.reason == "refused"
+
+
+def test_a_server_that_says_nothing_is_a_timeout(sshd: Any, listener: socket.socket) -> None:
+    with pytest.raises(ConnectError, match="is it an SSH server") as caught:
+        Client(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
+    assert caught.value.reason == "connect_timeout"
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 no\r\n\r\n", b"\x00" * 5000, b"SSH-2.0-x\r\n", b""])
+def test_garbage_is_no_server(sshd: Any, serve: Callable[..., Server], words: bytes) -> None:
+    def speak(end: socket.socket) -> None:
+        end.sendall(words)
+        end.recv(10)
+
+    with pytest.raises(CarrierError):
+        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]))
+
+
+def test_an_endless_banner_ends_at_the_deadline(sshd: Any, serve: Callable[..., Server]) -> None:
+    def speak(end: socket.socket) -> None:
+        while True:
+            end.sendall(b"no SSH here\r\n" * 1000)
+
+    with pytest.raises((CarrierError, ConnectError)):
+        Client(dataclasses.replace(sshd.server, port=serve(speak).address[1]), timeout=3.0)
+
+
+def test_cancel_ends_it_at_once(sshd: Any, listener: socket.socket) -> None:
+    server = settle(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
+    cancel = Cancellation()
+    thread = Thread(connect, server, None, time.monotonic() + 3 * WAIT, cancel, print)
+    with listener.accept()[0]:
+        cancel.set()
+        with pytest.raises(ConnectError, match="given up"):
+            thread.result()
+    cancel.close()
+
+
+def test_a_given_connection_is_used(sshd: Any, echo_server: Server) -> None:
+    closed = []
+    given = Stream(socket.create_connection(("127.0.0.1", sshd.port)), on_close=lambda: closed.append(1))
+    given.socket.setblocking(False)
+    # The name leads nowhere: what was given is all there is.
+    server = dataclasses.replace(
+        sshd.server, host="nowhere.invalid", hostkey=fingerprint(Path(f"{sshd.folder}/host_key.pub"))
+    )
+    client = Client(server, given)
+    with client.open(place_of(echo_server)) as stream:
+        stream.socket.sendall(b"x")
+        assert receive_exactly(stream.socket, 1) == b"x"
+    client.connection.close()
+    wait_until(lambda: closed == [1])
+    assert given.fileno() == -1
+
+
+def test_the_users_configuration_does_no_harm(sshd: Any, tmp_path: Path, echo_server: Server) -> None:
+    path = tmp_path / "config"
+    with refusing() as taken:
+        path.write_text(
+            "Host odd\n"
+            f"  HostName 127.0.0.1\n  Port {sshd.port}\n  HostKeyAlias [127.0.0.1]:{sshd.port}\n"
+            f"  ControlMaster auto\n  ControlPath {tmp_path}/master\n  ControlPersist 60\n"
+            f"  LocalForward {taken[1]} 127.0.0.1:1\n  RemoteForward {sshd.port} 127.0.0.1:1\n"
+            "  RemoteCommand echo no\n  RequestTTY force\n  ForkAfterAuthentication yes\n  LogLevel QUIET\n"
+            "  PermitLocalCommand yes\n"
+            f"  LocalCommand touch {tmp_path}/ran\n  StrictHostKeyChecking no\n"
+        )
+        client = Client(dataclasses.replace(sshd.server, host="odd", port=None, config=str(path)))
+        with client.open(place_of(echo_server)) as stream:
+            stream.socket.sendall(b"x")
+            assert receive_exactly(stream.socket, 1) == b"x"
+        client.connection.close()
+    assert not (tmp_path / "master").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_ssh_says_what_to_do(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settle(sshd.server)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    cancel = Cancellation()
+    with pytest.raises(relay.RelayError, match="install"):
+        connect(settings, None, time.monotonic() + WAIT, cancel, print)
+    cancel.close()
+
+
+def test_a_long_temporary_directory_does_not_matter(
+    sshd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, echo_server: Server
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    client = Client(sshd.server)
+    with client.open(place_of(echo_server)):
+        pass
+    client.connection.close()
+    assert list(long.iterdir()) == []

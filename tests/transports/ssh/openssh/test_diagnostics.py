@@ -1,0 +1,323 @@
+"""What ssh says, as typed errors of one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.addresses.values import SSHServer
+from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
+from relay.transports.ssh.connection import GREETING, IncompatibleError, Settings
+from relay.transports.ssh.openssh.diagnostics import decoded, open_error, said, timeout_error, why
+
+HERE = Settings(SSHServer("bastion", "me"), "bastion.example", 22, "me", known_hosts=("/home/me/.ssh/known_hosts",))
+KEY = "debug1: Server host key: ssh-ed25519 SHA256:abc"
+ID = "/home/me/.ssh/id ED25519 SHA256:q"
+REMOTE = "debug1: Remote protocol version 2.0, remote software version OpenSSH_9.2p1"
+
+ERRORS = {
+    "unknown key": (
+        [
+            KEY,
+            "No ED25519 host key is known for bastion.example and you have requested strict checking.",
+            "Host key verification failed.",
+        ],
+        HostKeyError,
+        ["not known", "SHA256:abc", "/home/me/.ssh/known_hosts", "accept_new"],
+    ),
+    "changed key": (
+        [
+            KEY,
+            "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
+            "Add correct host key in /home/me/.ssh/known_hosts to get rid of this message.",
+            "Offending RSA key in /home/me/.ssh/known_hosts:7",
+            "Host key verification failed.",
+        ],
+        HostKeyError,
+        ["has changed", "/home/me/.ssh/known_hosts line 7", "ssh-keygen -R 'bastion.example'"],
+    ),
+    "revoked key": (
+        [KEY, "@       WARNING: REVOKED HOST KEY DETECTED!               @", "Host key verification failed."],
+        HostKeyError,
+        ["revoked"],
+    ),
+    "no credentials": (
+        [
+            KEY,
+            "debug1: Next authentication method: publickey",
+            "debug1: Offering public key: /home/me/.ssh/id_ed25519 ED25519 SHA256:q agent",
+            "me@bastion.example: Permission denied (publickey,password).",
+        ],
+        AuthenticationError,
+        ["takes publickey,password", "/home/me/.ssh/id_ed25519 (ED25519 SHA256:q)", "as me"],
+    ),
+    "a key that cannot be read": (
+        [
+            "debug1: Trying private key: /etc/passwd",
+            'Load key "/etc/passwd": error in libcrypto',
+            "me@bastion.example: Permission denied (publickey).",
+        ],
+        AuthenticationError,
+        ["tried: key /etc/passwd;", "/etc/passwd is not a private key"],
+    ),
+    "keys that are not there": (
+        ["debug1: Trying private key: /nonexistent/id_rsa", "me@bastion.example: Permission denied (publickey)."],
+        AuthenticationError,
+        ["tried: nothing", "check the user"],
+    ),
+    "a key of the wrong kind": (
+        ["debug1: Skipping ssh-dss key /k - not wanted", "me@bastion.example: Permission denied (publickey)."],
+        AuthenticationError,
+        ["Skipping ssh-dss key /k"],
+    ),
+    "a key that needs a passphrase": (
+        [f"debug1: Server accepts key: {ID} explicit", "me@bastion.example: Permission denied (publickey)."],
+        AuthenticationError,
+        ["/home/me/.ssh/id is encrypted and there is no passphrase for it", "give passphrase"],
+    ),
+    "a key that was used": (
+        [
+            f"debug1: Server accepts key: {ID} explicit",
+            'Authenticated using "publickey" with partial success.',
+            "me@bastion.example: Permission denied (keyboard-interactive).",
+        ],
+        AuthenticationError,
+        ["takes keyboard-interactive", "check the user"],
+    ),
+    "a public key alone": (
+        [
+            f"debug1: Server accepts key: {ID.replace('/id', '/id.pub')} explicit",
+            'Load key "/home/me/.ssh/id.pub": bad permissions',
+            "me@bastion.example: Permission denied (publickey).",
+        ],
+        AuthenticationError,
+        ["the key of /home/me/.ssh/id.pub is not in the agent"],
+    ),
+    "a key that others can read": (
+        [
+            f"debug1: Server accepts key: {ID} explicit",
+            'Load key "/home/me/.ssh/id": bad permissions',
+            "me@bastion.example: Permission denied (publickey).",
+        ],
+        AuthenticationError,
+        ["chmod 600"],
+    ),
+    "an agent that does not sign": (
+        [
+            f"debug1: Server accepts key: {ID} agent",
+            "sign_and_send_pubkey: signing failed for ED25519 from agent: agent refused operation",
+            "me@bastion.example: Permission denied (publickey).",
+        ],
+        AuthenticationError,
+        ["agent refused operation"],
+    ),
+    "no password is tried where none was given": (
+        [
+            "debug1: Next authentication method: password",
+            "debug1: read_passphrase: requested to askpass",
+            "me@bastion.example: Permission denied (password).",
+        ],
+        AuthenticationError,
+        ["takes password; tried: nothing; check the user"],
+    ),
+    "too many": (
+        [
+            *(f"debug1: Offering public key: a {number} RSA SHA256:{number} agent" for number in range(9)),
+            "Received disconnect from ::1 port 22:2: Too many authentication failures",
+        ],
+        AuthenticationError,
+        ["not let in", "key a 5 (RSA SHA256:5) and 3 more", "Too many authentication failures", "with keyfile"],
+    ),
+    "refused": (["ssh: connect to host bastion.example port 22: Connection refused"], ConnectError, ["refused"]),
+    "no name": (
+        ["ssh: Could not resolve hostname bastion.example: Name or service not known"],
+        ConnectError,
+        ["Could not resolve"],
+    ),
+    "through a jump": (
+        ["channel 0: open failed: connect failed: Connection refused", "stdio forwarding failed"],
+        ConnectError,
+        ["Connection refused"],
+    ),
+    "no SSH": (
+        ["debug1: kex_exchange_identification: banner line 0: HTTP", "kex_exchange_identification: read: reset"],
+        CarrierError,
+        ["no SSH server"],
+    ),
+    "closed at once": (
+        ["kex_exchange_identification: Connection closed by remote host", "Connection closed by ::1 port 22"],
+        CarrierError,
+        ["no SSH server", "closed by", "MaxStartups"],
+    ),
+    "a proxy command": (
+        [
+            "debug1: Executing proxy command: exec nc -X secret bastion 22",
+            "nc: no proxy",
+            "kex_exchange_identification: Connection closed by remote host",
+            "Connection closed by UNKNOWN port 65535",
+        ],
+        ConnectError,
+        ["ProxyCommand (nc)", "nc: no proxy"],
+    ),
+    "a proxy command that ended before ssh had sent its greeting": (
+        [
+            "debug1: Executing proxy command: exec nc -X secret bastion 22",
+            "nc: no proxy",
+            "banner exchange: Connection to UNKNOWN port 65535: Broken pipe",
+        ],
+        ConnectError,
+        ["ProxyCommand (nc)", "nc: no proxy"],
+    ),
+    "a silent proxy command": (
+        ["debug1: Executing proxy command: exec nc x", "Connection closed by UNKNOWN port 65535"],
+        ConnectError,
+        ["ProxyCommand (nc)", "without a word"],
+    ),
+    "no algorithm": (
+        [REMOTE, "Unable to negotiate with ::1 port 22: no matching cipher found. Their offer: 3des-cbc,x"],
+        IncompatibleError,
+        ["no cipher in common", "offers 3des-cbc,x", "Ciphers"],
+    ),
+    "no algorithm of a kind that is new": (
+        [REMOTE, "Unable to negotiate with ::1 port 22: no matching moon found. Their offer: y"],
+        IncompatibleError,
+        ["no moon in common", "offers y"],
+    ),
+    "lost in the key exchange": (
+        [REMOTE, "Connection reset by ::1 port 22"],
+        CarrierError,
+        ["the key exchange was not finished"],
+    ),
+    "lost in the login": (
+        [REMOTE, KEY, "debug1: SSH2_MSG_NEWKEYS received", "Connection closed by ::1 port 22"],
+        CarrierError,
+        ["the login was not finished"],
+    ),
+    "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["closed by 10.0.0.1"]),
+    "no word": ([], CarrierError, ["without a word"]),
+    "an old ssh": (["command-line: line 0: Bad configuration option: logverbose"], RelayError, ["8.7", "logverbose"]),
+    "a broken file": (["/home/me/.ssh/config: line 3: Bad configuration option: x"], RelayError, ["line 3"]),
+}
+
+
+@pytest.mark.parametrize(("lines", "kind", "words"), ERRORS.values(), ids=ERRORS)
+def test_errors_have_their_type_and_say_why(lines: list[str], kind: type, words: list[str]) -> None:
+    error = why(HERE, lines)
+    assert type(error) is kind
+    text = str(error)
+    assert text.startswith("ssh://me@bastion: ")
+    assert "\n" not in text
+    assert len(text) < 700
+    assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("method", ["password", "keyboard-interactive"])
+def test_a_wrong_password_is_named(method: str) -> None:
+    given = Settings(SSHServer("bastion", password="x"), "bastion.example", 22, "me")
+    tried = f"debug1: Next authentication method: {method}"
+    end = f"me@bastion.example: Permission denied ({method},publickey)."
+    assert f"tried: {method}; the password or the user name is wrong" in str(why(given, [tried, end]))
+    partial = f'Authenticated using "{method}" with partial success.'
+    assert "is wrong" not in str(why(given, [tried, partial, end]))
+
+
+def test_a_pinned_key_is_shown_beside_the_other() -> None:
+    pinned = Settings(SSHServer("bastion", hostkey="SHA256:" + "x" * 42 + "A"), "bastion", 22, "me")
+    text = str(why(pinned, [KEY, "Host key verification failed."]))
+    assert "SHA256:abc" in text
+    assert "SHA256:" + "x" * 42 + "A" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "no answer in time"),
+        ("debug1: Local version string SSH-2.0-OpenSSH", "is it an SSH server"),
+        (REMOTE, "key exchange"),
+        (KEY, "the login was not finished"),
+    ],
+)
+def test_a_timeout_says_how_far_it_got(line: str, words: str) -> None:
+    error = timeout_error(HERE, [line])
+    assert error.reason == "connect_timeout"
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["SSH2_MSG_NEWKEYS received", "rekey in after 134217728 blocks"], "asking the agent"),
+        (["SSH2_MSG_NEWKEYS received", "Will attempt key: /k  explicit"], "server's answer"),
+        (["Authentications that can continue: password", "read_passphrase: requested to askpass"], "for a password"),
+        ([f"Offering public key: {ID}"], "says to a key"),
+        ([f"Server accepts key: {ID}", "of no meaning"], "signature"),
+    ],
+)
+def test_a_login_that_does_not_end_says_what_ssh_does(lines: list[str], words: str) -> None:
+    text = str(timeout_error(HERE, [KEY, *(f"debug1: {line}" for line in lines)]))
+    assert "the login was not finished in time: ssh was " in text
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("connect failed: Connection refused", "refused"),
+        ("connect failed: Connection timed out", "connect_timeout"),
+        ("connect failed: No route to host", "unreachable"),
+        ("connect failed: Name or service not known", "unreachable"),
+        ("connect failed: open failed", "unreachable"),
+        ("connect failed", "unreachable"),
+        ("administratively prohibited: open failed", "denied"),
+        ("unknown channel type: unsupported", "denied"),
+        ("resource shortage: full", "denied"),
+        ("", "unreachable"),
+    ],
+)
+def test_a_stream_that_was_not_opened_has_a_reason(text: str, reason: str) -> None:
+    error = open_error("db:5432", "ssh://me@bastion", text)
+    assert "says ssh://me@bastion" in str(error)
+    assert error.reason == reason
+    assert str(error).startswith("db:5432: ")
+
+
+def test_the_last_words_are_no_chatter() -> None:
+    lines = ["Timeout, server 127.0.0.1 not responding.", "debug1: x", "Transferred: sent 1", "Bytes per second: 3"]
+    assert said(lines) == "Timeout, server 127.0.0.1 not responding"
+    assert said(["debug1: x"]) == ""
+    assert len(said(["x" * 5000])) == 300
+
+
+def test_what_a_server_says_cannot_reach_a_terminal_raw() -> None:
+    assert decoded(b"\x1b[2Jhi\xff\r") == "\ufffd[2Jhi\ufffd"
+
+
+def test_a_passphrase_that_is_wrong_is_told_from_one_that_is_missing() -> None:
+    given = Settings(SSHServer("bastion", passphrase_env="X"), "bastion", 22, "me")
+    lines = [
+        f"debug1: Server accepts key: {ID} explicit",
+        "debug1: read_passphrase: requested to askpass",
+        "debug1: No more authentication methods to try.",
+        "me@bastion: Permission denied (publickey).",
+    ]
+    assert "/home/me/.ssh/id is encrypted with another passphrase" in str(why(given, lines))
+
+
+def test_a_refusal_is_told_as_by_the_other_backend() -> None:
+    text = str(open_error("db:1", "ssh://me@bastion", "connect failed: Connection refused"))
+    assert text == "db:1: connection refused, says ssh://me@bastion; is the service running?"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "stage"),
+    [
+        ([], ""),
+        (["debug1: kex_exchange_identification: banner line 0: Exceeded MaxStartups"], ""),
+        (["debug1: kex_exchange_identification: banner line 0: Not allowed at this time"], ""),
+        (["debug1: kex_exchange_identification: banner line 0: HTTP/1.1 400 Bad Request"], GREETING),
+    ],
+)
+def test_only_a_server_that_says_something_else_will_not_change(greeting, stage):
+    """As with paramiko: without a word it may not be up yet."""
+    end = ["kex_exchange_identification: Connection closed by remote host", "Connection closed by ::1 port 22"]
+    error = why(HERE, [*greeting, *end])
+    assert isinstance(error, CarrierError) and error.stage == stage

@@ -1,0 +1,433 @@
+"""``relay.transports.ssh.paramiko.forwards`` and ``requests``: who gets the streams that a server opens."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import struct
+import time
+
+import paramiko
+import pytest
+from helpers import WAIT, Thread, is_gone, receive_all, receive_exactly, wait_until
+from paramiko_rig import Lost, ScriptedServer, connect, settings_for
+
+from relay.addresses.values import TCPAddress, UnixAddress
+from relay.errors import CarrierError, ForwardError
+from relay.testing import check_stream
+from relay.transports.ssh.paramiko import channel as one_channel
+from relay.transports.ssh.paramiko.forwards import Dispatcher, Incoming
+
+ANY = TCPAddress("127.0.0.1", 0)
+
+pytestmark = pytest.mark.usefixtures("spawner_thread")
+
+
+@pytest.fixture(params=["sshd", "embedded"])
+def connection(request, openssh_server):
+    """A connection to a server of either kind."""
+    rig = request.getfixturevalue("sshd" if request.param == "sshd" else "ssh_server")
+    with contextlib.closing(connect(settings_for(rig))) as made:
+        yield made
+
+
+@pytest.fixture
+def server():
+    scripted = ScriptedServer()
+    yield scripted
+    scripted.close()
+
+
+class Accepted(queue.SimpleQueue):
+    """Takes what a listener accepts."""
+
+    def __call__(self, stream, peer):
+        stream.socket.settimeout(WAIT)
+        self.put((stream, peer))
+
+    def next(self):
+        return self.get(timeout=WAIT)
+
+
+def listen(connection, place=ANY, seconds=WAIT):
+    accepted = Accepted()
+    return connection.listen(place, accepted, time.monotonic() + seconds), accepted
+
+
+def client_of(place):
+    return socket.create_connection((place.host, place.port), WAIT)
+
+
+def test_a_stream_that_comes_in(connection):
+    place, accepted = listen(connection)
+    assert place.host == "127.0.0.1" and place.port > 0
+    with client_of(place) as client:
+        stream, peer = accepted.next()
+        with stream:
+            assert peer == client.getsockname()
+            assert stream.target == str(place)
+            client.sendall(b"in")
+            assert receive_exactly(stream.socket, 2) == b"in"
+            stream.socket.sendall(b"out")
+            stream.socket.shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"out"
+            client.sendall(b"more")
+            assert receive_exactly(stream.socket, 4) == b"more"
+    connection.stop_listening(place)
+    assert is_gone((place.host, place.port))
+
+
+def test_every_promise_of_a_stream(connection):
+    place, accepted = listen(connection)
+
+    def pair():
+        client = client_of(place)
+        return accepted.next()[0], client
+
+    check_stream(pair)
+
+
+def test_two_listeners_do_not_mix_and_end_alone(connection):
+    (one, at_one), (two, at_two) = listen(connection), listen(connection)
+    for place, accepted in ((two, at_two), (one, at_one)):
+        with client_of(place), accepted.next()[0]:
+            assert at_one.empty() and at_two.empty()
+    with client_of(one) as client, at_one.next()[0] as stream:
+        connection.stop_listening(two)
+        assert is_gone((two.host, two.port))
+        client.sendall(b"on")
+        assert receive_exactly(stream.socket, 2) == b"on"
+        with client_of(one), at_one.next()[0]:
+            pass
+
+
+def test_streams_go_on_when_listening_ends(connection):
+    place, accepted = listen(connection)
+    with client_of(place) as client, accepted.next()[0] as stream:
+        connection.stop_listening(place)
+        client.sendall(b"on")
+        assert receive_exactly(stream.socket, 2) == b"on"
+
+
+def test_the_same_port_again(connection):
+    place, _ = listen(connection)
+    connection.stop_listening(place)
+    again, accepted = listen(connection, place)
+    assert again == place
+    with client_of(place), accepted.next()[0]:
+        pass
+
+
+def test_a_port_that_is_taken(connection, listener):
+    port = listener.getsockname()[1]
+    with pytest.raises(ForwardError, match=f"{port}.*in use") as failed:
+        listen(connection, TCPAddress("127.0.0.1", port))
+    assert "\n" not in str(failed.value)
+    place, accepted = listen(connection)
+    with pytest.raises(ForwardError):
+        listen(connection, place)
+    with client_of(place), accepted.next()[0]:
+        pass  # the first one keeps it
+
+
+def test_what_the_server_forbids(make_sshd):
+    with contextlib.closing(connect(settings_for(make_sshd("AllowTcpForwarding no")))) as connection:
+        with pytest.raises(ForwardError, match="AllowTcpForwarding"):
+            listen(connection)
+        with pytest.raises(ForwardError, match="AllowStreamLocalForwarding"):
+            listen(connection, UnixAddress("/nowhere/at/all"))
+
+
+def test_stopping_what_nobody_listens_to(connection):
+    connection.stop_listening(TCPAddress("127.0.0.1", 9))
+    connection.stop_listening(UnixAddress("/nowhere"))
+
+
+def test_unix_sockets(connection, tmp_path):
+    path = str(tmp_path / "there")
+    place, accepted = listen(connection, UnixAddress(path))
+    assert place == UnixAddress(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        stream, peer = accepted.next()
+        with stream:
+            assert isinstance(peer, str)
+            client.sendall(b"in")
+            assert receive_exactly(stream.socket, 2) == b"in"
+    connection.stop_listening(place)
+
+
+def test_a_callback_that_fails_ends_its_own_stream(connection, caplog):
+    def accepted(stream, peer):
+        raise RuntimeError("not ours")
+
+    place = connection.listen(ANY, accepted, time.monotonic() + WAIT)
+    with client_of(place) as client:
+        assert receive_all(client) == b""
+    assert "not ours" in caplog.text
+    other, good = listen(connection)
+    with client_of(other), good.next()[0]:
+        pass
+
+
+# A server that says what the test wants.
+
+
+def incoming(server, port, sender=5, *, address="127.0.0.1", kind="forwarded-tcpip", origin="192.0.2.7"):
+    server.send(90, kind, sender, 1 << 20, 32768, address, port, origin, 4711)
+
+
+@pytest.mark.parametrize(
+    ("said", "peer"),
+    [
+        ("1.2.3.4\x1b[2J\x1b]0;pwn\x07\r\n12:00:00 WARNING forged\u202e\x9b31m", "unknown"),
+        ("x" * 256, "unknown"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("host.example", "host.example"),
+    ],
+)
+def test_what_a_server_says_of_its_clients_is_fit_for_a_log(server, said, peer):
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7000)))
+        server.expect(80)
+        server.send(81)
+        _, accepted = listening.result()
+        incoming(server, 7000, origin=said)
+        server.expect(91)
+        stream, told = accepted.next()
+        assert told == (peer, 4711)
+        stream.close()
+
+
+def test_a_stream_that_comes_before_the_answer(server):
+    """The place is known before the server is asked."""
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7000)))
+        assert server.expect(80) == b"\0\0\0\x0dtcpip-forward\1\0\0\0\x09127.0.0.1\0\0\x1b\x58"
+        incoming(server, 7000)
+        confirmation = server.expect(91)
+        assert confirmation[:4] == b"\0\0\0\5"
+        server.send(81)
+        place, accepted = listening.result()
+        assert place == TCPAddress("127.0.0.1", 7000)
+        stream, peer = accepted.next()
+        assert peer == ("192.0.2.7", 4711)
+        stream.close()
+
+
+def test_a_stream_for_a_port_that_nobody_knows_yet_is_held(server):
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection))
+        server.expect(80)
+        incoming(server, 7001, 5)
+        incoming(server, 7002, 6)
+        server.send(81, 7001)
+        place, accepted = listening.result()
+        assert place.port == 7001
+        assert server.expect(91)[:4] == b"\0\0\0\5"
+        assert server.expect(92)[:8] == struct.pack(">II", 6, 1)
+        accepted.next()[0].close()
+        incoming(server, 7003, 7)
+        server.expect(96)
+        server.expect(97)
+        assert server.expect(92)[:8] == struct.pack(">II", 7, 1)
+
+
+def granted(server, connection, port, place=ANY):
+    listening = Thread(lambda: listen(connection, place))
+    server.expect(80)
+    server.send(81, port)
+    return listening.result()
+
+
+def test_a_stream_for_port_0_is_of_the_only_one_who_asked_for_it(server, caplog):
+    """As Twisted Conch announces it, whatever port it has chosen."""
+    with contextlib.closing(server.connect()) as connection:
+        granted(server, connection, 0, TCPAddress("127.0.0.1", 7000))
+        _, accepted = granted(server, connection, 7001)
+        granted(server, connection, 7002, TCPAddress("::1", 0))
+        incoming(server, 0)
+        server.expect(91)
+        accepted.next()[0].close()
+        server.expect(96)
+        server.expect(97)
+        assert not caplog.records
+        granted(server, connection, 7003)
+        for sender in (6, 7):
+            incoming(server, 0, sender)
+            assert server.expect(92)[:8] == struct.pack(">II", sender, 1), "whose it is cannot be known"
+        (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+        assert ": 127.0.0.1:0: the server announces a stream for a place" in line
+
+
+def test_a_stream_that_comes_while_its_place_is_taken_back_is_no_warning(server, caplog):
+    with contextlib.closing(server.connect()) as connection:
+        place, _ = granted(server, connection, 7001)
+        stopping = Thread(connection.stop_listening, place)
+        server.expect(80)
+        incoming(server, 7001)
+        server.expect(92)
+        server.send(81)
+        stopping.result()
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
+
+
+def test_a_flood_of_streams_that_are_held_is_bounded(server, monkeypatch):
+    monkeypatch.setattr("relay.transports.ssh.paramiko.forwards._HELD", 3)
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection))
+        server.expect(80)
+        for sender in range(5):
+            incoming(server, 7100 + sender, sender)
+        for sender in (3, 4, 0, 1, 2):
+            if sender == 0:
+                server.send(82)
+            assert server.expect(92)[:4] == struct.pack(">I", sender)
+        with pytest.raises(ForwardError):
+            listening.result()
+
+
+def test_what_nobody_asked_for_is_refused(server):
+    lost = Lost()
+    with contextlib.closing(server.connect(lost)):
+        incoming(server, 7000)
+        assert server.expect(92)[:8] == struct.pack(">II", 5, 1)
+        for kind in (
+            "session",
+            "x11",
+            "auth-agent@openssh.com",
+            "forwarded-streamlocal@openssh.com",
+            "direct-tcpip",
+            "",
+        ):
+            server.send(90, kind, 9, 1000, 1000, "127.0.0.1", 7000, "127.0.0.1", 1)
+            assert server.expect(92)[:8] == struct.pack(">II", 9, 1)
+        server.transport._send_message(paramiko.Message(b"\x5a\0\0"))
+        server.expect(92)
+    assert lost.empty()
+
+
+def test_a_listener_that_nobody_waits_for_any_more_is_given_back(server):
+    with contextlib.closing(server.connect()) as connection:
+        with pytest.raises(ForwardError, match="in time"):
+            listen(connection, seconds=0.05)
+        server.expect(80)
+        server.send(81, 7001)
+        cancelled = server.expect(80)
+        assert cancelled == b"\0\0\0\x14cancel-tcpip-forward\1\0\0\0\x09127.0.0.1\0\0\x1b\x59"
+        server.send(81)
+        incoming(server, 7001)
+        server.expect(92)
+
+
+def test_closing_ends_the_wait_for_an_answer(server):
+    connection = server.connect()
+    listening = Thread(lambda: listen(connection))
+    server.expect(80)
+    connection.close()
+    with pytest.raises(CarrierError, match="was closed"):
+        listening.result()
+
+
+@pytest.mark.parametrize("answer", [(), (0,), (70_000,)])
+def test_a_port_that_is_none(server, answer):
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection))
+        server.expect(80)
+        server.send(81, *answer)
+        with pytest.raises(ForwardError):
+            listening.result()
+
+
+def test_answers_come_in_the_order_of_asking(server):
+    with contextlib.closing(server.connect()) as connection:
+        one = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7001)))
+        server.expect(80)
+        two = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7002)))
+        server.expect(80)
+        server.send(81)
+        server.send(82)
+        assert one.result()[0].port == 7001
+        with pytest.raises(ForwardError, match="7002"):
+            two.result()
+        for _ in range(3):
+            server.send(81)
+            server.send(82)  # which nobody asked for
+        connection.check()
+        assert b"keepalive@openssh.com" in server.expect(80)
+
+
+def test_a_keepalive_does_not_pile_up(server):
+    with contextlib.closing(server.connect()) as connection:
+        for _ in range(5):
+            connection.check()
+        server.expect(80)
+        wait_until(lambda: len(connection._requests) == 1)
+        server.send(82)
+        wait_until(lambda: len(connection._requests) == 0)
+        assert server.received.empty()
+
+
+def test_no_descriptors_left(server, monkeypatch):
+    with contextlib.closing(server.connect()) as connection:
+        listening = Thread(lambda: listen(connection, TCPAddress("127.0.0.1", 7000)))
+        server.expect(80)
+        server.send(81)
+        _, accepted = listening.result()
+
+        def none_left(**_):
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one_channel.socket, "socketpair", none_left)
+            incoming(server, 7000)
+            assert server.expect(92)[:8] == struct.pack(">II", 5, 4)
+        incoming(server, 7000, 6)
+        server.expect(91)
+        accepted.next()[0].close()
+
+
+# The dispatcher alone.
+
+
+class FakeTransport:
+    def __init__(self):
+        self.before = []
+        self._handler_table = {90: lambda message: self.before.append(message.get_string())}
+
+    def open(self, host, port, kind="forwarded-tcpip"):
+        message = paramiko.Message()
+        for part in (kind, 1, 2, 3, host, port, "peer", 4):
+            message.add_int(part) if isinstance(part, int) else message.add_string(part)
+        message.rewind()
+        self._handler_table[90](message)
+
+
+def test_a_dispatcher_leaves_the_rest_to_whoever_was_there_before():
+    transport, got = FakeTransport(), []
+    dispatcher = Dispatcher(transport)
+    dispatcher.add(TCPAddress("localhost", 80), got.append)
+    transport.open("localhost", 80)
+    transport.open("localhost", 81)
+    transport.open("", 0, "session")
+    assert got == [Incoming(1, 2, 3, TCPAddress("localhost", 80), ("peer", 4))]
+    assert transport.before == [b"forwarded-tcpip", b"session"]
+    dispatcher.remove(TCPAddress("localhost", 80))
+    transport.open("localhost", 80)
+    assert len(transport.before) == 3 and len(got) == 1
+    dispatcher.detach()
+    transport.open("localhost", 80)
+    assert len(transport.before) == 4
+
+
+def test_a_dispatcher_knows_a_port_by_another_address_if_it_is_ours_alone():
+    transport, one, two = FakeTransport(), [], []
+    dispatcher = Dispatcher(transport)
+    dispatcher.add(TCPAddress("", 80), one.append)
+    transport.open("0.0.0.0", 80)
+    assert len(one) == 1
+    dispatcher.add(TCPAddress("::1", 80), two.append)
+    transport.open("0.0.0.0", 80)
+    transport.open("::1", 80)
+    assert len(one) == 1 and len(two) == 1 and len(transport.before) == 1

@@ -1,0 +1,667 @@
+"""``relay.transports.ssh.paramiko.mux``, ``channel`` and ``openings``: channels as kernel sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from helpers import (
+    BLOCK,
+    PROMPT,
+    WAIT,
+    Thread,
+    black_hole,
+    receive_all,
+    receive_exactly,
+    receive_until_reset,
+    refusing,
+    wait_until,
+)
+from paramiko_rig import Lost, ScriptedServer, begin, connect, open_stream, settings_for
+
+from relay.addresses.values import TCPAddress, UnixAddress
+from relay.errors import CarrierError, ConnectError
+from relay.testing import check_stream
+from relay.transports.ssh.paramiko import channel as one_channel
+
+pytestmark = pytest.mark.usefixtures("spawner_thread")
+
+
+@pytest.fixture
+def scripted():
+    servers = []
+
+    def make(**options):
+        servers.append(ScriptedServer(**options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture(params=["sshd", "embedded"])
+def connection(request, openssh_server):
+    """A connection to a server of either kind."""
+    rig = request.getfixturevalue("sshd" if request.param == "sshd" else "ssh_server")
+    with contextlib.closing(connect(settings_for(rig))) as made:
+        yield made
+
+
+@pytest.fixture
+def pair(connection, listener):
+    """Makes streams, each with its far end."""
+    with contextlib.ExitStack() as stack:
+
+        def make():
+            stream = stack.enter_context(open_stream(connection, listener.getsockname()))
+            far = stack.enter_context(listener.accept()[0])
+            far.settimeout(WAIT)
+            return stream, far
+
+        yield make
+
+
+def test_every_promise_of_a_stream(connection, listener):
+    check_stream(lambda: (open_stream(connection, listener.getsockname()), listener.accept()[0]))
+
+
+def test_unix_sockets(connection, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "there"))
+        listener.listen()
+        listener.settimeout(WAIT)
+        check_stream(lambda: (open_stream(connection, UnixAddress(str(tmp_path / "there"))), listener.accept()[0]))
+
+
+def test_half_close_both_ways(pair):
+    for first in (0, 1):
+        stream, far = pair()
+        ends = (stream.socket, far)
+        ends[first].sendall(b"request")
+        ends[first].shutdown(socket.SHUT_WR)
+        assert receive_all(ends[not first]) == b"request"
+        ends[not first].sendall(BLOCK[:100_000])
+        ends[not first].shutdown(socket.SHUT_WR)
+        assert receive_all(ends[first]) == BLOCK[:100_000]
+        assert stream.failure() is None
+
+
+def test_a_server_that_speaks_first(pair):
+    stream, far = pair()
+    far.sendall(b"220 ready")
+    assert receive_exactly(stream.socket, 9) == b"220 ready"
+
+
+def test_what_the_server_says_is_acknowledged_at_once(sshd, serve, monkeypatch):
+    """OpenSSH's server leaves Nagle's algorithm on: 44 ms for a stream whose server speaks first, else."""
+    server = serve(lambda end: end.sendall(b"220 ready"))
+    with contextlib.closing(connect(settings_for(sshd))) as connection:
+        wire, acknowledged = connection._wire, threading.Event()
+        assert wire.is_prompt and wire._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        acknowledge = wire._acknowledge
+        monkeypatch.setattr(wire, "_acknowledge", lambda: acknowledged.set() or acknowledge())
+        with open_stream(connection, server.address) as stream:
+            assert receive_exactly(stream.socket, 9) == b"220 ready"
+            assert acknowledged.wait(WAIT)
+
+
+def test_closing_the_socket_alone_lets_everything_go(connection, pair):
+    """A user may have taken it off with detach()."""
+    stream, far = pair()
+    sock = stream.socket
+    taken = socket.socket(fileno=sock.detach())
+    taken.settimeout(WAIT)
+    taken.sendall(b"last words")
+    taken.close()
+    assert receive_all(far) == b"last words"
+    far.close()
+    idle = threading.Event()
+    connection.when_idle(idle.set)
+    assert idle.wait(WAIT)
+    wait_until(lambda: not len(connection._channels))
+
+
+def test_a_reset_drops_what_is_under_way(connection, pair):
+    stream, far = pair()
+    stream.reset()
+    assert receive_all(far) == b""
+    wait_until(lambda: not len(connection._channels))
+
+
+def test_the_far_end_closes_for_good(connection, pair):
+    stream, far = pair()
+    stream.socket.sendall(b"ignored")
+    receive_exactly(far, 7)
+    far.sendall(BLOCK)
+    far.close()
+    assert receive_all(stream.socket) == BLOCK
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            stream.socket.sendall(b"nobody listens")
+            threading.Event().wait(0.005)
+    wait_until(lambda: not len(connection._channels))
+
+
+def test_numbers_are_used_again(connection, listener):
+    for _ in range(50):
+        stream = open_stream(connection, listener.getsockname())
+        listener.accept()[0].close()
+        stream.close()
+        wait_until(lambda: not len(connection._channels))
+    assert connection._channels.number(None) < 3
+
+
+def test_a_hundred_at_once_do_not_mix(connection, listener):
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            stream = stack.enter_context(open_stream(connection, listener.getsockname()))
+            far = stack.enter_context(listener.accept()[0])
+            far.settimeout(WAIT)
+            stack.callback(_talk, stream, far, number)
+
+
+def _talk(stream, far, number):
+    text = struct.pack(">I", number) * 1000
+    stream.socket.sendall(text)
+    assert receive_exactly(far, len(text)) == text
+    far.sendall(text[::-1])
+    assert receive_exactly(stream.socket, len(text)) == text[::-1]
+
+
+# A reader that stops.
+
+
+def test_a_stopped_reader_holds_the_far_end_and_nobody_else(connection, pair):
+    (stopped, far), (other, other_far) = pair(), pair()
+    sending = Thread(lambda: _send_until_stuck(far))
+    for _ in range(20):
+        other_far.sendall(BLOCK[:50_000])
+        assert receive_exactly(other.socket, 50_000) == BLOCK[:50_000]
+    sent = sending.result()
+    channel = stopped._channel
+    assert len(channel._pending) <= one_channel.WINDOW == channel._window, "it did not grow"
+    other.socket.sendall(b"still")
+    assert receive_exactly(other_far, 5) == b"still"
+    assert receive_exactly(stopped.socket, sent) == (BLOCK * (sent // len(BLOCK) + 1))[:sent]
+
+
+def _send_until_stuck(end):
+    end.settimeout(0.5)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            sent += end.send(memoryview(BLOCK)[sent % len(BLOCK) :])
+    return sent
+
+
+def test_a_far_end_that_stops_holds_the_sender_and_nobody_else(connection, pair):
+    (stopped, far), (other, other_far) = pair(), pair()
+    sent = _send_until_stuck(stopped.socket)
+    other.socket.sendall(b"still")
+    assert receive_exactly(other_far, 5) == b"still"
+    stopped.socket.settimeout(WAIT)
+    assert receive_exactly(far, sent) == (BLOCK * (sent // len(BLOCK) + 1))[:sent]
+
+
+def keep_up(server, stream, number, size):
+    """Send a piece only when the one before was taken."""
+    for _ in range(size >> 15):
+        server.send(94, number, BLOCK[: 1 << 15])
+        assert receive_exactly(stream.socket, 1 << 15) == BLOCK[: 1 << 15]
+
+
+def test_the_window_grows_for_a_reader_that_keeps_up(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        channel, channels, whole = stream._channel, connection._channels, connection._channels.growth
+        with stream:
+            for window in (2 << 20, 4 << 20, 8 << 20, 16 << 20):
+                assert channel._window == window
+                keep_up(server, stream, number, window)
+            assert channel._window == one_channel.LARGEST
+            assert channels.growth == whole - (14 << 20)
+            assert channel._left <= channel._window
+        server.send(97, number)
+        wait_until(lambda: channels.growth == whole)
+
+
+def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            channel, sent = stream._channel, 60 << 15
+            for start in range(0, sent, 1 << 15):
+                server.send(94, number, (BLOCK * 2)[start : start + (1 << 15)])
+            wait_until(lambda: channel._moved + len(channel._pending) == sent)
+            receive_exactly(stream.socket, sent - (600 << 10))
+            wait_until(lambda: channel._moved > one_channel.WINDOW // 2)
+            assert channel._pending and channel._window == one_channel.WINDOW
+
+
+def test_all_growth_is_bounded(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        connection._channels.growth = 100
+        with stream:
+            keep_up(server, stream, number, 4 << 20)
+            assert stream._channel._window == one_channel.WINDOW + 100
+
+
+# What cannot be opened.
+
+
+def refused(connection, place, seconds=WAIT):
+    with pytest.raises(ConnectError) as failed:
+        open_stream(connection, place, seconds)
+    assert "\n" not in str(failed.value)
+    return failed.value
+
+
+def test_a_target_that_refuses(connection):
+    with refusing() as address:
+        error = refused(connection, address)
+    assert error.reason == "refused"
+    host, port = address
+    assert str(error).startswith(f"{host}:{port}: connection refused, says {connection._settings.name}")
+
+
+def test_a_name_that_is_none(connection):
+    assert refused(connection, ("nowhere.invalid", 1)).reason == "unreachable"
+
+
+def test_a_unix_socket_that_is_not_there(connection, tmp_path):
+    assert refused(connection, UnixAddress(str(tmp_path / "nothing"))).reason in ("unreachable", "refused")
+
+
+def test_what_the_server_forbids(make_sshd, echo_server):
+    with contextlib.closing(connect(settings_for(make_sshd("AllowTcpForwarding no")))) as connection:
+        error = refused(connection, echo_server.address)
+    assert error.reason == "denied" and "AllowTcpForwarding" in str(error)
+
+
+def test_a_deadline(connection):
+    with black_hole() as hole:
+        begun = time.monotonic()
+        error = refused(connection, hole.getsockname(), 0.2)
+        assert error.reason == "connect_timeout" and time.monotonic() - begun > 0.15
+
+
+SAYINGS = [
+    (1, "open failed", "denied", "PermitOpen"),
+    (2, "Connection refused", "refused", "is the service running?"),
+    (2, "Connection timed out", "connect_timeout", "is the host up"),
+    (2, "No route to host", "unreachable", "No route to host, says"),
+    (2, "", "unreachable", "the connect failed, says"),
+    (3, "unknown channel type", "denied", "no forwarding of this kind"),
+    (4, "too many", "denied", "MaxSessions"),
+    (77, "\x1b[31m\r\nred", "unreachable", "[31m  red"),
+]
+
+
+@pytest.mark.parametrize(("code", "text", "reason", "told"), SAYINGS)
+def test_what_a_server_says_becomes_an_error(scripted, code, text, reason, told):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        outcome, _ = begin(connection, TCPAddress("db.internal", 5432))
+        server.send(92, server.expect_open(), code, text, "en")
+        error = outcome.get(timeout=WAIT)
+        assert isinstance(error, ConnectError) and error.reason == reason
+        assert str(error).startswith("db.internal:5432: ") and told in str(error)
+        assert "\n" not in str(error) and "\x1b" not in str(error)
+        assert not len(connection._channels)
+
+
+def test_giving_up_leaves_nothing(scripted):
+    """A late success is closed; a late refusal is nobody's."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        for answer in (91, 92):
+            outcome, give_up = begin(connection, TCPAddress("db", 1))
+            number = server.expect_open()
+            give_up()
+            give_up()
+            idle = threading.Event()
+            connection.when_idle(idle.set)
+            assert idle.wait(WAIT)
+            if answer == 91:
+                server.send(91, number, 42, 1000, 1000)
+                assert server.expect(97) == struct.pack(">I", 42)
+                server.send(97, number)
+            else:
+                server.send(92, number, 2, "no", "")
+            wait_until(lambda: not len(connection._channels))
+            assert outcome.empty()
+
+
+def test_giving_up_before_it_has_begun(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stuck = threading.Event()
+        connection._loop.call(lambda: stuck.wait(WAIT))
+        outcome, give_up = begin(connection, TCPAddress("db", 1))
+        give_up()
+        stuck.set()
+        with server.open(connection)[0]:
+            assert outcome.empty()
+
+
+def test_a_late_success_after_the_deadline_is_closed(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        outcome, _ = begin(connection, TCPAddress("db", 1), 0.05)
+        number = server.expect_open()
+        assert outcome.get(timeout=WAIT).reason == "connect_timeout"
+        server.send(91, number, 42, 1000, 1000)
+        assert server.expect(97) == struct.pack(">I", 42)
+
+
+def test_no_descriptors_left(scripted, monkeypatch):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        outcome, _ = begin(connection, TCPAddress("db", 1))
+        number = server.expect_open()
+
+        def none_left(**_):
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one_channel.socket, "socketpair", none_left)
+            server.send(91, number, 42, 1000, 1000)
+            assert isinstance(outcome.get(timeout=WAIT), OSError)
+            assert server.expect(97) == struct.pack(">I", 42)
+        with server.open(connection)[0]:
+            pass
+
+
+# What goes over the wire.
+
+
+def test_what_an_open_says(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        begin(connection, TCPAddress("db.internal", 5432))
+        content = server.expect(90)
+        assert content.startswith(b"\0\0\0\x0cdirect-tcpip")
+        assert b"db.internal\0\0\x15\x38\0\0\0\x09127.0.0.1\0\0\0\0" in content
+        begin(connection, UnixAddress("/run/db.sock"))
+        content = server.expect(90)
+        assert b"direct-streamlocal@openssh.com" in content
+        assert content.endswith(b"\0\0\0\x0c/run/db.sock\0\0\0\0\0\0\0\0")
+
+
+def test_data_keep_to_the_servers_window_and_packets(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection, window=2500, packet=1000)
+        with stream:
+            stream.socket.sendall(BLOCK[:4000])
+            got = [server.expect(94)[8:] for _ in range(3)]
+            assert [len(part) for part in got] == [1000, 1000, 500]
+            assert server.received.empty()
+            server.send(93, number, 10_000)
+            got += [server.expect(94)[8:] for _ in range(2)]
+            assert b"".join(got) == BLOCK[:4000]
+
+
+def test_nothing_follows_a_close(scripted):
+    """OpenSSH ends the whole connection for an end of file behind a close."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        for order in ("end, close", "close", "server first", "reset"):
+            stream, number = server.open(connection)
+            theirs = number + 7
+            if order == "end, close":
+                stream.socket.shutdown(socket.SHUT_WR)
+                assert server.expect(96) == struct.pack(">I", theirs)
+                stream.close()
+                assert server.expect(97) == struct.pack(">I", theirs)
+                server.send(97, number)
+            elif order == "close":
+                stream.close()
+                assert server.expect(96) == struct.pack(">I", theirs)
+                assert server.expect(97) == struct.pack(">I", theirs)
+                server.send(97, number)
+            elif order == "server first":
+                server.send(97, number)
+                assert server.expect(97) == struct.pack(">I", theirs)
+                assert receive_all(stream.socket) == b""
+                stream.close()
+            else:
+                stream.reset()
+                assert server.expect(97) == struct.pack(">I", theirs)
+                server.send(97, number)
+            wait_until(lambda: not len(connection._channels))
+        connection.check()
+        assert b"keepalive" in server.expect(80)
+        assert server.received.empty()
+
+
+def test_data_before_a_close_arrive_even_if_they_are_read_late(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        for start in range(0, len(BLOCK), 1 << 15):
+            server.send(94, number, BLOCK[start : start + (1 << 15)])
+        server.send(97, number)
+        server.expect(97)
+        assert receive_all(stream.socket) == BLOCK
+        stream.close()
+
+
+def test_a_close_before_all_was_taken_is_a_clean_end(scripted):
+    """A socketpair closed with bytes unread would look like a reset, and what came before would be in doubt."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection, window=0)
+        with stream:
+            stream.socket.sendall(b"in vain")
+            server.send(94, number, "the answer")
+            server.send(97, number)
+            server.expect(97)
+            connection.check()
+            server.expect(80)  # the loop has turned since
+            assert receive_all(stream.socket) == b"the answer"
+
+
+def test_a_stream_that_the_server_has_closed_ends_with_the_connection_too(scripted):
+    """Its number is free, and not all that has come was taken."""
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            for _ in range(40):
+                server.send(94, number, BLOCK[: 1 << 15])
+            server.send(97, number)
+            server.expect(97)
+            assert connection._channels.live
+            server.transport.close()
+            lost.wait()
+            with contextlib.suppress(ConnectionResetError):
+                receive_all(stream.socket)
+            assert isinstance(stream.failure(), CarrierError)
+
+
+def test_a_server_that_does_not_answer_a_close(scripted, monkeypatch):
+    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, _ = server.open(connection)
+        stream.close()
+        idle = threading.Event()
+        connection.when_idle(idle.set)
+        assert idle.wait(WAIT)
+
+
+def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scripted, monkeypatch):
+    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection, window=10)
+        stream.socket.sendall(b"x" * 100)
+        stream.close()
+        assert len(server.expect(94)) == 18
+        assert server.expect(97) == struct.pack(">I", number + 7)
+
+
+# Servers that do what they must not.
+
+
+def survives(server, connection, lost):
+    """Whether the connection still does what it is for, once it has seen all that was sent."""
+    server.send(80, "no-such-request", True)
+    server.expect(82)
+    stream, number = server.open(connection)
+    with stream:
+        server.send(94, number, "alive")
+        assert receive_exactly(stream.socket, 5) == b"alive"
+    assert lost.empty()
+    return True
+
+
+def test_more_than_the_window_allows(scripted, monkeypatch):
+    monkeypatch.setattr(one_channel, "_BETWEEN", 1 << 12)
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        for _ in range(80):
+            server.send(94, number, BLOCK[: 1 << 15])
+        assert server.expect(97) == struct.pack(">I", number + 7)
+        with stream:
+            with contextlib.suppress(ConnectionResetError):
+                receive_all(stream.socket)
+            assert "more than the window allows" in str(stream.failure())
+        server.send(94, number, "more")
+        server.send(97, number)
+        assert survives(server, connection, lost)
+
+
+def test_a_stream_that_was_cut_ends_at_once(scripted):
+    """Not only when something else happens on the connection."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            stream._channel._left = 5
+            server.send(94, number, "hello!")
+            assert receive_until_reset(stream.socket) == b""
+            assert stream.failure() is not None
+
+
+def test_messages_for_channels_that_are_none(scripted):
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        for number in (0, 7, 0xFFFFFFFF):
+            server.send(91, number, 1, 1, 1)
+            server.send(92, number, 1, "no", "")
+            server.send(93, number, 1)
+            server.send(94, number, "data")
+            server.send(95, number, 1, "data")
+            for kind in (96, 97, 99, 100):
+                server.send(kind, number)
+            server.send(98, number, "exit-status", True, 1)
+        assert survives(server, connection, lost)
+
+
+def test_data_after_the_end_and_after_the_close(scripted):
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            server.send(94, number, "one")
+            server.send(96, number)
+            server.send(94, number, "two")
+            server.send(96, number)
+            assert receive_all(stream.socket) == b"one"
+            server.send(97, number)
+            server.expect(97)
+            for kind in (94, 96, 97):
+                server.send(kind, number, *(["late"] if kind == 94 else []))
+        assert survives(server, connection, lost)
+
+
+def test_requests_and_standard_error_on_a_channel(scripted):
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            server.send(98, number, "exit-status", False, 1)
+            server.send(98, number, "what", True)
+            assert server.expect(100) == struct.pack(">I", number + 7)
+            for _ in range(200):
+                server.send(95, number, 1, "e" * 30_000)
+            server.send(94, number, "data")
+            assert receive_exactly(stream.socket, 4) == b"data"
+        assert server.expect(96)
+        assert server.expect(97)
+        server.send(97, number)
+        assert survives(server, connection, lost)
+
+
+def test_small_packets_take_no_more_memory_than_they_hold(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        with stream:
+            for _ in range(20_000):
+                server.send(94, number, "x" * 30)
+            wait_until(lambda: stream._channel._moved + len(stream._channel._pending) == 600_000)
+            assert receive_exactly(stream.socket, 600_000) == b"x" * 600_000
+
+
+@pytest.mark.parametrize("kind", [80, 91, 92, 93, 94, 95, 96, 97, 98])
+def test_messages_that_are_cut_short_end_the_connection_and_no_thread(scripted, kind):
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        server.transport._send_message(_raw(bytes([kind]) + struct.pack(">I", number)[:3]))
+        with stream:
+            assert isinstance(lost.wait(), CarrierError)
+
+
+def test_data_that_are_longer_than_their_message(scripted):
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        stream, number = server.open(connection)
+        server.transport._send_message(_raw(struct.pack(">BII", 94, number, 1000) + b"short"))
+        assert isinstance(lost.wait(), CarrierError)
+        with stream:
+            assert isinstance(stream.failure(), CarrierError)
+
+
+def _raw(content):
+    import paramiko
+
+    return paramiko.Message(content)
+
+
+def test_a_flood_of_questions_whose_answers_nobody_takes(scripted):
+    """It is read no further than its answers fit into bounded memory."""
+    server, lost = scripted(), Lost()
+    with contextlib.closing(server.connect(lost)) as connection:
+        wire = connection._wire
+        server.transport.sock.settimeout(WAIT)
+        stop = threading.Event()
+        server.transport.packetizer.read_message = lambda: stop.wait() and None
+        question = _raw(b"P" + struct.pack(">I", 4) + b"what" + b"\1")
+        asking = Thread(lambda: _ask(server, question, stop))
+        wait_until(lambda: not wire._mask & 1)
+        assert wire.unsent < 6 << 20
+        begun = time.monotonic()
+        connection.close()
+        assert time.monotonic() - begun < PROMPT
+        stop.set()
+        asking.result()
+
+
+def _ask(server, question, stop):
+    with contextlib.suppress(Exception):
+        while not stop.is_set():
+            server.transport._send_message(question)

@@ -1,0 +1,532 @@
+"""``relay.transports.ssh.connector``: who shares a connection, how it is reached, and what comes of its streams."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from helpers import SUPPORT, WAIT, Thread, ended, fate_of_client, receive_exactly, wait_until
+from ssh_world import World
+
+import relay
+from relay.addresses.destinations import b32_of
+from relay.addresses.values import SSHServer, TCPAddress
+from relay.carriers import pool
+from relay.process import PIPE, start
+from relay.streams.cancellation import Cancellation
+from relay.testing import SAMBridge
+from relay.transports import chain as chains
+from relay.transports.chain import chain, way
+from relay.transports.ssh import connector
+from relay.transports.ssh.connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
+from relay.transports.ssh.connector import backend_for
+from relay.transports.ssh.dialer import SSHFactory
+
+TARGET = TCPAddress("db.internal", 5432)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return World(monkeypatch)
+
+
+@pytest.fixture
+def factory(world):
+    """Makes factories that are closed with the test."""
+    made = []
+
+    def make(*hosts, place=TARGET, **options):
+        *via, last = (SSHServer(host, **options) for host in hosts)
+        made.append(chain((*via, last), place))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_stream_of_i2p_that_leads_nowhere_does_not_cost_the_whole_attempt(monkeypatch, spawner_thread):
+    monkeypatch.setattr(connector, "_ANSWER", 0.3)
+    with SAMBridge() as bridge:
+        with relay.i2p_listen("", sam=bridge.sam) as gone:
+            via = [f"i2p:?sam={bridge.sam}", f"ssh://me@{b32_of(gone.dest)}?config={os.devnull}"]
+        with contextlib.closing(relay.target(str(TARGET), via)) as make:
+            with pytest.raises(relay.ConnectError, match="hop 2 of 2 .* it has not said that it speaks SSH"):
+                make.ready(WAIT)
+
+
+def test_a_stream_over_a_connection(world, factory):
+    make = factory("bastion", port=2222)
+    assert not world.dialed, "nothing is opened before the first call"
+    with make() as stream:
+        stream.socket.sendall(b"hello")
+        (connection,) = world.connections
+        assert receive_exactly(connection.far[0], 5) == b"hello"
+    assert world.dialed == [("bastion.example", 2222)]
+    assert connection.places == [(TARGET, True)]
+    assert make.state == "up" and make.target == "db.internal:5432"
+    make.close()
+    assert connection.closed and make.state == "closed"
+
+
+def test_one_connection_carries_the_streams_of_all_who_ask_for_the_same(world, factory):
+    one, other, different = factory("bastion"), factory("bastion"), factory("bastion", user="somebody")
+    for make in (one, other, one):
+        make().close()
+    assert len(world.connections) == 1
+    different().close()
+    assert len(world.connections) == 2
+    one.close()
+    assert not world.connections[0].closed
+    other.close()
+    assert world.connections[0].closed
+
+
+def test_callables_are_told_apart_by_identity(world, factory):
+    def secret():
+        return "s"
+
+    for password in (secret, secret, lambda: "s"):
+        factory("bastion", password=password)().close()
+    assert len(world.connections) == 2
+
+
+def test_a_factory_that_was_closed_takes_it_up_anew(world, factory):
+    make = factory("bastion")
+    make().close()
+    make.close()
+    make().close()
+    assert len(world.connections) == 2
+
+
+def test_a_factory_that_is_forgotten_lets_it_go(world):
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make().close()
+    del make
+    wait_until(lambda: world.connections[0].closed)
+
+
+def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeypatch):
+    entered, ended = threading.Event(), threading.Event()
+
+    def never(settings, stream, deadline, cancel, lost):
+        entered.set()
+        with stream:
+            select.select([cancel], [], [], WAIT)
+        ended.set()
+        raise relay.ConnectError("given up")
+
+    monkeypatch.setattr(connector, "import_module", lambda *_: SimpleNamespace(connect=never))
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make.dial(None, lambda outcome: None)()
+    assert entered.wait(WAIT)
+    del make
+    assert ended.wait(WAIT / 2)
+
+
+def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
+    make = factory("bastion")
+    make().close()
+    with pool._holders.lock, pool._shared.lock:
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.alarm(int(WAIT))
+                make().close()
+                made = len(world.connections)
+                make.close()
+                os._exit(0 if made == 2 else 1)
+            finally:
+                os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    make().close()
+    assert len(world.connections) == 1
+
+
+def test_a_program_ends_at_once_with_connections_that_live(spawner_thread):
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import pytest, ssh_world
+from test_connector import SSHFactory, SSHServer, TARGET, way
+world = ssh_world.World(pytest.MonkeyPatch())
+factory = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+stream = factory()
+print(factory.state)
+"""
+    argv = [sys.executable, "-c", code, os.path.dirname(__file__), SUPPORT]
+    begun = start(argv, stdout=PIPE)
+    assert begun.communicate(timeout=WAIT)[0] == b"up\n"
+    assert begun.returncode == 0
+
+
+def test_ready_raises_what_is_wrong_at_once(world, factory):
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 500
+    make = factory("bastion")
+    with pytest.raises(relay.ConnectError, match="ssh://bastion: refused"):
+        make.ready()
+    world.errors.clear()
+    make.ready()
+    assert make.state == "up", "it was tried again in the background"
+    with pytest.raises(ValueError, match="timeout"):
+        make.ready(-1)
+
+
+def test_credentials_that_are_refused_are_raised(world, factory):
+    world.errors = [relay.AuthenticationError("ssh://bastion: none accepted")]
+    make = factory("bastion")
+    for _ in range(2):
+        with pytest.raises(relay.AuthenticationError, match="none accepted"):
+            make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed"
+
+
+def test_what_is_no_oserror_becomes_one(world, factory):
+    world.errors = [RuntimeError("odd")]
+    with pytest.raises(relay.RelayError, match="RuntimeError: odd") as caught:
+        factory("bastion")()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_call_with_a_deadline_waits_for_a_lost_connection(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 2
+    world.connections[0].lose()
+    with make(deadline=time.monotonic() + WAIT):
+        assert len(world.connections) == 2
+
+
+def test_a_stream_whose_connection_is_lost_as_it_begins_is_begun_again(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.connections[0].errors = [relay.CarrierError("ssh://bastion: gone")]
+    with make(deadline=time.monotonic() + WAIT):
+        assert len(world.connections) == 2
+
+
+def test_a_stream_is_not_begun_for_ever(world, factory):
+    world.lossy = [relay.CarrierError("ssh://bastion: gone")]
+    with pytest.raises(relay.CarrierError, match="gone"):
+        factory("bastion")()
+    assert len(world.connections) == 4
+
+
+def test_a_target_that_refuses_is_not_tried_again(world, factory):
+    make = factory("bastion")
+    make().close()
+    world.connections[0].errors = [relay.ConnectError("db.internal:5432: refused", reason="refused")]
+    with pytest.raises(relay.ConnectError, match="refused"):
+        make(deadline=time.monotonic() + WAIT)
+
+
+def test_a_call_can_be_cancelled(world, factory, monkeypatch):
+    entered = threading.Event()
+
+    def never(settings, stream, deadline, cancel, lost):
+        entered.set()
+        with stream:
+            Cancelled.wait(cancel)
+        raise relay.ConnectError("given up")
+
+    class Cancelled:
+        @staticmethod
+        def wait(cancel):
+            assert select.select([cancel], [], [], WAIT)[0]
+
+    monkeypatch.setattr(connector, "import_module", lambda *_: SimpleNamespace(connect=never))
+    make, cancel = factory("bastion"), Cancellation()
+    call = Thread(lambda: make(cancel=cancel))
+    assert entered.wait(WAIT)
+    cancel.set()
+    with pytest.raises(relay.ConnectError, match="given up"):
+        call.result()
+    cancel.close()
+    make.close()
+
+
+def test_a_server_behind_a_server(world, factory):
+    make = factory("first", "second")
+    make().close()
+    first, second = world.connections
+    assert (first.settings.hostname, second.settings.hostname) == ("first.example", "second.example")
+    assert world.dialed == [("first.example", 22)]
+    assert first.places == [(TCPAddress("second.example", 22), False)]
+    assert second.places == [(TARGET, True)]
+    make.close()
+    wait_until(lambda: first.closed and second.closed)
+
+
+def test_the_hop_in_front_comes_back_first(world, factory):
+    make = factory("first", "second")
+    make().close()
+    first, second = world.connections
+    first.lose()
+    second.lose()
+    with make(deadline=time.monotonic() + WAIT):
+        assert [one.settings.hostname for one in world.connections[2:]] == ["first.example", "second.example"]
+
+
+def test_a_hop_that_cannot_be_reached_is_told_after_one_attempt(world, factory):
+    world.errors = [relay.ConnectError("ssh://first: refused", reason="refused")] * 500
+    make = factory("first", "second")
+    begun = time.monotonic()
+    with pytest.raises(relay.ConnectError, match=r"^hop 1 of 2 \(ssh://first\): refused") as caught:
+        make.ready(3 * WAIT)
+    assert time.monotonic() - begun < WAIT
+    assert caught.value.reason == "refused"
+    world.errors.clear()
+    make(deadline=time.monotonic() + WAIT).close()
+
+
+def test_the_configurations_jumps_are_hops(world, factory):
+    world.settings["inner"] = {"jumps": (SSHServer("a"), SSHServer("b"))}
+    factory("inner")().close()
+    assert [one.settings.hostname for one in world.connections] == ["a.example", "b.example", "inner.example"]
+
+
+def test_a_hop_that_was_given_replaces_the_configurations(world, factory):
+    world.settings["inner"] = {"jumps": (SSHServer("a"),), "command": "false"}
+    factory("mine", "inner")().close()
+    assert [one.settings.hostname for one in world.connections] == ["mine.example", "inner.example"]
+
+
+def test_jumps_in_circles_end(world, factory):
+    world.settings["a"] = {"jumps": (SSHServer("b"),)}
+    world.settings["b"] = {"jumps": (SSHServer("a"),)}
+    with pytest.raises(relay.RelayError, match="circle"):
+        factory("a")()
+
+
+def test_jumps_in_circles_end_before_the_client_is_started(world, factory, monkeypatch):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["a"] = {"jumps": (SSHServer("b"),)}
+    world.settings["b"] = {"jumps": (SSHServer("a"),)}
+    with pytest.raises(relay.RelayError, match="circle"):
+        factory("a", backend="openssh")()
+    assert not world.connections
+
+
+def test_a_server_that_paramiko_cannot_speak_to_is_left_to_the_client(world, factory, monkeypatch):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [IncompatibleError("ssh://bastion: no algorithm in common")]
+    make = factory("bastion")
+    make().close()
+    world.connections[0].lose()
+    make(deadline=time.monotonic() + WAIT).close()
+    assert [one.backend for one in world.connections] == [".openssh.backend"] * 2
+
+
+@pytest.mark.parametrize("stage", [KEY_EXCHANGE, LOGIN])
+def test_a_server_that_ends_each_login_with_paramiko_is_left_to_the_client(world, factory, monkeypatch, caplog, stage):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [relay.CarrierError("ssh://bastion: it hung up", stage=stage)] * 3
+    make = factory("bastion")
+    make(deadline=time.monotonic() + WAIT).close()
+    assert [one.backend for one in world.connections] == [".openssh.backend"]
+    said = "ssh://bastion: it hung up; 3 times in a row; the OpenSSH client is tried instead"
+    assert [one.getMessage() for one in caplog.records].count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "client", "stage", "attempts"),
+    [
+        ({"backend": "paramiko"}, "/usr/bin/ssh", LOGIN, 3),
+        ({}, None, LOGIN, 3),
+        ({}, "/usr/bin/ssh", GREETING, 3),
+        ({}, "/usr/bin/ssh", LOGIN, 4),
+    ],
+)
+def test_a_server_that_ends_each_login_is_a_failure(world, factory, monkeypatch, options, client, stage, attempts):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: client)
+    world.errors = [relay.CarrierError("ssh://bastion: it hung up", stage=stage) for _ in range(9)]
+    make = factory("bastion", **options)
+    with pytest.raises(relay.CarrierError, match=f"hung up; {attempts} times in a row"):
+        make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed" and len(world.errors) == 9 - attempts
+
+
+def test_a_hop_in_front_that_ends_each_login_is_a_failure_of_its_own(world, factory, monkeypatch, caplog):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.errors = [relay.CarrierError("ssh://first: it hung up", stage=LOGIN) for _ in range(9)]
+    make = factory("first", "second")
+    with pytest.raises(relay.CarrierError, match=r"^hop 1 of 2 \(ssh://first\): it hung up; 4 times in a row$"):
+        make(deadline=time.monotonic() + WAIT)
+    assert make.state == "failed" and len(world.errors) == 5
+    assert caplog.text.count("the OpenSSH client is tried instead") == 1
+
+
+@pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])
+def test_where_there_is_no_other_backend_that_is_final(world, factory, monkeypatch, backend, client):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: client)
+    world.errors = [IncompatibleError("ssh://bastion: no algorithm in common")]
+    make = factory("bastion", backend=backend)
+    with pytest.raises(IncompatibleError):
+        make()
+    assert make.state == "failed"
+
+
+def test_a_client_that_waits_while_nothing_is_in_common_is_refused(world, factory, caplog):
+    world.errors = [IncompatibleError("ssh://bastion: it and paramiko have no cipher in common")]
+    with relay.Tunnel(relay.listen(":0"), factory("bastion", backend="paramiko"), name="mine") as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["denied"]
+    assert [one.levelname for one in caplog.records if "no cipher in common" in one.getMessage()] == ["WARNING"]
+
+
+def test_a_proxy_command_that_ends_is_named(world, factory, spawner_thread):
+    world.settings["inner"] = {"command": "sh -c 'exit 3'"}
+    make = factory("inner")
+    make().close()
+    stream = world.connections[0].stream
+    stream.socket.settimeout(WAIT)
+    with pytest.raises(ConnectionResetError):
+        stream.socket.recv(1)
+    wait_until(lambda: str(stream.failure()) == "the ProxyCommand: ended with status 3")
+
+
+def test_a_proxy_command_is_the_way(world, factory, spawner_thread):
+    world.settings["inner"] = {"command": "cat"}
+    make = factory("inner")
+    make().close()
+    stream = world.connections[0].stream
+    stream.socket.settimeout(WAIT)
+    stream.socket.sendall(b"through a process")
+    assert receive_exactly(stream.socket, 17) == b"through a process"
+    assert not world.dialed
+
+
+def test_the_client_finds_its_own_way(world, factory, monkeypatch):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["inner"] = {"jumps": (SSHServer("a"),), "needs_client": "GSSAPIAuthentication"}
+    factory("inner")().close()
+    (connection,) = world.connections
+    assert connection.backend == ".openssh.backend" and connection.stream is None
+
+
+@pytest.mark.parametrize("change", [{"needs_client": "a token"}, {}])
+def test_a_hop_that_is_no_longer_on_the_way_is_let_go(world, factory, monkeypatch, change):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    world.settings["inner"] = {"jumps": (SSHServer("a"),)}
+    make = factory("inner")
+    make.ready()
+    hop, inner = world.connections
+    world.settings["inner"] = change
+    inner.lose()
+    wait_until(lambda: hop.closed and make.state == "up" and len(world.connections) == 3)
+
+
+def test_a_socket_alone_keeps_the_connection(world, factory):
+    make = factory("bastion")
+    make.connect(None).close()
+    assert make.state == "closed"
+    wait_until(lambda: world.connections[0].closed)
+
+
+@pytest.mark.parametrize("jumps", [(SSHServer("home"),), (SSHServer("b"), SSHServer("home")), (SSHServer("far"),)])
+def test_a_jump_at_i2p_is_not_left_to_the_client(world, factory, monkeypatch, jumps):
+    """It would look the name up in the DNS."""
+    seen = []
+    monkeypatch.setattr(chains, "_over_i2p", lambda target, before: seen.append(target.dest) or world.here(TARGET))
+    world.names = {"home": "x.i2p"}
+    world.settings = {"a": {"jumps": jumps}, "far": {"jumps": (SSHServer("home"),)}}
+    with factory("a", backend="openssh")():
+        assert seen == ["x.i2p"]
+        assert world.connections[-1].stream is not None
+
+
+def settings_for(server, **options):
+    return Settings(server, "h", 22, "me", **options)
+
+
+def test_which_backend(monkeypatch):
+    monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
+    server = SSHServer("h")
+    assert backend_for(settings_for(server)) == "paramiko"
+    assert backend_for(settings_for(server, needs_client="a key on a token")) == "openssh"
+    assert backend_for(settings_for(SSHServer("h", backend="paramiko"), needs_client="a token")) == "paramiko"
+    assert backend_for(settings_for(SSHServer("h", backend="openssh"))) == "openssh"
+    monkeypatch.setattr(connector.shutil, "which", lambda name: None)
+    with pytest.raises(relay.RelayError, match="ssh://h: a token needs the OpenSSH client.*install it"):
+        backend_for(settings_for(server, needs_client="a token"))
+
+
+def test_the_users_chain_tells_the_hop(world, factory):
+    world.errors = [relay.HostKeyError("ssh://first: the key has changed")]
+    with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://first\): the key has changed"):
+        factory("first", "second").ready()
+    world.errors = [relay.HostKeyError("ssh://one: the key has changed")]
+    with pytest.raises(relay.HostKeyError, match=r"^hop 1 of 2 \(ssh://one\): the key has changed"):
+        factory("one", "two")()
+
+
+def test_watchers_hear_of_every_change(world, factory):
+    make, heard = factory("bastion"), []
+    make.subscribe(lambda state, error: heard.append(state.value))
+    make.ready()
+    world.connections[0].lose()
+    wait_until(lambda: heard[-3:] == ["backing off", "connecting", "up"])
+
+
+def test_watchers_are_the_factorys(world, factory):
+    make, other, heard = factory("bastion"), factory("bastion"), []
+    make.subscribe(lambda state, error: heard.append(state.value))
+    make.ready()
+    make.close()
+    assert heard == ["up", "closed"] or heard == ["connecting", "up", "closed"]
+    heard.clear()
+    make.ready()
+    assert heard[-1] == "up", "it is used again"
+    other.ready()
+    make.close()
+    heard.clear()
+    world.connections[-1].lose()
+    other(deadline=time.monotonic() + WAIT).close()
+    assert not heard, "it is closed, and the connection is another one's"
+
+
+def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
+    other, heard = factory("bastion"), []
+    other.ready()
+    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make.subscribe(lambda state, error: heard.append(state.value))
+    watchers = make._holder.held._watchers
+    assert len(watchers) == 1
+    del make
+    wait_until(lambda: not watchers)
+
+
+def test_it_knows_why_there_is_no_connection(world, factory):
+    make = factory("first", "second")
+    assert make.problem is None
+    make.ready()
+    assert make.problem is None
+    world.errors = [relay.ConnectError("ssh://second: refused", reason="refused")] * 500
+    world.connections[1].lose()
+    wait_until(lambda: make.problem == "hop 2 of 2 (ssh://second): refused")
+
+
+def test_the_log_says_why_a_lost_connection_is_still_away(world, factory, caplog):
+    make = factory("bastion")
+    make.ready()
+    world.connections[0].errors = [relay.CarrierError("ssh://bastion: no answer for 45 s")]
+    world.errors = [relay.ConnectError("ssh://bastion: refused", reason="refused")] * 500
+    with relay.Tunnel(relay.listen(":0"), make, connect_timeout=0.6) as tunnel:
+        assert fate_of_client(tunnel.address) == "reset"
+        assert ended(tunnel) == ["connect_timeout"]
+        wait_until(
+            lambda: "ssh://bastion: no answer for 45 s; trying again" in caplog.text
+        )  # not just that it was lost
+    assert "not connected in time: " in caplog.text
+
+
+def test_it_says_what_it_is(factory):
+    make = factory("bastion", user="me", password="secret")
+    assert repr(make) == "<relay factory to db.internal:5432 over ssh://me@bastion, not held>"

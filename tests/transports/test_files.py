@@ -1,0 +1,33 @@
+"""Files that are named by somebody else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from relay.transports.files import open_regular
+
+
+def test_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    with open_regular(str(tmp_path / "link")) as file:
+        assert file.read() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("fifo", "not a regular file"), (".", "not a regular file"), ("none", "No such file"), ("nul\0", "not a path")],
+)
+def test_anything_else_is_refused_at_once(tmp_path: Path, name: str, problem: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match=problem) as raised:
+        open_regular(f"{tmp_path}/{name}")
+    assert raised.value.strerror is not None
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular("/dev/zero")

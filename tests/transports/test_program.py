@@ -1,0 +1,403 @@
+"""``relay.transports.program``: a program of this machine as a stream, its beginning, its ends and what it says."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, receive_until_reset, wait_until
+from program_rig import BRIDGE, failure, finish
+
+from relay.errors import ConnectError
+from relay.eventloop.background import Pump
+from relay.process import start
+from relay.streams.cancellation import Cancellation
+from relay.streams.dialer import Answer
+from relay.testing import check_stream
+from relay.transports import program
+from relay.transports.program import Programs, ProgramStream, run
+
+STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def spawner():
+    """The thread that makes all children outlives every test, so it is there before the first one."""
+    start(["true"]).wait(WAIT)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Programs that are to end have less time."""
+    monkeypatch.setattr(program, "_MOMENT", 0.05)
+    monkeypatch.setattr(program, "_PATIENCE", 0.1)
+
+
+def opened(*words):
+    stream = Programs(words, f"exec:{words[0]}")(deadline=time.monotonic() + WAIT)
+    stream.socket.settimeout(WAIT)
+    return stream
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def told_pid(stream):
+    """The number that a program says first, on a line of its own."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += receive_exactly(stream.socket, 1)
+    return int(line)
+
+
+def test_it_keeps_every_promise_of_a_stream(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(WAIT)
+        listener.bind(str(tmp_path / "far"))
+        listener.listen()
+        check_stream(lambda: (opened(*BRIDGE, str(tmp_path / "far")), listener.accept()[0]))
+
+
+def test_the_socket_is_a_kernel_socket_that_does_not_block():
+    with Programs(["cat"], "exec:cat")() as stream:
+        assert isinstance(stream, ProgramStream)
+        assert stream.socket.gettimeout() == 0
+        assert stream.half_close
+        assert stream.target == "exec:cat"
+        assert stream.status is None
+
+
+# Its beginning.
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["no-such-program"], "there is no no-such-program in PATH; install it, or give its whole path"),
+        (["/no/such/program"], "there is no /no/such/program; is it spelled right?"),
+        ([__file__], f"{__file__} is no program that may be run; is it the right file (chmod +x)?"),
+        (["/"], "/ is no program that may be run; is it the right file (chmod +x)?"),
+    ],
+    ids=["no name", "no path", "no mode", "a directory"],
+)
+def test_a_program_that_is_missing_is_unreachable(words, problem):
+    with pytest.raises(ConnectError) as failed:
+        Programs(words, "exec:it")()
+    assert str(failed.value) == f"exec:it: {problem}"
+    assert failed.value.reason == "unreachable"
+
+
+def test_a_file_that_is_no_program_after_all(tmp_path):
+    file = tmp_path / "program"
+    file.write_bytes(b"\x7fELF and nothing")
+    file.chmod(0o755)
+    with opened(str(file)) as stream:
+        assert receive_until_reset(stream.socket) == b""
+        assert str(failure(stream)).endswith(f"ended with status 1 ({file}: Exec format error)")
+
+
+def test_arguments_that_are_too_long():
+    with pytest.raises(ConnectError, match="exec:echo: cannot be started: Argument list too long"):
+        opened("echo", "x" * (1 << 21))
+
+
+class Slow:
+    """A spawner that takes its time: what it was asked for is started when the test says so."""
+
+    def __init__(self, monkeypatch):
+        self.future = Future()
+        self.asked = threading.Event()
+        self._begin = program.begin
+        monkeypatch.setattr(program, "begin", self.begin)
+
+    def begin(self, words, **options):
+        self._rest = words, options
+        self.asked.set()
+        return self.future
+
+    def go_on(self):
+        words, options = self._rest
+        self.future.set_result(self._begin(words, **options).result(WAIT))
+
+
+def test_starting_does_not_block(monkeypatch):
+    slow = Slow(monkeypatch)
+    answer = Answer()
+    begun = time.monotonic()
+    run(["cat"], "exec:cat", None, answer.put)
+    assert time.monotonic() - begun < PROMPT
+    slow.go_on()
+    with answer.get(time.monotonic() + WAIT, None) as stream:
+        assert finish_of(stream) == b"here"
+
+
+def finish_of(stream):
+    stream.socket.settimeout(WAIT)
+    return finish(stream, b"here")
+
+
+def test_a_deadline_while_it_starts(monkeypatch, quick):
+    slow = Slow(monkeypatch)
+    with pytest.raises(ConnectError, match="exec:cat: not started in time") as failed:
+        Programs(["cat"], "exec:cat")(deadline=time.monotonic() + 0.05)
+    assert failed.value.reason == "connect_timeout"
+    slow.go_on()  # it is ended as soon as it is there, which the check for leaks sees
+
+
+def test_giving_up_while_it_starts(monkeypatch, quick):
+    slow = Slow(monkeypatch)
+    outcomes = []
+    give_up = run(["sh", "-c", STUBBORN], "exec:sh", None, outcomes.append)
+    give_up()
+    give_up()
+    slow.go_on()
+    wait_until(lambda: Pump._current is None)
+    assert outcomes == []
+
+
+def test_cancelling_a_call(monkeypatch, quick):
+    slow = Slow(monkeypatch)
+    cancel = Cancellation()
+    calling = Thread(lambda: Programs(["cat"], "exec:cat")(cancel=cancel))
+    assert slow.asked.wait(WAIT)
+    cancel.set()
+    with pytest.raises(ConnectError, match="given up"):
+        calling.result()
+    cancel.close()
+    slow.go_on()
+
+
+@pytest.mark.parametrize("where", ["socketpair", "pipe", "hold", "pidfd_open"])
+def test_no_descriptor_for_it(monkeypatch, where):
+    def fail(*args, **options):
+        raise OSError(24, "Too many open files")
+
+    module = {"socketpair": program.socket, "pipe": program.os, "hold": program.Pump, "pidfd_open": program.os}[where]
+    outcomes = Answer()
+    outcomes._there.fileno()
+    monkeypatch.setattr(module, where, fail)
+    run(["sh", "-c", STUBBORN], "exec:sh", None, outcomes.put)
+    with pytest.raises(ConnectError, match="exec:sh: cannot be started: Too many open files"):
+        outcomes.get(time.monotonic() + WAIT, None)
+
+
+# Its end.
+
+
+def test_its_exit_is_the_end_though_what_it_has_left_behind_has_its_output(quick):
+    with opened("sh", "-c", "sleep 1000 & echo $!; exit 0") as stream:
+        left = told_pid(stream)
+        assert receive_all(stream.socket) == b""
+        assert failure(stream) is None
+        wait_until(lambda: not is_running(left))
+
+
+def test_its_exit_is_the_end_though_another_session_has_its_output():
+    with opened("sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000' & read line; exit 0") as stream:
+        other = told_pid(stream)
+        try:
+            stream.socket.sendall(b"go\n")
+            assert receive_all(stream.socket) == b""
+            assert failure(stream) is None
+            assert is_running(other)
+        finally:
+            os.kill(other, signal.SIGKILL)
+
+
+def test_what_it_has_not_read_does_not_make_its_end_a_reset():
+    with opened("sh", "-c", "read line; echo answer") as stream:
+        stream.socket.sendall(b"line\n" + bytes(10000))
+        wait_until(lambda: stream.status is not None and Pump._current is None)
+        assert receive_all(stream.socket) == b"answer\n"
+        assert failure(stream) is None
+
+
+def test_one_that_closes_its_output_goes_on(tmp_path):
+    """The end of its output is told when it has ended, for only then it is known what that end was."""
+    with opened("sh", "-c", 'echo first; exec >&-; cat >"$0"; exit 4', str(tmp_path / "taken")) as stream:
+        assert receive_exactly(stream.socket, 6) == b"first\n"
+        assert finish(stream, b"the rest") == b""
+        assert failure(stream).args[0].endswith("ended with status 4")
+        assert (tmp_path / "taken").read_bytes() == b"the rest"
+
+
+def test_the_failure_is_known_with_the_end_of_file():
+    for _ in range(20):
+        with opened("sh", "-c", "echo no >&2; exit 7") as stream:
+            assert receive_until_reset(stream.socket) == b""
+            assert str(failure(stream)) == "exec:sh: ended with status 7 (no)"
+            assert stream.status == 7
+
+
+@pytest.mark.parametrize("end", ["cat", "sleep 1000"])
+def test_who_only_closes_the_socket_leaves_nothing(quick, end, any_engine):
+    stream = opened("sh", "-c", f"echo $$; exec {end}")
+    pid = told_pid(stream)
+    user = stream.socket
+    del stream
+    user.close()
+    wait_until(lambda: not is_running(pid))
+
+
+def test_one_that_ignores_the_end_of_its_input_is_ended(quick, monkeypatch):
+    monkeypatch.setattr(program, "_PATIENCE", WAIT)
+    stream = opened("sh", "-c", "echo $$; exec sleep 1000")
+    pid = told_pid(stream)
+    stream.close()
+    wait_until(lambda: stream.status is not None)
+    assert stream.status == -signal.SIGTERM
+    assert not is_running(pid)
+
+
+def test_one_that_ignores_sigterm_is_killed_with_what_it_has_started(quick):
+    stream = opened("sh", "-c", f"sleep 1000 & echo $!; {STUBBORN}")
+    child = told_pid(stream)
+    assert receive_exactly(stream.socket, 3) == b"on\n"
+    stream.close()
+    wait_until(lambda: stream.status is not None)
+    assert stream.status == -signal.SIGKILL
+    wait_until(lambda: not is_running(child))
+
+
+def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path):
+    stream = opened("sh", "-c", 'cat >"$0.part"; sleep 0.2; mv "$0.part" "$0"', str(tmp_path / "taken"))
+    stream.socket.sendall(b"all of it")
+    stream.close()
+    wait_until(lambda: stream.status is not None)
+    assert stream.status == 0
+    assert (tmp_path / "taken").read_bytes() == b"all of it"
+
+
+def test_a_reset_ends_it_before_it_sees_the_end_of_its_input(tmp_path):
+    """What was cut must not be taken for the whole."""
+    for number in range(5):
+        stream = opened("sh", "-c", 'echo on; cat >"$0.part" && mv "$0.part" "$0"', str(tmp_path / str(number)))
+        assert receive_exactly(stream.socket, 3) == b"on\n"
+        stream.socket.sendall(b"half of it")
+        stream.reset()
+        wait_until(lambda stream=stream: stream.status is not None)
+        assert stream.status == -signal.SIGTERM
+        assert not (tmp_path / str(number)).exists()
+
+
+def test_a_reset_of_one_that_has_ended():
+    stream = opened("true")
+    assert receive_all(stream.socket) == b""
+    stream.reset()
+    stream.reset()
+
+
+def test_the_holder_may_end_both_directions_and_go_on_later(quick):
+    stream = opened("cat")
+    stream.socket.shutdown(socket.SHUT_RDWR)
+    wait_until(lambda: stream.status is not None)
+    assert stream.status in (0, -signal.SIGTERM)
+    stream.close()
+
+
+def test_a_forked_child_disturbs_nothing():
+    with opened("cat") as stream:
+        pid = os.fork()
+        if not pid:
+            os._exit(_in_child(stream))
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert finish(stream, b"still there") == b"still there"
+        assert failure(stream) is None
+
+
+def _in_child(stream):
+    """Everything that a child may do with it by itself, or by mistake."""
+    stream.on_close()
+    stream._program.terminate()
+    del stream
+    gc.collect()
+    return 0
+
+
+def test_a_copy_of_the_socket_in_a_forked_child_keeps_no_program(quick):
+    stream = opened("sleep", "1000")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        stream.close()
+        wait_until(lambda: stream.status is not None)
+    finally:
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
+
+
+def test_no_thread_but_the_pump_for_many():
+    before = set(threading.enumerate())
+    streams = [opened("cat") for _ in range(5)]
+    assert {one.name for one in set(threading.enumerate()) - before} == {"relay pump"}
+    for stream in streams:
+        stream.close()
+
+
+# What it says.
+
+
+def lines(caplog):
+    return [one.getMessage() for one in caplog.records]
+
+
+def test_its_standard_error_is_logged_line_by_line(caplog):
+    caplog.set_level(logging.INFO, "relay")
+    with opened("sh", "-c", r"printf 'one\ntwo\033[31m\n\nlast' >&2") as stream:
+        receive_all(stream.socket)
+        assert failure(stream) is None
+    assert lines(caplog) == ["exec:sh: one", "exec:sh: two [31m", "exec:sh: last"]
+
+
+def test_standard_error_without_end_takes_neither_memory_nor_the_log(caplog):
+    caplog.set_level(logging.INFO, "relay")
+    with opened("sh", "-c", "yes 'a line that is said again and again' | head -c 20000000 >&2; exit 1") as stream:
+        assert receive_until_reset(stream.socket) == b""
+        assert "ended with status 1 (a line that is said" in str(failure(stream))
+    assert len(lines(caplog)) < 400
+    assert sum("lines more" in line for line in lines(caplog)) >= 1
+
+
+def test_a_line_without_end_is_cut(caplog):
+    caplog.set_level(logging.INFO, "relay")
+    with opened("sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1") as stream:
+        receive_until_reset(stream.socket)
+        assert str(failure(stream)) == f"exec:sh: ended with status 1 ({'x' * 300})"
+    assert lines(caplog) == [f"exec:sh: {'x' * 300}"]
+
+
+def test_one_that_keeps_its_standard_error_open_for_others_ends(quick):
+    with opened("sh", "-c", "(trap '' TERM; while :; do echo noise; done) >&2 & exit 0") as stream:
+        assert receive_all(stream.socket) == b""
+        assert failure(stream) is None
+
+
+def test_others_may_want_what_it_says():
+    said, news = [], threading.Condition()
+
+    def take(data):
+        with news:
+            said.append(data)
+            news.notify_all()
+
+    answer = Answer()
+    run(["sh", "-c", "echo word >&2; cat"], "exec:sh", None, answer.put, said=take)
+    with answer.get(time.monotonic() + WAIT, None), news:
+        assert news.wait_for(lambda: b"".join(said) == b"word\n", WAIT)

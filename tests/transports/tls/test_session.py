@@ -1,0 +1,368 @@
+"""A TLS session behind a socketpair: every byte, every kind of end, both versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import select
+import socket
+import threading
+import time
+
+import pytest
+from helpers import BLOCK, WAIT, Thread, receive_all, receive_exactly, receive_until_reset, sha256_of, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tls_rig import VERSIONS, Rig, only
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request):
+    return VERSIONS[request.param]
+
+
+@pytest.fixture
+def rig(certificates, listener, version):
+    rig = Rig(certificates, listener, only(certificates.server(), version))
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def quick_rig(certificates, listener):
+    rig = Rig(certificates, listener, certificates.server())
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(params=["epoll", "poll"])
+def any_poller(request):
+    if request.param == "poll":
+        request.getfixturevalue("poll_only")
+
+
+def test_bytes_go_both_ways(any_poller, rig):
+    stream, server = rig.connect()
+    assert stream.target == rig.factory.target == f"tls://localhost:{rig.listener.getsockname()[1]}"
+    assert stream.half_close
+    stream.socket.sendall(b"ping")
+    assert receive_exactly(server, 4) == b"ping"
+    server.sendall(b"pong")
+    assert receive_exactly(stream.socket, 4) == b"pong"
+
+
+def test_much_goes_each_way_unchanged(any_poller, rig):
+    stream, server = rig.connect()
+    expected = hashlib.sha256(BLOCK * 24).hexdigest()
+    sending = Thread(stream.socket.sendall, BLOCK * 24)
+    assert receive_exactly(server, 24 << 20) == BLOCK * 24
+    sending.result()
+    receiving = Thread(sha256_of, stream.socket)
+    server.sendall(BLOCK * 24)
+    server.shutdown(socket.SHUT_WR)
+    assert receiving.result() == expected
+
+
+def test_the_holder_ends_first_and_gets_a_late_answer(any_poller, rig):
+    stream, server = rig.connect()
+    stream.socket.sendall(b"question")
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b"question"
+    for _ in range(3):
+        server.sendall(BLOCK)
+        assert receive_exactly(stream.socket, len(BLOCK)) == BLOCK
+    server.shutdown(socket.SHUT_WR)
+    assert receive_all(stream.socket) == b""
+    assert stream.failure() is None
+
+
+def test_the_server_ends_first_and_gets_the_rest(any_poller, rig):
+    stream, server = rig.connect()
+    server.sendall(b"enough")
+    server.shutdown(socket.SHUT_WR)
+    assert receive_all(stream.socket) == b"enough"
+    assert stream.failure() is None
+    for _ in range(3):
+        sending = Thread(stream.socket.sendall, BLOCK)
+        assert receive_exactly(server, len(BLOCK)) == BLOCK
+        sending.result()
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b""
+
+
+def test_both_end_at_once(rig):
+    stream, server = rig.connect()
+    stream.socket.shutdown(socket.SHUT_WR)
+    server.shutdown(socket.SHUT_WR)
+    assert receive_all(stream.socket) == receive_all(server) == b""
+    assert stream.failure() is None
+
+
+def test_a_stream_that_is_closed_ends_cleanly_and_whole(rig):
+    stream, server = rig.connect()
+    stream.socket.sendall(b"last words")
+    stream.close()
+    assert receive_all(server) == b"last words"
+
+
+def test_a_stream_that_is_closed_waits_for_the_end_of_the_server(rig):
+    stream, server = rig.connect()
+    stream.close()
+    assert receive_all(server) == b""
+    server.shutdown(socket.SHUT_WR)  # a closed socket would answer this, or a ticket, by a reset
+    assert server.socket.recv(1) == b""
+    assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def test_a_stream_that_is_closed_while_the_server_sends_resets_it(rig):
+    stream, server = rig.connect()
+    stream.close()
+    assert receive_all(server) == b""
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        while True:
+            server.sendall(BLOCK)
+
+
+def test_a_stream_that_is_reset_resets_the_server(rig):
+    for _ in range(10):
+        stream, server = rig.connect()
+        stream.socket.sendall(b"half of it")
+        assert receive_exactly(server, 10) == b"half of it"
+        stream.reset()
+        stream.reset()
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+
+
+def test_a_reset_wins_over_an_end_that_came_before(rig):
+    stream, server = rig.connect()
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b""
+    stream.reset()
+    with pytest.raises(ConnectionResetError):
+        server.socket.recv(1)
+
+
+def test_a_reset_ends_a_server_that_does_not_read(quick_rig):
+    stream, server = quick_rig.connect()
+    stream.socket.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            stream.socket.send(BLOCK)
+    stream.reset()
+    with pytest.raises(ConnectionResetError):
+        while server.socket.recv(1 << 20):
+            pass
+
+
+def test_a_truncated_stream_is_a_failure(rig):
+    stream, server = rig.connect()
+    server.sendall(b"half of it")
+    server.close()
+    assert receive_until_reset(stream.socket) == b"half of it"
+    assert stream.failure().reason == "target_reset"
+    assert "close_notify" in str(stream.failure())
+
+
+def test_a_late_answer_that_is_cut_is_a_failure(rig):
+    stream, server = rig.connect()
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b""
+    server.sendall(b"half of it")
+    server.close()
+    # The holder has ended its direction, so that nothing can be left unread for its reset (relay.eventloop.unix_reset).
+    assert receive_all(stream.socket) == b"half of it"
+    assert stream.failure().reason == "target_reset"
+
+
+def test_a_server_that_answers_close_notify_by_closing_is_no_failure(rig):
+    stream, server = rig.connect()
+    server.sendall(b"all of it")
+    assert receive_exactly(stream.socket, 9) == b"all of it"
+    stream.socket.shutdown(socket.SHUT_WR)
+    assert receive_all(server) == b""
+    server.close()
+    assert receive_all(stream.socket) == b""
+    assert stream.failure() is None
+
+
+def test_a_server_that_closes_with_close_notify_unread_is_a_failure(rig):
+    stream, server = rig.connect()
+    server.sendall(b"half of it")
+    assert receive_exactly(stream.socket, 10) == b"half of it"
+    stream.socket.shutdown(socket.SHUT_WR)
+    wait_until(lambda: select.select([server], [], [], 0)[0])
+    server.close()
+    with contextlib.suppress(ConnectionResetError):
+        assert receive_all(stream.socket) == b""
+    assert stream.failure().reason == "target_reset"
+
+
+def test_a_reset_of_the_server_is_a_failure(rig):
+    stream, server = rig.connect()
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    server.close()
+    assert receive_until_reset(stream.socket) == b""
+    assert stream.failure().reason == "target_reset"
+
+
+def test_a_broken_record_is_a_failure(rig):
+    stream, server = rig.connect()
+    server.socket.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    assert receive_until_reset(stream.socket) == b""
+    assert stream.failure().reason == "target_reset"
+
+
+def test_a_flood_of_garbage_ends_its_own_session_only(quick_rig):
+    stream, server = quick_rig.connect()
+    other, other_server = quick_rig.connect()
+    with contextlib.suppress(OSError):
+        for _ in range(64):
+            server.socket.sendall(b"\xff" * (1 << 16))
+    assert receive_until_reset(stream.socket) == b""
+    other.socket.sendall(b"ping")
+    assert receive_exactly(other_server, 4) == b"ping"
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.sampled_from([1, 2, 7, 16381, 16384, 16387, 65537, 131071, 262147]), max_size=8))
+def test_whatever_the_sizes_the_bytes_are_the_same(quick_rig, sizes):
+    stream, server = quick_rig.connect()
+    pieces = [BLOCK[index : index + size] for index, size in enumerate(sizes)]
+
+    def send():
+        for piece in pieces:
+            stream.socket.sendall(piece)
+        stream.socket.shutdown(socket.SHUT_WR)
+
+    sending = Thread(send)
+    assert receive_all(server) == b"".join(pieces)
+    sending.result()
+    receiving = Thread(receive_all, stream.socket)
+    for piece in pieces:
+        server.sendall(piece)
+    server.shutdown(socket.SHUT_WR)
+    assert receiving.result() == b"".join(pieces)
+
+
+def test_single_bytes(quick_rig):
+    stream, server = quick_rig.connect()
+    for byte in BLOCK[:500]:
+        stream.socket.sendall(bytes([byte]))
+    assert receive_exactly(server, 500) == BLOCK[:500]
+    receiving = Thread(receive_exactly, stream.socket, 500)
+    for byte in BLOCK[:500]:
+        server.sendall(bytes([byte]))
+    assert receiving.result() == BLOCK[:500]
+
+
+@pytest.mark.parametrize("who", ["server", "holder"])
+def test_who_does_not_read_is_held_back_and_nobody_else_notices(any_poller, quick_rig, who):
+    stream, server = quick_rig.connect()
+    other, other_server = quick_rig.connect()
+    sender = stream.socket if who == "server" else server
+    stop = threading.Event()
+    sent = 0
+
+    def send():
+        nonlocal sent
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                sender.sendall(BLOCK[:65536])
+                sent += 65536
+
+    sending = Thread(send)
+    sending.join(0.5)
+    assert sending.is_alive() and sent < 64 << 20, "a relay that takes so much without passing it on"
+    for _ in range(100):
+        other.socket.sendall(b"ping")
+        assert receive_exactly(other_server, 4) == b"ping"
+    stop.set()
+    stream.reset()
+    server.close()
+    sending.result()
+
+
+# -- forks, and many at once ------------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_disturbs_nothing(quick_rig):
+    stream, server = quick_rig.connect()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            stream.reset()
+            stream.close()
+            status = 0
+        finally:
+            os._exit(status)
+    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    stream.socket.sendall(b"ping")
+    assert receive_exactly(server, 4) == b"ping"
+    with contextlib.closing(quick_rig.connect()[0]) as another:
+        another.socket.sendall(b"ping")
+
+
+def test_a_forked_child_can_make_its_own(quick_rig):
+    quick_rig.connect()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            stream, server = quick_rig.connect()
+            stream.socket.sendall(b"ping")
+            status = 0 if receive_exactly(server, 4) == b"ping" else 2
+        finally:
+            os._exit(status)
+    wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_many_at_once(quick_rig):
+    serving = Thread(lambda: [quick_rig.accept() for _ in range(64)])
+    attempts = [Thread(lambda: quick_rig.factory()) for _ in range(64)]
+    streams = [attempt.result() for attempt in attempts]
+    for end in serving.result():
+        end.sendall(b"hello")
+    for stream in streams:
+        with stream:
+            stream.socket.settimeout(WAIT)
+            assert receive_exactly(stream.socket, 5) == b"hello"
+
+
+def test_a_stream_knows_what_is_on_its_way_beyond_its_socket(quick_rig):
+    """Else a transfer to a slow server would count as idle."""
+    stream, server = quick_rig.connect()
+    sent = 0
+    while select.select([], [stream.socket], [], 0.2)[1]:
+        sent += stream.socket.send(BLOCK[: 1 << 16], socket.MSG_DONTWAIT)
+    assert stream.unsent() > 0
+    assert stream.queued() > stream.unsent()
+    assert len(receive_exactly(server, sent)) == sent
+    wait_until(lambda: stream.queued() == 0)
+
+
+def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_the_kernel(quick_rig):
+    """They left the session long ago; a reset would discard them."""
+    stream, server = quick_rig.connect()
+    sent = 0
+    while select.select([], [stream.socket], [], 0.2)[1]:
+        sent += stream.socket.send(BLOCK[: 1 << 16], socket.MSG_DONTWAIT)
+    session = stream._session
+    stream.close()
+    looked = []
+    wait_until(lambda: session._gone)
+    for count in range(1, 4):
+        session.pump.loop.call(lambda: (session._expired(time.monotonic()), looked.append(session._ended)))
+        wait_until(lambda count=count: len(looked) == count)
+        before = session._moved - session.unsent()
+        got = receive_exactly(server, 1 << 18)
+        assert got
+        wait_until(lambda before=before: session._moved - session.unsent() != before)
+        sent -= len(got)
+    assert not any(looked)
+    assert len(receive_exactly(server, sent)) == sent
+    assert server.recv(1) == b""

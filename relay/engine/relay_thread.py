@@ -182,6 +182,7 @@ class RelayThread:
     def _run(self) -> None:
         # Splicing into a socket whose peer has gone raises SIGPIPE, which no flag of splice prevents.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        self.on_start(time.monotonic())
         self.update_listening()
         try:
             self.loop.run()
@@ -191,6 +192,20 @@ class RelayThread:
             finally:
                 for tell in tuple(self.when_over):
                     tell()
+
+    # Kinds of relay threads override these; here they do nothing. All are called in the relay thread.
+
+    def on_start(self, now: float) -> None:
+        """The thread has started; it accepts no client yet."""
+
+    def on_admit(self) -> None:
+        """A client was accepted; its connection is made next."""
+
+    def on_over(self, connection: Connection) -> None:
+        """A connection has ended and is counted."""
+
+    def on_close(self, drain: float | None, now: float) -> None:
+        """The first close begins; ``drain`` is as for :meth:`begin_to_close`."""
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """A client is here: make its stream."""
@@ -252,6 +267,7 @@ class RelayThread:
             self.update_listening()
 
     def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
+        self.on_admit()
         self._accepted += 1
         connection = Connection(self, client, stream, peer, now)
         self._connections[connection] = None
@@ -309,6 +325,7 @@ class RelayThread:
                 self.loop.stop()
         elif not self.listening:
             self.update_listening()
+        self.on_over(connection)
 
     def _warn_of_lifetime(self, connection: Connection) -> None:
         text = (
@@ -396,6 +413,7 @@ class RelayThread:
     def _close(self, drain: float | None) -> None:
         now = time.monotonic()
         if not self.closing:
+            self.on_close(drain, now)
             self.closing = True
             self._acceptor.listen(False)
             self._acceptor.close()

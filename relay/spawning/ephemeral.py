@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 from ..engine.connection import Connection
@@ -14,7 +13,6 @@ from ..eventloop.loop import Timer
 from ..eventloop.sockets import unread
 from ..streams.checks import check_time
 from ..streams.interfaces import Listener, MakeSend
-from ..streams.stream import Stream
 
 __all__ = ["EphemeralTunnel"]
 
@@ -72,22 +70,26 @@ class EphemeralRelayThread(RelayThread):
         self.expired = False
         super().__init__(*arguments)
 
-    def _run(self) -> None:
+    def on_start(self, now: float) -> None:
+        """Give the first client its time."""
         self._alone = Timer(self.loop.timers, self._expire)
         self._quiet = Timer(self.loop.timers, self._end_quiet_ones)
-        self._expect_somebody(time.monotonic())
-        super()._run()
+        self._expect_somebody(now)
 
-    def _admit(self, client: Any, stream: Stream | None, peer: Any, now: float) -> Connection:
+    def on_admit(self) -> None:
+        """The tunnel is used."""
         self._alone.stop()
         self.used.set()
-        return super()._admit(client, stream, peer, now)
 
-    def connection_over(self, connection: Connection) -> None:
-        """A connection has ended."""
-        super().connection_over(connection)
+    def on_over(self, connection: Connection) -> None:
+        """Give the next client its time after the last connection."""
         if not self._connections:
             self._expect_somebody(connection.finished)
+
+    def on_close(self, drain: float | None, now: float) -> None:
+        """Look for quiet connections while the tunnel drains."""
+        if drain != 0:
+            self._quiet.start(now + _QUIET, now)
 
     def _expect_somebody(self, now: float) -> None:
         if self._unused is not None and not self.closing:
@@ -96,12 +98,6 @@ class EphemeralRelayThread(RelayThread):
     def _expire(self, now: float) -> None:
         self.expired = True
         self._close(0.0)
-
-    def _close(self, drain: float | None) -> None:
-        if drain != 0 and not self.closing:
-            now = time.monotonic()
-            self._quiet.start(now + _QUIET, now)
-        super()._close(drain)
 
     def _end_quiet_ones(self, now: float) -> None:
         for connection in list(self._connections):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from helpers import WAIT, Relayed, exchange, wait_until
 
 import relay
 from relay.engine import relay_thread
+from relay.engine.connection import Connection
 from relay.engine.relay_thread import RelayThread
 
 
@@ -55,3 +58,41 @@ def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
     assert closed.wait(WAIT)
     thread.join(WAIT)
     assert thread.is_over
+
+
+class Kind(RelayThread):
+    """A kind of relay thread: it notes its hooks, and whether they are called in the relay thread."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.strays: list[str] = []
+        super().__init__(*arguments)
+
+    def _note(self, name: str, *more: Any) -> None:
+        self.calls.append((name, *more))
+        if not self.is_here():
+            self.strays.append(name)
+
+    def on_start(self, now: float) -> None:
+        self._note("start", self.listening)
+
+    def on_admit(self) -> None:
+        self._note("admit", self.count)
+
+    def on_over(self, connection: Connection) -> None:
+        self._note("over", connection.reason, self.count)
+
+    def on_close(self, drain: float | None, now: float) -> None:
+        self._note("close", drain, self.closing)
+
+
+def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(listener: relay.Stream) -> None:
+    limits = relay_thread.Limits(None, None, None, None)
+    address = listener.getsockname()
+    thread = Kind(listener, relay.tcp("127.0.0.1", 1), -1, limits, "one", None)
+    with socket.create_connection(address, WAIT):
+        wait_until(lambda: any(call[0] == "over" for call in list(thread.calls)))
+    thread.close(5.0)
+    thread.close(0.0)  # the second one is not told
+    assert thread.calls == [("start", False), ("admit", 0), ("over", "refused", 0), ("close", 5.0, False)]
+    assert not thread.strays

@@ -81,7 +81,7 @@ class Attempt:
         if name is None:
             give_up = lookups.find(direct, direct.resolve, source, self._looked_up)
         else:
-            give_up = lookups.find(name.host.lower(), name.look_up, source, self._looked_up)
+            give_up = lookups.find(key_of(name.host), name.look_up, source, self._looked_up)
         if self.is_wanted():  # else there was no room for it
             self._give_up = give_up
 

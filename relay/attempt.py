@@ -16,6 +16,7 @@ from .dialing import Dialed
 from .errors import ConnectError
 from .fairness import source_of
 from .loop import Timer
+from .lookups import Lookups, key_of
 from .poller import OUT
 from .race import Direct, Endpoint, Race, connect_error, connect_patiently
 from .stream import Stream
@@ -23,7 +24,6 @@ from .stream import Stream
 if TYPE_CHECKING:
     from .connection import Connection
     from .connector import Connector, Plan
-    from .lookups import Lookups
     from .relaythread import RelayThread
 
 __all__ = ["Attempt"]

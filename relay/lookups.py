@@ -24,7 +24,7 @@ Found = Sequence[Endpoint] | BaseException
 
 
 def key_of(host: str) -> str:
-    """Return what equal names have in common: case does not matter, but in the zone of an IPv6 address, an interface."""
+    """Return what equal names have in common. Case matters only in the zone of an IPv6 address: an interface."""
     name, percent, zone = host.partition("%")
     return name.lower() + percent + zone
 

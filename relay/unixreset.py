@@ -37,7 +37,7 @@ _PEER = 2  # UNIX_DIAG_PEER
 _TOLD = 16  # bytes of struct unix_diag_msg
 _ANY = 0xFFFFFFFF
 
-_known: tuple[int, dict[int, int]] = 0, {}  # the last search: its number; inode → descriptor, checked before each use
+_latest: list[tuple[int, dict[int, int]]] = [(0, {})]  # of the last search: its number; inode → descriptor, as of then
 _numbers = itertools.count(1)  # of searches and of pairs
 
 
@@ -115,7 +115,7 @@ def _far_end(near: socket.SocketType) -> socket.socket | None:
         return None
     else:
         inode = _peer_of(os.fstat(near.fileno()).st_ino)
-    number, known = _known
+    number, known = _latest[0]
     if (found := _duplicate(known.get(inode, -1), inode)) is not None:
         return found
     if inode not in known and isinstance(near, NearEnd) and near.number < number:
@@ -153,7 +153,6 @@ def _is_socket(descriptor: int, inode: int) -> bool:
 
 def _search() -> dict[int, int]:
     """Note all sockets of this process, so that one search serves all that are cut together."""
-    global _known
     number, found = next(_numbers), {}
     for name in os.listdir(_DESCRIPTORS):
         try:
@@ -162,7 +161,7 @@ def _search() -> dict[int, int]:
             continue  # it was closed meanwhile
         if stat.S_ISSOCK(status.st_mode):
             found[status.st_ino] = int(name)
-    _known = number, found
+    _latest[0] = number, found
     return found
 
 

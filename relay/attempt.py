@@ -15,8 +15,8 @@ from .cancellation import Cancellation
 from .dialing import Dialed
 from .errors import ConnectError
 from .fairness import source_of
-from .loop import Timer
 from .lookups import Lookups, key_of
+from .loop import Timer
 from .poller import OUT
 from .race import Direct, Endpoint, Race, connect_error, connect_patiently
 from .stream import Stream

@@ -24,6 +24,9 @@ from relay.testing import Leaks  # noqa: E402
 LEAVING = WAIT  # seconds for what is on its way out when a test ends
 CI = os.environ.get("CI") == "true"
 
+# Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:

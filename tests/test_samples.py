@@ -19,7 +19,7 @@ SAMPLES = sorted((ROOT / "samples").glob("[0-9]*.py"))
 
 
 def run(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         capture_output=True,

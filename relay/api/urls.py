@@ -101,7 +101,9 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :returns: a connected, blocking socket; closing it lets go of what lies under it. If relay knows that the transfer
         was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
         after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
-        ``SHUT_WR``, and a socket that was passed to another process.
+        ``SHUT_WR``, and a socket that was passed to another process. When the interpreter exits, it waits up to 10 s
+        until what was sent over TLS has left. Over SSH, and from a program (``exec:``), wait for the peer's end before
+        the exit: what was sent directly before it may be lost.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.

@@ -19,7 +19,7 @@ from ..streams.cancellation import Cancellation
 from ..streams.dialer import Dialed
 from ..streams.fairness import source_of
 from ..streams.happy_eyeballs import Direct, Endpoint, Race, connect_error, connect_patiently
-from ..streams.lookups import Lookups
+from ..streams.lookups import Lookups, key_of
 from ..streams.stream import Stream
 from .connection import Connection
 from .flow import Workspace
@@ -131,7 +131,7 @@ class Attempt:
         if name is None:
             give_up = lookups.find(direct, direct.resolve, source, self._looked_up)
         else:
-            give_up = lookups.find(name.host.lower(), name.look_up, source, self._looked_up)
+            give_up = lookups.find(key_of(name.host), name.look_up, source, self._looked_up)
         if self.is_wanted():  # else there was no room for it
             self._give_up = give_up
 

@@ -11,6 +11,7 @@ systems: an end of file is all that a Unix socket has there.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import socket
@@ -36,15 +37,17 @@ _PEER = 2  # UNIX_DIAG_PEER
 _TOLD = 16  # bytes of struct unix_diag_msg
 _ANY = 0xFFFFFFFF
 
-_known: dict[int, int] = {}  # inode → descriptor, as of the last search; each is checked before it is used
+_latest: list[tuple[int, dict[int, int]]] = [(0, {})]  # of the last search: its number; inode → descriptor, as of then
+_numbers = itertools.count(1)  # of searches and of pairs
 
 
 class NearEnd(socket.socket):
     """Our end of a socketpair, which knows the other one: its inode, and its descriptor in the beginning."""
 
-    __slots__ = ("far",)
+    __slots__ = ("far", "number")
 
     far: tuple[int, int]
+    number: int
 
 
 def socketpair() -> tuple[NearEnd, socket.socket]:
@@ -55,6 +58,7 @@ def socketpair() -> tuple[NearEnd, socket.socket]:
     ours, theirs = socket.socketpair(type=_PAIR)
     near = NearEnd(ours.family, ours.type, ours.proto, ours.detach())
     near.far = os.fstat(theirs.fileno()).st_ino, theirs.fileno()
+    near.number = next(_numbers)
     for end in near, theirs:
         end.setblocking(False)
     return near, theirs
@@ -111,10 +115,12 @@ def _far_end(near: socket.SocketType) -> socket.socket | None:
         return None
     else:
         inode = _peer_of(os.fstat(near.fileno()).st_ino)
-    if (found := _duplicate(_known.get(inode, -1), inode)) is not None:
+    number, known = _latest[0]
+    if (found := _duplicate(known.get(inode, -1), inode)) is not None:
         return found
-    _search()
-    return _duplicate(_known.get(inode, -1), inode)
+    if inode not in known and isinstance(near, NearEnd) and near.number < number:
+        return None  # passed to another process: a search that came after the pair did not find it
+    return _duplicate(_search().get(inode, -1), inode)
 
 
 def _owner(near: socket.SocketType) -> int:
@@ -145,9 +151,9 @@ def _is_socket(descriptor: int, inode: int) -> bool:
     return status.st_ino == inode and stat.S_ISSOCK(status.st_mode)
 
 
-def _search() -> None:
-    """Note all sockets of this process."""
-    found = {}
+def _search() -> dict[int, int]:
+    """Note all sockets of this process, so that one search serves all that are cut together."""
+    number, found = next(_numbers), {}
     for name in os.listdir(_DESCRIPTORS):
         try:
             status = os.fstat(int(name))
@@ -155,8 +161,8 @@ def _search() -> None:
             continue  # it was closed meanwhile
         if stat.S_ISSOCK(status.st_mode):
             found[status.st_ino] = int(name)
-    _known.clear()
-    _known.update(found)
+    _latest[0] = number, found
+    return found
 
 
 def _peer_of(inode: int) -> int:

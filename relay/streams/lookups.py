@@ -12,19 +12,27 @@ from ..eventloop.loop import Loop
 from .fairness import ROOM, crowding
 from .happy_eyeballs import Endpoint
 
-__all__ = ["Lookups"]
+__all__ = ["Lookups", "key_of"]
 
 _MOST = 64  # look-ups on threads at one time
 _SHARE = 32  # of them, for clients of one source: slow names of one client leave threads to the others
 _WAITING = 1024  # names that wait for a thread
+_PATIENCE = 30.0  # seconds after which a look-up counts as hung: the next client that asks starts another one
+_ATTEMPTS = 3  # threads on one name at one time, hung ones included
 
 Found = Sequence[Endpoint] | BaseException
+
+
+def key_of(host: str) -> str:
+    """Return what equal names have in common. Case matters only in the zone of an IPv6 address: an interface."""
+    name, percent, zone = host.partition("%")
+    return name.lower() + percent + zone
 
 
 class _Search:
     """One name and the clients that wait for its addresses."""
 
-    __slots__ = ("name", "look_up", "source", "askers", "running")
+    __slots__ = ("name", "look_up", "source", "askers", "running", "started")
 
     def __init__(self, name: Hashable, look_up: Callable[[], Sequence[Endpoint]], source: Hashable) -> None:
         self.name = name
@@ -32,6 +40,7 @@ class _Search:
         self.source = source  # of the client that asked first
         self.askers: dict[object, Callable[[Found, float], object]] = {}
         self.running = False
+        self.started = 0.0  # when it began to run
 
 
 class Lookups:
@@ -46,7 +55,8 @@ class Lookups:
     def __init__(self, loop: Loop, submit: Callable[[Callable[[], object]], object]) -> None:
         self._loop = loop
         self._submit = submit
-        self._searches: dict[Hashable, _Search] = {}  # those that wait and those that run
+        self._searches: dict[Hashable, _Search] = {}  # the latest of each name that waits or runs
+        self._attempts: collections.Counter[Hashable] = collections.Counter()  # those that run, by name
         self._waiting: dict[Hashable, dict[Hashable, _Search]] = {}  # by source; the source whose turn it is first
         self._waiting_count = 0
         self._running: collections.Counter[Hashable] = collections.Counter()  # by source
@@ -61,14 +71,14 @@ class Lookups:
     ) -> Callable[[], object]:
         """Look a name up, or wait for the look-up of it that is under way.
 
-        :param name: equal names are looked up once.
+        :param name: equal names are looked up once, unless a look-up hangs: that one keeps its thread and its clients.
         :param look_up: returns the addresses or raises; called on a thread.
         :param source: of the client; see :func:`relay.streams.fairness.source_of`.
         :param done: called in the loop's thread with the addresses or the exception, and the time.
         :returns: a function that gives it up: ``done`` is not called then.
         """
         search = self._searches.get(name)
-        if search is None:
+        if search is None or self._hangs(search):
             search = self._searches[name] = _Search(name, look_up, source)
             self._waiting.setdefault(source, {})[name] = search
             self._waiting_count += 1
@@ -78,6 +88,11 @@ class Lookups:
         if self._waiting_count > _WAITING:
             self._make_room()
         return functools.partial(self._give_up, search, token)
+
+    def _hangs(self, search: _Search) -> bool:
+        """Whether a look-up has run for so long that another one is to be started."""
+        is_late = search.running and time.monotonic() - search.started >= _PATIENCE
+        return is_late and self._attempts[search.name] < _ATTEMPTS
 
     def _give_up(self, search: _Search, token: object) -> None:
         if search.askers.pop(token, None) is not None and not search.askers and not search.running:
@@ -102,6 +117,8 @@ class Lookups:
             if source in self._waiting:
                 self._waiting[source] = self._waiting.pop(source)  # its turn comes again after that of the others
             search.running = True
+            search.started = time.monotonic()
+            self._attempts[search.name] += 1
             self._running[source] += 1
             self._running_count += 1
             self._submit(functools.partial(self._run, search))
@@ -130,11 +147,15 @@ class Lookups:
         self._running[search.source] -= 1
         if not self._running[search.source]:
             del self._running[search.source]
+        self._attempts[search.name] -= 1
+        if not self._attempts[search.name]:
+            del self._attempts[search.name]
         self._start()
         self._end(search, found, time.monotonic())
 
     def _end(self, search: _Search, found: Found, now: float) -> None:
-        del self._searches[search.name]
+        if self._searches.get(search.name) is search:  # else a later one has taken its place
+            del self._searches[search.name]
         askers, search.askers = search.askers, {}
         for done in askers.values():
             done(found, now)

@@ -208,6 +208,30 @@ def test_many_at_once_leave_no_descriptor():
                 far.recv(1)
 
 
+def test_holders_in_other_processes_are_searched_for_once(monkeypatch):
+    """Each search looks at every descriptor."""
+    searches = []
+    real = unix_reset._search
+    monkeypatch.setattr(unix_reset, "_search", lambda: searches.append(1) or real())
+    pairs = [socketpair() for _ in range(20)]
+    elsewhere = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[far.fileno() for _, far in pairs])
+    try:
+        for _, far in pairs:
+            far.close()
+        for near, _ in pairs:
+            cut(near)
+        assert len(searches) == 1
+        near, far = socketpair()  # a later pair is searched for again
+        with socket.socket(fileno=os.dup(far.fileno())) as moved:
+            far.close()
+            cut(near)
+            moved.settimeout(WAIT)
+            assert_cut(moved, b"")
+        assert len(searches) == 2
+    finally:
+        elsewhere.communicate(timeout=WAIT)
+
+
 def test_without_descriptors_it_is_an_end(pair, monkeypatch):
     near, far = pair
     monkeypatch.setattr(os, "dup", lambda descriptor: (_ for _ in ()).throw(OSError(24, "Too many open files")))

@@ -7,7 +7,7 @@ import pytest
 from relay.errors import ConnectError
 from relay.streams import lookups as module
 from relay.streams.happy_eyeballs import Endpoint
-from relay.streams.lookups import Lookups
+from relay.streams.lookups import Lookups, key_of
 
 
 class World:
@@ -165,3 +165,49 @@ def test_clients_from_nowhere_are_one_source(world):
     for name in ("a1", "a2", "a3"):
         world.find(name, source=None)
     assert len(world.jobs) == 2
+
+
+def test_a_look_up_that_never_returns_does_not_hold_its_name_for_ever(world, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0)
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    world.find("db")
+    hung = world.jobs.pop()
+    world.find("db")
+    world.run()
+    world.find("db")
+    world.run()
+    assert world.looked_up == ["db", "db"] and len(world.told) == 2  # the first client still waits for the first one
+    hung()
+    assert len(world.told) == 3
+    world.find("db")
+    world.run()
+    assert len(world.told) == 4
+
+
+def test_a_hung_name_takes_few_threads(world, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0)
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    for _ in range(10):
+        world.find("db", source="a")
+    assert len(world.jobs) == 2
+    world.jobs.reverse()  # the later one ends first
+    world.run()
+    assert len(world.told) == 9
+    world.find("db", source="b")  # of the two threads one is free again
+    assert len(world.jobs) == 2
+    world.run_all()
+    assert len(world.told) == 11
+
+
+def test_a_look_up_that_is_not_late_is_joined(world):
+    world.find("db")
+    world.find("db")
+    assert len(world.jobs) == 1
+    world.run()
+
+
+@pytest.mark.parametrize(
+    ("host", "key"), [("DB.Example", "db.example"), ("FE80::1%Eth0", "fe80::1%Eth0"), ("10.0.0.1", "10.0.0.1")]
+)
+def test_names_are_equal_whatever_their_case_but_interfaces_are_not(host, key):
+    assert key_of(host) == key

@@ -191,7 +191,8 @@ def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body leave together: no Nagle's delay for the body
+        wbufsize = -1  # head and body leave together,
+        disable_nagle_algorithm = True  # and the rest of a long body at once
 
         def do_GET(self) -> None:
             page = pages.get(self.path)

@@ -153,6 +153,14 @@ class Port:
         except OSError as error:
             logger.warning("%s: cannot accept for now: %s", self.name, error.strerror or error)
             return self.crashed(now)
+        try:
+            self._take(made, place, now)
+        except BaseException:  # no descriptor to ask the kernel with, or a bug
+            reset(made)
+            raise
+        return None
+
+    def _take(self, made: socket.socket, place: tuple[str, int], now: float) -> None:
         if self._owners is not None and self._is_foreign(place, self._owners):
             return reset(made)
         if self._holds_ends:

@@ -6,12 +6,15 @@ alone (RFC 8446, section 6.1), with TLS 1.2 too.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import math
 import os
 import socket
 import ssl
 import threading
+import time
+import weakref
 from collections.abc import Callable
 
 from ...errors import RelayError
@@ -28,6 +31,7 @@ _RECORD = 18 << 10  # bytes; more than the longest record, header included (RFC 
 _STEP = BUFFER - _RECORD  # bytes to receive at once; with a record that was incomplete, they fit decrypted
 _DENIALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _BETWEEN = 256 << 10  # bytes on their way to a holder who does not read; Linux doubles it, so that a step fits
+_AT_EXIT = 10.0  # seconds that the interpreter's exit waits for what was sent
 _LINGER = 60.0  # seconds without progress until a session that nobody holds any more gives up
 
 
@@ -110,6 +114,7 @@ class Session:
         self._over: threading.Event | None = None
         self._drained = False  # the transport has all that the holder sent, or there is no session any more
         self._told_drained: Callable[[], object] | None = None
+        self._told_finished: Callable[[], object] | None = None
         self._moved = 0
         self._mark = -1  # what had arrived at the last look
 
@@ -153,6 +158,7 @@ class Session:
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
         stream = TLSStream(theirs, self)
         self.pump = Pump.hold(self)
+        _open.add(self)
         self._begin(inner, watch)
         return stream
 
@@ -170,6 +176,20 @@ class Session:
         self._told_drained = told  # before the look: the pump does it in the other order
         if self._drained:
             told()
+
+    def finish(self, seconds: float) -> None:
+        """Wait until what the holder sent has left, and for the far end's end if the holder has closed the stream.
+
+        :param seconds: to wait at most.
+        """
+        finished = threading.Event()
+
+        def look() -> None:
+            self._told_finished = finished.set
+            self._look_finished()
+
+        if not self._ended and self.pump.loop.call(look):
+            finished.wait(seconds)
 
     def wake(self) -> None:
         """Have :attr:`aborted` looked at."""
@@ -366,6 +386,23 @@ class Session:
         idle = self._plain or self._got_end or (self._cipher and self._outgoing.pending)
         self._outer_watch.want((0 if idle else IN) | (OUT if self._cipher else 0))
         self._inner_watch.want((0 if self._cipher or self._sent_end else IN) | (OUT if self._plain else 0))
+        if self._told_finished is not None:
+            self._look_finished()
+
+    def _look_finished(self) -> None:
+        if self._told_finished is not None and (self._ended or not (self._gone or self._has_pending())):
+            self._told_finished()
+
+    def _has_pending(self) -> bool:
+        """Whether the transport has not all that the holder sent, and its end."""
+        if self._cipher or self._sent_end:
+            return bool(self._cipher)
+        assert self._inner is not None
+        try:
+            self._inner.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return True
 
     def _tell_drained(self) -> None:
         if not self._drained:
@@ -435,9 +472,21 @@ class Session:
             loop.discard(self._outer)
         self._ended = True
         self._tell_drained()
+        self._look_finished()
         if self._over is not None:
             self._over.set()
         self.pump.let_go(self)
+
+
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _finish_all() -> None:
+    """At the interpreter's exit: a kernel socket would send on what a program has sent, but the pump ends with it."""
+    until = time.monotonic() + _AT_EXIT
+    for session in tuple(_open):
+        session.finish(max(0.0, until - time.monotonic()))
 
 
 def is_denial(error: ssl.SSLError) -> bool:

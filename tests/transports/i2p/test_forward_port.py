@@ -340,6 +340,26 @@ def test_accepting_goes_on_when_there_were_no_descriptors(enter, monkeypatch, ca
     assert caplog.text.count("Too many open files") == 2
 
 
+def test_a_connection_is_closed_where_the_kernel_cannot_be_asked_whose_it_is(enter, monkeypatch, caplog):
+    class Broken:
+        knows_closed = False
+
+        def of(self, conversation):
+            return 0
+
+        def between(self, *arguments):
+            raise OSError(24, "Too many open files")
+
+    made = []
+    real = socket.socket.accept
+    monkeypatch.setattr(socket.socket, "accept", lambda one: made.append(real(one)) or made[-1])
+    entrance = enter(owners=Broken())
+    with entrance.connect() as end:
+        end.sendall(f"{DEST}\n".encode())
+        assert ending(end) == "reset"
+        assert made[-1][0].fileno() < 0  # though the frame that made it may live in a traceback
+
+
 def test_a_bug_ends_one_connection_and_not_the_port(enter, monkeypatch, caplog):
     entrance = enter()
     bugs = [RuntimeError("a bug")]

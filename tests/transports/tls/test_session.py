@@ -7,6 +7,9 @@ import hashlib
 import os
 import select
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 
@@ -366,3 +369,33 @@ def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_th
     assert not any(looked)
     assert len(receive_exactly(server, sent)) == sent
     assert server.recv(1) == b""
+
+
+SENDS_AND_EXITS = """
+import sys, relay
+connected = relay.connect(sys.argv[1])
+connected.sendall(b"x" * int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "length", "is_clean"),
+    [("connected.close()", 1 << 20, True), ("connected.shutdown(1)", 10, True), ("", 10, False)],
+)
+def test_a_program_that_sends_and_exits_loses_nothing(certificates, listener, last, length, is_clean):
+    """Without an end of its own it has none in TLS either: the far end gets the bytes, and sees that it was cut."""
+    url = f"tls://127.0.0.1:{listener.getsockname()[1]}?ca={certificates.ca}"
+    command = [sys.executable, "-c", SENDS_AND_EXITS + last, url, str(length)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as program:
+        listener.settimeout(WAIT)
+        accepted, _ = listener.accept()
+        accepted.settimeout(WAIT)
+        context = certificates.server()
+        with context.wrap_socket(accepted, server_side=True, suppress_ragged_eofs=False) as server:
+            assert receive_exactly(server, length) == b"x" * length
+            if is_clean:
+                assert server.recv(1) == b""
+            else:
+                with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                    server.recv(1)
+        assert program.wait(WAIT) == 0

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
-from .loads import Lab
+from .loads.tcp import Lab
 from .machine import MeasurementError, UnavailableError, describe, raise_limit
-from .peers import PACKAGES, PEERS, VERSIONS
+from .peers.tcp import PACKAGES, PEERS, VERSIONS
 from .report import Results, markdown, text
-from .rows import ROWS, TABLES
+from .rows.tcp import ROWS, TABLES
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from .loads import Lab
+from .loads.tcp import Lab
 
 __all__ = ["CPU", "CPU_BULK", "GBIT", "RATE", "Goal", "Metric", "Row", "Sample"]
 

@@ -12,9 +12,9 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from .peers import PEERS
+from .peers.tcp import PEERS
 from .report import Results, number
-from .rows import ROWS
+from .rows.tcp import ROWS
 
 __all__ = ["draw"]
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .goals import Goal, Metric, Row, Sample
-from .peers import PEERS
-from .rows import ROWS, TABLES
+from .peers.tcp import PEERS
+from .rows.tcp import ROWS, TABLES
 
 __all__ = ["Results", "markdown", "text"]
 

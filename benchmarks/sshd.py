@@ -69,7 +69,7 @@ def delayed(server: Server) -> Iterator[Server]:
     :param server: the server.
     """
     port = free_port()
-    delay = compiled(Path(__file__).with_name("delay.c"), server.key.parent)
+    delay = compiled(Path(__file__).parent / "c" / "delay.c", server.key.parent)
     arguments = [delay, str(port), str(server.port), str(DELAY), str(MBITS)]
     with Process(arguments, port, server.key.with_name("delay.log")):
         yield _known(replace(server, port=port))

@@ -288,7 +288,7 @@ def test_a_bridge_that_is_named_wrongly_is_told_at_once():
     for make in (lambda sam: relay.TunnelServer("", 80, sam), lambda sam: relay.TunnelClient("", 0, NAME, sam)):
         with pytest.raises(relay.AddressError, match="^sam 'h': no port"):
             make("h")
-        with pytest.raises(TypeError, match="^sam: a str such as"):
+        with pytest.raises(TypeError, match="^sam: expected a str such as"):
             make(("127.0.0.1", 7656))
 
 

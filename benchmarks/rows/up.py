@@ -6,9 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from .goals import Goal, Metric, Row, Sample
-from .loads import Lab
-from .machine import LOOPBACK, MeasurementError, Process, free_port, relay_command
+from ..goals import Goal, Metric, Row, Sample
+from ..loads.tcp import Lab
+from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command
 
 __all__ = ["ROWS"]
 

@@ -1,7 +1,7 @@
 """ØMQ sockets over SSH under load: with ``relay.compat.zmqssh``, and with the original beside it.
 
-Started as ``python -m benchmarks.zmqload push|ask openssh|paramiko|original SERVER_PORT USER KEY KNOWN_HOSTS DIRECTORY
-SECONDS SIZE``; says what it has measured in a line of JSON.
+Started as ``python -m benchmarks.loads.zmq push|ask openssh|paramiko|original SERVER_PORT USER KEY KNOWN_HOSTS
+DIRECTORY SECONDS SIZE``; says what it has measured in a line of JSON.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def configure(folder: Path, port: str, user: str, key: str, known_hosts: str) ->
 @contextmanager
 def far_end(name: str) -> Iterator[tuple[str, Any]]:
     """A program behind the server: where it listens, and what it says."""
-    with subprocess.Popen([sys.executable, "-m", "benchmarks.zmqload", name], stdout=subprocess.PIPE, text=True) as far:
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.loads.zmq", name], stdout=subprocess.PIPE, text=True
+    ) as far:
         try:
             assert far.stdout is not None
             yield far.stdout.readline().strip(), far.stdout

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
-from .jobs import Target
-from .loads import GIB, Lab, Relay, iperf3, warm_iperf3, warm_wrk, wrk
-from .machine import free_port
+from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..jobs import Target
+from ..loads.tcp import GIB, Lab, Relay, iperf3, warm_iperf3, warm_wrk, wrk
+from ..machine import free_port
 
 __all__ = ["ROWS"]
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import trustme
 
-from .i2pworld import World
-from .jobs import DIRECT, Job, Target
-from .machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
-from .peers import HELD, PEERS, inside
-from .sshd import Server, delayed, ssh_server
+from ..jobs import DIRECT, Job, Target
+from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
+from ..peers.i2p import World
+from ..peers.tcp import HELD, PEERS, inside
+from ..sshd import Server, delayed, ssh_server
 
 __all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "warm_iperf3", "warm_wrk", "wrk"]
 
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parents[1] / "c"
 GIB = 2**30
 FILE = 256 * 2**20  # bytes of the file to download
 PATIENCE = 60.0  # seconds that a load may take beyond its own time
@@ -95,7 +95,7 @@ class Lab:
     def i2p(self, kind: str, use: str = "") -> World:
         """A private I2P network; it stays up until another one is asked for, or the lab is closed.
 
-        :param kind: of :data:`benchmarks.i2pworld.WORLDS`.
+        :param kind: of :data:`benchmarks.peers.i2p.WORLDS`.
         :param use: what it is for, if that would disturb other measurements.
         """
         if self._world is None or self._kind != kind + use:
@@ -144,7 +144,7 @@ class Lab:
 
     def pour(self) -> str:
         """The program of pour.c."""
-        return compiled(HERE / "pour.c", self.directory)
+        return compiled(SOURCES / "pour.c", self.directory)
 
     @contextmanager
     def one_core(self) -> Iterator[None]:
@@ -232,10 +232,10 @@ class Lab:
         return Process(arguments, job.port, job.directory / "log")
 
     def _pingpong(self) -> str:
-        return compiled(HERE / "pingpong.c", self.directory)
+        return compiled(SOURCES / "pingpong.c", self.directory)
 
     def _opening(self) -> str:
-        return compiled(HERE / "opening.c", self.directory)
+        return compiled(SOURCES / "opening.c", self.directory)
 
     def ping(self, port: int) -> dict[str, float]:
         """64 bytes to and fro: ``count``, ``seconds``, and ``p50`` and ``p99`` in microseconds."""
@@ -277,7 +277,7 @@ def wrk(port: int, seconds: int, *, keep: bool, connections: int = 32) -> dict[s
     :raises MeasurementError: if a request failed.
     """
     header = [] if keep else ["-H", "Connection: close"]
-    script = ["-s", str(HERE / "wrk.lua")]
+    script = ["-s", str(Path(__file__).with_name("wrk.lua"))]
     url = f"http://{LOOPBACK}:{port}/"
     said = run(
         ["wrk", "-t", "1", "-c", str(connections), "-d", str(seconds), *script, *header, url], seconds + PATIENCE

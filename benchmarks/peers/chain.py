@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from urllib.parse import quote
 
-from .jobs import Job, Peer
-from .machine import LOOPBACK, UnavailableError, program, relay_command
-from .sshd import Server
-from .sshpeers import AES_GCM
+from ..jobs import Job, Peer
+from ..machine import LOOPBACK, UnavailableError, program, relay_command
+from ..sshd import Server
+from .ssh import AES_GCM
 
 __all__ = ["PEERS", "configured"]
 
@@ -91,7 +91,7 @@ def _asyncssh(job: Job) -> list[str]:
     if find_spec("asyncssh") is None:
         raise UnavailableError("asyncssh is not installed: make bench")
     servers = [str(word) for one in job.route for word in (one.port, one.user, one.key, one.known_hosts)]
-    return [sys.executable, "-m", "benchmarks.chainprograms", str(job.port), str(job.target.port), *servers]
+    return [sys.executable, "-m", "benchmarks.peers.chain_programs", str(job.port), str(job.target.port), *servers]
 
 
 PEERS = {

@@ -1,8 +1,8 @@
 """Programs that relay over SSH: with asyncssh, with sshtunnel, and with relay.spawn beside a busy thread.
 
-Started as ``python -m benchmarks.sshprograms asyncssh|sshtunnel PORT TARGET_PORT SERVER_PORT USER KEY KNOWN_HOSTS``,
-``… spawn PORT TARGET_PORT URL CORE`` or ``… stacked INNER_PORT RELAY… -- SSH…``. Each package as its own documentation
-shows it.
+Started as ``python -m benchmarks.peers.ssh_programs asyncssh|sshtunnel PORT TARGET_PORT SERVER_PORT USER KEY
+KNOWN_HOSTS``, ``… spawn PORT TARGET_PORT URL CORE`` or ``… stacked INNER_PORT RELAY… -- SSH…``. Each package as its own
+documentation shows it.
 """
 
 from __future__ import annotations

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import chainpeers, sockspeers, sshpeers, zmqpeers
-from .jobs import DIRECT, Job, Peer
-from .machine import LOOPBACK, UnavailableError, compiled, program, relay_command
+from ..jobs import DIRECT, Job, Peer
+from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
+from . import chain, socks, ssh, zmq
 
 __all__ = ["HELD", "PACKAGES", "PEERS", "VERSIONS", "inside"]
 
 HELD = 9000  # connections at once, the most there are in any row
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parents[1] / "c"
 
 
 def _relay(*options: str) -> Callable[[Job], list[str]]:
@@ -32,7 +32,7 @@ def inside(kind: str) -> Callable[[Job], list[str]]:
 
     def start(job: Job) -> list[str]:
         words = [kind, str(job.port), str(job.target.port), str(job.core)]
-        return [sys.executable, "-m", "benchmarks.programs", *words]
+        return [sys.executable, "-m", "benchmarks.peers.programs", *words]
 
     return start
 
@@ -114,7 +114,7 @@ sni = localhost
 
 
 def _c(job: Job) -> list[str]:
-    return [compiled(HERE / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
+    return [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
 
 
 def _kept_up(job: Job) -> list[str]:
@@ -141,10 +141,10 @@ PEERS = {
     "relay-beside": Peer("relay, busy program beside", _relay()),
     "relay-spawn": Peer("relay.spawn, busy program", inside("spawn")),
     "relay-thread": Peer("relay.Tunnel, busy program", inside("thread")),
-    **sshpeers.PEERS,
-    **chainpeers.PEERS,
-    **sockspeers.PEERS,
-    **zmqpeers.PEERS,
+    **ssh.PEERS,
+    **chain.PEERS,
+    **socks.PEERS,
+    **zmq.PEERS,
     "i2p-relay": Peer("relay", _kept_up),
     "i2pd": Peer("i2pd's own tunnels", _kept_up),
     "i2p-raw": Peer("SAM, nothing between", _kept_up),

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from .chainpeers import configured
-from .goals import CPU_BULK, GBIT, Goal, Metric, Row, Sample
-from .jobs import Job, Target
-from .loads import GIB, Lab, iperf3, warm_iperf3
-from .machine import MeasurementError, free_port, program, run
+from ..goals import CPU_BULK, GBIT, Goal, Metric, Row, Sample
+from ..jobs import Job, Target
+from ..loads.tcp import GIB, Lab, iperf3, warm_iperf3
+from ..machine import MeasurementError, free_port, program, run
+from ..peers.chain import configured
 
 __all__ = ["ROWS"]
 

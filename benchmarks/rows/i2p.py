@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from .goals import Goal, Metric, Row, Sample
-from .loads import GIB, Lab
-from .machine import UnavailableError
+from ..goals import Goal, Metric, Row, Sample
+from ..loads.tcp import GIB, Lab
+from ..machine import UnavailableError
 
 __all__ = ["ROWS"]
 

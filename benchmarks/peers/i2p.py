@@ -11,11 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .machine import LOOPBACK, MeasurementError, UnavailableError, relay_command
+from ..machine import LOOPBACK, MeasurementError, UnavailableError, relay_command
 
 __all__ = ["WORLDS", "World"]
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0  # seconds until every way through the network must be open
 TARGET = 7000
 RELAY_PORT = 7001
@@ -63,7 +63,7 @@ class World:
             raise
 
     def _start_all(self, directory: Path) -> None:
-        self._run([sys.executable, "-m", "benchmarks.i2pload", "serve", str(TARGET)])
+        self._run([sys.executable, "-m", "benchmarks.loads.i2p", "serve", str(TARGET)])
         depth = f"in_depth={self.hops}&out_depth={self.hops}"
         far, near = (f"sam={host}:{port}" for host, port in (self.far.inside, self.near.inside))
         keys = directory / "relay.dat"
@@ -99,7 +99,7 @@ class World:
 
         :raises MeasurementError: if it fails or does not end in time.
         """
-        argv = [sys.executable, "-m", "benchmarks.i2pload", word, place, *rest]
+        argv = [sys.executable, "-m", "benchmarks.loads.i2p", word, place, *rest]
         program = self.network.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             said, complaint = program.communicate(timeout=patience)
@@ -150,7 +150,7 @@ class Raw:
 
     @property
     def place(self) -> str:
-        """For :func:`benchmarks.i2pload.through_sam`; the sessions are waited for when it is first asked for."""
+        """For :func:`benchmarks.loads.i2p.through_sam`; the sessions are waited for when it is first asked for."""
         if self._place is None:
             for control in self._controls:
                 _line(control)
@@ -182,7 +182,7 @@ def _line(control: Any) -> str:
 
 def _rig() -> Any:
     """The private network of the tests; it needs nothing of them."""
-    tests = str(HERE.parent / "tests")
+    tests = str(ROOT / "tests" / "support")
     if tests not in sys.path:
         sys.path.append(tests)
     i2pd = import_module("i2pd")

@@ -1,6 +1,6 @@
 """The load on a way through I2P, and its target: a program of its own, for both must be inside a network namespace.
 
-``python -m benchmarks.i2pload serve PORT`` is the target: the first byte of a connection says whether it sends back
+``python -m benchmarks.loads.i2p serve PORT`` is the target: the first byte of a connection says whether it sends back
 what it gets (``e``), reads as many as are announced and answers one byte at the end (``u``), or sends so many (``d``).
 The other words are loads; each prints its figures as JSON.
 """

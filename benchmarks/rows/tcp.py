@@ -7,12 +7,12 @@ from functools import partial
 from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
-from . import chainrows, i2prows, socksrows, sshrows, uprows, zmqrows
-from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
-from .jobs import DIRECT, Target
-from .loads import GIB, Lab, downloads, held, iperf3, wrk
-from .machine import LOOPBACK, UnavailableError
-from .peers import HELD
+from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..jobs import DIRECT, Target
+from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
+from ..machine import LOOPBACK, UnavailableError
+from ..peers.tcp import HELD
+from . import chain, i2p, socks, ssh, up, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -179,10 +179,10 @@ ROWS = {
         HANDSHAKES,
         partial(tls_connections, tickets=False),
     ),
-    **sshrows.ROWS,
-    **i2prows.ROWS,
-    **zmqrows.ROWS,
-    **chainrows.ROWS,
-    **socksrows.ROWS,
-    **uprows.ROWS,
+    **ssh.ROWS,
+    **i2p.ROWS,
+    **zmq.ROWS,
+    **chain.ROWS,
+    **socks.ROWS,
+    **up.ROWS,
 }

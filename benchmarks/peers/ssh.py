@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from .jobs import Job, Peer
-from .machine import LOOPBACK, UnavailableError, compiled, free_port, program, relay_command
+from ..jobs import Job, Peer
+from ..machine import LOOPBACK, UnavailableError, compiled, free_port, program, relay_command
 
 __all__ = ["PEERS", "url"]
 
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parents[1] / "c"
 AES_GCM = "aes128-gcm@openssh.com"
 
 
@@ -44,9 +44,9 @@ def _ssh(*options: str) -> Callable[[Job], list[str]]:
 def _behind_c(job: Job) -> list[str]:
     """The C relay in front of ``ssh -L``: what any relay there costs at the least."""
     inner = free_port()
-    relay = [compiled(HERE / "relay.c", job.directory.parent), str(job.port), str(inner)]
+    relay = [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(inner)]
     ssh = _ssh_command(job, inner, ("-c", AES_GCM))
-    return [sys.executable, "-m", "benchmarks.sshprograms", "stacked", str(inner), *relay, "--", *ssh]
+    return [sys.executable, "-m", "benchmarks.peers.ssh_programs", "stacked", str(inner), *relay, "--", *ssh]
 
 
 def _ssh_command(job: Job, port: int, options: Sequence[str]) -> list[str]:
@@ -72,14 +72,14 @@ def _package(name: str) -> Callable[[Job], list[str]]:
             raise UnavailableError(f"{name} is not installed: make bench")
         server = job.server
         words = [job.port, job.target.port, server.port, server.user, server.key, server.known_hosts]
-        return [sys.executable, "-m", "benchmarks.sshprograms", name, *map(str, words)]
+        return [sys.executable, "-m", "benchmarks.peers.ssh_programs", name, *map(str, words)]
 
     return start
 
 
 def _spawn(job: Job) -> list[str]:
     words = [job.port, job.target.port, url(job, "paramiko"), job.core]
-    return [sys.executable, "-m", "benchmarks.sshprograms", "spawn", *map(str, words)]
+    return [sys.executable, "-m", "benchmarks.peers.ssh_programs", "spawn", *map(str, words)]
 
 
 PEERS = {

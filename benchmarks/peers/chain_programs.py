@@ -1,6 +1,7 @@
 """A local forward of asyncssh over two servers, as its documentation shows it.
 
-Started as ``python -m benchmarks.chainprograms PORT TARGET_PORT`` and, for each server, ``PORT USER KEY KNOWN_HOSTS``.
+Started as ``python -m benchmarks.peers.chain_programs PORT TARGET_PORT`` and, for each server,
+``PORT USER KEY KNOWN_HOSTS``.
 """
 
 from __future__ import annotations

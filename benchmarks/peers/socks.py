@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .chainpeers import configured
-from .jobs import Job, Peer
-from .machine import LOOPBACK, program, relay_command
+from ..jobs import Job, Peer
+from ..machine import LOOPBACK, program, relay_command
+from .chain import configured
 
 __all__ = ["PEERS"]
 

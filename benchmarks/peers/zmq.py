@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .jobs import Job, Peer
+from ..jobs import Job, Peer
 
 __all__ = ["PEERS"]
 

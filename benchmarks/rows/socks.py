@@ -9,14 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
-from .jobs import DIRECT, Target
-from .loads import GIB, Lab, Relay
-from .machine import Process, compiled, free_port, run
+from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
+from ..jobs import DIRECT, Target
+from ..loads.tcp import GIB, Lab, Relay
+from ..machine import Process, compiled, free_port, run
 
 __all__ = ["ROWS"]
 
-SOURCE = Path(__file__).parent / "socks.c"
+SOURCE = Path(__file__).parents[1] / "c" / "socks.c"
 CLIENTS = 32
 CROWD = 2000  # half-open connections
 PATIENCE = 60.0  # seconds that a load may take beyond its own time

@@ -1,6 +1,6 @@
 """Programs that use the package: a factory of their own, and a relay in a program whose interpreter is busy.
 
-Started as ``python -m benchmarks.programs callable|thread|spawn|beside PORT TARGET_PORT CORE``;
+Started as ``python -m benchmarks.peers.programs callable|thread|spawn|beside PORT TARGET_PORT CORE``;
 the busy thread has CORE for itself.
 """
 

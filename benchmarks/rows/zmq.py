@@ -7,9 +7,9 @@ import sys
 from functools import partial
 from importlib.util import find_spec
 
-from .goals import Goal, Metric, Row, Sample
-from .loads import Lab
-from .machine import UnavailableError, run
+from ..goals import Goal, Metric, Row, Sample
+from ..loads.tcp import Lab
+from ..machine import UnavailableError, run
 
 __all__ = ["ROWS"]
 
@@ -26,7 +26,7 @@ def load(lab: Lab, peer: str, what: str, size: int) -> Sample:
         folder = server.key.with_name("zmq")
         folder.mkdir()
         words = [what, kind, server.port, server.user, server.key, server.known_hosts, folder, lab.seconds, size]
-        argv = [sys.executable, "-m", "benchmarks.zmqload", *map(str, words)]
+        argv = [sys.executable, "-m", "benchmarks.loads.zmq", *map(str, words)]
         sample: Sample = json.loads(run(argv, lab.seconds + PATIENCE))
     return sample
 

@@ -105,6 +105,14 @@ def test_the_layout_names_every_folder_and_module_of_the_package():
     assert {name for name in entries - {"errors.py"} if f"`relay/{name}" not in CONTRIBUTING} == set()
 
 
+def test_the_picture_of_the_layers_is_drawn_from_the_imports():
+    script = ROOT / "docs" / "draw_layers.py"
+    drawn = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=WAIT, check=True
+    ).stdout
+    assert drawn == (ROOT / "docs" / "layers.svg").read_text(), f"run: python {script} > docs/layers.svg"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "relay").rglob("__init__.py")), ids=lambda path: path.parent.name)
 def test_every_folder_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))

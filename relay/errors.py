@@ -25,6 +25,9 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAG
 class RelayError(OSError):
     """The base of every error of this package."""
 
+    advice = ""
+    """The end of the message that says what to do, where a log need not repeat it with every retry."""
+
 
 class AddressError(RelayError, ValueError):
     """An address that cannot be understood; raised at once, before anything is opened."""

@@ -387,10 +387,11 @@ class Carrier(Generic[AnyLink]):
             most = min(most, self._rest)
         delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
         self._failures += 1
-        known = self._failures > _TOLD and str(error) == str(self.error)  # and said often enough
-        known = _is_said(error) or known
+        is_same = str(error) == str(self.error)
+        known = _is_said(error) or (is_same and self._failures > _TOLD)  # and said often enough
         level = logging.DEBUG if known else logging.WARNING
-        self._log(level, "%s: %s; trying again in %.1f s", without(self.name, error), delay)
+        why = without(self.name, error).removesuffix(getattr(error, "advice", "") if is_same else "")
+        self._log(level, "%s: %s; trying again in %.1f s", why, delay)
         self._change(State.BACKING_OFF, error)
         self._timer.start(self._since + delay, self._since)
 

@@ -268,6 +268,6 @@ def _watched(member: Member) -> Watched:
 
     if member.opened is None or member.is_over:
         state = "failed" if member.is_over else "waiting" if member.problem else "opening"
-        return Watched(member.name, state, problem=member.problem)
+        return Watched(member.name, state, member.plan.configured, member.problem)
     state, problem = hop_state(member.opened.receive, member.opened.make_send)
     return Watched(member.name, state, member.opened.title, problem, member.opened.tunnel)

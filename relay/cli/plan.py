@@ -68,6 +68,7 @@ class Plan:
     :param trial: how the hops are tried in the beginning.
     :param way: what is equal for those whose hops are tried together.
     :param elsewhere: the names of what leads to where it listens, if that is not on this machine.
+    :param configured: the title as far as it is known before it is open: the addresses as they are written.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Plan:
     trial: type[Trial] = Trial
     way: Hashable = None
     elsewhere: tuple[str, ...] = ()
+    configured: str = ""
 
     def open(self, preflight: Preflight | None = None, opening: Opening | None = None) -> Opened:
         """Check what can be checked on this machine; then listen, and relay from then on.
@@ -161,6 +163,7 @@ def plan(
         SessionTrial if is_i2p else Trial,
         (hops, getattr(end, "router", None), end if isinstance(end, Command) else None),
         tuple(map(str, (*before, getattr(where, "server", where)))) if isinstance(where, SSHListen | I2PListen) else (),
+        f"{masked(listen)}{over(listen_via)} → {masked(target)}{over(via)}",
     )
 
 
@@ -202,6 +205,7 @@ def plan_of_proxy(
         Routes(address, (), [(route, None) for route in routes if route]),
         over=over(via) + _by(len(rules)),
         way=name,
+        configured=f"{masked(listen)} → anywhere{over(via)}{_by(len(rules))}",
     )
 
 

@@ -202,7 +202,7 @@ class Watched:
 
     :param name: its name.
     :param state: what it does, in a word.
-    :param title: where it listens and where that leads to; empty while that is not known.
+    :param title: where it listens and where that leads to, as it is written in the configuration while it is not open.
     :param problem: what is wrong; empty if nothing is.
     :param tunnel: the tunnel, if it is open.
     """

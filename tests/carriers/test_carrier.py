@@ -921,3 +921,16 @@ def test_it_says_what_it_does(carried):
     carrier, _ = carried()
     outcome_of(carrier)
     assert repr(carrier) == "<relay.Carrier c, up>"
+
+
+def test_what_to_do_about_a_failure_is_said_once(carried, caplog):
+    failures = [ConnectError("c: nothing there; is a router running there?") for _ in range(4)]
+    for one in failures:
+        one.advice = "; is a router running there?"
+    other = ConnectError("c: no answer; is a router running there?")
+    other.advice = one.advice
+    carrier, connector = carried(*failures[:3], other, failures[3])
+    assert outcome_of(carrier) is connector.links[0]
+    lines = [one.getMessage().partition("; trying again")[0] for one in caplog.records if "trying again" in one.msg]
+    full = [str(failures[0]), "c: nothing there", "c: nothing there", str(other), str(failures[3])]
+    assert lines == full

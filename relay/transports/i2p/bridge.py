@@ -181,9 +181,12 @@ class Bridge:
         if not isinstance(error, ConnectError):
             return error if isinstance(error, RelayError) else ConnectError(f"{self.name}: {error.strerror or error}")
         if error.reason == "refused":
-            return ConnectError(f"{self.name}: no SAM bridge there (connection refused); {WHERE}", reason="refused")
-        why = without(self.name, error).removeprefix(f"{self._reach.target}: ")
-        return ConnectError(f"{self.name}: {why}; {WHERE}", reason=error.reason)
+            why = "no SAM bridge there (connection refused)"
+        else:
+            why = without(self.name, error).removeprefix(f"{self._reach.target}: ")
+        explained = ConnectError(f"{self.name}: {why}; {WHERE}", reason=error.reason)
+        explained.advice = f"; {WHERE}"
+        return explained
 
 
 class _Meeting:

@@ -41,6 +41,7 @@ BACKEND: Names = {
         _parse_service_accept _parse_userauth_info_request _request_auth auth_event auth_method banner password
         private_key username wait_for_response
     """,
+    "kex_gex.KexGexSHA256": "_parse_kexdh_gex_group min_bits name",
     "pkey.PKey": "asbytes get_name sign_ssh_data",
     "config.SSHConfig": "TOKENS_BY_CONFIG_KEY _does_match",
 }

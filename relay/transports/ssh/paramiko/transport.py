@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import paramiko
+from paramiko.kex_gex import KexGexSHA256
 
 from ....errors import CarrierError
 from ....eventloop.loop import Timer
@@ -62,6 +63,21 @@ _LACKS = {
 }
 
 
+class _Groups(KexGexSHA256):  # type: ignore[misc]
+    """The group exchange with groups that the server chooses (RFC 4419), of no fewer bits than RFC 8270 asks for."""
+
+    min_bits = 2048
+
+    def _parse_kexdh_gex_group(self, m: Any) -> None:
+        bits = m.get_mpint().bit_length()
+        if bits < self.min_bits:
+            raise paramiko.SSHException(
+                f"its group for the key exchange has {bits} bits; {self.min_bits} are the least"
+            )
+        m.rewind()
+        super()._parse_kexdh_gex_group(m)
+
+
 def is_exiting() -> bool:
     """Whether the interpreter exits, so that a connection which ends now was not lost."""
     return _exiting.is_set()
@@ -73,6 +89,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     :param wire: the connection. It is released when the thread ends, or by :meth:`abort` if it never began.
     :param over: called in the transport's thread when that ends, after everything else but the release of the wire.
     """
+
+    _kex_info: ClassVar[dict[str, Any]] = {**paramiko.Transport._kex_info, KexGexSHA256.name: _Groups}
 
     def __init__(self, wire: Wire, over: Callable[[], object]) -> None:
         super().__init__(wire, packetizer_class=Packetizer)

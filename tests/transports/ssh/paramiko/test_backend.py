@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import paramiko
 import pytest
@@ -1047,3 +1048,32 @@ print(made.recv(4))
     run = [sys.executable, "-c", program, target, outer.url, inner.url]
     done = subprocess.run(run, capture_output=True, text=True, timeout=30, check=True)
     assert (done.stdout, done.stderr) == ("b'word'\n", "")
+
+
+def prime_of(bits):
+    """A prime of this size; a safe one takes longer to find, and nothing here depends on it."""
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    return rsa.generate_private_key(65537, 2 * bits).private_numbers().p
+
+
+@pytest.mark.parametrize("bits", [1024, 2048])
+def test_a_group_of_the_server_has_2048_bits(ssh_server, monkeypatch, bits):
+    """A server that minds what it is asked for chooses among what it has; this one does not mind."""
+
+    def choose(least, preferred, most):
+        assert 2048 <= least <= preferred <= most
+        return 2, prime_of(bits)
+
+    monkeypatch.setattr(paramiko.Transport, "_modulus_pack", SimpleNamespace(pack={bits: []}, get_modulus=choose))
+    settings = settings_for(ssh_server, kex=("diffie-hellman-group-exchange-sha256",))
+    if bits == 2048:
+        return connect(settings).close()
+    problem = "its group for the key exchange has 1024 bits; 2048 are the least"
+    with pytest.raises(CarrierError, match=problem):
+        connect(settings)
+    return None
+
+
+def test_a_real_sshd_has_groups_that_are_large_enough(sshd):
+    connect(settings_for(sshd, kex=("diffie-hellman-group-exchange-sha256",))).close()

@@ -29,8 +29,9 @@ check: install
 	@echo 'format, lint, types and import directions are clean'
 
 # With other versions of what it depends on; ARGS=paramiko or ARGS=python for one half of it.
-check-versions:
+check-versions: install
 	@tests/debian-packages tests/debian-packages.txt
+	@tests/npm-packages tests/npm-packages.txt
 	@tests/check-versions $(ARGS)
 
 bench: $(VENV)/.installed-bench

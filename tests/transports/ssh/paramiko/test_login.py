@@ -488,12 +488,13 @@ def test_many_credentials_at_a_server_that_accepts_one_request_for_the_service(
     ]
 
 
-def test_an_rsa_key_for_which_no_signature_can_be_agreed_on(sshd: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taken", [b"ssh-ed25519", b"ssh-rsa"])  # the latter is RSA with SHA-1
+def test_an_rsa_key_for_which_no_signature_can_be_agreed_on(sshd: Any, tmp_path: Path, taken: bytes) -> None:
     key = make(tmp_path / "key", "rsa")
     server = alter(sshd.server, keyfile=str(key))
     with connected(server) as transport:
         wait_until(lambda: transport.server_extensions)  # they come right after the keys
-        transport.server_extensions = {"server-sig-algs": b"ssh-ed25519"}
+        transport.server_extensions = {"server-sig-algs": taken}
         with pytest.raises(AuthenticationError, match=f"{key} was not tried: the server takes no RSA"):
             authenticate(transport, settle(server))
 

@@ -169,7 +169,7 @@ def listener() -> Iterator[socket.socket]:
 # SSH. The servers of a whole session start before the leak check of the first test that wants them.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def spawner_thread() -> None:
     """The thread that makes all children outlives every test, so it is there before the first one."""
     start(["true"]).wait(WAIT)

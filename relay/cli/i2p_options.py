@@ -20,7 +20,7 @@ __all__ = ["Sam", "tell_published", "with_bridge", "with_parameters", "with_sess
 logger = logging.getLogger("relay.cli")
 
 Sam = Annotated[
-    str | None, typer.Option("--sam", metavar="HOST:PORT", help="The I2P router's SAM bridge [127.0.0.1:7656].")
+    str | None, typer.Option("--sam", metavar="HOST:PORT", help="SAM bridge of the I2P router [127.0.0.1:7656].")
 ]
 
 

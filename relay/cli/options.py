@@ -25,7 +25,7 @@ Via = Annotated[
         "--via",
         metavar="HOP",
         help="A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
-        "exec:COMMAND %h %p. Several: the nearest first.",
+        "exec:COMMAND %h %p. Repeatable, nearest hop first.",
     ),
 ]
 
@@ -73,8 +73,8 @@ def count(value: Any) -> int:
         raise typer.BadParameter(f"must be at least 1, or -1 for no limit, got '{value}'") from None
 
 
-LOG_FORMAT = typer.Option(help="Lines of standard error, errors too; the address on standard output stays text.")
-FAIL_FAST = typer.Option("--fail-fast", help="At the start, end with status 1 at the first failure; never retry.")
+LOG_FORMAT = typer.Option(help="Format of the log on standard error. Standard output stays text.")
+FAIL_FAST = typer.Option("--fail-fast", help="Exit with status 1 at the first failure at the start; do not retry.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,43 +83,49 @@ class Options:
 
     nconnect: Annotated[
         int,
-        typer.Option(metavar="N", parser=count, help="The most connections at one time; -1 for no limit. Others wait."),
+        typer.Option(
+            metavar="N", parser=count, help="Maximum number of open connections; -1 for no limit. Further clients wait."
+        ),
     ] = -1
     timeout: Annotated[
         float | None,
-        typer.Option(metavar=SECONDS, parser=seconds, help="End a connection after so long, whatever it does."),
+        typer.Option(metavar=SECONDS, parser=seconds, help="Maximum lifetime of a connection [no limit]."),
     ] = None
     connect_timeout: Annotated[
         float | None,
         typer.Option(
             metavar=SECONDS,
             parser=seconds,
-            help="Give the target so long to be connected, hops included [30, over I2P 90].",
+            help="Maximum time to connect to the target, hops included [30; over I2P 90].",
         ),
     ] = None
     idle_timeout: Annotated[
         float | None,
-        typer.Option(metavar=SECONDS, parser=seconds, help="End a connection when no byte has moved for so long."),
+        typer.Option(
+            metavar=SECONDS, parser=seconds, help="Close a connection after this long without traffic [no limit]."
+        ),
     ] = None
     linger: Annotated[
         float | None,
         typer.Option(
             metavar=SECONDS,
             parser=seconds_or_zero,
-            help="After one direction's end, wait so long for bytes of the other [60, over I2P 5].",
+            help="Idle timeout after a half-close [60; over I2P 5].",
         ),
     ] = None
     drain: Annotated[
         float,
         typer.Option(
-            metavar=SECONDS, parser=seconds_or_zero, help="When told to stop, let connections finish for so long."
+            metavar=SECONDS,
+            parser=seconds_or_zero,
+            help="Maximum time for open connections to finish after SIGTERM or SIGINT.",
         ),
     ] = 30.0
     fail_fast: Annotated[bool, FAIL_FAST] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False
-    watch: Annotated[bool, typer.Option("--watch", help="A live table of the connections.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log one line for each finished connection.")] = False
+    watch: Annotated[bool, typer.Option("--watch", help="Show a live table of the connections.")] = False
     log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text"
-    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """The same, with the limits that were not given as they are usual.

@@ -84,7 +84,7 @@ class Defaults(_Table):
     """What holds for every tunnel that does not say otherwise."""
 
     nconnect: Count | None = None
-    """The most connections at one time; -1 for no limit. Others wait."""
+    """Maximum number of open connections; -1 for no limit. Further clients wait."""
     timeout: Seconds | None = None
     """Seconds after which a connection is ended, whatever it does; 'none' for no limit, as it is without this."""
     connect_timeout: Seconds | None = None
@@ -158,7 +158,7 @@ class Hop(_Table):
     password_file: str | None = None
     """The file with the password."""
     password_env: str | None = None
-    """The environment variable with the password."""
+    """Environment variable with the password."""
     known_hosts: str | None = None
     """Of ssh://: a file of host keys in place of your own."""
     config: str | None = None

@@ -423,7 +423,7 @@ def test_every_help_is_clean_at_80_columns(here, words):
 
 
 def test_help_loses_no_brackets(here):
-    assert "is kept [the text of TARGET]." in " ".join(here("expose", "--help")[1].split())
+    assert "is saved [the text of TARGET]." in " ".join(here("expose", "--help")[1].split())
     for name in ("forward", "expose", "socks", "up", "check", "pipe"):
         shown = squeezed(here(name, "--help")[1])
         for parameter in command(name).params:

@@ -40,20 +40,22 @@ LINES = ("forward", "expose", "socks")  # the commands that are tunnels
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="FILE | -- COMMAND …", help="The file, or a relay command without the word relay."),
+    typer.Argument(metavar="FILE | -- COMMAND …", help="A relay.toml, or a relay command without the word relay."),
 ]
 
 
 def check(
     words: Words = None,
-    print_: Annotated[bool, typer.Option("--print", help="Print all that holds, as a file; look at nothing.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of files, for editors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print the effective settings as a relay.toml; check nothing else.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of relay.toml, for editors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
 ) -> None:
-    """Check FILE, or a command line: read all of it, look names up, open keys and certificates, and connect to nothing.
+    """Check FILE, or a command line: read all of it, resolve names, open keys and certificates, and connect to nothing.
 
-    Prints what would listen where, one line each; or all that is wrong, one line each, with status 2 if you have to
-    change something, and 1 if there are only host names that cannot be looked up. Secrets are never printed.
+    Prints the address of each tunnel, one line each; or every problem, one line each, with status 2 if you have to
+    change something, and 1 if only host names cannot be resolved. Secrets are never printed.
     """
     with failures_reported(debug=debug):
         from ... import config as files

@@ -38,11 +38,11 @@ Pages = Mapping[str, Path]
 
 def demo(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIRECTORY", help="Whose files are served; without it those of relay.")
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Directory to serve [the files of relay].")
     ] = None,
     sam: Annotated[
         str | None,
-        typer.Option("--sam", metavar="HOST:PORT", help="A router's SAM bridge; without it one of the demo's own."),
+        typer.Option("--sam", metavar="HOST:PORT", help="SAM bridge of a router [one of the demo's own]."),
     ] = None,
 ) -> None:
     """Relay a web server on real files, fetch all of them through the relay, and compare every byte.

@@ -37,21 +37,24 @@ relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 Keys = Annotated[
-    Path | None, typer.Option("--keys", metavar="FILE", help="I2P: the file of the destination's private key.")
+    Path | None, typer.Option("--keys", metavar="FILE", help="I2P: file with the destination's private key.")
 ]
 Session = Annotated[
     str | None,
     typer.Option(
-        "--session", metavar="NAME", help="I2P: the name under which the destination is kept [the text of TARGET]."
+        "--session", metavar="NAME", help="I2P: name under which the destination is saved [the text of TARGET]."
     ),
 ]
-Transient = Annotated[bool, typer.Option("--transient", help="I2P: a new destination, which is kept nowhere.")]
+Transient = Annotated[bool, typer.Option("--transient", help="I2P: use a new destination and do not save it.")]
 Allow = Annotated[
     list[str] | None,
-    typer.Option("--allow", metavar="DESTINATION", help="I2P: who alone is let in; or a file of them. Several add up."),
+    typer.Option(
+        "--allow", metavar="DESTINATION", help="I2P: allow only this destination, or those in a file. Repeatable."
+    ),
 ]
 Deny = Annotated[
-    list[str] | None, typer.Option("--deny", metavar="DESTINATION", help="I2P: who is not; or a file. Several add up.")
+    list[str] | None,
+    typer.Option("--deny", metavar="DESTINATION", help="I2P: reject this destination, or those in a file. Repeatable."),
 ]
 
 
@@ -65,7 +68,7 @@ def expose(
         typer.Option(
             "--on",
             metavar="SERVER",
-            help="Where it is to be published: ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], or i2p[:?PARAMETERS].",
+            help="Where to publish it: ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], or i2p[:?PARAMETERS].",
         ),
     ],
     via: Via = None,
@@ -78,16 +81,16 @@ def expose(
     *,
     options: Options,
 ) -> None:
-    """Publish TARGET at a server elsewhere, or at I2P, until SIGINT, SIGTERM or SIGHUP.
+    """Publish TARGET on an SSH server or on I2P, until SIGINT, SIGTERM or SIGHUP.
 
-    An SSH server (ssh -R) listens at its own 127.0.0.1, at a port that it chooses, unless listen= says another place.
-    Prints where once the server has agreed.
+    An SSH server (ssh -R) listens on its own 127.0.0.1, on a port that it chooses, unless listen= gives another
+    address. relay prints the address once the server listens.
 
     A server or router that cannot be reached is tried again until it can be, at the start and after a loss. Only what a
     retry cannot fix (a host key, a login, an address in use, a missing file) ends the command.
 
-    At I2P, prints the address of the destination, and a line that begins with "published" once a stream from outside
-    has come through. The destination stays the same for the same TARGET, or with the same --session or --keys.
+    On I2P, relay prints the destination, and a line that begins with "published" once a stream from outside has
+    arrived. The destination stays the same for the same TARGET, or with the same --session or --keys.
     """
     with failures_reported(debug=options.debug):
         place = parse_elsewhere(on, "--on")

@@ -70,15 +70,15 @@ def forward(
 ) -> None:
     """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
 
-    It listens on the loopback unless another host is written out, and prints where.
-    A signal lets the connections finish (--drain); a second one ends them at once.
+    relay binds to 127.0.0.1 unless you give a host, and prints the address. After a signal, open connections may finish
+    (--drain); a second signal closes them.
 
-    With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
+    With --via, the last hop connects to TARGET: it resolves the name, and Unix paths are on that machine.
 
-    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
-    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
+    relay retries until a server can be reached, at the start and after a loss. It exits only if a retry cannot help (a
+    host key, a login, an address in use, a missing file).
 
-    An I2P target is reached through the router on this machine, or the one that --sam tells.
+    An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
         listen, target, hops = _at(sam, listen, target, via or ())

@@ -57,29 +57,30 @@ def pipe(
         typer.Option(
             metavar=SECONDS,
             parser=seconds,
-            help="Give the target so long to be connected, hops included [30, over I2P 90].",
+            help="Maximum time to connect to the target, hops included [30; over I2P 90].",
         ),
     ] = None,
     idle_timeout: Annotated[
-        float | None, typer.Option(metavar=SECONDS, parser=seconds, help="End when no byte has moved for so long.")
+        float | None,
+        typer.Option(metavar=SECONDS, parser=seconds, help="Exit after this long without traffic [no limit]."),
     ] = None,
     linger: Annotated[
         float | None,
         typer.Option(
             metavar=SECONDS,
             parser=seconds_or_zero,
-            help="After one direction's end, wait so long for bytes of the other (no limit; over I2P 5).",
+            help="Idle timeout after a half-close [no limit; over I2P 5].",
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What is done, on standard error.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error what relay does.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
 ) -> None:
     """Connect standard input and output to TARGET.
 
-    The end of the input is passed on, and the answer still comes; the target's end is the end of the output.
-    Nothing else is ever printed there. A connection that is refused, or cut, ends with status 1 and one line.
+    relay passes on the EOF of standard input and still receives the reply; the target's EOF ends the output. relay
+    prints nothing else there. If the connection is refused or reset, relay exits with status 1 and one line.
 
-    With --via, TARGET is reached from the last hop: names are looked up there, and Unix paths are there.
+    With --via, the last hop connects to TARGET: it resolves the name, and Unix paths are on that machine.
     """
     _fill_gaps()
     with (

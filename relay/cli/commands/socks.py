@@ -51,12 +51,13 @@ Rules = Annotated[
         "The first that matches wins; what none is about goes over --via, else it is refused.",
     ),
 ]
-User = Annotated[str | None, typer.Option("--user", metavar="NAME", help="Who alone is let in, with a password.")]
+User = Annotated[str | None, typer.Option("--user", metavar="NAME", help="Allow only this user, with a password.")]
 PasswordFile = Annotated[
-    Path | None, typer.Option("--password-file", metavar="FILE", help="Holds the password; nobody else may read it.")
+    Path | None,
+    typer.Option("--password-file", metavar="FILE", help="File with the password; must be owner-only (mode 0600)."),
 ]
 PasswordEnv = Annotated[
-    str | None, typer.Option("--password-env", metavar="NAME", help="The environment variable with the password.")
+    str | None, typer.Option("--password-env", metavar="NAME", help="Environment variable with the password.")
 ]
 
 
@@ -75,21 +76,21 @@ def socks(
     *,
     options: Options,
 ) -> None:
-    """Be a proxy at LISTEN: relay every client to where it asks, until SIGINT, SIGTERM or SIGHUP.
+    """Run a SOCKS or HTTP proxy on LISTEN, until SIGINT, SIGTERM or SIGHUP.
 
-    SOCKS5 and, without a password, SOCKS4 and 4a; with http:// the CONNECT of an HTTP proxy. It listens on the loopback
-    unless another host is written out, and prints where.
+    SOCKS5 and, without a password, SOCKS4 and 4a; with http:// the CONNECT of an HTTP proxy. relay binds to 127.0.0.1
+    unless you give a host, and prints the address.
 
-    A server that cannot be reached is tried again until it can be, at the start and after a loss. Only what a retry
-    cannot fix (a host key, a login, an address in use, a missing file) ends the command.
+    relay retries until a server can be reached, at the start and after a loss. It exits only if a retry cannot help (a
+    host key, a login, an address in use, a missing file).
 
-    Names are looked up at the end of the way: on the last hop of --via, or of the rule that matches, else here.
-    Names in .i2p are looked up by the I2P router on this machine, or the one that --sam tells, unless a rule matches.
+    The last hop resolves names: that of --via, or of the rule that matches; without hops, this machine does. The I2P
+    router on this machine, or the one given with --sam, resolves .i2p names unless a rule matches.
 
-    A rule that refuses a network also refuses it to names that resolve into it, if a later rule says direct for them.
+    A rule that rejects a network also rejects names that resolve into it, if a later rule says direct for them.
 
-    torsocks cannot resolve names here, for it asks by a command of Tor's own: give it addresses, or use proxychains4.
-    Chromium needs socks5:// for http:// addresses, since http:// here knows CONNECT alone (status 405).
+    torsocks cannot resolve names here, because it uses a command of Tor's own: give it addresses, or use proxychains4.
+    Chromium needs socks5:// for http:// addresses, because http:// here supports CONNECT only (status 405).
     """
     with (
         logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),

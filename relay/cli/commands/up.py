@@ -46,27 +46,29 @@ relay check --schema tells editors all that may be in it, and relay check --prin
 
 File = Annotated[
     Path | None,
-    typer.Argument(metavar="FILE", help="The file; without it relay.toml here, else ~/.config/relay/relay.toml."),
+    typer.Argument(metavar="FILE", help="The file [./relay.toml, else ~/.config/relay/relay.toml]."),
 ]
 
 
 def up(
     file: File = None,
     fail_fast: Annotated[bool, FAIL_FAST] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="A live table of the tunnels.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One line for each finished connection.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show a live table of the tunnels.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log one line for each finished connection.")
+    ] = False,
     log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text",
-    debug: Annotated[bool, typer.Option("--debug", help="Everything, with tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
 
-    Prints one line for each, where it listens or why it cannot. A server that cannot be reached is tried again until
-    it can be, at the start and after a loss. What a retry cannot fix (a host key, a login, an address in use, a missing
-    file) ends that tunnel, and all of them where the file says required = true. Paths in FILE are relative to it.
+    Prints one line for each: the address it listens on, or why it cannot. relay retries until a server can be reached,
+    at the start and after a loss. If a retry cannot help (a host key, a login, an address in use, a missing file), that
+    tunnel ends, and with required = true all of them do. Paths in FILE are relative to it.
 
-    All that is wrong with FILE is told at once, a line each, and nothing is opened then (status 2).
+    relay reports every problem in FILE at once, one line each, and then opens nothing (status 2).
 
-    A signal lets the connections finish (drain); a second one ends them at once.
+    After a signal, open connections may finish (drain); a second signal closes them.
     """
     shown = Options(fail_fast=fail_fast, verbose=verbose, watch=watch, log_format=log_format, debug=debug)
     with (

@@ -1,4 +1,4 @@
-"""What the README shows is true."""
+"""What the README and the pages of docs/ show is true."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from documents import ALL, PAGES, README, ROOT
 from helpers import WAIT
 
 import relay
@@ -20,14 +21,10 @@ from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
 from relay.transports.ssh.config.settings import CLIENT_ONLY
 
-ROOT = Path(relay.__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+PROGRAMS = re.findall(r"^```python\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
 LISTENING = [program for program in PROGRAMS if "listening on" in program]  # what others do, the tour's test tries
-COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", README, re.MULTILINE)
-SSH = README.partition("\n## SSH\n")[2].partition("\n## ")[0]
-I2P = README.partition("\n## I2P\n")[2].partition("\n## ")[0]
+COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", ALL, re.MULTILINE)
 
 
 @pytest.mark.parametrize("program", LISTENING, ids=range(len(LISTENING)))
@@ -57,7 +54,7 @@ def test_the_commands_are_understood(command):
 
 
 SAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "samples").glob("*.py"))}
-SHOWN = {**{f"README {number}": program for number, program in enumerate(PROGRAMS)}, **SAMPLES}
+SHOWN = {**{f"document {number}": program for number, program in enumerate(PROGRAMS)}, **SAMPLES}
 
 
 @pytest.mark.parametrize("program", SHOWN.values(), ids=SHOWN)
@@ -79,7 +76,7 @@ def test_it_shows_programs_and_commands():
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
-    named = set(re.findall(r"`relay\.(\w+)", README)) - {"aio", "compat", "testing", "toml"}
+    named = set(re.findall(r"`relay\.(\w+)", ALL)) - {"aio", "compat", "testing", "toml"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -118,27 +115,53 @@ def test_every_folder_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_every_link_leads_somewhere(path):
+    for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        there = path if not name else path.parent / name
+        assert there.exists(), name
+        assert not anchor or anchor in anchors(there.read_text()), f"{name}#{anchor}"
+
+
+def test_every_reason_has_its_row():
+    rows = set(re.findall(r"^\| `(\w+)` \|", PAGES["limits"], re.MULTILINE))
+    reasons = "done refused unreachable connect_timeout idle lifetime linger client_reset target_reset carrier_lost"
+    assert {*reasons.split(), "factory_error", "denied", "closed"} <= rows
+
+
 def test_every_parameter_of_a_hop_is_in_it():
-    assert SSH
     for name in set(SSH_PARAMETERS) - {"password", "passphrase"}:
-        assert f"`{name}" in SSH, name
+        assert f"`{name}" in PAGES["ssh"], name
 
 
 def test_every_parameter_of_i2p_is_in_it():
-    assert I2P
     for name in set(I2P_LISTEN_PARAMETERS) - {"password"}:
-        assert f"`{name}" in I2P, name
+        assert f"`{name}" in PAGES["i2p"], name
 
 
 def test_everything_that_forces_the_openssh_client_is_in_it():
     assert len(CLIENT_ONLY) >= 10
     for need in CLIENT_ONLY:
         word = re.search(r"sk-|@[a-z-]+|\b[A-Z]\w+", need.option)
-        assert word[0] in SSH, need.option
+        assert word[0] in PAGES["ssh"], need.option
 
 
 def test_the_file_of_tunnels_is_right(tmp_path):
-    (text,) = re.findall(r"^```toml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (text,) = re.findall(r"^```toml\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
     (tmp_path / "key").write_text("")
     (tmp_path / "relay.toml").write_text(text.replace("~/.ssh/work", str(tmp_path / "key")))
     program = str(Path(sys.executable).parent / "relay")
@@ -150,7 +173,7 @@ def test_the_file_of_tunnels_is_right(tmp_path):
     assert [*tomllib.loads(done.stdout)["tunnels"]] == ["db", "site", "proxy"]
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- (.*?)(?: +# .*)?$", README, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- (.*?)(?: +# .*)?$", ALL, re.MULTILINE))
 def test_a_command_line_becomes_a_file(line):
     program = str(Path(sys.executable).parent / "relay")
     done = subprocess.run(

@@ -72,7 +72,7 @@ class Proxy:
 
     def __post_init__(self) -> None:
         if self.protocol not in ("socks5", "http"):
-            raise ValueError(f"protocol: {self.protocol!r} is not allowed; socks5 and http are")
+            raise ValueError(f"protocol: must be socks5 or http, got {self.protocol!r}")
         check_place("proxy" if is_i2p(self.host) else self.host, self.port)
         check_file("password_file", self.password_file)
         check_variable("password_env", self.password_env)
@@ -84,7 +84,7 @@ class Proxy:
             return
         _check_user(self.user, self.protocol)
         if not secret:
-            raise ValueError("user: there is no password; password_file= or password_env= tells it")
+            raise ValueError("user: password missing; set password_file= or password_env=")
 
     @property
     def place(self) -> TCPAddress:
@@ -269,7 +269,7 @@ def _check_user(user: str, protocol: str) -> None:
     if not user or not user.isprintable() or len(user.encode()) > _LONGEST_LOGIN:
         raise ValueError(f"user: it is empty, not printable or too long; {_LONGEST_LOGIN} bytes are allowed")
     if protocol == "http" and ":" in user:
-        raise ValueError("user: a colon is not allowed in it (RFC 7617, section 2)")
+        raise ValueError("user: must not contain a colon (RFC 7617, section 2)")
 
 
 def _fill(word: str, host: str, port: str) -> str:

@@ -154,7 +154,7 @@ class I2PListen:
 
     def __post_init__(self) -> None:
         if self.accept not in (None, "accept", "forward"):
-            raise ValueError(f"accept: {self.accept!r} is not allowed; accept and forward are, or nothing")
+            raise ValueError(f"accept: must be accept or forward, got {self.accept!r}; leave it out for the default")
 
     def __str__(self) -> str:
         return str(self.router)

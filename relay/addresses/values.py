@@ -210,7 +210,7 @@ class SSHServer:
         for name in SECRETS:
             check_secret(name, getattr(self, name), getattr(self, f"{name}_file"), getattr(self, f"{name}_env"))
         if self.backend not in (None, "paramiko", "openssh"):
-            raise ValueError(f"backend: {self.backend!r} is not allowed; paramiko and openssh are")
+            raise ValueError(f"backend: must be paramiko or openssh, got {self.backend!r}")
         _check_pattern(
             "hostkey", self.hostkey, _FINGERPRINT, "a fingerprint", "SHA256: and 43 characters, as ssh-keygen -l"
         )
@@ -447,7 +447,7 @@ def _check_keepalive(value: float | None) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"keepalive: expected a number of seconds or None, got {type(value).__name__}")
     if not 0 < value < math.inf:
-        raise ValueError(f"keepalive: {value} is not allowed; more than zero seconds, or None to turn it off")
+        raise ValueError(f"keepalive: must be greater than 0, got {value}; use None to turn it off")
 
 
 def _quoted(value: str) -> str:

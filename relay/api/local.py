@@ -78,4 +78,4 @@ def _check_name(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
     if name in ("", ".", "..") or "/" in name:
-        raise ValueError(f"name: {name!r} is not allowed; the name of a file without a directory is")
+        raise ValueError(f"name: must be a file name without a directory, got {name!r}")

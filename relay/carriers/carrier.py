@@ -316,7 +316,7 @@ class Carrier(Generic[AnyLink]):
                 trace = None if isinstance(error, OSError) else error
                 why = without(self.name, error)
                 level = logging.DEBUG if _is_said(error) else logging.ERROR
-                self._log(level, "%s: %s; not tried again by itself", why, exc_info=trace)
+                self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
             return self._tell(error)
         # What has a word of its own is raised as it is; the rest is why there is no way to the target.
         self._back_off(error)
@@ -332,7 +332,7 @@ class Carrier(Generic[AnyLink]):
     def _renew(self, link: AnyLink, why: str) -> None:
         if self.link is link and not self._renewing:
             self._renewing = True
-            self._log(logging.WARNING, "%s: %s; a new one is made beside it", why)
+            self._log(logging.WARNING, "%s: %s; replacing it", why)
             self._begin()
 
     def _retire(self, link: AnyLink) -> None:

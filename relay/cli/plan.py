@@ -230,7 +230,7 @@ def _proxy(
         "password_env": password_env,
     }
     if (user is None) != (password is None and password_file is None and password_env is None):
-        problem = "there is no user" if user is None else "there is no password"
+        problem = "user missing" if user is None else "password missing"
         raise ValueError(f"{problem}; --user NAME goes with --password-file FILE or --password-env NAME")
     address = parse_listen(text)
     if isinstance(address, UnixAddress):
@@ -302,7 +302,9 @@ def _warn_if_open(listener: Any) -> None:
     if listener.protected:
         text = "%s port %d: users and passwords cross the network in the clear; use it in a network that you trust"
     else:
-        text = "everybody who can reach %s port %d can use it; --user and --password-file let one user in"
+        text = (
+            "proxy on %s port %d has no password: any host that can connect may use it; set --user and --password-file"
+        )
     logger.warning(text, *address[:2])
 
 

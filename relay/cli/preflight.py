@@ -176,7 +176,7 @@ def _resolve(host: str, what: str = "") -> None:
     try:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        problem = f"the name cannot be looked up ({error.args[-1]}); is it spelled right?"
+        problem = f"cannot resolve the host name ({error.args[-1]}); check the spelling"
         raise ConnectError(f"{what}{host}: {problem}") from error  # which time may fix
 
 

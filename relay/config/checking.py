@@ -253,7 +253,7 @@ class _One:
         if passwords and "user" not in given:
             self._refuse(min(passwords), "there is no user; a proxy wants both, or neither")
         if "user" in given and not passwords:
-            self._refuse("user", "there is no password; password_file or password_env tells where it is")
+            self._refuse("user", "password missing; set password_file or password_env")
         if "user" in given and getattr(self._listen, "user", None):
             self._refuse("user", "listen has a user already; once is enough")
 

@@ -296,7 +296,7 @@ class Connection:
         return self.target_stream is not None and not self.target_stream.answered and not self.down.moved
 
     def _nobody_there(self, now: float) -> None:
-        text = "%s: %s: it ended before a single byte came; is the service there up? (client %s)"
+        text = "%s: %s: closed before sending any data; check that the service is running (client %s)"
         logger.warning(text, self.tunnel.name, self.target_name(), place(self.peer))
         self.close("unreachable", now)
 

@@ -285,7 +285,7 @@ class _Conversation:
             raise failure
         was_told = self._up.ended is not None and stream.half_close  # that the input is over: then it may say nothing
         if not (stream.answered or self._down.mover.moved or was_told):
-            raise ConnectError(f"{self._name}: it ended before a single byte came; is the service there up?")
+            raise ConnectError(f"{self._name}: closed before sending any data; check that the service is running")
         if self._refused is not None:
             raise self._broken(self._refused)
         self._down.ended = time.monotonic()

@@ -20,7 +20,7 @@ def check_count(nconnect: Any) -> int:
     if isinstance(nconnect, bool) or not isinstance(nconnect, int):
         raise TypeError(f"nconnect: expected a whole number, got {type(nconnect).__name__}")
     if nconnect < -1 or nconnect == 0:
-        raise ValueError(f"nconnect: {nconnect} is not allowed; at least 1, or -1 for no limit")
+        raise ValueError(f"nconnect: must be at least 1, got {nconnect}; use -1 for no limit")
     return nconnect
 
 
@@ -41,8 +41,8 @@ def check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
     try:
         value = float(seconds)
     except OverflowError:  # whole numbers have no infinity
-        raise ValueError(f"{name}: a number that large is not allowed; use None for no limit") from None
+        raise ValueError(f"{name}: number too large; use None for no limit") from None
     if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        allowed = "zero or more" if zero else "more than zero"
-        raise ValueError(f"{name}: {seconds} is not allowed; {allowed} seconds, or None for no limit")
+        allowed = "at least 0" if zero else "greater than 0"
+        raise ValueError(f"{name}: must be {allowed}, got {seconds}; use None for no limit")
     return value if value < math.inf else None

@@ -337,7 +337,7 @@ class Direct:
         try:
             found = answer.get(timeout=max(0.0, deadline - time.monotonic()) if deadline is not None else None)
         except queue.Empty:
-            text = f"{self.target}: the name was not resolved in time; does the name server answer?"
+            text = f"{self.target}: DNS lookup timed out; check the name server"
             raise ConnectError(text, reason="connect_timeout") from None
         if isinstance(found, BaseException):
             raise found

@@ -130,7 +130,7 @@ class Lookups:
             if search.running or self._searches.get(search.name) is not search:
                 continue  # a client that heard of another one has made room for the next, or has given this one up
             self._unqueue(search)
-            text = "too many names wait to be looked up; does the name server answer?"
+            text = "too many DNS lookups are waiting; check the name server"
             self._end(search, ConnectError(f"{search.name}: {text}", reason="overloaded"), now)
 
     def _run(self, search: _Search) -> None:

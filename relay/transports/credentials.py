@@ -95,7 +95,7 @@ def _from_file(owner: object, name: str, path: str) -> str:
     except OSError as error:
         raise AuthenticationError(f"{where}: {error.strerror}; it is read with every login") from None
     if mode & 0o077:
-        raise AuthenticationError(f"{where}: its mode {mode:04o} lets others at it; chmod 600 it")
+        raise AuthenticationError(f"{where}: file is accessible to other users (mode {mode:04o}); run chmod 600")
     value = _without_line_end(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     if not value:
         raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")

@@ -402,7 +402,7 @@ def _missing(program: str) -> str:
     if os.path.dirname(program):
         if os.path.exists(program):
             return f"{program} is no program that may be run; is it the right file (chmod +x)?"
-        return f"there is no {program}; is it spelled right?"
+        return f"there is no {program}; check the spelling"
     return f"there is no {program} in PATH; install it, or give its whole path"
 
 

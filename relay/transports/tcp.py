@@ -67,9 +67,9 @@ class _Name:
     def endpoints(self, found: Sequence[Endpoint] | BaseException) -> Sequence[Endpoint]:
         if isinstance(found, (OSError, UnicodeError)) and not isinstance(found, ConnectError):
             _, percent, zone = self.host.partition("%")
-            what = f"there is no interface {zone}" if percent else "the name cannot be looked up"
+            what = f"there is no interface {zone}" if percent else "cannot resolve the host name"
             text = found.strerror if isinstance(found, OSError) else found
-            raise ConnectError(f"{TCPAddress(self.host, self.port)}: {what} ({text}); is it spelled right?") from found
+            raise ConnectError(f"{TCPAddress(self.host, self.port)}: {what} ({text}); check the spelling") from found
         if isinstance(found, BaseException):
             raise found
         # Another port may have been asked for by who had it looked up.
@@ -115,7 +115,7 @@ def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         number = error.errno if isinstance(error, socket.gaierror) else socket.EAI_NONAME
-        text = f"{place}: the name cannot be looked up ({error.args[-1]}); is it spelled right?"
+        text = f"{place}: cannot resolve the host name ({error.args[-1]}); check the spelling"
         raise socket.gaierror(number, text) from error
     # Clients that know one family alone know IPv4.
     return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)

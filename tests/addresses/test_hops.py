@@ -31,10 +31,10 @@ def test_a_proxy_shows_no_secret():
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("socks4", "h", 1), ValueError, "^protocol: 'socks4' is not allowed"),
+        (("socks4", "h", 1), ValueError, "^protocol: must be socks5 or http, got 'socks4'"),
         (("http", "h", 0), ValueError, "^port: 0"),
         (("http", "-h", 1), ValueError, "^host: "),
-        (("http", "h", 1, "me"), ValueError, "^user: there is no password"),
+        (("http", "h", 1, "me"), ValueError, "^user: password missing"),
         (("http", "h", 1, None, "x"), ValueError, "^password: there is no user"),
         (("http", "h", 1, "a:b", "x"), ValueError, "^user: a colon"),
         (("http", "h", 1, "a\nb", "x"), ValueError, "^user: it is empty, not printable"),

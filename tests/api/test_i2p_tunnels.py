@@ -259,7 +259,7 @@ WRONG_SERVER = [
     *WRONG,
     ({"port": 0}, ValueError, "^port: 0 is out of range; a port is a number from 1"),
     ({"host": ""}, ValueError, "^host: "),
-    ({"accept": "both"}, ValueError, "^accept: 'both' is not allowed"),
+    ({"accept": "both"}, ValueError, "^accept: must be accept or forward, got 'both'"),
     ({"allow": "nowhere"}, ValueError, "^allow: 'nowhere' is neither a destination nor a file"),
     ({"deny": [NAME]}, ValueError, "^deny: .*a name may come to mean somebody else"),
 ]

@@ -202,7 +202,7 @@ def test_a_callback_that_exits_is_a_failure(carried):
 
 def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
     carried(ValueError("odd"))
-    wait_until(lambda: "c: odd; not tried again by itself" in caplog.text)
+    wait_until(lambda: "c: odd; will not retry until a client connects" in caplog.text)
     assert "Traceback" in caplog.text
 
 
@@ -219,10 +219,10 @@ def ended_at(stage):
 
 def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_final(carried, caplog):
     carrier, connector = carried(*[ended_at("login")] * 9)
-    wait_until(lambda: "not tried again by itself" in caplog.text)
+    wait_until(lambda: "will not retry until a client connects" in caplog.text)
     assert carrier.state is State.FAILED and connector.attempts == 3
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
-    assert line == "c: it hung up (login); 3 times in a row; not tried again by itself"
+    assert line == "c: it hung up (login); 3 times in a row; will not retry until a client connects"
     assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
 
 
@@ -651,7 +651,7 @@ def test_a_link_is_renewed_beside_the_old_one_which_ends_with_its_last_stream(ca
     outcome_of(carrier)
     carrier.subscribe(lambda state, error: states.append(state))
     old, new = renewed(carrier, connector, streams=1)
-    assert "c: it has gone deaf; a new one is made beside it" in caplog.text
+    assert "c: it has gone deaf; replacing it" in caplog.text
     assert outcome_of(carrier) is new
     assert not old.closed.is_set()
     old.end_streams()

@@ -253,7 +253,7 @@ def test_a_target_whose_name_does_not_resolve_is_a_warning_and_a_reset(start, co
     address = command.address()
     for _ in range(2):
         assert ending_of_a_client(connect, address) == "reset"
-        assert "no-such-host.invalid:80: the name cannot be looked up" in command.hear("WARNING")
+        assert "no-such-host.invalid:80: cannot resolve the host name" in command.hear("WARNING")
     assert command.end()[0] == 0
 
 
@@ -360,7 +360,7 @@ def test_what_the_machine_refuses_gets_one_line_and_status_1(listener, tmp_path)
     (tmp_path / "file").touch()
     refused = {
         f":{port}": f"127.0.0.1:{port}: Address already in use",
-        "no-such-host.invalid:0": "no-such-host.invalid:0: the name cannot be looked up",
+        "no-such-host.invalid:0": "no-such-host.invalid:0: cannot resolve the host name",
         "192.0.2.1:0": "this machine has no such address",
         f"unix://{tmp_path}/none/s": "No such file or directory",
         f"unix://{tmp_path}/file": "a file that is not a socket",

@@ -252,10 +252,10 @@ def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen
         while len(ports) < 49:
             name, where = re.match(r"(\w+): listening on \S+:(\d+)", command.process.stdout.readline()).groups()
             ports[name] = int(where)
-        shown = screen.wait_for_picture(lambda lines: "49 of 50 tunnels listen" in lines)
-        assert any(line.startswith("and ") and line.endswith(" more") for line in shown)
+        screen.wait_for_picture(lambda lines: "49 of 50 tunnels listen" in lines)
         configured = re.compile(rf"taken +failed +127\.0\.0\.1:{taken.getsockname()[1]} → {target}$")
-        assert any(configured.match(line) for line in shown)
+        shown = screen.wait_for_picture(lambda lines: any(configured.match(line) for line in lines))
+        assert any(line.startswith("and ") and line.endswith(" more") for line in shown)
         with socket.create_connection(("127.0.0.1", ports["t40"]), timeout=WAIT) as client:
             far, _ = listener.accept()
             with far:

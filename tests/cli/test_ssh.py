@@ -119,7 +119,7 @@ def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, m
     command = start(":0", target, "--via", ssh_server.url)
     line = command.hear("the OpenSSH client is tried instead")
     assert "the login was not finished); 3 times in a row; the OpenSSH" in line
-    assert "ERROR" in command.hear("not tried again by itself")
+    assert "ERROR" in command.hear("will not retry until a client connects")
     assert command.end()[0] == 0
 
 
@@ -158,7 +158,7 @@ def test_expose_ends_with_one_line_where_the_first_login_must_not_fail(target, s
 def test_a_server_that_does_not_speak_ssh_is_given_up(start, target, serve):
     place = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).address
     command = start(":0", target, "--via", "ssh://me@{}:{}?config=none".format(*place))
-    line = command.hear("not tried again by itself")
+    line = command.hear("will not retry until a client connects")
     assert "ERROR" in line and "is this the right port?; 3 times in a row; not" in line
     assert command.end()[0] == 0
 
@@ -305,7 +305,7 @@ def test_fail_fast_ends_with_one_line_at_a_server_that_is_away(arguments):
     [
         ("keyfile={}/none", "/none: no such file"),
         ("password_env=NOT_SET_AT_ALL", "'NOT_SET_AT_ALL' is not set"),
-        ("password_file={}/open", "mode 0644 lets others at it"),
+        ("password_file={}/open", "accessible to other users (mode 0644)"),
     ],
 )
 @pytest.mark.parametrize(

@@ -79,10 +79,10 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
         # wrong values
         (T + "timeout = '5'", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
         (T + "timeout = true", "4: tunnels.t.timeout: expected a number of seconds, or 'none'"),
-        (T + "timeout = 0", "4: tunnels.t.timeout: 0 is not allowed; more than zero seconds, or 'none' for no limit"),
-        (T + "linger = -1", "4: tunnels.t.linger: -1 is not allowed; zero or more seconds, or 'none' for no limit"),
-        (T + "drain = nan", "4: tunnels.t.drain: nan is not allowed"),
-        (T + "nconnect = 0", "4: tunnels.t.nconnect: 0 is not allowed; at least 1, or -1 for no limit"),
+        (T + "timeout = 0", "4: tunnels.t.timeout: must be greater than 0, got 0; use 'none' for no limit"),
+        (T + "linger = -1", "4: tunnels.t.linger: must be at least 0, got -1; use 'none' for no limit"),
+        (T + "drain = nan", "4: tunnels.t.drain: must be at least 0, got nan"),
+        (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
         (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
         (T + "required = 1", "4: tunnels.t.required: expected true or false, got a number"),
         (T + "via = 'i2p:'", '4: tunnels.t.via: expected a list such as ["…", "…"], got text'),
@@ -155,7 +155,7 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
             "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'a:1'\ntransient = true\nsession = 's'",
             "4: tunnels.t.transient: a destination that is kept nowhere has no keys and no session",
         ),
-        ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: there is no password"),
+        ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: password missing"),
         ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: there is no user"),
         (
             "[tunnels.t]\nlisten = 'http://:0'\nuser = 'u'\npassword_env = 'u'\npassword_file = 'f'",

@@ -75,7 +75,7 @@ def test_an_end_before_any_answer_is_nobody_there(world, any_engine, caplog, end
     assert ending(client) == "reset"
     assert ended(one.tunnel) == ["unreachable"]
     # A reset may come while the stream is still being opened.
-    told = ("it ended before a single byte came; is the service there up?", "Connection reset by peer")
+    told = ("closed before sending any data; check that the service is running", "Connection reset by peer")
     assert any(f"t: the target: {text} (client fake client)" in caplog.text for text in told)
     assert one.tunnel.stats().failed == {"unreachable": 1}
 

@@ -27,12 +27,12 @@ def test_what_is_not_a_number_is_named(given: Any) -> None:
 
 @pytest.mark.parametrize("given", [-1, -0.001, math.nan, -math.inf, 0])
 def test_what_cannot_be_a_limit_is_named(given: float) -> None:
-    with pytest.raises(ValueError, match="timeout: .* is not allowed; more than zero seconds"):
+    with pytest.raises(ValueError, match="timeout: must be greater than 0, got"):
         check_time("timeout", given)
 
 
 def test_a_number_that_no_float_can_hold() -> None:
-    with pytest.raises(ValueError, match="timeout: a number that large is not allowed; use None"):
+    with pytest.raises(ValueError, match="timeout: number too large; use None"):
         check_time("timeout", 10**5000)
 
 

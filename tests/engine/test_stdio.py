@@ -430,7 +430,7 @@ def test_a_stream_that_ends_before_it_has_ever_answered_leads_nowhere(rig):
     one.stream.answered = False
     one.begin()
     one.far.close()
-    with pytest.raises(ConnectError, match="before a single byte") as raised:
+    with pytest.raises(ConnectError, match="before sending any data") as raised:
         one.over()
     assert raised.value.reason == "unreachable"
 

@@ -1,4 +1,4 @@
-"""Every line that the README shows of chains runs, with servers of the test in the place of those that it names."""
+"""Every line that the pages about chains and proxies show runs, with the test's servers in place of those named."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from documents import PAGES
 from helpers import WAIT, Server
 from postgres import PASSWORD
 
@@ -24,8 +25,7 @@ from relay.addresses.destinations import b32_of
 from relay.process import end
 from relay.testing import SAMBridge, SSHServer
 
-README = (Path(relay.__file__).parent.parent / "README.md").read_text()
-CHAINS = README.partition("\n## Chains\n")[2].partition("\n## ")[0]
+CHAINS = PAGES["chains"] + PAGES["proxy"]
 LINES = re.findall(r"^\$ (.*?)(?: +# .*)?$", CHAINS, re.MULTILINE)
 BIN = Path(sys.executable).parent
 PAGE = b"the page"
@@ -40,7 +40,7 @@ def serve_page(connection):
 
 
 class Places:
-    """What takes the place of the names in the README."""
+    """What takes the place of the names in the pages."""
 
     def __init__(self, stack, folder, certificates):
         def serve_tls(connection):
@@ -123,7 +123,7 @@ def fetch(url, proxy=None):
 
 
 def over_ssh(places, command, host):
-    """``ssh`` to a server of the test, as the README has it; the name of the server is kept where it is at I2P."""
+    """``ssh`` to a server of the test, as the page has it; the name of the server is kept where it is at I2P."""
     server = places.outer if host == "outer" else places.inner
     address, port = server.address[:2]
     known = places.folder / f"known_{host}"
@@ -185,7 +185,7 @@ def test_rsync(line, places, tmp_path):
 
 
 def program_of(places):
-    """The README's program, with the test's own places in it."""
+    """The page's program, with the test's own places in it."""
     (text,) = re.findall(r"^```python\n(.*?)^```", CHAINS, re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
     exec(places.put_in(text.replace("web.internal:80", places.web)), names)

@@ -94,7 +94,7 @@ def test_where_too_many_wait_the_oldest_of_the_largest_source_is_refused(world):
     world.find("a5")
     ((name, error),) = world.told
     assert (name, error.reason) == ("a3", "overloaded")
-    assert str(error) == "a3: too many names wait to be looked up; does the name server answer?"
+    assert str(error) == "a3: too many DNS lookups are waiting; check the name server"
     assert isinstance(error, ConnectError)
     world.run_all()
     assert sorted(world.looked_up) == ["a1", "a2", "a4", "a5", "b1", "b2", "b3"]

@@ -86,7 +86,7 @@ def test_the_socket_is_a_kernel_socket_that_does_not_block():
     ("words", "problem"),
     [
         (["no-such-program"], "there is no no-such-program in PATH; install it, or give its whole path"),
-        (["/no/such/program"], "there is no /no/such/program; is it spelled right?"),
+        (["/no/such/program"], "there is no /no/such/program; check the spelling"),
         ([__file__], f"{__file__} is no program that may be run; is it the right file (chmod +x)?"),
         (["/"], "/ is no program that may be run; is it the right file (chmod +x)?"),
     ],

@@ -69,7 +69,7 @@ def test_an_address_of_another_machine_says_so():
 
 
 def test_a_name_that_does_not_resolve_says_so():
-    with pytest.raises(socket.gaierror, match=r"no-such-host\.invalid:0: the name cannot be looked up"):
+    with pytest.raises(socket.gaierror, match=r"no-such-host\.invalid:0: cannot resolve the host name"):
         listen_tcp("no-such-host.invalid", 0)
 
 

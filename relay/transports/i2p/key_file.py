@@ -211,7 +211,7 @@ def _check_mode(status: os.stat_result, name: Path) -> None:
     """As ssh does: a file of ours is for us alone, and whose is not ours was not put there by us."""
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid == os.geteuid() and mode & 0o077:
-        raise SAMError(f"{name}: its mode {mode:04o} lets others at the private key; chmod 600 it")
+        raise SAMError(f"{name}: private key is accessible to other users (mode {mode:04o}); run chmod 600")
 
 
 def _parsed(data: bytes) -> PrivateKey:

@@ -404,7 +404,7 @@ class I2PListener:
 
     def _turn(self, way: Forward, why: str) -> None:
         """Take the other way in: the router cannot reach us."""
-        logger.warning("%s; streams are accepted one by one from now on", why)
+        logger.warning("%s; switching from STREAM FORWARD to STREAM ACCEPT", why)
         self._near = False
         way.end(lambda: self._enter(way.session) if way is self._way else None)
 

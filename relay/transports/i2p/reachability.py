@@ -257,7 +257,9 @@ class Prover:
             self._release()
             return self._try(now)
         session.judge(False)
-        return session.lose(CarrierError(f"{self._name}: nobody can reach the session ({problem}); it is made again"))
+        return session.lose(
+            CarrierError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it")
+        )
 
     def _wait(self) -> None:
         """Try again with another session, rarely if that does not help."""

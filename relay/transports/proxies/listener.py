@@ -99,7 +99,7 @@ def login_of(
         return None
     _check_user(user)
     if not given:
-        raise ValueError("user: there is no password; password_file= or password_env= tells it")
+        raise ValueError("user: password missing; set password_file= or password_env=")
     secret = secret_of(_Password(password, password_file, password_env), "password", f"{user}'s password: ") or ""
     if not 0 < len(secret.encode("utf-8", "surrogateescape")) <= _LONGEST_LOGIN:
         raise ValueError(f"password: it is empty or too long; {_LONGEST_LOGIN} bytes are allowed")

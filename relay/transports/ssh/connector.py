@@ -159,7 +159,7 @@ def _refuse_circles(settings: Settings, seen: tuple[str, ...]) -> None:
     place = str(TCPAddress(settings.hostname, settings.port))
     if place in seen or len(seen) > _DEEPEST:
         way = " → ".join((*seen, place))
-        raise AddressError(f"{settings.name}: ProxyJump leads round in a circle ({way}); mend the SSH configuration")
+        raise AddressError(f"{settings.name}: ProxyJump loop ({way}); fix the SSH configuration")
     for server in settings.jumps:
         _refuse_circles(settle(server), (*seen, place))
 

@@ -124,8 +124,8 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
     assert lines == ["good: listens on 127.0.0.1:0 → localhost:1"]
     assert status == 2
     wanted = [
-        (4, "tunnels.name: no-such-host.invalid: the name cannot be looked up"),
-        (4, "tunnels.name: no-such-name.invalid: the name cannot be looked up"),
+        (4, "tunnels.name: no-such-host.invalid: cannot resolve the host name"),
+        (4, "tunnels.name: no-such-name.invalid: cannot resolve the host name"),
         (7, "tunnels.ca: missing.pem: ca: No such file or directory"),
         (10, f"tunnels.a: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # and not b's
         (18, "tunnels.c: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
@@ -142,7 +142,7 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
     [
         ("nothing", "keyfile=nothing: no such file"),
         ("text", "text is not a private key that paramiko can read"),
-        ("open", "open has mode 0644, which lets others at it (chmod 600)"),
+        ("open", "open is accessible to other users (mode 0644); run chmod 600"),
     ],
 )
 def test_key_files_are_opened(checked, tmp_path, ssh_server, name, told):
@@ -281,12 +281,12 @@ def test_nothing_is_looked_at_to_print():
         ("forward 1 db:5432 --linger -5", 2, "'--linger': must not be negative, got -5"),
         ("forward 1 db:5432 --sam 127.0.0.1:1", 2, "sam: nothing of this tunnel is at I2P"),
         ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "everybody on this machine can read a command line"),
-        ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: the name cannot be looked up"),
+        ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: cannot resolve the host name"),
         ("forward socks5://:1 a:1", 2, "the clients of a proxy name their targets themselves"),
         ("expose 127.0.0.1:1 --on 127.0.0.1:2", 2, "it has no scheme"),
         ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: address of listen alone"),
         ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is kept nowhere"),
-        ("socks 1080 --user me", 2, "user: there is no password"),
+        ("socks 1080 --user me", 2, "user: password missing"),
         ("socks 1080 --rule '*='", 2, "there is no way"),
         ("socks tls://:1?cert=x", 2, "a proxy does not listen there"),
     ],

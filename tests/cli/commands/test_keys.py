@@ -60,7 +60,7 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
     [
         ("new", "none/me.dat", "cannot be written: No such file or directory"),
         ("show", "none", "there is no such file"),
-        ("show", "open", "its mode 0644 lets others at the private key; chmod 600 it"),
+        ("show", "open", "private key is accessible to other users (mode 0644); run chmod 600"),
         (
             "show",
             "damaged",

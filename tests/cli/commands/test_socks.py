@@ -129,7 +129,7 @@ def test_a_proxy_for_everybody_is_a_warning(start, listen, warned):
     command.process.stdout.readline()
     status, said = command.end()
     assert status == 0
-    assert ("WARNING everybody who can reach 0.0.0.0 port" in said) == warned
+    assert ("WARNING proxy on 0.0.0.0 port" in said) == warned
 
 
 @pytest.mark.parametrize(("listen", "warned"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
@@ -156,7 +156,7 @@ def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, li
         ([":0", "--via", "ssh://me:secret@a"], 2, "everybody on this machine can read a password"),
         ([":0", "--rule", "*=ssh://me:secret@a"], 2, "everybody on this machine can read a password"),
         ([":0", "--rule", "*=direct,ssh://me:secret@a"], 2, "rule"),
-        ([":0", "--user", "me"], 2, "there is no password; --user NAME goes with --password-file FILE"),
+        ([":0", "--user", "me"], 2, "password missing; --user NAME goes with --password-file FILE"),
         ([":0", "--password-env", "X"], 2, "there is no user"),
         ([":0", "--user", "me", "--password-env", "NOT_SET"], 2, "is not set"),
         ([":0", "--user", "me", "--password-file", "/does/not/exist"], 2, "No such file"),

@@ -210,7 +210,7 @@ def test_a_stream_on_which_nobody_answers_is_reset(world, caplog):
     far.close()
     assert ending(client) == "reset"
     assert ended(tunnel) == ["unreachable"]
-    assert f"i2p://{b32_of(DEST)}: it ended before a single byte came" in caplog.text
+    assert f"i2p://{b32_of(DEST)}: closed before sending any data" in caplog.text
 
 
 @pytest.mark.parametrize("first", ["control", "stream", "stream's reset"])

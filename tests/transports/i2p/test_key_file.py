@@ -195,7 +195,7 @@ def test_a_damaged_file_is_an_error_and_no_new_identity(tmp_path, data, problem)
 def test_a_file_that_others_can_read_is_refused(tmp_path, bits):
     path = saved(tmp_path / "me.dat")
     path.chmod(bits)
-    refused(path, f"its mode {bits:04o} lets others at the private key; chmod 600 it")
+    refused(path, f"private key is accessible to other users (mode {bits:04o}); run chmod 600")
     with pytest.raises(relay.SAMError, match="chmod 600"):
         read(path)
 

@@ -220,7 +220,7 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
     assert there.wait_published(WAIT)
     (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
     bridge.cut(ours.id)
-    wait_until(lambda: "nobody can reach the session" in caplog.text)
+    wait_until(lambda: "session is not reachable from I2P" in caplog.text)
     wait_until(lambda: there.state == "published" and there._prover._times > 3)
     with clients.connect(there) as near:
         far, _ = accept(there)

@@ -246,7 +246,7 @@ def test_over_a_unix_socket(echo_server, tmp_path):
 
 
 def test_arguments_that_cannot_be_right():
-    with pytest.raises(ValueError, match="user: there is no password"):
+    with pytest.raises(ValueError, match="user: password missing"):
         http_listen("127.0.0.1", 0, user="me")
     with pytest.raises(ValueError, match="port"):
         http_listen("127.0.0.1", -1)

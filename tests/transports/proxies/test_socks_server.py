@@ -743,14 +743,14 @@ def test_where_a_password_may_be(tmp_path, monkeypatch):
         assert not who.admits(b"me", b"secret")
         assert not who.admits(b"m", b"es\xc3\xa9cret")
     file.chmod(0o644)
-    with pytest.raises(relay.AuthenticationError, match="lets others at it"):
+    with pytest.raises(relay.AuthenticationError, match="accessible to other users"):
         socks_listen("127.0.0.1", 0, user="me", password_file=str(file))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"user": "me"}, ValueError, "user: there is no password"),
+        ({"user": "me"}, ValueError, "user: password missing"),
         ({"password": "secret"}, ValueError, "password: there is no user"),
         ({"user": "", "password": "secret"}, ValueError, "user: it is empty"),
         ({"user": "m:e", "password": "secret"}, ValueError, "no colon"),

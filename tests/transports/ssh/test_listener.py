@@ -103,7 +103,7 @@ def test_one_that_is_patient_fails_with_what_a_retry_cannot_fix(world, listen_pa
     with pytest.raises(error, match="ssh://bastion: no"):
         thread.result()
     assert listener.state == "closed"
-    assert "not tried again" not in caplog.text, "the caller reports it"
+    assert "will not retry" not in caplog.text, "the caller reports it"
 
 
 def test_one_that_is_patient_ends_where_each_login_ends_at_the_same_point(world, listen_patiently, monkeypatch):

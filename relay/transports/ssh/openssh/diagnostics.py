@@ -231,7 +231,7 @@ def _problem(settings: Settings, name: str, rest: Sequence[str]) -> str:
             if name.endswith(".pub"):
                 return f"the key of {name} is not in the agent"
             if "bad permissions" in line:
-                return f"{name} has a mode that lets others at it (chmod 600)"
+                return f"{name} is accessible to other users; run chmod 600"
             if line.endswith("error in libcrypto"):
                 return f"{name} is not a private key that ssh can read"
             return line[:_LONGEST]
@@ -251,7 +251,7 @@ def _listed(names: Sequence[str]) -> str:
 def _unreachable(settings: Settings, lines: Sequence[str]) -> RelayError | None:
     for line in reversed(lines):
         if line.startswith("ssh: Could not resolve hostname"):
-            return ConnectError(f"{settings.name}: {line[5:_LONGEST]}; is it spelled right?", reason="unreachable")
+            return ConnectError(f"{settings.name}: {line[5:_LONGEST]}; check the spelling", reason="unreachable")
         if match := _CONNECT.match(line):
             text, reason = match[1].rstrip("."), _reason(match[1])
             hint = "; is the service running?" if reason == "refused" else "; is the host up and the port open?"

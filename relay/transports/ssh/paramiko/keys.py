@@ -186,7 +186,7 @@ def load(path: str, passphrase: Callable[[], str | None]) -> Any:
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     if mode.st_uid == os.getuid() and mode.st_mode & 0o077:
-        raise ValueError(f"has mode {stat.S_IMODE(mode.st_mode):04o}, which lets others at it (chmod 600)")
+        raise ValueError(f"is accessible to other users (mode {stat.S_IMODE(mode.st_mode):04o}); run chmod 600")
     try:
         key = _decoded(data, None)
     except TypeError:  # encrypted

@@ -1,0 +1,12 @@
+"""The documents that users read: README.md, and the pages of docs/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import relay
+
+ROOT = Path(relay.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+ALL = "\n".join([README, *PAGES.values()])

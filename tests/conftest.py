@@ -330,6 +330,19 @@ def _served(package: str, program: object, make: Callable[..., Any], *arguments:
 # I2P. All real routers start with the first test that needs one: what is slow with them happens while others run.
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of the processes that run tests side by side a network of its own, where the system allows that.
+
+    The system gives a port that one test has closed to a test in another process, and whatever still tries to reach the
+    first one (a client that reconnects) then reaches the other.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import namespace
+
+        with contextlib.suppress(OSError):
+            namespace.isolate()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those with real I2P routers come first, for they take the longest.
 

@@ -26,7 +26,7 @@ def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]
         except TypeError:
             raise ValueError(f"expected {expected}") from None
         except ValueError as error:
-            raise ValueError(str(error).partition(": ")[2].replace(" or None", " or 'none'")) from None
+            raise ValueError(str(error).partition(": ")[2].replace("use None", "use 'none'")) from None
 
     return validate
 

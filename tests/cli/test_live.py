@@ -235,7 +235,8 @@ def open_screen():
 
 
 def environment():
-    return {**os.environ, "TERM": "xterm"}
+    """The size is the screen's, whatever the shell or the process that runs the tests says of its own."""
+    return {**{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}, "TERM": "xterm"}
 
 
 def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen, listener, tmp_path):

@@ -159,7 +159,7 @@ def test_a_server_that_does_not_speak_ssh_is_given_up(start, target, serve):
     place = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).address
     command = start(":0", target, "--via", "ssh://me@{}:{}?config=none".format(*place))
     line = command.hear("will not retry until a client connects")
-    assert "ERROR" in line and "is this the right port?; 3 times in a row; not" in line
+    assert "ERROR" in line and "is this the right port?; 3 times in a row; will not" in line
     assert command.end()[0] == 0
 
 

@@ -38,7 +38,7 @@ def test_a_number_that_no_float_can_hold() -> None:
 
 def test_zero_is_allowed_where_it_means_something() -> None:
     assert check_time("linger", 0, zero=True) == 0.0
-    with pytest.raises(ValueError, match="zero or more"):
+    with pytest.raises(ValueError, match="at least 0"):
         check_time("linger", -1, zero=True)
 
 

@@ -157,7 +157,7 @@ def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, li
         ([":0", "--rule", "*=ssh://me:secret@a"], 2, "everybody on this machine can read a password"),
         ([":0", "--rule", "*=direct,ssh://me:secret@a"], 2, "rule"),
         ([":0", "--user", "me"], 2, "password missing; --user NAME goes with --password-file FILE"),
-        ([":0", "--password-env", "X"], 2, "there is no user"),
+        ([":0", "--password-env", "X"], 2, "user missing"),
         ([":0", "--user", "me", "--password-env", "NOT_SET"], 2, "is not set"),
         ([":0", "--user", "me", "--password-file", "/does/not/exist"], 2, "No such file"),
         ([":0", "--user", "me", "--password-file", "x", "--password-env", "y"], 2, "given twice"),

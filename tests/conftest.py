@@ -336,7 +336,7 @@ def pytest_configure(config: pytest.Config) -> None:
     The system gives a port that one test has closed to a test in another process, and whatever still tries to reach the
     first one (a client that reconnects) then reaches the other.
     """
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(config, "workerinput"):  # one of those processes, and not what a test in it has started
         import namespace
 
         with contextlib.suppress(OSError):

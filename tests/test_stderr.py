@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from relay import stderr
+from relay import process
 from relay.process import StandardError, program_error
 
 
@@ -21,7 +21,7 @@ def lines(caplog):
 def now(monkeypatch):
     """A clock that the test sets."""
     time = [5.0]
-    monkeypatch.setattr(stderr.time, "monotonic", lambda: time[0])
+    monkeypatch.setattr(process.time, "monotonic", lambda: time[0])
     return time
 
 
@@ -41,10 +41,10 @@ def test_the_lines_of_a_chunk_and_of_a_second_are_counted(lines, now):
     said.feed(b"first\n")
     said.feed(b"".join(b"%d\n" % number for number in range(1, 1000)) + b"be")
     assert said.last == "999"
-    assert len(lines()) == stderr._RATE
+    assert len(lines()) == process._RATE
     now[0] = 6.0
     said.feed(b"gun\n")
-    assert lines()[-2:] == [f"exec:x: it said {1000 - stderr._RATE} lines more", "exec:x: begun"]
+    assert lines()[-2:] == [f"exec:x: it said {1000 - process._RATE} lines more", "exec:x: begun"]
     said.feed(b"the end")
     said.end()
     assert said.last == "the end"
@@ -54,9 +54,9 @@ def test_a_line_without_end_is_cut_and_takes_no_memory(lines):
     said = StandardError("exec:x")
     for _ in range(100):
         said.feed(b"x" * 65536)
-        assert len(said._rest) <= stderr._LONGEST
+        assert len(said._rest) <= process._LONGEST
     said.feed(b"\nshort\n")
-    assert lines() == [f"exec:x: {'x' * stderr._LONGEST}", "exec:x: short"]
+    assert lines() == [f"exec:x: {'x' * process._LONGEST}", "exec:x: short"]
 
 
 def test_what_is_not_printable_is_not_printed(lines):

@@ -12,7 +12,7 @@ import stat
 import pytest
 from helpers import WAIT
 
-from relay.transports import unix_listener
+from relay.transports import unix
 from relay.transports.unix import listen_unix
 
 
@@ -47,14 +47,14 @@ def test_it_listens_and_removes_its_file(path):
 @pytest.mark.parametrize("linux", [True, False])
 def test_its_owner_alone_may_use_it_from_its_first_moment(path, monkeypatch, linux):
     seen = []
-    bind = unix_listener.UnixListener.bind
+    bind = unix.UnixListener.bind
 
     def watched(self, address):
         bind(self, address)
         seen.append(mode(path))
 
-    monkeypatch.setattr(unix_listener, "_LINUX", linux)
-    monkeypatch.setattr(unix_listener.UnixListener, "bind", watched)
+    monkeypatch.setattr(unix, "_LINUX", linux)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
     before = os.umask(0)
     try:
         with listen_unix(path):
@@ -143,13 +143,13 @@ def test_nobody_who_may_not_write_there_keeps_it_from_starting(path):
 
 def test_the_lock_is_its_owners_alone_and_goes(path, monkeypatch):
     seen = []
-    bind = unix_listener.UnixListener.bind
+    bind = unix.UnixListener.bind
 
     def watched(self, address):
         bind(self, address)
         seen.extend((name, mode(path.parent / name)) for name in os.listdir(path.parent) if name != "socket")
 
-    monkeypatch.setattr(unix_listener.UnixListener, "bind", watched)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
     with listen_unix(path):
         assert seen == [(".socket.relay-lock", 0o600)]
         assert os.listdir(path.parent) == ["socket"]
@@ -188,7 +188,7 @@ def test_a_lock_that_cannot_be_had(path, monkeypatch, make, other):
 
 def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
     lock = path.parent / ".socket.relay-lock"
-    flock, bind, calls, held = fcntl.flock, unix_listener.UnixListener.bind, [], []
+    flock, bind, calls, held = fcntl.flock, unix.UnixListener.bind, [], []
 
     def slow(descriptor, operation):
         if not calls:
@@ -201,7 +201,7 @@ def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
         bind(self, address)
 
     monkeypatch.setattr(fcntl, "flock", slow)
-    monkeypatch.setattr(unix_listener.UnixListener, "bind", watched)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
     with listen_unix(path):
         assert held == [True]
         assert os.listdir(path.parent) == ["socket"]

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import signal
 import socket
 import stat
@@ -195,7 +196,7 @@ def test_a_damaged_file_is_an_error_and_no_new_identity(tmp_path, data, problem)
 def test_a_file_that_others_can_read_is_refused(tmp_path, bits):
     path = saved(tmp_path / "me.dat")
     path.chmod(bits)
-    refused(path, f"private key is accessible to other users (mode {bits:04o}); run chmod 600")
+    refused(path, re.escape(f"private key is accessible to other users (mode {bits:04o}); run chmod 600"))
     with pytest.raises(relay.SAMError, match="chmod 600"):
         read(path)
 

@@ -144,7 +144,7 @@ class Routers(World):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        os.kill(self._pid, signal.SIGSTOP)
+        i2pd.stop(self._pid)
         try:
             yield
         finally:

@@ -301,7 +301,7 @@ def test_a_hop_that_was_given_replaces_the_configurations(world, factory):
 def test_jumps_in_circles_end(world, factory):
     world.settings["a"] = {"jumps": (SSHServer("b"),)}
     world.settings["b"] = {"jumps": (SSHServer("a"),)}
-    with pytest.raises(relay.RelayError, match="circle"):
+    with pytest.raises(relay.RelayError, match="ProxyJump loop"):
         factory("a")()
 
 
@@ -309,7 +309,7 @@ def test_jumps_in_circles_end_before_the_client_is_started(world, factory, monke
     monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
     world.settings["a"] = {"jumps": (SSHServer("b"),)}
     world.settings["b"] = {"jumps": (SSHServer("a"),)}
-    with pytest.raises(relay.RelayError, match="circle"):
+    with pytest.raises(relay.RelayError, match="ProxyJump loop"):
         factory("a", backend="openssh")()
     assert not world.connections
 

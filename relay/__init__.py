@@ -1,4 +1,4 @@
-"""A stream relay that is right in every corner.
+"""Relay TCP, Unix, TLS, SSH and I2P streams.
 
 The public names are loaded when they are first used, so that ``import relay`` is quick.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import re
 import shlex
@@ -135,6 +136,18 @@ def test_every_link_leads_somewhere(path):
         there = path if not name else path.parent / name
         assert there.exists(), name
         assert not anchor or anchor in anchors(there.read_text()), f"{name}#{anchor}"
+
+
+@pytest.mark.parametrize(("column", "made"), [(2, relay.Tunnel), (4, relay.TunnelServer), (4, relay.TunnelClient)])
+def test_the_table_of_limits_has_the_defaults(column, made):
+    rows = [
+        [cell.strip(" `") for cell in row.strip("|").split("|")] for row in PAGES["limits"].splitlines() if "|" in row
+    ]
+    shown = {row[0]: row[column] for row in rows if len(row) == 5}
+    parameters = inspect.signature(made).parameters
+    for name in ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger"):
+        default = parameters[name].default
+        assert shown[name].replace("−", "-") == ("none" if default is None else f"{default:g}"), name
 
 
 def test_every_reason_has_its_row():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -92,6 +94,19 @@ def receive_rest(end: Any) -> bytes:
         while piece := end.recv(1 << 16):
             data += piece
     return bytes(data)
+
+
+def stop(pid: int) -> None:
+    """Stop a process (SIGSTOP), and wait until each of its threads has stopped, which takes the system a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(map(_has_stopped, Path(f"/proc/{pid}/task").glob("*/stat"))))
+
+
+def _has_stopped(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in "TtZX"
+    except OSError:  # the thread has ended
+        return True
 
 
 def receive_exactly(end: Any, size: int) -> bytes:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import i2pd
 import pytest
 import sshd
-from helpers import WAIT, Relayed, Server, Thread
+from helpers import WAIT, Relayed, Server, Thread, stop
 
 import relay
 from relay.addresses.destinations import PrivateKey
@@ -144,7 +144,7 @@ class Routers(World):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        i2pd.stop(self._pid)
+        stop(self._pid)
         try:
             yield
         finally:

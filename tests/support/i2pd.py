@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from helpers import stop
 from namespace import LOOPBACK, Namespace, Unavailable
 
 if TYPE_CHECKING:
@@ -408,23 +409,3 @@ enabled = false
 [nettime]
 enabled = false
 """
-
-
-def stop(pid: int) -> None:
-    """Stop a process (SIGSTOP), and wait until each of its threads has stopped, which takes the system a moment.
-
-    :raises TimeoutError: if one goes on.
-    """
-    os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 60
-    while not all(map(_is_stopped, Path(f"/proc/{pid}/task").glob("*/stat"))):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"process {pid} does not stop")
-        time.sleep(0.001)
-
-
-def _is_stopped(stat: Path) -> bool:
-    try:
-        return stat.read_text().rpartition(")")[2].split()[0] in "TtZX"
-    except OSError:  # the thread has ended
-        return True

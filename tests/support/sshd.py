@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from helpers import WAIT, Relayed, wait_until
+from helpers import WAIT, Relayed, stop, wait_until
 from namespace import Namespace
 
 import relay
@@ -202,10 +202,11 @@ class RealServer:
             pid = waiting.pop()
             children = _children(pid)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-            if number == signal.SIGSTOP:
-                wait_until(lambda pid=pid: _state(pid) in "TtZX")
-                children = _children(pid)
+                if number == signal.SIGSTOP:
+                    stop(pid)
+                    children = _children(pid)
+                else:
+                    os.kill(pid, number)
             waiting += children
 
 
@@ -333,11 +334,3 @@ def _children(pid: int) -> list[int]:
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def _state(pid: int) -> str:
-    """The letter of proc(5): R runs, S sleeps, T is stopped, Z waits to be waited for; X is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
 SIDE_BY_SIDE := --numprocesses=3 --dist=loadgroup --quiet
 
-.PHONY: demo test install check check-versions bench
+.PHONY: demo test install check docs check-versions bench
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -21,12 +21,16 @@ test: install
 
 install: $(VENV)/.installed-dev
 
-check: install
+check: install docs
 	@$(BIN)/ruff format --check --quiet . || { echo 'format: run $(BIN)/ruff format .' >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
-	@echo 'format, lint, types and import directions are clean'
+	@echo 'format, lint, types, import directions and documentation are clean'
+
+# A site that works from the file system and offline: build/docs/index.html.
+docs: install
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 # With other versions of what it depends on; ARGS=paramiko or ARGS=python for one half of it.
 check-versions: install

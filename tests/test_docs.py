@@ -20,6 +20,8 @@ import relay
 from relay.addresses.i2p import I2PListen
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.compat import rforward, zmqssh
+from relay.streams import interfaces
 from relay.transports.ssh.config.settings import CLIENT_ONLY
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -83,6 +85,26 @@ def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
     assert functions <= named
 
 
+API = set(re.findall(r"^\.\. auto(?:function|class|exception|data):: ([\w.]+)$", PAGES["api"], re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "module", [relay, relay.aio, relay.testing, zmqssh, rforward, interfaces], ids=lambda module: module.__name__
+)
+def test_the_reference_has_an_entry_for_every_public_name(module):
+    if f".. automodule:: {module.__name__}\n   :members:" in PAGES["api"]:
+        return  # all of its names, by themselves
+    shown = {name.rpartition(".")[2] for name in API if name.rpartition(".")[0] == module.__name__}
+    assert shown == set(module.__all__)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_page_is_on_the_index(page):
+    toctrees = re.findall(r"^```{toctree}\n(.*?)^```", PAGES["index"], re.DOTALL | re.MULTILINE)
+    listed = {line for toctree in toctrees for line in toctree.splitlines()}
+    assert page in {"index", *listed} or (ROOT / "docs" / "reference" / f"{page}.md").exists()
+
+
 def test_its_only_make_commands_are_demo_and_test():
     assert set(re.findall(r"\bmake ([a-z]+)\b", README)) == {"demo", "test"}
 
@@ -129,7 +151,7 @@ def anchors(text):
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.stem
 )
 def test_every_link_leads_somewhere(path):
     for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text()):

@@ -11,7 +11,7 @@ from ..addresses.hops import Route
 from ..addresses.i2p import SAM, I2PListen, I2PRouter, I2PTarget, router_of
 from ..addresses.parse import parse_hops
 from ..addresses.values import Secret
-from ..transports.chain import bridge, numbered
+from ..transports.chain import network, numbered
 from ..transports.i2p.dialer import I2PFactory
 from ..transports.i2p.listener import I2PListener
 
@@ -80,9 +80,7 @@ def i2p(
         **options,
     }
     target, hops = I2PTarget(dest, port, router_of(keywords)), parse_hops(via)
-    bridge(target.router, hops)  # what is wrong with its files is told now
-    reach = functools.partial(bridge, before=hops)
-    return I2PFactory(target, reach, hops, functools.partial(numbered, hops=hops))
+    return I2PFactory(target, network(hops), functools.partial(numbered, hops=hops))
 
 
 _ENDED = 5.0  # seconds for what has failed to end, so that the keys are free when the caller tries again
@@ -176,7 +174,7 @@ def _started(
     on_state: OnState | None,
     opening: Callable[[I2PListener], object] | None = None,
 ) -> I2PListener:
-    listener = I2PListener(place, functools.partial(bridge, before=hops), str(place))
+    listener = I2PListener(place, network(hops), str(place))
     if on_state is not None:
         listener.subscribe(lambda state, _: on_state(state))
     try:

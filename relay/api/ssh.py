@@ -12,7 +12,7 @@ from ..addresses.hops import Route
 from ..addresses.parse import parse_hops, parse_ssh_server
 from ..addresses.values import Secret, SSHServer, TCPAddress, UnixAddress, check_place
 from ..streams.dialer import Dialed
-from ..transports.chain import chain, numbered, way
+from ..transports.chain import chain, network, numbered
 from ..transports.ssh.listener import SSHListener
 
 __all__ = ["listen_ssh", "server_with", "ssh", "ssh_listen"]
@@ -166,7 +166,7 @@ def listen_ssh(
     :returns: a listener for :class:`relay.Tunnel`, once the server has granted the forward. The caller owns it.
     :raises OSError: as :func:`ssh_listen` does; with ``opening`` only what a retry cannot fix.
     """
-    listener = SSHListener(server, place, via, way, numbered)
+    listener = SSHListener(server, place, network(via), numbered)
     try:
         if opening is None:
             listener.start(time.monotonic() + _GRANT_TIMEOUT)

@@ -14,7 +14,7 @@ from ..errors import ConnectError
 from ..eventloop.background import Pump
 from ..eventloop.loop import Timer
 from ..eventloop.poller import OUT
-from .dialer import Dialed, Done, GiveUp, Upgraded
+from .dialer import Dialed, Done, GiveUp, Upgrade
 from .happy_eyeballs import Direct, Endpoint, Race, connect_error, connect_patiently, open_socket
 from .stream import Stream
 
@@ -29,7 +29,7 @@ def dialed(factory: Direct | Dialed) -> Dialed:
     if isinstance(factory, Dialed):
         return factory
     reached = _Reached(factory)
-    return reached if factory.upgrade is None else Upgraded(reached, factory.upgrade, factory.target)
+    return reached if factory.upgrade is None else Upgrade(reached, factory.target, begin=factory.upgrade)
 
 
 class _Reached(Dialed):

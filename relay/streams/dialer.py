@@ -9,21 +9,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
+from ..addresses.hops import Command, Hop, Route
+from ..addresses.i2p import I2PTarget
+from ..addresses.values import Target
 from ..errors import ConnectError
 from .cancellation import Cancellation
 from .happy_eyeballs import Cancel, Direct
 from .request import Request
 from .stream import Stream
 
-__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Guide", "LATE", "Over", "Steps", "Upgraded", "copied"]
+__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Guide", "LATE", "Network", "Steps", "Upgrade", "copied"]
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=Exception)
 Done = Callable[[Stream | OSError], object]
 GiveUp = Callable[[], object]
-Upgrade = Callable[[Stream, float | None, Done], GiveUp]
+BeginUpgrade = Callable[[Stream, float | None, Done], GiveUp]
 
 LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
 
@@ -34,7 +37,7 @@ class Dialed:
     :param target: the name of the target in records, such as ``db.internal:5432``.
     """
 
-    route: tuple[Any, ...] = ()
+    route: Route = ()
     """The hops on the way, the nearest first."""
 
     def __init__(self, target: str) -> None:
@@ -214,20 +217,72 @@ def copied(error: Error) -> Error:
     return made
 
 
-class Over(Dialed):
-    """Streams that another factory makes and this one changes; what those ride on is that factory's business.
+class Upgrade(Dialed):
+    """Streams of another dialer, each made into another one or given clearer errors.
 
-    :param inner: the other factory; it is closed with this one.
-    :param target: the name of the target in records.
+    :param inner: makes the streams; it is closed with this dialer.
+    :param target: the name of the target in records; ``None`` for that of ``inner``.
+    :param begin: begins to make another stream of a connected one, such as one of TLS, without blocking: it is called
+        with the stream, which it owns from then on, the deadline (monotonic seconds or ``None``) and a callback for the
+        new stream or the error; it returns a function that gives it up. ``None`` to leave the streams as they are.
+    :param explain: returns the error that users see for one of ``inner``; ``None`` to leave the errors as they are.
     """
 
-    def __init__(self, inner: Dialed, target: str) -> None:
-        super().__init__(target)
+    def __init__(
+        self,
+        inner: Dialed,
+        target: str | None = None,
+        *,
+        begin: BeginUpgrade | None = None,
+        explain: Callable[[OSError], OSError] | None = None,
+    ) -> None:
+        super().__init__(inner.target if target is None else target)
         self.inner = inner
+        self.route = inner.route
+        self._begin_upgrade = begin
+        self._explain = explain
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Begin to make a stream; see :meth:`Dialed.dial`."""
+        begin = self._begin_upgrade
+        if begin is None:
+            return self.inner.dial(deadline, self._explained(done), lasting=lasting, patient=patient)
+        steps = Steps(self._explained(done))
+
+        def upgrade(outcome: Stream | OSError) -> None:
+            if isinstance(outcome, OSError):
+                steps.finish(outcome)
+            elif not steps.begin(functools.partial(begin, outcome, deadline), steps.finish):
+                outcome.close()
+
+        steps.begin(functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
+        return steps.give_up
+
+    def _explained(self, done: Done) -> Done:
+        """Return a callback that explains the error, also a later one of the stream, and then calls ``done``."""
+        explain = self._explain
+        if explain is None:
+            return done
+
+        def told(outcome: Stream | OSError) -> None:
+            if isinstance(outcome, OSError):
+                done(explain(outcome))
+                return
+            failure = outcome.failure
+            if failure is not None:
+                outcome.failure = functools.partial(_explained_failure, failure, explain)
+            done(outcome)
+
+        return told
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open what the streams ride on, and wait for it; see :meth:`Dialed.ready`."""
-        self.inner.ready(timeout)
+        """Open the connection under the streams, and wait for it; see :meth:`Dialed.ready`."""
+        try:
+            self.inner.ready(timeout)
+        except OSError as error:
+            if self._explain is None or (explained := self._explain(error)) is error:
+                raise
+            raise explained from error
 
     @property
     def state(self) -> str:
@@ -237,7 +292,10 @@ class Over(Dialed):
     @property
     def problem(self) -> str | None:
         """Why streams cannot be made for now; see :attr:`Dialed.problem`."""
-        return self.inner.problem
+        problem = self.inner.problem
+        if problem is None or self._explain is None:
+            return problem
+        return str(self._explain(OSError(problem)))
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
         """Have ``watcher(state, error)`` called at each change; see :meth:`Dialed.subscribe`."""
@@ -248,34 +306,34 @@ class Over(Dialed):
         self.inner.release()
 
     def close(self) -> None:
-        """Let the inner factory go."""
+        """Close the inner dialer."""
         self.inner.close()
 
 
-class Upgraded(Over):
-    """Streams of one factory, each made into another one, such as one of TLS.
+def _explained_failure(
+    failure: Callable[[], BaseException | None], explain: Callable[[OSError], OSError]
+) -> BaseException | None:
+    error = failure()
+    return explain(error) if isinstance(error, OSError) else error
 
-    :param inner: makes the streams; it is closed with this factory.
-    :param upgrade: as :attr:`relay.streams.happy_eyeballs.Direct.upgrade`.
-    :param target: the name of the target in records.
-    """
 
-    def __init__(self, inner: Dialed, upgrade: Upgrade, target: str) -> None:
-        super().__init__(inner, target)
-        self._upgrade = upgrade
+class Network(Protocol):
+    """The network as seen from one place: from this machine, or from the far end of a hop."""
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
-        steps = Steps(done)
+    @property
+    def route(self) -> Route:
+        """The hops on the way to that place, the nearest first."""
 
-        def upgrade(outcome: Stream | OSError) -> None:
-            if isinstance(outcome, OSError):
-                steps.finish(outcome)
-            elif not steps.begin(functools.partial(self._upgrade, outcome, deadline), steps.finish):
-                outcome.close()
+    def to(self, place: Target | I2PTarget | Command) -> Dialed:
+        """Return a dialer for an address as it is seen from there. Opens nothing.
 
-        steps.begin(functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
-        return steps.give_up
+        :raises AddressError: if that place cannot lead to the address.
+        :raises OSError: if a file that the address names cannot be read.
+        :raises ValueError: if a file does not hold what it should.
+        """
+
+    def beyond(self, hop: Hop) -> Network:
+        """Return the network as seen from a hop that is reached from there. Opens nothing."""
 
 
 class Steps:

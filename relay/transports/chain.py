@@ -1,176 +1,146 @@
-"""Any chain of hops: dialers around dialers, each of which reaches its own place through the ones before it."""
+"""Routes as networks: each hop is a network as seen from its far end, made over the network below it.
+
+:data:`KINDS` names the network of each kind of hop; a new transport adds its line there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
 
 from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
-from ..addresses.i2p import I2PRouter, I2PTarget, parse_sam
+from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.values import SSHServer, Target, TCPAddress, TLSTarget, is_i2p
 from ..streams.connect import dialed
-from ..streams.dialer import Dialed, Done, GiveUp, Over, Upgraded, copied
-from ..streams.stream import Stream
+from ..streams.dialer import Dialed, Network, Upgrade, copied
 from .tcp import tcp
 from .unix import unix
 
-_LOST = "the connection was lost: "
+__all__ = ["KINDS", "chain", "network", "numbered"]
 
-__all__ = ["bridge", "chain", "numbered", "way"]
+KINDS: dict[type[Hop], str] = {
+    SSHServer: "ssh.dialer:SSHNetwork",
+    I2PRouter: "i2p.dialer:I2PNetwork",
+    Proxy: "proxies.dialer:ProxyNetwork",
+    Command: "program_dialer:ProgramNetwork",
+}
+"""The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialed``."""
+
+_LOST = "the connection was lost: "
 
 
 def chain(hops: Route, target: Target | I2PTarget | Command) -> Dialed:
-    """A factory for a target behind any hops.
+    """Return a dialer for a target behind any hops. Opens nothing.
 
-    :param hops: those that were written, the nearest first; an error tells which one of them it belongs to.
-    :param target: the place, as the last of them sees it.
-    :returns: a callable for :class:`relay.Tunnel`. Nothing is opened before it is called.
+    :param hops: the hops as the user wrote them, the nearest first; errors are numbered by them.
+    :param target: the address, as seen from the last hop.
+    :returns: a factory for :class:`relay.Tunnel`.
     :raises AddressError: if a hop cannot lead to what follows.
     :raises OSError: if a file that the target names cannot be read.
     :raises ValueError: if a file does not hold what it should.
     """
     check_way(hops, target)
-    made = _to(hops, target)
-    return made if len(hops) < 2 else _Chained(made, hops)
+    made = network(hops).to(target)
+    return made if len(hops) < 2 else Upgrade(made, explain=functools.partial(numbered, hops=hops))
 
 
-def way(hops: Route, place: Place) -> Dialed:
-    """A factory for a place behind any hops; its errors do not count the hops, for they may be a part of a chain.
+def network(hops: Route = ()) -> Network:
+    """Return the network as seen from the last hop of a route, or from this machine if there is none."""
+    here: Network = _Network((), _Here())
+    return functools.reduce(lambda below, hop: below.beyond(hop), hops, here)
 
-    A name of I2P to which nothing else leads is reached over I2P, for in the DNS it would tell whom the user visits.
 
-    :raises AddressError: if the last hop cannot lead there.
-    :raises OSError: if a file that a hop names cannot be read.
+class _View(Protocol):
+    """What one kind of hop reaches by itself; the values of :data:`KINDS` name such classes."""
+
+    def to(self, place: Place | I2PTarget, /) -> Dialed:
+        """Return a dialer for a place that this kind of hop can lead to."""
+
+
+class _Here:
+    """What this machine reaches itself."""
+
+    def to(self, place: Place | I2PTarget) -> Dialed:
+        assert not isinstance(place, I2PTarget)
+        if isinstance(place, Command):
+            from .program_dialer import Local
+
+            return Local(place)
+        return dialed(tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path))
+
+
+class _Network(Network):
+    """The network as seen from a hop, for every kind of address: TLS and I2P addresses lead to further networks.
+
+    :param route: the hops on the way, the nearest first.
+    :param view: reaches what needs nothing else.
     """
-    if isinstance(place, TCPAddress) and is_i2p(place.host) and (not hops or isinstance(hops[-1], SSHServer)):
-        hops = (*hops, I2PRouter())
-    made = _through(hops[-1], hops[:-1], place) if hops else _here(place)
-    made.route = hops
-    return made
+
+    def __init__(self, route: Route, view: _View) -> None:
+        self._route = route
+        self._view = view
+
+    @property
+    def route(self) -> Route:
+        return self._route
+
+    def to(self, place: Target | I2PTarget | Command) -> Dialed:
+        if isinstance(place, TLSTarget):
+            made = _secured(self.to(TCPAddress(place.host, place.port)), place)
+        elif isinstance(place, I2PTarget):
+            made = self._to_destination(place)
+        elif isinstance(place, TCPAddress) and is_i2p(place.host) and self._asks_dns:
+            made = self.beyond(I2PRouter()).to(place)
+        else:
+            check_way(self._route[-1:], place)
+            made = self._view.to(place)
+        made.route = self._route
+        return made
+
+    def beyond(self, hop: Hop) -> Network:
+        module, name = KINDS[type(hop)].split(":")
+        kind: Callable[[Hop, Network], _View] = getattr(import_module(f".{module}", __package__), name)
+        return _Network((*self._route, hop), kind(hop, self))
+
+    @property
+    def _asks_dns(self) -> bool:
+        """Whether names are looked up in the DNS: a name in .i2p would tell the DNS which site the user visits."""
+        return not self._route or isinstance(self._route[-1], SSHServer)
+
+    def _to_destination(self, target: I2PTarget) -> Dialed:
+        last = self._route[-1] if self._route else None
+        if isinstance(last, I2PRouter) and target.router == I2PRouter():
+            return self._view.to(target)
+        return self.beyond(target.router).to(dataclasses.replace(target, router=I2PRouter()))
 
 
-def bridge(router: I2PRouter, before: Route = ()) -> Dialed:
-    """A factory for streams to a router's SAM bridge.
+def _secured(inner: Dialed, target: TLSTarget) -> Dialed:
+    from .tls.client import Client
 
-    :param router: where it is.
-    :param before: the hops on the way to it, the nearest first.
-    :raises OSError: if a file that its address names cannot be read.
-    :raises ValueError: if a file does not hold what it should.
-    """
-    made = _secured(before, place) if isinstance(place := parse_sam(router.sam), TLSTarget) else way(before, place)
-    made.route = before
-    return made
+    client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key)
+    return Upgrade(inner, client.name, begin=client.upgrade)
 
 
 def numbered(error: OSError, hops: Route) -> OSError:
-    """An error as the user of a chain is to see it: it says to which hop it belongs, where there are several."""
+    """Return an error as the user of a chain sees it: with the number of the hop that it belongs to.
+
+    :param error: of a dialer over the hops, or of a stream.
+    :param hops: as the user wrote them; with fewer than two the error stays as it is.
+    """
     number = hop_of(error, hops) if len(hops) > 1 else None
     if number is None:
         return error
     hop, text = hops[number - 1], str(error)
     while True:
         text = text.removeprefix(f"{hop}: ")
-        why = text.removeprefix(_LOST)  # a hop that is lost takes those after it along; it is the one to tell
+        why = text.removeprefix(_LOST)  # a lost hop takes the later ones along; the error names the first of them
         below = hop_of(why, hops)
         if why == text or below is None:
             break
         number, hop, text = below, hops[below - 1], why
-    told = copied(error)
-    told.args = (f"hop {number} of {len(hops)} ({hop}): {text}",)
-    return told
-
-
-def _to(hops: Route, target: Target | I2PTarget | Command) -> Dialed:
-    if isinstance(target, TLSTarget):
-        return _secured(hops, target)
-    if not isinstance(target, I2PTarget):
-        return way(hops, target)
-    if hops and isinstance(router := hops[-1], I2PRouter) and target.router == I2PRouter():
-        return _over_i2p(dataclasses.replace(target, router=router), hops[:-1])
-    return _over_i2p(target, hops)
-
-
-def _secured(hops: Route, target: TLSTarget) -> Dialed:
-    from .tls.client import Client
-
-    client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key)
-    return Upgraded(way(hops, TCPAddress(target.host, target.port)), client.upgrade, client.name)
-
-
-def _here(place: Place) -> Dialed:
-    """A factory for what this machine reaches itself."""
-    if isinstance(place, Command):
-        from .program import Local
-
-        return Local(place)
-    return dialed(tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path))
-
-
-def _through(hop: Hop, before: Route, place: Place) -> Dialed:
-    """A factory for what one hop reaches, which is itself reached over those before it."""
-    check_way((hop,), place)
-    if isinstance(hop, SSHServer):
-        from .ssh.dialer import SSHFactory
-
-        return SSHFactory(hop, before, place, way)
-    assert isinstance(place, TCPAddress)
-    if isinstance(hop, I2PRouter):
-        return _over_i2p(I2PTarget(place.host, place.port, hop), before)
-    if isinstance(hop, Proxy):
-        from .proxies.dialer import Proxied
-
-        return Proxied(way(before, hop.place), hop, place, before)
-    made = way(before, hop.to(place))
-    made.target = str(place)
-    return made
-
-
-def _over_i2p(target: I2PTarget, before: Route) -> Dialed:
-    from .i2p.dialer import I2PFactory
-
-    bridge(target.router, before)  # what is wrong with its files and its place is told now
-    return I2PFactory(target, functools.partial(bridge, before=before), before)
-
-
-class _Chained(Over):
-    """The same streams; an error tells which hop it belongs to.
-
-    :param inner: makes them.
-    :param hops: those that were written.
-    """
-
-    def __init__(self, inner: Dialed, hops: Route) -> None:
-        super().__init__(inner, inner.target)
-        self.route = hops
-
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
-
-        def told(outcome: Stream | OSError) -> None:
-            done(numbered(outcome, self.route) if isinstance(outcome, OSError) else self._numbered(outcome))
-
-        return self.inner.dial(deadline, told, lasting=lasting, patient=patient)
-
-    def _numbered(self, stream: Stream) -> Stream:
-        failure, route = stream.failure, self.route
-
-        def told() -> BaseException | None:
-            error = failure() if failure is not None else None
-            return numbered(error, route) if isinstance(error, OSError) else error
-
-        if failure is not None:
-            stream.failure = told
-        return stream
-
-    def ready(self, timeout: float | None = 30.0) -> None:
-        """Wait until the way is there; see :meth:`Dialed.ready`."""
-        try:
-            self.inner.ready(timeout)
-        except OSError as error:
-            raise numbered(error, self.route) from error
-
-    @property
-    def problem(self) -> str | None:
-        """Why streams cannot be made for now; see :attr:`Dialed.problem`."""
-        problem = self.inner.problem
-        return problem and str(numbered(OSError(problem), self.route))
+    explained = copied(error)
+    explained.args = (f"hop {number} of {len(hops)} ({hop}): {text}",)
+    return explained

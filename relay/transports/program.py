@@ -1,4 +1,4 @@
-"""A program's standard input and output as a stream, and a dialer for a program of this machine.
+"""A program's standard input and output as a stream.
 
 One end of a socketpair is the program's standard input and output; the other one is the stream's socket. relay keeps a
 copy of the program's end: it shows when the stream is closed, also if only its socket is, and it keeps the end of file
@@ -16,17 +16,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from ..addresses.hops import Command
 from ..errors import ConnectError, RelayError
 from ..eventloop.background import Pump
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..eventloop.unix_reset import leave_unread, socketpair
 from ..process import Process, StandardError, begin, program_error
-from ..streams.dialer import Dialed, Done, GiveUp
+from ..streams.dialer import Done, GiveUp
 from ..streams.stream import Stream, nonblocking
 
-__all__ = ["Local", "ProgramStream", "Programs", "empty", "run"]
+__all__ = ["ProgramStream", "empty", "run"]
 
 _MOMENT = 1.0  # seconds for a program to end by itself when its stream is closed, until it gets SIGTERM
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
@@ -66,22 +65,6 @@ def run(
         return _nothing
     program.begin(words)
     return program.give_up
-
-
-class Programs(Dialed):
-    """A factory for streams that are a program's standard input and output, a new process for each.
-
-    :param words: and the name: as for :func:`run`.
-    """
-
-    def __init__(self, words: Sequence[str], name: str) -> None:
-        super().__init__(name)
-        self._name = name
-        self._words = words
-
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to start the program; see :meth:`relay.streams.dialer.Dialed.dial`."""
-        return run(self._words, self._name, deadline, done, target=self.target)
 
 
 class ProgramStream(Stream):
@@ -408,13 +391,3 @@ def _missing(program: str) -> str:
 
 def _nothing() -> None:
     pass
-
-
-class Local(Programs):
-    """Streams to a command that runs here, a new process for each; see :func:`relay.transports.program.run`.
-
-    :param command: what to run; of a hop, what :meth:`relay.addresses.hops.Command.to` returns.
-    """
-
-    def __init__(self, command: Command) -> None:
-        super().__init__(command.words, str(command))

@@ -13,7 +13,7 @@ from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
 import relay
 from relay.engine.attempt import Attempt
 from relay.streams.cancellation import Cancellation
-from relay.streams.dialer import Answer, Dialed, Steps, Upgraded
+from relay.streams.dialer import Answer, Dialed, Steps, Upgrade
 
 
 class Dialer(Dialed):
@@ -157,7 +157,7 @@ def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
     class Troubled(Dialer):
         problem = "ssh://b: connection refused"
 
-    factory = Upgraded(Troubled(None), None, "better")
+    factory = Upgrade(Troubled(None), "better")
     with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05, name="t") as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["connect_timeout"]
@@ -170,7 +170,7 @@ class Holding(Dialer):
         return lambda: done
 
 
-@pytest.mark.parametrize("factory", [Holding(), Upgraded(Dialer(*[None] * 20), None, "better")])
+@pytest.mark.parametrize("factory", [Holding(), Upgrade(Dialer(*[None] * 20), "better")])
 def test_nothing_is_left_of_attempts_that_were_given_up(factory):
     def attempts():
         return sum(isinstance(one, Attempt) for one in gc.get_objects())
@@ -229,7 +229,7 @@ def test_an_answer_that_comes_too_late_is_closed(dialer):
 
 
 def upgraded(factory, upgrade):
-    return Upgraded(factory, upgrade, "better")
+    return Upgrade(factory, "better", begin=upgrade)
 
 
 def test_an_upgrade_makes_another_stream(dialer):

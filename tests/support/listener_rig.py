@@ -13,7 +13,7 @@ from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.api.i2p import i2p
 from relay.streams.stream import Stream
 from relay.testing import SAMBridge
-from relay.transports.chain import bridge
+from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.listener import I2PListener
 
@@ -70,7 +70,7 @@ class Listening:
     ) -> I2PListener:
         """One that is started, unless it is not to be."""
         place = I2PListen(I2PRouter(sam=sam or self._bridge.sam, **router), accept, allow, deny)
-        made = I2PListener(place, bridge, "here")
+        made = I2PListener(place, network(), "here")
         self._made.append(made)
         if states is not None:
             made.subscribe(states)

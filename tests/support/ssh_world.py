@@ -100,7 +100,7 @@ class World:
         monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.02)
         monkeypatch.setattr(connector, "settle", self.settle)
         monkeypatch.setattr(connector, "import_module", self.backend)
-        monkeypatch.setattr(chain, "_here", self.here)
+        monkeypatch.setattr(chain._Here, "to", lambda _, place: self.here(place))
 
     def settle(self, server, behind=False):
         name = self.names.get(server.host, f"{server.host}.example")

@@ -14,9 +14,9 @@ import relay
 from relay.addresses.hops import Command, Proxy
 from relay.addresses.i2p import I2PRouter, I2PTarget
 from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
-from relay.transports.chain import bridge, chain, numbered, way
+from relay.transports.chain import chain, network, numbered
 from relay.transports.i2p.dialer import I2PFactory
-from relay.transports.program import Local
+from relay.transports.program_dialer import Local
 from relay.transports.proxies.dialer import Proxied
 from relay.transports.ssh.dialer import SSHFactory
 
@@ -77,7 +77,7 @@ def test_what_ends_a_live_stream_tells_the_hop(world):
     ids=range(11),
 )
 def test_each_hop_leads_there_in_its_way(hops, place, kind):
-    made = way(hops, place)
+    made = network(hops).to(place)
     assert type(made) is kind
     made.close()
 
@@ -124,7 +124,7 @@ def test_the_same_streams_and_the_state_of_the_last_one(world):
 def test_what_is_wrong_with_a_files_of_a_hop_is_told_at_once(tmp_path):
     router = I2PRouter(f"tls://h:1?ca={tmp_path}/missing")
     with pytest.raises(FileNotFoundError):
-        bridge(router)
+        network((router,)).to(TCPAddress("name.i2p", 80))
     with pytest.raises(FileNotFoundError):
         chain((SSH,), I2PTarget("name.i2p", None, router))
 
@@ -133,7 +133,7 @@ def test_what_makes_no_sense_is_refused_at_once():
     with pytest.raises(relay.AddressError, match="leads to hosts and ports only"):
         chain((SOCKS,), UnixAddress("/x"))
     with pytest.raises(relay.AddressError, match="leads nowhere else"):
-        way((I2PRouter(),), DB)
+        network((I2PRouter(),)).to(DB)
 
 
 def test_who_waits_in_vain_hears_of_the_hop_that_failed(world):

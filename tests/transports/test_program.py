@@ -22,7 +22,8 @@ from relay.streams.cancellation import Cancellation
 from relay.streams.dialer import Answer
 from relay.testing import check_stream
 from relay.transports import program
-from relay.transports.program import Programs, ProgramStream, run
+from relay.transports.program import ProgramStream, run
+from relay.transports.program_dialer import Programs
 
 STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
 

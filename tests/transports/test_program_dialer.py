@@ -1,4 +1,4 @@
-"""``relay.transports.program``: a command of this machine as a target or as a hop."""
+"""``relay.transports.program_dialer``: a command of this machine as a target or as a hop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.addresses.values import TCPAddress
 from relay.eventloop.sockets import reset
 from relay.process import start
 from relay.testing import check_factory
-from relay.transports.program import Local
+from relay.transports.program_dialer import Local
 
 
 @pytest.fixture(autouse=True, scope="module")

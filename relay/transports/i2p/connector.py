@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 from ...addresses.destinations import PrivateKey
-from ...addresses.i2p import I2PRouter
+from ...addresses.i2p import I2PRouter, parse_sam
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...streams.dialer import Answer, Dialed, GiveUp
+from ...streams.dialer import Answer, Dialed, GiveUp, Network
 from ...streams.happy_eyeballs import Cancel
 from ...streams.stream import Stream
 from ..credentials import secret_of
@@ -27,11 +27,10 @@ from .conversation import Conversation
 from .messages import Message, session_create, shown
 from .session import Session
 
-__all__ = ["HeldKey", "Keys", "Reach", "make_carrier", "options_of"]
+__all__ = ["HeldKey", "Keys", "make_carrier", "options_of"]
 
 logger = logging.getLogger("relay")
 
-Reach = Callable[[I2PRouter], Dialed]
 Keys = Callable[[], "HeldKey | None"]
 
 _ATTEMPT = 600.0  # seconds for a session to be made: building tunnels may take a minute, and giving up begins anew
@@ -73,18 +72,18 @@ class HeldKey(Protocol):
         """It may be held by somebody else."""
 
 
-def make_carrier(name: str, router: I2PRouter, reach: Reach, keys: Keys, *, quiet: bool = False) -> Carrier[Session]:
+def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, quiet: bool = False) -> Carrier[Session]:
     """A supervised session.
 
     :param name: of it, in errors and in the log.
     :param router: at which router, and its options.
-    :param reach: makes the factory for streams to the bridge.
+    :param below: the network from which the bridge is reached.
     :param keys: called when the first session is made: the file of its keys, held until the carrier is closed;
         ``None`` for a new destination after each loss.
     :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
     :raises OSError: if there is no thread or descriptor to be had.
     """
-    way = _Way(name, router, reach, keys, logging.DEBUG if quiet else logging.INFO)
+    way = _Way(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
     carrier = Carrier(name, way, _CHECK, _ATTEMPT, rest=_REST, quiet=quiet)
     way.renew = carrier.renew
     return carrier
@@ -95,12 +94,12 @@ class _Way:
 
     renew: Callable[[Session, str], None]
 
-    def __init__(self, name: str, router: I2PRouter, reach: Reach, keys: Keys, level: int) -> None:
+    def __init__(self, name: str, router: I2PRouter, below: Network, keys: Keys, level: int) -> None:
         self._name = name
         self._level = level
         self._router = router
-        self._reach = reach
-        self._below: Dialed | None = None  # held while this one is, so that what is below comes back by itself, too
+        self._below = below
+        self._dialer: Dialed | None = None  # held while this one is, so that the connections below are supervised, too
         self._open_keys = keys
         self._keys: HeldKey | None = None
         self._begun = False
@@ -136,8 +135,8 @@ class _Way:
 
     def close(self) -> None:
         self._stop_asking()
-        if self._below is not None:
-            self._below.close()
+        if self._dialer is not None:
+            self._dialer.close()
         keys, self._keys = self._keys, None
         if keys is not None:
             if self._was_up:
@@ -147,9 +146,9 @@ class _Way:
     # -- one attempt --------------------------------------------------------------------------------------------------
 
     def _make(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
-        if self._below is None:
-            self._below = self._reach(self._router)
-        bridge = Bridge(self._name, self._below, _login(self._router))
+        if self._dialer is None:
+            self._dialer = self._below.to(parse_sam(self._router.sam))
+        bridge = Bridge(self._name, self._dialer, _login(self._router))
         try:
             control = self._converse(bridge, deadline, cancel)
             if self._keys is not None and self._forgotten > time.monotonic():
@@ -164,7 +163,7 @@ class _Way:
     def _converse(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
         answer: Answer[Conversation] = Answer()
         # A bridge behind hops waits for them, and its own HELLO has a limit of its own.
-        until = deadline if self._below is not None and self._below.route else min(deadline, time.monotonic() + _REACH)
+        until = deadline if self._below.route else min(deadline, time.monotonic() + _REACH)
 
         def met(outcome: Conversation | OSError) -> None:
             if not answer.put(outcome) and isinstance(outcome, Conversation):

@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
 
 from ...addresses.destinations import PrivateKey, b32_of, is_base64
-from ...addresses.i2p import I2PRouter, I2PTarget
+from ...addresses.i2p import I2PRouter, I2PTarget, parse_sam
+from ...addresses.values import TCPAddress
 from ...carriers.carrier import Carrier
 from ...carriers.dialer import dial, wait_for
 from ...carriers.link import State
 from ...carriers.pool import Holder
 from ...errors import ConnectError
 from ...streams.checks import check_time
-from ...streams.dialer import Answer, Dialed, Done, GiveUp
+from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
 from ...streams.stream import Stream
-from .connector import HeldKey, Reach, make_carrier
+from .connector import HeldKey, make_carrier
 from .key_file import KeyFile
 from .opening import open_stream
 from .session import Session
 
-__all__ = ["I2PFactory"]
+__all__ = ["I2PFactory", "I2PNetwork"]
 
 
 def _as_it_is(error: OSError) -> OSError:
     return error
 
 
+class I2PNetwork:
+    """The network as seen from an I2P router: its destinations.
+
+    :param router: the router and the session.
+    :param below: the network from which the router's SAM bridge is reached.
+    """
+
+    def __init__(self, router: I2PRouter, below: Network) -> None:
+        self._router = router
+        self._below = below
+
+    def to(self, place: TCPAddress | I2PTarget) -> Dialed:
+        """Return a dialer for a destination, or for a name in .i2p and a port."""
+        target = place if isinstance(place, I2PTarget) else I2PTarget(place.host, place.port)
+        return I2PFactory(dataclasses.replace(target, router=self._router), self._below)
+
+
 class I2PFactory(Dialed):
     """Streams to one destination; made by :func:`relay.i2p`.
 
     :param target: where to, through which router and session.
-    :param reach: makes the factory for streams to the router's SAM bridge.
-    :param via: what is between, for the session to be shared with those alone who go the same way.
+    :param below: the network from which the router's SAM bridge is reached; only dialers over the same route share a
+        session.
     :param told: gives an error the form in which it is told.
+    :raises AddressError: if that network does not lead to the bridge.
+    :raises OSError: if a file that the bridge's address names cannot be read.
+    :raises ValueError: if a file does not hold what it should.
     """
 
-    def __init__(
-        self, target: I2PTarget, reach: Reach, via: object = (), told: Callable[[OSError], OSError] = _as_it_is
-    ) -> None:
+    def __init__(self, target: I2PTarget, below: Network, told: Callable[[OSError], OSError] = _as_it_is) -> None:
         super().__init__(str(target) if not is_base64(target.dest) else _shown(target))
         self._place = target
         self._told = told
         router = target.router
-        make = functools.partial(make_carrier, str(router), router, reach, functools.partial(_keys, router))
-        self._holder: Holder[Session] = Holder(str(router), ("i2p", router, via), make)
+        below.to(parse_sam(router.sam))  # raises now if the address of the bridge or one of its files is wrong
+        make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
+        self._holder: Holder[Session] = Holder(str(router), ("i2p", router, below.route), make)
 
     @property
     def state(self) -> str:

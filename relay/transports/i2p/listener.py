@@ -24,10 +24,11 @@ from ...carriers.waiter import without
 from ...errors import CarrierError, ConnectError, SAMError, can_retry
 from ...eventloop.loop import Loop, Timer
 from ...streams.checks import check_time
+from ...streams.dialer import Network
 from ...streams.stream import Stream
 from .accept_queue import Reception, Taker
 from .access_list import AccessList
-from .connector import HeldKey, Reach, make_carrier
+from .connector import HeldKey, make_carrier
 from .inbound import Accepts, Forward, Way, is_near
 from .key_file import KeyFile, UnkeptKey, path_of_session
 from .peer_uid import Owners
@@ -50,20 +51,20 @@ class I2PListener:
     """A destination of ours; what others connect to it is accepted here. Made by :func:`relay.i2p_listen`.
 
     :param place: the router, the session, and who is let in.
-    :param reach: makes the factory for streams to the router's SAM bridge.
+    :param below: the network from which the router's SAM bridge is reached.
     :param name: of the listener, in errors and in the log.
     :raises ValueError: if an entry of the access lists is neither a destination nor a file of them.
     """
 
-    def __init__(self, place: I2PListen, reach: Reach, name: str) -> None:
+    def __init__(self, place: I2PListen, below: Network, name: str) -> None:
         self._place = place
         self._name = name
         self._lists = AccessList(place.allow, place.deny)
         self._listed = place.allow is not None or bool(place.deny)
-        self._reach = reach
+        self._below = below
         self._dest = ""
         self._holder: Holder[Session] = Holder(
-            name, ("i2p listener", object()), lambda: make_carrier(name, place.router, reach, self._hold_key)
+            name, ("i2p listener", object()), lambda: make_carrier(name, place.router, below, self._hold_key)
         )
         self._carrier: Carrier[Session] | None = None
         self._watchers: list[Watcher] = []
@@ -108,7 +109,7 @@ class I2PListener:
                 self._owners = Owners()
         self._retry = Timer(carrier.timers, self._try_again)
         self._again = Timer(carrier.timers, self._enter_again)
-        self._prover = Prover(self._name, self._place.router, self._reach, self)
+        self._prover = Prover(self._name, self._place.router, self._below, self)
         with self._changed:
             self._carrier = carrier  # from now on close() ends what belongs to it
             if self._closed:

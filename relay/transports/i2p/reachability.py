@@ -28,8 +28,9 @@ from ...errors import CarrierError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
+from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .connector import Reach, make_carrier
+from .connector import make_carrier
 from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session
@@ -84,17 +85,17 @@ class Prover:
 
     :param name: of the listener, in errors and in the log.
     :param router: where its session is made, and with which options.
-    :param reach: makes the factory for streams to the bridge.
+    :param below: the network from which the router's SAM bridge is reached.
     :param subject: what is told.
     :raises OSError: if there is no thread or descriptor to be had.
     """
 
-    def __init__(self, name: str, router: I2PRouter, reach: Reach, subject: Subject) -> None:
+    def __init__(self, name: str, router: I2PRouter, below: Network, subject: Subject) -> None:
         self._name = name
         options = {**dict(router.options), **_TUNNELS}
         self._possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
         own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
-        self._make = functools.partial(make_carrier, f"{name} (self-check)", own, reach, _no_keys, quiet=True)
+        self._make = functools.partial(make_carrier, f"{name} (self-check)", own, below, _no_keys, quiet=True)
         self._subject = subject
         self._answer = f"relay {secrets.token_hex(16)}\n".encode()
         self._peers: tuple[str, ...] = ()  # the destinations that streams of ours come from, the newest first

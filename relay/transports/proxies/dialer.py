@@ -12,12 +12,12 @@ from ...addresses.hops import Proxy, Route, on_the_way
 from ...addresses.values import TCPAddress, shown
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
-from ...streams.dialer import Answer, Dialed, Done, GiveUp, Over, Steps
+from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network, Steps, Upgrade
 from ...streams.stream import Stream
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation
 
-__all__ = ["Proxied"]
+__all__ = ["Proxied", "ProxyNetwork"]
 
 LONGEST_HOST = 255  # bytes of a name; RFC 1928, section 5
 
@@ -25,7 +25,23 @@ Login = tuple[bytes, bytes]
 Say = Callable[["Login | None"], Dialogue]
 
 
-class Proxied(Over):
+class ProxyNetwork:
+    """The network as seen from a proxy.
+
+    :param proxy: the proxy.
+    :param below: the network in which the proxy is.
+    """
+
+    def __init__(self, proxy: Proxy, below: Network) -> None:
+        self._proxy = proxy
+        self._below = below
+
+    def to(self, place: TCPAddress) -> Dialed:
+        """Return a dialer for a host and a port, which the proxy resolves."""
+        return Proxied(self._below.to(self._proxy.place), self._proxy, place, self._below.route)
+
+
+class Proxied(Upgrade):
     """Streams to a place through a proxy. Each is the very stream to the proxy, once that has connected.
 
     Names are resolved by the proxy. The password is read anew for each stream.

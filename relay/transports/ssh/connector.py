@@ -6,7 +6,6 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from importlib import import_module
 
 from ...addresses.hops import Route, on_the_way, over_i2p
@@ -15,18 +14,16 @@ from ...carriers import dialer, pool
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
-from ...streams.dialer import Answer, Dialed, Done, GiveUp
+from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
 from ...streams.happy_eyeballs import Cancel
 from ...streams.stream import Stream
-from ..program import Programs
+from ..program_dialer import Programs
 from .config.settings import settle
 from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
 
-__all__ = ["Holder", "Reach", "backend_for", "dial"]
+__all__ = ["Holder", "backend_for", "dial"]
 
 logger = logging.getLogger("relay")
-
-Reach = Callable[[Route, TCPAddress], Dialed]
 
 _SLOW = 120.0  # seconds for one attempt over I2P, where a session may have to be made first
 _ANSWER = 40.0  # seconds of that for the server itself: I2P has streams that are there and lead nowhere
@@ -37,12 +34,11 @@ class Holder(pool.Holder[Connection]):
     """Whoever needs the connection to a server: holds it from the first use until it is closed.
 
     :param server: which.
-    :param via: the hops on the way to it, the nearest first.
-    :param reach: makes the factory for streams to it, of those hops and its place.
+    :param below: the network from which the server is reached.
     """
 
-    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
-        super().__init__(str(server), (server, via), functools.partial(_make_carrier, server, via, reach))
+    def __init__(self, server: SSHServer, below: Network) -> None:
+        super().__init__(str(server), (server, below.route), functools.partial(_make_carrier, server, below))
         self.server = server
 
 
@@ -63,9 +59,9 @@ def dial(
     return dialer.dial(carrier, begin, deadline, done, patient=patient)
 
 
-def _make_carrier(server: SSHServer, via: Route, reach: Reach) -> Carrier[Connection]:
-    name, connector = str(server), _Way(server, via, reach)
-    if over_i2p(via, server):
+def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:
+    name, connector = str(server), _Way(server, below)
+    if over_i2p(below.route, server):
         return Carrier(name, connector, server.keepalive, _SLOW)
     return Carrier(name, connector, server.keepalive)
 
@@ -73,20 +69,19 @@ def _make_carrier(server: SSHServer, via: Route, reach: Reach) -> Carrier[Connec
 class _Way:
     """Connects to one server, again and again; see :class:`relay.carriers.carrier.Connector`."""
 
-    def __init__(self, server: SSHServer, via: Route, reach: Reach) -> None:
+    def __init__(self, server: SSHServer, below: Network) -> None:
         self._server = server
-        self._via = via
-        self._reach = reach
+        self._below = below
         self._chosen: str | None = None  # the backend, where another one has proved to be of no use
         self._tried = ""  # the last one
-        # Held while this one is, so that what is below comes back by itself, too.
-        self._below: tuple[Route, TCPAddress, Dialed] | None = None
+        # Held while this one is, so that the connections below are supervised, too.
+        self._dialer: tuple[Route, TCPAddress, Dialed] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
-        settings = settle(self._server, behind=bool(self._via))
+        settings = settle(self._server, behind=bool(self._below.route))
         self._tried = chosen = self._chosen or backend_for(settings)
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
-        if chosen == "openssh" and not self._via and not _is_at_i2p(settings):
+        if chosen == "openssh" and not self._below.route and not _is_at_i2p(settings):
             self._let_go()
             _refuse_circles(settings, ())
             return connect(settings, None, deadline, cancel, lost)  # it knows the user's jumps and commands itself
@@ -106,7 +101,10 @@ class _Way:
 
     def _stream(self, settings: Settings, deadline: float, cancel: Cancel) -> Stream:
         """A stream to the server: over the hops that were given, else as the user's configuration says."""
-        route = self._via or settings.jumps
+        network = self._below
+        if not network.route:
+            network = functools.reduce(lambda below, jump: below.beyond(jump), settings.jumps, network)
+        route = network.route
         if not route and settings.command is not None:
             self._let_go()
             return _command(settings.command, settings.name)
@@ -114,7 +112,7 @@ class _Way:
             raise AddressError(f"{settings.name}: more than {_DEEPEST} hops are on the way; does one jump in circles?")
         answer: Answer[Stream] = Answer()
         # One attempt, so that whoever waits for one attempt to reach this server need not wait for more.
-        give_up = self._to_it(route, settings).dial(deadline, answer.put, patient=False)
+        give_up = self._to_it(network, settings).dial(deadline, answer.put, patient=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
@@ -129,20 +127,20 @@ class _Way:
             raise ConnectError(f"{settings.name}: not reached in time{over}", reason="connect_timeout")
         return stream
 
-    def _to_it(self, route: Route, settings: Settings) -> Dialed:
-        """The factory for streams to the server, the same as last time if nothing has changed."""
+    def _to_it(self, network: Network, settings: Settings) -> Dialed:
+        """Return the dialer for streams to the server, the same as last time if nothing has changed."""
         place = TCPAddress(settings.hostname, settings.port)
-        if self._below is None or self._below[:2] != (route, place):
+        if self._dialer is None or self._dialer[:2] != (network.route, place):
             self._let_go()
-            if not self._via:
+            if not self._below.route:
                 _refuse_circles(settings, ())
-            self._below = route, place, self._reach(route, place)
-        return self._below[2]
+            self._dialer = network.route, place, network.to(place)
+        return self._dialer[2]
 
     def _let_go(self) -> None:
-        below, self._below = self._below, None
-        if below is not None:
-            below[2].close()
+        dialer, self._dialer = self._dialer, None
+        if dialer is not None:
+            dialer[2].close()
 
 
 def _is_at_i2p(settings: Settings, depth: int = 0) -> bool:

@@ -5,30 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ...addresses.hops import Route
 from ...addresses.values import SSHServer
 from ...carriers.dialer import as_oserror, wait_for
 from ...carriers.link import State
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed, Done, GiveUp
+from ...streams.dialer import Dialed, Done, GiveUp, Network
 from .connection import Place
-from .connector import Holder, Reach, dial
+from .connector import Holder, dial
 
-__all__ = ["SSHFactory"]
+__all__ = ["SSHFactory", "SSHNetwork"]
+
+
+class SSHNetwork:
+    """The network as seen from an SSH server.
+
+    :param server: the server.
+    :param below: the network from which it is reached.
+    """
+
+    def __init__(self, server: SSHServer, below: Network) -> None:
+        self._server = server
+        self._below = below
+
+    def to(self, place: Place) -> Dialed:
+        """Return a dialer for a place that the server reaches."""
+        return SSHFactory(self._server, self._below, place)
 
 
 class SSHFactory(Dialed):
     """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
 
     :param server: the SSH server.
-    :param via: the hops on the way to it, the nearest first.
-    :param place: where the streams lead to.
-    :param reach: makes the factory for streams to the server.
+    :param below: the network from which it is reached.
+    :param place: the target, as the server sees it.
     """
 
-    def __init__(self, server: SSHServer, via: Route, place: Place, reach: Reach) -> None:
+    def __init__(self, server: SSHServer, below: Network, place: Place) -> None:
         super().__init__(str(place))
-        self._holder = Holder(server, via, reach)
+        self._holder = Holder(server, below)
         self._place = place
 
     @property

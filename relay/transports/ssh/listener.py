@@ -19,9 +19,10 @@ from ...carriers.carrier import Carrier, mark_reported
 from ...carriers.dialer import as_oserror, wait_for
 from ...carriers.link import State, Watcher
 from ...errors import CarrierError, ForwardError, can_retry
+from ...streams.dialer import Network
 from ...streams.stream import Stream
 from .connection import Address, Connection
-from .connector import Holder, Reach
+from .connector import Holder
 
 __all__ = ["SSHListener"]
 
@@ -43,18 +44,17 @@ class SSHListener:
 
     :param server: the server.
     :param place: where it is to listen.
-    :param via: the hops on the way to it, the nearest first.
-    :param reach: makes the dialer to a place behind hops.
+    :param below: the network from which the server is reached.
     :param explain: names the hop of a route that an error belongs to.
     """
 
     def __init__(
-        self, server: SSHServer, place: Address, via: Route, reach: Reach, explain: Callable[[OSError, Route], OSError]
+        self, server: SSHServer, place: Address, below: Network, explain: Callable[[OSError, Route], OSError]
     ) -> None:
         self._server = server
-        self._route = (*via, server)
+        self._route = (*below.route, server)
         self._explain = explain
-        self._holder = Holder(server, via, reach)
+        self._holder = Holder(server, below)
         self._place = place
         self._changed = threading.Condition()  # for all that follows
         self._accepted: deque[tuple[Stream, Any]] = deque()

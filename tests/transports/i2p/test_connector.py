@@ -20,7 +20,7 @@ from relay.carriers.link import State
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.streams.dialer import Answer
 from relay.testing import SAMBridge
-from relay.transports.chain import bridge as reach
+from relay.transports.chain import network
 from relay.transports.i2p import connector
 from relay.transports.i2p.connector import make_carrier, options_of
 from relay.transports.i2p.opening import open_stream
@@ -79,7 +79,7 @@ def make():
     def make(where, keys=no_keys, **options):
         sam = where if isinstance(where, str) else getattr(where, "sam", None) or where.name
         router = I2PRouter(sam=sam, **options)
-        made.append(make_carrier("here", router, reach, keys))
+        made.append(make_carrier("here", router, network(), keys))
         made[-1].begin()
         return made[-1]
 
@@ -482,7 +482,7 @@ def test_each_destination_counts_for_itself_and_not_without_bound(monkeypatch):
 def test_a_quiet_one_says_nothing_that_users_see(scripted, caplog):
     caplog.set_level(logging.INFO, "relay")
     scripted.answers.append("SESSION STATUS RESULT=I2P_ERROR")
-    carrier = make_carrier("here", I2PRouter(sam=scripted.name), reach, no_keys, quiet=True)
+    carrier = make_carrier("here", I2PRouter(sam=scripted.name), network(), no_keys, quiet=True)
     carrier.begin()
     up(carrier, patient=True)
     carrier.close()

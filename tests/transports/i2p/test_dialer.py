@@ -33,15 +33,9 @@ from relay.carriers import carrier as carrying
 from relay.carriers.link import State
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.eventloop.background import Pump
-from relay.streams.connect import dialed
+from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
-from relay.transports.tcp import tcp
-
-
-def reach(router):
-    host, _, port = router.sam.rpartition(":")
-    return dialed(tcp(host, int(port)))
 
 
 class World:
@@ -54,7 +48,7 @@ class World:
 
     def factory(self, dest=DEST, port=None, **options):
         router = I2PRouter(sam=self.bridge.name, **options)
-        return self.stack.enter_context(I2PFactory(I2PTarget(dest, port, router), reach))
+        return self.stack.enter_context(I2PFactory(I2PTarget(dest, port, router), network()))
 
     def tunnel(self, factory=None, **options):
         return self.stack.enter_context(relay.Tunnel(relay.listen(":0"), factory or self.factory(), **options))
@@ -172,7 +166,7 @@ def test_a_factory_that_was_closed_leaves_its_streams(world):
 
 def test_a_factory_that_is_forgotten_lets_it_go(world):
     router = I2PRouter(sam=world.bridge.name)
-    factory = I2PFactory(I2PTarget(DEST, None, router), reach)
+    factory = I2PFactory(I2PTarget(DEST, None, router), network())
     factory(deadline=soon()).close()
     del factory
     gc.collect()
@@ -366,7 +360,7 @@ def test_a_session_with_keys_is_not_renewed(world, impatient, tmp_path):
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells how much a connection has received")
 def test_a_deaf_session_under_tls_is_renewed(world, impatient, certificates):
     tls = relay.tls("localhost", 1, ca=certificates.ca)
-    factory = relay.streams.dialer.Upgraded(world.factory(), tls.upgrade, "tls://x.i2p:443")
+    factory = relay.streams.dialer.Upgrade(world.factory(), "tls://x.i2p:443", begin=tls.upgrade)
     tunnel = world.tunnel(factory)
     world.client(tunnel)
     wait_until(lambda: len(world.bridge.controls) == 2)
@@ -384,7 +378,7 @@ def test_ready_waits(world):
 def test_ready_says_that_nobody_is_there():
     with refusing() as (_, port):
         router = I2PRouter(sam=f"127.0.0.1:{port}")
-        with I2PFactory(I2PTarget(DEST, None, router), reach) as factory:
+        with I2PFactory(I2PTarget(DEST, None, router), network()) as factory:
             with pytest.raises(ConnectError, match="no SAM bridge there") as caught:
                 factory.ready(WAIT)
             assert caught.value.reason == "refused"

@@ -19,7 +19,7 @@ from relay.api.i2p import i2p
 from relay.carriers.link import State
 from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
 from relay.testing import SAMBridge
-from relay.transports.chain import bridge as reach
+from relay.transports.chain import network
 from relay.transports.i2p import inbound, listener
 from relay.transports.i2p.inbound import Accepts, Forward
 from relay.transports.i2p.listener import I2PListener
@@ -308,7 +308,7 @@ def test_the_prover_is_let_in_whatever_the_lists_say(listen):
 
 def test_lists_that_make_no_sense_are_an_error_at_once():
     with pytest.raises(ValueError, match="neither a destination nor a file"):
-        I2PListener(I2PListen(allow=("nonsense",)), reach, "here")
+        I2PListener(I2PListen(allow=("nonsense",)), network(), "here")
 
 
 # -- what waits --
@@ -523,7 +523,7 @@ def test_a_stream_outlives_the_listener_and_the_session_ends_with_it(listen, cli
 
 
 def test_a_with_statement_closes_it(bridge):
-    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), reach, "here") as there:
+    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), network(), "here") as there:
         there.start(WAIT)
     assert there.state == "closed"
     there.join(WAIT)
@@ -629,7 +629,7 @@ def test_a_tunnel_drains_before_the_session_ends(listen, clients, echo):
 def test_one_that_is_patient_waits_for_its_router(bridge):
     bridge.kill()
     away = threading.Event()
-    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), reach, "here") as there:
+    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), network(), "here") as there:
         there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
         starting = Thread(lambda: there.start(WAIT, patient=True))
         assert away.wait(WAIT)
@@ -645,7 +645,7 @@ def test_one_that_is_patient_ends(bridge, end, caplog):
     router = (
         I2PRouter(sam=bridge.sam, user="me", password=lambda: 1 / 0) if end != "close" else I2PRouter(sam=bridge.sam)
     )
-    with I2PListener(I2PListen(router), reach, "here") as there:
+    with I2PListener(I2PListen(router), network(), "here") as there:
         there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
         starting = Thread(lambda: there.start(WAIT, patient=True))
         if end == "close":
@@ -660,7 +660,7 @@ def test_it_says_what_it_is_when_it_fails():
     with socket.socket() as idle:
         idle.bind(("127.0.0.1", 0))
         place = I2PListen(I2PRouter(sam=f"127.0.0.1:{idle.getsockname()[1]}", user="me", password="secret!"))
-        there = I2PListener(place, reach, str(place))
+        there = I2PListener(place, network(), str(place))
         with pytest.raises((ConnectError, AuthenticationError)) as caught:
             there.start(WAIT)
         there.close()

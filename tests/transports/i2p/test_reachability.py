@@ -19,7 +19,7 @@ from relay.carriers.dialer import wait_for
 from relay.carriers.link import State
 from relay.streams.stream import Stream
 from relay.testing import SAMBridge
-from relay.transports.chain import bridge as reach
+from relay.transports.chain import network
 from relay.transports.i2p import reachability
 from relay.transports.i2p.connector import make_carrier
 from relay.transports.i2p.reachability import Prover, silence
@@ -370,7 +370,7 @@ def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
     assert there.state == "up"
 
 
-def make_none(name, router, reach, keys, *, quiet):
+def make_none(name, router, below, keys, *, quiet):
     raise OSError("there are no threads")
 
 
@@ -408,7 +408,7 @@ class Subject:
 
 @pytest.fixture
 def prover(bridge):
-    made = Prover("here", I2PRouter(sam=bridge.sam), reach, Subject())
+    made = Prover("here", I2PRouter(sam=bridge.sam), network(), Subject())
     yield made
     done = threading.Event()
     made._pump.loop.call(lambda: (made.close(), done.set()))
@@ -420,7 +420,7 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     monkeypatch.setattr(reachability, "ANSWER", 0.1)
     prover._subject.alive = alive
     lost = threading.Event()
-    carrier = make_carrier("here", I2PRouter(sam=bridge.sam), reach, lambda: None)
+    carrier = make_carrier("here", I2PRouter(sam=bridge.sam), network(), lambda: None)
     carrier.begin()
     try:
         session = wait_for(carrier, None, None, patient=False)  # where nobody accepts
@@ -470,7 +470,7 @@ def test_one_that_has_ended_already_hurts_nobody(prover):
 
 
 def test_the_answer_is_not_to_be_guessed(prover, bridge):
-    other = Prover("there", I2PRouter(sam=bridge.sam), reach, Subject())
+    other = Prover("there", I2PRouter(sam=bridge.sam), network(), Subject())
     assert len(prover._answer) > 30
     assert other._answer != prover._answer
     other._pump.loop.call(other.close)

@@ -22,8 +22,7 @@ from relay.carriers import pool
 from relay.process import PIPE, start
 from relay.streams.cancellation import Cancellation
 from relay.testing import SAMBridge
-from relay.transports import chain as chains
-from relay.transports.chain import chain, way
+from relay.transports.chain import chain, network
 from relay.transports.ssh import connector
 from relay.transports.ssh.connection import GREETING, KEY_EXCHANGE, LOGIN, IncompatibleError, Settings
 from relay.transports.ssh.connector import backend_for
@@ -107,7 +106,7 @@ def test_a_factory_that_was_closed_takes_it_up_anew(world, factory):
 
 
 def test_a_factory_that_is_forgotten_lets_it_go(world):
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make = SSHFactory(SSHServer("bastion"), network(), TARGET)
     make().close()
     del make
     wait_until(lambda: world.connections[0].closed)
@@ -124,7 +123,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
         raise relay.ConnectError("given up")
 
     monkeypatch.setattr(connector, "import_module", lambda *_: SimpleNamespace(connect=never))
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make = SSHFactory(SSHServer("bastion"), network(), TARGET)
     make.dial(None, lambda outcome: None)()
     assert entered.wait(WAIT)
     del make
@@ -155,9 +154,9 @@ def test_a_program_ends_at_once_with_connections_that_live(spawner_thread):
 import sys
 sys.path[:0] = sys.argv[1:]
 import pytest, ssh_world
-from test_connector import SSHFactory, SSHServer, TARGET, way
+from test_connector import SSHFactory, SSHServer, TARGET, network
 world = ssh_world.World(pytest.MonkeyPatch())
-factory = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+factory = SSHFactory(SSHServer("bastion"), network(), TARGET)
 stream = factory()
 print(factory.state)
 """
@@ -434,7 +433,12 @@ def test_a_socket_alone_keeps_the_connection(world, factory):
 def test_a_jump_at_i2p_is_not_left_to_the_client(world, factory, monkeypatch, jumps):
     """It would look the name up in the DNS."""
     seen = []
-    monkeypatch.setattr(chains, "_over_i2p", lambda target, before: seen.append(target.dest) or world.here(TARGET))
+
+    def dialer(target, below):
+        seen.append(target.dest)
+        return world.here(TARGET)
+
+    monkeypatch.setattr("relay.transports.i2p.dialer.I2PFactory", dialer)
     world.names = {"home": "x.i2p"}
     world.settings = {"a": {"jumps": jumps}, "far": {"jumps": (SSHServer("home"),)}}
     with factory("a", backend="openssh")():
@@ -495,7 +499,7 @@ def test_watchers_are_the_factorys(world, factory):
 def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
     other, heard = factory("bastion"), []
     other.ready()
-    make = SSHFactory(SSHServer("bastion"), (), TARGET, way)
+    make = SSHFactory(SSHServer("bastion"), network(), TARGET)
     make.subscribe(lambda state, error: heard.append(state.value))
     watchers = make._holder.held._watchers
     assert len(watchers) == 1

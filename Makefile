@@ -26,7 +26,8 @@ check: install docs
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
-	@echo 'format, lint, types, import directions and documentation are clean'
+	@$(BIN)/python docs/check_words.py
+	@echo 'format, lint, types, import directions, words and documentation are clean'
 
 # A site that works from the file system and offline: build/docs/index.html.
 docs: install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import itertools
 import re
@@ -136,6 +137,38 @@ def test_the_picture_of_the_layers_is_drawn_from_the_imports():
 @pytest.mark.parametrize("path", sorted((ROOT / "relay").rglob("__init__.py")), ids=lambda path: path.parent.name)
 def test_every_folder_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def check_words():
+    spec = importlib.util.spec_from_file_location("check_words", ROOT / "docs" / "check_words.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_forbidden_words_are_found_in_strings_and_comments(check_words, tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text('"""Fine."""\ntold = 1  # whoever reads\nerror = (\n    f"{told}: a port\\n"\n    "is wanted"\n)\n')
+    assert [(line, text.split(";")[0]) for line, text in check_words.words(path)] == [
+        (2, "'whoever'"),
+        (4, "'told'"),
+        (5, "'is wanted'"),
+    ]
+
+
+def test_forbidden_words_are_found_in_pages(check_words, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("# A page\n\nIt is told\nas ever. Toldo is not.\n")
+    assert [(line, text.split(";")[0]) for line, text in check_words.words(path)] == [(3, "'told'"), (4, "'as ever'")]
+
+
+def test_docstrings_that_begin_with_a_clause_are_found(check_words, tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        '"""What it is."""\n\n\ndef find():\n    """Find it."""\n\n\ndef is_up():\n    """Whether it is up."""\n'
+    )
+    assert [line for line, _ in check_words.openings(path)] == [1, 8]
 
 
 def test_the_readme_is_short():

@@ -23,7 +23,7 @@ from ..connection import Settings
 from .arguments import DESK, arguments, environment, private_directory
 from .askpass import Desk
 from .diagnostics import decoded, said, why
-from .quickack import Promptness
+from .quickack import QuickAck
 from .trust import UNWRITTEN, unwritten_error
 
 __all__ = ["Master", "Watcher"]
@@ -85,10 +85,8 @@ class Master:
         self._rest = b""
         self._closing = False
         self._over = threading.Event()
-        self._promptness = Promptness()
-        self._interval = 0.0  # seconds until the next look at standard error
-        self._seen = 0  # lines since the last one
         self.loop = Loop()
+        self._quick_ack = QuickAck(self.loop)
         self._quiet = Timer(self.loop.timers, self._end_quiet)
         self._patience = Timer(self.loop.timers, self._kill)
 
@@ -159,7 +157,6 @@ class Master:
                 return
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()[:_LINE]
-            self._seen += len(lines)
             for line in lines:
                 if not self._watcher.line(line):
                     self._keep(line)
@@ -200,7 +197,7 @@ class Master:
         for descriptor in (self._stderr, self._pid):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        self._promptness.close()
+        self._quick_ack.abandon()
         if self._stream is not None:
             self._stream.socket.close()
 
@@ -236,7 +233,7 @@ class Master:
         except OSError as error:
             logger.debug("%s: not ready after all: %s", self.settings.name, error)
             return
-        self._promptness.begin(None if self._stream is None else self._stream.socket, self._pid)
+        self._quick_ack.begin(None if self._stream is None else self._stream.socket, self._pid)
         if self._stream is not None:
             self._stream.socket.close()  # ssh has it
         with self.lock:
@@ -256,28 +253,20 @@ class Master:
     def _on_stderr(self, event: int, now: float) -> None:
         if not event & IN:
             return self.loop.forget(self._stderr)
-        self._promptness.acknowledge()
         self._read()
         if self.is_up and not self._watcher.is_urgent():
             # Lines are read when a stream asks for them, else some at a time: a busy ssh wakes nobody for each.
             self.loop.poller.modify(self._stderr, 0)
-            self._quiet.start(now + self._promptness.interval, now)
-            self._interval = self._promptness.interval
+            self._quiet.start(now + _QUIET, now)
 
     def _read(self) -> None:
         with self.lock:
             self.drain()
 
     def _end_quiet(self, now: float) -> None:
-        """Look again for as long as something happens, and a little longer."""
-        seen, self._seen = self._seen, 0
-        self._promptness.acknowledge()
+        """Read the lines that have come together, and wait for the next one."""
         self._read()
-        self._interval = self._promptness.interval if seen or self._seen else 2 * self._interval
-        if self._interval < _QUIET and not self._watcher.is_urgent():
-            self._quiet.start(now + self._interval, now)
-        else:
-            self.listen_closely()
+        self.listen_closely()
 
     def listen_closely(self) -> None:
         """Read lines as they come, for now; in the loop's thread."""
@@ -318,7 +307,7 @@ class Master:
         self._patience.stop()
         self._quiet.stop()
         self._desk.close()
-        self._promptness.close()
+        self._quick_ack.close()
         for descriptor in (self._stderr, self._pid):
             self.loop.forget(descriptor)
         with self.lock:

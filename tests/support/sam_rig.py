@@ -36,6 +36,7 @@ class End:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
+        self.peer = connection.getpeername()
         self.over = threading.Event()
         self._file = connection.makefile("rb")
 
@@ -136,7 +137,7 @@ class ScriptedBridge:
             return f"NAMING REPLY RESULT=OK NAME={name} VALUE={known}" if known else _unknown(name)
         if command.startswith("PING"):
             return f"PONG{line[4:]}" if self.pongs else ""
-        return OK
+        return "" if command.startswith("PONG") else OK
 
     def _create(self, end: End) -> None:
         self.controls.append(end)

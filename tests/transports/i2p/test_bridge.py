@@ -69,6 +69,12 @@ def warm(bridge):
     wait_until(lambda: len(bridge._spares) == 1)
 
 
+def far_end(scripted, conversation):
+    """Return the bridge's side of a conversation; connections may be served in another order than they are made."""
+    name = conversation.stream.socket.getsockname()
+    return next(end for end in scripted.ends if end.peer == name)
+
+
 def fill(bridge):
     """As whoever has been served does it."""
     filled = threading.Event()
@@ -298,7 +304,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
     for _ in range(50):
         bridge = scripted.bridge()
         warm(bridge)
-        closing = Thread(scripted.ends[-1].close)
+        closing = Thread(far_end(scripted, bridge._spares[0]).close)
         conversation = meet(bridge)
         told = queue.SimpleQueue()
         conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
@@ -312,9 +318,22 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
 
 def test_a_spare_that_is_pinged_is_kept(scripted, bridge):
     warm(bridge)
-    scripted.ends[-1].say("PING are you there")
+    far_end(scripted, bridge._spares[0]).say("PING are you there")
     conversation = meet(bridge)
     assert works(conversation)
+    conversation.close()
+
+
+def test_a_ping_before_the_reply_is_answered_and_is_not_taken_for_the_reply(scripted, bridge):
+    warm(bridge)
+    conversation = meet(bridge)
+    told = queue.SimpleQueue()
+    conversation.ask(b"", time.monotonic() + WAIT, told.put)  # waits for a reply, but has not sent the request yet
+    end = far_end(scripted, conversation)
+    end.say("PING are you there")
+    wait_until(lambda: "PONG are you there" in scripted.asked)
+    end.say("PONG x")
+    assert told.get(timeout=WAIT).text == "x"
     conversation.close()
 
 

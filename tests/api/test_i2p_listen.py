@@ -15,7 +15,7 @@ from relay.addresses.destinations import PrivateKey
 from relay.errors import can_retry
 from relay.testing import SAMBridge
 from relay.transports.i2p import inbound, messages
-from relay.transports.i2p.inbound import Accepts, Forward
+from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
 from relay.transports.i2p.listener import I2PListener
 from relay.transports.i2p.messages import stream_connect
 
@@ -83,7 +83,7 @@ def test_the_arguments_reach_the_bridge(tmp_path):
         assert session["inbound.nickname"] == "my_site"
         assert PrivateKey.from_bytes(path.read_bytes()).destination == there.dest
         assert there.session == "my site"
-        assert type(there._way) is Accepts
+        assert type(there._incoming) is AcceptStreams
         assert [told.get(timeout=WAIT) for _ in range(2)] == ["up", "published"]
     assert told.get(timeout=WAIT) == "closed"
 
@@ -174,14 +174,14 @@ def test_it_is_an_address_too(bridge, tmp_path):
     there = relay.listen(f"i2p:?sam={bridge.sam}&keys={path}&accept=accept")
     with there:
         assert isinstance(there, I2PListener)
-        assert type(there._way) is Accepts
+        assert type(there._incoming) is AcceptStreams
         prove(there, bridge.sam)
     there.join(WAIT)
 
 
 def test_the_bridge_may_be_behind_an_ssh_server(bridge, ssh_server, spawner_thread):
     with listening(sam=bridge.sam, via=[ssh_server.url]) as there:
-        assert type(there._way) is Accepts, "the router is elsewhere"
+        assert type(there._incoming) is AcceptStreams, "the router is elsewhere"
         assert there.wait_published(WAIT)
         prove(there, bridge.sam)
     assert ssh_server.logins == 1
@@ -194,7 +194,7 @@ def test_the_bridge_may_be_behind_tls(bridge, certificates):
     with relay.Tunnel(front, relay.tcp(*bridge.address), timeout=None) as tunnel:
         sam = f"tls://localhost:{tunnel.address[1]}?ca={certificates.ca}"
         with listening(sam=sam) as there:
-            assert type(there._way) is Accepts
+            assert type(there._incoming) is AcceptStreams
             prove(there, bridge.sam)
 
 
@@ -202,7 +202,7 @@ def test_a_tunnel_in_front_of_a_service(bridge, echo_server):
     there = relay.i2p_listen(sam=bridge.sam)
     with relay.Tunnel(there, relay.tcp(*echo_server.address), timeout=None) as tunnel:
         assert tunnel.address == there.b32
-        assert type(there._way) is Forward
+        assert type(there._incoming) is ForwardStreams
         with relay.i2p(there.dest, sam=bridge.sam) as factory, factory(deadline=time.monotonic() + WAIT) as near:
             near.socket.settimeout(WAIT)
             near.socket.sendall(b"hello")

@@ -16,8 +16,8 @@ def quick(monkeypatch):
     monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.02, 0.1))
     monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.05)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 2.0))
-    monkeypatch.setattr("relay.transports.i2p.connector._RECYCLE", (0.5, 1.0))
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.3)
+    monkeypatch.setattr("relay.transports.i2p.connector._REPLACE_AGAIN", (0.5, 1.0))
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.3)
     for name, value in {"HEAD_START": 0.01, "REACH": 2.0, "ANSWER": 0.4, "AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
         monkeypatch.setattr(f"relay.transports.i2p.reachability.{name}", value)
 
@@ -108,7 +108,7 @@ def test_a_client_that_has_gone_deaf(world, over_i2p):
 
 def test_clients_that_do_not_wait_for_long(world, over_i2p, monkeypatch):
     """Trap 2 is noticed by all of them together."""
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 1.0)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 1.0)
     rig = over_i2p(world, linger=0)
     exchange(*rig.connect())
     world.clients.settings.stale = 600.0

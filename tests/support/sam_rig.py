@@ -170,15 +170,15 @@ class Opened:
         self.scripted = scripted
         self.bridge = scripted.bridge()
         self.lost: queue.SimpleQueue[CarrierError] = queue.SimpleQueue()
-        self.control = self.converse()
+        self.control = self.open_conversation()
         self.ask(self.control, session_create(id="ours"))
         self.session = Session("the session", self.bridge, "ours", KEY.destination, self.control, self.lost.put)
         self.far_control = scripted.controls[-1]
 
-    def converse(self) -> Conversation:
+    def open_conversation(self) -> Conversation:
         """Another conversation."""
         told: queue.SimpleQueue[Conversation | OSError] = queue.SimpleQueue()
-        self.bridge.converse(time.monotonic() + WAIT, told.put)
+        self.bridge.open_conversation(time.monotonic() + WAIT, told.put)
         outcome = told.get(timeout=WAIT)
         assert isinstance(outcome, Conversation), outcome
         return outcome

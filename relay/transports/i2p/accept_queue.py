@@ -11,14 +11,14 @@ from collections.abc import Callable
 from ...addresses.destinations import Peer
 from ...streams.stream import Stream
 
-__all__ = ["Reception", "Taker"]
+__all__ = ["AcceptQueue", "Taker"]
 
 Taker = Callable[[Stream, Peer], object]
 
 MOST = 128  # streams that wait; beyond that the router keeps them
 
 
-class Reception:
+class AcceptQueue:
     """Where streams wait for :meth:`take`, or are handed on at once. Every method may be called from any thread.
 
     :param full: called when so many wait that no more are to come.

@@ -23,11 +23,11 @@ from .messages import Message, MessageError, hello, shown
 __all__ = ["Bridge"]
 
 HELLO = 8.0  # seconds for the bridge to answer HELLO: a constructor is to fail within about ten
-SPARES = 16  # sockets at most that have said HELLO before they are needed
+MAX_IDLE = 16  # sockets at most that have said HELLO before they are needed
 MORE = 2  # that are made at once: a bridge that has just come back is not to be overrun
 REST = 20.0  # seconds after which those that nobody needed are closed
 
-Met = Callable[["Conversation | OSError"], object]
+OnConversation = Callable[["Conversation | OSError"], object]
 
 WHERE = (
     "is a router running there, with SAM enabled? In i2pd.conf: [sam] enabled = true; in the Java router's console: "
@@ -42,20 +42,20 @@ class Bridge:
     two. There are as many as it takes for nobody to find none.
 
     :param name: in errors and in the log, such as ``127.0.0.1:7656``.
-    :param reach: the factory for streams to it, over whatever is between; its owner closes it.
+    :param dial: the factory for streams to it, over whatever is between; its owner closes it.
     :param login: the user and the password, or ``None`` where there are none.
     :raises OSError: if there is no thread or descriptor to be had.
     """
 
-    def __init__(self, name: str, reach: Dialed, login: tuple[str, str] | None) -> None:
+    def __init__(self, name: str, dial: Dialed, login: tuple[str, str] | None) -> None:
         self.name = name
         self.version = ""  # that it speaks, once it has answered
-        self._reach = reach
+        self._reach = dial
         self._greeting = hello() if login is None else hello(user=login[0], password=login[1])
         self._line = self._greeting.encode()
         self._lock = threading.Lock()
-        self._spares: deque[Conversation] = deque()
-        self._coming: set[_Meeting] = set()  # spares that are being made
+        self._idle: deque[Conversation] = deque()
+        self._connecting: set[_BridgeHandshake] = set()  # spares that are being made
         self._wanted = 0  # spares to be had
         self._taken = False  # whether a conversation was wanted since the last rest
         self._closed = False
@@ -63,37 +63,37 @@ class Bridge:
         self.clock = Clock(self._pump.loop)
         self._rest = Timer(self._pump.loop.timers, self._close_unneeded)
 
-    def converse(self, deadline: float | None, met: Met) -> GiveUp:
+    def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> GiveUp:
         """Have a conversation that has said HELLO. Never blocks.
 
         :param deadline: monotonic seconds; ``None`` for as long as it takes.
-        :param met: called once, in any thread, perhaps before this returns, with a conversation, which is the
-            caller's; or with the error: :class:`ConnectError` (nothing there, no answer),
+        :param on_conversation: called once, in any thread, perhaps before this returns, with a conversation,
+            which is the caller's; or with the error: :class:`ConnectError` (nothing there, no answer),
             :class:`AuthenticationError`, :class:`SAMError` (not SAM, or no version in common).
         :returns: gives it up.
         """
         if self._closed:
-            met(ConnectError(f"{self.name}: the way to the bridge was closed"))
+            on_conversation(ConnectError(f"{self.name}: the way to the bridge was closed"))
             return _nothing
-        while (spare := self._take()) is not None:
-            if spare.alive:
-                met(spare)
+        while (idle := self._take()) is not None:
+            if idle.alive:
+                on_conversation(idle)
                 return _nothing
-            spare.close()
-        meeting = _Meeting(self, deadline)
-        meeting.begin(met)
-        return meeting.give_up
+            idle.close()
+        handshake = _BridgeHandshake(self, deadline)
+        handshake.begin(on_conversation)
+        return handshake.give_up
 
     def close(self) -> None:
         """Close the spares; conversations go on. Idempotent, from any thread."""
         with self._lock:
             self._closed = True
-            spares, self._spares = list(self._spares), deque()
-            coming, self._coming = self._coming, set()
-        for spare in spares:
-            spare.close()
-        for meeting in coming:
-            meeting.give_up()
+            idles, self._idle = list(self._idle), deque()
+            coming, self._connecting = self._connecting, set()
+        for idle in idles:
+            idle.close()
+        for handshake in coming:
+            handshake.give_up()
         self._pump.loop.call(self._rest.stop)
         self._pump.let_go(self)
 
@@ -103,53 +103,53 @@ class Bridge:
 
     def _take(self) -> Conversation | None:
         with self._lock:
-            spare = self._spares.popleft() if self._spares else None
+            idle = self._idle.popleft() if self._idle else None
             self._taken = True
-            if spare is None and self.version:  # a bridge that has not answered yet is asked once
-                self._wanted = min(self._wanted + 1, SPARES)
-        return spare
+            if idle is None and self.version:  # a bridge that has not answered yet is asked once
+                self._wanted = min(self._wanted + 1, MAX_IDLE)
+        return idle
 
     def fill(self) -> None:
         """Make the spares that are missing, now that whoever has taken one is served; in the pump's thread."""
         now = time.monotonic()
         with self._lock:
-            missing = 0 if self._closed else min(self._wanted - len(self._spares) - len(self._coming), MORE)
-            coming = [_Meeting(self, now + HELLO) for _ in range(missing)]
-            self._coming.update(coming)
-        for meeting in coming:
-            meeting.begin(functools.partial(self._keep, meeting))
+            missing = 0 if self._closed else min(self._wanted - len(self._idle) - len(self._connecting), MORE)
+            coming = [_BridgeHandshake(self, now + HELLO) for _ in range(missing)]
+            self._connecting.update(coming)
+        for handshake in coming:
+            handshake.begin(functools.partial(self._keep, handshake))
         if coming and self._rest.due == math.inf:
             self._rest.start(now + REST, now)
 
-    def _keep(self, meeting: _Meeting, outcome: Conversation | OSError) -> None:
+    def _keep(self, handshake: _BridgeHandshake, outcome: Conversation | OSError) -> None:
         with self._lock:
-            self._coming.discard(meeting)
-            unwanted = self._closed or len(self._spares) >= self._wanted
+            self._connecting.discard(handshake)
+            unwanted = self._closed or len(self._idle) >= self._wanted
             if not unwanted and isinstance(outcome, Conversation):
                 outcome.listen(_nothing_said, functools.partial(self._gone, outcome))
-                self._spares.append(outcome)
+                self._idle.append(outcome)
         if unwanted and isinstance(outcome, Conversation):
             outcome.close()
 
-    def _gone(self, spare: Conversation, error: OSError) -> None:
+    def _gone(self, idle: Conversation, error: OSError) -> None:
         with self._lock:
-            if spare in self._spares:
-                self._spares.remove(spare)
+            if idle in self._idle:
+                self._idle.remove(idle)
 
     def _close_unneeded(self, now: float) -> None:
         with self._lock:
             self._wanted = self._wanted // 2 if self._taken else 0
             self._taken = False
-            unneeded = [self._spares.pop() for _ in range(len(self._spares) - self._wanted)]
+            unneeded = [self._idle.pop() for _ in range(len(self._idle) - self._wanted)]
             more = self._wanted > 0 and not self._closed
-        for spare in unneeded:
-            spare.close()
+        for idle in unneeded:
+            idle.close()
         if more:
             self._rest.start(now + REST, now)
 
     # -- HELLO --------------------------------------------------------------------------------------------------------
 
-    def reach(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> GiveUp:
+    def dial(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> GiveUp:
         """Begin to connect to it; see :meth:`relay.streams.dialer.Dialed.dial`."""
         return self._reach.dial(deadline, done, patient=False)
 
@@ -189,28 +189,28 @@ class Bridge:
         return explained
 
 
-class _Meeting:
+class _BridgeHandshake:
     """A connect and a HELLO under way."""
 
-    __slots__ = ("_bridge", "_conversation", "_deadline", "_given_up", "_lock", "_met", "_undo")
+    __slots__ = ("_bridge", "_conversation", "_deadline", "_given_up", "_lock", "_on_conversation", "_undo")
 
     def __init__(self, bridge: Bridge, deadline: float | None) -> None:
         self._bridge = bridge
         self._deadline = deadline
-        self._met: Met | None = None
+        self._on_conversation: OnConversation | None = None
         self._conversation: Conversation | None = None
         self._undo: GiveUp = _nothing
         self._given_up = False
         self._lock = threading.Lock()
 
-    def begin(self, met: Met) -> None:
+    def begin(self, on_conversation: OnConversation) -> None:
         """Begin, unless it was given up before."""
         with self._lock:
             if self._given_up:
                 return None
-            self._met = met
+            self._on_conversation = on_conversation
         try:
-            undo = self._bridge.reach(self._deadline, self._reached)
+            undo = self._bridge.dial(self._deadline, self._reached)
         except OSError as error:
             return self._finish(self._bridge.explained(error))
         if not self._keep(undo):
@@ -255,9 +255,9 @@ class _Meeting:
 
     def _finish(self, outcome: Conversation | OSError) -> None:
         with self._lock:
-            met, self._met = self._met, None
-        if met is not None:
-            met(outcome)
+            on_conversation, self._on_conversation = self._on_conversation, None
+        if on_conversation is not None:
+            on_conversation(outcome)
         elif isinstance(outcome, Conversation):
             outcome.close()
 
@@ -265,8 +265,8 @@ class _Meeting:
         """Tell nobody; from any thread, idempotent, and without effect once somebody was told."""
         with self._lock:
             self._given_up = True
-            met, self._met = self._met, None
-        if met is not None:
+            on_conversation, self._on_conversation = self._on_conversation, None
+        if on_conversation is not None:
             self._undo()
             if self._conversation is not None:
                 self._conversation.close()

@@ -27,11 +27,11 @@ from .conversation import Conversation
 from .messages import Message, session_create, shown
 from .session import Session
 
-__all__ = ["HeldKey", "Keys", "make_carrier", "options_of"]
+__all__ = ["SessionKey", "Keys", "make_carrier", "options_of"]
 
 logger = logging.getLogger("relay")
 
-Keys = Callable[[], "HeldKey | None"]
+Keys = Callable[[], "SessionKey | None"]
 
 _ATTEMPT = 600.0  # seconds for a session to be made: building tunnels may take a minute, and giving up begins anew
 _REACH = 10.0  # seconds for the bridge to be reached and to say HELLO
@@ -39,7 +39,7 @@ _PROGRESS = 15.0  # seconds between two lines that say that it is still being ma
 _REMEMBERED = (13.0, 120.0)  # seconds for a router to forget a session of the same keys, and at most
 _DUPLICATE = 8.0  # seconds that the first session of some keys is tried for while the router has another one
 _AGAIN = 2.0  # seconds between two tries meanwhile
-_RECYCLE = (30.0, 900.0)  # seconds until a session is replaced again for the same destination, and at most
+_REPLACE_AGAIN = (30.0, 900.0)  # seconds until a session is replaced again for the same destination, and at most
 _REST = 2.0  # seconds until a bridge that has gone is looked for again, at most: it is near, as a rule
 _CHECK = 30.0  # seconds between two signs of life of the bridge
 
@@ -50,7 +50,7 @@ _QUANTITY = 3  # tunnels each way: what routers choose by themselves differs (2,
 _ENCRYPTION = "4,0"
 
 
-class HeldKey(Protocol):
+class SessionKey(Protocol):
     """The private key of a session's destination, which is held as long as the session is used."""
 
     @property
@@ -62,10 +62,10 @@ class HeldKey(Protocol):
         """The file that it is in; ``None`` for one that is kept nowhere."""
 
     @property
-    def rested(self) -> float:
+    def seconds_since_session(self) -> float:
         """Seconds since a session of it had ended when it was taken; endless if that is not known."""
 
-    def rest(self) -> None:
+    def mark_session_ended(self) -> None:
         """A session of it has ended."""
 
     def close(self) -> None:
@@ -83,13 +83,13 @@ def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, qu
     :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
     :raises OSError: if there is no thread or descriptor to be had.
     """
-    way = _Way(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
+    way = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
     carrier = Carrier(name, way, _CHECK, _ATTEMPT, rest=_REST, quiet=quiet)
     way.renew = carrier.renew
     return carrier
 
 
-class _Way:
+class _SessionConnector:
     """Makes one session after the other; see :class:`relay.carriers.carrier.Connector`."""
 
     renew: Callable[[Session, str], None]
@@ -101,20 +101,20 @@ class _Way:
         self._below = below
         self._dialer: Dialed | None = None  # held while this one is, so that the connections below are supervised, too
         self._open_keys = keys
-        self._keys: HeldKey | None = None
+        self._keys: SessionKey | None = None
         self._begun = False
         self._was_up = False
         self._forgotten = 0.0  # when the router has forgotten the last session of these keys, monotonic seconds
         self._patience = _REMEMBERED[0]
         self._stop_asking: GiveUp = _nothing
-        self._recycling = _Recycling(self._replace)
+        self._replacement = _ReplacementPolicy(self._replace)
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if not self._begun:
             self._keys = self._open_keys()
             self._begun = True
             if self._keys is not None:
-                self._forgotten = time.monotonic() + self._patience - self._keys.rested
+                self._forgotten = time.monotonic() + self._patience - self._keys.seconds_since_session
         until = time.monotonic() + _DUPLICATE
         while True:
             try:
@@ -140,7 +140,7 @@ class _Way:
         keys, self._keys = self._keys, None
         if keys is not None:
             if self._was_up:
-                keys.rest()
+                keys.mark_session_ended()
             keys.close()
 
     # -- one attempt --------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class _Way:
             if not answer.put(outcome) and isinstance(outcome, Conversation):
                 outcome.close()
 
-        give_up = bridge.converse(until, met)
+        give_up = bridge.open_conversation(until, met)
         try:
             control = answer.get(until, cancel)
         except ConnectError as error:
@@ -186,7 +186,7 @@ class _Way:
         key = self._keys.key.base64 if self._keys is not None else "TRANSIENT"
         request = session_create(id=session_id, destination=key, options=options_of(self._router))
         answer: Answer[Message] = Answer()
-        progress = _Progress(self._name, self._level)
+        progress = _ProgressLog(self._name, self._level)
         try:
             control.ask(request, None, answer.put)
             told = answer.get(deadline, cancel)
@@ -201,8 +201,8 @@ class _Way:
         session = Session(
             self._name, bridge, session_id, destination, control, functools.partial(self._lose, bridge, lost)
         )
-        session.on_silence = self._recycling.silent
-        session.on_answer = self._recycling.answered
+        session.on_silence = self._replacement.silent
+        session.on_answer = self._replacement.answered
         session.on_verdict = self._judge
         return session
 
@@ -237,7 +237,7 @@ class _Way:
         """It is over. A router that lives remembers it for a while, and one of the same keys would die with it."""
         self._forgotten = time.monotonic() + self._patience
         if self._keys is not None:
-            self._stop_asking = bridge.reach(time.monotonic() + _REACH, self._reached)
+            self._stop_asking = bridge.dial(time.monotonic() + _REACH, self._reached)
         lost(error)
 
     def _reached(self, outcome: Stream | OSError) -> None:
@@ -263,7 +263,7 @@ class _Way:
             self.renew(session, "a stream that is said to be there does not answer; the session may be deaf")
 
 
-class _Recycling:
+class _ReplacementPolicy:
     """When a session is replaced because a destination does not answer: seldom, if that does not help.
 
     A router that has not noticed that a destination is served from elsewhere now goes on sending to where it was, says
@@ -277,12 +277,12 @@ class _Recycling:
     def silent(self, session: Session, dest: str) -> None:
         """A stream to there does not answer; in the pump's thread."""
         now = time.monotonic()
-        due, wait = self._next.get(dest, (0.0, _RECYCLE[0]))
+        due, wait = self._next.get(dest, (0.0, _REPLACE_AGAIN[0]))
         if now < due:
             return
         if len(self._next) > 1000:
             self._next.clear()
-        self._next[dest] = now + wait, min(wait * 2, _RECYCLE[1])
+        self._next[dest] = now + wait, min(wait * 2, _REPLACE_AGAIN[1])
         self._replace(session, dest)
 
     def answered(self, dest: str) -> None:
@@ -290,7 +290,7 @@ class _Recycling:
         self._next.pop(dest, None)
 
 
-class _Progress:
+class _ProgressLog:
     """Says now and then that a session is still being made, because that may take a minute."""
 
     def __init__(self, name: str, level: int) -> None:

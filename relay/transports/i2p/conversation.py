@@ -16,11 +16,11 @@ from ...streams.stream import Stream
 from .deadlines import Clock
 from .messages import LONGEST, Message, MessageError, parse, pong
 
-__all__ = ["Conversation", "Ended", "Heard", "Told", "read_line"]
+__all__ = ["Conversation", "OnEnd", "OnLine", "OnAnswer", "read_line"]
 
-Told = Callable[["Message | OSError"], object]
-Heard = Callable[[bytes], object]
-Ended = Callable[[OSError], object]
+OnAnswer = Callable[["Message | OSError"], object]
+OnLine = Callable[[bytes], object]
+OnEnd = Callable[[OSError], object]
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _ENDED = "it ended the conversation"
@@ -48,9 +48,9 @@ class Conversation:
         "_watch",
         "_clock",
         "_line",
-        "_told",
-        "_heard",
-        "_ended",
+        "_on_answer",
+        "_on_line",
+        "_on_end",
         "_quick",
         "_over",
         "_error",
@@ -62,9 +62,9 @@ class Conversation:
         self.name = name
         self.read = 0  # bytes that were read
         self._line = b""
-        self._told: Told | None = None
-        self._heard: Heard | None = None
-        self._ended: Ended | None = None
+        self._on_answer: OnAnswer | None = None
+        self._on_line: OnLine | None = None
+        self._on_end: OnEnd | None = None
         # The pump's thread sets this before it takes whom to tell, and the others look at it after they have set them:
         # nobody waits for a conversation that has ended just before.
         self._over = False
@@ -82,17 +82,17 @@ class Conversation:
         else:
             self._pump.loop.call(self._begin)
 
-    def ask(self, request: Message | bytes, deadline: float | None, told: Told) -> None:
+    def ask(self, request: Message | bytes, deadline: float | None, on_answer: OnAnswer) -> None:
         """Send a request. Never blocks.
 
         :param request: what is asked, or its line; the answer to the one before it has come.
         :param deadline: monotonic seconds; ``None`` for as long as it takes.
-        :param told: called once: with the answer; or with the error, and then the conversation is closed.
+        :param on_answer: called once: with the answer; or with the error, and then the conversation is closed.
         """
         data = request if isinstance(request, bytes) else request.encode()
         if deadline is not None:
             self._clock.set(self, deadline)
-        self._told = told
+        self._on_answer = on_answer
         try:
             if self.stream.socket.send(data) != len(data):
                 raise OSError(errno.ENOBUFS, _DEAF)
@@ -102,13 +102,13 @@ class Conversation:
             self._fail_soon(ConnectionResetError(errno.ECONNRESET, _ENDED))
         return None
 
-    def listen(self, heard: Heard, ended: Ended) -> None:
+    def listen(self, on_line: OnLine, on_end: OnEnd) -> None:
         """From now on have each line told, and the end once.
 
-        :param heard: called with each line, its newline included.
-        :param ended: called when the conversation is over and nobody has closed it; it is closed then.
+        :param on_line: called with each line, its newline included.
+        :param on_end: called when the conversation is over and nobody has closed it; it is closed then.
         """
-        self._heard, self._ended = heard, ended
+        self._on_line, self._on_end = on_line, on_end
         if self._over:
             self._fail_soon(ConnectionResetError(errno.ECONNRESET, _ENDED))
 
@@ -129,12 +129,12 @@ class Conversation:
         """
         self._pump.loop.forget(self.stream.fileno())  # it is not closed, so nothing takes it out of the poller
         self._leave()
-        self._told = self._heard = self._ended = None
+        self._on_answer = self._on_line = self._on_end = None
         return self.stream
 
     def close(self) -> None:
         """End it; nobody is told. Idempotent."""
-        self._told = self._heard = self._ended = None
+        self._on_answer = self._on_line = self._on_end = None
         if not self._over:
             self._pump.loop.call(self._close)
 
@@ -166,7 +166,7 @@ class Conversation:
 
     def expire(self, now: float) -> None:
         """The deadline of what is asked has come."""
-        if self._told is not None:
+        if self._on_answer is not None:
             self._fail(ConnectError(f"{self.name}: no answer in time", reason="connect_timeout"))
 
     def _on_event(self, event: int, now: float) -> None:
@@ -187,13 +187,13 @@ class Conversation:
             return self._fail(MessageError(f"{self.name}: a line of more than {LONGEST} bytes; that is not SAM"))
         if complete:
             line, self._line = self._line, b""
-            self._hear(line)
+            self._take_line(line)
 
-    def _hear(self, line: bytes) -> None:
-        if self._told is not None:
+    def _take_line(self, line: bytes) -> None:
+        if self._on_answer is not None:
             self._answer(line)
-        elif self._heard is not None:
-            self._heard(line)
+        elif self._on_line is not None:
+            self._on_line(line)
         else:
             self._fail(MessageError(f"{self.name}: it said something that it was not asked"))
 
@@ -204,10 +204,10 @@ class Conversation:
             return self._fail(MessageError(f"{self.name}: {error}"))
         if answer.words == ("PING",):
             return self.say(pong(answer.text))
-        told, self._told = self._told, None
+        on_answer, self._on_answer = self._on_answer, None
         self._clock.drop(self)
-        if told is not None:  # else it was closed meanwhile
-            told(answer)
+        if on_answer is not None:  # else it was closed meanwhile
+            on_answer(answer)
         return None
 
     def _fail_soon(self, error: OSError) -> None:
@@ -221,13 +221,13 @@ class Conversation:
             self._error = error = self._lost(error)
             self._close()
         self._clock.drop(self)
-        told, ended = self._told, self._ended
-        self._told = self._heard = self._ended = None
+        on_answer, on_end = self._on_answer, self._on_end
+        self._on_answer = self._on_line = self._on_end = None
         failure = self._error or self._lost(error)
-        if told is not None:
-            told(failure)
-        elif ended is not None:
-            ended(failure)
+        if on_answer is not None:
+            on_answer(failure)
+        elif on_end is not None:
+            on_end(failure)
 
     def _lost(self, error: OSError) -> OSError:
         if isinstance(error, (SAMError, ConnectError)):

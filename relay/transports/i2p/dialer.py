@@ -18,7 +18,7 @@ from ...errors import ConnectError
 from ...streams.checks import check_time
 from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
 from ...streams.stream import Stream
-from .connector import HeldKey, make_carrier
+from .connector import SessionKey, make_carrier
 from .key_file import KeyFile
 from .opening import open_stream
 from .session import Session
@@ -166,7 +166,7 @@ class I2PFactory(Dialed):
         self._holder.close()
 
 
-def _keys(router: I2PRouter) -> HeldKey | None:
+def _keys(router: I2PRouter) -> SessionKey | None:
     return KeyFile.open(router.keys, PrivateKey.generate) if router.keys is not None else None
 
 

@@ -17,16 +17,16 @@ from ...eventloop.sockets import reset
 from ...streams.stream import Stream
 from .conversation import read_line
 from .messages import LONGEST, MessageError, parse_peer
-from .peer_uid import Owners, hold_end, release_end
+from .peer_uid import PeerUidLookup, hold_end, release_end
 
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["Arrived", "Port"]
+__all__ = ["OnStream", "ForwardPort"]
 
 logger = logging.getLogger("relay")
 
-Arrived = Callable[[Stream, Peer], object]
+OnStream = Callable[[Stream, Peer], object]
 
 BACKLOG = 4096  # streams that the kernel keeps for us; Linux takes the lower of this and net.core.somaxconn
 SILENT = 1024  # connections that have not said yet whose they are, at most
@@ -39,7 +39,7 @@ _peer_of = functools.lru_cache(maxsize=256)(parse_peer)
 _DEFER = getattr(socket, "TCP_DEFER_ACCEPT", None)
 
 
-class Port:
+class ForwardPort:
     """Where the router connects to. Its first line on each connection says whose the stream is.
 
     Every program on the machine can connect there, too, and claim to come from any destination. So a connection is
@@ -48,14 +48,14 @@ class Port:
     Every method may be called from any thread; everything else happens in the loop's.
 
     :param session: whose streams they are.
-    :param arrived: called with each stream and who connects, in the loop's thread.
+    :param on_stream: called with each stream and who connects, in the loop's thread.
     :param owners: finds the user of a connection; ``None`` to trust every program.
     :param loop: in whose thread connections are accepted.
     :raises OSError: if no port is free.
     """
 
-    def __init__(self, session: Session, arrived: Arrived, owners: Owners | None, *, loop: Loop) -> None:
-        self.arrived = arrived
+    def __init__(self, session: Session, on_stream: OnStream, owners: PeerUidLookup | None, *, loop: Loop) -> None:
+        self.on_stream = on_stream
         self.name = session.name
         self._owners = owners
         self._user: int | None = None  # the one behind the bridge
@@ -63,7 +63,7 @@ class Port:
         self._loop = loop
         self._watching: Loop | None = None
         self._open = self._held = self._closed = False
-        self._silent: set[_Arrival] = set()
+        self._silent: set[_ForwardedConnection] = set()
         self._retry: Timer | None = None
         control = session.control_socket
         self._family = control.family
@@ -116,8 +116,8 @@ class Port:
     def abandon(self) -> None:
         """In a forked child, or where the loop has stopped: close the descriptors and nothing else."""
         self._socket.close()
-        for arrival in tuple(self._silent):
-            arrival.socket.close()
+        for connection in tuple(self._silent):
+            connection.socket.close()
 
     # -- in the loop's thread -----------------------------------------------------------------------------------------
 
@@ -142,8 +142,8 @@ class Port:
         loop.discard(self._socket)
         if self._retry is not None:
             self._retry.stop()
-        for arrival in tuple(self._silent):
-            arrival.drop()
+        for connection in tuple(self._silent):
+            connection.drop()
 
     def _ready(self, event: int, now: float) -> None:
         try:
@@ -166,10 +166,10 @@ class Port:
         if self._holds_ends:
             release_end(made)
         made.setblocking(False)
-        arrival = _Arrival(self, made, self._loop)
-        if not arrival.read():
-            self._silent.add(arrival)
-            arrival.wait(now)
+        connection = _ForwardedConnection(self, made, self._loop)
+        if not connection.read():
+            self._silent.add(connection)
+            connection.wait(now)
             self._update(self._loop)
         return None
 
@@ -185,7 +185,7 @@ class Port:
         self._retry = None
         self._update_there()
 
-    def _is_foreign(self, place: tuple[str, int], owners: Owners) -> bool:
+    def _is_foreign(self, place: tuple[str, int], owners: PeerUidLookup) -> bool:
         user = owners.between(self._family, place, self._place)
         if user is not None and user == self._user:
             return False
@@ -196,18 +196,18 @@ class Port:
         logger.log(level, text, self.name, whose, "unknown" if self._user is None else self._user)
         return True
 
-    def settled(self, arrival: _Arrival) -> None:
+    def settled(self, connection: _ForwardedConnection) -> None:
         """A connection that said nothing is waited for no longer."""
-        self._silent.discard(arrival)
+        self._silent.discard(connection)
         self._update_there()
 
 
-class _Arrival:
+class _ForwardedConnection:
     """A connection to the port, which is to say whose it is."""
 
     __slots__ = ("socket", "_port", "_loop", "_line", "_timer")
 
-    def __init__(self, port: Port, made: socket.socket, loop: Loop) -> None:
+    def __init__(self, port: ForwardPort, made: socket.socket, loop: Loop) -> None:
         self.socket = made
         self._port = port
         self._loop = loop
@@ -235,7 +235,7 @@ class _Arrival:
         except MessageError as error:
             return self._refuse(str(error))
         self._settle()
-        self._port.arrived(Stream(self.socket), peer)
+        self._port.on_stream(Stream(self.socket), peer)
         return True
 
     def wait(self, now: float) -> None:

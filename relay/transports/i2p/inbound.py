@@ -17,15 +17,15 @@ from ...eventloop.background import Pump
 from ...eventloop.loop import Loop, Timer
 from ...streams.stream import Stream
 from .conversation import Conversation
-from .forward_port import Arrived, Port
+from .forward_port import ForwardPort, OnStream
 from .messages import Message, MessageError, parse, parse_peer, shown, stream_accept, stream_forward
 from .opening import SETTLE
-from .peer_uid import Owners
+from .peer_uid import PeerUidLookup
 from .session import Session
 
-__all__ = ["Accepts", "Armed", "Forward", "Way", "is_near"]
+__all__ = ["AcceptStreams", "OnReady", "ForwardStreams", "IncomingStreams", "is_local"]
 
-Armed = Callable[["Way", "OSError | None"], object]
+OnReady = Callable[["IncomingStreams", "OSError | None"], object]
 
 SEVERAL = 8  # ACCEPTs that wait at one time, where the bridge serves several
 ANSWER = 60.0  # seconds for the bridge to answer
@@ -34,23 +34,23 @@ STEADY = 10.0  # seconds that it lasts when nothing is wrong
 AGAIN = (0.1, 10.0)  # seconds until it is asked again, after the first failure in a row and at most
 
 
-class Way:
+class IncomingStreams:
     """A way in for the streams of one session, which asks for them again until it is closed.
 
     :param session: whose.
-    :param arrived: called with each stream and who connected.
-    :param armed: called with ``None`` each time that the router has promised to hand streams over, and with the reason
-        each time that it does not.
+    :param on_stream: called with each stream and who connected.
+    :param on_ready: called with ``None`` each time the router agrees to deliver streams, and with the error each time
+        it refuses.
     :raises OSError: if there is no thread or descriptor to be had.
     """
 
-    def __init__(self, session: Session, arrived: Arrived, armed: Armed) -> None:
+    def __init__(self, session: Session, on_stream: OnStream, on_ready: OnReady) -> None:
         self.session = session
         self.brought = False  # whether a stream has come
         self.held = False
         self.over = False
-        self._arrived = arrived
-        self._armed = armed
+        self._on_stream = on_stream
+        self._on_ready = on_ready
         self._requests: set[_Request] = set()
         self._delay = AGAIN[0]
         self._granted: float | None = None  # when streams were promised, monotonic seconds
@@ -90,7 +90,7 @@ class Way:
     def granted(self, request: _Request) -> None:
         """The router has said that it hands streams over."""
         self._granted = time.monotonic()
-        self._armed(self, None)
+        self._on_ready(self, None)
 
     def heard(self, request: _Request, line: bytes) -> None:
         """Something was said after that."""
@@ -115,7 +115,7 @@ class Way:
         """Ask again; only now it is told, for often it was the end of the session, which is told by others."""
         error, self._error = self._error, None
         if error is not None and self.session.failure() is None:
-            self._armed(self, error)
+            self._on_ready(self, error)
         if not self.over:
             self.begin()
 
@@ -124,7 +124,7 @@ class Way:
         self._requests.add(request)
         request.begin()
 
-    def _arrive(self, under: Stream, peer: Peer) -> None:
+    def _pass_on(self, under: Stream, peer: Peer) -> None:
         """Hand a stream on; in any thread."""
         self.brought = True
         self._delay = AGAIN[0]
@@ -133,17 +133,17 @@ class Way:
         on_close = session.leave if under.on_close is None else functools.partial(_close, under, session.leave)
         stream = Stream(under.socket, half_close=False, failure=session.failure, on_close=on_close)
         stream.settle = SETTLE
-        self._arrived(stream, peer)
+        self._on_stream(stream, peer)
 
 
-class Accepts(Way):
+class AcceptStreams(IncomingStreams):
     """Streams by STREAM ACCEPT (SAM v3): conversations each of which waits for one, and becomes it.
 
     Routers differ in how many may wait (one in SAM 3.1), and some end those that are too many: there are fewer then.
     """
 
-    def __init__(self, session: Session, arrived: Arrived, armed: Armed) -> None:
-        super().__init__(session, arrived, armed)
+    def __init__(self, session: Session, on_stream: OnStream, on_ready: OnReady) -> None:
+        super().__init__(session, on_stream, on_ready)
         self._most = 1 if session.bridge.version in ("3.0", "3.1") else SEVERAL
 
     def begin(self) -> None:
@@ -170,7 +170,7 @@ class Accepts(Way):
             return self.failed(request, error)
         stream = request.take()
         self.begin()
-        return self._arrive(stream, peer)
+        return self._pass_on(stream, peer)
 
     def failed(self, request: _Request, error: OSError) -> None:
         """It was refused, or has ended without a stream."""
@@ -178,7 +178,7 @@ class Accepts(Way):
         self._most = max(1, min(self._most, len(self._requests)))
 
 
-class Forward(Way):
+class ForwardStreams(IncomingStreams):
     """Streams by STREAM FORWARD (SAM v3): the router connects to a port of ours for each.
 
     :param owners: finds the user of a connection; ``None`` to trust every program.
@@ -188,17 +188,17 @@ class Forward(Way):
     def __init__(
         self,
         session: Session,
-        arrived: Arrived,
-        armed: Armed,
+        on_stream: OnStream,
+        on_ready: OnReady,
         *,
-        owners: Owners | None,
+        owners: PeerUidLookup | None,
         loop: Loop | None,
     ) -> None:
-        super().__init__(session, arrived, armed)
+        super().__init__(session, on_stream, on_ready)
         self._then: Callable[[], object] | None = None  # what is to happen when the router has noticed the end
         self._patience = Timer(self.pump.loop.timers, self._not_noticed)
         try:
-            self._port = Port(session, self._arrive, owners, loop=loop or self.pump.loop)
+            self._port = ForwardPort(session, self._pass_on, owners, loop=loop or self.pump.loop)
         except OSError:
             self.pump.let_go(self)
             raise
@@ -271,11 +271,11 @@ class Forward(Way):
 class _Request:
     """A conversation in which streams are asked for. Everything happens in the pump's thread."""
 
-    __slots__ = ("conversation", "_way", "_give_up", "_granted", "_early", "_over", "_timer")
+    __slots__ = ("conversation", "_incoming", "_give_up", "_granted", "_early", "_over", "_timer")
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: IncomingStreams) -> None:
         self.conversation: Conversation | None = None
-        self._way = way
+        self._incoming = way
         self._give_up: Callable[[], object] = _nothing
         self._granted = False
         self._early = b""  # who connects, said before it was said that anybody may
@@ -284,7 +284,7 @@ class _Request:
 
     def begin(self) -> None:
         """Begin to talk to the bridge."""
-        self._give_up = self._way.session.bridge.converse(time.monotonic() + ANSWER, self._met)
+        self._give_up = self._incoming.session.bridge.open_conversation(time.monotonic() + ANSWER, self._met)
 
     def take(self) -> Stream:
         """Have the stream that the conversation has become."""
@@ -315,19 +315,19 @@ class _Request:
     def _met(self, outcome: Conversation | OSError) -> None:
         """An error may come in any thread."""
         if isinstance(outcome, OSError):
-            self._way.pump.loop.call(functools.partial(self._fail, outcome))
+            self._incoming.pump.loop.call(functools.partial(self._fail, outcome))
         elif self._over:
             outcome.close()
         else:
             self.conversation = outcome
             outcome.listen(self._heard, self._fail)
-            outcome.say(self._way.request())
+            outcome.say(self._incoming.request())
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)
 
     def _heard(self, line: bytes) -> None:
         if self._granted:
-            return self._way.heard(self, line)
+            return self._incoming.heard(self, line)
         try:
             answer = parse(line)
         except MessageError as error:
@@ -342,23 +342,23 @@ class _Request:
             result = answer.result or " ".join(answer.words)
             said = shown(answer.options.get("MESSAGE", ""))
             text = f"the router hands no streams over ({shown(result)}{f': {shown(said)}' if said else ''})"
-            error = SAMError(f"{self._way.session.name}: {text}", result=result)
+            error = SAMError(f"{self._incoming.session.name}: {text}", result=result)
             error.passing = True  # it is asked again
             return self._fail(error)
         self._granted = True
         self._timer.stop()
-        self._way.granted(self)
+        self._incoming.granted(self)
         if self._early:
-            self._way.heard(self, self._early)
+            self._incoming.heard(self, self._early)
         return None
 
     def _expired(self, now: float) -> None:
-        self._fail(ConnectError(f"{self._way.session.name}: no answer in time", reason="connect_timeout"))
+        self._fail(ConnectError(f"{self._incoming.session.name}: no answer in time", reason="connect_timeout"))
 
     def _fail(self, error: OSError) -> None:
         if not self._over:
             self.end()
-            self._way.failed(self, error)
+            self._incoming.failed(self, error)
 
 
 def _is_peer(line: bytes) -> bool:
@@ -369,7 +369,7 @@ def _is_peer(line: bytes) -> bool:
     return True
 
 
-def is_near(session: Session) -> bool:
+def is_local(session: Session) -> bool:
     """Whether the bridge is on this machine and nothing is between, so that it can connect to us."""
     control = session.control_socket
     try:

@@ -22,7 +22,7 @@ from ...addresses.destinations import PrivateKey
 from ...errors import SAMError
 from ..files import open_regular
 
-__all__ = ["KeyFile", "UnkeptKey", "path_of_session", "read", "write"]
+__all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
@@ -42,10 +42,10 @@ class KeyFile:
     :param rested: seconds since a session of the key has ended, as far as that is known.
     """
 
-    def __init__(self, path: Path, key: PrivateKey, lock: _Lock, rested: float = math.inf) -> None:
+    def __init__(self, path: Path, key: PrivateKey, lock: _Lock, seconds_since_session: float = math.inf) -> None:
         self.path = path
         self.key = key
-        self.rested = rested
+        self.seconds_since_session = seconds_since_session
         self._lock = lock
 
     @classmethod
@@ -61,7 +61,7 @@ class KeyFile:
         name, real = _places(path)  # two links to a file are one key, and one to nowhere says where to put it
         lock = _Lock(real, name)
         try:
-            rested = _rested(real)
+            seconds_since_session = _seconds_since_session(real)
             key = _read(real, name)
             if key is None:
                 key = make()
@@ -69,10 +69,10 @@ class KeyFile:
         except BaseException:
             lock.release()
             raise
-        return cls(name, key, lock, rested)
+        return cls(name, key, lock, seconds_since_session)
 
-    def rest(self) -> None:
-        """A session of the key has just ended; the next one is told that, for a while, as :attr:`rested`."""
+    def mark_session_ended(self) -> None:
+        """Record that a session of the key has just ended, for :attr:`seconds_since_session` of the next one."""
         real = os.path.realpath(os.path.expanduser(self.path))
         try:
             os.utime(real, ns=(time.time_ns() + _AHEAD * 10**9, os.stat(real).st_mtime_ns))
@@ -93,26 +93,26 @@ class KeyFile:
         return f"<KeyFile {self.path}, {self.key.b32}>"
 
 
-class UnkeptKey:
+class TransientKey:
     """A key that is in no file.
 
     :param key: it.
     """
 
     path: Path | None = None
-    rested = math.inf
+    seconds_since_session = math.inf
 
     def __init__(self, key: PrivateKey) -> None:
         self.key = key
 
-    def rest(self) -> None:
+    def mark_session_ended(self) -> None:
         """There is nobody to be told."""
 
     def close(self) -> None:
         """There is nobody who could have it."""
 
 
-def _rested(path: Path) -> float:
+def _seconds_since_session(path: Path) -> float:
     """Seconds since a session of the key has ended; endless if that is not known."""
     try:
         accessed = os.stat(path).st_atime

@@ -26,13 +26,13 @@ from ...eventloop.loop import Loop, Timer
 from ...streams.checks import check_time
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .accept_queue import Reception, Taker
+from .accept_queue import AcceptQueue, Taker
 from .access_list import AccessList
-from .connector import HeldKey, make_carrier
-from .inbound import Accepts, Forward, Way, is_near
-from .key_file import KeyFile, UnkeptKey, path_of_session
-from .peer_uid import Owners
-from .reachability import Prover, silence
+from .connector import SessionKey, make_carrier
+from .inbound import AcceptStreams, ForwardStreams, IncomingStreams, is_local
+from .key_file import KeyFile, TransientKey, path_of_session
+from .peer_uid import PeerUidLookup
+from .reachability import ReachabilityMonitor, silence
 from .session import Session
 
 __all__ = ["I2PListener"]
@@ -68,7 +68,7 @@ class I2PListener:
         )
         self._carrier: Carrier[Session] | None = None
         self._watchers: list[Watcher] = []
-        self._reception = Reception(lambda: self._call(self._hold), lambda: self._call(self._go_on))
+        self._queue = AcceptQueue(lambda: self._call(self._hold), lambda: self._call(self._go_on))
         self._loop: Loop | None = None  # in whose thread streams are to be accepted
         self._changed = threading.Condition()  # for what follows
         self._state = State.CONNECTING.value
@@ -78,11 +78,11 @@ class I2PListener:
         self._came = 0.0  # when the last stream has come
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # of those that are open
         # What follows belongs to the pump's thread.
-        self._way: Way | None = None
-        self._prover: Prover | None = None
+        self._incoming: IncomingStreams | None = None
+        self._prover: ReachabilityMonitor | None = None
         self._held = 0.0  # when they were last kept waiting
-        self._owners: Owners | None = None  # what finds the user of a connection, where the system reports it
-        self._near = place.accept != "accept"  # whether the router may be able to connect to us
+        self._owners: PeerUidLookup | None = None  # what finds the user of a connection, where the system reports it
+        self._try_forward = place.accept != "accept"  # whether the router may be able to connect to us
         self._retry: Timer  # of a session that has failed for good
         self._again: Timer  # of a way in that could not be made
 
@@ -104,12 +104,12 @@ class I2PListener:
         self._starting = True
         self._holder.subscribe(self._on_state)
         carrier = self._holder.carrier()
-        if self._near:
+        if self._try_forward:
             with contextlib.suppress(OSError):
-                self._owners = Owners()
+                self._owners = PeerUidLookup()
         self._retry = Timer(carrier.timers, self._try_again)
         self._again = Timer(carrier.timers, self._enter_again)
-        self._prover = Prover(self._name, self._place.router, self._below, self)
+        self._prover = ReachabilityMonitor(self._name, self._place.router, self._below, self)
         with self._changed:
             self._carrier = carrier  # from now on close() ends what belongs to it
             if self._closed:
@@ -190,7 +190,7 @@ class I2PListener:
 
     def accept_any(self) -> tuple[Stream, Peer]:
         """The same for a tunnel, which has records of those that are not let in: their streams say so (``denied``)."""
-        stream, peer = self._reception.take()
+        stream, peer = self._queue.take()
         refusal = self._lists.refusal(peer) if self._listed else None
         if refusal is not None:
             stream.denied = ConnectError(refusal, reason="denied")
@@ -209,7 +209,7 @@ class I2PListener:
         :param loop: in whose thread they are accepted, where that can be chosen, which saves a change of threads.
         """
         self._loop = loop
-        self._reception.deliver(taker)
+        self._queue.deliver(taker)
 
     def close(self) -> None:
         """Accept no more, wake :meth:`accept`, end who was not accepted yet. Idempotent, from any thread.
@@ -222,7 +222,7 @@ class I2PListener:
             self._closed = True
             self._changed.notify_all()
             carrier = self._carrier
-        self._reception.close()
+        self._queue.close()
         if carrier is not None:
             carrier.unsubscribe(self._on_state)
             carrier.call(self._end)
@@ -268,7 +268,7 @@ class I2PListener:
             return
         link = self._carrier.link
         if state is State.UP and link is not None:
-            if self._way is None or self._way.session is not link:
+            if self._incoming is None or self._incoming.session is not link:
                 self._leave()
                 self._dest = link.destination
                 self._set(State.CONNECTING.value)
@@ -276,14 +276,14 @@ class I2PListener:
         else:
             self._leave()
             if self._state != PUBLISHED:
-                self._near = self._place.accept != "accept"  # whether that was the reason was not shown
+                self._try_forward = self._place.accept != "accept"  # whether that was the reason was not shown
             self._set(state.value, error)
             if state is State.CONNECTING:
                 self._prover.expect()
         if state is State.FAILED and error is not None:
             self._fail(as_oserror(error))
 
-    def _hold_key(self) -> HeldKey:
+    def _hold_key(self) -> SessionKey:
         """The key, which stays the same as long as the listener lives; in a thread that may block.
 
         :raises SAMError: if it is in use, or cannot be read or made.
@@ -293,7 +293,7 @@ class I2PListener:
             return KeyFile.open(router.keys, PrivateKey.generate)
         if router.session:
             return KeyFile.open(path_of_session(router.session), PrivateKey.generate)
-        return UnkeptKey(PrivateKey.generate())
+        return TransientKey(PrivateKey.generate())
 
     def _set(self, state: str, error: Exception | None = None) -> None:
         with self._changed:
@@ -309,7 +309,7 @@ class I2PListener:
                 logger.exception("%s: a watcher of the state failed", self._name)
 
     def _fail(self, error: OSError) -> None:
-        self._reception.fail(error)
+        self._queue.fail(error)
         now = time.monotonic()
         self._retry.start(now + FINAL, now)
 
@@ -332,7 +332,7 @@ class I2PListener:
     def _enter(self, session: Session) -> None:
         """Have the streams of a session come in."""
         try:
-            way = self._way = self._way_of(session)
+            way = self._incoming = self._make_incoming(session)
         except OSError as error:
             logger.warning("%s: streams cannot come for now: %s", self._name, without(self._name, error))
             self._set(State.CONNECTING.value, error)
@@ -343,19 +343,19 @@ class I2PListener:
 
     def _enter_again(self, now: float) -> None:
         session = self._carrier.link if self._carrier is not None else None
-        if session is not None and (self._way is None or self._way.over):
+        if session is not None and (self._incoming is None or self._incoming.over):
             self._enter(session)
 
     def _leave(self) -> None:
         """Have no more come in from the session that there was."""
         self._again.stop()
-        way, self._way = self._way, None
+        way, self._incoming = self._incoming, None
         if way is not None:
             way.close()
             assert self._prover is not None
             self._prover.forget()
 
-    def _way_of(self, session: Session) -> Way:
+    def _make_incoming(self, session: Session) -> IncomingStreams:
         """How the streams of this session come in: by FORWARD where the router may be able to reach us.
 
         :raises OSError: if it is not the one that was asked for.
@@ -364,20 +364,26 @@ class I2PListener:
             return self._forward(session, self._trusted_owners(session))
         # Where the kernel does not know the user of a closed connection, short streams would be rejected at the port.
         owners = self._owners
-        if self._near and is_near(session) and owners is not None and owners.knows_closed and _sees(owners, session):
+        if (
+            self._try_forward
+            and is_local(session)
+            and owners is not None
+            and owners.knows_closed
+            and _sees(owners, session)
+        ):
             return self._forward(session, owners)
-        return Accepts(session, self._arrived, self._armed)
+        return AcceptStreams(session, self._on_stream, self._on_ready)
 
-    def _forward(self, session: Session, owners: Owners | None) -> Forward:
-        return Forward(session, self._arrived, self._armed, owners=owners, loop=self._loop)
+    def _forward(self, session: Session, owners: PeerUidLookup | None) -> ForwardStreams:
+        return ForwardStreams(session, self._on_stream, self._on_ready, owners=owners, loop=self._loop)
 
-    def _trusted_owners(self, session: Session) -> Owners | None:
+    def _trusted_owners(self, session: Session) -> PeerUidLookup | None:
         """What finds the user of a connection to our port; ``None`` where no system could, and no list depends on it.
 
         :raises SAMError: if the router is not on this machine, or its user is not known here although it should be.
         """
         owners = self._owners
-        if not is_near(session):
+        if not is_local(session):
             problem = "has the router connect to us, and it is not on this machine's loopback"
         elif owners is not None and not _sees(owners, session):
             problem = "needs the user of the router, which the kernel does not report"
@@ -387,9 +393,9 @@ class I2PListener:
             return owners
         raise SAMError(f"{self._name}: accept='forward' {problem}; use 'accept'")
 
-    def _armed(self, way: Way, error: OSError | None) -> None:
+    def _on_ready(self, way: IncomingStreams, error: OSError | None) -> None:
         """The router hands streams over now, or says why it does not."""
-        if way is not self._way:
+        if way is not self._incoming:
             return
         if error is None:
             if self._state == State.CONNECTING.value:
@@ -397,40 +403,40 @@ class I2PListener:
                 self._set(State.UP.value)
                 assert self._prover is not None
                 self._prover.prove(way.session)
-        elif isinstance(way, Forward) and self._place.accept is None and isinstance(error, SAMError):
+        elif isinstance(way, ForwardStreams) and self._place.accept is None and isinstance(error, SAMError):
             self._turn(way, str(error))
         else:
             logger.warning("%s; it is asked again", error)
             self._set(State.CONNECTING.value, error)
 
-    def _turn(self, way: Forward, why: str) -> None:
+    def _turn(self, way: ForwardStreams, why: str) -> None:
         """Take the other way in: the router cannot reach us."""
         logger.warning("%s; switching from STREAM FORWARD to STREAM ACCEPT", why)
-        self._near = False
-        way.end(lambda: self._enter(way.session) if way is self._way else None)
+        self._try_forward = False
+        way.end(lambda: self._enter(way.session) if way is self._incoming else None)
 
-    def _arrived(self, stream: Stream, peer: Peer) -> None:
+    def _on_stream(self, stream: Stream, peer: Peer) -> None:
         """Somebody connects; in any thread."""
         if self._prover is not None and self._prover.keeps(stream, peer):
             return
         with self._changed:
             self._came = time.monotonic()
             self._sockets.add(stream.socket)
-        self._reception.put(stream, peer)
+        self._queue.put(stream, peer)
 
     def _hold(self) -> None:
         """There is no room for more."""
-        if self._way is not None and not self._way.held and self._reception.is_full:
+        if self._incoming is not None and not self._incoming.held and self._queue.is_full:
             self._held = math.inf
-            self._way.hold(True)
+            self._incoming.hold(True)
 
     def _go_on(self) -> None:
         """There is room again, or somebody else takes them."""
-        if self._way is not None:
-            self._way.move(self._loop)
-            if self._way.held:
+        if self._incoming is not None:
+            self._incoming.move(self._loop)
+            if self._incoming.held:
                 self._held = time.monotonic()
-                self._way.hold(False)
+                self._incoming.hold(False)
 
     # -- in the pump's thread: what the prover asks, and tells ---------------------------------------------------------
 
@@ -441,8 +447,8 @@ class I2PListener:
 
     def turn(self, why: str) -> bool:
         """Have streams come in another way, if none has ever come this way."""
-        way = self._way
-        if not isinstance(way, Forward) or way.brought or self._place.accept is not None:
+        way = self._incoming
+        if not isinstance(way, ForwardStreams) or way.brought or self._place.accept is not None:
             return False
         self._turn(way, why)
         return True
@@ -461,6 +467,6 @@ class I2PListener:
         return any(silence(one) < quiet for one in sockets)
 
 
-def _sees(owners: Owners, session: Session) -> bool:
+def _sees(owners: PeerUidLookup, session: Session) -> bool:
     """Whether the user of the bridge is known here."""
     return owners.of(session.control_socket) is not None

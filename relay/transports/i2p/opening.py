@@ -15,9 +15,9 @@ from ...streams.detached import passage
 from ...streams.dialer import Done, GiveUp, Steps
 from ...streams.stream import Stream
 from .conversation import Conversation
-from .liveness import Trial
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
 from .session import Session
+from .unconfirmed import UnconfirmedStream
 
 __all__ = ["SETTLE", "open_stream"]
 
@@ -85,7 +85,7 @@ class _Opening:
         self._patient = patient and deadline is not None
         self._delay = _AGAIN[0]
         self._refusal: OSError | None = None  # the last time, if it is tried again
-        self._trial: Trial | None = None  # from the moment when the stream is there
+        self._unconfirmed: UnconfirmedStream | None = None  # from the moment when the stream is there
         self._left = False
         self._lock = threading.Lock()
         _request(session.id, self._asked, to_port)  # what no line can say is an error here and now
@@ -99,7 +99,7 @@ class _Opening:
 
     def _give_up(self) -> None:
         self._steps.give_up()
-        if self._trial is None:  # else the stream leaves when it is over
+        if self._unconfirmed is None:  # else the stream leaves when it is over
             self._leave()
 
     def _leave(self) -> None:
@@ -114,7 +114,7 @@ class _Opening:
         done(outcome)
 
     def _converse(self) -> None:
-        self._steps.begin(lambda told: self._session.bridge.converse(self._deadline, told), self._met)
+        self._steps.begin(lambda told: self._session.bridge.open_conversation(self._deadline, told), self._met)
 
     def _met(self, outcome: Conversation | OSError) -> None:
         if isinstance(outcome, OSError):
@@ -204,17 +204,19 @@ class _Opening:
         stream = conversation.take()
         stream.half_close = False  # an end of ours would end all of it, and cost what is still to come
         stream.failure, stream.settle = session.failure, SETTLE
-        trial = self._trial = Trial(session.trials, self._dest, conversation.read, self._leave)
+        unconfirmed = self._unconfirmed = UnconfirmedStream(
+            session.unconfirmed, self._dest, conversation.read, self._leave
+        )
         try:
-            made = passage(stream, trial.over) if self._lasting else _over_the_same(stream, trial.over)
+            made = passage(stream, unconfirmed.over) if self._lasting else _over_the_same(stream, unconfirmed.over)
         except OSError as error:
-            trial.over()
+            unconfirmed.over()
             return self._steps.finish(error)
         made.target = self._shown
         made.failure = session.failure
         made.answered = False
         made.settle = SETTLE
-        session.trials.begin(trial, made, time.monotonic())
+        session.unconfirmed.begin(unconfirmed, made, time.monotonic())
         return self._steps.finish(made)
 
     @property

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["Owners", "hold_end", "release_end"]
+__all__ = ["PeerUidLookup", "hold_end", "release_end"]
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
 _SOCK_DIAG = 4  # the netlink protocol
@@ -41,7 +41,7 @@ _ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
 _DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
 
 
-class Owners:
+class PeerUidLookup:
     """Asks the kernel which user has opened the other end of a connection, where both ends are on this machine.
 
     That takes microseconds, and needs no privilege. Every method may be called from any thread, but this one connects

@@ -35,7 +35,7 @@ from .messages import UnreachableError
 from .opening import SETTLE, open_stream
 from .session import Session
 
-__all__ = ["Prover", "Subject", "silence"]
+__all__ = ["ReachabilityMonitor", "Subject", "silence"]
 
 logger = logging.getLogger("relay")
 
@@ -80,7 +80,7 @@ class Subject(Protocol):
         """Whether the streams of others have come, or brought bytes, since then."""
 
 
-class Prover:
+class ReachabilityMonitor:
     """Proves one session after the other, each several times.
 
     :param name: of the listener, in errors and in the log.

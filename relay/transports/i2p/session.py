@@ -15,8 +15,8 @@ from ...errors import CarrierError
 from ...streams.stream import nonblocking
 from .bridge import Bridge
 from .conversation import Conversation
-from .liveness import Trials
 from .messages import Message, MessageError, naming_lookup, parse, ping, pong, unreachable
+from .unconfirmed import UnconfirmedStreams
 
 __all__ = ["Session"]
 
@@ -67,7 +67,7 @@ class Session:
         self._names: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._pinged = 0  # checks since the bridge has answered; below zero while it is not known to answer at all
         self._can_ping: bool | None = None
-        self.trials = Trials(bridge.clock, self._silent, self._answered)
+        self.unconfirmed = UnconfirmedStreams(bridge.clock, self._silent, self._answered)
         control.listen(self._heard, self._ended)
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Session:
 
             outcome.ask(naming_lookup(name), deadline, answered)
 
-        self.bridge.converse(deadline, met)
+        self.bridge.open_conversation(deadline, met)
 
     def _named(self, name: str, answer: Message) -> str | OSError:
         value = answer.options.get("VALUE", "")
@@ -249,7 +249,7 @@ class _Probe:
         self._answers = 0
 
     def begin(self) -> None:
-        self._session.bridge.converse(time.monotonic() + _LOOK_UP, self._met)
+        self._session.bridge.open_conversation(time.monotonic() + _LOOK_UP, self._met)
 
     def _met(self, outcome: Conversation | OSError) -> None:
         if isinstance(outcome, Conversation):

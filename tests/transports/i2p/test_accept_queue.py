@@ -10,12 +10,12 @@ from helpers import WAIT, Thread, ending, wait_until
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.streams.stream import Stream
 from relay.transports.i2p import accept_queue
-from relay.transports.i2p.accept_queue import Reception
+from relay.transports.i2p.accept_queue import AcceptQueue
 
 DEST = PrivateKey.generate().destination
 
 
-class Counted(Reception):
+class Counted(AcceptQueue):
     """One that counts what it calls."""
 
     def __init__(self):

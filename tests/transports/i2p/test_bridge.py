@@ -17,7 +17,7 @@ from relay.eventloop.background import Pump
 from relay.streams.connect import dialed
 from relay.streams.dialer import Dialed
 from relay.transports.i2p import bridge as module
-from relay.transports.i2p.bridge import SPARES, Bridge
+from relay.transports.i2p.bridge import MAX_IDLE, Bridge
 from relay.transports.i2p.conversation import Conversation
 from relay.transports.i2p.messages import Message, ping
 from relay.transports.tcp import tcp
@@ -43,7 +43,7 @@ class Meeting:
     def __init__(self, bridge, seconds=WAIT):
         self.told = queue.SimpleQueue()
         deadline = None if seconds is None else time.monotonic() + seconds
-        self.give_up = bridge.converse(deadline, self.told.put)
+        self.give_up = bridge.open_conversation(deadline, self.told.put)
 
     def outcome(self):
         return self.told.get(timeout=WAIT)
@@ -66,7 +66,7 @@ def warm(bridge):
     """Have a spare ready."""
     for _ in range(2):
         meet(bridge).close()
-    wait_until(lambda: len(bridge._spares) == 1)
+    wait_until(lambda: len(bridge._idle) == 1)
 
 
 def far_end(scripted, conversation):
@@ -153,7 +153,7 @@ def test_what_is_no_bridge_or_wants_none_of_us(scripted, bridge, answer, kind, t
     assert isinstance(error, kind) and text in str(error)
     assert len(str(error)) < 300
     assert str(error).count(bridge.name) == 1
-    assert not bridge._spares and len(scripted.hellos) == 1, "it is asked once"
+    assert not bridge._idle and len(scripted.hellos) == 1, "it is asked once"
 
 
 def test_what_a_bridge_says_of_a_refusal_is_shown_in_part(scripted, bridge):
@@ -243,7 +243,7 @@ def test_giving_up_races_with_the_answer(scripted):
 
 def test_none_is_kept_before_it_is_known_that_any_is_needed(scripted, bridge):
     meet(bridge).close()
-    assert not bridge._spares and not bridge._coming and len(scripted.hellos) == 1
+    assert not bridge._idle and not bridge._connecting and len(scripted.hellos) == 1
 
 
 def test_one_is_enough_for_one_at_a_time(scripted, bridge):
@@ -254,7 +254,7 @@ def test_one_is_enough_for_one_at_a_time(scripted, bridge):
         assert works(conversation)
         conversation.close()
         fill(bridge)
-        wait_until(lambda: len(bridge._spares) == 1)
+        wait_until(lambda: len(bridge._idle) == 1)
     assert bridge._wanted == 1 and len(scripted.hellos) == 53, "two were made before one was kept"
 
 
@@ -263,12 +263,12 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
     for _ in range(8):
         for meeting in [Meeting(bridge) for _ in range(16)]:
             meeting.outcome().close()
-        wait_until(lambda: fill(bridge) or len(bridge._spares) == bridge._wanted)
-    assert bridge._wanted == SPARES
+        wait_until(lambda: fill(bridge) or len(bridge._idle) == bridge._wanted)
+    assert bridge._wanted == MAX_IDLE
     before = len(scripted.hellos)
     conversations = [Meeting(bridge).told.get_nowait() for _ in range(16)]
     fill(bridge)
-    wait_until(lambda: len(bridge._spares) == SPARES)
+    wait_until(lambda: len(bridge._idle) == MAX_IDLE)
     assert len(scripted.hellos) == before + 16
     for conversation in conversations:
         assert works(conversation)
@@ -282,7 +282,7 @@ def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     assert stop.wait(WAIT)
     for end in list(scripted.ends):
         end.close()
-    wait_until(lambda: not bridge._spares[0].alive)
+    wait_until(lambda: not bridge._idle[0].alive)
     meeting = Meeting(bridge)
     go.set()
     conversation = meeting.outcome()
@@ -294,7 +294,7 @@ def test_a_spare_that_the_bridge_closes_is_forgotten(scripted, bridge):
     warm(bridge)
     for end in list(scripted.ends):
         end.close()
-    wait_until(lambda: not bridge._spares)
+    wait_until(lambda: not bridge._idle)
     conversation = meet(bridge)
     assert works(conversation)
     conversation.close()
@@ -304,7 +304,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
     for _ in range(50):
         bridge = scripted.bridge()
         warm(bridge)
-        closing = Thread(far_end(scripted, bridge._spares[0]).close)
+        closing = Thread(far_end(scripted, bridge._idle[0]).close)
         conversation = meet(bridge)
         told = queue.SimpleQueue()
         conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
@@ -318,7 +318,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
 
 def test_a_spare_that_is_pinged_is_kept(scripted, bridge):
     warm(bridge)
-    far_end(scripted, bridge._spares[0]).say("PING are you there")
+    far_end(scripted, bridge._idle[0]).say("PING are you there")
     conversation = meet(bridge)
     assert works(conversation)
     conversation.close()
@@ -342,7 +342,7 @@ def test_those_that_nobody_needs_are_closed(scripted, bridge, monkeypatch):
     meet(bridge).close()
     for one in [meet(bridge) for _ in range(16)]:
         one.close()
-    wait_until(lambda: bridge._wanted == 0 and not bridge._spares)
+    wait_until(lambda: bridge._wanted == 0 and not bridge._idle)
     wait_until(lambda: len(Pump._current._members) == 1)
     assert bridge._rest.due == float("inf"), "and nothing is left that would wake anybody"
 
@@ -352,7 +352,7 @@ def test_those_that_are_needed_stay(scripted, bridge, monkeypatch):
     bridge._taken = True
     bridge._wanted = 2
     bridge._close_unneeded(time.monotonic())
-    assert bridge._wanted == 1 and len(bridge._spares) == 1
+    assert bridge._wanted == 1 and len(bridge._idle) == 1
 
 
 def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
@@ -364,24 +364,24 @@ def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
     late = scripted.ends[-1]
     late.say(HELLO)
     assert late.over.wait(WAIT)
-    assert not bridge._coming and not bridge._spares
+    assert not bridge._connecting and not bridge._idle
 
 
 def test_a_spare_that_cannot_be_made_is_not_asked_for_again_and_again(scripted, bridge):
     meet(bridge).close()
     scripted.hello = [HELLO, *["nonsense"] * 100]
     meet(bridge).close()
-    wait_until(lambda: len(scripted.hellos) == 3 and not bridge._coming)
+    wait_until(lambda: len(scripted.hellos) == 3 and not bridge._connecting)
     assert isinstance(Meeting(bridge).outcome(), SAMError)
-    assert len(scripted.hellos) == 4 and not bridge._spares and not bridge._coming
+    assert len(scripted.hellos) == 4 and not bridge._idle and not bridge._connecting
 
 
 def test_a_bridge_that_has_come_back_is_not_overrun(scripted, bridge):
     meet(bridge).close()
-    bridge._wanted = SPARES
-    scripted.hello = [HELLO, *[None] * SPARES]
+    bridge._wanted = MAX_IDLE
+    scripted.hello = [HELLO, *[None] * MAX_IDLE]
     meet(bridge).close()
-    wait_until(lambda: len(bridge._coming) == 2 and len(scripted.hellos) == 4)
+    wait_until(lambda: len(bridge._connecting) == 2 and len(scripted.hellos) == 4)
 
 
 def test_closing_closes_the_spares_and_no_conversation(scripted):
@@ -421,4 +421,4 @@ def test_one_that_is_closed_begins_none(scripted, bridge):
     bridge.close()
     assert str(error_of(bridge)) == f"{bridge.name}: the way to the bridge was closed"
     wait_until(lambda: Pump._current is None)
-    assert not bridge._spares and not bridge._coming and len(scripted.hellos) == 1
+    assert not bridge._idle and not bridge._connecting and len(scripted.hellos) == 1

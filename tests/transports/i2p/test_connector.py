@@ -51,17 +51,17 @@ def bridge():
 class Held:
     """A key as a file would hold it, and what was asked of it."""
 
-    def __init__(self, rested=math.inf):
+    def __init__(self, seconds_since_session=math.inf):
         self.key = KEY
         self.path = None
-        self.rested = rested
+        self.seconds_since_session = seconds_since_session
         self.calls = []
 
     def __call__(self):
         self.calls.append("open")
         return self
 
-    def rest(self):
+    def mark_session_ended(self):
         self.calls.append("rest")
 
     def close(self):
@@ -360,10 +360,10 @@ def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, m
 def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatch):
     monkeypatch.setattr(connector, "_REMEMBERED", (0.5, 1.0))
     begun = time.monotonic()
-    up(make(bridge, Held(rested=0.2)))
+    up(make(bridge, Held(seconds_since_session=0.2)))
     assert time.monotonic() - begun > 0.25
     monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 20 * WAIT))
-    up(make(bridge, Held(rested=11 * WAIT)))  # no time is left to wait
+    up(make(bridge, Held(seconds_since_session=11 * WAIT)))  # no time is left to wait
 
 
 def test_a_session_that_proves_unsound_makes_the_wait_longer_and_a_sound_one_normal_again(bridge, make, monkeypatch):
@@ -407,7 +407,7 @@ def stream(session, dest):
 
 
 def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted, make, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.05)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
     carrier = make(scripted)
     old = up(carrier)
     with contextlib.closing(stream(old, DEST)) as silent:
@@ -422,7 +422,7 @@ def test_a_session_whose_streams_are_not_answered_is_replaced_beside_it(scripted
 
 
 def test_one_with_keys_is_not_for_it_would_be_the_same(scripted, make, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.02)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.02)
     carrier = make(scripted, Held())
     session = up(carrier)
     with contextlib.closing(stream(session, DEST)), contextlib.closing(scripted.stream()):
@@ -436,7 +436,7 @@ class Replaced:
     def __init__(self, monkeypatch):
         self.count = 0
         self.now = 1000.0
-        self.recycling = connector._Recycling(self._replace)
+        self.recycling = connector._ReplacementPolicy(self._replace)
         clock = dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: self.now)
         monkeypatch.setattr(connector, "time", clock)
 

@@ -75,7 +75,7 @@ def world(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """Streams without an answer are doubted at once."""
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.05)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
 
 
 def soon():

@@ -18,9 +18,9 @@ from relay.eventloop.background import Pump
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.transports.i2p import forward_port
-from relay.transports.i2p.forward_port import Port
+from relay.transports.i2p.forward_port import ForwardPort
 from relay.transports.i2p.messages import LONGEST
-from relay.transports.i2p.peer_uid import Owners
+from relay.transports.i2p.peer_uid import PeerUidLookup
 
 
 @pytest.fixture(autouse=True)
@@ -49,21 +49,21 @@ class Gate:
 
     def __init__(self, owners=None, loop=None):
         self.session = Session()
-        self.arrived = queue.SimpleQueue()
+        self.on_stream = queue.SimpleQueue()
         self.pump = Pump.hold(self)
         take = self.take
-        self.port = Port(self.session, take, owners, loop=loop or self.pump.loop)
+        self.port = ForwardPort(self.session, take, owners, loop=loop or self.pump.loop)
         self.port.open(self.session.control_socket)
 
     def take(self, stream, peer):
-        self.arrived.put((stream, peer))
+        self.on_stream.put((stream, peer))
 
     def abandon(self):
         self.port.abandon()
 
     def stream(self):
         """The next stream and who it comes from."""
-        stream, peer = self.arrived.get(timeout=WAIT)
+        stream, peer = self.on_stream.get(timeout=WAIT)
         stream.socket.settimeout(WAIT)
         return stream, peer
 
@@ -84,7 +84,7 @@ class Gate:
         self.call(lambda: None)
         with contextlib.suppress(queue.Empty):
             while True:
-                self.arrived.get_nowait()[0].close()
+                self.on_stream.get_nowait()[0].close()
         self.pump.let_go(self)
         self.session.close()
 
@@ -125,7 +125,7 @@ def test_who_does_not_say_whose_the_stream_is_is_reset(enter, data, why, caplog)
         end.sendall(data)
         assert ending(end) == "reset"
     assert why in caplog.text
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
 
 
 def test_a_stream_that_was_waited_for_is_watched_no_longer(enter):
@@ -147,7 +147,7 @@ def test_who_ends_before_the_line_is_complete_is_dropped(enter):
         end.shutdown(socket.SHUT_WR)
         assert ending(end) in ("reset", "end of file")
     wait_until(lambda: not entrance.port._silent)
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
 
 
 def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, monkeypatch):
@@ -169,7 +169,7 @@ def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch
         third = stack.enter_context(entrance.connect())
         third.sendall(f"{DEST}\n".encode())
         with pytest.raises(queue.Empty):
-            entrance.arrived.get(timeout=0.05)
+            entrance.on_stream.get(timeout=0.05)
         silent[0].sendall(b"\n")
         entrance.stream()[0].close()
 
@@ -180,7 +180,7 @@ def test_while_it_is_held_the_kernel_keeps_them(enter):
     with entrance.connect() as end:
         end.sendall(f"{DEST}\n".encode())
         with pytest.raises(queue.Empty):
-            entrance.arrived.get(timeout=0.05)
+            entrance.on_stream.get(timeout=0.05)
         entrance.port.hold(False)
         entrance.stream()[0].close()
 
@@ -217,7 +217,7 @@ def test_another_user_is_rejected(enter, caplog):
     with entrance.connect() as end:
         end.sendall(f"{DEST}\n".encode())
         entrance.stream()[0].close()
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
 
 
 @pytest.mark.parametrize("router", [1, None])
@@ -226,13 +226,13 @@ def test_a_connection_whose_user_the_kernel_does_not_report_is_rejected(enter, c
     with entrance.connect() as end, contextlib.suppress(OSError):
         end.sendall(f"{DEST}\nall of it".encode())
         assert ending(end) == "reset"
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
     assert "whose user the kernel does not report" in caplog.text
 
 
 @pytest.fixture
 def owners():
-    made = Owners()
+    made = PeerUidLookup()
     yield made
     made.close()
 
@@ -297,7 +297,7 @@ def test_no_other_user_speaks_for_a_destination(enter, owners, late):
             stream, peer = entrance.stream()
             stream.close()
     assert peer == OTHER_DEST
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
 
 
 def test_short_streams_of_the_router_arrive_whole_however_late_they_are_accepted(enter, owners):
@@ -363,16 +363,16 @@ def test_a_connection_is_closed_where_the_kernel_cannot_be_asked_whose_it_is(ent
 def test_a_bug_ends_one_connection_and_not_the_port(enter, monkeypatch, caplog):
     entrance = enter()
     bugs = [RuntimeError("a bug")]
-    arrive = entrance.port.arrived
+    arrive = entrance.port.on_stream
 
-    def arrived(stream, peer):
+    def on_stream(stream, peer):
         if bugs:
             bug = bugs.pop()
             stream.close()
             raise bug
         arrive(stream, peer)
 
-    entrance.port.arrived = arrived
+    entrance.port.on_stream = on_stream
     with entrance.connect() as end:
         end.sendall(f"{DEST}\n".encode())
         assert ending(end) in ("reset", "end of file")
@@ -398,8 +398,8 @@ def test_streams_can_be_accepted_in_the_thread_of_another_loop(enter, other_loop
     loop, thread = other_loop
     entrance = enter()
     threads = queue.SimpleQueue()
-    arrive = entrance.port.arrived
-    entrance.port.arrived = lambda *what: (threads.put(threading.current_thread()), arrive(*what))
+    arrive = entrance.port.on_stream
+    entrance.port.on_stream = lambda *what: (threads.put(threading.current_thread()), arrive(*what))
 
     def use():
         with entrance.connect() as end:
@@ -476,5 +476,5 @@ def test_no_port_to_be_had_is_an_error(monkeypatch):
     session = Session()
     monkeypatch.setattr(socket, "create_server", create_server)
     with pytest.raises(OSError, match="already in use"):
-        Port(session, print, None, loop=None)
+        ForwardPort(session, print, None, loop=None)
     session.close()

@@ -17,7 +17,7 @@ from relay.addresses.destinations import Peer
 from relay.errors import ConnectError, SAMError
 from relay.streams.stream import Stream
 from relay.transports.i2p import inbound
-from relay.transports.i2p.inbound import Accepts, Forward, is_near
+from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams, is_local
 from relay.transports.i2p.messages import LONGEST, MessageError
 
 PEER = f"{DEST} FROM_PORT=7 TO_PORT=80"
@@ -49,13 +49,13 @@ class Entrance:
     def __init__(self, kind, opened, **options):
         self.opened = opened
         self.scripted = opened.scripted
-        self.arrived = queue.SimpleQueue()
-        self.armed = queue.SimpleQueue()
-        given = {"owners": None, "loop": None} | options if kind is Forward else options
-        self.way = kind(opened.session, self._arrive, lambda way, error: self.armed.put(error), **given)
+        self.on_stream = queue.SimpleQueue()
+        self.on_ready = queue.SimpleQueue()
+        given = {"owners": None, "loop": None} | options if kind is ForwardStreams else options
+        self.way = kind(opened.session, self._pass_on, lambda way, error: self.on_ready.put(error), **given)
 
-    def _arrive(self, stream, peer):
-        self.arrived.put((stream, peer))
+    def _pass_on(self, stream, peer):
+        self.on_stream.put((stream, peer))
 
     def call(self, function, *arguments):
         """Have it called in the pump's thread, and wait for that."""
@@ -66,18 +66,18 @@ class Entrance:
     def begin(self):
         """Ask, and wait until it is granted."""
         self.call(self.way.begin)
-        assert self.armed.get(timeout=WAIT) is None
+        assert self.on_ready.get(timeout=WAIT) is None
         return self
 
     def stream(self):
         """The next stream and who it comes from."""
-        stream, peer = self.arrived.get(timeout=WAIT)
+        stream, peer = self.on_stream.get(timeout=WAIT)
         stream.socket.settimeout(WAIT)
         return stream, peer
 
     def trouble(self):
         """The next error that is told."""
-        while (error := self.armed.get(timeout=WAIT)) is None:
+        while (error := self.on_ready.get(timeout=WAIT)) is None:
             pass
         return error
 
@@ -89,7 +89,7 @@ class Entrance:
         self.call(self.way.close)
         with contextlib.suppress(queue.Empty):
             while True:
-                self.arrived.get_nowait()[0].close()
+                self.on_stream.get_nowait()[0].close()
 
 
 @pytest.fixture
@@ -132,17 +132,17 @@ class Router:
 
     def hand_over(self, *pieces):
         """A stream that begins with these bytes; returns the router's end."""
-        forwards = isinstance(self._entrance.way, Forward)
+        forwards = isinstance(self._entrance.way, ForwardStreams)
         end = connect(self._entrance) if forwards else self._scripted.stream()
         for piece in pieces:
             end.sendall(piece)
         return end
 
 
-@pytest.fixture(params=[Accepts, Forward])
+@pytest.fixture(params=[AcceptStreams, ForwardStreams])
 def router(request, enter, scripted):
     """A way in that is open, and a router that uses it."""
-    scripted.answers.extend([hand_over(scripted)] * 20 if request.param is Accepts else [])
+    scripted.answers.extend([hand_over(scripted)] * 20 if request.param is AcceptStreams else [])
     made = Router(enter(request.param).begin(), scripted)
     made.entrance = made._entrance
     return made
@@ -187,7 +187,7 @@ def test_a_destination_cut_anywhere_is_put_together(router, cut):
 
 def _taken_by(entrance):
     """How much of a line has been read."""
-    if isinstance(entrance.way, Forward):
+    if isinstance(entrance.way, ForwardStreams):
         return max((len(arrival._line) for arrival in entrance.way._port._silent), default=0)
     return max(
         (len(request.conversation._line) for request in entrance.way._requests if request.conversation), default=0
@@ -236,27 +236,27 @@ def test_the_socket_of_a_stream_is_watched_no_longer(router):
 
 
 def test_one_accept_waits_where_the_bridge_speaks_3_1(enter, scripted):
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     assert entrance.asked() == 1
 
 
 def test_several_accepts_wait_where_it_speaks_more(enter, scripted, opened):
     opened.bridge.version = "3.3"
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     for _ in range(inbound.SEVERAL):
-        assert entrance.armed.get(timeout=WAIT) is None
+        assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.asked() == inbound.SEVERAL
 
 
 def test_it_is_asked_again_as_soon_as_one_has_come(enter, scripted):
     scripted.answers.extend([hand_over(scripted)] * 3)
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     for count in range(1, 4):
         with contextlib.closing(scripted.stream()) as end:
             end.say(DEST)
             entrance.stream()[0].close()
-            assert entrance.armed.get(timeout=WAIT) is None
+            assert entrance.on_ready.get(timeout=WAIT) is None
             assert entrance.asked() == count + 1
 
 
@@ -269,7 +269,7 @@ def test_who_connects_may_be_said_before_ok(enter, scripted):
         end.over.wait()
 
     scripted.answers.append(answer)
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     with contextlib.closing(scripted.stream()) as end:
         end.say(OK, more=b"bytes")
@@ -281,54 +281,54 @@ def test_who_connects_may_be_said_before_ok(enter, scripted):
 
 def test_an_error_that_comes_after_ok_is_no_stream(enter, scripted):
     scripted.answers.append(hand_over(scripted))
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     scripted.stream().say("STREAM STATUS RESULT=I2P_ERROR")
     assert entrance.trouble().result == "I2P_ERROR"
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.asked() == 2
-    assert entrance.arrived.empty()
+    assert entrance.on_stream.empty()
 
 
 @pytest.mark.parametrize("line", ["nonsense", "STREAM STATUS", "x" * (LONGEST + 1), "\0", f"{DEST} FROM_PORT=70000"])
 def test_whatever_is_said_instead_of_a_destination_it_is_asked_again(enter, scripted, line):
     scripted.answers.append(hand_over(scripted))
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     with contextlib.suppress(OSError):
         scripted.stream().say(line)
     error = entrance.trouble()
     assert isinstance(error, (MessageError, ConnectError))
     assert "\n" not in str(error) and len(str(error)) < 300
-    assert entrance.armed.get(timeout=WAIT) is None
-    assert entrance.arrived.empty()
+    assert entrance.on_ready.get(timeout=WAIT) is None
+    assert entrance.on_stream.empty()
 
 
 @pytest.mark.parametrize("answer", ["STREAM STATUS RESULT=ALREADY_ACCEPTING", "SESSION STATUS RESULT=I2P_ERROR"])
 def test_what_the_bridge_does_not_serve_there_is_less_of(enter, scripted, opened, answer):
     opened.bridge.version = "3.3"
     scripted.answers.extend([OK, OK, *[answer] * (inbound.SEVERAL - 2)])
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     wait_until(lambda: entrance.asked() == inbound.SEVERAL and len(entrance.way._requests) == 2)
     assert entrance.way._most == 2
-    assert entrance.armed.get(timeout=WAIT) is None
-    assert entrance.armed.get(timeout=WAIT) is None
-    assert entrance.armed.empty(), "nothing is wrong while one waits"
+    assert entrance.on_ready.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
+    assert entrance.on_ready.empty(), "nothing is wrong while one waits"
 
 
 def test_a_refusal_is_told_and_asked_again(enter, scripted):
     scripted.answers.extend(['STREAM STATUS RESULT=I2P_ERROR MESSAGE="no more"'] * 3)
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     for _ in range(3):
-        error = entrance.armed.get(timeout=WAIT)
+        error = entrance.on_ready.get(timeout=WAIT)
         assert isinstance(error, SAMError)
         assert str(error) == "the session: the router hands no streams over (I2P_ERROR: no more)"
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
 
 
 def test_a_router_that_does_not_know_the_session_ends_it(enter, scripted, opened):
     scripted.answers.append("STREAM STATUS RESULT=INVALID_ID")
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     assert "does not know the session" in str(opened.lost.get(timeout=WAIT))
 
@@ -336,15 +336,15 @@ def test_a_router_that_does_not_know_the_session_ends_it(enter, scripted, opened
 def test_an_accept_that_is_ended_after_a_while_is_mended_without_a_word(enter, scripted, monkeypatch):
     monkeypatch.setattr(inbound, "STEADY", 0.0)
     scripted.answers.append(hand_over(scripted))
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     scripted.stream().close()
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.asked() == 2
 
 
 def test_an_accept_that_is_ended_at_once_again_and_again_is_told(enter, scripted):
     scripted.answers.extend([lambda end: end.say(OK)] * 3)
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     for _ in range(3):
         assert "ended the conversation" in str(entrance.trouble())
@@ -352,48 +352,48 @@ def test_an_accept_that_is_ended_at_once_again_and_again_is_told(enter, scripted
 
 def test_of_the_end_of_the_session_nothing_is_told_here(enter, scripted, opened):
     scripted.answers.append(hand_over(scripted))
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     opened.far_control.close()
     opened.lost.get(timeout=WAIT)
     scripted.stream().close()
     wait_until(lambda: entrance.asked() == 2)
-    assert entrance.armed.get(timeout=WAIT) is None, "and no error before it"
+    assert entrance.on_ready.get(timeout=WAIT) is None, "and no error before it"
 
 
 def test_silence_is_not_waited_for_without_end(enter, scripted, monkeypatch):
     monkeypatch.setattr(inbound, "ANSWER", 0.1)
     scripted.answers.append("")
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     error = entrance.trouble()
     assert isinstance(error, ConnectError)
     assert error.reason == "connect_timeout"
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
 
 
 def test_while_it_is_held_no_more_are_asked_for(enter, scripted):
     scripted.answers.extend([hand_over(scripted)] * 2)
-    entrance = enter(Accepts).begin()
+    entrance = enter(AcceptStreams).begin()
     entrance.call(entrance.way.hold, True)
     with contextlib.closing(scripted.stream()) as end:
         end.say(DEST)
         entrance.stream()[0].close()
         assert entrance.asked() == 1
         entrance.call(entrance.way.hold, False)
-        assert entrance.armed.get(timeout=WAIT) is None
+        assert entrance.on_ready.get(timeout=WAIT) is None
         assert entrance.asked() == 2
 
 
 def test_a_bridge_that_cannot_be_reached_any_more_is_tried_again(enter, scripted, opened):
     scripted.hello = ["HELLO REPLY RESULT=I2P_ERROR"] * 2
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     entrance.trouble()
     entrance.trouble()
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
 
 
-@pytest.mark.parametrize("kind", [Accepts, Forward])
+@pytest.mark.parametrize("kind", [AcceptStreams, ForwardStreams])
 @pytest.mark.parametrize("when", ["before HELLO", "before the answer", "open", "between two tries"])
 def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     if when == "before HELLO":
@@ -408,7 +408,7 @@ def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     entrance.call(entrance.way.begin)
     wait_until(lambda: len(scripted.hellos) > hellos if when == "before HELLO" else entrance.asked())
     if when == "open":
-        entrance.armed.get(timeout=WAIT)
+        entrance.on_ready.get(timeout=WAIT)
     elif when == "between two tries":
         wait_until(lambda: entrance.way._again.due < math.inf)
     talks = [request.conversation for request in entrance.way._requests if request.conversation is not None]
@@ -416,14 +416,14 @@ def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     asked = entrance.asked()
     wait_until(lambda: all(talk.stream.socket.fileno() < 0 for talk in talks))
     assert entrance.asked() == asked
-    assert entrance.armed.empty()
+    assert entrance.on_ready.empty()
 
 
 # -- FORWARD --
 
 
 def test_the_router_is_told_a_port_of_the_loopback(enter, scripted):
-    entrance = enter(Forward).begin()
+    entrance = enter(ForwardStreams).begin()
     assert f"STREAM FORWARD ID=ours PORT={entrance.way._port.number} SILENT=false" in scripted.asked
     assert entrance.way._port._socket.getsockname()[0] == "127.0.0.1"
 
@@ -431,9 +431,9 @@ def test_the_router_is_told_a_port_of_the_loopback(enter, scripted):
 def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, monkeypatch):
     monkeypatch.setattr(inbound, "STEADY", 0.0)
     scripted.answers.append(hand_over(scripted))
-    entrance = enter(Forward).begin()
+    entrance = enter(ForwardStreams).begin()
     scripted.stream().close()
-    assert entrance.armed.get(timeout=WAIT) is None
+    assert entrance.on_ready.get(timeout=WAIT) is None
     assert entrance.asked() == 2
     with connect(entrance) as end:
         end.sendall(f"{DEST}\n".encode())
@@ -441,7 +441,7 @@ def test_a_forward_that_has_ended_is_asked_for_again(enter, scripted, monkeypatc
 
 
 def test_a_burst_is_taken_whole(enter):
-    entrance = enter(Forward)
+    entrance = enter(ForwardStreams)
     entrance.call(entrance.way.begin)
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(connect(entrance)) for _ in range(200)]
@@ -460,17 +460,17 @@ def test_a_burst_is_taken_whole(enter):
 
 
 def test_a_bridge_is_near_on_the_loopback_alone(opened, monkeypatch):
-    assert is_near(opened.session)
+    assert is_local(opened.session)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         stream = opened.session._control.stream
         monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: ours))
-        assert not is_near(opened.session), "over SSH or TLS"
+        assert not is_local(opened.session), "over SSH or TLS"
         monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: Far(stream.socket)))
-        assert not is_near(opened.session)
+        assert not is_local(opened.session)
     with socket.socket() as closed:
         monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: closed))
-        assert not is_near(opened.session)
+        assert not is_local(opened.session)
 
 
 class Far:
@@ -485,12 +485,12 @@ class Far:
 
 def test_what_is_under_a_stream_is_let_go_of_with_it(enter):
     """A stream over SSH keeps its channel until it is closed."""
-    entrance = enter(Accepts)
+    entrance = enter(AcceptStreams)
     ours, theirs = socket.socketpair()
     over = []
     with theirs:
         under = Stream(ours, on_close=functools.partial(over.append, "channel"))
-        entrance.way._arrive(under, Peer(DEST))
+        entrance.way._pass_on(under, Peer(DEST))
         entrance.stream()[0].close()
     assert over == ["channel"]
     assert entrance.opened.session._streams == 0

@@ -23,7 +23,7 @@ from i2plib.sam import Destination
 import relay
 from relay.addresses.destinations import PrivateKey
 from relay.transports.i2p import key_file
-from relay.transports.i2p.key_file import KeyFile, UnkeptKey, path_of_session, read, write
+from relay.transports.i2p.key_file import KeyFile, TransientKey, path_of_session, read, write
 
 KEY = PrivateKey.generate()
 OTHER = PrivateKey.generate()
@@ -485,17 +485,17 @@ def test_no_name_and_no_directory_are_said(data_home):
 def test_that_a_session_has_just_ended_is_told_to_whoever_takes_the_key_next(tmp_path, monkeypatch):
     path = tmp_path / "me.dat"
     with KeyFile.open(path, lambda: KEY) as file:
-        assert file.rested == math.inf, "there was none"
+        assert file.seconds_since_session == math.inf, "there was none"
         written = path.stat().st_mtime_ns
-        file.rest()
+        file.mark_session_ended()
     now = time.time()
     path.read_bytes()
     with KeyFile.open(path, never) as file:
-        assert 0.0 <= file.rested < WAIT
+        assert 0.0 <= file.seconds_since_session < WAIT
     assert path.stat().st_mtime_ns == written, "its content is what it was"
     monkeypatch.setattr(time, "time", lambda: now + 1000)
     with KeyFile.open(path, never) as file:
-        assert 1000 <= file.rested < 1000 + WAIT
+        assert 1000 <= file.seconds_since_session < 1000 + WAIT
 
 
 def test_a_key_that_was_only_written_or_read_has_had_none(tmp_path):
@@ -508,30 +508,30 @@ def test_a_key_that_was_only_written_or_read_has_had_none(tmp_path):
     ):  # the last one by a clock that was set back since
         os.utime(path, (time.time() + accessed, time.time() + written))
         with KeyFile.open(path, never) as file:
-            assert file.rested == math.inf
+            assert file.seconds_since_session == math.inf
 
 
 def test_a_clock_that_was_set_back_does_no_harm(tmp_path, monkeypatch):
     path = saved(tmp_path / "me.dat")
     with KeyFile.open(path, never) as file:
-        file.rest()
+        file.mark_session_ended()
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 1000)
     with KeyFile.open(path, never) as file:
-        assert file.rested == 0.0
+        assert file.seconds_since_session == 0.0
 
 
 def test_a_file_that_is_gone_can_be_told_nothing(tmp_path):
     path = tmp_path / "me.dat"
     with KeyFile.open(path, lambda: KEY) as file:
         path.unlink()
-        file.rest()
+        file.mark_session_ended()
     assert not path.exists()
 
 
 def test_a_key_in_no_file():
-    key = UnkeptKey(KEY)
-    assert (key.key, key.path, key.rested) == (KEY, None, math.inf)
-    key.rest()
+    key = TransientKey(KEY)
+    assert (key.key, key.path, key.seconds_since_session) == (KEY, None, math.inf)
+    key.mark_session_ended()
     key.close()
     assert KEY.base64[600:610] not in repr(key)

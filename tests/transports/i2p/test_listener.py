@@ -21,7 +21,7 @@ from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayE
 from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import inbound, listener
-from relay.transports.i2p.inbound import Accepts, Forward
+from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
 from relay.transports.i2p.listener import I2PListener
 from relay.transports.i2p.messages import stream_connect, stream_forward
 
@@ -200,14 +200,14 @@ def test_a_broken_file_of_keys_is_an_error_and_is_not_touched(listen, tmp_path):
 
 
 def way_of(there):
-    return type(there._way)
+    return type(there._incoming)
 
 
 def test_forward_where_the_router_can_reach_us(listen):
-    assert way_of(listen()) is Forward
-    assert way_of(listen(accept="accept")) is Accepts
-    assert way_of(listen(accept="forward")) is Forward
-    assert way_of(listen(allow=())) is Forward
+    assert way_of(listen()) is ForwardStreams
+    assert way_of(listen(accept="accept")) is AcceptStreams
+    assert way_of(listen(accept="forward")) is ForwardStreams
+    assert way_of(listen(allow=())) is ForwardStreams
 
 
 @pytest.fixture
@@ -217,39 +217,39 @@ def no_users(monkeypatch):
     def unknown():
         raise OSError("not on this system")
 
-    monkeypatch.setattr(listener, "Owners", unknown)
+    monkeypatch.setattr(listener, "PeerUidLookup", unknown)
 
 
 def test_accept_where_the_system_does_not_report_users(listen, no_users):
-    assert way_of(listen()) is Accepts
+    assert way_of(listen()) is AcceptStreams
     with pytest.raises(SAMError, match="accept='forward' needs the users of connections.*use 'accept'"):
         listen(accept="forward")
 
 
 def test_forward_elsewhere_where_you_ask_for_it_and_no_list_depends_on_it(listen, no_users, monkeypatch):
     monkeypatch.setattr(listener.sys, "platform", "darwin")
-    assert way_of(listen()) is Accepts
-    assert way_of(listen(accept="forward")) is Forward
+    assert way_of(listen()) is AcceptStreams
+    assert way_of(listen(accept="forward")) is ForwardStreams
     with pytest.raises(SAMError, match="use 'accept'"):
         listen(accept="forward", deny=(PrivateKey.generate().b32,))
 
 
 def test_accept_where_the_kernel_does_not_report_users_of_closed_connections(listen, monkeypatch):
-    monkeypatch.setattr(listener.Owners, "_find_closed", lambda self: False)
-    assert way_of(listen()) is Accepts
-    assert way_of(listen(accept="forward")) is Forward
+    monkeypatch.setattr(listener.PeerUidLookup, "_find_closed", lambda self: False)
+    assert way_of(listen()) is AcceptStreams
+    assert way_of(listen(accept="forward")) is ForwardStreams
 
 
 def test_accept_where_the_user_of_the_bridge_is_not_known(listen, monkeypatch):
-    monkeypatch.setattr(listener.Owners, "of", lambda self, connection: None)
-    assert way_of(listen()) is Accepts
+    monkeypatch.setattr(listener.PeerUidLookup, "of", lambda self, connection: None)
+    assert way_of(listen()) is AcceptStreams
     with pytest.raises(SAMError, match="accept='forward' needs the user of the router"):
         listen(accept="forward")
 
 
 def test_accept_where_the_bridge_is_not_on_the_loopback(listen, monkeypatch):
-    monkeypatch.setattr(listener, "is_near", lambda session: False)
-    assert way_of(listen()) is Accepts
+    monkeypatch.setattr(listener, "is_local", lambda session: False)
+    assert way_of(listen()) is AcceptStreams
     with pytest.raises(SAMError, match="accept='forward' has the router connect to us"):
         listen(accept="forward")
 
@@ -257,7 +257,7 @@ def test_accept_where_the_bridge_is_not_on_the_loopback(listen, monkeypatch):
 def test_accept_where_forward_is_refused(listen, monkeypatch, clients, caplog):
     monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_connect(session, "nobody.i2p"))
     there = listen()
-    assert way_of(there) is Accepts
+    assert way_of(there) is AcceptStreams
     assert "switching from STREAM FORWARD to STREAM ACCEPT" in caplog.text
     with clients.connect(there):
         accept(there)[0].close()
@@ -268,7 +268,7 @@ def test_accept_where_forwarded_streams_do_not_arrive(listen, monkeypatch, clien
     monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_forward(session, 9))
     there = listen()
     assert there.wait_published(WAIT)
-    assert way_of(there) is Accepts
+    assert way_of(there) is AcceptStreams
     assert "streams do not come" in caplog.text
     with clients.connect(there):
         accept(there)[0].close()
@@ -323,8 +323,8 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
         stack.enter_context(clients.connect(there, b"a"))
         factory = clients._factories[-1]
         more = [Thread(clients.connect, factory, text) for text in (b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i")]
-        wait_until(lambda: there._way.held)
-        held = len(there._reception)
+        wait_until(lambda: there._incoming.held)
+        held = len(there._queue)
         assert 4 <= held <= 4 + inbound.SEVERAL
         texts = set()
         for _ in range(9):
@@ -334,13 +334,13 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
         assert b"".join(sorted(texts)) == b"abcdefghi"
         for thread in more:
             stack.enter_context(thread.result())
-        wait_until(lambda: not there._way.held)
+        wait_until(lambda: not there._incoming.held)
 
 
 def test_accept_ends_with_the_listener(listen):
     there = listen()
     waiting = Thread(there.accept)
-    wait_until(lambda: there._reception._changed._waiters)
+    wait_until(lambda: there._queue._changed._waiters)
     there.close()
     with pytest.raises(OSError, match=CLOSED):
         waiting.result()
@@ -351,7 +351,7 @@ def test_accept_ends_with_the_listener(listen):
 def test_who_was_not_accepted_yet_is_reset_at_the_end(listen, clients):
     there = listen()
     with clients.connect(there) as stream:
-        wait_until(lambda: len(there._reception))
+        wait_until(lambda: len(there._queue))
         there.close()
         assert ending(stream.socket) in ("reset", "end of file")
 
@@ -432,14 +432,14 @@ def test_a_way_in_that_cannot_be_made_for_now_is_made_later(listen, bridge, monk
     there = listen(states=states)
     states.wait_for("published")
     failures = [OSError(24, "Too many open files")] * 3
-    real = inbound.Port
+    real = inbound.ForwardPort
 
     def port(*arguments, **options):
         if failures:
             raise failures.pop()
         return real(*arguments, **options)
 
-    monkeypatch.setattr(inbound, "Port", port)
+    monkeypatch.setattr(inbound, "ForwardPort", port)
     bridge.cut()
     states.wait_for("published")
     assert not failures
@@ -571,7 +571,7 @@ def test_a_limit_of_connections_holds(listen, clients, echo):
 def test_without_a_limit_streams_are_accepted_in_the_relay_thread(listen, clients, echo):
     there = listen(accept="forward")
     with relay.Tunnel(there, echo()) as tunnel:
-        wait_until(lambda: there._way._port._watching is tunnel._relay.loop)
+        wait_until(lambda: there._incoming._port._watching is tunnel._relay.loop)
         with clients.connect(there, b"x") as stream:
             assert receive_exactly(stream.socket, 1) == b"x"
     with pytest.raises(OSError, match=CLOSED):
@@ -584,7 +584,7 @@ def test_a_paused_tunnel_lets_nobody_in_and_drops_nobody(listen, clients, echo):
         assert there.wait_published(WAIT)
         tunnel.pause()
         with clients.connect(there, b"x") as stream:
-            wait_until(lambda: len(there._reception))
+            wait_until(lambda: len(there._queue))
             assert tunnel.stats().accepted == 0
             tunnel.resume()
             assert receive_exactly(stream.socket, 1) == b"x"

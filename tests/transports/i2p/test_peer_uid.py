@@ -15,7 +15,7 @@ from helpers import WAIT, Thread, receive_exactly, wait_until
 
 from relay.eventloop.sockets import reset
 from relay.transports.i2p import peer_uid
-from relay.transports.i2p.peer_uid import Owners, hold_end, release_end
+from relay.transports.i2p.peer_uid import PeerUidLookup, hold_end, release_end
 
 ME = os.geteuid()
 NOBODY = 65534
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 @pytest.fixture
 def owners():
-    made = Owners()
+    made = PeerUidLookup()
     yield made
     made.close()
 
@@ -122,7 +122,7 @@ def test_a_check_that_fails_counts_as_a_kernel_that_does_not_report_it(monkeypat
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(*((os, "fchown", refuse) if call == "fchown" else (peer_uid, "hold_end", refuse)))
-    made = Owners()
+    made = PeerUidLookup()
     made.close()
     assert not made.knows_closed
 
@@ -197,4 +197,4 @@ def test_after_close_nothing_is_known(owners):
 def test_a_system_that_does_not_tell_is_said(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="only Linux"):
-        Owners()
+        PeerUidLookup()

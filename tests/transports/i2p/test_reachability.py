@@ -22,7 +22,7 @@ from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import reachability
 from relay.transports.i2p.connector import make_carrier
-from relay.transports.i2p.reachability import Prover, silence
+from relay.transports.i2p.reachability import ReachabilityMonitor, silence
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_it_is_published_as_soon_as_a_stream_from_another_session_is_answered(pe
         assert not there.wait_published(0.1)
         assert there.wait_published(WAIT)
         assert time.monotonic() - begun > 0.3
-        assert len(there._reception) == 0, "it keeps its own streams to itself"
+        assert len(there._queue) == 0, "it keeps its own streams to itself"
         listen.close()
 
 
@@ -155,7 +155,9 @@ def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypa
     monkeypatch.setattr(reachability, "ANSWER", 0.05)
     there = listen(start=False)
     with monkeypatch.context() as broken:
-        broken.setattr(Prover, "keeps", lambda self, stream, peer: peer in self._peers and (stream.close() or True))
+        broken.setattr(
+            ReachabilityMonitor, "keeps", lambda self, stream, peer: peer in self._peers and (stream.close() or True)
+        )
         there.start(WAIT)
         near = clients.connect(there)
         far, _ = accept(there)
@@ -304,7 +306,7 @@ def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypa
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
     with clients.connect(there):
-        wait_until(lambda: there._way.held)
+        wait_until(lambda: there._incoming.held)
         begun = proofs(bridge)
         wait_until(lambda: proofs(bridge) > begun + 2)
         assert creations(bridge)[0] == 1
@@ -408,7 +410,7 @@ class Subject:
 
 @pytest.fixture
 def prover(bridge):
-    made = Prover("here", I2PRouter(sam=bridge.sam), network(), Subject())
+    made = ReachabilityMonitor("here", I2PRouter(sam=bridge.sam), network(), Subject())
     yield made
     done = threading.Event()
     made._pump.loop.call(lambda: (made.close(), done.set()))
@@ -470,7 +472,7 @@ def test_one_that_has_ended_already_hurts_nobody(prover):
 
 
 def test_the_answer_is_not_to_be_guessed(prover, bridge):
-    other = Prover("there", I2PRouter(sam=bridge.sam), network(), Subject())
+    other = ReachabilityMonitor("there", I2PRouter(sam=bridge.sam), network(), Subject())
     assert len(prover._answer) > 30
     assert other._answer != prover._answer
     other._pump.loop.call(other.close)

@@ -54,7 +54,7 @@ def test_it_is_lost_with_its_control_socket(opened):
 def test_it_is_lost_with_a_control_socket_that_ended_before_it_was_made(scripted):
     for _ in range(30):
         first = Opened(scripted)
-        control = first.converse()
+        control = first.open_conversation()
         first.ask(control, session_create(id="second"))
         closing = threading.Thread(target=scripted.controls[-1].close)
         closing.start()
@@ -285,7 +285,7 @@ def test_nothing_is_left_of_a_look_up(opened):
 
 
 def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.05)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
     silent, answered = queue.SimpleQueue(), queue.SimpleQueue()
     opened.session.on_silence = lambda session, dest: silent.put((session, dest))
     opened.session.on_answer = answered.put
@@ -300,7 +300,7 @@ def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
 
 
 def test_nobody_need_know(opened, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.liveness.SILENT", 0.01)
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.01)
     with opened.open().stream():
         threading.Event().wait(0.05)
     assert opened.scripted.asked[-1].startswith("STREAM CONNECT") and OK

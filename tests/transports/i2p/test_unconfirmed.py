@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.liveness``: whether anybody answers on a stream that is said to be there."""
+"""``relay.transports.i2p.unconfirmed``: whether anybody answers on a stream that is said to be there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from helpers import wait_until
 
 import relay
 from relay.testing import pair
-from relay.transports.i2p import liveness as module
-from relay.transports.i2p.liveness import SILENT, Trial, Trials
+from relay.transports.i2p import unconfirmed as module
+from relay.transports.i2p.unconfirmed import SILENT, UnconfirmedStream, UnconfirmedStreams
 
 
 class Clock:
@@ -33,24 +33,24 @@ class World:
     def __init__(self):
         self.clock = Clock()
         self.silent, self.answered, self.left = [], [], []
-        self.trials = Trials(self.clock, self.silent.append, self.answered.append)
+        self.unconfirmed = UnconfirmedStreams(self.clock, self.silent.append, self.answered.append)
         self.now = time.monotonic()
         self.open = []
 
     def begin(self, dest="a", read=0, family=socket.AF_UNIX):
         near, far = pair(family)
         self.open += [near, far]
-        trial = Trial(self.trials, dest, read, lambda: self.left.append(dest))
+        unconfirmed = UnconfirmedStream(self.unconfirmed, dest, read, lambda: self.left.append(dest))
         stream = relay.Stream(near)
         stream.answered = False
-        self.trials.begin(trial, stream, self.now)
-        return trial, stream, far
+        self.unconfirmed.begin(unconfirmed, stream, self.now)
+        return unconfirmed, stream, far
 
     def wait(self, seconds):
         self.now += seconds
-        for trial in [trial for trial, due in self.clock.due.items() if due <= self.now]:
-            del self.clock.due[trial]
-            trial.expire(self.now)
+        for unconfirmed in [unconfirmed for unconfirmed, due in self.clock.due.items() if due <= self.now]:
+            del self.clock.due[unconfirmed]
+            unconfirmed.expire(self.now)
 
     def close(self):
         for end in self.open:
@@ -96,30 +96,30 @@ def test_each_has_its_time(world):
 
 
 def test_one_that_is_over_is_not_looked_at(world):
-    trial, stream, _ = world.begin("a")
+    unconfirmed, stream, _ = world.begin("a")
     stream.received = lambda: pytest.fail("it is over") if world.left else 0
     _, other, _ = world.begin("b")
     other.received = lambda: 0
-    trial.over()
+    unconfirmed.over()
     assert world.left == ["a"] and len(world.clock.due) == 1
     world.wait(SILENT)
     assert world.silent == ["b"] and not world.clock.due
 
 
 def test_one_that_ends_with_bytes_is_an_answer(world):
-    trial, stream, _ = world.begin("a")
+    unconfirmed, stream, _ = world.begin("a")
     stream.received = lambda: 1
-    trial.over()
-    trial, stream, _ = world.begin("b")
+    unconfirmed.over()
+    unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    trial.over()
-    trial, stream, _ = world.begin("c")
-    trial.over()
+    unconfirmed.over()
+    unconfirmed, stream, _ = world.begin("c")
+    unconfirmed.over()
     assert world.answered == ["a", "b"]
 
 
 def test_one_that_never_became_a_stream_is_nothing(world):
-    Trial(world.trials, "a", 0, lambda: world.left.append("a")).over()
+    UnconfirmedStream(world.unconfirmed, "a", 0, lambda: world.left.append("a")).over()
     assert world.left == ["a"] and not world.answered
 
 
@@ -146,10 +146,10 @@ def test_where_nobody_can_tell_nobody_is_doubted(world, monkeypatch):
 
 def in_vain(world, dest, seconds):
     """A client waits for so long and gives up."""
-    trial, stream, _ = world.begin(dest)
+    unconfirmed, stream, _ = world.begin(dest)
     stream.received = lambda: 0
-    trial.begun -= seconds
-    trial.over()
+    unconfirmed.begun -= seconds
+    unconfirmed.over()
 
 
 def test_clients_who_give_up_sooner_are_counted_together(world):
@@ -167,13 +167,13 @@ def test_clients_who_give_up_sooner_are_counted_together(world):
 
 def test_an_answer_makes_up_for_those_who_gave_up(world):
     in_vain(world, "a", SILENT)
-    trial, stream, _ = world.begin("b")
+    unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    trial.over()
+    unconfirmed.over()
     in_vain(world, "b", SILENT - 1)
-    trial, stream, _ = world.begin("b")
+    unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    trial.over()
+    unconfirmed.over()
     in_vain(world, "b", 2.0)
     world.begin("b")
     assert not world.silent
@@ -183,4 +183,4 @@ def test_destinations_that_are_remembered_are_bounded(world, monkeypatch):
     monkeypatch.setattr(module, "MOST", 3)
     for number in range(20):
         in_vain(world, str(number), 1.0)
-    assert len(world.trials._in_vain) <= 4
+    assert len(world.unconfirmed._in_vain) <= 4

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ...streams.stream import Stream, nonblocking
 from .deadlines import Clock
 
-__all__ = ["Trial", "Trials"]
+__all__ = ["UnconfirmedStream", "UnconfirmedStreams"]
 
 SILENT = 12.0  # seconds without a byte after which a stream that is said to be there is doubted
 MOST = 1000  # destinations that are remembered
@@ -20,22 +20,22 @@ _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else No
 _RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h: tcpi_bytes_received
 
 
-class Trial:
+class UnconfirmedStream:
     """One stream that is said to be there, from that moment to its end.
 
-    :param trials: those of its session.
+    :param unconfirmed: those of its session.
     :param dest: where it leads to.
     :param read: bytes that had come on its socket when it was made.
     :param leave: called once when it is over; must not block.
     """
 
-    __slots__ = ("begun", "dest", "stream", "_leave", "_read", "_trials")
+    __slots__ = ("begun", "dest", "stream", "_leave", "_read", "_streams")
 
-    def __init__(self, trials: Trials, dest: str, read: int, leave: Callable[[], object]) -> None:
+    def __init__(self, unconfirmed: UnconfirmedStreams, dest: str, read: int, leave: Callable[[], object]) -> None:
         self.dest = dest
         self.begun = 0.0
         self.stream: Stream | None = None
-        self._trials = trials
+        self._streams = unconfirmed
         self._read = read
         self._leave = leave
 
@@ -52,16 +52,16 @@ class Trial:
 
     def expire(self, now: float) -> None:
         """Look whether there is an answer; in the pump's thread."""
-        self._trials.look(self)
+        self._streams.look(self)
 
     @nonblocking
     def over(self) -> None:
         """The stream is over; in any thread, once."""
-        self._trials.end(self)
+        self._streams.end(self)
         self._leave()
 
 
-class Trials:
+class UnconfirmedStreams:
     """The streams of one session that are said to be there.
 
     :param clock: tells when they are to have answered.
@@ -75,36 +75,36 @@ class Trials:
         self._answered = answered
         self._in_vain: dict[str, float] = {}  # destination → seconds that clients have waited there who gave up
 
-    def begin(self, trial: Trial, stream: Stream, now: float) -> None:
+    def begin(self, unconfirmed: UnconfirmedStream, stream: Stream, now: float) -> None:
         """Look after a while whether there is an answer; in the pump's thread."""
-        trial.stream, trial.begun = stream, now
-        self._clock.set(trial, now + SILENT)
-        if self._in_vain.get(trial.dest, 0.0) >= SILENT:  # clients may be less patient, each of them
-            self._in_vain.pop(trial.dest, None)
-            self._silent(trial.dest)
+        unconfirmed.stream, unconfirmed.begun = stream, now
+        self._clock.set(unconfirmed, now + SILENT)
+        if self._in_vain.get(unconfirmed.dest, 0.0) >= SILENT:  # clients may be less patient, each of them
+            self._in_vain.pop(unconfirmed.dest, None)
+            self._silent(unconfirmed.dest)
 
-    def end(self, trial: Trial) -> None:
+    def end(self, unconfirmed: UnconfirmedStream) -> None:
         """The stream is over; in any thread."""
-        self._clock.drop(trial)
-        stream = trial.stream
+        self._clock.drop(unconfirmed)
+        stream = unconfirmed.stream
         if stream is None:
             return
         if stream.answered or (stream.received is not None and stream.received()):
-            self._in_vain.pop(trial.dest, None)
-            self._answered(trial.dest)
+            self._in_vain.pop(unconfirmed.dest, None)
+            self._answered(unconfirmed.dest)
         elif stream.received is not None:
             if len(self._in_vain) > MOST:
                 self._in_vain.clear()
-            waited = time.monotonic() - trial.begun
-            self._in_vain[trial.dest] = self._in_vain.get(trial.dest, 0.0) + waited
+            waited = time.monotonic() - unconfirmed.begun
+            self._in_vain[unconfirmed.dest] = self._in_vain.get(unconfirmed.dest, 0.0) + waited
 
-    def look(self, trial: Trial) -> None:
+    def look(self, unconfirmed: UnconfirmedStream) -> None:
         """Tell of a stream whether there is an answer; in the pump's thread."""
-        answered = trial.answered
+        answered = unconfirmed.answered
         if answered is False:
-            self._silent(trial.dest)
+            self._silent(unconfirmed.dest)
         elif answered:
-            self._answered(trial.dest)
+            self._answered(unconfirmed.dest)
 
 
 def _bytes_received(sock: socket.socket) -> int | None:

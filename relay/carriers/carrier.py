@@ -1,456 +1,388 @@
-"""A connection that many streams ride on, kept up: its state, its back-off, who holds it and who waits for it.
+"""One supervised connection that many streams share: an SSH connection or a SAM session.
 
-An SSH connection and a SAM session are such connections. Everything here runs in the pump's thread, but for what may
-block (connecting, closing), which has threads of its own.
+A carrier connects, passes its link to the callers that wait for it, and reconnects with back-off after a loss. All of
+this runs in the thread of the :class:`~relay.eventloop.background.Pump`. Connecting and closing may block, so each of
+these has a thread of its own.
 
-=========== ============================================ ==============================================================
-state       meaning                                      next state
-=========== ============================================ ==============================================================
-connecting  an attempt is under way                      up; failed, for an error that time does not mend; else backing
-                                                         off. The connector may have an alternative for what would be
-                                                         a failure: then another attempt follows at once
-up          there is a link                              backing off when it is lost
-backing off 0.5 s after the first failure, then twice    connecting
-            as long each time, up to 30 s
-failed      no attempt is made: for example, the login   connecting, when a client asks more than five minutes later
-            was rejected, or the server has ended the
-            connection three times in a row at the same
-            point of the login (counted until the first
-            link: a server that has accepted the login
-            before has trouble that passes)
-closed      by its holders                               none
-=========== ============================================ ==============================================================
+The states are those of :class:`~relay.carriers.link.CarrierState`. While the state is *replacing*, the link is up, and
+an attempt makes the link that replaces it. While it is *closing*, an attempt that was cancelled has not returned yet.
+
+=========== ===================== =========== =================================================================
+state       event                 next state  action
+=========== ===================== =========== =================================================================
+new         begin                 connecting  start an attempt
+new         close                 closed      close the connector
+connecting  client asks           connecting  the client waits
+connecting  connected             up          pass the link to all clients that wait; start the check timer
+connecting  failed                backing off start the timer: 0.5 s after the first failure, then twice as long
+                                              each time, up to 30 s (2 s while a client waits); the error goes to
+                                              clients that wait for one attempt only
+connecting  failed, alternative   connecting  start another attempt with the connector's other method
+connecting  failed for good       failed      the error goes to all clients: a retry cannot repair it (a rejected
+                                              login), or three attempts ended at the same point of the login
+connecting  close                 closing     cancel the attempt; all clients get an error
+up          client asks           up          the client gets the link
+up          check timer           up          check every link
+up          replace               replacing   start an attempt
+up          lost                  backing off close the link; start the timer
+up          close                 closed      close the link and the connector
+replacing   client asks           replacing   the client gets the link
+replacing   check timer           replacing   check every link
+replacing   connected             up          use the new link; close the old one with its last stream
+replacing   failed                up          keep the old link
+replacing   lost                  connecting  close the link; the attempt goes on
+replacing   close                 closing     close the link and cancel the attempt
+backing off client asks           backing off the client waits; the timer fires within 2 s, at once for a client
+                                              that waits for one attempt only
+backing off timer                 connecting  start an attempt
+backing off close                 closed      close the connector
+failed      client asks           failed      the client gets the error
+failed      client asks, 5 min on connecting  start an attempt; the client waits
+failed      close                 closed      close the connector
+closing     client asks           closing     the client gets an error
+closing     connected             closed      close the link and the connector
+closing     failed                closed      close the connector
+closed      client asks           closed      the client gets an error
+any         fork                  abandoned   in the child: close the descriptors and nothing else
+abandoned   client asks           abandoned   the client gets an error
+=========== ===================== =========== =================================================================
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import math
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-from ..errors import CarrierError, ConnectError, can_retry
+from ..errors import CarrierError, can_retry
 from ..eventloop.background import Pump
 from ..eventloop.loop import Timer, Timers
-from ..streams.cancellation import Cancellation
-from .link import AnyLink, Connector, State, Watcher
-from .waiter import Waiter, without
+from .blocking import BlockingCalls
+from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, strip_prefix
+from .retry import RetryPolicy
 
 __all__ = ["Carrier", "mark_reported"]
 
 logger = logging.getLogger("relay")
 
-_BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
-_TOLD = 5  # times in a row that the same failure is told
-_SAME = 3  # times in a row that a server may end the connection at the same point of the login
-_WANTED = 2.0  # seconds of back-off at most while somebody waits
-_STEADY = 10.0  # seconds after which a connection that was up counts as a success
-_FINAL = 300.0  # seconds until somebody who asks may have a failure tried again that time alone does not mend
-_PROMPT = 0.7  # seconds to wait for a thread that was told to end; it goes on alone after that
+_RETRY_FAILED_AFTER = 300.0  # seconds in the state FAILED after which a client that asks starts an attempt
+_PROMPT = 0.7  # seconds to wait for a thread that was asked to end; it goes on alone after that
+_REPORTED = {
+    CarrierState.NEW: CarrierState.CONNECTING,
+    CarrierState.REPLACING: CarrierState.UP,
+    CarrierState.CLOSING: CarrierState.CLOSED,
+    CarrierState.ABANDONED: CarrierState.CLOSED,
+}
+_OVER = (CarrierState.CLOSING, CarrierState.CLOSED, CarrierState.ABANDONED)
 
 
 class Carrier(Generic[AnyLink]):
-    """One supervised connection. :meth:`begin` makes it connect.
+    """One supervised connection. :meth:`begin` starts the first attempt.
 
     :param name: in the log and in errors, such as ``ssh://me@bastion``.
-    :param connector: makes the link, again after each loss.
-    :param interval: seconds between two checks of the link; ``None`` for none.
-    :param attempt: seconds for one attempt to connect; by default its error comes before a client's 30 are over.
-    :param rest: seconds of back-off at most while the other side cannot be reached, where asking costs next to nothing.
-    :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
-    :raises OSError: if there is no thread or descriptor to be had.
+    :param connector: makes the link, and another one after each loss.
+    :param check_interval: seconds between two checks of the link; ``None`` for none.
+    :param attempt_timeout: seconds for one attempt to connect. The default lets its error arrive before the 30 s of a
+        client are over.
+    :param max_backoff: seconds of back-off at most while the other side cannot be reached; see
+        :class:`~relay.carriers.retry.RetryPolicy`.
+    :param log_at_debug: whether its messages matter only for finding a fault.
+    :raises OSError: if no thread or descriptor is available.
     """
 
     def __init__(
         self,
         name: str,
         connector: Connector[AnyLink],
-        interval: float | None,
-        attempt: float = 25.0,
+        check_interval: float | None,
+        attempt_timeout: float = 25.0,
         *,
-        rest: float = math.inf,
-        quiet: bool = False,
+        max_backoff: float = math.inf,
+        log_at_debug: bool = False,
     ) -> None:
         self.name = name
-        self._rest = rest
-        self._quiet = quiet
-        self.state = State.CONNECTING
         self.error: Exception | None = None  # why it is not up
         self.holders = 0  # guarded by the lock of :mod:`relay.carriers.pool`
-        self.link: AnyLink | None = None
+        self._state = CarrierState.NEW
+        self._since = 0.0  # when the reported state last changed
+        self._check_interval = check_interval
+        self._log_at_debug = log_at_debug
         self._connector = connector
-        self._interval = interval
-        self._attempt_time = attempt
+        self._blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
+        self._links: Links[AnyLink] = Links(self.call, self._blocking.close_link)
+        self._retries = RetryPolicy(max_backoff)
         self._waiters: dict[Waiter[AnyLink], None] = {}
         self._watchers: list[Watcher] = []
-        self._renewing = False  # an attempt is under way although a link is up
-        self._retired: list[AnyLink] = []  # links that others have replaced, open as long as a stream rides on them
-        self._idle: Callable[[], object] | None = None
-        self._failures = 0
-        self._stage = ""  # of the login at which the last attempt has ended
-        self._repeats = 0  # attempts in a row that have ended there
-        self._since = 0.0  # when the state last changed
-        self._was_up = False
         self._ended = threading.Event()
-        self._abandoned = False
-        self._cancel = Cancellation()
-        self._thread: threading.Thread | None = None
         self._pump = Pump.hold(self)
-        self._timer = Timer(self._pump.loop.timers, self._on_time)
+        self._timer = Timer(self._pump.loop.timers, self._on_timer)
+
+    @property
+    def state(self) -> CarrierState:
+        """The state as users see it; see :class:`~relay.carriers.link.CarrierState`. From any thread."""
+        return _REPORTED.get(self._state, self._state)
+
+    @property
+    def link(self) -> AnyLink | None:
+        """The link, while it is up. From any thread."""
+        return self._links.current
 
     def begin(self) -> None:
-        """Make the first attempt. Called once, after the first watchers have subscribed: they miss nothing."""
+        """Start the first attempt. Called once, after the first watchers have subscribed: they miss no change."""
         self.call(self._attempt)
 
-    def wait(
+    def when_up(
         self,
-        done: Callable[[AnyLink | Exception], object],
+        callback: Callable[[AnyLink | Exception], object],
         deadline: float | None,
         *,
-        patient: bool = True,
+        wait_for_reconnect: bool = True,
         instead_of: tuple[AnyLink, CarrierError] | None = None,
     ) -> Callable[[], object]:
-        """Have ``done`` called with the link, as soon as it is up, or with the error. Never blocks.
+        """Call ``callback`` with the link once it is up, or with the error. Never blocks.
 
-        :param done: called once, in any thread, perhaps before this returns.
-        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-        :param patient: whether to wait for another attempt when one has failed.
-        :param instead_of: a link that is no longer wanted: it was seen to be lost, and this is why.
-        :returns: gives up: ``done`` is not called any more.
+        :param callback: called once, in any thread, perhaps before this returns.
+        :param deadline: monotonic seconds, or ``None`` for no limit.
+        :param wait_for_reconnect: whether to wait for another attempt when one has failed.
+        :param instead_of: a link that the caller saw fail, and its error: the callback gets another link.
+        :returns: gives up: the callback is not called after that.
         """
         link = self.link
         if link is not None and (instead_of is None or link is not instead_of[0]):
-            done(link)
+            callback(link)
             return _nothing
-        waiter: Waiter[AnyLink] = Waiter(self, done, deadline, patient)
+        waiter: Waiter[AnyLink] = Waiter(self, callback, deadline, wait_for_reconnect)
         if not self.call(functools.partial(self._add, waiter, instead_of)):
-            waiter.tell(self._closed_error())
+            waiter.resolve(self._closed_error())
         return waiter.give_up
 
     def subscribe(self, watcher: Watcher) -> None:
-        """Have ``watcher(state, error)`` called at each change, in the pump's thread; it must not block."""
+        """Call ``watcher(state, error)`` at each change, in the pump's thread; it must not block."""
         self._watchers.append(watcher)
 
     def unsubscribe(self, watcher: Watcher) -> None:
-        """Call it no more."""
+        """Do not call the watcher any more."""
         if watcher in self._watchers:
             self._watchers.remove(watcher)
 
-    def retry(self) -> None:
-        """Connect again if it has failed for good, but not sooner than five minutes after that. Never blocks."""
-        self.call(self._retry)
+    def retry_failed(self) -> None:
+        """Start an attempt if the state has been FAILED for five minutes. Never blocks."""
+        self.call(self._retry_failed)
 
-    def renew(self, link: AnyLink, why: str) -> None:
-        """Have another link made beside the one that is up, and used from then on. Never blocks.
+    def replace(self, link: AnyLink, why: str) -> None:
+        """Make another link while this one is up, and use it from then on. Never blocks.
 
-        The old one is closed with its last stream.
+        The old link is closed with its last stream.
 
-        :param link: the one to be replaced; nothing happens if that is not the one that is up.
+        :param link: the one to replace; nothing happens if it is not the one that is up.
         :param why: for the log.
         """
-        self.call(functools.partial(self._renew, link, why))
+        self.call(functools.partial(self._replace, link, why))
 
     def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called once, in any thread, as soon as no stream rides on it; in place of any call before."""
-        if not self.call(functools.partial(self._when_idle, call)):
+        """Call ``call`` once, in any thread, when no link has a stream; it replaces the call of any earlier request."""
+        if not self.call(functools.partial(self._links.when_idle, call)):
             call()
 
     def close(self, *, wait: bool = True) -> None:
-        """End it, at once. Idempotent, from any thread.
+        """Close the links and every stream over them at once. Idempotent, from any thread.
 
-        :param wait: whether to wait until nothing is left, for less than a second; the pump's thread never does.
+        :param wait: whether to wait until all is closed, for less than a second; the pump's thread never waits.
         """
         self.call(self._end)
         if wait and threading.current_thread() is not self._pump.thread:
             self._ended.wait(_PROMPT)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait until nothing of it is left, which is soon after it was closed.
+        """Wait until all is closed, which is soon after :meth:`close`.
 
-        :param timeout: seconds to wait at most.
-        :returns: whether nothing is left.
+        :param timeout: seconds to wait at most; ``None`` for no limit.
+        :returns: whether all is closed.
         """
         return self._ended.wait(timeout)
 
     @property
     def timers(self) -> Timers:
-        """For whoever belongs to it, in the pump's thread."""
+        """The deadlines of the pump's thread, for its connector and its links."""
         return self._pump.loop.timers
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
-        self.state = State.CLOSED
-        self._abandoned = True
+        """Close the descriptors and nothing else, in a forked child."""
+        self._state = CarrierState.ABANDONED
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
-        self._cancel.abandon()
-        links, self.link, self._retired = (*self._retired, self.link), None, []
-        for link in links:
-            if link is not None:
-                link.abandon()
+        self._blocking.cancel.abandon()
+        self._links.abandon()
+
+    def call(self, function: Callable[[], object]) -> bool:
+        """Call a function in the pump's thread.
+
+        :returns: whether it will be called: not in a forked child, where the pump's lock may be held for ever.
+        """
+        return self._state is not CarrierState.ABANDONED and self._pump.loop.call(function)
+
+    def _log(self, level: int, text: str, *values: object, exc_info: BaseException | None = None) -> None:
+        logger.log(logging.DEBUG if self._log_at_debug else level, text, self.name, *values, exc_info=exc_info)
 
     def __repr__(self) -> str:
         return f"<relay.Carrier {self.name}, {self.state.value}>"
 
-    def call(self, function: Callable[[], object]) -> bool:
-        """Have it called in the pump's thread; not in a forked child, where the pump's lock may be held for ever."""
-        return not self._abandoned and self._pump.loop.call(function)
-
-    def _log(self, level: int, text: str, *values: object, exc_info: BaseException | None = None) -> None:
-        logger.log(logging.DEBUG if self._quiet else level, text, self.name, *values, exc_info=exc_info)
-
-    # -- in the pump's thread -------------------------------------------------------------------------------------
-
-    def _change(self, state: State, error: Exception | None = None) -> None:
-        self.state, self.error = state, error
-        self._since = time.monotonic()
-        logger.debug("%s: %s", self.name, state.value)
-        for watcher in tuple(self._watchers):
-            try:
-                watcher(state, error)
-            except Exception:
-                logger.exception("%s: a watcher of the state failed", self.name)
+    # -- in the pump's thread: events -------------------------------------------------------------------------------
 
     def _add(self, waiter: Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
         if instead_of is not None:
             self._lost(*instead_of)
-        self._retry()
+        self._retry_failed()
         if self.link is not None:
-            waiter.tell(self.link)
-        elif self.state is State.CLOSED:
-            waiter.tell(self._closed_error())
-        elif self.state is State.FAILED:
+            waiter.resolve(self.link)
+        elif self._state in _OVER:
+            waiter.resolve(self._closed_error())
+        elif self._state is CarrierState.FAILED:
             assert self.error is not None
-            waiter.tell(self.error)
+            waiter.resolve(self.error)
         else:
             self._waiters[waiter] = None
             waiter.start(self._pump.loop.timers)
-            if self.state is State.BACKING_OFF:
+            if self._state is CarrierState.BACKING_OFF:
                 now = time.monotonic()
-                delay = _jittered(_WANTED) if waiter.patient else 0.0  # who waits for one attempt has it made at once
+                # A client that waits for one attempt only has it started at once.
+                delay = self._retries.delay_with_waiter() if waiter.wait_for_reconnect else 0.0
                 self._timer.start(min(self._timer.due, now + delay), now)
 
-    def drop(self, waiter: Waiter[AnyLink]) -> None:
-        """Whoever waits no longer does so."""
+    def remove_waiter(self, waiter: Waiter[AnyLink]) -> None:
+        """Forget a waiter that has given up, or whose deadline is over."""
         self._waiters.pop(waiter, None)
 
-    def _tell(self, outcome: AnyLink | Exception, *, patient: bool = True) -> None:
-        for waiter in [one for one in self._waiters if patient or not one.patient]:
-            del self._waiters[waiter]
-            waiter.tell(outcome)
-
     def _attempt(self) -> None:
-        if self.state is State.CLOSED:
-            return
-        self._change(State.CONNECTING, self.error)
-        self._begin()
+        if self._state not in _OVER:
+            self._change(CarrierState.CONNECTING, self.error)
+            self._connect()
 
-    def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._connect, name=f"relay {self.name} connecting", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            self._not_connected(OSError(errno.EAGAIN, str(error)))
-
-    def _connect(self) -> None:
-        """In a thread of its own."""
-        lost: list[CarrierError] = []  # it may be lost before it is known
-        made: list[AnyLink] = []
-
-        def told(error: CarrierError) -> None:
-            lost.append(error)
-            if made:
-                self._pump.loop.call(functools.partial(self._lost, made[0], error))
-
-        try:
-            made.append(self._connector.connect(time.monotonic() + self._attempt_time, self._cancel, told))
-        except BaseException as error:  # noqa: BLE001  (what is not expected is final, and is told to whoever waits)
-            failure = error if isinstance(error, Exception) else RuntimeError(repr(error))  # sys.exit() of a callback
-            self._pump.loop.call(functools.partial(self._not_connected, failure))
-        else:
-            self._pump.loop.call(functools.partial(self._connected, made[0], lost))
-
-    def _not_connected(self, error: Exception) -> None:
-        if self.state is State.CLOSED:
-            self._finish(None)
-        elif self._renewing:
-            self._renewing = False
-            self._log(logging.WARNING, "%s: %s; the old one is kept", without(self.name, error))
-        else:
-            self._failed(error)
+    def _replace(self, link: AnyLink, why: str) -> None:
+        if self.link is link and self._state is CarrierState.UP:
+            self._state = CarrierState.REPLACING
+            self._log(logging.WARNING, "%s: %s; replacing it", why)
+            self._connect()
 
     def _connected(self, link: AnyLink, lost: Sequence[CarrierError]) -> None:
-        if self.state is State.CLOSED:
+        if self._state is CarrierState.CLOSING:
             return self._finish(link)
-        if self._renewing and self.link is not None:
-            self._retire(self.link)
-        self._renewing = False
-        self.link = link
-        self._change(State.UP)
-        self._log(logging.WARNING if self._was_up or self._failures else logging.INFO, "%s: connected")
-        self._was_up = True
-        if self._interval is not None:
-            self._timer.start(self._since + self._interval, self._since)
-        self._tell(link)
-        if lost:  # it was told when the link was not known here
+        self._links.add(link)
+        self._change(CarrierState.UP)
+        self._log(logging.WARNING if self._retries.connected() else logging.INFO, "%s: connected")
+        if self._check_interval is not None:
+            self._timer.start(self._since + self._check_interval, self._since)
+        self._resolve_waiters(link)
+        if lost:  # before the link was known here
             self._lost(link, lost[0])
         return None
 
+    def _not_connected(self, error: Exception) -> None:
+        if self._state is CarrierState.CLOSING:
+            self._finish(None)
+        elif self._state is CarrierState.REPLACING:
+            self._state = CarrierState.UP
+            self._log(logging.WARNING, "%s: %s; the old one is kept", strip_prefix(self.name, error))
+        else:
+            self._failed(error)
+
     def _failed(self, error: Exception) -> None:
-        is_repeated = self._is_repeated(error)
-        if is_repeated or not can_retry(error) or getattr(error, "final", False):
-            if is_repeated:
-                error = CarrierError(f"{error}; {self._repeats} times in a row", stage=self._stage)
-                error.final = True
-            if alternative := self._connector.alternative(error):
-                self._log(logging.WARNING, "%s: %s; %s", without(self.name, error), alternative)
-                return self._attempt()
-            self._change(State.FAILED, error)
-            if not self._waiters:  # else whoever waits is told
-                trace = None if isinstance(error, OSError) else error
-                why = without(self.name, error)
-                level = logging.DEBUG if _is_said(error) else logging.ERROR
-                self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
-            return self._tell(error)
-        # What has a word of its own is raised as it is; the rest is why there is no way to the target.
-        self._back_off(error)
-        return self._tell(error, patient=False)
-
-    def _is_repeated(self, error: Exception) -> bool:
-        """Whether the server has ended the connection often enough at the same point of the login."""
-        stage = error.stage if isinstance(error, CarrierError) and not self._was_up else ""
-        self._repeats = 1 if stage != self._stage else self._repeats + 1
-        self._stage = stage
-        return bool(stage) and self._repeats >= _SAME
-
-    def _renew(self, link: AnyLink, why: str) -> None:
-        if self.link is link and not self._renewing:
-            self._renewing = True
-            self._log(logging.WARNING, "%s: %s; replacing it", why)
-            self._begin()
-
-    def _retire(self, link: AnyLink) -> None:
-        self._retired.append(link)
-        self._watch_idle(link)
-
-    def _end_retired(self, link: AnyLink) -> None:
-        self._retired.remove(link)
-        self._elsewhere(functools.partial(self._close_link, link))
-
-    def _when_idle(self, call: Callable[[], object]) -> None:
-        self._idle = call
-        self._look_idle()
-
-    def _look_idle(self, idle: AnyLink | None = None) -> None:
-        """Tell whoever waits for that if no link has a stream; ``idle`` has none."""
-        if self._idle is None or self._retired:  # which are watched already
-            return
-        if self.link is not None and self.link is not idle:
-            return self._watch_idle(self.link)
-        call, self._idle = self._idle, None
-        call()
-        return None
-
-    def _watch_idle(self, link: AnyLink) -> None:
-        link.when_idle(functools.partial(self.call, functools.partial(self._is_idle, link)))
-
-    def _is_idle(self, link: AnyLink) -> None:
-        if link in self._retired:
-            self._end_retired(link)
-        self._look_idle(link)
+        repeated = self._retries.give_up_on(error)
+        if repeated is None and can_retry(error) and not getattr(error, "final", False):
+            # An error of a relay class goes to the client as it is; any other one says why the route is unavailable.
+            self._back_off(error)
+            return self._resolve_waiters(error, wait_for_reconnect=False)
+        error = repeated or error
+        if alternative := self._connector.alternative(error):
+            self._log(logging.WARNING, "%s: %s; %s", strip_prefix(self.name, error), alternative)
+            return self._attempt()
+        self._change(CarrierState.FAILED, error)
+        if not self._waiters:  # else the clients that wait get the error
+            trace = None if isinstance(error, OSError) else error
+            why = strip_prefix(self.name, error)
+            level = logging.DEBUG if _is_reported(error) else logging.ERROR
+            self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
+        return self._resolve_waiters(error)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:
-        if link in self._retired:
-            self._end_retired(link)
-        if self.link is not link:
-            return self._look_idle()
-        self.link = None
-        if self._renewing:  # what is being made beside it takes its place
-            self._renewing = False
-            self._change(State.CONNECTING, error)
-            return self._elsewhere(functools.partial(self._close_link, link))
-        steady = time.monotonic() - self._since > _STEADY
-        if steady:
-            self._failures = 0
-        self._back_off(error)
-        return self._elsewhere(functools.partial(self._close_link, link))
+        if not self._links.remove(link):
+            return
+        if self._state is CarrierState.REPLACING:  # the attempt under way takes its place
+            self._change(CarrierState.CONNECTING, error)
+        else:
+            self._retries.lost(time.monotonic() - self._since)
+            self._back_off(error)
+        self._blocking.close_link(link)
 
-    def _back_off(self, error: Exception) -> None:
-        most = _WANTED if self._waiters else _BACKOFF[1]
-        if isinstance(error, ConnectError):
-            most = min(most, self._rest)
-        delay = _jittered(min(most, _BACKOFF[0] * 2 ** min(self._failures, 10)))
-        self._failures += 1
-        is_same = str(error) == str(self.error)
-        known = _is_said(error) or (is_same and self._failures > _TOLD)  # and said often enough
-        level = logging.DEBUG if known else logging.WARNING
-        why = without(self.name, error).removesuffix(getattr(error, "advice", "") if is_same else "")
-        self._log(level, "%s: %s; trying again in %.1f s", why, delay)
-        self._change(State.BACKING_OFF, error)
-        self._timer.start(self._since + delay, self._since)
-
-    def _on_time(self, now: float) -> None:
-        if self.state is State.BACKING_OFF:
+    def _on_timer(self, now: float) -> None:
+        if self._state is CarrierState.BACKING_OFF:
             self._attempt()
-        elif self.link is not None and self._interval is not None:
-            self._timer.start(now + self._interval, now)
-            for link in (*self._retired, self.link):
-                link.check()
+        elif self.link is not None and self._check_interval is not None:
+            self._timer.start(now + self._check_interval, now)
+            self._links.check()
 
-    def _retry(self) -> None:
-        if self.state is State.FAILED and time.monotonic() - self._since > _FINAL:
+    def _retry_failed(self) -> None:
+        if self._state is CarrierState.FAILED and time.monotonic() - self._since > _RETRY_FAILED_AFTER:
             self._attempt()
 
     def _end(self) -> None:
-        if self.state is State.CLOSED:
+        if self._state in _OVER:
             return
-        connecting = self._thread is not None and (self.state is State.CONNECTING or self._renewing)
-        self._change(State.CLOSED, self.error)
+        is_connecting = self._state in (CarrierState.CONNECTING, CarrierState.REPLACING)
+        self._change(CarrierState.CLOSING if is_connecting else CarrierState.CLOSED, self.error)
         self._timer.stop()
-        self._cancel.set()
-        self._tell(self._closed_error())
-        for retired in tuple(self._retired):
-            self._end_retired(retired)
-        link, self.link = self.link, None
-        if not connecting:  # else when the attempt has come back
+        self._blocking.cancel.set()
+        self._resolve_waiters(self._closed_error())
+        link = self._links.close()
+        if not is_connecting:  # else the end waits for the attempt
             self._finish(link)
         elif link is not None:
-            self._elsewhere(functools.partial(self._close_link, link))
+            self._blocking.close_link(link)
+
+    # -- in the pump's thread: actions ------------------------------------------------------------------------------
+
+    def _change(self, state: CarrierState, error: Exception | None = None) -> None:
+        self._state, self.error = state, error
+        self._since = time.monotonic()
+        reported = self.state
+        logger.debug("%s: %s", self.name, reported.value)
+        for watcher in tuple(self._watchers):
+            try:
+                watcher(reported, error)
+            except Exception:
+                logger.exception("%s: a watcher of the state failed", self.name)
+
+    def _resolve_waiters(self, outcome: AnyLink | Exception, *, wait_for_reconnect: bool = True) -> None:
+        """Pass an outcome to all waiters, or only to those that do not wait for another attempt."""
+        for waiter in [one for one in self._waiters if wait_for_reconnect or not one.wait_for_reconnect]:
+            del self._waiters[waiter]
+            waiter.resolve(outcome)
+
+    def _back_off(self, error: Exception) -> None:
+        delay = self._retries.next_delay(error, has_waiters=bool(self._waiters))
+        is_same = str(error) == str(self.error)
+        is_known = _is_reported(error) or (is_same and self._retries.has_logged_enough())
+        why = strip_prefix(self.name, error).removesuffix(getattr(error, "advice", "") if is_same else "")
+        self._log(logging.DEBUG if is_known else logging.WARNING, "%s: %s; trying again in %.1f s", why, delay)
+        self._change(CarrierState.BACKING_OFF, error)
+        self._timer.start(self._since + delay, self._since)
+
+    def _connect(self) -> None:
+        self._blocking.connect(self._connected, self._not_connected, self._lost)
 
     def _finish(self, link: AnyLink | None) -> None:
-        self._elsewhere(functools.partial(self._close, link))
+        self._state = CarrierState.CLOSED
+        self._blocking.close(link, self._closed)
 
-    def _elsewhere(self, function: Callable[[], object]) -> None:
-        """Call what may block on a thread of its own; here if there is none to be had."""
-        try:
-            threading.Thread(target=function, name=f"relay {self.name} closing", daemon=True).start()
-        except RuntimeError:
-            function()
-
-    # -- in a thread that may block -------------------------------------------------------------------------------
-
-    def _close(self, link: AnyLink | None) -> None:
-        if link is not None:
-            self._close_link(link)
-        self._guarded(self._connector.close)
-        self._cancel.close()
+    def _closed(self) -> None:
+        """Release the pump; in the thread that has closed the rest."""
         self._pump.let_go(self)
         self._ended.set()
-
-    def _close_link(self, link: AnyLink) -> None:
-        self._guarded(link.close)
-
-    def _guarded(self, close: Callable[[], object]) -> None:
-        try:
-            close()
-        except Exception:
-            logger.exception("%s: closing it failed", self.name)
 
     def _closed_error(self) -> CarrierError:
         return CarrierError(f"{self.name}: the connection was closed")
@@ -462,15 +394,11 @@ def mark_reported(error: Exception) -> None:
         error.said = True  # type: ignore[attr-defined]
 
 
-def _is_said(error: Exception) -> bool:
-    """Whether a carrier below, to which the error belongs, has said it; from now on it counts as said."""
-    said = getattr(error, "said", False)
+def _is_reported(error: Exception) -> bool:
+    """Return whether a carrier below, to which the error belongs, has logged it; from now on it counts as logged."""
+    is_reported = getattr(error, "said", False)
     mark_reported(error)
-    return bool(said)
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (so that fifty programs do not come back at once)
+    return bool(is_reported)
 
 
 def _nothing() -> None:

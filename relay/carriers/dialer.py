@@ -1,4 +1,4 @@
-"""Streams over a carrier, and waiting for one: what SSH and SAM share."""
+"""Streams over a carrier, and waiting for its link: the common part of SSH and SAM."""
 
 from __future__ import annotations
 
@@ -12,89 +12,107 @@ from ..streams.stream import Stream
 from .carrier import Carrier
 from .link import AnyLink
 
-__all__ = ["as_oserror", "dial", "wait_for"]
+__all__ = ["as_oserror", "dial", "wait_until_up"]
 
-_AGAIN = 3  # times that one stream is begun again because the carrier was lost under it
+_MAX_RESTARTS = 3  # times that one stream is started again because the carrier was lost under it
 
 Begin = Callable[[AnyLink, Done], GiveUp]
 
 
 def dial(
-    carrier: Carrier[AnyLink], begin: Begin[AnyLink], deadline: float | None, done: Done, *, patient: bool = True
+    carrier: Carrier[AnyLink],
+    begin: Begin[AnyLink],
+    deadline: float | None,
+    done: Done,
+    *,
+    wait_for_reconnect: bool = True,
 ) -> GiveUp:
-    """Begin to make a stream over a carrier: when it is up, and again if it is lost before the stream is there.
+    """Open a stream over a carrier once its link is up, and again if the link is lost before the stream is open.
 
-    :param begin: begins to make the stream over the link that it is given, tells the function that it is given as well,
-        and returns what gives it up; a :class:`CarrierError` says that the link is lost.
-    :param deadline: and the others: as for :meth:`relay.streams.dialer.Dialed.dial`.
+    :param begin: starts to open the stream over the link that it gets, with a callback for the outcome, and returns a
+        function that gives up. A :class:`CarrierError` as the outcome means that the link is lost.
+    :param deadline: as for :meth:`relay.streams.dialer.Dialed.dial`.
+    :param done: as for :meth:`relay.streams.dialer.Dialed.dial`.
+    :param wait_for_reconnect: whether to wait, until the deadline, for another attempt when one has failed.
+    :returns: gives up: ``done`` is not called after that.
     """
-    return _Dial(carrier, begin, deadline, done, patient=patient).begin()
+    return _PendingStream(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect).begin()
 
 
-class _Dial(Generic[AnyLink]):
-    """One stream on its way."""
+class _PendingStream(Generic[AnyLink]):
+    """One stream that is being opened."""
 
-    __slots__ = ("_begin", "_carrier", "_deadline", "_link", "_lost", "_patient", "_steps", "_times")
+    __slots__ = ("_begin", "_carrier", "_deadline", "_link", "_lost", "_restarts", "_steps", "_wait_for_reconnect")
 
     def __init__(
-        self, carrier: Carrier[AnyLink], begin: Begin[AnyLink], deadline: float | None, done: Done, *, patient: bool
+        self,
+        carrier: Carrier[AnyLink],
+        begin: Begin[AnyLink],
+        deadline: float | None,
+        done: Done,
+        *,
+        wait_for_reconnect: bool,
     ) -> None:
         self._carrier = carrier
         self._begin = begin
         self._deadline = deadline
-        self._patient = patient
+        self._wait_for_reconnect = wait_for_reconnect
         self._steps = Steps(done)
         self._link: AnyLink | None = None
         self._lost: tuple[AnyLink, CarrierError] | None = None
-        self._times = 0
+        self._restarts = 0
 
     def begin(self) -> GiveUp:
         link = self._carrier.link
         if link is None or self._lost is not None:
-            self._steps.begin(self._wait, self._up)
+            self._steps.begin(self._wait, self._on_link)
         else:
-            self._up(link)
+            self._on_link(link)
         return self._steps.give_up
 
-    def _wait(self, told: Callable[[AnyLink | Exception], object]) -> GiveUp:
-        return self._carrier.wait(told, self._deadline, patient=self._patient, instead_of=self._lost)
+    def _wait(self, callback: Callable[[AnyLink | Exception], object]) -> GiveUp:
+        return self._carrier.when_up(
+            callback, self._deadline, wait_for_reconnect=self._wait_for_reconnect, instead_of=self._lost
+        )
 
-    def _up(self, outcome: AnyLink | Exception) -> None:
+    def _on_link(self, outcome: AnyLink | Exception) -> None:
         if isinstance(outcome, Exception):
             return self._steps.finish(as_oserror(outcome))
         self._link = outcome
-        self._steps.begin(self._open, self._opened)
+        self._steps.begin(self._open, self._on_stream)
 
-    def _open(self, told: Done) -> GiveUp:
+    def _open(self, on_result: Done) -> GiveUp:
         assert self._link is not None
         try:
-            return self._begin(self._link, told)
+            return self._begin(self._link, on_result)
         except Exception as error:
             raise as_oserror(error) from error
 
-    def _opened(self, outcome: Stream | OSError) -> None:
-        if isinstance(outcome, CarrierError) and self._link is not None and self._times < _AGAIN:
+    def _on_stream(self, outcome: Stream | OSError) -> None:
+        if isinstance(outcome, CarrierError) and self._link is not None and self._restarts < _MAX_RESTARTS:
             self._lost = self._link, outcome
-            self._times += 1
+            self._restarts += 1
             self.begin()
         else:
             self._steps.finish(outcome)
 
 
-def wait_for(
+def wait_until_up(
     carrier: Carrier[AnyLink],
     deadline: float | None,
     cancel: Cancel | None,
     *,
-    patient: bool,
+    wait_for_reconnect: bool,
     instead_of: tuple[AnyLink, CarrierError] | None = None,
 ) -> AnyLink:
-    """Wait until a connection is up; the parameters are those of :meth:`relay.carriers.carrier.Carrier.wait`.
+    """Wait until a carrier is up, and return its link.
 
-    :raises OSError: why it is not.
+    :param deadline: as for :meth:`relay.carriers.carrier.Carrier.when_up`, and so are the parameters after ``cancel``.
+    :param cancel: ends the wait when set.
+    :raises OSError: why it is not up.
     """
     answer: Answer[AnyLink] = Answer()
-    give_up = carrier.wait(answer.put, deadline, patient=patient, instead_of=instead_of)
+    give_up = carrier.when_up(answer.put, deadline, wait_for_reconnect=wait_for_reconnect, instead_of=instead_of)
     try:
         link = answer.get(deadline, cancel)
     except OSError:
@@ -111,7 +129,7 @@ def wait_for(
 
 
 def as_oserror(error: Exception) -> OSError:
-    """An error as callers expect it: a bug or the like becomes a :class:`RelayError`."""
+    """Return the error as callers expect it: an OSError as it is, any other as the cause of a :class:`RelayError`."""
     if isinstance(error, OSError):
         return error
     made = RelayError(f"{type(error).__name__}: {error}")

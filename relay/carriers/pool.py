@@ -1,4 +1,4 @@
-"""Who holds which carrier: those who ask for the same share one, and the last one who lets go ends it."""
+"""The carriers of this process: callers with an equal key share one, and the last one to release it closes it."""
 
 from __future__ import annotations
 
@@ -11,99 +11,98 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic
 
 from .carrier import Carrier
-from .link import AnyLink, State, Watcher
+from .link import AnyLink, CarrierState, Watcher
 
-__all__ = ["Holder", "LetGo", "hold"]
+__all__ = ["CarrierRef", "Release", "acquire"]
 
-LetGo = Callable[[float], None]
+Release = Callable[[float], None]
 
-_GONE = 0.2  # seconds for the last streams to be over when a holder lets go
+_DRAIN_TIMEOUT = 0.2  # seconds for the last streams to end when a reference is closed
 
 
-class _Shared:
-    """The carriers of this process, by what their users have asked for."""
+class _Pool:
+    """The shared carriers by key, and the locks."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew; in a forked child, where the pump tells each carrier."""
+        """Start with nothing; in a forked child, where the pump abandons each carrier and a lock may be held."""
         self.lock = threading.Lock()  # no callback is called while it is held
+        self.ref_lock = threading.Lock()  # for the references; taken before the other one
         self.carriers: dict[Hashable, Carrier[Any]] = {}
 
 
-_shared = _Shared()
+_pool = _Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.forget)
 
 
-def hold(
+def acquire(
     key: Hashable, make: Callable[[], Carrier[AnyLink]], watchers: Iterable[Watcher] = ()
-) -> tuple[Carrier[AnyLink], LetGo]:
-    """The carrier that everybody shares who asks with an equal key, made if there is none.
+) -> tuple[Carrier[AnyLink], Release]:
+    """Return the carrier that all callers with an equal key share; make it if there is none.
 
     :param key: the server, every option, every hop.
-    :param make: makes it.
+    :param make: makes the carrier.
     :param watchers: subscribe to it, before its first attempt if it is new.
-    :returns: the carrier, and what lets it go again, which is idempotent and may be called from any thread. When the
-        last holder has let go, the carrier is closed as soon as no stream rides on it; the caller waits so many
-        seconds for that, and for the close itself unless they are zero.
+    :returns: the carrier, and a function that releases it, which is idempotent and may be called from any thread. When
+        all callers have released the carrier, it is closed as soon as it has no stream. The function takes the seconds
+        to wait for that, and also waits for the close itself unless they are zero.
     :raises OSError: what ``make`` raises.
     """
-    with _shared.lock:
-        known = _shared.carriers.get(key)
-        is_new = known is None or known.state is State.CLOSED
+    with _pool.lock:
+        known = _pool.carriers.get(key)
+        is_new = known is None or known.state is CarrierState.CLOSED
         carrier = make() if known is None or is_new else known
         for watcher in watchers:
             carrier.subscribe(watcher)
         if is_new:
-            _shared.carriers[key] = carrier
+            _pool.carriers[key] = carrier
             carrier.begin()
         carrier.holders += 1
     once = threading.Lock()
 
-    def let_go(patience: float) -> None:
+    def release(drain_timeout: float) -> None:
         if once.acquire(blocking=False):
-            _let_go(key, carrier, patience)
+            _release(key, carrier, drain_timeout)
 
-    return carrier, let_go
+    return carrier, release
 
 
-def _let_go(key: Hashable, carrier: Carrier[Any], patience: float) -> None:
-    with _shared.lock:
+def _release(key: Hashable, carrier: Carrier[Any], drain_timeout: float) -> None:
+    with _pool.lock:
         carrier.holders -= 1
         if carrier.holders:
             return
     if carrier.link is not None:
         idle = threading.Event()
 
-        def ended() -> None:
-            _end(key, carrier)
+        def on_idle() -> None:
+            _close_unused(key, carrier)
             idle.set()
 
-        carrier.when_idle(ended)
-        if not idle.wait(patience):
+        carrier.when_idle(on_idle)
+        if not idle.wait(drain_timeout):
             return
-    _end(key, carrier, wait=patience > 0)
+    _close_unused(key, carrier, wait=drain_timeout > 0)
 
 
-def _end(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
-    with _shared.lock:
+def _close_unused(key: Hashable, carrier: Carrier[Any], *, wait: bool = False) -> None:
+    with _pool.lock:
         if carrier.holders:
             return
-        if _shared.carriers.get(key) is carrier:
-            del _shared.carriers[key]
+        if _pool.carriers.get(key) is carrier:
+            del _pool.carriers[key]
     carrier.close(wait=wait)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_shared.forget)
-
-
-class Holder(Generic[AnyLink]):
-    """Whoever needs a carrier: holds it from the first use until :meth:`close`.
+class CarrierRef(Generic[AnyLink]):
+    """One user's reference to a carrier: acquires it with the first use, releases it with :meth:`close`.
 
     :param name: of the carrier.
-    :param key: and
-    :param make: as for :func:`hold`.
+    :param key: as for :func:`acquire`.
+    :param make: as for :func:`acquire`.
     """
 
     def __init__(self, name: str, key: Hashable, make: Callable[[], Carrier[AnyLink]]) -> None:
@@ -111,91 +110,79 @@ class Holder(Generic[AnyLink]):
         self._key = key
         self._make = make
         self._carrier: Carrier[AnyLink] | None = None
-        self._let_go: LetGo = _nothing
+        self._release: Release = _nothing
         self._watchers: list[Watcher] = []
         self._finalizer: Any = None
 
     def carrier(self) -> Carrier[AnyLink]:
-        """The connection, which is held from now on.
+        """Return the carrier; acquire it if it is not acquired, or was closed.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if no thread or descriptor is available.
         """
         carrier = self._carrier
-        if carrier is not None and carrier.state is not State.CLOSED:
+        if carrier is not None and carrier.state is not CarrierState.CLOSED:
             return carrier
-        with _holders.lock:
-            if self._carrier is None or self._carrier.state is State.CLOSED:
-                self._release()
-                carrier, let_go = hold(self._key, self._make, self._watchers)
-                self._carrier, self._let_go = carrier, functools.partial(_leave, carrier, let_go, self._watchers)
-                self._finalizer = weakref.finalize(self, _let_go_elsewhere, self._let_go)
-                self._finalizer.atexit = False  # nothing is left of a process that ends
+        with _pool.ref_lock:
+            if self._carrier is None or self._carrier.state is CarrierState.CLOSED:
+                self._take_release()
+                carrier, release = acquire(self._key, self._make, self._watchers)
+                self._carrier = carrier
+                self._release = functools.partial(_release_and_unsubscribe, carrier, release, self._watchers)
+                self._finalizer = weakref.finalize(self, _release_in_thread, self._release)
+                self._finalizer.atexit = False  # the carrier ends with the process
             return self._carrier
 
     def subscribe(self, watcher: Watcher) -> None:
-        """Have ``watcher(state, error)`` called at each change of the connection, also of one that is taken up later.
+        """Call ``watcher(state, error)`` at each change of this carrier, and of one that is acquired later.
 
         :raises OSError: as :meth:`carrier` does.
         """
-        with _holders.lock:
+        with _pool.ref_lock:
             self._watchers.append(watcher)
             if self._carrier is not None:
                 self._carrier.subscribe(watcher)
         self.carrier()
 
     @property
-    def held(self) -> Carrier[AnyLink] | None:
-        """The connection, if it is held."""
+    def current(self) -> Carrier[AnyLink] | None:
+        """The carrier, if it is acquired."""
         return self._carrier
 
-    def close(self, patience: float = _GONE) -> None:
-        """Hold it no longer. Idempotent; the next use takes it up anew.
+    def close(self, drain_timeout: float = _DRAIN_TIMEOUT) -> None:
+        """Release the carrier. Idempotent; the next use acquires one again.
 
-        :param patience: seconds to wait for the last streams to be over.
+        :param drain_timeout: seconds to wait for the last streams to end.
         """
-        with _holders.lock:
+        with _pool.ref_lock:
             self._carrier = None
-            let_go = self._release()
-        let_go(patience)
+            release = self._take_release()
+        release(drain_timeout)
 
-    def _release(self) -> LetGo:
-        let_go, self._let_go = self._let_go, _nothing
+    def _take_release(self) -> Release:
+        release, self._release = self._release, _nothing
         if self._finalizer is not None:
             self._finalizer.detach()
-        return let_go
+        return release
 
     def __repr__(self) -> str:
         carrier = self._carrier
         return f"{self._name}, {carrier.state.value if carrier is not None else 'not held'}"
 
 
-class _Holders:
-    """What all holders share."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """In a forked child, where the lock may be held for ever."""
-        self.lock = threading.Lock()
-
-
-_holders = _Holders()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_holders.forget)
-
-
-def _leave(carrier: Carrier[Any], let_go: LetGo, watchers: list[Watcher], patience: float) -> None:
-    let_go(patience)
+def _release_and_unsubscribe(
+    carrier: Carrier[Any], release: Release, watchers: list[Watcher], drain_timeout: float
+) -> None:
+    release(drain_timeout)
     for watcher in watchers:
         carrier.unsubscribe(watcher)
 
 
-def _let_go_elsewhere(let_go: LetGo) -> None:
-    """A finalizer runs in whatever thread, which must not wait."""
+def _release_in_thread(release: Release) -> None:
+    """Release on another thread: a finalizer runs in any thread, which must not wait."""
     with contextlib.suppress(RuntimeError):
-        threading.Thread(target=let_go, args=(_GONE,), name="relay letting a connection go", daemon=True).start()
+        thread = threading.Thread(target=release, args=(_DRAIN_TIMEOUT,), name="relay releasing a carrier", daemon=True)
+        thread.start()
 
 
-def _nothing(patience: float) -> None:
+def _nothing(drain_timeout: float) -> None:
     pass

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..carriers.link import State
+from ..carriers.link import CarrierState
 from ..errors import ConnectError, can_retry
 from .output import carriers_quiet
 
@@ -17,7 +17,7 @@ __all__ = ["Attempt", "SLOW", "SessionTrial", "Trial", "say_slow"]
 logger = logging.getLogger("relay.cli")
 
 SLOW = 3.0  # seconds after which a user who waits reads what for
-RETRIES = (State.BACKING_OFF.value, State.CONNECTING.value)  # of a listener, with an error
+RETRIES = (CarrierState.BACKING_OFF.value, CarrierState.CONNECTING.value)  # of a listener, with an error
 
 
 class Attempt:
@@ -138,13 +138,13 @@ class Trial:
         """Try again once the carrier has failed for good, unless it was up before that."""
         self._waits = self._has_waited = True
         self._make_send.subscribe(self._on_state)
-        if self._state == State.FAILED.value:  # since before that
-            self._on_state(State.FAILED, None)
+        if self._state == CarrierState.FAILED.value:  # since before that
+            self._on_state(CarrierState.FAILED, None)
 
-    def _on_state(self, state: State, _: Exception | None) -> None:
-        if self._waits and state in (State.UP, State.FAILED):
+    def _on_state(self, state: CarrierState, _: Exception | None) -> None:
+        if self._waits and state in (CarrierState.UP, CarrierState.FAILED):
             self._waits = False
-            if state is State.FAILED:
+            if state is CarrierState.FAILED:
                 self._begin()
 
 

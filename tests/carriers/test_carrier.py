@@ -1,4 +1,4 @@
-"""``relay.carriers.carrier``: the states of a connection that is kept up, who waits for it, and who holds it."""
+"""``relay.carriers.carrier``: states, reconnects, clients that wait, and ``acquire`` of ``relay.carriers.pool``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import select
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import PROMPT, WAIT, Thread, wait_until
+from state_table import rows_of
 
+from relay.carriers import blocking, retry
 from relay.carriers import carrier as module
 from relay.carriers.carrier import Carrier
-from relay.carriers.link import State
-from relay.carriers.pool import hold
+from relay.carriers.link import CarrierState, Waiter
+from relay.carriers.pool import acquire
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, SAMError
+from relay.eventloop.loop import Timers
 
 
 class Link:
@@ -82,7 +86,7 @@ class Connector:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(retry, "_BACKOFF", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -90,9 +94,9 @@ def carried():
     """Makes carriers that are closed with the test."""
     made = []
 
-    def make(*outcomes, interval=None):
+    def make(*outcomes, check_interval=None):
         connector = Connector(*outcomes)
-        made.append(Carrier("c", connector, interval))
+        made.append(Carrier("c", connector, check_interval))
         made[-1].begin()
         return made[-1], connector
 
@@ -104,7 +108,7 @@ def carried():
 def outcome_of(carrier, timeout=WAIT, **options):
     """What a waiter is told."""
     told = queue.SimpleQueue()
-    carrier.wait(told.put, time.monotonic() + timeout, **options)
+    carrier.when_up(told.put, time.monotonic() + timeout, **options)
     return told.get(timeout=WAIT)
 
 
@@ -121,9 +125,9 @@ REFUSED = ConnectError("c: connection refused", reason="refused")
 def test_whoever_waits_gets_the_link(carried):
     carrier, connector = carried()
     link = outcome_of(carrier)
-    assert link is connector.links[0] and carrier.state is State.UP
+    assert link is connector.links[0] and carrier.state is CarrierState.UP
     told = []
-    carrier.wait(told.append, None)
+    carrier.when_up(told.append, None)
     assert told == [link], "one that is up is told at once"
 
 
@@ -135,11 +139,11 @@ def test_a_lost_link_is_made_again_and_the_old_one_closed(carried):
     link.lose()
     wait_until(lambda: len(connector.links) == 2)
     assert link.closed.wait(WAIT)
-    wait_until(lambda: carrier.state is State.UP)
+    wait_until(lambda: carrier.state is CarrierState.UP)
     assert states == [
-        (State.BACKING_OFF, "c: the line went dead"),
-        (State.CONNECTING, "c: the line went dead"),
-        (State.UP, "None"),
+        (CarrierState.BACKING_OFF, "c: the line went dead"),
+        (CarrierState.CONNECTING, "c: the line went dead"),
+        (CarrierState.UP, "None"),
     ]
     assert outcome_of(carrier) is connector.links[1]
 
@@ -156,7 +160,7 @@ def test_a_link_that_is_lost_before_it_is_known_is_made_again(carried):
     carrier = Carrier("c", connector, None)
     carrier.begin()
     try:
-        wait_until(lambda: carrier.state is State.UP and connector.attempts == 2)
+        wait_until(lambda: carrier.state is CarrierState.UP and connector.attempts == 2)
         assert connector.links[0].closed.wait(WAIT)
     finally:
         carrier.close()
@@ -170,23 +174,23 @@ def test_a_patient_waiter_outlasts_failures(carried):
 
 def test_an_impatient_one_is_told_of_the_first(carried):
     carrier, _ = carried(*[REFUSED] * 50)
-    assert outcome_of(carrier, patient=False) is REFUSED
+    assert outcome_of(carrier, wait_for_reconnect=False) is REFUSED
 
 
 def test_an_impatient_one_has_an_attempt_made_at_once(carried, monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
-    monkeypatch.setattr(module, "_WANTED", 60.0)
+    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(retry, "_MAX_BACKOFF_WITH_WAITERS", 60.0)
     carrier, connector = carried(REFUSED, REFUSED)
-    wait_until(lambda: carrier.state is State.BACKING_OFF)
-    assert outcome_of(carrier, patient=False) is REFUSED
-    assert outcome_of(carrier, patient=False) is connector.links[0]
+    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
+    assert outcome_of(carrier, wait_for_reconnect=False) is REFUSED
+    assert outcome_of(carrier, wait_for_reconnect=False) is connector.links[0]
 
 
 @pytest.mark.parametrize("error", [HostKeyError("c: changed"), AuthenticationError("c: no"), ValueError("c: odd")])
 def test_what_time_does_not_mend_is_final(carried, error):
     carrier, connector = carried(error)
     assert outcome_of(carrier) is error
-    assert carrier.state is State.FAILED and carrier.error is error
+    assert carrier.state is CarrierState.FAILED and carrier.error is error
     assert outcome_of(carrier) is error, "whoever comes later is told at once"
     assert connector.attempts == 1
 
@@ -197,7 +201,7 @@ def test_a_callback_that_exits_is_a_failure(carried):
 
     carrier, _ = carried(leave)
     assert str(outcome_of(carrier)) == "SystemExit(3)"
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
 
 
 def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
@@ -209,7 +213,7 @@ def test_a_final_failure_is_logged_where_nobody_waits(carried, caplog):
 def test_a_final_failure_is_tried_again_when_asked_much_later(carried, monkeypatch):
     carrier, connector = carried(AuthenticationError("c: no"))
     outcome_of(carrier)
-    monkeypatch.setattr(module, "_FINAL", 0.0)
+    monkeypatch.setattr(module, "_RETRY_FAILED_AFTER", 0.0)
     assert outcome_of(carrier) is connector.links[0]
 
 
@@ -220,7 +224,7 @@ def ended_at(stage):
 def test_a_server_that_ends_the_connection_at_the_same_point_three_times_is_final(carried, caplog):
     carrier, connector = carried(*[ended_at("login")] * 9)
     wait_until(lambda: "will not retry until a client connects" in caplog.text)
-    assert carrier.state is State.FAILED and connector.attempts == 3
+    assert carrier.state is CarrierState.FAILED and connector.attempts == 3
     (line,) = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
     assert line == "c: it hung up (login); 3 times in a row; will not retry until a client connects"
     assert str(outcome_of(carrier)) == "c: it hung up (login); 3 times in a row"
@@ -237,7 +241,7 @@ def test_a_server_that_has_let_us_in_before_is_tried_again(carried):
     carrier, connector = carried(None, *[ended_at("login")] * 5)
     outcome_of(carrier)
     connector.links[0].lose()
-    wait_until(lambda: carrier.state is State.UP and len(connector.links) == 2)
+    wait_until(lambda: carrier.state is CarrierState.UP and len(connector.links) == 2)
     assert connector.attempts == 7
 
 
@@ -248,7 +252,7 @@ def test_an_alternative_is_tried_once_before_it_is_final(carried, caplog, errors
     connector.alternatives.append("the other way is tried")
     go.set()
     assert type(outcome_of(carrier)) is type(errors[0])
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
     assert connector.attempts == len(errors) + 1
     assert [one.getMessage() for one in caplog.records if "the other way is tried" in one.getMessage()] != []
     assert len(connector.asked) == 2
@@ -259,7 +263,7 @@ def test_an_alternative_that_succeeds(carried):
     carrier, connector = carried(lambda cancel: go.wait(WAIT) and ValueError("c: odd"))
     connector.alternatives.append("the other way is tried")
     told = queue.SimpleQueue()
-    carrier.wait(told.put, None, patient=False)
+    carrier.when_up(told.put, None, wait_for_reconnect=False)
     go.set()
     assert told.get(timeout=WAIT) is connector.links[0], "whoever waits for one attempt waits for this one"
 
@@ -272,17 +276,17 @@ def test_a_waiter_has_its_deadline(carried):
 
 
 def test_the_deadlines_error_says_what_failed_last(carried, monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (9.0, 9.0))
-    monkeypatch.setattr(module, "_WANTED", 9.0)
+    monkeypatch.setattr(retry, "_BACKOFF", (9.0, 9.0))
+    monkeypatch.setattr(retry, "_MAX_BACKOFF_WITH_WAITERS", 9.0)
     carrier, _ = carried(REFUSED)
-    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
     assert str(outcome_of(carrier, timeout=0.05)) == "c: not connected in time: connection refused"
 
 
 def test_who_gives_up_is_not_told(carried):
     carrier, _ = carried(held_back)
     told = []
-    give_up = carrier.wait(told.append, None)
+    give_up = carrier.when_up(told.append, None)
     wait_until(lambda: carrier._waiters)
     give_up()
     wait_until(lambda: not carrier._waiters)
@@ -291,10 +295,10 @@ def test_who_gives_up_is_not_told(carried):
 
 
 def test_waiters_shorten_the_back_off(carried, monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
-    monkeypatch.setattr(module, "_WANTED", 0.02)
+    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(retry, "_MAX_BACKOFF_WITH_WAITERS", 0.02)
     carrier, connector = carried(REFUSED)
-    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
     assert outcome_of(carrier) is connector.links[0]
 
 
@@ -307,29 +311,29 @@ def delays(monkeypatch):
         asked.append(seconds)
         return 0.0
 
-    monkeypatch.setattr(module, "_jittered", jittered)
-    monkeypatch.setattr(module, "_BACKOFF", (0.5, 3.0))
+    monkeypatch.setattr(retry, "_jittered", jittered)
+    monkeypatch.setattr(retry, "_BACKOFF", (0.5, 3.0))
     return asked
 
 
 def test_the_back_off_doubles_up_to_a_limit(carried, delays):
     carrier, _ = carried(*[REFUSED] * 5)
-    wait_until(lambda: carrier.state is State.UP)
+    wait_until(lambda: carrier.state is CarrierState.UP)
     assert delays == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize(("steady", "delay"), [(0.0, 0.5), (60.0, 2.0)])
 def test_the_back_off_begins_anew_after_a_connection_that_lasted(carried, delays, monkeypatch, steady, delay):
-    monkeypatch.setattr(module, "_STEADY", steady)
+    monkeypatch.setattr(retry, "_STABLE_AFTER", steady)
     carrier, connector = carried(REFUSED, REFUSED)
-    wait_until(lambda: carrier.state is State.UP)
+    wait_until(lambda: carrier.state is CarrierState.UP)
     connector.links[0].lose()
     wait_until(lambda: len(connector.links) == 2)
     assert delays == [0.5, 1.0, delay]
 
 
 def test_the_back_off_is_short_while_somebody_waits(carried, delays, monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
     entered, go = threading.Event(), threading.Event()
 
     def refuse(cancel):
@@ -340,16 +344,11 @@ def test_the_back_off_is_short_while_somebody_waits(carried, delays, monkeypatch
     carrier, connector = carried(refuse)
     assert entered.wait(WAIT)
     told = queue.SimpleQueue()
-    carrier.wait(told.put, None)
+    carrier.when_up(told.put, None)
     wait_until(lambda: carrier._waiters)
     go.set()
     assert told.get(timeout=WAIT) is connector.links[0]
     assert delays == [2.0]
-
-
-def test_the_back_off_is_jittered():
-    drawn = {module._jittered(4.0) for _ in range(64)}
-    assert len(drawn) > 32 and all(2.0 <= one <= 4.0 for one in drawn)
 
 
 def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
@@ -359,22 +358,22 @@ def test_instead_of_a_link_that_is_seen_to_be_lost(carried):
     seen = []
     carrier.subscribe(lambda state, error: seen.append((state, error)))
     assert outcome_of(carrier, instead_of=(link, why)) is connector.links[1]
-    assert seen[0] == (State.BACKING_OFF, why)
+    assert seen[0] == (CarrierState.BACKING_OFF, why)
 
 
 def test_a_bug_of_one_who_waits_harms_nobody_else(carried, caplog):
     go = threading.Event()
-    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None, interval=0.01)
+    carrier, _ = carried(lambda cancel: go.wait(WAIT) and None, check_interval=0.01)
 
     def fail(outcome):
         raise RuntimeError("a bug")
 
     told = queue.SimpleQueue()
-    carrier.wait(fail, None)
-    carrier.wait(told.put, None)
+    carrier.when_up(fail, None)
+    carrier.when_up(told.put, None)
     go.set()
     assert told.get(timeout=WAIT).checked.wait(WAIT)
-    assert "c: somebody who waited for it failed" in caplog.text
+    assert "c: a caller that waited for it failed" in caplog.text
 
 
 def test_a_link_that_is_lost_while_it_is_handed_over_is_made_again(carried):
@@ -420,7 +419,7 @@ def test_a_lost_link_is_made_again_also_without_a_thread_to_close_it(carried, no
     link = outcome_of(carrier)
     refused = no_threads("closing")
     link.lose()
-    wait_until(lambda: len(connector.links) == 2 and carrier.state is State.UP)
+    wait_until(lambda: len(connector.links) == 2 and carrier.state is CarrierState.UP)
     assert link.closed.is_set()
     carrier.close()
     assert connector.closed.is_set() and connector.links[1].closed.is_set()
@@ -444,7 +443,7 @@ def test_what_time_may_mend_is_tried_again(carried, error):
 
 
 def test_a_link_is_checked(carried):
-    carrier, _ = carried(interval=0.01)
+    carrier, _ = carried(check_interval=0.01)
     link = outcome_of(carrier)
     assert link.checked.wait(WAIT)
     link.checked.clear()
@@ -452,7 +451,7 @@ def test_a_link_is_checked(carried):
 
 
 def test_a_check_that_fails_is_not_the_last_one(carried, caplog):
-    carrier, _ = carried(interval=0.01)
+    carrier, _ = carried(check_interval=0.01)
     link, checks = outcome_of(carrier), []
 
     def check():
@@ -470,7 +469,7 @@ def test_close_does_not_wait_for_an_attempt_that_does_not_listen(carried):
     begun = time.monotonic()
     carrier.close()
     assert time.monotonic() - begun < PROMPT
-    assert carrier.state is State.CLOSED
+    assert carrier.state is CarrierState.CLOSED
     go.set()
     assert connector.closed.wait(WAIT) and connector.links[0].closed.is_set(), "what comes of it is let go"
 
@@ -488,16 +487,22 @@ def test_a_connector_that_fails_to_close_is_logged(carried, caplog):
     assert "c: closing it failed" in caplog.text
 
 
-@pytest.mark.parametrize("state", [State.CONNECTING, State.UP, State.BACKING_OFF, State.FAILED])
+@pytest.mark.parametrize(
+    "state", [CarrierState.CONNECTING, CarrierState.UP, CarrierState.BACKING_OFF, CarrierState.FAILED]
+)
 def test_close_is_prompt_in_every_state(carried, monkeypatch, state):
-    outcome = {State.CONNECTING: held_back, State.BACKING_OFF: REFUSED, State.FAILED: HostKeyError("c: no")}.get(state)
-    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    outcome = {
+        CarrierState.CONNECTING: held_back,
+        CarrierState.BACKING_OFF: REFUSED,
+        CarrierState.FAILED: HostKeyError("c: no"),
+    }.get(state)
+    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
     carrier, connector = carried(outcome)
     wait_until(lambda: carrier.state is state)
     begun = time.monotonic()
     carrier.close()
     assert time.monotonic() - begun < PROMPT
-    assert carrier.state is State.CLOSED and connector.closed.is_set()
+    assert carrier.state is CarrierState.CLOSED and connector.closed.is_set()
     assert all(link.closed.is_set() for link in connector.links)
     carrier.close()
     assert isinstance(outcome_of(carrier), CarrierError)
@@ -506,7 +511,7 @@ def test_close_is_prompt_in_every_state(carried, monkeypatch, state):
 def test_whoever_waits_when_it_is_closed_is_told(carried):
     carrier, _ = carried(held_back)
     told = queue.SimpleQueue()
-    carrier.wait(told.put, None)
+    carrier.when_up(told.put, None)
     carrier.close()
     assert str(told.get(timeout=WAIT)) == "c: the connection was closed"
 
@@ -525,91 +530,91 @@ def test_a_watcher_that_raises_is_logged(carried, caplog):
 
 def test_who_asks_with_an_equal_key_shares(carried):
     connectors = [Connector(), Connector()]
-    one, let_go = hold("k", lambda: Carrier("c", connectors[0], None))
-    other, let_other_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    one, release = acquire("k", lambda: Carrier("c", connectors[0], None))
+    other, release_other = acquire("k", lambda: Carrier("c", connectors[1], None))
     assert one is other and not connectors[1].attempts
-    wait_until(lambda: one.state is State.UP)
-    let_go(0.01)
-    let_go(0.01)
-    assert one.state is State.UP, "the other one holds it, and letting go twice is letting go once"
-    let_other_go(0.01)
-    assert one.state is State.CLOSED
-    new, let_new_go = hold("k", lambda: Carrier("c", connectors[1], None))
+    wait_until(lambda: one.state is CarrierState.UP)
+    release(0.01)
+    release(0.01)
+    assert one.state is CarrierState.UP, "the other one holds it, and letting go twice is letting go once"
+    release_other(0.01)
+    assert one.state is CarrierState.CLOSED
+    new, release_new = acquire("k", lambda: Carrier("c", connectors[1], None))
     assert new is not one
-    let_new_go(0.01)
+    release_new(0.01)
 
 
 def test_one_that_was_closed_is_not_shared():
-    one, let_go = hold("k", lambda: Carrier("c", Connector(), None))
+    one, release = acquire("k", lambda: Carrier("c", Connector(), None))
     one.close()
-    new, let_new_go = hold("k", lambda: Carrier("c", Connector(), None))
+    new, release_new = acquire("k", lambda: Carrier("c", Connector(), None))
     assert new is not one
-    let_go(0.01)
-    wait_until(lambda: new.state is State.UP)
-    let_new_go(0.01)
-    assert new.state is State.CLOSED
+    release(0.01)
+    wait_until(lambda: new.state is CarrierState.UP)
+    release_new(0.01)
+    assert new.state is CarrierState.CLOSED
 
 
 def test_it_lives_as_long_as_a_stream_rides_on_it():
     connector = Connector()
-    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.streams = 1
-    let_go(0.01)
-    assert carrier.state is State.UP
+    release(0.01)
+    assert carrier.state is CarrierState.UP
     link.end_streams()
-    wait_until(lambda: carrier.state is State.CLOSED)
+    wait_until(lambda: carrier.state is CarrierState.CLOSED)
     assert link.closed.wait(WAIT)
 
 
 def test_it_is_taken_up_again_while_a_stream_rides_on_it():
     connector = Connector()
-    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.streams = 1
-    let_go(0.01)
-    again, let_go_again = hold("k", lambda: pytest.fail("it is still there"))
+    release(0.01)
+    again, release_again = acquire("k", lambda: pytest.fail("it is still there"))
     link.end_streams()
-    assert again is carrier and carrier.state is State.UP
-    let_go_again(0.01)
-    assert carrier.state is State.CLOSED
+    assert again is carrier and carrier.state is CarrierState.UP
+    release_again(0.01)
+    assert carrier.state is CarrierState.CLOSED
 
 
 def test_letting_go_without_patience_waits_for_nothing():
     connector, go = Connector(), threading.Event()
-    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.close = lambda: go.wait(WAIT)
-    Thread(let_go, 0.0).result(0.5)
+    Thread(release, 0.0).result(0.5)
     assert not connector.closed.is_set()
-    wait_until(lambda: carrier.state is State.CLOSED)
+    wait_until(lambda: carrier.state is CarrierState.CLOSED)
     go.set()
     assert connector.closed.wait(WAIT)
 
 
 def test_the_last_stream_ends_it_also_without_a_thread(no_threads):
     connector = Connector()
-    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.streams = 1
-    let_go(0.01)
+    release(0.01)
     no_threads("")
     link.end_streams()
-    assert connector.closed.wait(WAIT) and carrier.state is State.CLOSED
+    assert connector.closed.wait(WAIT) and carrier.state is CarrierState.CLOSED
 
 
 def test_a_forked_child_needs_no_lock_of_ours(carried):
     carrier, _ = carried(held_back)
-    wait_until(lambda: carrier._cancel._pipe)
-    descriptors = carrier._cancel._pipe
-    with carrier._pump.loop._lock, carrier._cancel._lock:
+    wait_until(lambda: carrier._blocking.cancel._pipe)
+    descriptors = carrier._blocking.cancel._pipe
+    with carrier._pump.loop._lock, carrier._blocking.cancel._lock:
         child = os.fork()
         if child == 0:
             try:
                 signal.alarm(int(WAIT))
                 told = []
-                carrier.wait(told.append, None)()
-                carrier.retry()
+                carrier.when_up(told.append, None)()
+                carrier.retry_failed()
                 carrier.close()
                 open_still = [one for one in descriptors if os.path.exists(f"/dev/fd/{one}")]
                 os._exit(0 if isinstance(told[0], CarrierError) and not open_still else 1)
@@ -626,12 +631,12 @@ def test_nothing_is_left_of_those_who_waited(carried):
     gc.disable()
     try:
         for _ in range(50):
-            carrier.wait(told.put, time.monotonic() + WAIT)
-            carrier.wait(told.put, time.monotonic() + WAIT)()
+            carrier.when_up(told.put, time.monotonic() + WAIT)
+            carrier.when_up(told.put, time.monotonic() + WAIT)()
         go.set()
         for _ in range(50):
             told.get(timeout=WAIT)
-        wait_until(lambda: sum(isinstance(one, module.Waiter) for one in gc.get_objects()) < 3)
+        wait_until(lambda: sum(isinstance(one, Waiter) for one in gc.get_objects()) < 3)
     finally:
         gc.enable()
 
@@ -640,7 +645,7 @@ def renewed(carrier, connector, streams=0):
     """The old link, with so many streams, and the one that took its place."""
     link = outcome_of(carrier)
     link.streams = streams
-    carrier.renew(link, "it has gone deaf")
+    carrier.replace(link, "it has gone deaf")
     wait_until(lambda: len(connector.links) == 2 and carrier.link is connector.links[1])
     return link, connector.links[1]
 
@@ -656,8 +661,8 @@ def test_a_link_is_renewed_beside_the_old_one_which_ends_with_its_last_stream(ca
     assert not old.closed.is_set()
     old.end_streams()
     assert old.closed.wait(WAIT)
-    assert carrier.link is new and carrier.state is State.UP and not new.closed.is_set()
-    assert set(states) == {State.UP}, "it was up all the time"
+    assert carrier.link is new and carrier.state is CarrierState.UP and not new.closed.is_set()
+    assert set(states) == {CarrierState.UP}, "it was up all the time"
 
 
 def test_an_old_link_without_streams_ends_at_once(carried):
@@ -670,12 +675,12 @@ def test_only_the_link_that_is_up_is_renewed_and_once(carried):
     go = threading.Event()
     carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
     link = outcome_of(carrier)
-    carrier.renew(object(), "not it")
+    carrier.replace(object(), "not it")
     for _ in range(3):
-        carrier.renew(link, "deaf")
+        carrier.replace(link, "deaf")
     go.set()
     wait_until(lambda: carrier.link is connector.links[-1] is not link)
-    carrier.renew(link, "deaf")
+    carrier.replace(link, "deaf")
     turned(carrier)
     assert connector.attempts == 2
 
@@ -690,10 +695,10 @@ def turned(carrier):
 def test_the_old_link_is_kept_where_there_is_no_new_one(carried, caplog):
     carrier, connector = carried(None, REFUSED)
     link = outcome_of(carrier)
-    carrier.renew(link, "deaf")
+    carrier.replace(link, "deaf")
     wait_until(lambda: "c: connection refused; the old one is kept" in caplog.text)
-    assert carrier.link is link and carrier.state is State.UP and not link.closed.is_set()
-    carrier.renew(link, "deaf")
+    assert carrier.link is link and carrier.state is CarrierState.UP and not link.closed.is_set()
+    carrier.replace(link, "deaf")
     wait_until(lambda: carrier.link is connector.links[-1] is not link)
 
 
@@ -701,7 +706,7 @@ def test_no_thread_to_renew_it_keeps_the_old_one(carried, no_threads, caplog):
     carrier, _ = carried()
     link = outcome_of(carrier)
     no_threads("connecting")
-    carrier.renew(link, "deaf")
+    carrier.replace(link, "deaf")
     wait_until(lambda: "the old one is kept" in caplog.text)
     assert carrier.link is link
 
@@ -710,26 +715,26 @@ def test_a_link_that_is_lost_while_it_is_renewed_is_replaced_by_the_new_one(carr
     go = threading.Event()
     carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
     link = outcome_of(carrier)
-    carrier.renew(link, "deaf")
+    carrier.replace(link, "deaf")
     wait_until(lambda: connector.attempts == 2)
     link.lose()
-    wait_until(lambda: carrier.state is State.CONNECTING)
+    wait_until(lambda: carrier.state is CarrierState.CONNECTING)
     assert link.closed.wait(WAIT)
     told = queue.SimpleQueue()
-    carrier.wait(told.put, None)
+    carrier.when_up(told.put, None)
     go.set()
     assert told.get(timeout=WAIT) is connector.links[1]
-    assert connector.attempts == 2 and carrier.state is State.UP
+    assert connector.attempts == 2 and carrier.state is CarrierState.UP
 
 
 def test_a_link_that_is_lost_while_it_is_renewed_in_vain_is_made_again(carried):
     go = threading.Event()
     carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and REFUSED)
     link = outcome_of(carrier)
-    carrier.renew(link, "deaf")
+    carrier.replace(link, "deaf")
     wait_until(lambda: connector.attempts == 2)
     link.lose()
-    wait_until(lambda: carrier.state is State.CONNECTING)
+    wait_until(lambda: carrier.state is CarrierState.CONNECTING)
     go.set()
     assert outcome_of(carrier) is connector.links[1]
     assert connector.attempts == 3
@@ -742,11 +747,11 @@ def test_an_old_link_that_is_lost_is_closed_and_changes_nothing(carried):
     assert old.closed.wait(WAIT)
     old.end_streams()
     turned(carrier)
-    assert carrier.link is new and carrier.state is State.UP and connector.attempts == 2
+    assert carrier.link is new and carrier.state is CarrierState.UP and connector.attempts == 2
 
 
 def test_old_links_are_checked_as_well(carried):
-    carrier, connector = carried(interval=0.01)
+    carrier, connector = carried(check_interval=0.01)
     old, new = renewed(carrier, connector, streams=1)
     old.checked.clear()
     assert old.checked.wait(WAIT) and new.checked.wait(WAIT)
@@ -756,19 +761,19 @@ def test_old_links_are_checked_as_well(carried):
 def test_close_ends_all_links_also_while_one_is_renewed(carried, streams):
     carrier, connector = carried(None, None, held_back)
     old, new = renewed(carrier, connector, streams)
-    carrier.renew(new, "deaf")
+    carrier.replace(new, "deaf")
     wait_until(lambda: connector.attempts == 3)
     begun = time.monotonic()
     carrier.close()
     assert time.monotonic() - begun < PROMPT
-    assert carrier.state is State.CLOSED and connector.closed.wait(WAIT)
+    assert carrier.state is CarrierState.CLOSED and connector.closed.wait(WAIT)
     assert old.closed.wait(WAIT) and new.closed.wait(WAIT)
 
 
 def test_what_is_made_after_the_close_is_closed(carried):
     go = threading.Event()
     carrier, connector = carried(None, lambda cancel: go.wait(WAIT) and None)
-    carrier.renew(outcome_of(carrier), "deaf")
+    carrier.replace(outcome_of(carrier), "deaf")
     wait_until(lambda: connector.attempts == 2)
     carrier.close()
     assert connector.links[0].closed.wait(WAIT) and not connector.closed.is_set()
@@ -816,7 +821,7 @@ def test_it_is_idle_without_a_link(carried):
 
 
 def test_it_is_idle_when_its_link_is_lost_with_all_streams(carried, monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (60.0, 60.0))
+    monkeypatch.setattr(retry, "_BACKOFF", (60.0, 60.0))
     carrier, _ = carried()
     link = outcome_of(carrier)
     link.streams = 1
@@ -840,13 +845,13 @@ def test_who_waits_for_it_to_be_idle_is_told_also_if_its_link_is_renewed_meanwhi
 
 def test_it_ends_with_its_last_stream_also_if_it_was_renewed_meanwhile():
     connector = Connector()
-    carrier, let_go = hold("k", lambda: Carrier("c", connector, None))
+    carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     outcome_of(carrier).streams = 1
-    let_go(0.01)
+    release(0.01)
     old, new = renewed(carrier, connector, streams=1)
-    assert carrier.state is State.UP
+    assert carrier.state is CarrierState.UP
     old.end_streams()
-    wait_until(lambda: carrier.state is State.CLOSED)
+    wait_until(lambda: carrier.state is CarrierState.CLOSED)
     assert connector.closed.wait(WAIT) and old.closed.is_set() and new.closed.is_set()
 
 
@@ -889,7 +894,7 @@ def test_what_a_bridge_refuses_for_good_is_final(carried):
     error = SAMError("c: no", result="INVALID_KEY")
     carrier, _ = carried(error)
     assert outcome_of(carrier) is error
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
 
 
 def test_a_forked_child_abandons_it(carried):
@@ -906,7 +911,7 @@ def test_a_forked_child_abandons_it(carried):
     with os.fdopen(reader) as said:
         assert said.read() == "('closed', True, False)"
     os.waitpid(child, 0)
-    assert carrier.state is State.UP and not link.abandoned
+    assert carrier.state is CarrierState.UP and not link.abandoned
 
 
 def test_many_threads_close_it_at_once(carried):
@@ -914,7 +919,7 @@ def test_many_threads_close_it_at_once(carried):
     outcome_of(carrier)
     for thread in [Thread(carrier.close) for _ in range(8)]:
         thread.result()
-    assert carrier.state is State.CLOSED
+    assert carrier.state is CarrierState.CLOSED
 
 
 def test_it_says_what_it_does(carried):
@@ -934,3 +939,165 @@ def test_what_to_do_about_a_failure_is_said_once(carried, caplog):
     lines = [one.getMessage().partition("; trying again")[0] for one in caplog.records if "trying again" in one.msg]
     full = [str(failures[0]), "c: nothing there", "c: nothing there", str(other), str(failures[3])]
     assert lines == full
+
+
+# -- the table of states ----------------------------------------------------------------------------------------------
+
+
+class Still:
+    """A carrier without threads: its calls, its attempts and its timers run when the test says so."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.attempts, self.outcomes = [], [], []
+        self.connector = Connector()
+        self.timers = Timers()
+        loop = SimpleNamespace(call=lambda function: self.calls.append(function) or True, timers=self.timers)
+        pump = SimpleNamespace(loop=loop, thread=None, let_go=lambda member: None)
+        monkeypatch.setattr(module.Pump, "hold", lambda member: pump)
+        monkeypatch.setattr(blocking.threading, "Thread", self.thread)
+        self.carrier = Carrier("c", self.connector, 10.0)
+
+    def thread(self, target, name, daemon):
+        """Closing is done at once; an attempt goes on until the test ends it."""
+        return SimpleNamespace(start=target if name.endswith("closing") else lambda: self.attempts.append(target))
+
+    def end_attempt(self, *outcomes):
+        self.connector.outcomes[:] = outcomes
+        self.attempts.pop(0)()
+
+    def fail_with_alternative(self):
+        self.connector.alternatives = ["trying another method"]
+        self.end_attempt(HostKeyError("c: no"))
+
+    def ask(self):
+        self.carrier.when_up(self.outcomes.append, None)
+
+    def ask_much_later(self):
+        self.carrier._since -= 301.0
+        self.ask()
+
+    def do(self, event):
+        carrier = self.carrier
+        {
+            "begin": carrier.begin,
+            "close": lambda: carrier.close(wait=False),
+            "fork": carrier.abandon,
+            "client asks": self.ask,
+            "client asks, 5 min on": self.ask_much_later,
+            "connected": self.end_attempt,
+            "failed": lambda: self.end_attempt(REFUSED),
+            "failed, alternative": self.fail_with_alternative,
+            "failed for good": lambda: self.end_attempt(HostKeyError("c: no")),
+            "check timer": lambda: self.timers.run(time.monotonic() + 20.0),
+            "timer": lambda: self.timers.run(time.monotonic() + 60.0),
+            "replace": lambda: carrier.replace(carrier.link, "it does not answer"),
+            "lost": lambda: carrier.link.lose(),
+        }[event]()
+        while self.calls:
+            self.calls.pop(0)()
+
+    def facts(self):
+        """What an event can change."""
+        links = self.connector.links
+        return {
+            "attempts": self.connector.attempts + len(self.attempts),
+            "checked": sum(link.checked.is_set() for link in links),
+            "closed": sum(link.closed.is_set() for link in links),
+            "abandoned": sum(link.abandoned for link in links),
+            "connector closed": self.connector.closed.is_set(),
+            "cancelled": self.carrier._blocking.cancel.is_set(),
+            "links told": sum(outcome in links for outcome in self.outcomes),
+            "errors told": sum(isinstance(outcome, Exception) for outcome in self.outcomes),
+            "waiting": len(self.carrier._waiters),
+            "timer": self.carrier._timer.due < float("inf"),
+        }
+
+
+WAY = {
+    "new": [],
+    "connecting": ["begin", "client asks"],
+    "up": ["begin", "connected"],
+    "replacing": ["begin", "connected", "replace"],
+    "backing off": ["begin", "failed"],
+    "failed": ["begin", "failed for good"],
+    "closing": ["begin", "close"],
+    "closed": ["close"],
+    "abandoned": ["fork"],
+}
+STATE_ROWS = [
+    ("new", "begin", "connecting", {"attempts": 1}),
+    ("new", "close", "closed", {"connector closed": 1, "cancelled": 1}),
+    ("connecting", "client asks", "connecting", {"waiting": 1}),
+    ("connecting", "connected", "up", {"links told": 1, "waiting": -1, "timer": 1}),
+    ("connecting", "failed", "backing off", {"timer": 1}),
+    ("connecting", "failed, alternative", "connecting", {"attempts": 1}),
+    ("connecting", "failed for good", "failed", {"errors told": 1, "waiting": -1}),
+    ("connecting", "close", "closing", {"cancelled": 1, "errors told": 1, "waiting": -1}),
+    ("up", "client asks", "up", {"links told": 1}),
+    ("up", "check timer", "up", {"checked": 1}),
+    ("up", "replace", "replacing", {"attempts": 1}),
+    ("up", "lost", "backing off", {"closed": 1}),
+    ("up", "close", "closed", {"closed": 1, "connector closed": 1, "cancelled": 1, "timer": -1}),
+    ("replacing", "client asks", "replacing", {"links told": 1}),
+    ("replacing", "check timer", "replacing", {"checked": 1}),
+    ("replacing", "connected", "up", {"closed": 1}),
+    ("replacing", "failed", "up", {}),
+    ("replacing", "lost", "connecting", {"closed": 1}),
+    ("replacing", "close", "closing", {"closed": 1, "cancelled": 1, "timer": -1}),
+    ("backing off", "client asks", "backing off", {"waiting": 1}),
+    ("backing off", "timer", "connecting", {"attempts": 1, "timer": -1}),
+    ("backing off", "close", "closed", {"connector closed": 1, "cancelled": 1, "timer": -1}),
+    ("failed", "client asks", "failed", {"errors told": 1}),
+    ("failed", "client asks, 5 min on", "connecting", {"attempts": 1, "waiting": 1}),
+    ("failed", "close", "closed", {"connector closed": 1, "cancelled": 1}),
+    ("closing", "client asks", "closing", {"errors told": 1}),
+    ("closing", "connected", "closed", {"closed": 1, "connector closed": 1}),
+    ("closing", "failed", "closed", {"connector closed": 1}),
+    ("closed", "client asks", "closed", {"errors told": 1}),
+    ("any", "fork", "abandoned", {}),
+    ("abandoned", "client asks", "abandoned", {"errors told": 1}),
+]
+
+
+@pytest.mark.parametrize(("state", "event", "following", "changes"), STATE_ROWS)
+def test_each_row_of_the_table(monkeypatch, state, event, following, changes):
+    still = Still(monkeypatch)
+    for one in WAY["up" if state == "any" else state]:
+        still.do(one)
+    assert state in (still.carrier._state.value, "any")
+    before = still.facts()
+    still.do(event)
+    assert still.carrier._state.value == following
+    changed = {name: now - before[name] for name, now in still.facts().items() if now != before[name]}
+    changed.pop("abandoned", None)  # "any" is the subject of the next test
+    assert changed == changes
+    still.carrier._blocking.cancel.close()
+
+
+@pytest.mark.parametrize("state", [state for state in WAY if state != "abandoned"])
+def test_a_forked_child_abandons_it_in_every_state(monkeypatch, state):
+    still = Still(monkeypatch)
+    for one in WAY[state]:
+        still.do(one)
+    has_link = still.carrier.link is not None
+    still.do("fork")
+    assert still.carrier._state is CarrierState.ABANDONED and still.carrier.state is CarrierState.CLOSED
+    assert still.facts()["abandoned"] == has_link and still.carrier.link is None
+
+
+def test_the_table_has_these_rows():
+    assert rows_of(module) == [row[:3] for row in STATE_ROWS]
+
+
+def test_the_back_off_ends_sooner_for_a_client_that_waits_for_one_attempt(monkeypatch):
+    still = Still(monkeypatch)
+    still.do("begin")
+    still.do("failed")
+    still.carrier.when_up(still.outcomes.append, None, wait_for_reconnect=False)
+    still.do("client asks")
+    assert still.carrier._timer.due <= time.monotonic()
+
+
+def test_users_see_five_states():
+    reported = {module._REPORTED.get(state, state).value for state in CarrierState}
+    assert reported == {"connecting", "up", "backing off", "failed", "closed"}

@@ -12,10 +12,10 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 import relay
-from relay.carriers import carrier as module
+from relay.carriers import retry
 from relay.carriers.carrier import Carrier
-from relay.carriers.dialer import as_oserror, dial, wait_for
-from relay.carriers.link import State
+from relay.carriers.dialer import as_oserror, dial, wait_until_up
+from relay.carriers.link import CarrierState
 from relay.errors import CarrierError, ConnectError, HostKeyError, RelayError
 from relay.streams.cancellation import Cancellation
 
@@ -98,9 +98,9 @@ def held_back(cancel):
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(module, "_BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(retry, "_BACKOFF", (0.01, 0.02))
     made = World()
-    wait_until(lambda: made.carrier.state is State.UP)
+    wait_until(lambda: made.carrier.state is CarrierState.UP)
     yield made
     made.end()
 
@@ -155,7 +155,7 @@ def test_an_error_of_its_own_ends_it(world):
 
 def test_what_is_final_is_told_as_an_oserror(world):
     lose(world, ValueError("odd"))
-    wait_until(lambda: world.carrier.state is State.FAILED)
+    wait_until(lambda: world.carrier.state is CarrierState.FAILED)
     told, _ = world.dial()
     error = told.get(timeout=WAIT)
     assert isinstance(error, RelayError) and str(error) == "ValueError: odd"
@@ -163,8 +163,8 @@ def test_what_is_final_is_told_as_an_oserror(world):
 
 def test_who_is_not_patient_is_told_of_one_attempt(world):
     lose(world, *[ConnectError("c: refused")] * 99)
-    wait_until(lambda: world.carrier.state is State.BACKING_OFF)
-    told, _ = world.dial(None, patient=False)
+    wait_until(lambda: world.carrier.state is CarrierState.BACKING_OFF)
+    told, _ = world.dial(None, wait_for_reconnect=False)
     assert str(told.get(timeout=WAIT)) == "c: refused"
 
 
@@ -217,31 +217,31 @@ def test_one_whose_carrier_is_closed_is_told(world):
 
 
 def test_waiting(world):
-    assert wait_for(world.carrier, time.monotonic() + WAIT, None, patient=True) is world.links[0]
+    assert wait_until_up(world.carrier, time.monotonic() + WAIT, None, wait_for_reconnect=True) is world.links[0]
 
 
 def test_waiting_raises_what_is_wrong_each_time_anew(world):
     error = HostKeyError("c: changed")
     lose(world, error)
-    wait_until(lambda: world.carrier.state is State.FAILED)
+    wait_until(lambda: world.carrier.state is CarrierState.FAILED)
     for _ in range(2):
         with pytest.raises(HostKeyError, match="c: changed") as caught:
-            wait_for(world.carrier, None, None, patient=True)
+            wait_until_up(world.carrier, None, None, wait_for_reconnect=True)
         assert caught.value is not error
 
 
 def test_waiting_raises_only_oserrors(world):
     lose(world, ValueError("odd"))
-    wait_until(lambda: world.carrier.state is State.FAILED)
+    wait_until(lambda: world.carrier.state is CarrierState.FAILED)
     with pytest.raises(RelayError, match="ValueError: odd") as caught:
-        wait_for(world.carrier, None, None, patient=True)
+        wait_until_up(world.carrier, None, None, wait_for_reconnect=True)
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_waiting_can_be_cancelled(world):
     lose(world, held_back)
     cancel = Cancellation()
-    waiting = Thread(lambda: wait_for(world.carrier, None, cancel, patient=True))
+    waiting = Thread(lambda: wait_until_up(world.carrier, None, cancel, wait_for_reconnect=True))
     wait_until(lambda: world.carrier._waiters)
     cancel.set()
     with pytest.raises(ConnectError, match="c: the attempt was given up"):
@@ -253,7 +253,7 @@ def test_waiting_can_be_cancelled(world):
 def test_waiting_has_its_deadline(world):
     lose(world, held_back)
     with pytest.raises(ConnectError, match="c: not connected in time: the line went dead"):
-        wait_for(world.carrier, time.monotonic() + 0.05, None, patient=True)
+        wait_until_up(world.carrier, time.monotonic() + 0.05, None, wait_for_reconnect=True)
 
 
 def test_an_oserror_stays_what_it_is():

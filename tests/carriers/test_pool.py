@@ -1,4 +1,4 @@
-"""``relay.carriers.pool.Holder``: a carrier is held from the first use on; ``hold`` is in test_carrier.py."""
+"""``relay.carriers.pool.CarrierRef``: acquired with the first use; ``acquire`` is in test_carrier.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 from relay.carriers.carrier import Carrier
-from relay.carriers.link import State
-from relay.carriers.pool import Holder
+from relay.carriers.link import CarrierState
+from relay.carriers.pool import CarrierRef
 
 
 class Link:
@@ -61,7 +61,7 @@ class World:
         pass
 
     def holder(self, key="k"):
-        return Holder("c", key, self.make)
+        return CarrierRef("c", key, self.make)
 
 
 @pytest.fixture
@@ -73,18 +73,18 @@ def world():
 
 
 def up(carrier):
-    wait_until(lambda: carrier.state is State.UP)
+    wait_until(lambda: carrier.state is CarrierState.UP)
     return carrier
 
 
 def test_nothing_is_made_before_it_is_needed(world):
     holder = world.holder()
-    assert holder.held is None and repr(holder) == "c, not held"
+    assert holder.current is None and repr(holder) == "c, not held"
     carrier = up(holder.carrier())
-    assert holder.held is holder.carrier() is carrier and len(world.carriers) == 1
+    assert holder.current is holder.carrier() is carrier and len(world.carriers) == 1
     assert repr(holder) == "c, up"
     holder.close()
-    assert carrier.state is State.CLOSED and holder.held is None
+    assert carrier.state is CarrierState.CLOSED and holder.current is None
 
 
 def test_closing_again_does_nothing_and_the_next_use_takes_it_up_anew(world):
@@ -96,7 +96,7 @@ def test_closing_again_does_nothing_and_the_next_use_takes_it_up_anew(world):
     second = up(holder.carrier())
     assert second is not first
     holder.close()
-    assert second.state is State.CLOSED
+    assert second.state is CarrierState.CLOSED
 
 
 def test_a_carrier_that_somebody_else_has_closed_is_made_anew(world):
@@ -106,7 +106,7 @@ def test_a_carrier_that_somebody_else_has_closed_is_made_anew(world):
     second = up(holder.carrier())
     assert second is not first
     holder.close()
-    assert second.state is State.CLOSED
+    assert second.state is CarrierState.CLOSED
 
 
 def test_those_who_ask_for_the_same_share_it_and_the_last_one_ends_it(world):
@@ -114,9 +114,9 @@ def test_those_who_ask_for_the_same_share_it_and_the_last_one_ends_it(world):
     shared = up(one.carrier())
     assert other.carrier() is shared and third.carrier() is not shared
     one.close()
-    assert shared.state is State.UP
+    assert shared.state is CarrierState.UP
     other.close()
-    assert shared.state is State.CLOSED
+    assert shared.state is CarrierState.CLOSED
     third.close()
 
 
@@ -132,9 +132,9 @@ def test_many_threads_hold_one_carrier(world):
     assert {id(thread.result()) for thread in threads} == {id(world.carriers[0])}
     carrier = up(world.carriers[0])
     for holder in holders:
-        assert carrier.state is State.UP
+        assert carrier.state is CarrierState.UP
         holder.close()
-    assert carrier.state is State.CLOSED
+    assert carrier.state is CarrierState.CLOSED
 
 
 def test_what_cannot_be_made_is_made_later(world):
@@ -142,7 +142,7 @@ def test_what_cannot_be_made_is_made_later(world):
     holder = world.holder()
     with pytest.raises(OSError, match="no descriptor"):
         holder.carrier()
-    assert holder.held is None
+    assert holder.current is None
     up(holder.carrier())
     holder.close()
 
@@ -152,10 +152,10 @@ def test_a_watcher_follows_it_to_the_next_carrier(world):
     holder.subscribe(lambda state, error: seen.append(state))
     up(holder.carrier())
     holder.close()
-    wait_until(lambda: seen[-1:] == [State.CLOSED])
+    wait_until(lambda: seen[-1:] == [CarrierState.CLOSED])
     seen.clear()
     up(holder.carrier())
-    wait_until(lambda: State.UP in seen)
+    wait_until(lambda: CarrierState.UP in seen)
     holder.close()
 
 
@@ -166,7 +166,7 @@ def test_a_watcher_of_one_holder_is_not_told_after_that_has_let_go(world):
     one.close()
     seen.clear()
     other.close()
-    assert carrier.state is State.CLOSED and seen == []
+    assert carrier.state is CarrierState.CLOSED and seen == []
 
 
 def test_it_does_not_wait_for_streams_for_long(world):
@@ -174,12 +174,12 @@ def test_it_does_not_wait_for_streams_for_long(world):
     carrier = up(holder.carrier())
     link = carrier.link
     link.streams = 1
-    holder.close(patience=0.0)
-    holder.close(patience=0.0)
-    assert carrier.state is State.UP
+    holder.close(drain_timeout=0.0)
+    holder.close(drain_timeout=0.0)
+    assert carrier.state is CarrierState.UP
     wait_until(lambda: link._idle)
     link.end_streams()
-    wait_until(lambda: carrier.state is State.CLOSED)
+    wait_until(lambda: carrier.state is CarrierState.CLOSED)
 
 
 def test_a_holder_that_is_forgotten_has_let_go(world):
@@ -187,7 +187,7 @@ def test_a_holder_that_is_forgotten_has_let_go(world):
     carrier = up(holder.carrier())
     del holder
     gc.collect()
-    wait_until(lambda: carrier.state is State.CLOSED)
+    wait_until(lambda: carrier.state is CarrierState.CLOSED)
 
 
 def test_a_forked_child_makes_its_own(world):
@@ -196,7 +196,7 @@ def test_a_forked_child_makes_its_own(world):
     child = os.fork()
     if child == 0:
         made = holder.carrier()
-        os._exit(0 if made is not carrier and carrier.state is State.CLOSED else 1)
+        os._exit(0 if made is not carrier and carrier.state is CarrierState.CLOSED else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert carrier.state is State.UP
+    assert carrier.state is CarrierState.UP
     holder.close()

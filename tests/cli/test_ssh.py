@@ -19,7 +19,7 @@ from helpers import PROMPT, WAIT, black_hole, echo, fate_of_client, receive_all,
 import relay
 from relay.addresses.parse import parse_listen
 from relay.addresses.values import masked
-from relay.carriers.link import State
+from relay.carriers.link import CarrierState
 from relay.cli.plan import warn_if_unsure
 from relay.cli.probes import Attempt, Trial
 from relay.testing.ssh.login import LoginHandler
@@ -429,9 +429,9 @@ def test_a_trial_goes_on_until_the_carrier_was_up_once():
     factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
     trial = Trial(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
-    factory.watchers[0](State.CONNECTING, None)
+    factory.watchers[0](CarrierState.CONNECTING, None)
     assert not ended
-    factory.watchers[0](State.FAILED, None)
+    factory.watchers[0](CarrierState.FAILED, None)
     wait_until(lambda: ended)
     assert str(trial.error) == "it is another server now"
 
@@ -441,7 +441,7 @@ def test_a_trial_is_over_once_the_carrier_was_up():
     factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
     Trial(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
-    for state in (State.UP, State.FAILED):
+    for state in (CarrierState.UP, CarrierState.FAILED):
         factory.watchers[0](state, None)
     assert len(factory.errors) == 1
 

@@ -21,8 +21,8 @@ MIDDLE = {"paramiko": "paramiko", "openssh": "openssh", "i2p": "i2p"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.05, 0.5))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.1)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 0.5))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.1)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.1, 1.0))
     monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.02, 0.2))
     monkeypatch.setattr("relay.transports.i2p.opening._AGAIN", (0.02, 0.2))

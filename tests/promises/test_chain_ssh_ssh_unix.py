@@ -14,8 +14,8 @@ DATA = os.urandom(5 << 20)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A short back-off: how long it is has its own tests."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.05, 1.0))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.1)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 1.0))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.1)
 
 
 @pytest.fixture

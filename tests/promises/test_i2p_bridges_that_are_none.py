@@ -238,7 +238,7 @@ def test_instead_of_a_destination(value, scripted):
     "words", [b"x" * 9000, b"\xff\xfe\n", Flood(b"SESSION STATUS ")], ids=["long", "bytes", "flood"]
 )
 def test_nonsense_on_the_control_socket_ends_the_session_and_a_new_one_is_made(words, scripted, monkeypatch):
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.05))
     bridge = scripted("nothing", b"")
     with relay.TunnelClient("", 0, DEST, bridge.name, **SHORT) as tunnel:
         states = []

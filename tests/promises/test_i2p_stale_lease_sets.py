@@ -13,8 +13,8 @@ SOON = WAIT
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short times; how long they are has its own tests."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.02, 0.1))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.05)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.02, 0.1))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.05)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 2.0))
     monkeypatch.setattr("relay.transports.i2p.connector._REPLACE_AGAIN", (0.5, 1.0))
     monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.3)

@@ -17,9 +17,9 @@ LONG = 3 * PROMPT  # seconds; what a close could wait for instead
 @pytest.fixture
 def slow(monkeypatch):
     """A long back-off."""
-    for module in ("relay.carriers.carrier", "relay.transports.ssh.listener"):
+    for module in ("relay.carriers.retry", "relay.transports.ssh.listener"):
         monkeypatch.setattr(f"{module}._BACKOFF", (LONG, LONG))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", LONG)
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", LONG)
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ KEEPALIVE = 0.5  # seconds; OpenSSH's client rounds it up to one. A busy server 
 @pytest.fixture
 def quick(monkeypatch):
     """A short back-off: how long it is has its own tests."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.05, 1.0))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.1)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 1.0))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.1)
     monkeypatch.setattr("relay.transports.ssh.listener._BACKOFF", (0.05, 1.0))
 
 

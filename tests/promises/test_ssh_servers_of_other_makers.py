@@ -233,8 +233,8 @@ def test_expose_half_close(peer, expose, free_port):
 
 def test_restart(mortal, backend, over_ssh, monkeypatch):
     """The open stream is reset, the port stays open, and a client that came meanwhile is served."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.05, 1.0))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.1)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 1.0))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.1)
     rig = over_ssh(mortal.url_of(backend), connect_timeout=PATIENT)
     client, far = rig.connect()
     exchange(client, far)

@@ -20,7 +20,7 @@ from relay.transports.i2p.listener import I2PListener
 
 def make_prompt(monkeypatch: Any) -> None:
     """Have nothing wait that waits for the sake of real routers."""
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.05))
     monkeypatch.setattr(
         "relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0)
     )  # this bridge forgets at once, unless it is told

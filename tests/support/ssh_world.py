@@ -96,8 +96,8 @@ class World:
         self.failure = None  # what ends the streams
         self.asked = []  # places to listen at
         self.refusals = []  # of the next forwards
-        monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.02))
-        monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.02)
+        monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.02))
+        monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.02)
         monkeypatch.setattr(connector, "settle", self.settle)
         monkeypatch.setattr(connector, "import_module", self.backend)
         monkeypatch.setattr(chain._Here, "to", lambda _, place: self.here(place))

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ...addresses.hops import hop_of
-from ...carriers.waiter import without
+from ...carriers.link import strip_prefix
 from ...errors import AuthenticationError, ConnectError, RelayError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
@@ -183,7 +183,7 @@ class Bridge:
         if error.reason == "refused":
             why = "no SAM bridge there (connection refused)"
         else:
-            why = without(self.name, error).removeprefix(f"{self._reach.target}: ")
+            why = strip_prefix(self.name, error).removeprefix(f"{self._reach.target}: ")
         explained = ConnectError(f"{self.name}: {why}; {WHERE}", reason=error.reason)
         explained.advice = f"; {WHERE}"
         return explained
@@ -250,7 +250,7 @@ class _BridgeHandshake:
         if isinstance(answer, Message):
             return self._finish(bridge.refused(answer))
         if isinstance(answer, MessageError):
-            return self._finish(bridge.not_sam(without(bridge.name, answer)))
+            return self._finish(bridge.not_sam(strip_prefix(bridge.name, answer)))
         return self._finish(bridge.explained(answer))
 
     def _finish(self, outcome: Conversation | OSError) -> None:

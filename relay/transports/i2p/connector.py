@@ -84,8 +84,8 @@ def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, qu
     :raises OSError: if there is no thread or descriptor to be had.
     """
     way = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
-    carrier = Carrier(name, way, _CHECK, _ATTEMPT, rest=_REST, quiet=quiet)
-    way.renew = carrier.renew
+    carrier = Carrier(name, way, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet)
+    way.renew = carrier.replace
     return carrier
 
 

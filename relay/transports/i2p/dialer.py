@@ -11,9 +11,9 @@ from ...addresses.destinations import PrivateKey, b32_of, is_base64
 from ...addresses.i2p import I2PRouter, I2PTarget, parse_sam
 from ...addresses.values import TCPAddress
 from ...carriers.carrier import Carrier
-from ...carriers.dialer import dial, wait_for
-from ...carriers.link import State
-from ...carriers.pool import Holder
+from ...carriers.dialer import dial, wait_until_up
+from ...carriers.link import CarrierState
+from ...carriers.pool import CarrierRef
 from ...errors import ConnectError
 from ...streams.checks import check_time
 from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
@@ -66,28 +66,28 @@ class I2PFactory(Dialed):
         router = target.router
         below.to(parse_sam(router.sam))  # raises now if the address of the bridge or one of its files is wrong
         make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
-        self._holder: Holder[Session] = Holder(str(router), ("i2p", router, below.route), make)
+        self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route), make)
 
     @property
     def state(self) -> str:
         """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.held
-        return held.state.value if held is not None else State.CLOSED.value
+        held = self._holder.current
+        return held.state.value if held is not None else CarrierState.CLOSED.value
 
     @property
     def dest(self) -> str:
         """The destination in base64 that the streams come from; empty while there is no session."""
-        held = self._holder.held
+        held = self._holder.current
         link = held.link if held is not None else None
         return link.destination if link is not None else ""
 
     @property
     def problem(self) -> str | None:
         """Why there is no session, as far as that is known."""
-        held = self._holder.held
+        held = self._holder.current
         return str(held.error) if held is not None and held.error is not None else None
 
-    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
+    def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:
         """Have ``watcher(state, error)`` called at each change of the session's state; it must not block.
 
         :param watcher: called in a thread of ours; what it raises is logged.
@@ -142,11 +142,11 @@ class I2PFactory(Dialed):
             done(self._told(outcome) if isinstance(outcome, OSError) else outcome)
 
         tell_it = done if self._told is _as_it_is else tell
-        return dial(self._holder.carrier(), begin, deadline, tell_it, patient=patient)
+        return dial(self._holder.carrier(), begin, deadline, tell_it, wait_for_reconnect=patient)
 
     def _session(self, deadline: float | None, *, patient: bool) -> Session:
         try:
-            return wait_for(self._holder.carrier(), deadline, None, patient=patient)
+            return wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=patient)
         except OSError as error:
             raise self._told(error) from error
 
@@ -159,7 +159,7 @@ class I2PFactory(Dialed):
 
     def release(self) -> None:
         """Let the session go as soon as no stream rides on it, and do not wait for that."""
-        self._holder.close(patience=0.0)
+        self._holder.close(drain_timeout=0.0)
 
     def close(self) -> None:
         """Let the session go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""

@@ -17,10 +17,9 @@ from types import TracebackType
 from ...addresses.destinations import Peer, PrivateKey, b32_of
 from ...addresses.i2p import I2PListen
 from ...carriers.carrier import Carrier, mark_reported
-from ...carriers.dialer import as_oserror, wait_for
-from ...carriers.link import State
-from ...carriers.pool import Holder
-from ...carriers.waiter import without
+from ...carriers.dialer import as_oserror, wait_until_up
+from ...carriers.link import CarrierState, strip_prefix
+from ...carriers.pool import CarrierRef
 from ...errors import CarrierError, ConnectError, SAMError, can_retry
 from ...eventloop.loop import Loop, Timer
 from ...streams.checks import check_time
@@ -63,7 +62,7 @@ class I2PListener:
         self._listed = place.allow is not None or bool(place.deny)
         self._below = below
         self._dest = ""
-        self._holder: Holder[Session] = Holder(
+        self._holder: CarrierRef[Session] = CarrierRef(
             name, ("i2p listener", object()), lambda: make_carrier(name, place.router, below, self._hold_key)
         )
         self._carrier: Carrier[Session] | None = None
@@ -71,7 +70,7 @@ class I2PListener:
         self._queue = AcceptQueue(lambda: self._call(self._hold), lambda: self._call(self._go_on))
         self._loop: Loop | None = None  # in whose thread streams are to be accepted
         self._changed = threading.Condition()  # for what follows
-        self._state = State.CONNECTING.value
+        self._state = CarrierState.CONNECTING.value
         self._problem: Exception | None = None  # why it is in that state
         self._closed = False
         self._starting = False  # then start() reports a failure
@@ -117,7 +116,7 @@ class I2PListener:
         carrier.call(lambda: self._on_state(carrier.state, carrier.error))  # it may be up already
         try:
             if not patient:
-                wait_for(carrier, deadline, None, patient=False)
+                wait_until_up(carrier, deadline, None, wait_for_reconnect=False)
             with self._changed:
                 settled = functools.partial(self._is_settled, patient=patient)
                 self._changed.wait_for(settled, None if deadline is None else deadline - time.monotonic())
@@ -128,7 +127,7 @@ class I2PListener:
                 raise CarrierError(f"{self._name}: the listener was closed")
             if self._problem is not None:
                 raise as_oserror(self._problem)
-            if self._state == State.CONNECTING.value:
+            if self._state == CarrierState.CONNECTING.value:
                 raise ConnectError(f"{self._name}: the session was not made in time", reason="connect_timeout")
 
     @property
@@ -154,7 +153,7 @@ class I2PListener:
     @property
     def state(self) -> str:
         """``connecting``, ``up``, ``published``, ``backing off``, ``failed`` or ``closed``."""
-        return State.CLOSED.value if self._closed else self._state
+        return CarrierState.CLOSED.value if self._closed else self._state
 
     def subscribe(self, watcher: Watcher) -> None:
         """Have ``watcher(state, error)`` called at each change of the state; it must not block.
@@ -248,11 +247,11 @@ class I2PListener:
         return f"<relay.I2PListener {self._name}, {self.b32 or 'no destination yet'}, {self.state}>"
 
     def _is_settled(self, *, patient: bool) -> bool:
-        if self._closed or self._state in (State.UP.value, PUBLISHED, State.FAILED.value):
+        if self._closed or self._state in (CarrierState.UP.value, PUBLISHED, CarrierState.FAILED.value):
             return True
         if patient:
             return self._problem is not None and not can_retry(self._problem)
-        return self._state != State.CONNECTING.value or self._problem is not None
+        return self._state != CarrierState.CONNECTING.value or self._problem is not None
 
     def _call(self, function: Callable[[], object]) -> None:
         if self._carrier is not None:
@@ -260,27 +259,27 @@ class I2PListener:
 
     # -- in the pump's thread: the session ----------------------------------------------------------------------------
 
-    def _on_state(self, state: State, error: Exception | None) -> None:
+    def _on_state(self, state: CarrierState, error: Exception | None) -> None:
         """The session has come or gone."""
-        if state is State.FAILED and error is not None and self._starting:
+        if state is CarrierState.FAILED and error is not None and self._starting:
             mark_reported(error)  # before start() sees it and returns
         if self._closed or self._carrier is None or self._prover is None:
             return
         link = self._carrier.link
-        if state is State.UP and link is not None:
+        if state is CarrierState.UP and link is not None:
             if self._incoming is None or self._incoming.session is not link:
                 self._leave()
                 self._dest = link.destination
-                self._set(State.CONNECTING.value)
+                self._set(CarrierState.CONNECTING.value)
                 self._enter(link)
         else:
             self._leave()
             if self._state != PUBLISHED:
                 self._try_forward = self._place.accept != "accept"  # whether that was the reason was not shown
             self._set(state.value, error)
-            if state is State.CONNECTING:
+            if state is CarrierState.CONNECTING:
                 self._prover.expect()
-        if state is State.FAILED and error is not None:
+        if state is CarrierState.FAILED and error is not None:
             self._fail(as_oserror(error))
 
     def _hold_key(self) -> SessionKey:
@@ -315,7 +314,7 @@ class I2PListener:
 
     def _try_again(self, now: float) -> None:
         assert self._carrier is not None
-        self._carrier.retry()
+        self._carrier.retry_failed()
 
     def _end(self) -> None:
         """It is closed."""
@@ -325,7 +324,7 @@ class I2PListener:
             self._owners.close()
         if self._prover is not None:
             self._prover.close()
-        self._set(State.CLOSED.value)
+        self._set(CarrierState.CLOSED.value)
 
     # -- in the pump's thread: the way in -----------------------------------------------------------------------------
 
@@ -334,8 +333,8 @@ class I2PListener:
         try:
             way = self._incoming = self._make_incoming(session)
         except OSError as error:
-            logger.warning("%s: streams cannot come for now: %s", self._name, without(self._name, error))
-            self._set(State.CONNECTING.value, error)
+            logger.warning("%s: streams cannot come for now: %s", self._name, strip_prefix(self._name, error))
+            self._set(CarrierState.CONNECTING.value, error)
             now = time.monotonic()
             self._again.start(now + AGAIN, now)
         else:
@@ -398,16 +397,16 @@ class I2PListener:
         if way is not self._incoming:
             return
         if error is None:
-            if self._state == State.CONNECTING.value:
+            if self._state == CarrierState.CONNECTING.value:
                 logger.info("%s: up as %s", self._name, self.b32)
-                self._set(State.UP.value)
+                self._set(CarrierState.UP.value)
                 assert self._prover is not None
                 self._prover.prove(way.session)
         elif isinstance(way, ForwardStreams) and self._place.accept is None and isinstance(error, SAMError):
             self._turn(way, str(error))
         else:
             logger.warning("%s; it is asked again", error)
-            self._set(State.CONNECTING.value, error)
+            self._set(CarrierState.CONNECTING.value, error)
 
     def _turn(self, way: ForwardStreams, why: str) -> None:
         """Take the other way in: the router cannot reach us."""
@@ -442,7 +441,7 @@ class I2PListener:
 
     def proved(self) -> None:
         """A stream from another session has come, and was answered."""
-        if self._state == State.UP.value:
+        if self._state == CarrierState.UP.value:
             self._set(PUBLISHED)
 
     def turn(self, why: str) -> bool:

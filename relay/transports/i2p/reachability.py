@@ -307,7 +307,7 @@ class _Attempt:
 
     def begin(self) -> None:
         """Begin, as soon as there is a session to make it from."""
-        undo = self._carrier.wait(functools.partial(self._told, self._up), None, patient=False)
+        undo = self._carrier.when_up(functools.partial(self._told, self._up), None, wait_for_reconnect=False)
         if self._undo is _nothing:
             self._undo = undo
 

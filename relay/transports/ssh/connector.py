@@ -30,7 +30,7 @@ _ANSWER = 40.0  # seconds of that for the server itself: I2P has streams that ar
 _DEEPEST = 8  # servers on the way to one that the configuration may name
 
 
-class Holder(pool.Holder[Connection]):
+class Holder(pool.CarrierRef[Connection]):
     """Whoever needs the connection to a server: holds it from the first use until it is closed.
 
     :param server: which.
@@ -56,7 +56,7 @@ def dial(
     def begin(link: Connection, told: Done) -> GiveUp:
         return link.open(place, deadline, told, lasting=lasting)
 
-    return dialer.dial(carrier, begin, deadline, done, patient=patient)
+    return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=patient)
 
 
 def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from ...addresses.values import SSHServer
-from ...carriers.dialer import as_oserror, wait_for
-from ...carriers.link import State
+from ...carriers.dialer import as_oserror, wait_until_up
+from ...carriers.link import CarrierState
 from ...streams.checks import check_time
 from ...streams.dialer import Dialed, Done, GiveUp, Network
 from .connection import Place
@@ -48,10 +48,10 @@ class SSHFactory(Dialed):
     @property
     def state(self) -> str:
         """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.held
-        return held.state.value if held is not None else State.CLOSED.value
+        held = self._holder.current
+        return held.state.value if held is not None else CarrierState.CLOSED.value
 
-    def subscribe(self, watcher: Callable[[State, Exception | None], object]) -> None:
+    def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:
         """Have ``watcher(state, error)`` called at each change of the connection's state.
 
         The connection is held from now on. The call comes in a thread of ours and must not block; what it raises is
@@ -66,7 +66,7 @@ class SSHFactory(Dialed):
     @property
     def problem(self) -> str | None:
         """Why there is no connection to the server, as far as that is known."""
-        held = self._holder.held
+        held = self._holder.current
         error = held.error if held is not None else None
         return str(as_oserror(error)) if error is not None else None
 
@@ -85,7 +85,7 @@ class SSHFactory(Dialed):
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        wait_for(self._holder.carrier(), deadline, None, patient=False)
+        wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=False)
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
         """Begin to make a stream; see :meth:`Dialed.dial`."""
@@ -93,7 +93,7 @@ class SSHFactory(Dialed):
 
     def release(self) -> None:
         """Let the connection go as soon as no stream rides on it, and do not wait for that."""
-        self._holder.close(patience=0.0)
+        self._holder.close(drain_timeout=0.0)
 
     def close(self) -> None:
         """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""

@@ -16,8 +16,8 @@ from typing import Any
 from ...addresses.hops import Route
 from ...addresses.values import SSHServer, TCPAddress, UnixAddress
 from ...carriers.carrier import Carrier, mark_reported
-from ...carriers.dialer import as_oserror, wait_for
-from ...carriers.link import State, Watcher
+from ...carriers.dialer import as_oserror, wait_until_up
+from ...carriers.link import CarrierState, Watcher
 from ...errors import CarrierError, ForwardError, can_retry
 from ...streams.dialer import Network
 from ...streams.stream import Stream
@@ -118,8 +118,8 @@ class SSHListener:
     @property
     def state(self) -> str:
         """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
-        held = self._holder.held
-        return held.state.value if held is not None else State.CLOSED.value
+        held = self._holder.current
+        return held.state.value if held is not None else CarrierState.CLOSED.value
 
     def accept(self) -> tuple[Stream, Any]:
         """Wait for the next stream, however often the connection is lost meanwhile.
@@ -138,10 +138,10 @@ class SSHListener:
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
-                held = self._holder.held
-                failed = held is not None and held.state is State.FAILED
+                held = self._holder.current
+                failed = held is not None and held.state is CarrierState.FAILED
                 if not self._changed.wait(_FINAL if failed else None) and held is not None:
-                    held.retry()
+                    held.retry_failed()
 
     def close(self) -> None:
         """Have the server listen no more, wake :meth:`accept`, end who was not accepted yet. Idempotent."""
@@ -153,13 +153,15 @@ class SSHListener:
             self._accepted.clear()
             link, self._link = self._link, None
             self._changed.notify_all()
-        held = self._holder.held
+        held = self._holder.current
         if held is not None:
             held.unsubscribe(self._on_state)
         for stream, _ in waiting:
             stream.reset()
         self._holder.close()
-        if link is not None and held is not None and held.state is not State.CLOSED:  # others need the connection
+        if (
+            link is not None and held is not None and held.state is not CarrierState.CLOSED
+        ):  # others need the connection
             name = f"relay {self._server} forward's end"
             stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
             stopping.start()
@@ -181,7 +183,7 @@ class SSHListener:
     def _ask_first(self, carrier: Carrier[Connection], deadline: float) -> Connection:
         lost: tuple[Connection, CarrierError] | None = None
         for attempt in range(1, _ATTEMPTS + 1):
-            link = self._newest = wait_for(carrier, deadline, None, patient=False, instead_of=lost)
+            link = self._newest = wait_until_up(carrier, deadline, None, wait_for_reconnect=False, instead_of=lost)
             try:
                 self._ask(link, deadline)
                 break
@@ -239,14 +241,14 @@ class SSHListener:
         with _lock:
             _places.setdefault(link, set()).discard(place)
 
-    def _on_state(self, state: State, error: Exception | None) -> None:
+    def _on_state(self, state: CarrierState, error: Exception | None) -> None:
         """In the pump's thread."""
         with self._changed:
-            if state is State.FAILED and error is not None:
+            if state is CarrierState.FAILED and error is not None:
                 if not self._granted:
                     mark_reported(error)  # by start_patiently()
                 self._error = self._explain(as_oserror(error), self._route)
-            held = self._holder.held
+            held = self._holder.current
             link = held.link if held is not None else None
             known = link is self._newest
             if not known:

@@ -15,8 +15,8 @@ from sam_rig import DEST, KEY, OK, ScriptedBridge
 
 from relay.addresses.destinations import PrivateKey
 from relay.addresses.i2p import I2PRouter
-from relay.carriers.dialer import wait_for
-from relay.carriers.link import State
+from relay.carriers.dialer import wait_until_up
+from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.streams.dialer import Answer
 from relay.testing import SAMBridge
@@ -30,8 +30,8 @@ MADE = f"SESSION STATUS RESULT=OK DESTINATION={KEY.base64}"
 
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.01, 0.02))
-    monkeypatch.setattr("relay.carriers.carrier._WANTED", 0.02)
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.02)
     monkeypatch.setattr(connector, "_REMEMBERED", (0.0, 0.0))
 
 
@@ -90,7 +90,7 @@ def make():
 
 
 def up(carrier, patient=False):
-    return wait_for(carrier, time.monotonic() + WAIT, None, patient=patient)
+    return wait_until_up(carrier, time.monotonic() + WAIT, None, wait_for_reconnect=patient)
 
 
 def failure(carrier):
@@ -174,7 +174,7 @@ def test_keys_that_are_not_to_be_had_are_the_error(scripted, make):
 
     carrier = make(scripted, broken)
     assert failure(carrier).result == ""
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
     assert not scripted.asked
 
 
@@ -228,7 +228,7 @@ def test_an_http_server_is_no_bridge(scripted, make):
     scripted.hello = ["HTTP/1.1 400 Bad Request"]
     carrier = make(scripted)
     assert "not a SAM bridge" in str(failure(carrier))
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
 
 
 def test_silence_instead_of_hello(scripted, make, monkeypatch):
@@ -242,7 +242,7 @@ def test_too_old_a_bridge(scripted, make):
     scripted.hello = ["HELLO REPLY RESULT=NOVERSION"]
     carrier = make(scripted)
     assert failure(carrier).result == "NOVERSION"
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
 
 
 def test_a_wrong_password(make):
@@ -251,7 +251,7 @@ def test_a_wrong_password(make):
         error = failure(carrier)
         assert isinstance(error, AuthenticationError)
         assert "wrong!" not in str(error)
-        assert carrier.state is State.FAILED
+        assert carrier.state is CarrierState.FAILED
         up(make(bridge, user="me", password=lambda: "right"))
 
 
@@ -290,7 +290,7 @@ def test_a_key_that_the_router_does_not_take_is_final(bridge, make):
     bridge.refuse_sessions(1, "INVALID_KEY")
     carrier = make(bridge, Held())
     assert failure(carrier).result == "INVALID_KEY"
-    assert carrier.state is State.FAILED
+    assert carrier.state is CarrierState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -348,11 +348,11 @@ def test_not_where_there_are_none(bridge, make, monkeypatch):
 
 def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, make, monkeypatch):
     monkeypatch.setattr(connector, "_REMEMBERED", (10 * WAIT, 10 * WAIT))
-    monkeypatch.setattr("relay.carriers.carrier._BACKOFF", (0.3, 0.3))
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.3, 0.3))
     carrier = make(bridge, Held())
     first = up(carrier)
     bridge.kill()
-    wait_until(lambda: carrier.state is State.BACKING_OFF)
+    wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
     bridge.restart()  # before it is tried again, so that nobody has met a closed port since
     wait_until(lambda: carrier.link not in (None, first))
 
@@ -390,7 +390,7 @@ def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
     carrier = make(bridge, Held())
     up(carrier)
     bridge.cut()
-    wait_until(lambda: carrier.state is State.CONNECTING)
+    wait_until(lambda: carrier.state is CarrierState.CONNECTING)
     carrier.close()
     assert carrier.join(WAIT)
     wait_until(lambda: bridge.connections == 0)

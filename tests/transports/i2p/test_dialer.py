@@ -29,8 +29,8 @@ from sam_rig import DEST, KEY, ScriptedBridge
 import relay
 from relay.addresses.destinations import PrivateKey, b32_of
 from relay.addresses.i2p import I2PRouter, I2PTarget
-from relay.carriers import carrier as carrying
-from relay.carriers.link import State
+from relay.carriers import retry
+from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.eventloop.background import Pump
 from relay.transports.chain import network
@@ -67,7 +67,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(carrying, "_BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr(retry, "_BACKOFF", (0.01, 0.02))
     with contextlib.ExitStack() as stack:
         yield World(stack)
 
@@ -285,7 +285,7 @@ def test_a_session_that_is_lost_is_made_again(world):
     factory.subscribe(lambda state, error: states.put((state, str(error))))
     world.bridge.controls[0].close()
     seen = [states.get(timeout=WAIT) for _ in range(3)]
-    assert [state for state, _ in seen] == [State.BACKING_OFF, State.CONNECTING, State.UP]
+    assert [state for state, _ in seen] == [CarrierState.BACKING_OFF, CarrierState.CONNECTING, CarrierState.UP]
     assert seen[0][1].endswith("the router has ended the session")
     factory(deadline=soon()).close()
     assert len(world.sessions()) == 2
@@ -320,7 +320,7 @@ def test_a_session_whose_streams_do_not_answer_is_renewed_beside_it(world, impat
     client.close()
     assert old.over.wait(WAIT), "it ends with its last stream"
     exchange(other, other_far)
-    assert not new.over.is_set() and set(states) <= {State.UP}
+    assert not new.over.is_set() and set(states) <= {CarrierState.UP}
     assert ended_first(tunnel) == "done"
     assert "does not answer" in caplog.text
 
@@ -485,7 +485,7 @@ def test_a_forked_child_makes_its_own_session(world):
     far_control = world.bridge.controls[0]
     child = os.fork()
     if child == 0:
-        os._exit(0 if factory.dest == "" and factory.carrier().state is State.CONNECTING else 1)
+        os._exit(0 if factory.dest == "" and factory.carrier().state is CarrierState.CONNECTING else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with factory(deadline=soon()) as stream:
         stream.socket.settimeout(WAIT)

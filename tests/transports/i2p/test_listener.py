@@ -16,7 +16,7 @@ import relay
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.api.i2p import i2p
-from relay.carriers.link import State
+from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
 from relay.testing import SAMBridge
 from relay.transports.chain import network
@@ -416,7 +416,7 @@ def test_a_failure_that_time_does_not_mend_is_raised_once_by_accept(listen, brid
 
 def test_what_has_failed_is_tried_again_after_a_while(listen, bridge, monkeypatch):
     monkeypatch.setattr(listener, "FINAL", 0.05)
-    monkeypatch.setattr("relay.carriers.carrier._FINAL", 0.01)
+    monkeypatch.setattr("relay.carriers.carrier._RETRY_FAILED_AFTER", 0.01)
     states = States()
     listen(states=states)
     states.wait_for("published")
@@ -630,7 +630,7 @@ def test_one_that_is_patient_waits_for_its_router(bridge):
     bridge.kill()
     away = threading.Event()
     with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), network(), "here") as there:
-        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        there.subscribe(lambda state, error: state == CarrierState.BACKING_OFF.value and away.set())
         starting = Thread(lambda: there.start(WAIT, patient=True))
         assert away.wait(WAIT)
         bridge.restart()
@@ -646,7 +646,7 @@ def test_one_that_is_patient_ends(bridge, end, caplog):
         I2PRouter(sam=bridge.sam, user="me", password=lambda: 1 / 0) if end != "close" else I2PRouter(sam=bridge.sam)
     )
     with I2PListener(I2PListen(router), network(), "here") as there:
-        there.subscribe(lambda state, error: state == State.BACKING_OFF.value and away.set())
+        there.subscribe(lambda state, error: state == CarrierState.BACKING_OFF.value and away.set())
         starting = Thread(lambda: there.start(WAIT, patient=True))
         if end == "close":
             assert away.wait(WAIT)
@@ -665,4 +665,4 @@ def test_it_says_what_it_is_when_it_fails():
             there.start(WAIT)
         there.close()
         assert "secret!" not in f"{caught.value} {there!r}"
-        assert there.state == State.CLOSED.value
+        assert there.state == CarrierState.CLOSED.value

@@ -15,8 +15,8 @@ from listener_rig import Clients, Listening, States, accept, make_prompt
 
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PRouter
-from relay.carriers.dialer import wait_for
-from relay.carriers.link import State
+from relay.carriers.dialer import wait_until_up
+from relay.carriers.link import CarrierState
 from relay.streams.stream import Stream
 from relay.testing import SAMBridge
 from relay.transports.chain import network
@@ -425,8 +425,8 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     carrier = make_carrier("here", I2PRouter(sam=bridge.sam), network(), lambda: None)
     carrier.begin()
     try:
-        session = wait_for(carrier, None, None, patient=False)  # where nobody accepts
-        carrier.subscribe(lambda state, error: state is State.BACKING_OFF and lost.set())
+        session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
+        carrier.subscribe(lambda state, error: state is CarrierState.BACKING_OFF and lost.set())
         prover._pump.loop.call(lambda: prover.prove(session))
         if alive:
             wait_until(lambda: prover._times)

@@ -133,7 +133,7 @@ def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeyp
 def test_a_forked_child_makes_a_connection_of_its_own(world, factory):
     make = factory("bastion")
     make().close()
-    with pool._holders.lock, pool._shared.lock:
+    with pool._pool.ref_lock, pool._pool.lock:
         child = os.fork()
         if child == 0:
             try:
@@ -501,7 +501,7 @@ def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
     other.ready()
     make = SSHFactory(SSHServer("bastion"), network(), TARGET)
     make.subscribe(lambda state, error: heard.append(state.value))
-    watchers = make._holder.held._watchers
+    watchers = make._holder.current._watchers
     assert len(watchers) == 1
     del make
     wait_until(lambda: not watchers)

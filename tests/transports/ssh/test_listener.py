@@ -17,7 +17,7 @@ import relay
 from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
 from relay.api.ssh import listen_ssh
 from relay.carriers.carrier import Carrier
-from relay.carriers.link import State
+from relay.carriers.link import CarrierState
 from relay.transports.ssh import listener as module
 from relay.transports.ssh.connection import LOGIN
 
@@ -79,7 +79,7 @@ def test_its_retries_are_reported(world, monkeypatch):
         listener.subscribe(lambda state, error: seen.append((state, str(error))))
 
     with listen_ssh(SSHServer("bastion"), ANY, (), opening):
-        assert (State.BACKING_OFF, "ssh://bastion: away") in seen
+        assert (CarrierState.BACKING_OFF, "ssh://bastion: away") in seen
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_one_connection_is_asked_once(world, listen):
     wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
     wait_until(lambda: listener._link is world.connections[1])
     before = threading.active_count()
-    listener._on_state(State.UP, None)
+    listener._on_state(CarrierState.UP, None)
     assert threading.active_count() == before
     assert len(world.asked) == 2 and listener._link is world.connections[1]
 
@@ -276,7 +276,7 @@ def test_a_connection_that_is_lost_before_anybody_listens_is_missed_by_nobody(wo
 def test_a_listener_that_is_closed_hears_no_more(world, listen):
     one, other = listen(), listen(TCPAddress("127.0.0.1", 1001))
     one.close()
-    assert other._holder.held._watchers == [other._on_state]
+    assert other._holder.current._watchers == [other._on_state]
 
 
 def test_connections_that_are_lost_again_and_again_are_not_tried_for_ever(world, listen):
@@ -377,7 +377,7 @@ def test_a_login_that_fails_later_is_raised_by_accept_once(world, listen, monkey
     with pytest.raises(relay.AuthenticationError):
         listener.accept()
     monkeypatch.setattr(module, "_FINAL", 0.01)
-    monkeypatch.setattr("relay.carriers.carrier._FINAL", 0.0)
+    monkeypatch.setattr("relay.carriers.carrier._RETRY_FAILED_AFTER", 0.0)
     accepting = Thread(listener.accept)
     wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
     with come(world):

@@ -1,4 +1,4 @@
-"""``relay.carriers.waiter``: who waits for a carrier is told once, in time, or not at all."""
+"""``relay.carriers.link``: who waits for a carrier is told once, in time, or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import WAIT
 
-from relay.carriers.waiter import Waiter, without
+from relay.carriers.link import Waiter, strip_prefix
 from relay.errors import CarrierError, ConnectError
 from relay.eventloop.loop import Timers
 
@@ -17,7 +17,7 @@ from relay.eventloop.loop import Timers
 def carrier():
     """What a waiter needs of a carrier; what it is asked to call it calls at once."""
     dropped = []
-    made = SimpleNamespace(name="c", error=None, dropped=dropped, drop=dropped.append, calls=0)
+    made = SimpleNamespace(name="c", error=None, dropped=dropped, remove_waiter=dropped.append, calls=0)
 
     def call(function):
         made.calls += 1
@@ -31,8 +31,8 @@ def carrier():
 def test_it_is_told_once(carrier):
     told = []
     waiter = Waiter(carrier, told.append, None, True)
-    waiter.tell("the link")
-    waiter.tell("another")
+    waiter.resolve("the link")
+    waiter.resolve("another")
     assert told == ["the link"]
 
 
@@ -41,21 +41,21 @@ def test_who_has_given_up_is_not_told(carrier):
     waiter = Waiter(carrier, told.append, None, True)
     waiter.give_up()
     waiter.give_up()
-    waiter.tell("the link")
+    waiter.resolve("the link")
     assert told == []
     assert carrier.dropped == [waiter] and carrier.calls == 1
 
 
 def test_giving_up_after_the_outcome_costs_the_pump_nothing(carrier):
     waiter = Waiter(carrier, lambda outcome: None, None, True)
-    waiter.tell("the link")
+    waiter.resolve("the link")
     waiter.give_up()
     assert carrier.calls == 0
 
 
 def test_the_clock_is_stopped_with_the_outcome(carrier):
     timers, told = Timers(), []
-    for end in (lambda waiter: waiter.tell("the link"), lambda waiter: waiter.give_up()):
+    for end in (lambda waiter: waiter.resolve("the link"), lambda waiter: waiter.give_up()):
         waiter = Waiter(carrier, told.append, time.monotonic() + 0.001, True)
         waiter.start(timers)
         end(waiter)
@@ -88,10 +88,10 @@ def test_what_a_callback_raises_is_logged(carrier, caplog):
     def fail(outcome):
         raise RuntimeError("a bug")
 
-    Waiter(carrier, fail, None, True).tell("the link")
-    assert "c: somebody who waited for it failed" in caplog.text
+    Waiter(carrier, fail, None, True).resolve("the link")
+    assert "c: a caller that waited for it failed" in caplog.text
 
 
 def test_a_name_is_said_once():
-    assert without("c", CarrierError("c: gone")) == "gone"
-    assert without("c", CarrierError("d: gone")) == "d: gone"
+    assert strip_prefix("c", CarrierError("c: gone")) == "gone"
+    assert strip_prefix("c", CarrierError("d: gone")) == "d: gone"

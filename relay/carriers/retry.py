@@ -1,0 +1,92 @@
+"""When a carrier connects again: the back-off after failures in a row, and the failures that no retry repairs."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from ..errors import CarrierError, ConnectError
+
+__all__ = ["RetryPolicy"]
+
+_BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
+_MAX_BACKOFF_WITH_WAITERS = 2.0  # seconds of back-off at most while a caller waits
+_STABLE_AFTER = 10.0  # seconds after which a link that was up counts as a success
+_MAX_SAME_STAGE = 3  # times in a row that a server may end the connection at the same point of the login
+_MAX_REPEATED_LOGS = 5  # times in a row that the same failure is logged as a warning
+
+
+class RetryPolicy:
+    """The failures in a row of one carrier. Belongs to the carrier's thread.
+
+    :param max_backoff: seconds of back-off at most after a :class:`~relay.ConnectError`, where another attempt costs
+        little; ``math.inf`` for the same limit as after any other error.
+    """
+
+    __slots__ = ("_failures", "_max_backoff", "_stage", "_stage_repeats", "_was_up")
+
+    def __init__(self, max_backoff: float = math.inf) -> None:
+        self._max_backoff = max_backoff
+        self._failures = 0
+        self._stage = ""  # of the login at which the last attempt has ended
+        self._stage_repeats = 0  # attempts in a row that have ended there
+        self._was_up = False
+
+    def connected(self) -> bool:
+        """Note that there is a link.
+
+        :returns: whether a failure or another link came before, so that this one is a recovery.
+        """
+        is_recovery = self._was_up or self._failures > 0
+        self._was_up = True
+        return is_recovery
+
+    def lost(self, seconds: float) -> None:
+        """Note the loss of a link.
+
+        :param seconds: that it was up. A link that lasted ends the row of failures; one that did not is one of them.
+        """
+        if seconds > _STABLE_AFTER:
+            self._failures = 0
+
+    def give_up_on(self, error: Exception) -> CarrierError | None:
+        """Return the final error if a server has ended the login too often at the same point.
+
+        This counts until the first link: a server that has accepted the login before has a passing problem.
+
+        :param error: of the attempt.
+        """
+        stage = error.stage if isinstance(error, CarrierError) and not self._was_up else ""
+        self._stage_repeats = 1 if stage != self._stage else self._stage_repeats + 1
+        self._stage = stage
+        if not stage or self._stage_repeats < _MAX_SAME_STAGE:
+            return None
+        final = CarrierError(f"{error}; {self._stage_repeats} times in a row", stage=stage)
+        final.final = True
+        return final
+
+    def next_delay(self, error: Exception, *, has_waiters: bool) -> float:
+        """Count a failure, and return the seconds until the next attempt: twice as many each time, up to a limit.
+
+        :param error: the failure.
+        :param has_waiters: whether a caller waits for the link.
+        """
+        longest = _MAX_BACKOFF_WITH_WAITERS if has_waiters else _BACKOFF[1]
+        if isinstance(error, ConnectError):
+            longest = min(longest, self._max_backoff)
+        delay = _jittered(min(longest, _BACKOFF[0] * 2 ** min(self._failures, 10)))
+        self._failures += 1
+        return delay
+
+    def delay_with_waiter(self) -> float:
+        """Return the seconds in which the next attempt starts at the latest while a caller waits for it."""
+        return _jittered(_MAX_BACKOFF_WITH_WAITERS)
+
+    def has_logged_enough(self) -> bool:
+        """Return whether the same failure need not be logged as a warning any more."""
+        return self._failures > _MAX_REPEATED_LOGS
+
+
+def _jittered(seconds: float) -> float:
+    """Return between a half and all of ``seconds``, so that fifty programs do not reconnect at the same moment."""
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311  (this needs no secrecy)

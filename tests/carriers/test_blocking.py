@@ -1,0 +1,83 @@
+"""``relay.carriers.blocking``: attempts and closes on threads of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+from helpers import WAIT
+
+from relay.carriers.blocking import BlockingCalls
+from relay.errors import CarrierError, ConnectError
+
+
+class World:
+    """A connector and its link; what is called in the carrier's thread is called at once."""
+
+    def __init__(self):
+        self.told = queue.SimpleQueue()
+        self.error = None
+        self.lost = None
+        self.calls = BlockingCalls("c", self, 5.0, lambda function: function() or True)
+
+    def begin(self):
+        self.calls.connect(
+            lambda *outcome: self.told.put(("connected", *outcome)),
+            lambda *outcome: self.told.put(("failed", *outcome)),
+            lambda *outcome: self.told.put(("lost", *outcome)),
+        )
+        return self.told.get(timeout=WAIT)
+
+    def connect(self, deadline, cancel, lost):
+        self.lost = lost
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def close(self):
+        self.told.put(("closed", threading.current_thread().name))
+
+
+@pytest.fixture
+def world():
+    made = World()
+    yield made
+    made.calls.cancel.close()
+
+
+def test_a_link_and_its_loss(world):
+    assert world.begin() == ("connected", world, [])
+    gone = CarrierError("c: gone")
+    world.lost(gone)
+    assert world.told.get(timeout=WAIT) == ("lost", world, gone)
+
+
+@pytest.mark.parametrize("error", [ConnectError("c: refused"), ValueError("a bug")])
+def test_an_error_is_passed_on(world, error):
+    world.error = error
+    assert world.begin() == ("failed", error)
+
+
+def test_an_exit_is_an_error(world):
+    world.error = SystemExit(1)
+    _, error = world.begin()
+    assert isinstance(error, RuntimeError) and str(error) == "SystemExit(1)"
+
+
+def test_without_a_thread_the_attempt_fails_at_once(world, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    kind, error = world.begin()
+    assert kind == "failed" and isinstance(error, OSError) and "can't start new thread" in str(error)
+    world.calls.close_link(world)
+    assert world.told.get(timeout=WAIT) == ("closed", threading.current_thread().name)
+
+
+def test_closing_has_a_thread_of_its_own(world):
+    over = threading.Event()
+    world.calls.close(world, over.set)
+    assert over.wait(WAIT)
+    assert [world.told.get(timeout=WAIT) for _ in range(2)] == [("closed", "relay c closing")] * 2

@@ -1,0 +1,72 @@
+"""``relay.carriers.retry``: the back-off, its jitter, and the failures that no retry repairs."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.carriers import retry
+from relay.carriers.retry import RetryPolicy
+from relay.errors import CarrierError, ConnectError
+
+REFUSED = ConnectError("c: connection refused", reason="refused")
+LOST = CarrierError("c: gone")
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """No jitter."""
+    monkeypatch.setattr(retry, "_jittered", lambda seconds: seconds)
+
+
+def test_the_back_off_is_jittered():
+    drawn = {retry._jittered(4.0) for _ in range(64)}
+    assert len(drawn) > 32 and all(2.0 <= one <= 4.0 for one in drawn)
+
+
+def test_it_doubles_up_to_its_limits(exact):
+    policy = RetryPolicy(max_backoff=5.0)
+    delays = [policy.next_delay(LOST, has_waiters=False) for _ in range(8)]
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert policy.next_delay(REFUSED, has_waiters=False) == 5.0
+    assert policy.next_delay(LOST, has_waiters=True) == policy.delay_with_waiter() == 2.0
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(9.9, 1.0), (10.1, 0.5)])
+def test_a_link_that_lasted_ends_the_row_of_failures(exact, seconds, delay):
+    policy = RetryPolicy()
+    policy.next_delay(LOST, has_waiters=False)
+    policy.connected()
+    policy.lost(seconds)
+    assert policy.next_delay(LOST, has_waiters=False) == delay
+
+
+def test_a_connection_after_a_failure_or_another_one_is_a_recovery():
+    policy = RetryPolicy()
+    assert not policy.connected()
+    assert policy.connected()
+    policy = RetryPolicy()
+    policy.next_delay(LOST, has_waiters=False)
+    assert policy.connected()
+
+
+def test_the_same_point_of_the_login_three_times_is_final():
+    policy = RetryPolicy()
+    at_login, at_banner = CarrierError("c: ended", stage="login"), CarrierError("c: ended", stage="banner")
+    assert [policy.give_up_on(error) for error in (at_login, at_login, at_banner, at_login, at_login)] == [None] * 5
+    final = policy.give_up_on(at_login)
+    assert final is not None and final.final and final.stage == "login" and str(final) == "c: ended; 3 times in a row"
+
+
+def test_no_point_counts_after_the_first_link():
+    policy = RetryPolicy()
+    policy.connected()
+    assert not any(policy.give_up_on(CarrierError("c: ended", stage="login")) for _ in range(5))
+
+
+def test_the_same_failure_is_logged_five_times():
+    policy = RetryPolicy()
+    enough = []
+    for _ in range(7):
+        policy.next_delay(LOST, has_waiters=False)
+        enough.append(policy.has_logged_enough())
+    assert enough == [False] * 5 + [True] * 2

@@ -1,0 +1,28 @@
+"""Reads the table of states from a module's docstring, so that a test can compare it with the rows that it runs."""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+
+__all__ = ["rows_of"]
+
+
+def rows_of(module: ModuleType, columns: int = 3) -> list[tuple[str, ...]]:
+    """Read the only table of a module's docstring: a simple table of reStructuredText.
+
+    :param columns: how many to return, from the left: the last one of a table says in prose what is done.
+    :returns: its rows; a line whose first column is empty goes on with the row above.
+    """
+    lines = (module.__doc__ or "").splitlines()
+    borders = [number for number, line in enumerate(lines) if re.fullmatch(r"=+( +=+)+", line)]
+    assert len(borders) == 3, "expected one table, with a head"
+    spans = [match.span() for match in re.finditer("=+", lines[borders[0]])]
+    rows: list[list[str]] = []
+    for line in lines[borders[1] + 1 : borders[2]]:
+        cells = [line[start:end].strip() for start, end in spans[:columns]]
+        if cells[0]:
+            rows.append(cells)
+        else:
+            rows[-1] = [f"{above} {cell}".strip() for above, cell in zip(rows[-1], cells, strict=True)]
+    return [tuple(row) for row in rows]

@@ -74,10 +74,27 @@ def test_its_tests_run(built: Path) -> None:
     assert " passed" in said and "failed" not in said
 
 
-def test_what_is_installed_from_it_is_the_package_alone(built: Path, tmp_path: Path) -> None:
+MANUALS = {f"share/man/man1/{path.name}" for path in (ROOT / "docs" / "man").glob("*.1")}
+COMPLETIONS = {
+    "share/bash-completion/completions/relay",
+    "share/zsh/site-functions/_relay",
+    "share/fish/vendor_completions.d/relay.fish",
+}
+
+
+@pytest.mark.parametrize("origin", ["release", "clone"])
+def test_what_is_installed_is_the_package_with_its_manuals_and_completions(
+    built: Path, tmp_path: Path, origin: str
+) -> None:
+    source = built if origin == "release" else built.parents[1] / "source"
     build = f"import setuptools.build_meta as build; print(build.build_wheel({str(tmp_path)!r}))"
-    file = run(shutil.copytree(built, tmp_path / "copy"), sys.executable, "-c", build).splitlines()[-1]
+    file = run(shutil.copytree(source, tmp_path / "copy"), sys.executable, "-c", build, PYTHONPATH="").splitlines()[-1]
+    package = {path for path in (source / "relay").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     with zipfile.ZipFile(tmp_path / file) as wheel:
-        names = [name for name in wheel.namelist() if ".dist-info/" not in name]
-    package = [path for path in (built / "relay").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sorted(names) == sorted(str(path.relative_to(built)) for path in package)
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    data = file.rsplit("-", 3)[0] + ".data/data/"
+    assert len(MANUALS) == 10
+    assert names == {str(path.relative_to(source)) for path in package} | {data + n for n in MANUALS | COMPLETIONS}
+    pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--ignore-installed"]
+    run(tmp_path, *pip, "--prefix", str(tmp_path / "prefix"), "--no-warn-script-location", file)
+    assert [name for name in MANUALS | COMPLETIONS if not (tmp_path / "prefix" / name).read_text()] == []

@@ -72,7 +72,7 @@ complete -c relay -n '__fish_seen_subcommand_from up' -l log-format -x -a 'text 
 complete -c relay -n '__fish_seen_subcommand_from up' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from up' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from up' -F
-complete -c relay -n '__fish_seen_subcommand_from check' -l print -d 'Print the effective settings as a relay.toml; check nothing else.'
+complete -c relay -n '__fish_seen_subcommand_from check' -l print -d 'Print the effective settings as a relay.toml; resolve no names and open no keys.'
 complete -c relay -n '__fish_seen_subcommand_from check' -l schema -d 'Print the JSON schema of relay.toml, for editors.'
 complete -c relay -n '__fish_seen_subcommand_from check' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from check' -s h -l help -d 'Show this message and exit.'
@@ -88,7 +88,7 @@ complete -c relay -n '__fish_seen_subcommand_from demo' -l sam -x -d 'SAM bridge
 complete -c relay -n '__fish_seen_subcommand_from demo' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from demo' -a '(__fish_complete_directories)'
 complete -c relay -n '__fish_seen_subcommand_from keys' -s h -l help -d 'Show this message and exit.'
-complete -c relay -n '__fish_seen_subcommand_from keys; and not __fish_seen_subcommand_from new show' -a new -d 'Make the keys of a new I2P destination and write them to FILE, for your eyes only.'
+complete -c relay -n '__fish_seen_subcommand_from keys; and not __fish_seen_subcommand_from new show' -a new -d 'Make the keys of a new I2P destination and write them to FILE, owner-only (mode 0600).'
 complete -c relay -n '__fish_seen_subcommand_from keys; and not __fish_seen_subcommand_from new show' -a show -d 'Show the address and the destination of the keys in FILE; never the private key.'
 complete -c relay -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from new' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from keys; and __fish_seen_subcommand_from new' -F

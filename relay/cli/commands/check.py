@@ -47,7 +47,10 @@ Words = Annotated[
 def check(
     words: Words = None,
     print_: Annotated[
-        bool, typer.Option("--print", help="Print the effective settings as a relay.toml; check nothing else.")
+        bool,
+        typer.Option(
+            "--print", help="Print the effective settings as a relay.toml; resolve no names and open no keys."
+        ),
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of relay.toml, for editors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,

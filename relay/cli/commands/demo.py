@@ -187,7 +187,7 @@ def curl(url: str) -> bytes:
 
 @contextmanager
 def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
-    """A web server on the loopback that serves these pages and nothing else; gives its address."""
+    """A web server on the loopback that serves only these pages; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

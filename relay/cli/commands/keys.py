@@ -26,10 +26,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the priv
 
 @app.command(cls=PlainCommand)
 def new(file: File) -> None:
-    """Make the keys of a new I2P destination and write them to FILE, for your eyes only.
+    """Make the keys of a new I2P destination and write them to FILE, owner-only (mode 0600).
 
-    Prints the destination's address. A file that is there already is not touched. No router is needed; i2pd takes the
-    file, too.
+    Prints the destination's address, and never overwrites a file. No router is needed; i2pd can use the file as well.
     """
     with failures_reported(debug=False):
         from ...addresses.destinations import PrivateKey

@@ -77,8 +77,9 @@ def pipe(
 ) -> None:
     """Connect standard input and output to TARGET.
 
-    relay passes on the EOF of standard input and still receives the reply; the target's EOF ends the output. relay
-    prints nothing else there. If the connection is refused or reset, relay exits with status 1 and one line.
+    relay passes on the EOF of standard input and still receives the reply; the target's EOF ends the output. There
+    relay prints only what the target sends. If the connection is refused or reset, relay exits with status 1 and one
+    line.
 
     With --via, the last hop connects to TARGET: it resolves the name, and Unix paths are on that machine.
     """

@@ -28,9 +28,9 @@ relay socks 1080 --via ssh://me@bastion (the same from the bastion, which looks 
 
 relay socks 1080 --rule '*.corp.example=ssh://me@bastion' --rule '10.0.0.0/8=ssh://me@bastion' --rule '*=direct'
 
-relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by its router, all else by another proxy)
+relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by its router, everything else by another proxy)
 
-relay socks http://127.0.0.1:3128 --rule '*:443=direct' (clients of an HTTP proxy, for https:// and nothing else)
+relay socks http://127.0.0.1:3128 --rule '*:443=direct' (an HTTP proxy for https:// only)
 
 relay socks 1080 --rule '10.0.0.0/8=refuse' --rule '*=direct' (nor to names that resolve into 10.0.0.0/8)
 

@@ -90,7 +90,7 @@ def test_a_wrong_command_line_is_status_2(arguments):
     ("arguments", "words"),
     [
         (["keys"], "Make and show the keys of I2P destinations."),
-        (["keys", "new"], "Make the keys of a new I2P destination and write them to FILE, for your eyes only."),
+        (["keys", "new"], "Make the keys of a new I2P destination and write them to FILE, owner-only (mode 0600)."),
         (["keys", "show"], "Show the address and the destination of the keys in FILE; never the private key."),
     ],
 )

@@ -28,7 +28,7 @@ relay socks 1080 --via ssh://me@bastion (the same from the bastion, which looks 
 
 relay socks 1080 --rule '*.corp.example=ssh://me@bastion' --rule '10.0.0.0/8=ssh://me@bastion' --rule '*=direct'
 
-relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by its router, everything else by another proxy)
+relay socks 1080 --rule '*.i2p=i2p:' --rule '*=socks5://127.0.0.1:9050' (I2P by its router, the rest by a proxy)
 
 relay socks http://127.0.0.1:3128 --rule '*:443=direct' (an HTTP proxy for https:// only)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import inspect
 import itertools
+import json
+import logging
 import re
 import shlex
 import subprocess
@@ -21,44 +24,73 @@ import relay
 from relay.addresses.i2p import I2PListen
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.cli import output
+from relay.cli.options import Options
 from relay.compat import rforward, zmqssh
+from relay.engine.records import ConnectionRecord, Stats
 from relay.streams import interfaces
 from relay.transports.ssh.config.settings import CLIENT_ONLY
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
-LISTENING = [program for program in PROGRAMS if "listening on" in program]  # what others do, the tour's test tries
-COMMANDS = re.findall(r"^\$ (relay (?:forward|expose) .*?)(?: +#.*)?$", ALL, re.MULTILINE)
+PROGRAMS = [
+    (page, program)
+    for page, text in {"README": README, **PAGES}.items()
+    for program in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+]
+ELSEWHERE = {"chains": "def rows():", "tutorial": "signal.pause()"}  # what tests of their own run, and a mark of each
+RUN = [one for one in PROGRAMS if one[0] not in ELSEWHERE or ELSEWHERE[one[0]] not in one[1]]
+LISTENING = [one for one in RUN if "listening on" in one[1]]
+OTHERS = [one for one in RUN if "listening on" not in one[1]]
+COMMANDS = [
+    (page, command)
+    for page, text in {"README": README, **PAGES}.items()
+    for command in re.findall(r"^\$ (relay (?:forward|expose|socks|pipe|up)\b.*?)(?: +#.*)?$", text, re.MULTILINE)
+    + re.findall(r"ProxyCommand(?:='| )(relay pipe [^'\n]*)", text)
+]
 
 
-@pytest.mark.parametrize("program", LISTENING, ids=range(len(LISTENING)))
-def test_the_programs_run(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False)
+def page_of(example):
+    return example[0]
+
+
+@pytest.mark.parametrize("example", LISTENING, ids=page_of)
+def test_the_programs_with_a_tunnel_run(example):
+    done = subprocess.run([sys.executable, "-c", example[1]], capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("listening on ('127.0.0.1', ")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_understood(command):
-    words = shlex.split(command)
+@pytest.mark.parametrize("example", OTHERS, ids=page_of)
+def test_the_other_programs_run(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", example[1]], capture_output=True, text=True, timeout=WAIT, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr  # a program may show a loss, which is in the log
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("example", COMMANDS, ids=page_of)
+def test_the_commands_are_understood(example):
+    command = re.sub(r"\$\(cat [^)]*\)", "ssh://me@server", example[1])
+    words = shlex.split(re.split(r" \d?[<>&|]", command)[0])
     values = dict(itertools.pairwise(words))
     if words[1] == "forward":
         parse_listen(words[2])
         parse_target(words[3])
-    else:
+    elif words[1] == "expose":
         parse_target(words[2])
         assert isinstance(parse_listen(values["--on"]), (SSHListen, I2PListen))
     parse_hops([hop for option, hop in itertools.pairwise(words) if option == "--via"])
     done = subprocess.run(
-        # The last word is one too many: everything before it was understood.
-        [str(Path(sys.executable).parent / "relay"), *words[1:], "surplus"],
+        # The last words are too many: everything before them was understood.
+        [str(Path(sys.executable).parent / "relay"), *words[1:], *(["file"] if words[1] == "up" else []), "surplus"],
         capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
-    assert "unexpected extra argument(s) (surplus)" in done.stderr
+    assert "unexpected extra argument" in done.stderr and "surplus)" in done.stderr
 
 
 SAMPLES = {path.name: path.read_text() for path in sorted((ROOT / "samples").glob("*.py"))}
-SHOWN = {**{f"document {number}": program for number, program in enumerate(PROGRAMS)}, **SAMPLES}
+SHOWN = {**{f"{page} {number}": program for number, (page, program) in enumerate(PROGRAMS)}, **SAMPLES}
 
 
 @pytest.mark.parametrize("program", SHOWN.values(), ids=SHOWN)
@@ -74,13 +106,13 @@ def test_examples_of_tunnels_are_found():
 
 
 def test_it_shows_programs_and_commands():
-    assert len(LISTENING) >= 2 and len(PROGRAMS) == len(LISTENING) + 1
-    assert len(COMMANDS) >= 5
-    assert {command.split()[1] for command in COMMANDS} == {"forward", "expose"}
+    assert len(LISTENING) >= 2 and len(RUN) + len(ELSEWHERE) == len(PROGRAMS)
+    assert {command.split()[1] for _, command in COMMANDS} == {"forward", "expose", "socks", "pipe", "up"}
 
 
 def test_every_public_name_is_in_it_and_every_name_in_it_is_public():
-    named = set(re.findall(r"`relay\.(\w+)", ALL)) - {"aio", "compat", "testing", "toml"}
+    packages = {path.stem for path in (ROOT / "relay").glob("[!_.]*")}
+    named = set(re.findall(r"`relay\.(\w+)", ALL)) - packages - {"toml"}
     assert named <= set(relay.__all__)
     functions = {name for name in relay.__all__ if not name.endswith("Error")}
     assert functions <= named
@@ -137,6 +169,41 @@ def test_the_picture_of_the_layers_is_drawn_from_the_imports():
 @pytest.mark.parametrize("path", sorted((ROOT / "relay").rglob("__init__.py")), ids=lambda path: path.parent.name)
 def test_every_folder_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def rows(page, heading):
+    """The first cells of a page's table, by its heading."""
+    (table,) = re.findall(rf"^\| {heading} \|.*\n\| ---.*\n((?:\|.*\n)+)", PAGES[page], re.MULTILINE)
+    return {line.split("|")[1].strip(" `"): line.split("|")[2] for line in table.splitlines()}
+
+
+def test_the_fields_of_the_log_are_those_of_the_records():
+    fields = rows("operations", "field")
+    record = logging.LogRecord("relay", logging.INFO, "", 0, "text", None, (OSError, OSError(), None))
+    record.connection = ConnectionRecord(("127.0.0.1", 1), None, 0.0, 0, 0, "copy", "closed", "done")
+    record.stats = Stats(0, 0, 0, 0, {})
+    shown = json.loads(output._JSON().format(record))
+    assert list(fields) == list(shown)
+    for name in ("connection", "stats"):
+        assert set(shown[name]) <= set(re.findall(r"`(\w+)`", fields[name]))
+
+
+def test_the_systemd_unit_is_right():
+    unit = configparser.ConfigParser()
+    unit.optionxform = str
+    unit.read_string(re.search(r"^```ini\n(.*?)^```", PAGES["operations"], re.DOTALL | re.MULTILINE)[1])
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    program, *words = unit["Service"]["ExecStart"].split()
+    assert program.endswith("/relay")
+    assert float(unit["Service"]["TimeoutStopSec"]) > inspect.signature(Options).parameters["drain"].default
+    command = [str(Path(sys.executable).parent / "relay"), *words, "surplus"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert "unexpected extra argument" in done.stderr
+
+
+def test_every_package_is_in_the_page_about_the_architecture():
+    entries = {path.stem for path in (ROOT / "relay").glob("[!_.]*") if path.name != "py.typed"}
+    assert {name for name in entries if f"**`relay.{name}`**" not in PAGES["architecture"]} == set()
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +308,7 @@ def test_the_file_of_tunnels_is_right(tmp_path):
     assert [*tomllib.loads(done.stdout)["tunnels"]] == ["db", "site", "proxy"]
 
 
-@pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- (.*?)(?: +# .*)?$", ALL, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- ([^$\n]*?)(?: +[#>].*)?$", ALL, re.MULTILINE))
 def test_a_command_line_becomes_a_file(line):
     program = str(Path(sys.executable).parent / "relay")
     done = subprocess.run(

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from .api.urls import target
 from .engine import tunnel
@@ -16,10 +16,9 @@ from .engine.observer import OnEnd
 from .engine.records import ConnectionRecord, Stats
 from .errors import ConnectError
 from .streams.checks import check_time
-from .streams.connect import dialed
-from .streams.dialer import LATE, Answer, Dialed
-from .streams.happy_eyeballs import Direct
+from .streams.dialer import Dialed
 from .streams.interfaces import Listener, MakeSend
+from .streams.promise import LATE, Answer
 from .streams.stream import Stream
 
 __all__ = ["Tunnel", "connect"]
@@ -48,8 +47,7 @@ async def connect(
     """
     seconds = check_time("timeout", timeout)
     deadline = None if seconds is None else time.monotonic() + seconds
-    made = await asyncio.to_thread(target, url, via)  # which may read files
-    factory = dialed(cast("Direct | Dialed", made))
+    factory = await asyncio.to_thread(target, url, via)  # which may read files
     try:
         stream = await _stream(factory, deadline)
     finally:

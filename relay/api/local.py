@@ -12,8 +12,9 @@ from ..addresses.hops import over_i2p, to_i2p
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..addresses.parse import parse_hops, parse_target
 from ..engine.tunnel import Tunnel
+from ..streams.dialer import Dialed
 from ..transports.unix import listen_unix
-from .urls import Factory, target
+from .urls import target
 
 __all__ = ["listen_privately", "local"]
 
@@ -54,7 +55,7 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Abstrac
 
 
 @contextmanager
-def _leading(name: str, make_send: Factory, connect_timeout: float, linger: float) -> Iterator[str]:
+def _leading(name: str, make_send: Dialed, connect_timeout: float, linger: float) -> Iterator[str]:
     with listen_privately(name) as receive:
         with Tunnel(receive, make_send, timeout=None, connect_timeout=connect_timeout, linger=linger):
             yield receive.getsockname()

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from ..addresses.hops import ProxyListen, check_way
 from ..addresses.i2p import I2PListen
@@ -15,27 +15,9 @@ from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.values import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
 from ..errors import AddressError
 from ..streams.checks import check_time
-from ..streams.happy_eyeballs import Cancel
-from ..streams.stream import Stream
+from ..streams.dialer import Dialed
 
-__all__ = ["Factory", "connect", "listen", "listen_patiently", "target"]
-
-
-class Factory(Protocol):
-    """What :func:`target` returns; it may be called from any thread."""
-
-    target: str
-    """The address in records and log lines."""
-
-    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
-        """Connect, and wait for it.
-
-        :param peer: the client's address; it changes nothing here. A tunnel passes it to factories that name it.
-        :param deadline: monotonic seconds; ``None`` for as long as it takes.
-        :param cancel: an object with ``is_set()`` and ``fileno()``; gives the attempt up when set.
-        :returns: a connected stream.
-        :raises OSError: as :func:`connect` does.
-        """
+__all__ = ["connect", "listen", "listen_patiently", "target"]
 
 
 # The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
@@ -55,7 +37,7 @@ LISTENERS: dict[type, str] = {
 }
 
 
-def target(url: str, via: Sequence[str] = ()) -> Factory:
+def target(url: str, via: Sequence[str] = ()) -> Dialed:
     """A factory for any address, behind any chain of hops.
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
@@ -84,7 +66,7 @@ def target(url: str, via: Sequence[str] = ()) -> Factory:
     hops = parse_hops(via, url)
     address = parse_target(url, hops[-1] if hops else None)
     if not hops and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
-        direct: Factory = _make(SENDERS, address)
+        direct: Dialed = _make(SENDERS, address)
         return direct
     from ..transports.chain import chain
 
@@ -114,9 +96,7 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     """
     seconds = check_time("timeout", timeout)
     deadline = None if seconds is None else time.monotonic() + seconds
-    factory = target(url, via)
-    alone = getattr(factory, "connect", None)  # a stream whose socket alone must let go of what is under it
-    connected: socket.socket = alone(deadline=deadline) if alone else factory(deadline=deadline).socket
+    connected = target(url, via).connect(deadline)
     connected.setblocking(True)
     return connected
 

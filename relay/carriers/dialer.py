@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Generic
 
 from ..errors import CarrierError, ConnectError, RelayError
-from ..streams.dialer import Answer, Done, GiveUp, Steps
-from ..streams.happy_eyeballs import Cancel
+from ..streams.cancellation import Cancel
+from ..streams.promise import Answer, Done, GiveUp, Steps
 from ..streams.stream import Stream
 from .carrier import Carrier
 from .link import AnyLink
@@ -122,8 +122,7 @@ def wait_until_up(
     finally:
         give_up()
     if link is None:
-        given_up = cancel is not None and cancel.is_set()
-        problem = "the attempt was given up" if given_up else "not connected in time"
+        problem = "the attempt was given up" if answer.cancelled else "not connected in time"
         raise ConnectError(f"{carrier.name}: {problem}", reason="connect_timeout")
     return link
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import CarrierError, ConnectError, RelayError
 from ..eventloop.loop import Timer, Timers
-from ..streams.happy_eyeballs import Cancel
+from ..streams.cancellation import Cancel
 
 __all__ = ["AnyLink", "CarrierState", "Connector", "Link", "Links", "Lost", "Waiter", "Watcher", "strip_prefix"]
 

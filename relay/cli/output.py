@@ -261,10 +261,10 @@ class _Text(logging.Formatter):
 
 
 def _finished(record: ConnectionRecord) -> str:
-    from ..streams.happy_eyeballs import place
+    from ..eventloop.sockets import format_address
 
     return (
-        f"{place(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
+        f"{format_address(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
         f"{record.reason} after {record.age:.3f} s, "
         f"{size(record.received)} received, {size(record.sent)} sent, {record.engine}"
     )

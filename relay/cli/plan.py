@@ -17,7 +17,7 @@ from ..api.urls import listen_patiently
 from ..api.urls import target as factory_for
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, ConnectError
-from ..streams.happy_eyeballs import place
+from ..eventloop.sockets import format_address
 from .options import Options
 from .output import carriers_quiet, configuration_read
 from .probes import SessionTrial, Trial
@@ -100,7 +100,7 @@ class Plan:
         _warn_if_open(receive)
         warn_if_unsure(self.routes.where)
         tunnel = _tunnel(receive, make_send, self.options, self.name)
-        return Opened(tunnel, receive, make_send, self.title(place(tunnel.address), make_send.target))
+        return Opened(tunnel, receive, make_send, self.title(format_address(tunnel.address), make_send.target))
 
     def _check(self, preflight: Preflight | None) -> None:
         """Check the files, the keys and the secrets that it names, before anything is opened or connected to."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..engine.connection import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
-from ..streams.happy_eyeballs import place
+from ..eventloop.sockets import format_address
 from .fleet_table import Column, Content
 from .output import size, summary, total
 
@@ -97,7 +97,7 @@ class _Ended:
 
 def ended(record: ConnectionRecord) -> str:
     """A connection that has ended, on one line; its reason comes first."""
-    who, target = place(record.peer) or "a local client", record.target or "nowhere"
+    who, target = format_address(record.peer) or "a local client", record.target or "nowhere"
     figures = f"{size(record.received)} received, {size(record.sent)} sent"
     return f"{record.reason} after {age(record.age)}: {who} → {target}, {figures}"
 
@@ -174,7 +174,7 @@ class TunnelView:
     def _row(self, number: int, record: ConnectionRecord, shows_target: bool) -> list[str]:
         target = [record.target or ""] if shows_target else []
         figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(number)]
-        return [place(record.peer) or "a local client", record.state, *target, *figures]
+        return [format_address(record.peer) or "a local client", record.state, *target, *figures]
 
     def _numbered(self, records: Iterable[ConnectionRecord]) -> dict[int, ConnectionRecord]:
         """A record has no number by which to know it again. But both lists are in the order of their beginnings."""

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..errors import ConnectError
-from ..eventloop.loop import Loop, Timer
+from ..eventloop.loop import Loop
 from ..eventloop.poller import OUT
+from ..eventloop.sockets import Endpoint, connect_error
 from ..streams.cancellation import Cancellation
+from ..streams.connect import ConnectRace, SocketDialer
 from ..streams.dialer import Dialed
 from ..streams.fairness import source_of
-from ..streams.happy_eyeballs import Direct, Endpoint, Race, connect_error, connect_patiently
 from ..streams.lookups import Lookups, key_of
 from ..streams.stream import Stream
 from .connection import Connection
@@ -40,21 +41,17 @@ def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
 class Plan:
     """How the streams of one factory are made.
 
-    :param factory: a tunnel's ``make_send``, or what a :class:`Guide` leads to.
+    :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
     """
 
-    __slots__ = ("factory", "direct", "upgrade", "endpoints", "dialed", "nonblocking", "keywords", "target")
+    __slots__ = ("factory", "dialer", "endpoints", "nonblocking", "keywords", "target")
 
     def __init__(self, factory: Callable[..., Any]) -> None:
         self.factory = factory
-        self.direct = factory if isinstance(factory, Direct) else None
-        self.upgrade = self.direct.upgrade if self.direct is not None else None
-        self.endpoints: Sequence[Endpoint] = ()
-        if self.direct is not None and self.direct.literal:
-            self.endpoints = self.direct.resolve()
-        self.dialed = factory if isinstance(factory, Dialed) else None
+        self.dialer = factory if isinstance(factory, Dialed) else None
+        self.endpoints: Sequence[Endpoint] = factory.endpoints if isinstance(factory, SocketDialer) else ()
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
-        self.keywords = frozenset() if self.direct or self.dialed else keywords_of(factory)
+        self.keywords = frozenset() if self.dialer is not None else keywords_of(factory)
         self.target: str | None = getattr(factory, "target", None)
 
 
@@ -83,17 +80,16 @@ class Maker(Protocol):
 class Attempt:
     """What makes the outgoing stream of one connection. Belongs to the relay thread."""
 
-    __slots__ = ("connection", "plan", "cancel", "_connector", "_race", "_running", "_timer", "_give_up")
+    __slots__ = ("connection", "plan", "cancel", "_connector", "_race", "_connecting", "_give_up")
 
     def __init__(self, connector: Maker, connection: Connection, plan: Plan) -> None:
         self.connection = connection
         self.plan = plan
         self.cancel: Cancellation | None = None
         self._connector = connector
-        self._race: Race | None = None
-        self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
-        self._timer: Timer | None = None
-        self._give_up: Callable[[], object] | None = None  # what was begun: a dialed stream, an upgrade
+        self._race: ConnectRace | None = None
+        self._connecting = -1  # the descriptor of a connect that the factory has begun
+        self._give_up: Callable[[], object] | None = None  # what was begun: a dialed stream, a look-up
 
     def deadline(self) -> float | None:
         """When the stream must be there, monotonic seconds."""
@@ -102,7 +98,11 @@ class Attempt:
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
-        self._stop_racing()
+        race, self._race = self._race, None
+        if race is not None:
+            race.give_up()
+        if self._connecting >= 0:
+            self._connector.loop.forget(self._connecting)
         if self.cancel is not None:
             self.cancel.set()
         give_up, self._give_up = self._give_up, None
@@ -124,12 +124,12 @@ class Attempt:
         else:
             self._begun_elsewhere(outcome, now)
 
-    def look_up(self, lookups: Lookups, direct: Direct) -> None:
+    def look_up(self, lookups: Lookups, dialer: SocketDialer) -> None:
         """Have the target's addresses looked up, then connect."""
-        connection, name = self.connection, direct.name
+        connection, name = self.connection, dialer.name
         source = source_of(connection.client, connection.peer)
         if name is None:
-            give_up = lookups.find(direct, direct.resolve, source, self._looked_up)
+            give_up = lookups.find(dialer, dialer.resolve, source, self._looked_up)
         else:
             give_up = lookups.find(key_of(name.host), name.look_up, source, self._looked_up)
         if self.is_wanted():  # else there was no room for it
@@ -137,11 +137,11 @@ class Attempt:
 
     def _looked_up(self, found: Sequence[Endpoint] | BaseException, now: float) -> None:
         self._give_up = None
-        direct = self.plan.direct
-        assert direct is not None
+        dialer = self.plan.dialer
+        assert isinstance(dialer, SocketDialer)
         try:
-            if direct.name is not None:
-                found = direct.name.endpoints(found)
+            if dialer.name is not None:
+                found = dialer.name.endpoints(found)
             if isinstance(found, BaseException):
                 raise found
             self.race(found, now)
@@ -182,7 +182,7 @@ class Attempt:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise ValueError("the factory returned a listening socket; return a connected one") from None
             self._connector.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
-            self._running[sock.fileno()] = (sock, Endpoint(sock.family, stream.target))
+            self._connecting = sock.fileno()
         else:
             connection.name = connection.name or peer
             self._opened(sock, stream, now)
@@ -202,85 +202,33 @@ class Attempt:
             self._connector.failed(self.connection, connect_error(name, error), now)
         else:
             self.connection.name = self.connection.name or peer
-            self._won(sock, stream, now)
+            self._connecting = -1
+            self._connector.loop.forget(sock.fileno())
+            self._opened(sock, stream, now)
 
     # -- a race that is run here ----------------------------------------------------------------------------------
 
     def race(self, endpoints: Sequence[Endpoint], now: float) -> None:
         """Connect to the first address that answers."""
-        self._race = Race(endpoints)
-        self._timer = Timer(self._connector.loop.timers, self._next)
-        self._next(now)
+        self._new_race().start(endpoints, now)
 
-    def _next(self, now: float) -> None:
-        race = self._race
-        assert race is not None
-        assert self._timer is not None
-        while not self.connection.over and self._race is race and (endpoint := race.next(now)) is not None:
-            try:
-                made, status = self._connector.open(endpoint)
-            except OSError as error:
-                race.failed(error)
-            else:
-                self.begun(made, endpoint, status, now)
-        if self.connection.over or self._race is not race:
-            return
-        if race.lost:
-            self._connector.failed(self.connection, connect_error(str(self.plan.target), race.error), now)
-        elif race.again is not None:
-            self._timer.start(race.again, now)
+    def go_on(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        """Go on with a connect to the only address, which was begun already."""
+        self._new_race().go_on(made, endpoint, status, now)
 
-    def begun(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
-        """One connect has begun, and this is how."""
-        if status == 0:
-            self._won(made, None, now)
-        elif status == errno.EINPROGRESS:
-            self._running[made.fileno()] = (made, endpoint)
-            self._connector.loop.watch(made.fileno(), OUT, functools.partial(self._connected, made, endpoint))
-        elif status == errno.EAGAIN:
-            self._connect_patiently(made, endpoint)
+    def _new_race(self) -> ConnectRace:
+        connector = self._connector
+        race = self._race = ConnectRace(connector.loop, connector.open, connector.submit, self.deadline(), self._raced)
+        return race
+
+    def _raced(self, outcome: socket.SocketType | OSError, now: float) -> None:
+        self._race = None
+        if isinstance(outcome, OSError):
+            self._connector.failed(self.connection, connect_error(str(self.plan.target), outcome), now)
         else:
-            made.close()
-            self._lost(status, now)
+            self._opened(outcome, None, now)
 
-    def _connected(self, made: socket.SocketType, endpoint: Endpoint, event: int, now: float) -> None:
-        status = made.connect_ex(endpoint.address)
-        if status in (errno.EALREADY, errno.EINPROGRESS):
-            return
-        self._connector.loop.forget(made.fileno())
-        del self._running[made.fileno()]
-        if status in (0, errno.EISCONN):
-            self._won(made, None, now)
-        else:
-            made.close()
-            self._lost(status, now)
-
-    def _lost(self, status: int, now: float) -> None:
-        error = OSError(status, os.strerror(status))
-        if self._race is None:
-            self._connector.failed(self.connection, connect_error(str(self.plan.target), error), now)
-        else:
-            self._race.failed(error)
-            self._next(now)
-
-    def _won(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
-        self._running.pop(sock.fileno(), None)
-        self._connector.loop.forget(sock.fileno())
-        self._stop_racing()
-        if stream is None and self.plan.upgrade is not None:
-            self._begin_upgrade(self.plan.upgrade, sock, now)
-        else:
-            self._opened(sock, stream, now)
-
-    def _begin_upgrade(self, upgrade: Callable[..., Callable[[], object]], sock: socket.SocketType, now: float) -> None:
-        # A stream is over a socket as users know them.
-        made = Stream(socket.socket(sock.family, sock.type, sock.proto, sock.detach()), target=self.plan.target)
-        made.socket.setblocking(False)
-        try:
-            self._give_up = upgrade(made, self.deadline(), self._told)
-        except OSError as error:
-            made.close()
-            self._connector.failed(self.connection, error, now)
+    # -- a stream that is begun here and comes later --------------------------------------------------------------
 
     def _told(self, outcome: Stream | OSError) -> None:
         """What was begun is done, or has failed; in any thread."""
@@ -299,37 +247,10 @@ class Attempt:
     def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
         self.connection.open(sock, stream, self._connector.workspace, now)
 
-    def _stop_racing(self) -> None:
-        loop = self._connector.loop
-        self._race = None
-        if self._timer is not None:
-            self._timer.stop()
-        for descriptor, (made, _) in self._running.items():
-            loop.forget(descriptor)
-            if made is not self.connection.target:
-                loop.discard(made)
-        self._running.clear()
-
-    def _connect_patiently(self, made: socket.SocketType, endpoint: Endpoint) -> None:
-        deadline = self.deadline()
-
-        def connect() -> None:
-            status = connect_patiently(made, endpoint, deadline)
-            if not self._connector.loop.call(functools.partial(done, status)):
-                made.close()
-
-        def done(status: int) -> None:
-            if not self.is_wanted():
-                made.close()
-            else:
-                self.begun(made, endpoint, status, time.monotonic())
-
-        self._connector.submit(connect)
-
     def after_fork(self) -> None:
         """Close a forked child's copies of the sockets."""
-        for made, _ in self._running.values():
-            made.close()
+        if self._race is not None:
+            self._race.after_fork()
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: end the connection."""

@@ -13,10 +13,9 @@ from ..addresses.printable import printable
 from ..errors import ConnectError
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import ERR, HUP, READ
-from ..eventloop.sockets import keep_alive, set_to_reset, unsent
+from ..eventloop.sockets import format_address, keep_alive, set_to_reset, unsent
 from ..streams.checks import FIRST_BYTE
 from ..streams.fairness import source_of
-from ..streams.happy_eyeballs import place
 from ..streams.introduction import Farewell, Greeting, Introduction, watch
 from ..streams.rate_limited_log import RateLog
 from ..streams.request import Refusal, Request
@@ -159,9 +158,11 @@ class Connection:
             if outcome.problem:
                 problem = printable(outcome.problem, _LONGEST)
                 if outcome.guessed:
-                    self.tunnel.guesses.log(now, "%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
+                    self.tunnel.guesses.log(
+                        now, "%s: %s (client %s)", self.tunnel.name, problem, format_address(self.peer)
+                    )
                 else:
-                    logger.info("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
+                    logger.info("%s: %s (client %s)", self.tunnel.name, problem, format_address(self.peer))
             self._part(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)
@@ -297,7 +298,7 @@ class Connection:
 
     def _nobody_there(self, now: float) -> None:
         text = "%s: %s: closed before sending any data; check that the service is running (client %s)"
-        logger.warning(text, self.tunnel.name, self.target_name(), place(self.peer))
+        logger.warning(text, self.tunnel.name, self.target_name(), format_address(self.peer))
         self.close("unreachable", now)
 
     def _end_both(self, flow: Flow, now: float) -> None:
@@ -345,7 +346,7 @@ class Connection:
             return self._nobody_there(now)
         if isinstance(failure, ConnectError):  # a stream that was there before its far end could be reached
             problem = printable(str(failure), _LONGEST)
-            logger.warning("%s: %s (client %s)", self.tunnel.name, problem, place(self.peer))
+            logger.warning("%s: %s (client %s)", self.tunnel.name, problem, format_address(self.peer))
         return self.close(getattr(failure, "reason", reason), now)
 
     def close(self, reason: str, now: float, *, clean: bool = False, said: bool = False) -> None:
@@ -519,10 +520,12 @@ class Connection:
 
     def target_name(self) -> str | None:
         """What the outgoing stream leads to, once it is known."""
-        return place(self.name or self.request) or None
+        return format_address(self.name or self.request) or None
 
     def __repr__(self) -> str:
-        return f"<connection from {place(self.peer)} to {self.target_name()}: {self.reason or self.state.value}>"
+        return (
+            f"<connection from {format_address(self.peer)} to {self.target_name()}: {self.reason or self.state.value}>"
+        )
 
 
 def _failure(stream: Stream | None) -> BaseException | None:

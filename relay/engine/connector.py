@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from ..addresses.printable import printable
 from ..errors import RelayError
 from ..eventloop.loop import Loop, Timer
+from ..eventloop.sockets import Endpoint, connect_error, format_address, open_socket
 from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
 from ..streams.cancellation import Cancellation
-from ..streams.dialer import Guide
-from ..streams.happy_eyeballs import Endpoint, connect_error, open_socket, place
+from ..streams.connect import SocketDialer
+from ..streams.dialer import Dialed
 from ..streams.lookups import Lookups
 from ..streams.stream import Stream
 from .attempt import Attempt, Plan
@@ -83,7 +84,7 @@ class Connector:
         self._tunnel = tunnel
         self.loop = tunnel.loop
         self.workspace = tunnel.workspace
-        self._guide = factory if isinstance(factory, Guide) else None
+        self._dialer = factory if isinstance(factory, Dialed) else None
         self._plan = Plan(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
@@ -93,21 +94,23 @@ class Connector:
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
-        plan = self._plan if self._guide is None else Plan(self._guide.lead(connection.request))
+        plan = self._plan
+        if self._dialer is not None and (chosen := self._dialer.select(connection.request)) is not self._dialer:
+            plan = Plan(chosen)
         connection.name = connection.request if "destination" in plan.keywords else plan.target
-        if len(plan.endpoints) == 1 and plan.upgrade is None:
+        if len(plan.endpoints) == 1:
             return self._connect_at_once(connection, plan, now)
         attempt = connection.attempt = Attempt(self, connection, plan)
         connection.wait_for_target(now)
-        if connection.request is not None or plan.endpoints or plan.dialed is not None or plan.nonblocking:
+        if connection.request is not None or plan.dialer is not None or plan.nonblocking:
             connection.watch_client()
         if plan.endpoints:
             attempt.race(plan.endpoints, now)
-        elif plan.direct is not None:
+        elif isinstance(plan.dialer, SocketDialer):
             self._watch_soon(attempt, now)
-            attempt.look_up(self._lookups, plan.direct)
-        elif plan.dialed is not None:
-            attempt.dial(plan.dialed, now)
+            attempt.look_up(self._lookups, plan.dialer)
+        elif plan.dialer is not None:
+            attempt.dial(plan.dialer, now)
         elif plan.nonblocking:
             attempt.finished(self._outcome(self._bound(attempt)), now)
         else:
@@ -126,7 +129,7 @@ class Connector:
             attempt = connection.attempt = Attempt(self, connection, plan)
             connection.wait_for_target(now)
             connection.watch_client()
-            attempt.begun(made, endpoint, status, now)
+            attempt.go_on(made, endpoint, status, now)
         else:
             made.close()
             self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
@@ -142,7 +145,7 @@ class Connector:
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
         """There will be no stream: reset the client or answer it, and say why."""
-        name, peer, reason = self._tunnel.name, place(connection.peer), reason_of(error)
+        name, peer, reason = self._tunnel.name, format_address(connection.peer), reason_of(error)
         if reason == "factory_error":
             expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
             told = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
@@ -158,9 +161,9 @@ class Connector:
 
     def too_late(self, connection: Connection, plan: Plan) -> None:
         """There was no stream in time: say why, if the factory knows."""
-        problem = plan.dialed.problem if plan.dialed is not None else None
+        problem = plan.dialer.problem if plan.dialer is not None else None
         if problem is not None:
-            name, peer = self._tunnel.name, place(connection.peer)
+            name, peer = self._tunnel.name, format_address(connection.peer)
             logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)
 
     # -- calls that may block -------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from typing import Any
 
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.pipes import PipePool
+from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
-from ..streams.happy_eyeballs import place
 from ..streams.introduction import Greeting, HearingListener
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
@@ -226,7 +226,9 @@ class RelayThread:
             return
         leaving = crowding(self.undecided, Connection.source, max(1, _UNDECIDED // ROOM))
         text = "%s: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
-        self._crowded.log(now, text, self.name, len(self.undecided), place(leaving[0].peer) or "a local client")
+        self._crowded.log(
+            now, text, self.name, len(self.undecided), format_address(leaving[0].peer) or "a local client"
+        )
         for connection in leaving:
             connection.give_way(now)
 
@@ -332,7 +334,7 @@ class RelayThread:
             "%s: timeout: reset the connection of %s after %g s, the longest that one may last; "
             "timeout=None is no limit (logged once for a tunnel)"
         )
-        logger.warning(text, self.name, place(connection.peer) or "a local client", self.limits.lifetime)
+        logger.warning(text, self.name, format_address(connection.peer) or "a local client", self.limits.lifetime)
 
     def let_go(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; what is to be done afterwards may block and is done elsewhere."""
@@ -506,7 +508,7 @@ os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 def _in_one_line(record: ConnectionRecord) -> str:
     return (
-        f"{place(record.peer) or 'a local client'} -> {record.target or 'nowhere'}: "
+        f"{format_address(record.peer) or 'a local client'} -> {record.target or 'nowhere'}: "
         f"{record.reason} after {record.age:.3f} s, "
         f"{record.received} bytes received, {record.sent} sent, {record.engine}"
     )

@@ -11,9 +11,8 @@ import stat
 import time
 
 from ..errors import ConnectError, RelayError
-from ..streams.cancellation import Cancellation
+from ..streams.cancellation import Cancel, Cancellation
 from ..streams.checks import check_time
-from ..streams.happy_eyeballs import Cancel
 from ..streams.stream import Stream
 from .descriptors import Mover, SinkError, SourceError, WaitFor
 

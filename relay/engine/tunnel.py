@@ -6,8 +6,8 @@ import inspect
 from types import TracebackType
 from typing import Any, Self
 
+from ..eventloop.sockets import format_address
 from ..streams.checks import check_count, check_time
-from ..streams.happy_eyeballs import place
 from ..streams.interfaces import Listener, MakeSend
 from .acceptor import check_listener
 from .connection import ConnectionRecord, Stats
@@ -152,7 +152,7 @@ class Tunnel:
 
     def __repr__(self) -> str:
         kind, relay = type(self).__name__, self._relay
-        return f"<{kind} {self.name!r} at {place(self._address)}, {relay.count} connections, {relay.state}>"
+        return f"<{kind} {self.name!r} at {format_address(self._address)}, {relay.count} connections, {relay.state}>"
 
 
 def _check_factory(make_send: Any) -> None:

@@ -1,19 +1,40 @@
-"""Sockets: resets, keepalive probes, and what is still unread or unsent."""
+"""Sockets: addresses, connecting, resets, keepalive probes, and bytes that are still unread or unsent."""
 
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import socket as sockets
 import struct
 import sys
 import termios
+import time
+from typing import Any, NamedTuple, TypeVar
 
+from ..addresses.printable import LONGEST_HOST, printable
+from ..errors import ConnectError
 from .unix_reset import leave_unread
 
-__all__ = ["close_for_good", "is_tls", "keep_alive", "reset", "set_to_reset", "unread", "unsent"]
+__all__ = [
+    "Endpoint",
+    "close_for_good",
+    "connect_error",
+    "connect_blocking",
+    "is_tls",
+    "keep_alive",
+    "open_socket",
+    "format_address",
+    "reset",
+    "set_to_reset",
+    "unread",
+    "unsent",
+]
 
+Socket = TypeVar("Socket", bound=sockets.SocketType)
+
+_NONBLOCKING_STREAM = sockets.SOCK_STREAM | getattr(sockets, "SOCK_NONBLOCK", 0)
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -83,3 +104,96 @@ def _queued(socket: sockets.SocketType, request: int) -> int:
     except (OSError, ValueError):  # it is closed, or of a kind that does not tell
         return 0
     return number[0]
+
+
+class Endpoint(NamedTuple):
+    """An address that ``connect(2)`` takes, and its family."""
+
+    family: int
+    address: Any
+
+    def __str__(self) -> str:
+        return format_address(self.address)
+
+
+def format_address(address: Any) -> str:
+    """Return a socket's address as text that is safe to log; empty if it has none.
+
+    Peers choose it: a Unix client can bind its socket to any path, and an SSH server can report any peer.
+
+    :param address: as ``getsockname()`` returns it, or an object with a ``place``.
+    """
+    if hasattr(address, "format_address"):
+        return printable(str(address.place))
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = (printable(str(part), LONGEST_HOST) for part in address[:2])
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return printable(
+        f"unix://{address}" if isinstance(address, str) and address.startswith("/") else str(address or "")
+    )
+
+
+def open_socket(endpoint: Endpoint, kind: type[Socket]) -> tuple[Socket, int]:
+    """Begin a non-blocking connect.
+
+    :param endpoint: where to.
+    :param kind: what to make; :class:`socket.SocketType` is what :class:`socket.socket` derives from, and spares what
+        that adds in Python.
+    :returns: the socket and the error number of the connect: 0 if it is connected, ``EINPROGRESS`` if it is under way,
+        ``EAGAIN`` if a Unix listener's backlog is full and the connect has *not* begun, else why it failed.
+    :raises OSError: if no socket can be made.
+    """
+    family, address = endpoint
+    made = kind(family, _NONBLOCKING_STREAM)
+    try:
+        if _NONBLOCKING_STREAM == sockets.SOCK_STREAM:
+            made.setblocking(False)
+        if family != sockets.AF_UNIX:
+            made.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+        status = made.connect_ex(address)
+        if status == errno.EINPROGRESS:
+            # A connect over loopback is over by now, and asking again is cheaper than waiting for an event.
+            status = made.connect_ex(address)
+            if status in (errno.EALREADY, errno.EISCONN):
+                status = 0 if status == errno.EISCONN else errno.EINPROGRESS
+    except BaseException:
+        made.close()
+        raise
+    return made, status
+
+
+def connect_blocking(made: sockets.SocketType, endpoint: Endpoint, deadline: float | None) -> int:
+    """Connect to a Unix listener whose backlog is full, and wait for room: only a blocking connect can.
+
+    :param made: the socket; it is non-blocking again afterwards.
+    :param endpoint: the listener's address.
+    :param deadline: monotonic seconds; ``None`` for no limit.
+    :returns: 0, or the error number; ``ETIMEDOUT`` if there was no room in time.
+    """
+    made.settimeout(None)
+    wait = max(0.001, deadline - time.monotonic()) if deadline is not None else 0.0
+    seconds = int(wait)
+    made.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, struct.pack("ll", seconds, int((wait - seconds) * 1e6)))
+    status = made.connect_ex(endpoint.address)
+    made.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+    made.setblocking(False)
+    return errno.ETIMEDOUT if status in (errno.EAGAIN, errno.EINPROGRESS) else status
+
+
+def connect_error(target: str, error: OSError | None) -> ConnectError:
+    """Return the error of a connect as one sentence with its reason.
+
+    :param target: the name of the target.
+    :param error: what the system reported; ``None`` if there was no address.
+    """
+    if isinstance(error, ConnectError):
+        return error
+    number = error.errno if error is not None else None
+    if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
+        return ConnectError(f"{target}: no answer in time; is the host up and the port open?", reason="connect_timeout")
+    if number == errno.ECONNREFUSED:
+        return ConnectError(f"{target}: connection refused; is the service running?", reason="refused")
+    text = error.strerror or str(error) if error is not None else "no address"
+    return ConnectError(f"{target}: {text}", reason="unreachable")

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Protocol
 
-__all__ = ["Cancellation"]
+__all__ = ["Cancel", "Cancellation"]
+
+
+class Cancel(Protocol):
+    """What tells a factory that nobody waits for its stream any more."""
+
+    def is_set(self) -> bool:
+        """Whether the attempt was given up."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the attempt is given up."""
 
 
 class Cancellation:

@@ -1,4 +1,4 @@
-"""Direct connects that are begun at once and told later, like the streams of every other factory that is dialed."""
+"""Dialing sockets: one driver of the connect race for every loop, and the dialer that needs nothing but a connect."""
 
 from __future__ import annotations
 
@@ -9,45 +9,211 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ..errors import ConnectError
 from ..eventloop.background import Pump
-from ..eventloop.loop import Timer
+from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import OUT
-from .dialer import Dialed, Done, GiveUp, Upgrade
-from .happy_eyeballs import Direct, Endpoint, Race, connect_error, connect_patiently, open_socket
+from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
+from .dialer import Dialed
+from .happy_eyeballs import HappyEyeballs
+from .promise import Done, GiveUp
 from .stream import Stream
 
-__all__ = ["dialed"]
+__all__ = ["ConnectRace", "Name", "SocketDialer", "resolved"]
+
+_LOOKUP_TIMEOUT = 30.0  # seconds after which a look-up counts as hung: the next dial starts another one
+
+Found = Sequence[Endpoint] | BaseException
 
 
-def dialed(factory: Direct | Dialed) -> Dialed:
-    """A factory that is dialed, of one that needs nothing but a connect and perhaps an upgrade.
+class ConnectRace:
+    """A connect to the first of several addresses that answers (RFC 8305). Belongs to the thread of its loop.
 
-    :param factory: such as :func:`relay.tcp` or :func:`relay.tls` return.
+    :param loop: watches the sockets.
+    :param begin: begins one connect; :func:`relay.eventloop.sockets.open_socket` describes what it returns and raises.
+    :param submit: calls a function on a thread that may block; raises :class:`RuntimeError` if there is no thread.
+    :param deadline: monotonic seconds for a connect on such a thread, or ``None``; the caller watches the clock.
+    :param done: called once with the connected socket, which the loop does not watch, or with the error, and with the
+        time (monotonic seconds).
     """
-    if isinstance(factory, Dialed):
-        return factory
-    reached = _Reached(factory)
-    return reached if factory.upgrade is None else Upgrade(reached, factory.target, begin=factory.upgrade)
+
+    __slots__ = ("_loop", "_begin", "_submit", "_deadline", "_done", "_order", "_running", "_timer")
+
+    def __init__(
+        self,
+        loop: Loop,
+        begin: Callable[[Endpoint], tuple[socket.SocketType, int]],
+        submit: Callable[[Callable[[], object]], object],
+        deadline: float | None,
+        done: Callable[[socket.SocketType | OSError, float], object],
+    ) -> None:
+        self._loop = loop
+        self._begin = begin
+        self._submit = submit
+        self._deadline = deadline
+        self._done: Callable[[socket.SocketType | OSError, float], object] | None = done
+        self._order: HappyEyeballs | None = None  # None if there is one address, which is being connected to
+        self._running: dict[int, tuple[socket.SocketType, Endpoint]] = {}
+        self._timer: Timer | None = None
+
+    def start(self, endpoints: Sequence[Endpoint], now: float) -> None:
+        """Connect to the first of these addresses that answers."""
+        self._order = HappyEyeballs(endpoints)
+        self._next(now)
+
+    def go_on(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        """Go on with a connect to the only address, which was begun already."""
+        self._begun(made, endpoint, status, now)
+
+    def give_up(self) -> None:
+        """Close every socket; ``done`` is not called any more. Idempotent."""
+        self._done = None
+        self._stop()
+
+    def after_fork(self) -> None:
+        """Close a forked child's copies of the sockets."""
+        for made, _ in self._running.values():
+            made.close()
+
+    def crashed(self, now: float) -> None:
+        """Fail because of a bug in a handler."""
+        self._finish(ConnectError("a bug in relay; the log has it", reason="factory_error"), now)
+
+    def _next(self, now: float) -> None:
+        order = self._order
+        assert order is not None
+        while self._done is not None and (endpoint := order.next(now)) is not None:
+            try:
+                made, status = self._begin(endpoint)
+            except OSError as error:
+                order.failed(error)
+            else:
+                self._begun(made, endpoint, status, now)
+        if self._done is None:
+            return
+        if order.lost:
+            self._finish(order.error or OSError("no address"), now)
+        elif order.again is not None:
+            if self._timer is None:
+                self._timer = Timer(self._loop.timers, self._next)
+            self._timer.start(order.again, now)
+
+    def _begun(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        if status == 0:
+            self._finish(made, now)
+        elif status == errno.EINPROGRESS:
+            self._running[made.fileno()] = made, endpoint
+            self._loop.watch(made.fileno(), OUT, functools.partial(self._connected, made, endpoint))
+        elif status == errno.EAGAIN:
+            try:
+                self._submit(functools.partial(self._connect_blocking, made, endpoint))
+            except RuntimeError:
+                self._failed(made, errno.EAGAIN, now)
+        else:
+            self._failed(made, status, now)
+
+    def _failed(self, made: socket.SocketType, status: int, now: float) -> None:
+        made.close()
+        error = OSError(status, os.strerror(status))
+        if self._order is None:
+            self._finish(error, now)
+        else:
+            self._order.failed(error)
+
+    def _connected(self, made: socket.SocketType, endpoint: Endpoint, event: int, now: float) -> None:
+        status = made.connect_ex(endpoint.address)
+        if status in (errno.EALREADY, errno.EINPROGRESS):
+            return
+        self._loop.forget(made.fileno())
+        del self._running[made.fileno()]
+        self._ended(made, endpoint, 0 if status == errno.EISCONN else status, now)
+
+    def _connect_blocking(self, made: socket.SocketType, endpoint: Endpoint) -> None:
+        """Wait for room in a Unix listener's backlog, on a thread that may block."""
+        status = connect_blocking(made, endpoint, self._deadline)
+        if not self._loop.call(lambda: self._ended(made, endpoint, status, time.monotonic())):
+            made.close()
+
+    def _ended(self, made: socket.SocketType, endpoint: Endpoint, status: int, now: float) -> None:
+        if self._done is None:
+            made.close()
+            return
+        self._begun(made, endpoint, status, now)
+        if self._done is not None and self._order is not None:
+            self._next(now)
+
+    def _finish(self, outcome: socket.SocketType | OSError, now: float) -> None:
+        done, self._done = self._done, None
+        if done is None:
+            return
+        self._stop()
+        done(outcome, now)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        for descriptor, (made, _) in self._running.items():
+            self._loop.forget(descriptor)
+            self._loop.discard(made)
+        self._running.clear()
 
 
-class _Reached(Dialed):
-    """Streams of a direct connect."""
+class Name(Protocol):
+    """A host name that is looked up for every connection."""
 
-    def __init__(self, direct: Direct) -> None:
-        super().__init__(direct.target)
-        self._direct = direct
-        self._lookup = _Lookup(direct)
-        self._endpoints: Sequence[Endpoint] = direct.resolve() if direct.literal else ()
+    host: str
+
+    def look_up(self) -> Sequence[Endpoint]:
+        """Ask the system; blocks as long as its resolver does. Raises what the system raises."""
+
+    def endpoints(self, found: Found) -> Sequence[Endpoint]:
+        """Return where to connect, given what a look-up of the same host returned or raised.
+
+        :raises ConnectError: if there is nothing to connect to.
+        """
+
+
+def resolved(name: Name) -> Sequence[Endpoint]:
+    """Look a name up and return where to connect; blocks.
+
+    :raises ConnectError: if there is no address (``unreachable``), or none may be connected to (``denied``).
+    """
+    found: Found
+    try:
+        found = name.look_up()
+    except (OSError, UnicodeError) as error:
+        found = error
+    return name.endpoints(found)
+
+
+class SocketDialer(Dialed):
+    """A dialer whose streams need nothing but a connect, so that an engine can make them on its own loop.
+
+    :param target: its name in records, such as ``db.internal:5432``.
+    :param resolve: returns the addresses; a name blocks, and is resolved on a thread of its own.
+    :param literal: whether ``resolve`` never blocks (an address, a path).
+    :param name: the name that ``resolve`` looks up, so that an engine can look each host up once for all its clients.
+    """
+
+    def __init__(
+        self, target: str, resolve: Callable[[], Sequence[Endpoint]], *, literal: bool, name: Name | None = None
+    ) -> None:
+        super().__init__(target)
+        self.resolve = resolve
+        self.name = name
+        self.endpoints: Sequence[Endpoint] = resolve() if literal else ()
+        """The addresses, if they are known without a look-up."""
+        self._lookup = _Lookup(self)
 
     def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
         """Begin to connect; see :meth:`Dialed.dial`. A connect that is over at once needs no other thread."""
-        endpoints = self._endpoints
+        endpoints = self.endpoints
         if len(endpoints) != 1:
-            return _Connecting(self._direct, deadline, done).begin(endpoints, self._lookup)
+            return _BackgroundConnect(self.target, deadline, done).begin(endpoints, self._lookup)
         try:
-            made, status = open_socket(endpoints[0], socket.socket)
+            made, status = _open(endpoints[0])
         except OSError as error:
             done(connect_error(self.target, error))
             return _nothing
@@ -55,90 +221,91 @@ class _Reached(Dialed):
             done(Stream(made, target=self.target))
             return _nothing
         if status in (errno.EINPROGRESS, errno.EAGAIN):
-            return self._go_on(made, endpoints[0], status, deadline, done)
+            try:
+                connect = _BackgroundConnect(self.target, deadline, done)
+            except OSError:
+                made.close()
+                raise
+            return connect.go_on(made, endpoints[0], status)
         made.close()
         done(connect_error(self.target, OSError(status, os.strerror(status))))
         return _nothing
 
-    def _go_on(
-        self, made: socket.socket, endpoint: Endpoint, status: int, deadline: float | None, done: Done
-    ) -> GiveUp:
-        try:
-            connecting = _Connecting(self._direct, deadline, done)
-        except OSError:
-            made.close()
-            raise
-        return connecting.go_on(made, endpoint, status)
+
+def _open(endpoint: Endpoint) -> tuple[socket.socket, int]:
+    return open_socket(endpoint, socket.socket)
 
 
 class _Lookup:
-    """The addresses of one target, looked up on one thread for all who ask at one time: a resolver may take long."""
+    """The addresses of one target, looked up on one thread for all dials of one moment: a resolver may take long."""
 
-    def __init__(self, direct: Direct) -> None:
-        self._direct = direct
+    def __init__(self, dialer: SocketDialer) -> None:
+        self._dialer = dialer
         self._lock = threading.Lock()
-        self._process = os.getpid()  # whose thread looks it up: a forked child has it not
-        self._asking: list[Callable[[Sequence[Endpoint] | BaseException], object]] = []
+        self._process = os.getpid()  # a forked child has no copy of the thread that looks it up
+        self._waiting: list[Callable[[Found], object]] = []
+        self._started = 0.0
 
-    def find(self, done: Callable[[Sequence[Endpoint] | BaseException], object]) -> None:
-        """Have ``done`` called with the addresses, or with the error, in any thread."""
+    def find(self, done: Callable[[Found], object]) -> None:
+        """Call ``done`` with the addresses or the error, in any thread."""
+        now = time.monotonic()
         with self._lock:
-            if self._process != os.getpid():
-                self._process, self._asking = os.getpid(), []
-            self._asking.append(done)
-            if len(self._asking) > 1:
+            if self._process != os.getpid() or now - self._started >= _LOOKUP_TIMEOUT:
+                self._process, self._waiting = os.getpid(), []  # a hung thread keeps the list of its own dials
+            waiting = self._waiting
+            waiting.append(done)
+            if len(waiting) > 1:
                 return
+            self._started = now
+        name = f"relay look-up of {self._dialer.target}"
         try:
-            threading.Thread(target=self._run, name=f"relay look-up of {self._direct.target}", daemon=True).start()
+            threading.Thread(target=self._run, args=(waiting,), name=name, daemon=True).start()
         except RuntimeError as error:
-            self._tell(OSError(errno.EAGAIN, str(error)))
+            self._report(waiting, OSError(errno.EAGAIN, str(error)))
 
-    def _run(self) -> None:
-        found: Sequence[Endpoint] | BaseException
+    def _run(self, waiting: list[Callable[[Found], object]]) -> None:
+        found: Found
         try:
-            found = self._direct.resolve()
-        except BaseException as error:  # noqa: BLE001  (it is told)
+            found = self._dialer.resolve()
+        except BaseException as error:  # noqa: BLE001  (every dial is told of it)
             found = error
-        self._tell(found)
+        self._report(waiting, found)
 
-    def _tell(self, found: Sequence[Endpoint] | BaseException) -> None:
+    def _report(self, waiting: list[Callable[[Found], object]], found: Found) -> None:
         with self._lock:
-            asking, self._asking = self._asking, []
-        for done in asking:
+            if self._waiting is waiting:
+                self._waiting = []
+        for done in waiting:
             done(found)
 
 
-class _Connecting:
-    """One connect under way, in the pump's thread but for its beginning and its being given up."""
+class _BackgroundConnect:
+    """One connect on the background loop. It belongs to that loop's thread but for its beginning and its end."""
 
-    def __init__(self, direct: Direct, deadline: float | None, done: Done) -> None:
-        self._direct = direct
+    def __init__(self, target: str, deadline: float | None, done: Done) -> None:
+        self._target = target
         self._deadline = deadline
         self._done: Done | None = done
-        self._running: dict[int, tuple[socket.socket, Endpoint]] = {}
-        self._race: Race | None = None
         self._pump = Pump.hold(self)
-        timers = self._pump.loop.timers
-        self._again = Timer(timers, self._next)
-        self._timer = Timer(timers, self._expired)
+        loop = self._pump.loop
+        self._race = ConnectRace(loop, _open, self._submit, deadline, self._raced)
+        self._looks_up = False
+        self._timer = Timer(loop.timers, self._expired)
 
     def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> GiveUp:
         """Begin; the result gives it up, from any thread."""
-        loop = self._pump.loop
-        loop.call(self._start_clock)
+        self._pump.loop.call(self._start_clock)
         if endpoints:
-            loop.call(functools.partial(self._start, endpoints))
+            self._pump.loop.call(functools.partial(self._start, endpoints))
         else:
+            self._looks_up = True
             lookup.find(self._found)
         return self._give_up
 
     def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> GiveUp:
         """Go on with a connect to the only address, which was begun already."""
-        loop = self._pump.loop
-        self._race = Race([endpoint])
-        self._race.next(time.monotonic())
-        loop.call(self._start_clock)
-        loop.call(functools.partial(self._ended, made, endpoint, status))
+        self._pump.loop.call(self._start_clock)
+        self._pump.loop.call(functools.partial(self._go_on, made, endpoint, status))
         return self._give_up
 
     def _give_up(self) -> None:
@@ -147,24 +314,15 @@ class _Connecting:
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors and nothing else."""
-        for made, _ in self._running.values():
-            made.close()
+        self._race.after_fork()
 
-    def crashed(self, now: float) -> None:
-        """A bug in a handler: give it up."""
-        self._finish(OSError(errno.EIO, "a bug in relay; the log has it"))
+    def _submit(self, function: Callable[[], object]) -> None:
+        threading.Thread(target=function, name=f"relay connecting to {self._target}", daemon=True).start()
 
-    def _elsewhere(self, function: Callable[[], object], what: str) -> None:
-        name = f"relay {what} {self._direct.target}"
-        try:
-            threading.Thread(target=function, name=name, daemon=True).start()
-        except RuntimeError as error:
-            self._pump.loop.call(functools.partial(self._finish, OSError(errno.EAGAIN, str(error))))
-
-    def _found(self, found: Sequence[Endpoint] | BaseException) -> None:
+    def _found(self, found: Found) -> None:
         """In the thread of the look-up."""
         if isinstance(found, BaseException):
-            failure = found if isinstance(found, OSError) else ConnectError(f"{self._direct.target}: {found}")
+            failure = found if isinstance(found, OSError) else ConnectError(f"{self._target}: {found}")
             self._pump.loop.call(functools.partial(self._finish, failure))
         else:
             self._pump.loop.call(functools.partial(self._start, found))
@@ -174,64 +332,29 @@ class _Connecting:
             self._timer.start(self._deadline, time.monotonic())
 
     def _start(self, endpoints: Sequence[Endpoint]) -> None:
+        self._looks_up = False
         if self._done is not None:
-            self._race = Race(endpoints)
-            self._next(time.monotonic())
+            self._race.start(endpoints, time.monotonic())
 
-    def _next(self, now: float) -> None:
-        race = self._race
-        assert race is not None
-        while self._done is not None and (endpoint := race.next(now)) is not None:
-            try:
-                made, status = open_socket(endpoint, socket.socket)
-            except OSError as error:
-                race.failed(error)
-            else:
-                self._begun(made, endpoint, status)
-        if self._done is None:
-            return
-        if race.lost:
-            self._finish(connect_error(self._direct.target, race.error))
-        elif race.again is not None:
-            self._again.start(race.again, now)
-
-    def _begun(self, made: socket.socket, endpoint: Endpoint, status: int) -> None:
-        if status == 0:
-            self._finish(Stream(made, target=self._direct.target))
-        elif status == errno.EINPROGRESS:
-            self._running[made.fileno()] = made, endpoint
-            self._pump.loop.watch(made.fileno(), OUT, functools.partial(self._connected, made, endpoint))
-        elif status == errno.EAGAIN:
-            self._elsewhere(functools.partial(self._patiently, made, endpoint), "connecting to")
-        else:
-            made.close()
-            assert self._race is not None
-            self._race.failed(OSError(status, os.strerror(status)))
-
-    def _patiently(self, made: socket.socket, endpoint: Endpoint) -> None:
-        """In a thread of its own: only a blocking connect waits for a Unix listener's backlog."""
-        status = connect_patiently(made, endpoint, self._deadline)
-        if not self._pump.loop.call(functools.partial(self._ended, made, endpoint, status)):
-            made.close()
-
-    def _connected(self, made: socket.socket, endpoint: Endpoint, event: int, now: float) -> None:
-        status = made.connect_ex(endpoint.address)
-        if status in (errno.EALREADY, errno.EINPROGRESS):
-            return
-        self._pump.loop.forget(made.fileno())
-        del self._running[made.fileno()]
-        self._ended(made, endpoint, 0 if status == errno.EISCONN else status)
-
-    def _ended(self, made: socket.socket, endpoint: Endpoint, status: int) -> None:
+    def _go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> None:
         if self._done is None:
             made.close()
         else:
-            self._begun(made, endpoint, status)
-            if self._done is not None:
-                self._next(time.monotonic())
+            self._race.go_on(made, endpoint, status, time.monotonic())
+
+    def _raced(self, outcome: socket.SocketType | OSError, now: float) -> None:
+        if isinstance(outcome, OSError):
+            self._finish(connect_error(self._target, outcome))
+        else:
+            assert isinstance(outcome, socket.socket)
+            self._finish(Stream(outcome, target=self._target))
 
     def _expired(self, now: float) -> None:
-        self._finish(connect_error(self._direct.target, TimeoutError()))
+        error = connect_error(self._target, TimeoutError())
+        if self._looks_up:
+            text = f"{self._target}: DNS lookup timed out; check the name server"
+            error = ConnectError(text, reason="connect_timeout")
+        self._finish(error)
 
     def _finish(self, outcome: Stream | OSError | None) -> None:
         done, self._done = self._done, None
@@ -239,12 +362,8 @@ class _Connecting:
             if isinstance(outcome, Stream):
                 outcome.close()
             return
-        self._again.stop()
         self._timer.stop()
-        for descriptor, (made, _) in self._running.items():
-            self._pump.loop.forget(descriptor)
-            self._pump.loop.discard(made)
-        self._running.clear()
+        self._race.give_up()
         try:
             if outcome is not None:
                 done(outcome)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import select
 import socket
-import threading
-import time
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 from ..addresses.hops import Command, Hop, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
-from .cancellation import Cancellation
-from .happy_eyeballs import Cancel, Direct
+from .cancellation import Cancel
+from .promise import Answer, Done, GiveUp, Steps
 from .request import Request
 from .stream import Stream
 
-__all__ = ["Answer", "Dialed", "Done", "GiveUp", "Guide", "LATE", "Network", "Steps", "Upgrade", "copied"]
+__all__ = ["Dialed", "Network", "Upgrade"]
 
-Value = TypeVar("Value")
-Error = TypeVar("Error", bound=Exception)
-Done = Callable[[Stream | OSError], object]
-GiveUp = Callable[[], object]
 BeginUpgrade = Callable[[Stream, float | None, Done], GiveUp]
-
-LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
 
 
 class Dialed:
@@ -54,6 +44,14 @@ class Dialed:
         :returns: gives the attempt up: ``done`` is not called after that, and nothing is left.
         """
         raise NotImplementedError
+
+    def select(self, request: Request | None) -> Dialed:
+        """Return the dialer for what a proxy's client asks for: this one, unless it makes a difference. Never blocks.
+
+        :param request: ``None`` if the clients of the listener make none.
+        :raises OSError: if the client cannot have a stream.
+        """
+        return self
 
     def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
         """Make a stream, and wait for it.
@@ -129,92 +127,12 @@ class Dialed:
             give_up()
         if outcome is not None:
             return outcome
-        if cancel is not None and cancel.is_set():
+        if answer.cancelled:
             raise ConnectError(f"{self.target}: the attempt was given up")
         raise ConnectError(f"{self.target}: no answer in time", reason="connect_timeout")
 
     def __repr__(self) -> str:
         return f"<relay factory to {self.target}>"
-
-
-class Answer(Generic[Value]):
-    """One outcome, for a thread that waits for it or for something else. A stream that comes too late is closed."""
-
-    def __init__(self) -> None:
-        self._there = Cancellation()
-        self._lock = threading.Lock()
-        self._outcome: Value | Exception | None = None
-        self._unwanted = False
-
-    def put(self, outcome: Value | Exception) -> bool:
-        """Tell the outcome; from any thread.
-
-        :returns: whether anybody waits for it still.
-        """
-        with self._lock:
-            unwanted = self._unwanted
-            if not unwanted:
-                self._outcome = outcome
-                self._there.set()
-        if unwanted and isinstance(outcome, Stream):
-            outcome.close()
-        return not unwanted
-
-    def get(self, deadline: float | None, cancel: Cancel | None) -> Value | None:
-        """Wait for the outcome; this is called once.
-
-        :param deadline: monotonic seconds, a moment after which it is waited for no longer; ``None`` for ever.
-        :param cancel: ends the wait when set.
-        :returns: the value; ``None`` if nothing came in time.
-        :raises Exception: if that is the outcome.
-        """
-        try:
-            self._wait(deadline, cancel)
-        except BaseException:
-            self.refuse()
-            raise
-        return self.take()
-
-    def take(self) -> Value | None:
-        """The outcome as it is now; it is waited for no longer.
-
-        :returns: the value; ``None`` if there is none.
-        :raises Exception: if that is the outcome.
-        """
-        outcome = self._end()
-        if isinstance(outcome, Exception):
-            raise copied(outcome)
-        return outcome
-
-    def refuse(self) -> None:
-        """Wait for it no longer, and close it if it is a stream."""
-        outcome = self._end()
-        if isinstance(outcome, Stream):
-            outcome.close()
-
-    def _end(self) -> Value | Exception | None:
-        with self._lock:
-            outcome, self._outcome = self._outcome, None
-            self._unwanted = True
-            self._there.close()
-        return outcome
-
-    def _wait(self, deadline: float | None, cancel: Cancel | None) -> None:
-        poller = select.poll()
-        poller.register(self._there.fileno(), select.POLLIN)
-        if cancel is not None:
-            poller.register(cancel.fileno(), select.POLLIN)
-        poller.poll(None if deadline is None else max(0.0, deadline + LATE - time.monotonic()) * 1000)
-
-
-def copied(error: Error) -> Error:
-    """An error that several were told, for one of them to raise or to change."""
-    try:
-        made = copy.copy(error)
-    except Exception:  # noqa: BLE001  (an exception that does not know how to be made anew)
-        return error
-    made.__cause__ = error.__cause__
-    return made
 
 
 class Upgrade(Dialed):
@@ -334,96 +252,3 @@ class Network(Protocol):
 
     def beyond(self, hop: Hop) -> Network:
         """Return the network as seen from a hop that is reached from there. Opens nothing."""
-
-
-class Steps:
-    """Things that are begun one after the other until there is an outcome, and can be given up in the meantime.
-
-    Every method may be called from any thread.
-
-    :param done: called once with the outcome, unless it was given up.
-    """
-
-    __slots__ = ("_done", "_given_up", "_lock", "_number", "_undo")
-
-    def __init__(self, done: Done) -> None:
-        self._done: Done | None = done
-        self._lock = threading.Lock()
-        self._given_up = False
-        self._number = 0
-        self._undo: GiveUp | None = None
-
-    def begin(self, begin: Callable[[Callable[[Any], object]], GiveUp], then: Callable[[Any], object]) -> bool:
-        """Begin the next step.
-
-        :param begin: takes whom to tell the step's outcome, perhaps at once; returns what gives the step up.
-        :param then: called with the outcome, unless all was given up: begins the next step, or finishes.
-        :returns: whether it was begun: ``False`` if all was given up, and if ``begin`` raised, which is the outcome.
-        """
-        with self._lock:
-            if self._given_up:
-                return False
-            self._number += 1
-            number = self._number
-            self._undo = None
-
-        def told(outcome: Any) -> None:
-            if not self._given_up:
-                then(outcome)
-            elif isinstance(outcome, Stream):
-                outcome.close()
-
-        try:
-            undo = begin(told)
-        except OSError as error:
-            self.finish(error)
-            return False
-        if not self._keep(number, undo):
-            undo()
-        return True
-
-    def _keep(self, number: int, undo: GiveUp) -> bool:
-        """Keep what gives a step up, if that is still under way.
-
-        :returns: whether nobody has given it up meanwhile.
-        """
-        with self._lock:
-            if number != self._number:
-                return True  # it was over before it returned, and the next one may have begun
-            self._undo = undo
-            return not self._given_up
-
-    def finish(self, outcome: Stream | OSError) -> None:
-        """There is an outcome, and no further step."""
-        with self._lock:
-            done, self._done = self._done, None
-            self._number += 1
-            self._undo = None
-        if done is not None:
-            done(outcome)
-        elif isinstance(outcome, Stream):
-            outcome.close()
-
-    def give_up(self) -> None:
-        """End it; nobody is told any more. Idempotent, and without effect once it is finished."""
-        with self._lock:
-            self._given_up = True
-            self._done = None
-            undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-
-class Guide:
-    """A factory that leads where each client wants.
-
-    An engine asks it for the way, so that it can make by itself what needs nothing but a connect.
-    """
-
-    def lead(self, destination: Request | None) -> Direct | Dialed:
-        """The factory for what a client asks for. Never blocks.
-
-        :param destination: the request; ``None`` if the listener's clients make none.
-        :raises OSError: if it is not to be had.
-        """
-        raise NotImplementedError

@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 from ..errors import ConnectError
 from ..eventloop.loop import Loop
+from ..eventloop.sockets import Endpoint
 from .fairness import ROOM, crowding
-from .happy_eyeballs import Endpoint
 
 __all__ = ["Lookups", "key_of"]
 

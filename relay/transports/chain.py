@@ -14,8 +14,8 @@ from typing import Protocol
 from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.values import SSHServer, Target, TCPAddress, TLSTarget, is_i2p
-from ..streams.connect import dialed
-from ..streams.dialer import Dialed, Network, Upgrade, copied
+from ..streams.dialer import Dialed, Network, Upgrade
+from ..streams.promise import copied
 from .tcp import tcp
 from .unix import unix
 
@@ -69,7 +69,7 @@ class _Here:
             from .program_dialer import Local
 
             return Local(place)
-        return dialed(tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path))
+        return tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path)
 
 
 class _Network(Network):

@@ -18,9 +18,12 @@ from ..addresses.i2p import SAM, I2PRouter, I2PTarget
 from ..addresses.parse import parse_hops, parse_target
 from ..addresses.values import TCPAddress, is_i2p, shown
 from ..errors import AddressError, ConnectError
+from ..eventloop.sockets import Endpoint
+from ..streams.cancellation import Cancel
 from ..streams.checks import check_time
-from ..streams.dialer import Dialed, Guide
-from ..streams.happy_eyeballs import Cancel, Direct, Endpoint, Name, resolved
+from ..streams.connect import Name, SocketDialer, resolved
+from ..streams.dialer import Dialed
+from ..streams.promise import Done, GiveUp
 from ..streams.request import Request
 from ..streams.stream import Stream
 from .chain import chain
@@ -150,7 +153,7 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
     return Dynamic(parse_hops(via), tuple(parse_rule(text) for text in rules), (I2PRouter(sam=sam),))
 
 
-class Dynamic(Guide):
+class Dynamic(Dialed):
     """Leads where each client wants; made by :func:`dynamic`.
 
     :param via: the hops to everything that no rule is about.
@@ -158,9 +161,8 @@ class Dynamic(Guide):
     :param over_i2p: the hops to what is in ``.i2p``.
     """
 
-    target = "anywhere"
-
     def __init__(self, via: Route, rules: tuple[Rule, ...], over_i2p: Route) -> None:
+        super().__init__("anywhere")
         self.rules = rules
         self._over_i2p = over_i2p
         self._otherwise: Route | None = via if via or not rules else None
@@ -169,19 +171,19 @@ class Dynamic(Guide):
         self._written = [self._routes[route] for route in dict.fromkeys(written) if route]
         self._lock = threading.Lock()
         self._held: set[Route] = set()
-        self._made: OrderedDict[tuple[str, int], Direct | Dialed] = OrderedDict()
+        self._made: OrderedDict[tuple[str, int], Dialed] = OrderedDict()
 
-    def lead(self, destination: Request | None) -> Direct | Dialed:
-        """The factory for what a client asks for; see :meth:`Guide.lead`.
+    def select(self, request: Request | None) -> Dialed:
+        """Return the dialer for what a client asks for; see :meth:`Dialed.select`.
 
         :raises ConnectError: if it is refused, or there cannot be such a place.
         """
-        if destination is None:
+        if request is None:
             text = (
                 "a client does not say where it wants to be led; relay.socks_listen and http_listen have those who do"
             )
             raise ConnectError(text, reason="denied")
-        key = destination.host, destination.port
+        key = request.host, request.port
         with self._lock:
             made = self._made.get(key)
             if made is not None:
@@ -191,7 +193,7 @@ class Dynamic(Guide):
         with self._lock:
             self._made[key] = made
             oldest = self._made.popitem(last=False)[1] if len(self._made) > _REMEMBERED else None
-        if isinstance(oldest, Dialed):
+        if oldest is not None:
             oldest.release()
         return made
 
@@ -213,7 +215,14 @@ class Dynamic(Guide):
         :raises OSError: as the factories of :func:`relay.target` do; :class:`ConnectError` with reason ``denied`` for
             what a rule refuses.
         """
-        return self.lead(destination)(deadline=deadline, cancel=cancel)
+        return self.select(destination)(deadline=deadline, cancel=cancel)
+
+    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+        """Raise, because it is not known where to: :meth:`select` returns the dialers.
+
+        :raises ConnectError: always; the reason is ``denied``.
+        """
+        return self.select(None).dial(deadline, done)
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Open what the streams of every way that was written ride on, and wait for it: one attempt for each.
@@ -242,7 +251,7 @@ class Dynamic(Guide):
     def close(self) -> None:
         """Let everything go that streams ride on. Idempotent; the next call takes it up anew."""
         with self._lock:
-            made = [factory for factory in self._made.values() if isinstance(factory, Dialed)]
+            made = list(self._made.values())
             self._made.clear()
             self._held.clear()
         for factory in made:
@@ -250,7 +259,7 @@ class Dynamic(Guide):
         for way in self._routes.values():
             way.close()
 
-    def _make(self, host: str, port: int) -> Direct | Dialed:
+    def _make(self, host: str, port: int) -> Dialed:
         place, address = _place(host, port)
         route, earlier = self._route(place, address)
         if route is None:
@@ -325,9 +334,9 @@ class _Guarded:
         return (first := next(rules, None)) is None or first.route is not None
 
 
-def _guarded(target: str, name: Name, port: int, rules: tuple[Rule, ...]) -> Direct:
+def _guarded(target: str, name: Name, port: int, rules: tuple[Rule, ...]) -> SocketDialer:
     guarded = _Guarded(name, port, rules)
-    return Direct(target, functools.partial(resolved, guarded), literal=False, name=guarded)
+    return SocketDialer(target, functools.partial(resolved, guarded), literal=False, name=guarded)
 
 
 def _as_meant(address: _Address) -> _Address:

@@ -22,7 +22,7 @@ from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..eventloop.unix_reset import leave_unread, socketpair
 from ..process import Process, StandardError, begin, program_error
-from ..streams.dialer import Done, GiveUp
+from ..streams.promise import Done, GiveUp
 from ..streams.stream import Stream, nonblocking
 
 __all__ = ["ProgramStream", "empty", "run"]

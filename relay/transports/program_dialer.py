@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ..addresses.hops import Command
 from ..addresses.values import TCPAddress
-from ..streams.dialer import Dialed, Done, GiveUp, Network
+from ..streams.dialer import Dialed, Network
+from ..streams.promise import Done, GiveUp
 from .program import run
 
 __all__ = ["Local", "ProgramNetwork", "Programs"]

@@ -12,12 +12,13 @@ from typing import Any
 
 from ..addresses.values import TCPAddress, check_place
 from ..errors import ConnectError
-from ..streams.happy_eyeballs import Direct, Endpoint, resolved
+from ..eventloop.sockets import Endpoint
+from ..streams.connect import SocketDialer, resolved
 
 __all__ = ["BACKLOG", "listen_tcp", "tcp"]
 
 
-def tcp(host: str, port: int) -> Direct:
+def tcp(host: str, port: int) -> SocketDialer:
     """A factory that connects over TCP: to the first of the host's addresses that answers (RFC 8305).
 
     :param host: an IPv4 or IPv6 address (no brackets, a zone is allowed) or a name, looked up for every connection.
@@ -31,9 +32,9 @@ def tcp(host: str, port: int) -> Direct:
     check_place(host, port)
     target = str(TCPAddress(host, port))
     if (endpoint := _literal(host, port)) is not None:
-        return Direct(target, lambda: (endpoint,), literal=True)
+        return SocketDialer(target, lambda: (endpoint,), literal=True)
     name = _Name(host, port)
-    return Direct(target, functools.partial(resolved, name), literal=False, name=name)
+    return SocketDialer(target, functools.partial(resolved, name), literal=False, name=name)
 
 
 def _literal(host: str, port: int) -> Endpoint | None:
@@ -48,7 +49,7 @@ def _literal(host: str, port: int) -> Endpoint | None:
 
 
 class _Name:
-    """A host name and a port; see :class:`relay.streams.happy_eyeballs.Name`."""
+    """A host name and a port; see :class:`relay.streams.connect.Name`."""
 
     __slots__ = ("host", "port")
 

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterator
 
 from ..addresses.values import UnixAddress, unix_path
-from ..streams.happy_eyeballs import Direct, Endpoint
+from ..eventloop.sockets import Endpoint
+from ..streams.connect import SocketDialer
 from .tcp import BACKLOG
 
 __all__ = ["UnixListener", "listen_unix", "unix"]
 
 
-def unix(path: str | os.PathLike[str]) -> Direct:
+def unix(path: str | os.PathLike[str]) -> SocketDialer:
     """A factory that connects to a Unix stream socket.
 
     :param path: where it lies; a relative path is taken from the working directory of now.
@@ -29,7 +30,7 @@ def unix(path: str | os.PathLike[str]) -> Direct:
     :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be.
     """
     endpoint = Endpoint(socket.AF_UNIX, unix_path(path))
-    return Direct(str(UnixAddress(endpoint.address)), lambda: (endpoint,), literal=True)
+    return SocketDialer(str(UnixAddress(endpoint.address)), lambda: (endpoint,), literal=True)
 
 
 _LINUX: bool = sys.platform == "linux"

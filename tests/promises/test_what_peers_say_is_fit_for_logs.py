@@ -12,7 +12,7 @@ from helpers import WAIT, ended, exchange, receive_all, refusing, wait_until
 
 import relay
 from relay.cli.output import _Text
-from relay.streams.happy_eyeballs import place
+from relay.eventloop.sockets import format_address
 
 EVIL = "\x1b[2J\x1b]0;pwn\x07\r\n12:00:00 WARNING forged\u202e\x9b31m"
 
@@ -73,8 +73,8 @@ def assert_clean(caplog):
     "address", [("1.2.3.4" + EVIL, 5), f"/a/{EVIL}", f"\0{EVIL}", f"\0{EVIL}".encode(), (EVIL, EVIL)]
 )
 def test_an_address_as_text(address):
-    assert place(address).isprintable()
-    assert len(place(("x" * 10_000, 1))) < 300
+    assert format_address(address).isprintable()
+    assert len(format_address(("x" * 10_000, 1))) < 300
 
 
 @pytest.mark.parametrize("debug", [False, True])

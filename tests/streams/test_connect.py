@@ -13,11 +13,13 @@ import pytest
 from helpers import WAIT, Thread, black_hole, exchange, refusing, wait_until
 
 import relay
+from relay import ConnectError
 from relay.eventloop.background import Pump
+from relay.eventloop.sockets import Endpoint
 from relay.streams import connect
-from relay.streams.connect import dialed
+from relay.streams.cancellation import Cancellation
+from relay.streams.connect import SocketDialer
 from relay.streams.dialer import Dialed
-from relay.streams.happy_eyeballs import Direct, Endpoint
 
 
 def to(*addresses, literal=True, family=socket.AF_INET):
@@ -29,14 +31,14 @@ def to(*addresses, literal=True, family=socket.AF_INET):
                 raise address
         return [Endpoint(family, address) for address in addresses]
 
-    return Direct("the target", resolve, literal=literal)
+    return SocketDialer("the target", resolve, literal=literal)
 
 
 def dial(factory, seconds=WAIT):
     """Begin; what is told comes out of the queue."""
     told = queue.SimpleQueue()
     deadline = None if seconds is None else time.monotonic() + seconds
-    return told, dialed(factory).dial(deadline, told.put)
+    return told, factory.dial(deadline, told.put)
 
 
 def members():
@@ -65,7 +67,7 @@ def at_once_or_later(request):
 
 def test_a_factory_that_is_dialed_stays_what_it_is():
     factory = Dialed("the target")
-    assert dialed(factory) is factory
+    assert factory is factory
 
 
 @pytest.mark.parametrize("literal", [True, False])
@@ -142,7 +144,7 @@ def test_who_does_not_answer_is_told_at_the_deadline():
 
 def test_a_resolver_that_does_not_answer_is_told_at_the_deadline():
     go = threading.Event()
-    factory = Direct("the target", lambda: go.wait(WAIT) and [], literal=False)
+    factory = SocketDialer("the target", lambda: go.wait(WAIT) and [], literal=False)
     told, _ = dial(factory, 0.05)
     assert told.get(timeout=WAIT).reason == "connect_timeout"
     go.set()
@@ -182,7 +184,7 @@ def test_a_resolver_that_was_given_up(echo_server):
         resolved.set()
         return [Endpoint(socket.AF_INET, echo_server.address)]
 
-    told, give_up = dial(Direct("the target", resolve, literal=False))
+    told, give_up = dial(SocketDialer("the target", resolve, literal=False))
     give_up()
     wait_until(lambda: members() == 0)
     go.set()
@@ -197,7 +199,7 @@ def test_a_name_is_looked_up_once_for_all_who_ask_at_one_time(echo_server):
         go.wait(WAIT)
         return [Endpoint(socket.AF_INET, echo_server.address)]
 
-    factory = dialed(Direct("the target", resolve, literal=False))
+    factory = SocketDialer("the target", resolve, literal=False)
     told = queue.SimpleQueue()
     for _ in range(20):
         factory.dial(time.monotonic() + WAIT, told.put)
@@ -266,7 +268,7 @@ def test_a_callback_that_fails_leaves_nothing(echo_server, never_at_once, caplog
         outcome.close()
         raise RuntimeError("a bug")
 
-    dialed(to(echo_server.address)).dial(None, fail)
+    to(echo_server.address).dial(None, fail)
     wait_until(lambda: members() == 0)
     assert "a bug" in caplog.text
 
@@ -292,18 +294,18 @@ def test_tls_that_is_refused():
 
 
 def test_a_call_waits(echo_server):
-    with dialed(relay.tcp(*echo_server.address))(deadline=time.monotonic() + WAIT) as stream:
+    with relay.tcp(*echo_server.address)(deadline=time.monotonic() + WAIT) as stream:
         assert stream.socket.getpeername() == echo_server.address
 
 
 def test_a_forked_child_closes_its_copies():
     with black_hole() as hole:
         told, give_up = dial(to(hole.getsockname()))
-        wait_until(lambda: any(one._running for one in Pump._current._members))
+        wait_until(lambda: any(one._race._running for one in Pump._current._members))
         (connecting,) = Pump._current._members
         child = os.fork()
         if child == 0:
-            os._exit(0 if all(made.fileno() < 0 for made, _ in connecting._running.values()) else 1)
+            os._exit(0 if all(made.fileno() < 0 for made, _ in connecting._race._running.values()) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         give_up()
     assert told.empty()
@@ -335,3 +337,90 @@ def test_the_target_hears_what_is_said(listener):
         far.settimeout(WAIT)
         stream.socket.settimeout(WAIT)
         exchange(stream.socket, far)
+
+
+def listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_connect_takes_the_address_that_answers() -> None:
+    with listening() as there, listening() as gone:
+        refused = Endpoint(socket.AF_INET, gone.getsockname())
+        gone.close()
+        answers = Endpoint(socket.AF_INET, there.getsockname())
+        with SocketDialer("a target", lambda: [refused, answers], literal=True)(
+            deadline=time.monotonic() + 10
+        ).socket as made:
+            assert made.getpeername() == answers.address
+            assert made.getblocking() is False
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_silent_address_delays_only_by_the_attempt_delay() -> None:
+    with listening() as full, listening() as there:
+        full.listen(0)
+        with socket.create_connection(full.getsockname()):
+            silent = Endpoint(socket.AF_INET, full.getsockname())
+            answers = Endpoint(socket.AF_INET, there.getsockname())
+            with SocketDialer("a target", lambda: [silent, answers], literal=True)(
+                deadline=time.monotonic() + 10
+            ).socket as made:
+                assert made.getpeername() in (silent.address, answers.address)
+
+
+def test_a_refused_connect_says_what_to_do() -> None:
+    with listening() as gone:
+        endpoint = Endpoint(socket.AF_INET, gone.getsockname())
+    with pytest.raises(ConnectError, match="connection refused; is the service running") as caught:
+        SocketDialer("db:1", lambda: [endpoint], literal=True)(deadline=time.monotonic() + 10)
+    assert caught.value.reason == "refused"
+
+
+def swallower() -> tuple[socket.socket, list[socket.socket]]:
+    """A listener that swallows every further SYN."""
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    fillers = []
+    for _ in range(3):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(full.getsockname())
+        fillers.append(filler)
+    return full, [full, *fillers]
+
+
+def test_a_deadline_and_a_cancellation_end_the_attempt() -> None:
+    full, sockets = swallower()
+    dialer = SocketDialer("db:1", lambda: [Endpoint(socket.AF_INET, full.getsockname())], literal=True)
+    try:
+        with pytest.raises(ConnectError) as caught:
+            dialer(deadline=time.monotonic() + 0.05)
+        assert caught.value.reason == "connect_timeout"
+        cancel = Cancellation()
+        threading.Timer(0.05, cancel.set).start()
+        with pytest.raises(ConnectError, match="given up"):
+            dialer(deadline=time.monotonic() + 10, cancel=cancel)
+        cancel.close()
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def test_a_resolver_that_hangs_does_not_outlast_the_deadline() -> None:
+    go = threading.Event()
+
+    def resolve() -> list[Endpoint]:
+        go.wait(WAIT)
+        return []
+
+    with pytest.raises(ConnectError, match="DNS lookup timed out") as caught:
+        SocketDialer("db:1", resolve, literal=False)(deadline=time.monotonic() + 0.05)
+    assert caught.value.reason == "connect_timeout"
+    go.set()
+
+
+def test_what_a_resolver_raises_is_raised() -> None:
+    def resolve() -> list[Endpoint]:
+        raise ConnectError("db:1: no such name")
+
+    with pytest.raises(ConnectError, match="no such name"):
+        SocketDialer("db:1", resolve, literal=False)()

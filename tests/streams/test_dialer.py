@@ -13,7 +13,8 @@ from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
 import relay
 from relay.engine.attempt import Attempt
 from relay.streams.cancellation import Cancellation
-from relay.streams.dialer import Answer, Dialed, Steps, Upgrade
+from relay.streams.dialer import Dialed, Upgrade
+from relay.streams.promise import Answer, Steps
 
 
 class Dialer(Dialed):
@@ -208,7 +209,7 @@ def test_a_call_can_be_cancelled(dialer):
 
 
 def test_a_call_whose_deadline_nobody_keeps_ends(dialer, monkeypatch):
-    monkeypatch.setattr("relay.streams.dialer.LATE", 0.01)
+    monkeypatch.setattr("relay.streams.promise.LATE", 0.01)
     with pytest.raises(relay.ConnectError, match="no answer in time"):
         dialer(None)(deadline=time.monotonic() + 0.01)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from relay.errors import ConnectError
+from relay.eventloop.sockets import Endpoint
 from relay.streams import lookups as module
-from relay.streams.happy_eyeballs import Endpoint
 from relay.streams.lookups import Lookups, key_of
 
 

@@ -20,7 +20,7 @@ from helpers import WAIT, Thread, receive_exactly, receive_rest
 from relay.addresses.hops import Command
 from relay.errors import CarrierError, ConnectError
 from relay.streams.cancellation import Cancellation
-from relay.streams.dialer import Answer
+from relay.streams.promise import Answer
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import settle
 

@@ -19,8 +19,8 @@ from relay.addresses.hops import Proxy
 from relay.addresses.values import TCPAddress
 from relay.eventloop.background import Pump
 from relay.process import DEVNULL, end, start
-from relay.streams.connect import dialed
-from relay.streams.dialer import Dialed, Done, GiveUp
+from relay.streams.dialer import Dialed
+from relay.streams.promise import Done, GiveUp
 from relay.streams.stream import Stream
 from relay.transports.proxies.dialer import Proxied
 
@@ -80,7 +80,7 @@ class RealProxy:
 
     def to(self, place: Any, **login: Any) -> Proxied:
         """Ours that leads through it."""
-        return Proxied(dialed(relay.tcp(LOOPBACK, self.port)), self.hop(**login), TCPAddress(*place[:2]), ())
+        return Proxied(relay.tcp(LOOPBACK, self.port), self.hop(**login), TCPAddress(*place[:2]), ())
 
     def start(self) -> RealProxy:
         """Start it; returns when it listens."""

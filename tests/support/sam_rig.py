@@ -16,7 +16,6 @@ from helpers import WAIT, Server, wait_until
 from relay.addresses.destinations import PrivateKey
 from relay.errors import CarrierError
 from relay.eventloop.sockets import reset
-from relay.streams.connect import dialed
 from relay.streams.stream import Stream
 from relay.transports.i2p.bridge import Bridge
 from relay.transports.i2p.conversation import Conversation
@@ -97,7 +96,7 @@ class ScriptedBridge:
 
     def bridge(self, login: tuple[str, str] | None = None) -> Bridge:
         """Ours that leads here."""
-        return Bridge(self.name, dialed(tcp(*self.address)), login)
+        return Bridge(self.name, tcp(*self.address), login)
 
     def stream(self) -> End:
         """The far end of the next stream."""

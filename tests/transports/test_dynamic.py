@@ -13,8 +13,7 @@ import relay
 from relay.addresses.destinations import b32_of
 from relay.addresses.i2p import I2PRouter
 from relay.addresses.values import SSHServer
-from relay.streams.dialer import Dialed
-from relay.streams.happy_eyeballs import Direct
+from relay.streams.connect import SocketDialer
 from relay.streams.request import Request
 from relay.testing import SAMBridge
 from relay.transports import dynamic as module
@@ -81,10 +80,10 @@ def test_what_a_pattern_is_about(pattern, host, port, matches):
     factory = dynamic(rules=[f"{pattern}=direct", "*=refuse"])
     with contextlib.closing(factory):
         if matches:
-            factory.lead(asked(host, port))
+            factory.select(asked(host, port))
         else:
             with pytest.raises(relay.ConnectError, match="the rules refuse it") as raised:
-                factory.lead(asked(host, port))
+                factory.select(asked(host, port))
             assert raised.value.reason == "denied"
 
 
@@ -135,23 +134,23 @@ def test_a_way_is_hops_with_commas_between():
 
 def test_the_first_rule_that_matches_wins():
     factory = dynamic(rules=["a.example=direct", "*.example=refuse", "*=direct"])
-    assert factory.lead(asked("a.example")).target == "a.example:80"
-    assert factory.lead(asked("b.test")).target == "b.test:80"
+    assert factory.select(asked("a.example")).target == "a.example:80"
+    assert factory.select(asked("b.test")).target == "b.test:80"
     with pytest.raises(relay.ConnectError):
-        factory.lead(asked("b.example"))
+        factory.select(asked("b.example"))
 
 
 def test_what_no_rule_is_about():
-    assert isinstance(dynamic().lead(asked("a")), Direct)
+    assert isinstance(dynamic().select(asked("a")), SocketDialer)
     with pytest.raises(relay.ConnectError, match="refuse"):
-        dynamic(rules=["b=direct"]).lead(asked("a"))
+        dynamic(rules=["b=direct"]).select(asked("a"))
     over = dynamic(["ssh://nowhere.invalid"], ["b=direct"])
-    assert over.lead(asked("a")).route == (SSHServer("nowhere.invalid"),)
-    assert isinstance(over.lead(asked("b")), Direct)
+    assert over.select(asked("a")).route == (SSHServer("nowhere.invalid"),)
+    assert isinstance(over.select(asked("b")), SocketDialer)
     over.close()
     for via in ([], ["ssh://nowhere.invalid"]):
         elsewhere = dynamic(via, ["b=direct"], sam="127.0.0.2:7656")
-        assert elsewhere.lead(asked("site.i2p")).route == (I2PRouter(sam="127.0.0.2:7656"),)
+        assert elsewhere.select(asked("site.i2p")).route == (I2PRouter(sam="127.0.0.2:7656"),)
         elsewhere.close()
 
 
@@ -168,7 +167,7 @@ def test_what_no_rule_is_about():
 )
 def test_a_host_that_cannot_be_one_goes_no_further(host):
     with pytest.raises(relay.ConnectError) as raised:
-        dynamic().lead(asked(host))
+        dynamic().select(asked(host))
     assert raised.value.reason == "denied"
     assert "\n" not in str(raised.value)
 
@@ -204,9 +203,9 @@ def test_one_login_for_all_places_and_it_stays(ssh_server, serve, monkeypatch):
         prove(factory(destination=asked(*serve(echo).address), deadline=soon()))
         for name in ("a.test", "b.test"):  # more places than are remembered
             with pytest.raises(relay.ConnectError, match="the rules refuse it"):
-                factory.lead(asked(name))
-            factory.lead(asked(f"direct.{name}"))
-        assert not any(isinstance(made, Dialed) for made in factory._made.values())
+                factory.select(asked(name))
+            factory.select(asked(f"direct.{name}"))
+        assert all(isinstance(made, SocketDialer) for made in factory._made.values())
     assert ssh_server.logins == 1
     assert ssh_server.connections == 1
     factory.close()
@@ -242,7 +241,7 @@ def test_an_i2p_name_goes_over_i2p(i2p_double, echo_server):
         name = b32_of(server.dest)
         with contextlib.closing(dynamic(sam=i2p_double.client)) as factory:
             prove(factory(destination=asked(name), deadline=soon()))
-            assert factory.lead(asked(f"{name.upper()}.", 81)).target.endswith(f"{name}:81")
+            assert factory.select(asked(f"{name.upper()}.", 81)).target.endswith(f"{name}:81")
         rules = ["*.i2p=refuse"]
         with contextlib.closing(dynamic(rules=rules, sam=i2p_double.client)) as factory:
             with pytest.raises(relay.ConnectError, match="the rules refuse it"):
@@ -301,7 +300,7 @@ GUARD = ["127.0.0.0/8=refuse", "[::1]=refuse", "10.0.0.0/8:80=refuse", "*=direct
 def test_networks_that_are_refused_are_refused_to_names(resolves, rules, addresses, left):
     resolves(*addresses)
     with contextlib.closing(dynamic(rules=rules)) as factory:
-        direct = factory.lead(asked("name.invalid", 80))
+        direct = factory.select(asked("name.invalid", 80))
         if left:
             assert [endpoint.address[0] for endpoint in direct.resolve()] == left
             assert {endpoint.address[1] for endpoint in direct.resolve()} == {80}
@@ -339,16 +338,16 @@ def test_a_way_whose_hold_fails_is_held_by_the_next_client(monkeypatch):
 
         monkeypatch.setattr(way, "subscribe", subscribe)
         with pytest.raises(OSError, match="no thread"):
-            factory.lead(asked("a", 1))
+            factory.select(asked("a", 1))
         for port in (2, 3):
-            factory.lead(asked("a", port))
+            factory.select(asked("a", port))
         assert len(told) == 2
 
 
 def test_a_way_that_does_not_lead_there():
     with contextlib.closing(dynamic(rules=["*=i2p:"])) as factory:
         with pytest.raises(relay.ConnectError, match="its way does not lead there") as raised:
-            factory.lead(asked("example.com"))
+            factory.select(asked("example.com"))
         assert raised.value.reason == "denied"
 
 

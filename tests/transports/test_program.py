@@ -19,7 +19,7 @@ from relay.errors import ConnectError
 from relay.eventloop.background import Pump
 from relay.process import start
 from relay.streams.cancellation import Cancellation
-from relay.streams.dialer import Answer
+from relay.streams.promise import Answer
 from relay.testing import check_stream
 from relay.transports import program
 from relay.transports.program import ProgramStream, run

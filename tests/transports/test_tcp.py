@@ -9,7 +9,8 @@ import pytest
 from helpers import WAIT, receive_all, send_and_end
 
 import relay
-from relay.streams.happy_eyeballs import Direct, Endpoint
+from relay.eventloop.sockets import Endpoint
+from relay.streams.connect import SocketDialer
 
 
 def test_it_connects_to_an_address(echo_server):
@@ -40,8 +41,8 @@ def no_lookup(*args, **kwargs):
 def test_an_address_is_not_looked_up(host, endpoint, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
     factory = relay.tcp(host, 80)
-    assert isinstance(factory, Direct)
-    assert factory.literal
+    assert isinstance(factory, SocketDialer)
+    assert factory.endpoints
     assert list(factory.resolve()) == [endpoint]
 
 
@@ -67,7 +68,7 @@ def test_a_name_is_looked_up_afresh_for_every_connection(echo_server, monkeypatc
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     factory = relay.tcp("service.internal", echo_server.address[1])
-    assert not factory.literal
+    assert not factory.endpoints
     assert answers == []
     for _ in range(3):
         factory().close()

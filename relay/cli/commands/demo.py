@@ -24,8 +24,8 @@ import relay.testing
 from ...addresses.i2p import parse_sam
 from ...api.urls import listen, target
 from ...engine.tunnel import Tunnel
+from ...eventloop.sockets import format_address
 from ...process import PIPE, start
-from ...streams.happy_eyeballs import place
 from ..demo_over_i2p import PATIENCE, few, published, reached, router
 from ..output import failures_reported, say
 
@@ -62,20 +62,20 @@ def demo(
         if not pages:
             raise FileNotFoundError(2, "no files to serve; name a directory that has some", str(root))
         with web_server(pages) as server:
-            say(f"web server   {place(server)}, on the {len(pages)} files of {root}")
-            show(place(server), [], pages)
+            say(f"web server   {format_address(server)}, on the {len(pages)} files of {root}")
+            show(format_address(server), [], pages)
             with relay.testing.SSHServer() as bastion:
-                say(f"\nssh server   {place(bastion.address)}, inside this program; it sees the web server, too")
+                say(f"\nssh server   {format_address(bastion.address)}, inside this program; it sees the web server")
                 for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
-                    show(place(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
+                    show(format_address(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
                 with router(sam) as bridge:
                     some = pages if sam is None else few(pages)
-                    with published(place(server), bridge) as name, reached(name, bridge) as address:
+                    with published(format_address(server), bridge) as name, reached(name, bridge) as address:
                         fetch_and_say(address, some, PATIENCE)
                     say("\na chain of hops: the ssh server as an I2P destination, and the web server behind it")
-                    with published(place(bastion.address), bridge) as name:
-                        ssh = bastion.url.replace(place(bastion.address), name)
-                        show(place(server), [f"i2p:?sam={bridge}", ssh], some, patience=PATIENCE)
+                    with published(format_address(bastion.address), bridge) as name:
+                        ssh = bastion.url.replace(format_address(bastion.address), name)
+                        show(format_address(server), [f"i2p:?sam={bridge}", ssh], some, patience=PATIENCE)
     say("\nNow your own service, for example one on port 8000:\n")
     say(f"    {command()} forward :0 127.0.0.1:8000")
 
@@ -94,7 +94,7 @@ def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience:
     with Tunnel(listen(":0"), make_send, connect_timeout=patience, timeout=None) as tunnel:
         if via:
             make_send.ready(patience)
-        say(f"relay        {place(tunnel.address)} → {server}{over}{how}")
+        say(f"relay        {format_address(tunnel.address)} → {server}{over}{how}")
         fetch_and_tell(tunnel, pages, patience)
 
 
@@ -103,7 +103,7 @@ def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
     fetch_and_say(tunnel.address, pages, patience)
     if shutil.which("curl"):
         name = max(pages, key=lambda page: pages[page].stat().st_size)
-        size = compare(name, pages[name], curl(f"http://{place(tunnel.address)}{name}"))
+        size = compare(name, pages[name], curl(f"http://{format_address(tunnel.address)}{name}"))
         say(f"curl         {name}, {size:,} bytes; as on disk")
     tunnel.close(drain=10.0)
     stats = tunnel.stats()

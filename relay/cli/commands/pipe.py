@@ -19,8 +19,8 @@ from ...api.urls import target as factory_for
 from ...engine.stdio import carry
 from ...errors import ConnectError
 from ...streams.checks import check_time
-from ...streams.connect import dialed
-from ...streams.dialer import Answer, Dialed
+from ...streams.dialer import Dialed
+from ...streams.promise import Answer
 from ...streams.stream import Stream
 from .. import startup
 from ..options import SECONDS, Via, seconds, seconds_or_zero
@@ -96,7 +96,7 @@ def pipe(
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
         with configuration_read():
             made = factory_for(target, via or ())
-        with dialed(made) as factory:  # type: ignore[arg-type]
+        with made as factory:
             with startup.climbing(via or (), hops, connect_timeout):
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:

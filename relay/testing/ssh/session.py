@@ -15,7 +15,7 @@ from ...addresses.values import TCPAddress, UnixAddress
 from ...errors import ConnectError
 from ...process import Process
 from ...streams.cancellation import Cancellation
-from ...streams.happy_eyeballs import Direct
+from ...streams.connect import SocketDialer
 from ...transports.tcp import tcp
 from ...transports.unix import unix
 from .channel import GONE, Channel, GatedSocket, Remote, Transport, move
@@ -404,5 +404,5 @@ class Requests(Login):
         return False
 
 
-def _factory(place: Place) -> Direct:
+def _factory(place: Place) -> SocketDialer:
     return unix(place.path) if isinstance(place, UnixAddress) else tcp(place.host, place.port)

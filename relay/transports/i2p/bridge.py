@@ -14,7 +14,8 @@ from ...carriers.link import strip_prefix
 from ...errors import AuthenticationError, ConnectError, RelayError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...streams.dialer import Dialed, GiveUp
+from ...streams.dialer import Dialed
+from ...streams.promise import GiveUp
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .deadlines import Clock

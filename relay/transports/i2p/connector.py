@@ -18,8 +18,9 @@ from ...carriers.link import Lost
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...streams.dialer import Answer, Dialed, GiveUp, Network
-from ...streams.happy_eyeballs import Cancel
+from ...streams.cancellation import Cancel
+from ...streams.dialer import Dialed, Network
+from ...streams.promise import Answer, GiveUp
 from ...streams.stream import Stream
 from ..credentials import secret_of
 from .bridge import Bridge

@@ -16,7 +16,8 @@ from ...carriers.link import CarrierState
 from ...carriers.pool import CarrierRef
 from ...errors import ConnectError
 from ...streams.checks import check_time
-from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
+from ...streams.dialer import Dialed, Network
+from ...streams.promise import Answer, Done, GiveUp
 from ...streams.stream import Stream
 from .connector import SessionKey, make_carrier
 from .key_file import KeyFile

@@ -12,7 +12,7 @@ from ...errors import CarrierError, ConnectError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...streams.detached import passage
-from ...streams.dialer import Done, GiveUp, Steps
+from ...streams.promise import Done, GiveUp, Steps
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable

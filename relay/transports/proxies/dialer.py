@@ -12,7 +12,8 @@ from ...addresses.hops import Proxy, Route, on_the_way
 from ...addresses.values import TCPAddress, shown
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
-from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network, Steps, Upgrade
+from ...streams.dialer import Dialed, Network, Upgrade
+from ...streams.promise import Answer, Done, GiveUp, Steps
 from ...streams.stream import Stream
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation

@@ -21,9 +21,9 @@ from ...addresses.printable import printable
 from ...addresses.values import Secret, check_file, check_secret, check_variable
 from ...eventloop.loop import Loop, Timer
 from ...eventloop.poller import IN
+from ...eventloop.sockets import format_address
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
-from ...streams.happy_eyeballs import place
 from ...streams.introduction import Farewell, Greeting, HearingListener, Introduction
 from ...streams.rate_limited_log import RateLog
 from ...streams.request import Refusal, Request
@@ -206,7 +206,7 @@ class GreetingListener(HearingListener):
 
     def __repr__(self) -> str:
         kind, state = type(self).__name__, "closed" if self._closed else "open"
-        return f"<relay.{kind} at {place(self.address)}, {state}>"
+        return f"<relay.{kind} at {format_address(self.address)}, {state}>"
 
 
 def _nothing() -> None:
@@ -265,7 +265,7 @@ class _Reception:
             return
         leaving = crowding(self._guests, _Guest.source, max(1, _MOST // ROOM))
         text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
-        peer = place(leaving[0].peer) or "a local client"
+        peer = format_address(leaving[0].peer) or "a local client"
         self._crowded.log(now, text, self._listener, len(self._guests), peer)
         for guest in leaving:
             guest.give_way(now)
@@ -317,7 +317,7 @@ class _Guest:
         self._timer.stop()
         if isinstance(outcome, Refusal):
             if outcome.guessed:
-                self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, place(self.peer))
+                self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, format_address(self.peer))
             elif outcome.problem:
                 logger.info("a client is refused: %s", printable(outcome.problem))
             self._under_way = farewell = Farewell(self.stream.socket, self._loop, outcome.last, self._left)

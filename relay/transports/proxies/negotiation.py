@@ -14,7 +14,7 @@ from ...errors import ConnectError
 from ...eventloop.background import Pump, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN, OUT
-from ...streams.dialer import Done
+from ...streams.promise import Done
 from ...streams.stream import Stream
 
 __all__ = ["Dialogue", "Length", "Negotiation", "Question"]

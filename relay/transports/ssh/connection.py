@@ -9,7 +9,7 @@ from typing import Protocol
 from ...addresses.hops import Place
 from ...addresses.values import SSHServer, TCPAddress, UnixAddress
 from ...errors import CarrierError, RelayError
-from ...streams.happy_eyeballs import Cancel
+from ...streams.cancellation import Cancel
 from ...streams.stream import Stream
 
 __all__ = [

@@ -14,8 +14,9 @@ from ...carriers import dialer, pool
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
-from ...streams.dialer import Answer, Dialed, Done, GiveUp, Network
-from ...streams.happy_eyeballs import Cancel
+from ...streams.cancellation import Cancel
+from ...streams.dialer import Dialed, Network
+from ...streams.promise import Answer, Done, GiveUp
 from ...streams.stream import Stream
 from ..program_dialer import Programs
 from .config.settings import settle

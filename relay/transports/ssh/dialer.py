@@ -9,7 +9,8 @@ from ...addresses.values import SSHServer
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed, Done, GiveUp, Network
+from ...streams.dialer import Dialed, Network
+from ...streams.promise import Done, GiveUp
 from .connection import Place
 from .connector import Holder, dial
 

@@ -8,11 +8,12 @@ import os
 import queue
 import ssl
 from collections.abc import Callable
-from typing import Any
 
 from ...addresses.values import TCPAddress, check_place, is_i2p
 from ...errors import ConnectError
-from ...streams.happy_eyeballs import Cancel, Direct, Upgraded
+from ...streams.cancellation import Cancel
+from ...streams.dialer import Upgrade
+from ...streams.promise import Done
 from ...streams.stream import Stream
 from ..tcp import tcp
 from .context import load_chain, trusting
@@ -72,8 +73,8 @@ class Client:
         self._ticket: ssl.SSLSession | None = None
         self._vain = 0  # tickets in a row that were of no use
 
-    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
-        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
+    def upgrade(self, stream: Stream, deadline: float | None, done: Done) -> Callable[[], object]:
+        """Shake hands on a connected stream, without waiting; see :attr:`SocketDialer.upgrade`."""
 
         def explain(outcome: Stream | OSError) -> None:
             done(_explained(self.name, outcome) if isinstance(outcome, OSError) else outcome)
@@ -107,30 +108,16 @@ class Client:
                 self._ticket = made if made is not None and made.has_ticket else None
 
 
-class TLS(Direct):
-    """A factory for one TLS server; made by :func:`tls`. A connect, and a handshake on it."""
+class TLS(Upgrade):
+    """A dialer for one TLS server, made by :func:`tls`: a connect, and a handshake on it."""
 
     def __init__(
         self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
     ) -> None:
         direct = tcp(host, port)
-        self._client = Client(host, port, servername, ca, cert, key)
-        super().__init__(self._client.name, direct.resolve, literal=direct.literal, name=direct.name)
-
-    def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
-        """Connect and shake hands, and wait for both.
-
-        :param peer: the client's address; it changes nothing here.
-        :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-        :param cancel: gives the attempt up when set.
-        :returns: a connected stream; its ``reset()`` resets the connection to the server.
-        :raises ConnectError: refused, unreachable, timed out, given up or not trusted; ``.reason`` tells.
-        """
-        return shake_hands(self._client.session(super().__call__(deadline=deadline, cancel=cancel)), deadline, cancel)
-
-    def upgrade(self, stream: Stream, deadline: float | None, done: Upgraded) -> Callable[[], object]:
-        """Shake hands on a connected stream, without waiting; see :attr:`Direct.upgrade`."""
-        return self._client.upgrade(stream, deadline, done)
+        client = Client(host, port, servername, ca, cert, key)
+        direct.target = client.name
+        super().__init__(direct, begin=client.upgrade)
 
 
 def wrap(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ...eventloop.background import Pump, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
-from ...streams.happy_eyeballs import Cancel
+from ...streams.cancellation import Cancel
 from .session import Session, TLSStream
 
 __all__ = ["Handshake"]

@@ -17,9 +17,9 @@ from typing import Any
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
+from ...eventloop.sockets import Endpoint
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
-from ...streams.happy_eyeballs import Endpoint
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
 from ..tcp import listen_tcp

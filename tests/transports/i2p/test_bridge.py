@@ -14,7 +14,6 @@ from sam_rig import HELLO, ScriptedBridge
 import relay
 from relay.errors import AuthenticationError, ConnectError, SAMError
 from relay.eventloop.background import Pump
-from relay.streams.connect import dialed
 from relay.streams.dialer import Dialed
 from relay.transports.i2p import bridge as module
 from relay.transports.i2p.bridge import MAX_IDLE, Bridge
@@ -107,7 +106,7 @@ def error_of(bridge, seconds=WAIT):
 
 def test_nobody_there():
     with refusing() as address:
-        bridge = Bridge("i2p:?sam=x", dialed(tcp(*address)), None)
+        bridge = Bridge("i2p:?sam=x", tcp(*address), None)
         error = error_of(bridge)
         bridge.close()
     assert isinstance(error, ConnectError) and error.reason == "refused"
@@ -117,7 +116,7 @@ def test_nobody_there():
 
 def test_no_answer_to_the_connect():
     with black_hole() as hole:
-        bridge = Bridge("i2p:?sam=x", dialed(tcp(*hole.getsockname())), None)
+        bridge = Bridge("i2p:?sam=x", tcp(*hole.getsockname()), None)
         error = error_of(bridge, 0.05)
         bridge.close()
     assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
@@ -163,7 +162,7 @@ def test_what_a_bridge_says_of_a_refusal_is_shown_in_part(scripted, bridge):
 
 def test_one_that_ends_without_an_answer(serve):
     server = serve(lambda connection: connection.recv(100))
-    bridge = Bridge("b", dialed(tcp(*server.address)), None)
+    bridge = Bridge("b", tcp(*server.address), None)
     error = error_of(bridge)
     assert isinstance(error, ConnectError) and "it ended the conversation" in str(error)
     bridge.close()
@@ -195,7 +194,7 @@ def test_a_refusal_on_the_way_stays_what_it_is():
 
 def test_who_gives_up_while_it_connects_is_not_told():
     with black_hole() as hole:
-        bridge = Bridge("b", dialed(tcp(*hole.getsockname())), None)
+        bridge = Bridge("b", tcp(*hole.getsockname()), None)
         meeting = Meeting(bridge, None)
         meeting.give_up()
         meeting.give_up()
@@ -206,7 +205,7 @@ def test_who_gives_up_while_it_connects_is_not_told():
 
 def test_who_gives_up_before_it_is_answered_is_not_told(scripted, bridge):
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        quiet = Bridge("b", dialed(tcp(*listening.getsockname())), None)
+        quiet = Bridge("b", tcp(*listening.getsockname()), None)
         meeting = Meeting(quiet)
         far = listening.accept()[0]
         far.settimeout(WAIT)

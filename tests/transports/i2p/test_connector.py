@@ -18,7 +18,7 @@ from relay.addresses.i2p import I2PRouter
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
-from relay.streams.dialer import Answer
+from relay.streams.promise import Answer
 from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import connector
@@ -198,7 +198,7 @@ def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, capl
 
 def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
     monkeypatch.setattr(connector, "_ATTEMPT", 0.2)
-    monkeypatch.setattr("relay.streams.dialer.LATE", 0.0)
+    monkeypatch.setattr("relay.streams.promise.LATE", 0.0)
     bridge.settings.build_time = 60.0
     error = failure(make(bridge))
     assert isinstance(error, ConnectError)
@@ -233,7 +233,7 @@ def test_an_http_server_is_no_bridge(scripted, make):
 
 def test_silence_instead_of_hello(scripted, make, monkeypatch):
     monkeypatch.setattr(connector, "_REACH", 0.1)
-    monkeypatch.setattr("relay.streams.dialer.LATE", 0.0)
+    monkeypatch.setattr("relay.streams.promise.LATE", 0.0)
     scripted.hello = [None] * 10
     assert failure(make(scripted)).reason == "connect_timeout"
 

@@ -55,7 +55,6 @@ from relay.addresses.values import SSHServer, TCPAddress
 from relay.errors import AddressError, AuthenticationError, CarrierError, ConnectError, HostKeyError
 from relay.eventloop.background import Pump
 from relay.eventloop.sockets import reset
-from relay.streams.connect import dialed
 from relay.testing import check_factory
 from relay.transports.proxies.dialer import Proxied
 
@@ -195,7 +194,7 @@ def test_the_other_kind_of_proxy(proxies):
     for name, scheme in (("microsocks", "http"), ("dante", "http"), ("tinyproxy", "socks5")):
         port = proxies[name].port
         hop = Proxy(scheme, "127.0.0.1", port)
-        factory = Proxied(dialed(relay.tcp("127.0.0.1", port)), hop, PLACE, ())
+        factory = Proxied(relay.tcp("127.0.0.1", port), hop, PLACE, ())
         with pytest.raises(ConnectError) as failed:
             factory(deadline=time.monotonic() + 0.5)
         assert str(failed.value).startswith(f"{hop}: ")
@@ -225,7 +224,7 @@ def test_through_one_proxy_to_the_next(proxies, echo_server):
     first, last = proxies["dante"], proxies["microsocks with a login"]
 
     def chain(second, place):
-        reach = Proxied(dialed(relay.tcp("127.0.0.1", first.port)), first.hop(), second.place, ())
+        reach = Proxied(relay.tcp("127.0.0.1", first.port), first.hop(), second.place, ())
         return Proxied(reach, second, TCPAddress(*place), (first.hop(),))
 
     factory = chain(last.hop(), echo_server.address)
@@ -443,7 +442,7 @@ def test_no_way_in_time():
     with black_hole() as hole:
         port = hole.getsockname()[1]
         hop = Proxy("socks5", "127.0.0.1", port)
-        error = Begun(Proxied(dialed(relay.tcp("127.0.0.1", port)), hop, PLACE, ()), 0.3).error()
+        error = Begun(Proxied(relay.tcp("127.0.0.1", port), hop, PLACE, ()), 0.3).error()
     assert error.reason == "connect_timeout" and str(error).startswith(f"{hop}: 127.0.0.1:{port}: no answer in time")
 
 

@@ -16,7 +16,7 @@ from ....addresses.hops import Command
 from ....addresses.values import UnixAddress
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
-from ....streams.happy_eyeballs import Cancel
+from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
 from ..connection import Accepted, Address, Connection, Done, Lost, Place, Settings
 from .channel_log import Channels, is_plain, shown
@@ -362,7 +362,7 @@ class OpenSSH:
                 opening = forward.next_waiting()
             if opening is None:
                 return
-            made = forward.connect_patiently()
+            made = forward.connect_blocking()
             with self._master.lock:
                 if isinstance(made, OSError):
                     forward.not_connected(opening, made)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 from ....errors import CarrierError, ConnectError
-from ....streams.happy_eyeballs import Endpoint, connect_patiently
+from ....eventloop.sockets import Endpoint, connect_blocking
 from ..connection import Address
 from .channel_log import shown
 from .opening import Opening
@@ -23,7 +23,7 @@ _PATIENCE = 60.0  # seconds for ssh to make room in a backlog that is full
 class Forward:
     """One target, and ssh's listener that leads there.
 
-    Every method but :meth:`connect_patiently` is called with the owner's lock held.
+    Every method but :meth:`connect_blocking` is called with the owner's lock held.
 
     :param place: the target.
     :param path: of the listener.
@@ -50,7 +50,7 @@ class Forward:
         return self.is_ready and bool(self.waiting) and not self.is_catching_up
 
     def connect(self, opening: Opening) -> socket.socket | None:
-        """Begin a stream; ``None`` if it has failed, or waits for :meth:`connect_patiently`."""
+        """Begin a stream; ``None`` if it has failed, or waits for :meth:`connect_blocking`."""
         if not self.is_ready or self.waiting or self.is_catching_up:
             self.waiting.append(opening)
             return None
@@ -81,13 +81,13 @@ class Forward:
         self.expected.append(opening)  # before its connect, for ssh may be quicker than we
         return opening
 
-    def connect_patiently(self) -> socket.socket | OSError:
+    def connect_blocking(self) -> socket.socket | OSError:
         """Connect as soon as the backlog has room; without the lock, in the thread that catches up."""
         try:
             made = socket.socket(socket.AF_UNIX)
         except OSError as error:
             return error
-        status = connect_patiently(made, Endpoint(socket.AF_UNIX, self.path), time.monotonic() + _PATIENCE)
+        status = connect_blocking(made, Endpoint(socket.AF_UNIX, self.path), time.monotonic() + _PATIENCE)
         if status == 0:
             return made
         made.close()

@@ -15,7 +15,7 @@ import paramiko
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
 from ....eventloop.poller import IN
-from ....streams.happy_eyeballs import Cancel
+from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
 from ..config.algorithms import CLIENT_HINT
 from ..connection import (

@@ -75,7 +75,7 @@ def test_who_comes_later_waits_behind_those_who_wait(forward: Forward, listening
     listening.accept()[0].close()
     assert forward.connect(third) is None
     assert forward.next_waiting() is second
-    late = forward.connect_patiently()
+    late = forward.connect_blocking()
     assert isinstance(late, socket.socket)
     listening.accept()[0].close()
     assert forward.next_waiting() is third
@@ -98,7 +98,7 @@ def test_a_listener_that_is_gone_is_a_lost_carrier(forward: Forward, listening: 
     assert isinstance(owner.told[0], CarrierError)
     assert owner.told[1:] == [opening]
     assert not forward.is_busy
-    assert isinstance(forward.connect_patiently(), OSError)
+    assert isinstance(forward.connect_blocking(), OSError)
 
 
 def test_answers_that_come_before_the_socket_are_kept(forward: Forward) -> None:

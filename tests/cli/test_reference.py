@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pexpect
 import pytest
@@ -14,6 +16,7 @@ from helpers import WAIT
 from typer.main import get_command
 
 from relay.cli.app import COMMANDS, app
+from relay.cli.views import _TUNNELS
 
 DOCS = ROOT / "docs"
 MANUALS = sorted((DOCS / "man").glob("*.1"))
@@ -83,6 +86,16 @@ def test_the_manual_renders_without_a_warning(page):
     )  # fmt: skip
     assert done.stderr == ""
     assert "NAME" in done.stdout and "SYNOPSIS" in done.stdout and "relay" in done.stdout
+
+
+def test_the_recorded_terminal_shows_the_table_of_today_and_loads_no_other_file():
+    picture = (DOCS / "terminal.svg").read_text()
+    lines = [
+        "".join(text.itertext()) for text in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    titles = " ".join(column.title for column in _TUNNELS).split()
+    assert titles in [line.split() for line in lines], "run docs/record_terminal.py"
+    assert re.findall(r"https?:|url\(|href", picture) == ["http:"], "only the name space"
 
 
 @pytest.fixture(params=SHELLS)

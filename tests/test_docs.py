@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from documents import ALL, PAGES, README, ROOT
 from helpers import WAIT
+from messages import messages
 
 import relay
 from relay.addresses.i2p import I2PListen
@@ -276,6 +277,43 @@ def test_every_reason_has_its_row():
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGES["limits"], re.MULTILINE))
     reasons = "done refused unreachable connect_timeout idle lifetime linger client_reset target_reset carrier_lost"
     assert {*reasons.split(), "factory_error", "denied", "closed"} <= rows
+
+
+ENTRIES = {
+    title: re.compile(".*".join(map(re.escape, title.strip("… ").split("…"))), re.DOTALL | re.IGNORECASE)
+    for title in re.findall(r"^### (.*)$", PAGES["troubleshooting"], re.MULTILINE)
+}
+FAMILIES = set(re.findall(r"`(\w+Error)`", PAGES["troubleshooting"].split("\n## ")[0]))
+
+
+def test_every_message_has_its_entry():
+    missing = [
+        message
+        for message in messages()
+        if message.kind not in FAMILIES
+        and not (message.kind == "text" and message.where.startswith("relay/addresses/"))  # parts of AddressErrors
+        and len(message.text.split()) > 2
+        and not any(entry.search(message.text) for entry in ENTRIES.values())
+    ]
+    assert missing == []
+
+
+def test_every_entry_is_a_message():
+    shown = [message.text for message in messages()]
+    assert [title for title, entry in ENTRIES.items() if not any(map(entry.search, shown))] == []
+
+
+def test_messages_are_collected(tmp_path, monkeypatch):
+    (tmp_path / "relay").mkdir()
+    (tmp_path / "relay" / "module.py").write_text(
+        'def f(name, n):\n    logger.warning("%s: closed after %d s", name, n)\n'
+        '    raise ConnectError(f"{name}: no such" + " host", reason="refused")\n'
+    )
+    monkeypatch.setattr("messages.PACKAGE", tmp_path / "relay")
+    assert [(kind, text) for _, kind, text in messages()] == [
+        ("warning", "…: closed after … s"),
+        ("ConnectError", "…: no such host"),
+    ]
 
 
 def test_every_parameter_of_a_hop_is_in_it():

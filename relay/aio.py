@@ -16,9 +16,9 @@ from .engine.observer import OnEnd
 from .engine.records import ConnectionRecord, Stats
 from .errors import ConnectError
 from .streams.checks import check_time
-from .streams.dialer import Dialed
+from .streams.dialer import Dialer
 from .streams.interfaces import Listener, MakeSend
-from .streams.promise import LATE, Answer
+from .streams.promise import LATE, Promise
 from .streams.stream import Stream
 
 __all__ = ["Tunnel", "connect"]
@@ -55,17 +55,17 @@ async def connect(
     return stream.socket
 
 
-async def _stream(factory: Dialed, deadline: float | None) -> Stream:
+async def _stream(factory: Dialer, deadline: float | None) -> Stream:
     loop = asyncio.get_running_loop()
     there: asyncio.Future[None] = loop.create_future()
-    answer: Answer[Stream] = Answer()
+    answer: Promise[Stream] = Promise()
 
     def done(outcome: Stream | OSError) -> None:
         """In any thread."""
         if answer.put(outcome) and not _call(loop, there.set_result, None):
             answer.refuse()
 
-    give_up = factory.dial(deadline, done, lasting=True, patient=False)
+    give_up = factory.dial(deadline, done, self_contained=True, wait_for_reconnect=False)
     try:
         await asyncio.wait([there], timeout=None if deadline is None else deadline + LATE - time.monotonic())
     except BaseException:  # also where the loop is closed, and this task is thrown away

@@ -21,7 +21,7 @@ from helpers import BLOCK, WAIT, TLSEnd, black_hole, receive_all, refusing, wait
 import relay
 from relay import aio
 from relay.eventloop.background import Pump
-from relay.streams.dialer import Dialed
+from relay.streams.dialer import Dialer
 from relay.testing import Leaks, check_leaks
 from relay.testing.ssh.login import Login
 
@@ -378,7 +378,7 @@ def test_an_attempt_in_a_loop_that_is_closed_ends_with_its_time(step, monkeypatc
         wait_until(lambda: gc.collect() >= 0 and not leaks.left(0))
 
 
-class Late(Dialed):
+class Late(Dialer):
     """Tells when the test says so."""
 
     def __init__(self):
@@ -386,8 +386,8 @@ class Late(Dialed):
         self.dialed = threading.Event()
         self.given_up = self.released = False
 
-    def dial(self, deadline, done, *, lasting=False, patient=True):
-        assert lasting and not patient
+    def dial(self, deadline, done, *, self_contained=False, wait_for_reconnect=True):
+        assert self_contained and not wait_for_reconnect
         self.deadline, self.done = deadline, done
         self.dialed.set()
 

@@ -12,7 +12,7 @@ from ..addresses.hops import over_i2p, to_i2p
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..addresses.parse import parse_hops, parse_target
 from ..engine.tunnel import Tunnel
-from ..streams.dialer import Dialed
+from ..streams.dialer import Dialer
 from ..transports.unix import listen_unix
 from .urls import target
 
@@ -55,7 +55,7 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Abstrac
 
 
 @contextmanager
-def _leading(name: str, make_send: Dialed, connect_timeout: float, linger: float) -> Iterator[str]:
+def _leading(name: str, make_send: Dialer, connect_timeout: float, linger: float) -> Iterator[str]:
     with listen_privately(name) as receive:
         with Tunnel(receive, make_send, timeout=None, connect_timeout=connect_timeout, linger=linger):
             yield receive.getsockname()

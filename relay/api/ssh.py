@@ -11,7 +11,7 @@ from typing import Any
 from ..addresses.hops import Route
 from ..addresses.parse import parse_hops, parse_ssh_server
 from ..addresses.values import Secret, SSHServer, TCPAddress, UnixAddress, check_place
-from ..streams.dialer import Dialed
+from ..streams.dialer import Dialer
 from ..transports.chain import chain, network, numbered
 from ..transports.ssh.listener import SSHListener
 
@@ -40,7 +40,7 @@ def ssh(
     keepalive: float | None = 15.0,
     compress: bool | None = None,
     via: Sequence[str] = (),
-) -> Dialed:
+) -> Dialer:
     """A factory for what an SSH server reaches: ``ssh -L`` without the port.
 
     Nothing is opened before the first call (or ``ready()``). One connection to the server carries all streams, and

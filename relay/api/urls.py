@@ -15,7 +15,7 @@ from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.values import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
 from ..errors import AddressError
 from ..streams.checks import check_time
-from ..streams.dialer import Dialed
+from ..streams.dialer import Dialer
 
 __all__ = ["connect", "listen", "listen_patiently", "target"]
 
@@ -37,7 +37,7 @@ LISTENERS: dict[type, str] = {
 }
 
 
-def target(url: str, via: Sequence[str] = ()) -> Dialed:
+def target(url: str, via: Sequence[str] = ()) -> Dialer:
     """A factory for any address, behind any chain of hops.
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
@@ -66,7 +66,7 @@ def target(url: str, via: Sequence[str] = ()) -> Dialed:
     hops = parse_hops(via, url)
     address = parse_target(url, hops[-1] if hops else None)
     if not hops and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
-        direct: Dialed = _make(SENDERS, address)
+        direct: Dialer = _make(SENDERS, address)
         return direct
     from ..transports.chain import chain
 

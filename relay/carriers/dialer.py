@@ -7,7 +7,7 @@ from typing import Generic
 
 from ..errors import CarrierError, ConnectError, RelayError
 from ..streams.cancellation import Cancel
-from ..streams.promise import Answer, Done, GiveUp, Steps
+from ..streams.promise import Abort, CallbackChain, OnResult, Promise
 from ..streams.stream import Stream
 from .carrier import Carrier
 from .link import AnyLink
@@ -16,23 +16,23 @@ __all__ = ["as_oserror", "dial", "wait_until_up"]
 
 _MAX_RESTARTS = 3  # times that one stream is started again because the carrier was lost under it
 
-Begin = Callable[[AnyLink, Done], GiveUp]
+Begin = Callable[[AnyLink, OnResult], Abort]
 
 
 def dial(
     carrier: Carrier[AnyLink],
     begin: Begin[AnyLink],
     deadline: float | None,
-    done: Done,
+    done: OnResult,
     *,
     wait_for_reconnect: bool = True,
-) -> GiveUp:
+) -> Abort:
     """Open a stream over a carrier once its link is up, and again if the link is lost before the stream is open.
 
     :param begin: starts to open the stream over the link that it gets, with a callback for the outcome, and returns a
         function that gives up. A :class:`CarrierError` as the outcome means that the link is lost.
-    :param deadline: as for :meth:`relay.streams.dialer.Dialed.dial`.
-    :param done: as for :meth:`relay.streams.dialer.Dialed.dial`.
+    :param deadline: as for :meth:`relay.streams.dialer.Dialer.dial`.
+    :param done: as for :meth:`relay.streams.dialer.Dialer.dial`.
     :param wait_for_reconnect: whether to wait, until the deadline, for another attempt when one has failed.
     :returns: gives up: ``done`` is not called after that.
     """
@@ -49,7 +49,7 @@ class _PendingStream(Generic[AnyLink]):
         carrier: Carrier[AnyLink],
         begin: Begin[AnyLink],
         deadline: float | None,
-        done: Done,
+        done: OnResult,
         *,
         wait_for_reconnect: bool,
     ) -> None:
@@ -57,12 +57,12 @@ class _PendingStream(Generic[AnyLink]):
         self._begin = begin
         self._deadline = deadline
         self._wait_for_reconnect = wait_for_reconnect
-        self._steps = Steps(done)
+        self._steps = CallbackChain(done)
         self._link: AnyLink | None = None
         self._lost: tuple[AnyLink, CarrierError] | None = None
         self._restarts = 0
 
-    def begin(self) -> GiveUp:
+    def begin(self) -> Abort:
         link = self._carrier.link
         if link is None or self._lost is not None:
             self._steps.begin(self._wait, self._on_link)
@@ -70,7 +70,7 @@ class _PendingStream(Generic[AnyLink]):
             self._on_link(link)
         return self._steps.give_up
 
-    def _wait(self, callback: Callable[[AnyLink | Exception], object]) -> GiveUp:
+    def _wait(self, callback: Callable[[AnyLink | Exception], object]) -> Abort:
         return self._carrier.when_up(
             callback, self._deadline, wait_for_reconnect=self._wait_for_reconnect, instead_of=self._lost
         )
@@ -81,7 +81,7 @@ class _PendingStream(Generic[AnyLink]):
         self._link = outcome
         self._steps.begin(self._open, self._on_stream)
 
-    def _open(self, on_result: Done) -> GiveUp:
+    def _open(self, on_result: OnResult) -> Abort:
         assert self._link is not None
         try:
             return self._begin(self._link, on_result)
@@ -111,7 +111,7 @@ def wait_until_up(
     :param cancel: ends the wait when set.
     :raises OSError: why it is not up.
     """
-    answer: Answer[AnyLink] = Answer()
+    answer: Promise[AnyLink] = Promise()
     give_up = carrier.when_up(answer.put, deadline, wait_for_reconnect=wait_for_reconnect, instead_of=instead_of)
     try:
         link = answer.get(deadline, cancel)

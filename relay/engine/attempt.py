@@ -18,7 +18,7 @@ from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_error
 from ..streams.cancellation import Cancellation
 from ..streams.connect import ConnectRace, SocketDialer
-from ..streams.dialer import Dialed
+from ..streams.dialer import Dialer
 from ..streams.fairness import source_of
 from ..streams.lookups import Lookups, key_of
 from ..streams.stream import Stream
@@ -48,7 +48,7 @@ class Plan:
 
     def __init__(self, factory: Callable[..., Any]) -> None:
         self.factory = factory
-        self.dialer = factory if isinstance(factory, Dialed) else None
+        self.dialer = factory if isinstance(factory, Dialer) else None
         self.endpoints: Sequence[Endpoint] = factory.endpoints if isinstance(factory, SocketDialer) else ()
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
         self.keywords = frozenset() if self.dialer is not None else keywords_of(factory)
@@ -148,7 +148,7 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
             self._connector.failed(self.connection, error, now)
 
-    def dial(self, factory: Dialed, now: float) -> None:
+    def dial(self, factory: Dialer, now: float) -> None:
         """Begin to make the stream; it is there at once, or another thread tells."""
         here = threading.get_ident()
         early: list[Stream | OSError] = []

@@ -20,7 +20,7 @@ from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
 from ..streams.cancellation import Cancellation
 from ..streams.connect import SocketDialer
-from ..streams.dialer import Dialed
+from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
 from ..streams.stream import Stream
 from .attempt import Attempt, Plan
@@ -84,7 +84,7 @@ class Connector:
         self._tunnel = tunnel
         self.loop = tunnel.loop
         self.workspace = tunnel.workspace
-        self._dialer = factory if isinstance(factory, Dialed) else None
+        self._dialer = factory if isinstance(factory, Dialer) else None
         self._plan = Plan(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []

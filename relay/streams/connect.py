@@ -16,9 +16,9 @@ from ..eventloop.background import Pump
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
-from .dialer import Dialed
+from .dialer import Dialer
 from .happy_eyeballs import HappyEyeballs
-from .promise import Done, GiveUp
+from .promise import Abort, OnResult
 from .stream import Stream
 
 __all__ = ["ConnectRace", "Name", "SocketDialer", "resolved"]
@@ -188,7 +188,7 @@ def resolved(name: Name) -> Sequence[Endpoint]:
     return name.endpoints(found)
 
 
-class SocketDialer(Dialed):
+class SocketDialer(Dialer):
     """A dialer whose streams need nothing but a connect, so that an engine can make them on its own loop.
 
     :param target: its name in records, such as ``db.internal:5432``.
@@ -207,8 +207,10 @@ class SocketDialer(Dialed):
         """The addresses, if they are known without a look-up."""
         self._lookup = _Lookup(self)
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to connect; see :meth:`Dialed.dial`. A connect that is over at once needs no other thread."""
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to connect; see :meth:`Dialer.dial`. A connect that is over at once needs no other thread."""
         endpoints = self.endpoints
         if len(endpoints) != 1:
             return _BackgroundConnect(self.target, deadline, done).begin(endpoints, self._lookup)
@@ -282,17 +284,17 @@ class _Lookup:
 class _BackgroundConnect:
     """One connect on the background loop. It belongs to that loop's thread but for its beginning and its end."""
 
-    def __init__(self, target: str, deadline: float | None, done: Done) -> None:
+    def __init__(self, target: str, deadline: float | None, done: OnResult) -> None:
         self._target = target
         self._deadline = deadline
-        self._done: Done | None = done
+        self._done: OnResult | None = done
         self._pump = Pump.hold(self)
         loop = self._pump.loop
         self._race = ConnectRace(loop, _open, self._submit, deadline, self._raced)
         self._looks_up = False
         self._timer = Timer(loop.timers, self._expired)
 
-    def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> GiveUp:
+    def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> Abort:
         """Begin; the result gives it up, from any thread."""
         self._pump.loop.call(self._start_clock)
         if endpoints:
@@ -302,7 +304,7 @@ class _BackgroundConnect:
             lookup.find(self._found)
         return self._give_up
 
-    def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> GiveUp:
+    def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> Abort:
         """Go on with a connect to the only address, which was begun already."""
         self._pump.loop.call(self._start_clock)
         self._pump.loop.call(functools.partial(self._go_on, made, endpoint, status))

@@ -12,16 +12,16 @@ from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
 from .cancellation import Cancel
-from .promise import Answer, Done, GiveUp, Steps
+from .promise import Abort, CallbackChain, OnResult, Promise
 from .request import Request
 from .stream import Stream
 
-__all__ = ["Dialed", "Network", "Upgrade"]
+__all__ = ["Dialer", "Network", "Upgrade"]
 
-BeginUpgrade = Callable[[Stream, float | None, Done], GiveUp]
+BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]
 
 
-class Dialed:
+class Dialer:
     """A factory whose streams are made without blocking.
 
     :param target: the name of the target in records, such as ``db.internal:5432``.
@@ -33,19 +33,21 @@ class Dialed:
     def __init__(self, target: str) -> None:
         self.target = target
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
         """Begin to make a stream. Never blocks.
 
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :param done: called once, in any thread, perhaps before this returns, with the stream or with the error.
-        :param lasting: for whoever never asks the stream's ``failure`` nor calls its ``on_close``: whether a refused
-            target must be an error here, and closing the socket let go of all that lies under it.
-        :param patient: whether to wait, until the deadline, for a lost connection to come back.
+        :param self_contained: whether the caller uses the socket alone, and neither ``failure`` nor ``on_close`` of the
+            stream: a target that refuses is then an error here, and closing the socket releases what is under it.
+        :param wait_for_reconnect: whether to wait, until the deadline, while a lost connection is re-established.
         :returns: gives the attempt up: ``done`` is not called after that, and nothing is left.
         """
         raise NotImplementedError
 
-    def select(self, request: Request | None) -> Dialed:
+    def select(self, request: Request | None) -> Dialer:
         """Return the dialer for what a proxy's client asks for: this one, unless it makes a difference. Never blocks.
 
         :param request: ``None`` if the clients of the listener make none.
@@ -64,7 +66,7 @@ class Dialed:
         :raises ConnectError: refused, unreachable, timed out, denied or given up; ``.reason`` tells.
         :raises RelayError: why the way there cannot be had: a host key, credentials.
         """
-        return self._wait(deadline, cancel, patient=deadline is not None)
+        return self._wait(deadline, cancel, wait_for_reconnect=deadline is not None)
 
     def connect(self, deadline: float | None) -> socket.socket:
         """Make a stream whose socket alone keeps what lies under it, and wait for it; one attempt.
@@ -76,7 +78,7 @@ class Dialed:
         :raises OSError: as a call does.
         """
         try:
-            return self._wait(deadline, None, patient=False).socket
+            return self._wait(deadline, None, wait_for_reconnect=False).socket
         finally:
             self.release()
 
@@ -118,9 +120,9 @@ class Dialed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait(self, deadline: float | None, cancel: Cancel | None, *, patient: bool) -> Stream:
-        answer: Answer[Stream] = Answer()
-        give_up = self.dial(deadline, answer.put, lasting=True, patient=patient)
+    def _wait(self, deadline: float | None, cancel: Cancel | None, *, wait_for_reconnect: bool) -> Stream:
+        answer: Promise[Stream] = Promise()
+        give_up = self.dial(deadline, answer.put, self_contained=True, wait_for_reconnect=wait_for_reconnect)
         try:
             outcome = answer.get(deadline, cancel)
         finally:
@@ -135,7 +137,7 @@ class Dialed:
         return f"<relay factory to {self.target}>"
 
 
-class Upgrade(Dialed):
+class Upgrade(Dialer):
     """Streams of another dialer, each made into another one or given clearer errors.
 
     :param inner: makes the streams; it is closed with this dialer.
@@ -148,7 +150,7 @@ class Upgrade(Dialed):
 
     def __init__(
         self,
-        inner: Dialed,
+        inner: Dialer,
         target: str | None = None,
         *,
         begin: BeginUpgrade | None = None,
@@ -160,12 +162,16 @@ class Upgrade(Dialed):
         self._begin_upgrade = begin
         self._explain = explain
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to make a stream; see :meth:`Dialer.dial`."""
         begin = self._begin_upgrade
         if begin is None:
-            return self.inner.dial(deadline, self._explained(done), lasting=lasting, patient=patient)
-        steps = Steps(self._explained(done))
+            return self.inner.dial(
+                deadline, self._explained(done), self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
+            )
+        steps = CallbackChain(self._explained(done))
 
         def upgrade(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
@@ -173,10 +179,15 @@ class Upgrade(Dialed):
             elif not steps.begin(functools.partial(begin, outcome, deadline), steps.finish):
                 outcome.close()
 
-        steps.begin(functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient), upgrade)
+        steps.begin(
+            functools.partial(
+                self.inner.dial, deadline, self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
+            ),
+            upgrade,
+        )
         return steps.give_up
 
-    def _explained(self, done: Done) -> Done:
+    def _explained(self, done: OnResult) -> OnResult:
         """Return a callback that explains the error, also a later one of the stream, and then calls ``done``."""
         explain = self._explain
         if explain is None:
@@ -194,7 +205,7 @@ class Upgrade(Dialed):
         return told
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open the connection under the streams, and wait for it; see :meth:`Dialed.ready`."""
+        """Open the connection under the streams, and wait for it; see :meth:`Dialer.ready`."""
         try:
             self.inner.ready(timeout)
         except OSError as error:
@@ -204,19 +215,19 @@ class Upgrade(Dialed):
 
     @property
     def state(self) -> str:
-        """What the connection under the streams does; see :attr:`Dialed.state`."""
+        """What the connection under the streams does; see :attr:`Dialer.state`."""
         return self.inner.state
 
     @property
     def problem(self) -> str | None:
-        """Why streams cannot be made for now; see :attr:`Dialed.problem`."""
+        """Why streams cannot be made for now; see :attr:`Dialer.problem`."""
         problem = self.inner.problem
         if problem is None or self._explain is None:
             return problem
         return str(self._explain(OSError(problem)))
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialed.subscribe`."""
+        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialer.subscribe`."""
         self.inner.subscribe(watcher)
 
     def release(self) -> None:
@@ -242,7 +253,7 @@ class Network(Protocol):
     def route(self) -> Route:
         """The hops on the way to that place, the nearest first."""
 
-    def to(self, place: Target | I2PTarget | Command) -> Dialed:
+    def to(self, place: Target | I2PTarget | Command) -> Dialer:
         """Return a dialer for an address as it is seen from there. Opens nothing.
 
         :raises AddressError: if that place cannot lead to the address.

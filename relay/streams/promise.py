@@ -12,17 +12,17 @@ from typing import Any, Generic, TypeVar
 from .cancellation import Cancel, Cancellation
 from .stream import Stream
 
-__all__ = ["LATE", "Answer", "Done", "GiveUp", "Steps", "copied"]
+__all__ = ["LATE", "Promise", "OnResult", "Abort", "CallbackChain", "copy_error"]
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=Exception)
-Done = Callable[[Stream | OSError], object]
-GiveUp = Callable[[], object]
+OnResult = Callable[[Stream | OSError], object]
+Abort = Callable[[], object]
 
 LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
 
 
-class Answer(Generic[Value]):
+class Promise(Generic[Value]):
     """One outcome, for a thread that waits for it or for something else. A stream that comes too late is closed."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Answer(Generic[Value]):
         """
         outcome = self._end()
         if isinstance(outcome, Exception):
-            raise copied(outcome)
+            raise copy_error(outcome)
         return outcome
 
     def refuse(self) -> None:
@@ -97,7 +97,7 @@ class Answer(Generic[Value]):
         self.cancelled = cancel is not None and any(descriptor == cancel.fileno() for descriptor, _ in events)
 
 
-def copied(error: Error) -> Error:
+def copy_error(error: Error) -> Error:
     """An error that several were told, for one of them to raise or to change."""
     try:
         made = copy.copy(error)
@@ -107,7 +107,7 @@ def copied(error: Error) -> Error:
     return made
 
 
-class Steps:
+class CallbackChain:
     """Things that are begun one after the other until there is an outcome, and can be given up in the meantime.
 
     Every method may be called from any thread.
@@ -117,14 +117,14 @@ class Steps:
 
     __slots__ = ("_done", "_given_up", "_lock", "_number", "_undo")
 
-    def __init__(self, done: Done) -> None:
-        self._done: Done | None = done
+    def __init__(self, done: OnResult) -> None:
+        self._done: OnResult | None = done
         self._lock = threading.Lock()
         self._given_up = False
         self._number = 0
-        self._undo: GiveUp | None = None
+        self._undo: Abort | None = None
 
-    def begin(self, begin: Callable[[Callable[[Any], object]], GiveUp], then: Callable[[Any], object]) -> bool:
+    def begin(self, begin: Callable[[Callable[[Any], object]], Abort], then: Callable[[Any], object]) -> bool:
         """Begin the next step.
 
         :param begin: takes whom to tell the step's outcome, perhaps at once; returns what gives the step up.
@@ -153,7 +153,7 @@ class Steps:
             undo()
         return True
 
-    def _keep(self, number: int, undo: GiveUp) -> bool:
+    def _keep(self, number: int, undo: Abort) -> bool:
         """Keep what gives a step up, if that is still under way.
 
         :returns: whether nobody has given it up meanwhile.

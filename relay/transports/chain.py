@@ -14,8 +14,8 @@ from typing import Protocol
 from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
 from ..addresses.values import SSHServer, Target, TCPAddress, TLSTarget, is_i2p
-from ..streams.dialer import Dialed, Network, Upgrade
-from ..streams.promise import copied
+from ..streams.dialer import Dialer, Network, Upgrade
+from ..streams.promise import copy_error
 from .tcp import tcp
 from .unix import unix
 
@@ -27,12 +27,12 @@ KINDS: dict[type[Hop], str] = {
     Proxy: "proxies.dialer:ProxyNetwork",
     Command: "program_dialer:ProgramNetwork",
 }
-"""The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialed``."""
+"""The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialer``."""
 
 _LOST = "the connection was lost: "
 
 
-def chain(hops: Route, target: Target | I2PTarget | Command) -> Dialed:
+def chain(hops: Route, target: Target | I2PTarget | Command) -> Dialer:
     """Return a dialer for a target behind any hops. Opens nothing.
 
     :param hops: the hops as the user wrote them, the nearest first; errors are numbered by them.
@@ -56,14 +56,14 @@ def network(hops: Route = ()) -> Network:
 class _View(Protocol):
     """What one kind of hop reaches by itself; the values of :data:`KINDS` name such classes."""
 
-    def to(self, place: Place | I2PTarget, /) -> Dialed:
+    def to(self, place: Place | I2PTarget, /) -> Dialer:
         """Return a dialer for a place that this kind of hop can lead to."""
 
 
 class _Here:
     """What this machine reaches itself."""
 
-    def to(self, place: Place | I2PTarget) -> Dialed:
+    def to(self, place: Place | I2PTarget) -> Dialer:
         assert not isinstance(place, I2PTarget)
         if isinstance(place, Command):
             from .program_dialer import Local
@@ -87,7 +87,7 @@ class _Network(Network):
     def route(self) -> Route:
         return self._route
 
-    def to(self, place: Target | I2PTarget | Command) -> Dialed:
+    def to(self, place: Target | I2PTarget | Command) -> Dialer:
         if isinstance(place, TLSTarget):
             made = _secured(self.to(TCPAddress(place.host, place.port)), place)
         elif isinstance(place, I2PTarget):
@@ -110,14 +110,14 @@ class _Network(Network):
         """Whether names are looked up in the DNS: a name in .i2p would tell the DNS which site the user visits."""
         return not self._route or isinstance(self._route[-1], SSHServer)
 
-    def _to_destination(self, target: I2PTarget) -> Dialed:
+    def _to_destination(self, target: I2PTarget) -> Dialer:
         last = self._route[-1] if self._route else None
         if isinstance(last, I2PRouter) and target.router == I2PRouter():
             return self._view.to(target)
         return self.beyond(target.router).to(dataclasses.replace(target, router=I2PRouter()))
 
 
-def _secured(inner: Dialed, target: TLSTarget) -> Dialed:
+def _secured(inner: Dialer, target: TLSTarget) -> Dialer:
     from .tls.client import Client
 
     client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key)
@@ -141,6 +141,6 @@ def numbered(error: OSError, hops: Route) -> OSError:
         if why == text or below is None:
             break
         number, hop, text = below, hops[below - 1], why
-    explained = copied(error)
+    explained = copy_error(error)
     explained.args = (f"hop {number} of {len(hops)} ({hop}): {text}",)
     return explained

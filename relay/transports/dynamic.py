@@ -22,8 +22,8 @@ from ..eventloop.sockets import Endpoint
 from ..streams.cancellation import Cancel
 from ..streams.checks import check_time
 from ..streams.connect import Name, SocketDialer, resolved
-from ..streams.dialer import Dialed
-from ..streams.promise import Done, GiveUp
+from ..streams.dialer import Dialer
+from ..streams.promise import Abort, OnResult
 from ..streams.request import Request
 from ..streams.stream import Stream
 from .chain import chain
@@ -153,7 +153,7 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
     return Dynamic(parse_hops(via), tuple(parse_rule(text) for text in rules), (I2PRouter(sam=sam),))
 
 
-class Dynamic(Dialed):
+class Dynamic(Dialer):
     """Leads where each client wants; made by :func:`dynamic`.
 
     :param via: the hops to everything that no rule is about.
@@ -171,10 +171,10 @@ class Dynamic(Dialed):
         self._written = [self._routes[route] for route in dict.fromkeys(written) if route]
         self._lock = threading.Lock()
         self._held: set[Route] = set()
-        self._made: OrderedDict[tuple[str, int], Dialed] = OrderedDict()
+        self._made: OrderedDict[tuple[str, int], Dialer] = OrderedDict()
 
-    def select(self, request: Request | None) -> Dialed:
-        """Return the dialer for what a client asks for; see :meth:`Dialed.select`.
+    def select(self, request: Request | None) -> Dialer:
+        """Return the dialer for what a client asks for; see :meth:`Dialer.select`.
 
         :raises ConnectError: if it is refused, or there cannot be such a place.
         """
@@ -217,7 +217,9 @@ class Dynamic(Dialed):
         """
         return self.select(destination)(deadline=deadline, cancel=cancel)
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
         """Raise, because it is not known where to: :meth:`select` returns the dialers.
 
         :raises ConnectError: always; the reason is ``denied``.
@@ -259,7 +261,7 @@ class Dynamic(Dialed):
         for way in self._routes.values():
             way.close()
 
-    def _make(self, host: str, port: int) -> Dialed:
+    def _make(self, host: str, port: int) -> Dialer:
         place, address = _place(host, port)
         route, earlier = self._route(place, address)
         if route is None:

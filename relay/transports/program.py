@@ -22,7 +22,7 @@ from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..eventloop.unix_reset import leave_unread, socketpair
 from ..process import Process, StandardError, begin, program_error
-from ..streams.promise import Done, GiveUp
+from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
 
 __all__ = ["ProgramStream", "empty", "run"]
@@ -37,11 +37,11 @@ def run(
     words: Sequence[str],
     name: str,
     deadline: float | None,
-    done: Done,
+    done: OnResult,
     *,
     target: str | None = None,
     said: Callable[[bytes], object] | None = None,
-) -> GiveUp:
+) -> Abort:
     """Begin to start a program whose standard input and output is a stream. Never blocks.
 
     The end of what the stream sends is the program's end of input; the stream ends when the program has, and that is a
@@ -92,14 +92,14 @@ class _Program:
     """One program, from before its start until it has ended. It belongs to the pump's thread but for what says so."""
 
     def __init__(
-        self, name: str, target: str, deadline: float | None, done: Done, said: Callable[[bytes], object] | None
+        self, name: str, target: str, deadline: float | None, done: OnResult, said: Callable[[bytes], object] | None
     ) -> None:
         self.name = name
         self.target = target
         self.status: int | None = None
         self.error: ConnectError | None = None
         self._deadline = deadline
-        self._done: Done | None = done
+        self._done: OnResult | None = done
         self._lock = threading.Lock()  # for whom to tell, and for the process: it is not signalled once it is reaped
         self._process: Process | None = None
         self._owner = os.getpid()

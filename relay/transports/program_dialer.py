@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from ..addresses.hops import Command
 from ..addresses.values import TCPAddress
-from ..streams.dialer import Dialed, Network
-from ..streams.promise import Done, GiveUp
+from ..streams.dialer import Dialer, Network
+from ..streams.promise import Abort, OnResult
 from .program import run
 
 __all__ = ["Local", "ProgramNetwork", "Programs"]
 
 
-class Programs(Dialed):
+class Programs(Dialer):
     """A factory for streams that are a program's standard input and output, a new process for each.
 
     :param words: and the name: as for :func:`run`.
@@ -24,8 +24,10 @@ class Programs(Dialed):
         self._name = name
         self._words = words
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to start the program; see :meth:`relay.streams.dialer.Dialed.dial`."""
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to start the program; see :meth:`relay.streams.dialer.Dialer.dial`."""
         return run(self._words, self._name, deadline, done, target=self.target)
 
 
@@ -50,7 +52,7 @@ class ProgramNetwork:
         self._command = command
         self._below = below
 
-    def to(self, place: TCPAddress) -> Dialed:
+    def to(self, place: TCPAddress) -> Dialer:
         """Return a dialer that starts the program for each stream, with the host and the port filled in."""
         made = self._below.to(self._command.to(place))
         made.target = str(place)

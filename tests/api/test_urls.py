@@ -109,7 +109,7 @@ def test_hops_do_not_lead_to_what_listens_here():
         relay.listen(":0", via=["ssh://bastion"])
 
 
-class Dialed:
+class Dialer:
     """In place of a factory over SSH: says how it was called."""
 
     target = "h:80"
@@ -151,7 +151,7 @@ def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
 def test_connect_asks_for_a_socket_that_stands_alone(monkeypatch):
     near, far = socket.socketpair()
     with near, far:
-        factory = Dialed(near)
+        factory = Dialer(near)
         monkeypatch.setattr("relay.transports.chain.chain", lambda *_: factory)
         assert relay.connect("h:80", via=["ssh://a"], timeout=100) is near
         assert near.gettimeout() is None

@@ -135,7 +135,7 @@ def test_targets_are_shown_where_they_differ():
 
 
 def test_hops_that_are_not_up_are_told():
-    class Dialed:
+    class Dialer:
         state, problem = "backing off", "ssh://bastion: connection refused"
 
     class Listener:
@@ -143,7 +143,7 @@ def test_hops_that_are_not_up_are_told():
 
     assert hop_state(object(), object()) == ("up", "")
     assert hop_state(Listener(), object()) == ("connecting", "")
-    view = TunnelView(Fake(), "", lambda: hop_state(object(), Dialed()))
+    view = TunnelView(Fake(), "", lambda: hop_state(object(), Dialer()))
     assert view().errors == ["hops: backing off: ssh://bastion: connection refused"]
 
 

@@ -131,16 +131,16 @@ def test_a_deaf_session_ends_with_its_last_stream(world, over_i2p, echo_server):
         world.reach(other.dest, linger=0.1) as second,
     ):
         assert second.dest == deaf, "they do not share a session"
-        with relay.connect("{}:{}".format(*second.address)) as lasting:
-            lasting.settimeout(WAIT)
-            echoed(lasting)
+        with relay.connect("{}:{}".format(*second.address)) as self_contained:
+            self_contained.settimeout(WAIT)
+            echoed(self_contained)
             world.clients.settings.stale = 600.0
             world.servers.kill()
             wait_until(lambda: rig.server.state == "backing off")
             world.servers.restart()
             wait_until(lambda: is_served(rig), SOON)
             assert rig.tunnel.dest == second.dest != deaf
-            echoed(lasting)
+            echoed(self_contained)
             assert deaf in {session.destination for session in world.clients.sessions}
         wait_until(lambda: deaf not in {session.destination for session in world.clients.sessions}, SOON)
 

@@ -41,12 +41,12 @@ def test_it_keeps_every_promise_of_a_stream(far, tmp_path):
         listener.bind(str(tmp_path / "far"))
         listener.listen()
         words = ("exec", *BRIDGE, str(tmp_path / "far"))  # no shell between, which would keep the output open
-        check_stream(lambda: (link.open(*words, lasting=True), listener.accept()[0]))
+        check_stream(lambda: (link.open(*words, self_contained=True), listener.accept()[0]))
 
 
 def test_who_only_closes_the_socket_leaves_nothing(far):
     with remote(far) as link:
-        stream = link.open("cat", lasting=True)
+        stream = link.open("cat", self_contained=True)
         idle = threading.Event()
         link.connection.when_idle(idle.set)
         user = stream.socket
@@ -161,9 +161,9 @@ def test_there_is_neither_a_terminal_nor_an_agent(far, monkeypatch):
 
 def test_a_server_that_runs_no_commands(backend, ssh_server):
     with remote(FarEnd("embedded", backend, ssh_server)) as link:
-        for lasting in False, True:
+        for self_contained in False, True:
             with pytest.raises(ConnectError, match="^exec:cat: denied, says ssh://.*MaxSessions") as failed:
-                link.open("cat", lasting=lasting)
+                link.open("cat", self_contained=self_contained)
             assert failed.value.reason == "denied"
 
 
@@ -175,15 +175,15 @@ def test_a_server_that_has_enough_sessions(backend, make_sshd):
         assert finish(stream, b"still there") == b"still there"
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_a_command_that_the_server_does_not_run(backend, make_ssh_server, lasting):
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_a_command_that_the_server_does_not_run(backend, make_ssh_server, self_contained):
     server = make_ssh_server(commands=["true"])
     with remote(FarEnd("embedded", backend, server)) as link:
         for _ in range(3):
             with pytest.raises(
                 ConnectError, match="exec:cat: denied, says ssh://.*does not run this command"
             ) as failed:
-                link.open("cat", lasting=lasting)
+                link.open("cat", self_contained=self_contained)
             assert failed.value.reason == "denied"
         with link.open("true") as stream:
             finish(stream)

@@ -13,11 +13,11 @@ from helpers import WAIT, Thread, ended, exchange, fate_of_client, wait_until
 import relay
 from relay.engine.attempt import Attempt
 from relay.streams.cancellation import Cancellation
-from relay.streams.dialer import Dialed, Upgrade
-from relay.streams.promise import Answer, Steps
+from relay.streams.dialer import Dialer, Upgrade
+from relay.streams.promise import CallbackChain, Promise
 
 
-class Dialer(Dialed):
+class FakeDialer(Dialer):
     """Tells what the test says, at once or from a thread; by itself it hands out socketpairs."""
 
     def __init__(self, *outcomes, later=False):
@@ -29,8 +29,8 @@ class Dialer(Dialed):
         self.given_up = threading.Event()
         self.closed = False
 
-    def dial(self, deadline, done, *, lasting=False, patient=True):
-        self.asked.append((deadline, lasting, patient))
+    def dial(self, deadline, done, *, self_contained=False, wait_for_reconnect=True):
+        self.asked.append((deadline, self_contained, wait_for_reconnect))
         outcome = self.outcomes.pop(0) if self.outcomes else self.make()
         if outcome is None:
             return self.given_up.set
@@ -59,7 +59,7 @@ def dialer():
     made = []
 
     def make(*outcomes, **options):
-        made.append(Dialer(*outcomes, **options))
+        made.append(FakeDialer(*outcomes, **options))
         return made[-1]
 
     yield make
@@ -125,7 +125,9 @@ def test_a_call_waits(dialer, later):
         assert stream.target == "the target"
     with factory():
         pass
-    assert [patient for _, _, patient in factory.asked] == [True, False], "patient where there is a deadline"
+    assert [wait_for_reconnect for _, _, wait_for_reconnect in factory.asked] == [True, False], (
+        "patient where there is a deadline"
+    )
 
 
 def test_a_call_raises_what_it_is_told(dialer):
@@ -155,7 +157,7 @@ def test_an_error_keeps_its_cause_and_may_be_odd(dialer):
 
 
 def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
-    class Troubled(Dialer):
+    class Troubled(FakeDialer):
         problem = "ssh://b: connection refused"
 
     factory = Upgrade(Troubled(None), "better")
@@ -166,12 +168,12 @@ def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
     assert dialer().problem is None
 
 
-class Holding(Dialer):
+class Holding(FakeDialer):
     def dial(self, deadline, done, **options):
         return lambda: done
 
 
-@pytest.mark.parametrize("factory", [Holding(), Upgrade(Dialer(*[None] * 20), "better")])
+@pytest.mark.parametrize("factory", [Holding(), Upgrade(FakeDialer(*[None] * 20), "better")])
 def test_nothing_is_left_of_attempts_that_were_given_up(factory):
     def attempts():
         return sum(isinstance(one, Attempt) for one in gc.get_objects())
@@ -191,7 +193,7 @@ def test_nothing_is_left_of_attempts_that_were_given_up(factory):
 
 def test_steps_tell_once():
     told = []
-    steps = Steps(told.append)
+    steps = CallbackChain(told.append)
     steps.finish(REFUSED)
     steps.finish(REFUSED)
     assert told == [REFUSED]
@@ -222,7 +224,7 @@ def test_connect_gives_a_socket_that_lasts(dialer):
 
 
 def test_an_answer_that_comes_too_late_is_closed(dialer):
-    answer = Answer()
+    answer = Promise()
     assert answer.get(time.monotonic() - 5, None) is None
     stream = dialer().make()
     answer.put(stream)
@@ -264,7 +266,7 @@ def test_a_stream_that_is_not_upgraded_is_closed(dialer):
 
 
 def test_steps_that_were_given_up_begin_nothing():
-    steps = Steps(lambda outcome: pytest.fail("it was given up"))
+    steps = CallbackChain(lambda outcome: pytest.fail("it was given up"))
     steps.give_up()
     assert not steps.begin(lambda told: pytest.fail("it was given up"), None)
 
@@ -290,7 +292,7 @@ def test_it_closes_what_is_inside(dialer):
 
 def test_what_is_given_up_while_it_begins_is_undone(dialer):
     undone = threading.Event()
-    steps = Steps(lambda outcome: pytest.fail("it was given up"))
+    steps = CallbackChain(lambda outcome: pytest.fail("it was given up"))
 
     def begin(told):
         steps.give_up()
@@ -305,7 +307,7 @@ def test_what_is_given_up_while_it_begins_is_undone(dialer):
 
 def test_giving_up_what_is_finished_does_nothing():
     outcomes, undone = [], []
-    steps = Steps(outcomes.append)
+    steps = CallbackChain(outcomes.append)
 
     def begin(told):
         told(REFUSED)

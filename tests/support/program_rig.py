@@ -20,7 +20,7 @@ from helpers import WAIT, Thread, receive_exactly, receive_rest
 from relay.addresses.hops import Command
 from relay.errors import CarrierError, ConnectError
 from relay.streams.cancellation import Cancellation
-from relay.streams.promise import Answer
+from relay.streams.promise import Promise
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import settle
 
@@ -167,9 +167,9 @@ class Remote:
             deadline = time.monotonic() + WAIT
             self.connection = backend.connect(settings, stream, deadline, cancel, self.lost.append)
 
-    def begin(self, *words: str, seconds: float | None = WAIT, **options: Any) -> tuple[Answer[Stream], Any]:
+    def begin(self, *words: str, seconds: float | None = WAIT, **options: Any) -> tuple[Promise[Stream], Any]:
         """Ask for a command; returns where the outcome comes, and how to give it up."""
-        answer: Answer[Stream] = Answer()
+        answer: Promise[Stream] = Promise()
         deadline = None if seconds is None else time.monotonic() + seconds
         return answer, self.connection.open(command(*words), deadline, answer.put, **options)
 

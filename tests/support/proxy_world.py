@@ -19,8 +19,8 @@ from relay.addresses.hops import Proxy
 from relay.addresses.values import TCPAddress
 from relay.eventloop.background import Pump
 from relay.process import DEVNULL, end, start
-from relay.streams.dialer import Dialed
-from relay.streams.promise import Done, GiveUp
+from relay.streams.dialer import Dialer
+from relay.streams.promise import Abort, OnResult
 from relay.streams.stream import Stream
 from relay.transports.proxies.dialer import Proxied
 
@@ -155,7 +155,7 @@ CONNECT = b"CONNECT db.internal:5432 HTTP/1.1\r\nHost: db.internal:5432\r\n\r\n"
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class Way(Dialed):
+class Way(Dialer):
     """A way to a proxy that the test plays itself.
 
     :param kind: ``tcp``, or ``unix`` for a socketpair.
@@ -175,8 +175,10 @@ class Way(Dialed):
         self._ends: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._open: list[socket.socket] = []
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        self.asked.append((deadline, lasting, patient))
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        self.asked.append((deadline, self_contained, wait_for_reconnect))
         if self.error is not None:
             done(self.error)
         elif not self.silent:
@@ -233,7 +235,7 @@ class Begun:
     :param seconds: that it may take; ``None`` for as long as it takes.
     """
 
-    def __init__(self, proxied: Dialed, seconds: float | None = WAIT, **how: Any) -> None:
+    def __init__(self, proxied: Dialer, seconds: float | None = WAIT, **how: Any) -> None:
         self._told: queue.SimpleQueue[Stream | OSError] = queue.SimpleQueue()
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.give_up = proxied.dial(self.deadline, self._told.put, **how)

@@ -9,7 +9,7 @@ from helpers import WAIT
 
 import relay
 from relay.addresses.values import TCPAddress
-from relay.streams.dialer import Dialed
+from relay.streams.dialer import Dialer
 from relay.transports import chain
 from relay.transports.ssh import connector
 from relay.transports.ssh.connection import Settings
@@ -53,8 +53,8 @@ class Connection:
         self.errors = [error] * 99
         self.told_lost(error)
 
-    def open(self, place, deadline, done, *, lasting=False):
-        self.places.append((place, lasting))
+    def open(self, place, deadline, done, *, self_contained=False):
+        self.places.append((place, self_contained))
         if self.errors:
             done(self.errors.pop(0))
             return lambda: None
@@ -123,13 +123,13 @@ class World:
         return _Reached(self, place)
 
 
-class _Reached(Dialed):
+class _Reached(Dialer):
     def __init__(self, world, place):
         super().__init__(str(place))
         self._world = world
         self._place = place
 
-    def dial(self, deadline, done, *, lasting=False, patient=True):
+    def dial(self, deadline, done, *, self_contained=False, wait_for_reconnect=True):
         self._world.dialed.append((self._place.host, self._place.port))
         near, far = socket.socketpair()
         far.close()

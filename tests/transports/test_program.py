@@ -19,7 +19,7 @@ from relay.errors import ConnectError
 from relay.eventloop.background import Pump
 from relay.process import start
 from relay.streams.cancellation import Cancellation
-from relay.streams.promise import Answer
+from relay.streams.promise import Promise
 from relay.testing import check_stream
 from relay.transports import program
 from relay.transports.program import ProgramStream, run
@@ -135,7 +135,7 @@ class Slow:
 
 def test_starting_does_not_block(monkeypatch):
     slow = Slow(monkeypatch)
-    answer = Answer()
+    answer = Promise()
     begun = time.monotonic()
     run(["cat"], "exec:cat", None, answer.put)
     assert time.monotonic() - begun < PROMPT
@@ -186,7 +186,7 @@ def test_no_descriptor_for_it(monkeypatch, where):
         raise OSError(24, "Too many open files")
 
     module = {"socketpair": program.socket, "pipe": program.os, "hold": program.Pump, "pidfd_open": program.os}[where]
-    outcomes = Answer()
+    outcomes = Promise()
     outcomes._there.fileno()
     monkeypatch.setattr(module, where, fail)
     run(["sh", "-c", STUBBORN], "exec:sh", None, outcomes.put)
@@ -398,7 +398,7 @@ def test_others_may_want_what_it_says():
             said.append(data)
             news.notify_all()
 
-    answer = Answer()
+    answer = Promise()
     run(["sh", "-c", "echo word >&2; cat"], "exec:sh", None, answer.put, said=take)
     with answer.get(time.monotonic() + WAIT, None), news:
         assert news.wait_for(lambda: b"".join(said) == b"word\n", WAIT)

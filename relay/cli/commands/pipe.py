@@ -19,8 +19,8 @@ from ...api.urls import target as factory_for
 from ...engine.stdio import carry
 from ...errors import ConnectError
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed
-from ...streams.promise import Answer
+from ...streams.dialer import Dialer
+from ...streams.promise import Promise
 from ...streams.stream import Stream
 from .. import startup
 from ..options import SECONDS, Via, seconds, seconds_or_zero
@@ -130,15 +130,15 @@ def _way(target: str, via: Sequence[str]) -> tuple[Route, object]:
     return hops, place
 
 
-def _connected(factory: Dialed, timeout: float | None, signals: Signals) -> Stream | None:
+def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stream | None:
     """The stream, after one attempt; ``None`` if a signal came first.
 
     :raises OSError: why there is none.
     """
     limit = check_time("--connect-timeout", timeout)  # which may be infinite
     deadline = None if limit is None else time.monotonic() + limit
-    answer: Answer[Stream] = Answer()
-    give_up = factory.dial(deadline, answer.put, patient=False)
+    answer: Promise[Stream] = Promise()
+    give_up = factory.dial(deadline, answer.put, wait_for_reconnect=False)
     try:
         stream = answer.get(deadline, signals)
     finally:

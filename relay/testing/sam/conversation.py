@@ -49,7 +49,7 @@ class Conversation(ABC):
         self.version = ""  # "" until HELLO is answered
         self.role = ""  # or "session", "accept", "forward", "connect"
         self.session: Session | None = None  # that it belongs to
-        self.lasting = False
+        self.self_contained = False
         self.over = False
         self._heard = b""
         self._paused = False
@@ -335,14 +335,14 @@ class Conversation(ABC):
         if place is None:
             return self.refuse_stream(Refusal("I2P_ERROR", "Invalid HOST or PORT"))
         self._join(session, "forward", options)
-        self._place, self.lasting = place, True
+        self._place, self.self_contained = place, True
         self.answer("STREAM", "STATUS", RESULT="OK")
         return session.destination.accept(self)
 
     def take(self, offer: Offer) -> None:
         """A stream has come; see :class:`samdestination.Acceptor`."""
         line = b"" if self._mute else self.line_of(offer)
-        if not self.lasting:
+        if not self.self_contained:
             return self._become(offer.end, line)
         host, _ = self._place
         try:

@@ -22,7 +22,7 @@ KNOWN = 1000  # other destinations whose lease sets one remembers
 class Acceptor(Protocol):
     """Who accepts streams: a conversation that has said ACCEPT, or one that has said FORWARD."""
 
-    lasting: bool  # accepts more than one
+    self_contained: bool  # accepts more than one
 
     def take(self, offer: Offer) -> None:
         """Accept one."""
@@ -83,13 +83,13 @@ class Destination:
     @property
     def forwarding(self) -> bool:
         """Whether all streams go to one program."""
-        return self._armed is not None and self._armed.lasting
+        return self._armed is not None and self._armed.self_contained
 
     def offer(self, offer: Offer) -> None:
         """A stream has come."""
         acceptor = self._armed
         if acceptor is not None:
-            if not acceptor.lasting:
+            if not acceptor.self_contained:
                 self._armed = None
             self._give(acceptor, offer)
             self._arm_next()
@@ -117,13 +117,13 @@ class Destination:
     def _arm_next(self) -> None:
         while self._armed is None and self._waiting:
             acceptor = self._waiting.popleft()
-            if acceptor.lasting or not self.pending:
+            if acceptor.self_contained or not self.pending:
                 self._armed = acceptor
             while self.pending:
                 offer = next(iter(self.pending))
                 del self.pending[offer]
                 self._give(acceptor, offer)
-                if not acceptor.lasting:
+                if not acceptor.self_contained:
                     break
 
     def _give(self, acceptor: Acceptor, offer: Offer) -> None:

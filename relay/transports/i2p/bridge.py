@@ -14,8 +14,8 @@ from ...carriers.link import strip_prefix
 from ...errors import AuthenticationError, ConnectError, RelayError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...streams.dialer import Dialed
-from ...streams.promise import GiveUp
+from ...streams.dialer import Dialer
+from ...streams.promise import Abort
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .deadlines import Clock
@@ -48,7 +48,7 @@ class Bridge:
     :raises OSError: if there is no thread or descriptor to be had.
     """
 
-    def __init__(self, name: str, dial: Dialed, login: tuple[str, str] | None) -> None:
+    def __init__(self, name: str, dial: Dialer, login: tuple[str, str] | None) -> None:
         self.name = name
         self.version = ""  # that it speaks, once it has answered
         self._reach = dial
@@ -64,7 +64,7 @@ class Bridge:
         self.clock = Clock(self._pump.loop)
         self._rest = Timer(self._pump.loop.timers, self._close_unneeded)
 
-    def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> GiveUp:
+    def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> Abort:
         """Have a conversation that has said HELLO. Never blocks.
 
         :param deadline: monotonic seconds; ``None`` for as long as it takes.
@@ -150,9 +150,9 @@ class Bridge:
 
     # -- HELLO --------------------------------------------------------------------------------------------------------
 
-    def dial(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> GiveUp:
-        """Begin to connect to it; see :meth:`relay.streams.dialer.Dialed.dial`."""
-        return self._reach.dial(deadline, done, patient=False)
+    def dial(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> Abort:
+        """Begin to connect to it; see :meth:`relay.streams.dialer.Dialer.dial`."""
+        return self._reach.dial(deadline, done, wait_for_reconnect=False)
 
     @property
     def greeting(self) -> bytes:
@@ -200,7 +200,7 @@ class _BridgeHandshake:
         self._deadline = deadline
         self._on_conversation: OnConversation | None = None
         self._conversation: Conversation | None = None
-        self._undo: GiveUp = _nothing
+        self._undo: Abort = _nothing
         self._given_up = False
         self._lock = threading.Lock()
 
@@ -218,7 +218,7 @@ class _BridgeHandshake:
             undo()
         return None
 
-    def _keep(self, undo: GiveUp) -> bool:
+    def _keep(self, undo: Abort) -> bool:
         with self._lock:
             self._undo = undo
             return not self._given_up

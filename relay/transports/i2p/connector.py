@@ -19,8 +19,8 @@ from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...streams.cancellation import Cancel
-from ...streams.dialer import Dialed, Network
-from ...streams.promise import Answer, GiveUp
+from ...streams.dialer import Dialer, Network
+from ...streams.promise import Abort, Promise
 from ...streams.stream import Stream
 from ..credentials import secret_of
 from .bridge import Bridge
@@ -100,14 +100,14 @@ class _SessionConnector:
         self._level = level
         self._router = router
         self._below = below
-        self._dialer: Dialed | None = None  # held while this one is, so that the connections below are supervised, too
+        self._dialer: Dialer | None = None  # held while this one is, so that the connections below are supervised, too
         self._open_keys = keys
         self._keys: SessionKey | None = None
         self._begun = False
         self._was_up = False
         self._forgotten = 0.0  # when the router has forgotten the last session of these keys, monotonic seconds
         self._patience = _REMEMBERED[0]
-        self._stop_asking: GiveUp = _nothing
+        self._stop_asking: Abort = _nothing
         self._replacement = _ReplacementPolicy(self._replace)
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
@@ -162,7 +162,7 @@ class _SessionConnector:
             raise
 
     def _converse(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
-        answer: Answer[Conversation] = Answer()
+        answer: Promise[Conversation] = Promise()
         # A bridge behind hops waits for them, and its own HELLO has a limit of its own.
         until = deadline if self._below.route else min(deadline, time.monotonic() + _REACH)
 
@@ -186,7 +186,7 @@ class _SessionConnector:
         session_id = secrets.token_hex(8)
         key = self._keys.key.base64 if self._keys is not None else "TRANSIENT"
         request = session_create(id=session_id, destination=key, options=options_of(self._router))
-        answer: Answer[Message] = Answer()
+        answer: Promise[Message] = Promise()
         progress = _ProgressLog(self._name, self._level)
         try:
             control.ask(request, None, answer.put)

@@ -16,8 +16,8 @@ from ...carriers.link import CarrierState
 from ...carriers.pool import CarrierRef
 from ...errors import ConnectError
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed, Network
-from ...streams.promise import Answer, Done, GiveUp
+from ...streams.dialer import Dialer, Network
+from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
 from .connector import SessionKey, make_carrier
 from .key_file import KeyFile
@@ -42,13 +42,13 @@ class I2PNetwork:
         self._router = router
         self._below = below
 
-    def to(self, place: TCPAddress | I2PTarget) -> Dialed:
+    def to(self, place: TCPAddress | I2PTarget) -> Dialer:
         """Return a dialer for a destination, or for a name in .i2p and a port."""
         target = place if isinstance(place, I2PTarget) else I2PTarget(place.host, place.port)
         return I2PFactory(dataclasses.replace(target, router=self._router), self._below)
 
 
-class I2PFactory(Dialed):
+class I2PFactory(Dialer):
     """Streams to one destination; made by :func:`relay.i2p`.
 
     :param target: where to, through which router and session.
@@ -108,7 +108,7 @@ class I2PFactory(Dialed):
         """
         seconds = check_time("timeout", timeout)
         deadline = None if seconds is None else time.monotonic() + seconds
-        self._session(deadline, patient=False)
+        self._session(deadline, wait_for_reconnect=False)
 
     def look_up(self, timeout: float | None = 60.0) -> str:
         """The destination that the streams lead to.
@@ -123,31 +123,33 @@ class I2PFactory(Dialed):
         if is_base64(self._place.dest):
             return self._place.dest
         deadline = None if seconds is None else time.monotonic() + seconds
-        session = self._session(deadline, patient=True)
-        answer: Answer[str] = Answer()
+        session = self._session(deadline, wait_for_reconnect=True)
+        answer: Promise[str] = Promise()
         session.look_up(self._place.dest, answer.put)
         found = answer.get(deadline, None)
         if found is None:
             raise ConnectError(f"{self._place.dest}: not looked up in time", reason="connect_timeout")
         return found
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to make a stream; see :meth:`Dialer.dial`."""
 
-        def begin(session: Session, told: Done) -> GiveUp:
+        def begin(session: Session, told: OnResult) -> Abort:
             place = self._place
             # Also for one attempt: a destination that cannot be reached yet is what the deadline is for.
-            return open_stream(session, place.dest, place.port, deadline, told, lasting=lasting)
+            return open_stream(session, place.dest, place.port, deadline, told, self_contained=self_contained)
 
         def tell(outcome: Stream | OSError) -> None:
             done(self._told(outcome) if isinstance(outcome, OSError) else outcome)
 
         tell_it = done if self._told is _as_it_is else tell
-        return dial(self._holder.carrier(), begin, deadline, tell_it, wait_for_reconnect=patient)
+        return dial(self._holder.carrier(), begin, deadline, tell_it, wait_for_reconnect=wait_for_reconnect)
 
-    def _session(self, deadline: float | None, *, patient: bool) -> Session:
+    def _session(self, deadline: float | None, *, wait_for_reconnect: bool) -> Session:
         try:
-            return wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=patient)
+            return wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=wait_for_reconnect)
         except OSError as error:
             raise self._told(error) from error
 

@@ -12,7 +12,7 @@ from ...errors import CarrierError, ConnectError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...streams.detached import passage
-from ...streams.promise import Done, GiveUp, Steps
+from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
@@ -41,11 +41,11 @@ def open_stream(
     dest: str,
     to_port: int | None,
     deadline: float | None,
-    done: Done,
+    done: OnResult,
     *,
-    lasting: bool = False,
+    self_contained: bool = False,
     patient: bool = True,
-) -> GiveUp:
+) -> Abort:
     """Begin to open a stream (SAM v3, "STREAM CONNECT"). Never blocks.
 
     :param session: the session to open it in.
@@ -54,12 +54,12 @@ def open_stream(
     :param deadline: monotonic seconds; ``None`` for no limit.
     :param done: called once, in any thread, perhaps before this returns, with the stream, which has no half-close;
         or with the error: :class:`ConnectError`, :class:`CarrierError` if the session is lost.
-    :param lasting: as for :meth:`relay.streams.dialer.Dialed.dial`.
+    :param self_contained: as for :meth:`relay.streams.dialer.Dialer.dial`.
     :param patient: whether to retry, until the deadline, while the destination cannot be reached yet.
     :returns: gives it up.
     :raises ValueError: if ``dest`` does not fit in a line of the protocol.
     """
-    return _Opening(session, dest, to_port, deadline, done, lasting=lasting, patient=patient).begin()
+    return _Opening(session, dest, to_port, deadline, done, self_contained=self_contained, patient=patient).begin()
 
 
 class _Opening:
@@ -71,9 +71,9 @@ class _Opening:
         dest: str,
         to_port: int | None,
         deadline: float | None,
-        done: Done,
+        done: OnResult,
         *,
-        lasting: bool,
+        self_contained: bool,
         patient: bool,
     ) -> None:
         self._session = session
@@ -81,7 +81,7 @@ class _Opening:
         self._asked = session.known(dest) or dest  # the destination itself, where its name had to be looked up
         self._to_port = to_port
         self._deadline = deadline
-        self._lasting = lasting
+        self._lasting = self_contained
         self._patient = patient and deadline is not None
         self._delay = _AGAIN[0]
         self._refusal: OSError | None = None  # the last time, if it is tried again
@@ -90,9 +90,9 @@ class _Opening:
         self._lock = threading.Lock()
         _request(session.id, self._asked, to_port)  # what no line can say is an error here and now
         session.enter()
-        self._steps = Steps(functools.partial(self._over, done))
+        self._steps = CallbackChain(functools.partial(self._over, done))
 
-    def begin(self) -> GiveUp:
+    def begin(self) -> Abort:
         """Begin; the result gives it up, from any thread."""
         self._converse()
         return self._give_up
@@ -108,7 +108,7 @@ class _Opening:
         if not left:
             self._session.leave()
 
-    def _over(self, done: Done, outcome: Stream | OSError) -> None:
+    def _over(self, done: OnResult, outcome: Stream | OSError) -> None:
         if isinstance(outcome, OSError):
             self._leave()
         done(outcome)
@@ -120,7 +120,7 @@ class _Opening:
         if isinstance(outcome, OSError):
             return self._not_met(outcome)
 
-        def connect(told: Callable[[Message | OSError], object]) -> GiveUp:
+        def connect(told: Callable[[Message | OSError], object]) -> Abort:
             request = _request(self._session.id, self._asked, self._to_port)
             outcome.ask(request, self._deadline or time.monotonic() + _ANSWER, told)
             return outcome.close
@@ -192,7 +192,7 @@ class _Opening:
                 self._asked = outcome
                 self._converse()
 
-        def look_up(told: Callable[[str | OSError], object]) -> GiveUp:
+        def look_up(told: Callable[[str | OSError], object]) -> Abort:
             self._session.look_up(self._asked, told)
             return _nothing
 

@@ -12,8 +12,8 @@ from ...addresses.hops import Proxy, Route, on_the_way
 from ...addresses.values import TCPAddress, shown
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed, Network, Upgrade
-from ...streams.promise import Answer, Done, GiveUp, Steps
+from ...streams.dialer import Dialer, Network, Upgrade
+from ...streams.promise import Abort, CallbackChain, OnResult, Promise
 from ...streams.stream import Stream
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation
@@ -37,7 +37,7 @@ class ProxyNetwork:
         self._proxy = proxy
         self._below = below
 
-    def to(self, place: TCPAddress) -> Dialed:
+    def to(self, place: TCPAddress) -> Dialer:
         """Return a dialer for a host and a port, which the proxy resolves."""
         return Proxied(self._below.to(self._proxy.place), self._proxy, place, self._below.route)
 
@@ -54,7 +54,7 @@ class Proxied(Upgrade):
     :raises AddressError: if no proxy can be told of the place: a zone, or a name that is too long.
     """
 
-    def __init__(self, below: Dialed, proxy: Proxy, place: TCPAddress, before: Route) -> None:
+    def __init__(self, below: Dialer, proxy: Proxy, place: TCPAddress, before: Route) -> None:
         super().__init__(below, str(place))
         _check(place)
         self._proxy = proxy
@@ -66,9 +66,13 @@ class Proxied(Upgrade):
         self._connect: Say = functools.partial(connect, proxy, place)
         self._log_in: Say = functools.partial(log_in, proxy)
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
-        return self._begin(self._connect, deadline, done, lasting=lasting, patient=patient)
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to make a stream; see :meth:`Dialer.dial`."""
+        return self._begin(
+            self._connect, deadline, done, self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
+        )
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Try the way to the proxy, and whether a SOCKS5 proxy lets us in (HTTP has no question for that).
@@ -84,8 +88,8 @@ class Proxied(Upgrade):
             self.inner.ready(timeout)
         except OSError as error:
             raise on_the_way(error, self._proxy, self._before) from error
-        answer: Answer[Stream] = Answer()
-        give_up = self._begin(self._log_in, deadline, answer.put, lasting=False, patient=False)
+        answer: Promise[Stream] = Promise()
+        give_up = self._begin(self._log_in, deadline, answer.put, self_contained=False, wait_for_reconnect=False)
         try:
             stream = answer.get(deadline, None)
         finally:
@@ -94,13 +98,17 @@ class Proxied(Upgrade):
             raise ConnectError(f"{self._proxy}: no answer in time", reason="connect_timeout")
         stream.close()
 
-    def _begin(self, say: Say, deadline: float | None, done: Done, *, lasting: bool, patient: bool) -> GiveUp:
-        steps = Steps(done)
+    def _begin(
+        self, say: Say, deadline: float | None, done: OnResult, *, self_contained: bool, wait_for_reconnect: bool
+    ) -> Abort:
+        steps = CallbackChain(done)
 
         def known(login: Login | OSError | None) -> None:
             if isinstance(login, OSError):
                 return steps.finish(login)
-            reach = functools.partial(self.inner.dial, deadline, lasting=lasting, patient=patient)
+            reach = functools.partial(
+                self.inner.dial, deadline, self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
+            )
             steps.begin(reach, functools.partial(reached, login))
             return None
 
@@ -119,10 +127,10 @@ class Proxied(Upgrade):
         steps.begin(self._read_login, known)
         return steps.give_up
 
-    def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: Done) -> GiveUp:
+    def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: OnResult) -> Abort:
         return Negotiation(stream, dialogue, deadline, done, self._lost).give_up
 
-    def _read_login(self, told: Callable[[Login | OSError | None], object]) -> GiveUp:
+    def _read_login(self, told: Callable[[Login | OSError | None], object]) -> Abort:
         """Read the user and the password, in a thread where that may block."""
         proxy = self._proxy
         if proxy.user is None:

@@ -14,7 +14,7 @@ from ...errors import ConnectError
 from ...eventloop.background import Pump, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN, OUT
-from ...streams.promise import Done
+from ...streams.promise import OnResult
 from ...streams.stream import Stream
 
 __all__ = ["Dialogue", "Length", "Negotiation", "Question"]
@@ -74,13 +74,13 @@ class Negotiation:
         stream: Stream,
         dialogue: Dialogue,
         deadline: float | None,
-        done: Done,
+        done: OnResult,
         lost: Callable[[BaseException], OSError],
     ) -> None:
         self._stream = stream
         self._dialogue = dialogue
         self._deadline = deadline
-        self._done: Done | None = done
+        self._done: OnResult | None = done
         self._lost = lost
         self._question: Question | None = None
         self._unsent = memoryview(b"")

@@ -21,7 +21,7 @@ __all__ = [
     "Address",
     "Connect",
     "Connection",
-    "Done",
+    "OnResult",
     "IncompatibleError",
     "Lost",
     "Place",
@@ -37,7 +37,7 @@ OVERLOADED = ("Exceeded MaxStartups", "Not allowed at this time")
 """What sshd(8) says in place of its version to a client that may come back later (MaxStartups, PerSourcePenalties)."""
 
 Address = TCPAddress | UnixAddress
-Done = Callable[[Stream | OSError], object]
+OnResult = Callable[[Stream | OSError], object]
 Accepted = Callable[[Stream, object], object]
 Lost = Callable[[CarrierError], object]
 
@@ -119,7 +119,9 @@ class Settings:
 class Connection(Protocol):
     """One SSH connection that is up. Every method may be called from any thread."""
 
-    def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
+    def open(
+        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+    ) -> Callable[[], object]:
         """Begin to make a stream to a place that the server reaches, or to a command that it runs. Never blocks.
 
         A command runs in a session of its own (RFC 4254, section 6.5), without a terminal, an agent or variables of
@@ -136,9 +138,8 @@ class Connection(Protocol):
             server has taken it); or a :class:`ConnectError` whose reason is ``refused``, ``unreachable``,
             ``connect_timeout`` or ``denied``; or the :class:`CarrierError` of a lost connection. The stream's
             ``failure`` tells of what came after.
-        :param lasting: for whoever never asks the stream's ``failure`` nor calls its ``on_close`` (a socket handed to a
-            user): a target that refuses must be an error here, and the socket alone keeps and lets go of what is under
-            it.
+        :param self_contained: whether the caller uses the socket alone, and neither ``failure`` nor ``on_close`` of the
+            stream: a target that refuses is then an error here, and closing the socket releases what is under it.
         :returns: gives the attempt up; ``done`` is then not called any more, and nothing is left. Idempotent.
         """
 
@@ -164,9 +165,9 @@ class Connection(Protocol):
     def when_idle(self, call: Callable[[], object]) -> None:
         """Have ``call`` called once, in any thread, as soon as no stream is open or being opened; at once if none is.
 
-        A stream is over when its holder has closed its socket and the rest of what was sent has gone out, whoever made
-        it (:meth:`open`, ``lasting`` or not, :meth:`listen`), and when the connection is lost or closed. ``call`` must
-        not block; a later call of this method takes the earlier one's place.
+        A stream is over when its holder has closed its socket and the rest of what was sent has gone out (of streams of
+        :meth:`open` and of :meth:`listen`), and when the connection is lost or closed. ``call`` must not
+        block; a later call of this method takes the earlier one's place.
         """
 
     def check(self) -> None:

@@ -15,8 +15,8 @@ from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import AddressError, CarrierError, ConnectError, RelayError
 from ...streams.cancellation import Cancel
-from ...streams.dialer import Dialed, Network
-from ...streams.promise import Answer, Done, GiveUp
+from ...streams.dialer import Dialer, Network
+from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
 from ..program_dialer import Programs
 from .config.settings import settle
@@ -47,17 +47,17 @@ def dial(
     carrier: Carrier[Connection],
     place: Place,
     deadline: float | None,
-    done: Done,
+    done: OnResult,
     *,
-    lasting: bool = False,
-    patient: bool = True,
-) -> GiveUp:
+    self_contained: bool = False,
+    wait_for_reconnect: bool = True,
+) -> Abort:
     """Begin to make a stream to a place that the server reaches; see :func:`relay.carriers.dialer.dial`."""
 
-    def begin(link: Connection, told: Done) -> GiveUp:
-        return link.open(place, deadline, told, lasting=lasting)
+    def begin(link: Connection, told: OnResult) -> Abort:
+        return link.open(place, deadline, told, self_contained=self_contained)
 
-    return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=patient)
+    return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect)
 
 
 def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:
@@ -76,7 +76,7 @@ class _Way:
         self._chosen: str | None = None  # the backend, where another one has proved to be of no use
         self._tried = ""  # the last one
         # Held while this one is, so that the connections below are supervised, too.
-        self._dialer: tuple[Route, TCPAddress, Dialed] | None = None
+        self._dialer: tuple[Route, TCPAddress, Dialer] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
         settings = settle(self._server, behind=bool(self._below.route))
@@ -111,9 +111,9 @@ class _Way:
             return _command(settings.command, settings.name)
         if len(route) > _DEEPEST:
             raise AddressError(f"{settings.name}: more than {_DEEPEST} hops are on the way; does one jump in circles?")
-        answer: Answer[Stream] = Answer()
+        answer: Promise[Stream] = Promise()
         # One attempt, so that whoever waits for one attempt to reach this server need not wait for more.
-        give_up = self._to_it(network, settings).dial(deadline, answer.put, patient=False)
+        give_up = self._to_it(network, settings).dial(deadline, answer.put, wait_for_reconnect=False)
         try:
             stream = answer.get(deadline, cancel)
         except ConnectError as error:
@@ -128,7 +128,7 @@ class _Way:
             raise ConnectError(f"{settings.name}: not reached in time{over}", reason="connect_timeout")
         return stream
 
-    def _to_it(self, network: Network, settings: Settings) -> Dialed:
+    def _to_it(self, network: Network, settings: Settings) -> Dialer:
         """Return the dialer for streams to the server, the same as last time if nothing has changed."""
         place = TCPAddress(settings.hostname, settings.port)
         if self._dialer is None or self._dialer[:2] != (network.route, place):

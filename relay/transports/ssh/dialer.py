@@ -9,8 +9,8 @@ from ...addresses.values import SSHServer
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState
 from ...streams.checks import check_time
-from ...streams.dialer import Dialed, Network
-from ...streams.promise import Done, GiveUp
+from ...streams.dialer import Dialer, Network
+from ...streams.promise import Abort, OnResult
 from .connection import Place
 from .connector import Holder, dial
 
@@ -28,12 +28,12 @@ class SSHNetwork:
         self._server = server
         self._below = below
 
-    def to(self, place: Place) -> Dialed:
+    def to(self, place: Place) -> Dialer:
         """Return a dialer for a place that the server reaches."""
         return SSHFactory(self._server, self._below, place)
 
 
-class SSHFactory(Dialed):
+class SSHFactory(Dialer):
     """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
 
     :param server: the SSH server.
@@ -88,9 +88,18 @@ class SSHFactory(Dialed):
         deadline = None if seconds is None else time.monotonic() + seconds
         wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=False)
 
-    def dial(self, deadline: float | None, done: Done, *, lasting: bool = False, patient: bool = True) -> GiveUp:
-        """Begin to make a stream; see :meth:`Dialed.dial`."""
-        return dial(self._holder.carrier(), self._place, deadline, done, lasting=lasting, patient=patient)
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to make a stream; see :meth:`Dialer.dial`."""
+        return dial(
+            self._holder.carrier(),
+            self._place,
+            deadline,
+            done,
+            self_contained=self_contained,
+            wait_for_reconnect=wait_for_reconnect,
+        )
 
     def release(self) -> None:
         """Let the connection go as soon as no stream rides on it, and do not wait for that."""

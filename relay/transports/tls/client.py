@@ -13,7 +13,7 @@ from ...addresses.values import TCPAddress, check_place, is_i2p
 from ...errors import ConnectError
 from ...streams.cancellation import Cancel
 from ...streams.dialer import Upgrade
-from ...streams.promise import Done
+from ...streams.promise import OnResult
 from ...streams.stream import Stream
 from ..tcp import tcp
 from .context import load_chain, trusting
@@ -73,7 +73,7 @@ class Client:
         self._ticket: ssl.SSLSession | None = None
         self._vain = 0  # tickets in a row that were of no use
 
-    def upgrade(self, stream: Stream, deadline: float | None, done: Done) -> Callable[[], object]:
+    def upgrade(self, stream: Stream, deadline: float | None, done: OnResult) -> Callable[[], object]:
         """Shake hands on a connected stream, without waiting; see :attr:`SocketDialer.upgrade`."""
 
         def explain(outcome: Stream | OSError) -> None:

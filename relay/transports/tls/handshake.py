@@ -15,7 +15,7 @@ from .session import Session, TLSStream
 
 __all__ = ["Handshake"]
 
-Done = Callable[[TLSStream | OSError], object]
+OnResult = Callable[[TLSStream | OSError], object]
 
 
 class Handshake:
@@ -34,13 +34,18 @@ class Handshake:
     __slots__ = ("session", "_pump", "_deadline", "_first", "_cancel", "_done", "_timer", "_watch")
 
     def __init__(
-        self, session: Session, deadline: float | None, cancel: Cancel | None, done: Done, first: float | None = None
+        self,
+        session: Session,
+        deadline: float | None,
+        cancel: Cancel | None,
+        done: OnResult,
+        first: float | None = None,
     ) -> None:
         self.session = session
         self._deadline = deadline
         self._first = first
         self._cancel = cancel
-        self._done: Done | None = done
+        self._done: OnResult | None = done
         try:
             self._pump = Pump.hold(self)
         except OSError:

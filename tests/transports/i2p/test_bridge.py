@@ -14,7 +14,7 @@ from sam_rig import HELLO, ScriptedBridge
 import relay
 from relay.errors import AuthenticationError, ConnectError, SAMError
 from relay.eventloop.background import Pump
-from relay.streams.dialer import Dialed
+from relay.streams.dialer import Dialer
 from relay.transports.i2p import bridge as module
 from relay.transports.i2p.bridge import MAX_IDLE, Bridge
 from relay.transports.i2p.conversation import Conversation
@@ -169,7 +169,7 @@ def test_one_that_ends_without_an_answer(serve):
 
 
 def test_a_way_that_cannot_be_begun_is_told():
-    class Broken(Dialed):
+    class Broken(Dialer):
         def dial(self, deadline, done, **options):
             raise OSError(24, "Too many open files")
 
@@ -182,7 +182,7 @@ def test_a_way_that_cannot_be_begun_is_told():
 def test_a_refusal_on_the_way_stays_what_it_is():
     denied = relay.HostKeyError("ssh://b: the host key has changed")
 
-    class Denied(Dialed):
+    class Denied(Dialer):
         def dial(self, deadline, done, **options):
             done(denied)
             return lambda: None

@@ -18,7 +18,7 @@ from relay.addresses.i2p import I2PRouter
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
-from relay.streams.promise import Answer
+from relay.streams.promise import Promise
 from relay.testing import SAMBridge
 from relay.transports.chain import network
 from relay.transports.i2p import connector
@@ -401,7 +401,7 @@ def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
 
 def stream(session, dest):
     """A stream from a session."""
-    answer = Answer()
+    answer = Promise()
     open_stream(session, dest, None, time.monotonic() + WAIT, answer.put)
     return answer.get(time.monotonic() + WAIT, None)
 

@@ -33,9 +33,11 @@ from relay.carriers import retry
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
 from relay.eventloop.background import Pump
+from relay.streams.dialer import Upgrade
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
+from relay.transports.tls.client import Client
 
 
 class World:
@@ -359,8 +361,8 @@ def test_a_session_with_keys_is_not_renewed(world, impatient, tmp_path):
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux tells how much a connection has received")
 def test_a_deaf_session_under_tls_is_renewed(world, impatient, certificates):
-    tls = relay.tls("localhost", 1, ca=certificates.ca)
-    factory = relay.streams.dialer.Upgrade(world.factory(), "tls://x.i2p:443", begin=tls.upgrade)
+    client = Client("localhost", 1, None, certificates.ca, None, None)
+    factory = Upgrade(world.factory(), "tls://x.i2p:443", begin=client.upgrade)
     tunnel = world.tunnel(factory)
     world.client(tunnel)
     wait_until(lambda: len(world.bridge.controls) == 2)

@@ -48,9 +48,9 @@ def connects(opened):
 # -- a stream ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_a_stream(opened, lasting):
-    with opened.open(lasting=lasting).stream() as stream:
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_a_stream(opened, self_contained):
+    with opened.open(self_contained=self_contained).stream() as stream:
         far = opened.scripted.stream()
         stream.socket.sendall(b"ping")
         assert receive_exactly(far, 4) == b"ping"
@@ -70,15 +70,15 @@ def test_a_port_is_told(opened):
     assert connects(opened)[0].endswith(" SILENT=false TO_PORT=81")
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_what_comes_with_the_answer_is_not_lost(opened, lasting):
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_what_comes_with_the_answer_is_not_lost(opened, self_contained):
     def answer(far):
         far.say(OK, more=b"220 STREAM STATUS\nready\n")
         opened.scripted.streams.put(far)
         far.over.wait()
 
     opened.scripted.answers.append(answer)
-    with opened.open(lasting=lasting).stream() as stream:
+    with opened.open(self_contained=self_contained).stream() as stream:
         assert receive_exactly(stream.socket, 24) == b"220 STREAM STATUS\nready\n"
 
 
@@ -94,7 +94,7 @@ def test_an_answer_cut_anywhere_is_put_together(opened):
 
 
 def test_the_end_of_the_holders_bytes_is_kept_from_the_router(opened):
-    with opened.open(lasting=True).stream() as stream:
+    with opened.open(self_contained=True).stream() as stream:
         far = opened.scripted.stream()
         stream.socket.sendall(b"request")
         stream.socket.shutdown(1)
@@ -103,16 +103,16 @@ def test_the_end_of_the_holders_bytes_is_kept_from_the_router(opened):
         assert receive_exactly(stream.socket, 5) == b"reply"
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_it_knows_that_its_session_was_lost(opened, lasting):
-    with opened.open(lasting=lasting).stream() as stream:
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_it_knows_that_its_session_was_lost(opened, self_contained):
+    with opened.open(self_contained=self_contained).stream() as stream:
         opened.far_control.close()
         opened.lost.get(timeout=WAIT)
         assert isinstance(stream.failure(), CarrierError)
 
 
 def test_a_socket_alone_keeps_it(opened):
-    end = opened.open(lasting=True).stream().socket
+    end = opened.open(self_contained=True).stream().socket
     far = opened.scripted.stream()
     far.sendall(b"x")
     assert receive_exactly(end, 1) == b"x" and opened.session._streams == 1
@@ -122,8 +122,8 @@ def test_a_socket_alone_keeps_it(opened):
 
 
 def test_nothing_is_left_of_a_stream(opened):
-    for lasting in (False, True):
-        opened.open(lasting=lasting).stream().close()
+    for self_contained in (False, True):
+        opened.open(self_contained=self_contained).stream().close()
     opened.session.close()
     wait_until(lambda: Pump._current is None)
     assert opened.session._streams == 0 and not opened.bridge.clock._due
@@ -136,7 +136,7 @@ def test_what_no_line_can_say_is_a_value_error(opened):
 
 
 def test_many_at_once(opened):
-    begun = [opened.open(lasting=bool(number % 2)) for number in range(100)]
+    begun = [opened.open(self_contained=bool(number % 2)) for number in range(100)]
     for one in begun:
         stream = one.stream()
         far = opened.scripted.stream()
@@ -157,9 +157,9 @@ def test_what_lies_under_it_is_let_go_with_it(opened):
         return reach(deadline, told, **options)
 
     opened.bridge._reach.dial = dial
-    for lasting in (False, True):
+    for self_contained in (False, True):
         closed.clear()
-        stream = opened.open(lasting=lasting).stream()
+        stream = opened.open(self_contained=self_contained).stream()
         assert not closed.is_set()
         stream.close()
         assert closed.wait(WAIT)
@@ -380,7 +380,7 @@ def test_no_descriptor_for_a_passage_is_told(opened, monkeypatch):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(module, "passage", refuse)
-    assert opened.open(lasting=True).error().errno == errno.EMFILE
+    assert opened.open(self_contained=True).error().errno == errno.EMFILE
     assert opened.session._streams == 0
     assert opened.scripted.stream().recv(1) == b""
 
@@ -475,10 +475,10 @@ def test_giving_up_a_stream_that_is_there_does_nothing(opened):
     assert opened.session._streams == 0
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_giving_up_races_with_the_answer(opened, lasting):
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_giving_up_races_with_the_answer(opened, self_contained):
     for turn in range(100):
-        begun = opened.open(lasting=lasting)
+        begun = opened.open(self_contained=self_contained)
         if turn % 2:
             wait_until(lambda turn=turn: len(connects(opened)) > turn // 2)
         begun.give_up()

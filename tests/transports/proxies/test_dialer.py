@@ -367,9 +367,9 @@ def test_what_comes_with_the_answer_is_the_clients(way, relayed):
 
 def test_lasting_and_patient_are_for_the_way(way):
     made = way()
-    for lasting, patient in ((True, False), (False, True)):
-        begun = Begun(socks(made), lasting=lasting, patient=patient)
-        assert made.asked[-1] == (begun.deadline, lasting, patient)
+    for self_contained, wait_for_reconnect in ((True, False), (False, True)):
+        begun = Begun(socks(made), self_contained=self_contained, wait_for_reconnect=wait_for_reconnect)
+        assert made.asked[-1] == (begun.deadline, self_contained, wait_for_reconnect)
         begun.give_up()
 
 

@@ -18,7 +18,7 @@ from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
 from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
-from ..connection import Accepted, Address, Connection, Done, Lost, Place, Settings
+from ..connection import Accepted, Address, Connection, Lost, OnResult, Place, Settings
 from .channel_log import Channels, is_plain, shown
 from .control import Control, close_forward, open_forward
 from .diagnostics import timeout_error
@@ -123,15 +123,17 @@ class OpenSSH:
 
     # -- streams, in any thread -----------------------------------------------------------------------------------
 
-    def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
+    def open(
+        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+    ) -> Callable[[], object]:
         """Begin to make a stream; see :meth:`relay.transports.ssh.connection.Connection.open`.
 
-        ``done`` is told as soon as ssh has the stream, unless it is ``lasting`` or of a command: what the server
+        ``done`` is told as soon as ssh has the stream, unless it is ``self_contained`` or of a command: what the server
         answers is told by the stream's ``failure`` then.
         """
         if isinstance(place, Command):
             return self._sessions.open(place, Opening(self, str(place), done, deadline, patient=True))
-        opening = Opening(self, str(place), done, deadline, patient=lasting)
+        opening = Opening(self, str(place), done, deadline, patient=self_contained)
         made, told = None, None
         with self._master.lock:
             error: OSError | None = self._master.gone or self._objection(place)

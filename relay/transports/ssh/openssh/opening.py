@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ....errors import CarrierError, ConnectError
 from ....streams.stream import Stream
-from ..connection import Done
+from ..connection import OnResult
 from .diagnostics import open_error
 
 __all__ = ["Opening", "Owner"]
@@ -65,7 +65,7 @@ class Opening:
         self,
         owner: Owner,
         name: str,
-        done: Done | None = None,
+        done: OnResult | None = None,
         deadline: float | None = None,
         *,
         patient: bool = False,
@@ -92,7 +92,7 @@ class Opening:
             self.error = self.owner.unsaid(self)
         return self.error
 
-    def connected(self, made: socket.socket) -> Done | None:
+    def connected(self, made: socket.socket) -> OnResult | None:
         """It is connected to ssh.
 
         :returns: whom to tell, without the lock, that the stream is there.

@@ -25,9 +25,9 @@ from ..connection import (
     OVERLOADED,
     Accepted,
     Address,
-    Done,
     IncompatibleError,
     Lost,
+    OnResult,
     Place,
     Settings,
 )
@@ -218,7 +218,9 @@ class Connection:
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
-    def open(self, place: Place, deadline: float | None, done: Done, *, lasting: bool = False) -> Callable[[], object]:
+    def open(
+        self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
+    ) -> Callable[[], object]:
         """Begin to make a stream; see :class:`relay.transports.ssh.connection.Connection`."""
         opening = Opening(self._channels, place, deadline, done)
         if not self._loop.call(opening.begin):

@@ -11,7 +11,7 @@ from ....addresses.values import TCPAddress
 from ....errors import ConnectError
 from ....eventloop.loop import Timer
 from ....streams.stream import Stream
-from ..connection import Done, Place
+from ..connection import OnResult, Place
 from ..open_failures import refusal
 from .channel import PACKET, WINDOW, Channel
 from .messages import OPEN, guarded, printable, text
@@ -31,13 +31,13 @@ class Opening:
     :param done: called once, with the stream or the error.
     """
 
-    def __init__(self, channels: Channels, place: Place, deadline: float | None, done: Done) -> None:
+    def __init__(self, channels: Channels, place: Place, deadline: float | None, done: OnResult) -> None:
         self._channels = channels
         self.place = place
         self.pending: CommandChannel | None = None  # it is there, and the server has not taken the command yet
         self._deadline = deadline
         self._lock = threading.Lock()
-        self._done: Done | None = done
+        self._done: OnResult | None = done
         self._timer: Timer | None = None
         self._begun = False
 

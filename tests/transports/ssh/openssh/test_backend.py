@@ -124,12 +124,12 @@ def test_a_stream_carries_both_ways_and_ends_cleanly(client: Client, echo_server
         assert stream.target == str(place_of(echo_server))
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, lasting: bool) -> None:
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, self_contained: bool) -> None:
     place = TCPAddress(*listener.getsockname())
 
     def make_pair() -> tuple[Stream, socket.socket]:
-        stream = client.open(place, lasting=lasting)
+        stream = client.open(place, self_contained=self_contained)
         return stream, listener.accept()[0]
 
     client.open(place).close()  # the listener of ssh, a descriptor of nobody's, is there before the leak checks
@@ -144,7 +144,7 @@ def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.
 
 def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="says ssh://") as caught:
-        client.open(UnixAddress(str(tmp_path / "none")), lasting=True)
+        client.open(UnixAddress(str(tmp_path / "none")), self_contained=True)
     assert caught.value.reason == "unreachable"
 
 
@@ -193,13 +193,13 @@ def test_a_refusal_is_a_failure_with_its_reason(client: Client) -> None:
 
 def test_a_lasting_stream_has_the_exact_error_at_once(client: Client) -> None:
     with refusing() as address, pytest.raises(ConnectError, match="refused") as caught:
-        client.open(TCPAddress(*address), lasting=True)
+        client.open(TCPAddress(*address), self_contained=True)
     assert caught.value.reason == "refused"
 
 
 def test_names_that_do_not_resolve_are_unreachable(client: Client) -> None:
     with pytest.raises(ConnectError, match="not known|resolve|resolution") as caught:
-        client.open(TCPAddress("no-such-host.invalid", 80), lasting=True)
+        client.open(TCPAddress("no-such-host.invalid", 80), self_contained=True)
     assert caught.value.reason == "unreachable"
 
 
@@ -208,7 +208,7 @@ def test_a_policy_is_a_denial(
     make_sshd: Any, make_client: Callable[..., Client], echo_server: Server, line: str
 ) -> None:
     with pytest.raises(ConnectError, match="policy") as caught:
-        make_client(make_sshd(line).server).open(place_of(echo_server), lasting=True)
+        make_client(make_sshd(line).server).open(place_of(echo_server), self_contained=True)
     assert caught.value.reason == "denied"
 
 
@@ -290,7 +290,7 @@ def test_a_target_that_does_not_answer_is_a_timeout(client: Client) -> None:
     with black_hole() as listening:
         place = TCPAddress(*listening.getsockname())
         with pytest.raises(ConnectError, match="in time") as caught:
-            client.open(place, timeout=0.3, lasting=True)
+            client.open(place, timeout=0.3, self_contained=True)
         assert caught.value.reason == "connect_timeout"
         with client.open(place, timeout=0.3) as stream:
             assert receive_all(stream.socket) == b""
@@ -315,12 +315,12 @@ def test_what_is_given_up_is_not_told(client: Client) -> None:
     assert stopped.wait(WAIT)
     with black_hole() as listening:
         place = TCPAddress(*listening.getsockname())
-        give_up = client.connection.open(place, time.monotonic() + 0.2, outcomes.append, lasting=True)
+        give_up = client.connection.open(place, time.monotonic() + 0.2, outcomes.append, self_contained=True)
         give_up()
         give_up()
         go.set()
         with pytest.raises(ConnectError):
-            client.open(place, timeout=0.3, lasting=True)
+            client.open(place, timeout=0.3, self_contained=True)
     assert outcomes == []
 
 
@@ -441,7 +441,7 @@ def test_idle_is_told_when_the_last_stream_is_over(client: Client, echo_server: 
     idle = threading.Event()
     client.connection.when_idle(idle.set)
     assert idle.is_set()
-    streams = [client.open(place_of(echo_server), lasting=lasting) for lasting in (False, True)]
+    streams = [client.open(place_of(echo_server), self_contained=self_contained) for self_contained in (False, True)]
     idle = threading.Event()
     client.connection.when_idle(idle.set)
     streams[0].close()

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
 
-from .addresses.values import secret_variables
+from .addresses.options import secret_variables
 from .errors import ConnectError, RelayError
 
 __all__ = [
@@ -118,7 +118,7 @@ def start(
     :param stderr: likewise.
     :param pass_fds: further descriptors, which keep their numbers.
     :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of ours
-        (:func:`relay.addresses.values.secret_variables`) are taken out.
+        (:func:`relay.addresses.options.secret_variables`) are taken out.
     :returns: the process. Its owner waits for it.
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.

@@ -22,9 +22,10 @@ from helpers import WAIT
 from messages import messages
 
 import relay
-from relay.addresses.i2p import I2PListen
+from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.addresses.ssh import SSHListen, SSHServer
 from relay.cli import output
 from relay.cli.options import Options
 from relay.compat import rforward, zmqssh
@@ -317,12 +318,12 @@ def test_messages_are_collected(tmp_path, monkeypatch):
 
 
 def test_every_parameter_of_a_hop_is_in_it():
-    for name in set(SSH_PARAMETERS) - {"password", "passphrase"}:
+    for name in set(options_of(SSHServer)) - {"password", "passphrase"}:
         assert f"`{name}" in PAGES["ssh"], name
 
 
 def test_every_parameter_of_i2p_is_in_it():
-    for name in set(I2P_LISTEN_PARAMETERS) - {"password"}:
+    for name in {*options_of(I2PRouter), *options_of(I2PListen)} - {"password"}:
         assert f"`{name}" in PAGES["i2p"], name
 
 

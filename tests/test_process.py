@@ -12,7 +12,7 @@ import pytest
 from helpers import WAIT, Thread
 
 from relay import process
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.process import PIPE, start
 
 

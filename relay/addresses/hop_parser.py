@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 
+from .address_parser import KNOWN, AddressParser
 from .hops import Command, Hop, Proxy, Route
 from .i2p import I2PRouter
 from .i2p_parser import read_i2p_hop
-from .reader import KNOWN, AddressReader
-from .values import PROXY_PARAMETERS, SSH_PARAMETERS, SSHServer, masked
+from .options import Option, options_of
+from .redact import redact
+from .ssh import SSHServer
 
-__all__ = ["HopReader", "SSHReader", "ServerReader", "made_of", "read_command", "read_hops", "read_proxy"]
+__all__ = ["HopParser", "SSHParser", "ServerParser", "make", "read_command", "read_hops", "read_proxy"]
 
 Value = TypeVar("Value")
 
-_CHOICES = {
-    "identities_only": ("yes", "no"),
-    "accept_new": ("yes", "no"),
-    "compress": ("yes", "no"),
-    "backend": ("paramiko", "openssh"),
-}
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
 
 
-class SSHReader(AddressReader):
+class SSHParser(AddressParser):
     """An address with an SSH server in it."""
 
     def server(self, user: str | None, place: str, options: dict[str, Any]) -> SSHServer:
@@ -37,7 +32,7 @@ class SSHReader(AddressReader):
         if not host:
             self.fail("the host is empty", "write it out: ssh://user@host")
         number = self.port(port, 1) if colon else None
-        return made_of(self, SSHServer, host=host, user=user, port=number, **options)
+        return make(self, SSHServer, host=host, user=user, port=number, **options)
 
     def ssh_place(self, place: str) -> tuple[str, str, str]:
         """Split ``host`` or ``host:port``, the colon apart."""
@@ -51,14 +46,14 @@ class SSHReader(AddressReader):
             self.fail("a broken IPv6 address", "an IPv6 address is written [::1] or [::1]:22")
         return self.ipv6(host, encoded=False), port[:1], port[1:]
 
-    def ssh_url(self, rest: str, more: tuple[str, ...] = ()) -> tuple[SSHServer, dict[str, str]]:
-        """Read what follows ``ssh://``.
+    def ssh_url(self, rest: str, more: Mapping[str, Option] | None = None) -> tuple[SSHServer, dict[str, Any]]:
+        """Parse the part after ``ssh://``.
 
-        :param more: the names of further parameters, whose values are returned as they are.
+        :param more: further options, whose values are returned beside the server.
         """
         place, _, query = rest.partition("?")
-        given = self.parameters("ssh://", query, (*SSH_PARAMETERS, *more))
-        others = {name: given.pop(name) for name in more if name in given}
+        given = self.options("ssh://", query, {**options_of(SSHServer), **(more or {})})
+        others = {name: given.pop(name) for name in more or () if name in given}
         user, sign, place = place.rpartition("@")
         user, colon, password = user.partition(":")
         if sign and not user:
@@ -67,31 +62,10 @@ class SSHReader(AddressReader):
             if "password" in given or not password:
                 self.fail("a password that is empty or given twice", "give one, or leave the colon out")
             given["password"] = self.decoded(password)
-        return self.server(self.decoded(user) or None, place, self.ssh_options(given)), others
-
-    def ssh_options(self, given: dict[str, str]) -> dict[str, Any]:
-        """Give parameters the types of the fields that they stand for."""
-        options: dict[str, Any] = dict(given)
-        for name, choices in _CHOICES.items():
-            if name in given:
-                if given[name] not in choices:
-                    self.fail(f"{name}={self.part(given[name])}", f"{' and '.join(choices)} are allowed")
-                if "yes" in choices:
-                    options[name] = given[name] == "yes"
-        if "keepalive" in given:
-            options["keepalive"] = self.seconds("keepalive", given["keepalive"])
-        return options
-
-    def seconds(self, name: str, text: str) -> float | None:
-        """A number of seconds, or ``none``."""
-        if text == "none":
-            return None
-        if not _SECONDS.fullmatch(text) or float(text) <= 0:
-            self.fail(f"{name}={self.part(text)}", "a number of seconds above 0 is allowed, or none")
-        return float(text)
+        return self.server(self.decoded(user) or None, place, given), others
 
 
-class HopReader(SSHReader):
+class HopParser(SSHParser):
     """A hop.
 
     :param follows: what comes after it, for errors.
@@ -105,8 +79,8 @@ class HopReader(SSHReader):
     )
     takes_i2p = True
 
-    def __init__(self, text: str, what: str, *, follows: str = "") -> None:
-        super().__init__(text, what)
+    def __init__(self, text: str, what: str, *, follows: str = "", given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text, what, given=given)
         self._follows = follows
 
     def plain(self) -> tuple[str, str]:
@@ -117,16 +91,16 @@ class HopReader(SSHReader):
 
     def unknown(self, scheme: str) -> NoReturn:
         """Refuse a scheme that is no hop's."""
-        if scheme in KNOWN and scheme not in HopReader.schemes:
+        if scheme in KNOWN and scheme not in HopParser.schemes:
             last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
             self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
         super().unknown(scheme)
 
-    def unknown_parameter(self, scheme: str, name: str, masked_name: str, names: Any) -> NoReturn:
+    def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Any) -> NoReturn:
         """Refuse a parameter that is no hop's."""
         if name in ("listen", "accept", "allow", "deny"):
             self.fail(f"{name}= makes it a place to listen at, not a hop", "listen there, or leave the parameter out")
-        super().unknown_parameter(scheme, name, masked_name, names)
+        super().unknown_parameter(scheme, name, redacted_name, names)
 
     def read(self) -> Hop:
         """Read it."""
@@ -139,7 +113,7 @@ class HopReader(SSHReader):
             return read_command(self, rest)
         if not scheme:
             return self.bare(rest)
-        return made_of(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
+        return make(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
 
     def bare(self, text: str) -> SSHServer:
         """A hop without a scheme."""
@@ -154,7 +128,7 @@ class HopReader(SSHReader):
         return read_i2p_hop(self, rest)
 
 
-class ServerReader(HopReader):
+class ServerParser(HopParser):
     """An SSH server as people name it."""
 
     example = "user@host"
@@ -176,39 +150,39 @@ class ServerReader(HopReader):
         return self.server(user or None, place, {})
 
 
-def read_proxy(reader: AddressReader, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
+def read_proxy(parser: AddressParser, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
     """Read what follows ``socks5://`` or ``http://``.
 
-    :returns: the parameters of :class:`relay.addresses.hops.Proxy`, which checks them; see :func:`made_of`.
+    :returns: the parameters of :class:`relay.addresses.hops.Proxy`, which checks them; see :func:`make`.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     place, _, query = rest.partition("?")
     user, sign, place = place.rpartition("@")
     user, colon, password = user.partition(":")
     if sign and not user:
-        reader.fail("the user is empty", "write it before the @, or leave both out")
-    given: dict[str, Any] = dict(reader.parameters(f"{protocol}://", query, PROXY_PARAMETERS))
+        parser.fail("the user is empty", "write it before the @, or leave both out")
+    given: dict[str, Any] = parser.options(f"{protocol}://", query, options_of(Proxy))
     if colon:
         if "password" in given or not password:
-            reader.fail("a password that is empty or given twice", "give one, or leave the colon out")
-        given["password"] = reader.decoded(password)
-    host, port, _ = reader.place(protocol, place.removesuffix("/"))
-    return {"protocol": protocol, "host": host, "port": port, "user": reader.decoded(user) or None, **given}
+            parser.fail("a password that is empty or given twice", "give one, or leave the colon out")
+        given["password"] = parser.decoded(password)
+    host, port, _ = parser.place(protocol, place.removesuffix("/"))
+    return {"protocol": protocol, "host": host, "port": port, "user": parser.decoded(user) or None, **given}
 
 
-def made_of(reader: AddressReader, make: Callable[..., Value], **given: Any) -> Value:
-    """The value of some parameters, which it checks itself.
+def make(parser: AddressParser, create: Callable[..., Value], **given: Any) -> Value:
+    """Create a value, which checks its parameters itself.
 
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     try:
-        return make(**given)
+        return create(**given)
     except ValueError as error:
         problem, _, allowed = str(error).partition("; ")
-        reader.fail(f"{problem.partition(':')[0]}: that cannot be one" if reader.hidden else problem, allowed)
+        parser.fail(f"{problem.partition(':')[0]}: that cannot be one" if parser.hidden else problem, allowed)
 
 
-def read_command(reader: AddressReader, text: str) -> Command:
+def read_command(parser: AddressParser, text: str) -> Command:
     """Read what follows ``exec:``.
 
     :raises AddressError: in one line: what, where, and what is allowed.
@@ -217,7 +191,7 @@ def read_command(reader: AddressReader, text: str) -> Command:
         return Command(text)
     except ValueError as error:
         problem, _, allowed = str(error).removeprefix("exec: ").partition("; ")
-        reader.fail(problem, allowed)
+        parser.fail(problem, allowed)
 
 
 def read_hops(via: Sequence[str], target: str | None) -> Route:
@@ -228,7 +202,7 @@ def read_hops(via: Sequence[str], target: str | None) -> Route:
     found: list[Hop] = []
     for number, text in enumerate(via, 1):
         behind = via[number] if number < count else target
-        follows = masked(behind) if isinstance(behind, str) else ""
-        reader = HopReader(text, f"hop {number} of {count}" if count > 1 else "hop", follows=follows)
-        found.append(reader.read())
+        follows = redact(behind) if isinstance(behind, str) else ""
+        parser = HopParser(text, f"hop {number} of {count}" if count > 1 else "hop", follows=follows)
+        found.append(parser.read())
     return tuple(found)

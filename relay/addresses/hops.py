@@ -14,30 +14,22 @@ from typing import Literal
 from urllib.parse import quote
 
 from ..errors import AddressError, ConnectError
-from .i2p import I2PRouter, I2PTarget, parse_sam
-from .values import (
-    CONTROL,
-    Secret,
-    SSHServer,
-    TCPAddress,
-    UnixAddress,
-    check_file,
-    check_place,
-    check_secret,
-    check_variable,
-    is_i2p,
-)
+from .i2p import I2PListen, I2PRouter, I2PTarget
+from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
+from .ssh import SSHListen, SSHServer
+from .values import TCPAddress, TLSListen, UnixAddress, check_host_port, is_i2p
 
 __all__ = [
     "Command",
     "Hop",
+    "Listen",
+    "Password",
     "Place",
     "Proxy",
     "ProxyListen",
     "Route",
     "check_way",
     "hop_of",
-    "inline_secrets",
     "on_the_way",
     "over_i2p",
     "to_i2p",
@@ -47,48 +39,73 @@ _LONGEST_LOGIN = 255  # bytes of a user or a password; RFC 1929, section 2
 _LONGEST_COMMAND = 4096  # characters
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Password:
+    """The options that give a password.
+
+    :raises TypeError: if one has the wrong type; the error names the argument and shows no secret.
+    :raises ValueError: if one has a value that is not allowed, or there are two of them.
+    """
+
+    password: Secret | None = field(default=None, repr=False, metadata=option(SECRET, "password"))
+    password_file: str | None = field(
+        default=None, metadata=option(FILE, "file with the password", "It must be owner-only (mode 0600).")
+    )
+    password_env: str | None = field(
+        default=None,
+        metadata=option(
+            VARIABLE,
+            "environment variable with the password",
+            "Programs that relay starts do not inherit it.",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether there is a password, or a place that has it."""
+        return any((self.password, self.password_file, self.password_env))
+
+
 @dataclass(frozen=True, slots=True)
-class Proxy:
+class _ProxyAddress(Password):
+    protocol: Literal["socks5", "http"]
+    host: str
+    port: int
+    user: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("socks5", "http"):
+            raise ValueError(f"protocol: must be socks5 or http, got {self.protocol!r}")
+        least = 0 if isinstance(self, ProxyListen) else 1
+        check_host_port("proxy" if is_i2p(self.host) else self.host, self.port, least=least)
+        check_options(self)
+        if self.user is None:
+            if self.has_password:
+                raise ValueError("password: there is no user; a proxy wants both, user@ and a password")
+            return
+        _check_user(self.user, self.protocol)
+        if not self.has_password:
+            raise ValueError("user: password missing; set password_file= or password_env=")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy(_ProxyAddress):
     """``socks5://[user@]host:port`` (RFC 1928) or ``http://[user@]host:port`` (CONNECT; RFC 9110, section 9.3.6).
 
     :param protocol: ``socks5`` or ``http``.
     :param host: a name, or an IPv4 or IPv6 address (no brackets); one in ``.i2p`` is reached over I2P.
     :param port: from 1 to 65535.
-    :param user: who logs in; ``None`` for nobody.
-    :param password: text or a callable.
-    :param password_file: a file that holds it.
-    :param password_env: an environment variable that holds it.
-    :raises TypeError: if one has the wrong type; it names the argument, and shows no secret.
-    :raises ValueError: if one has a value that cannot be right; likewise.
+    :param user: the user to log in as; ``None`` for no login.
+    :raises TypeError: if one has the wrong type; the error names the argument and shows no secret.
+    :raises ValueError: if one has a value that is not allowed.
     """
-
-    protocol: Literal["socks5", "http"]
-    host: str
-    port: int
-    user: str | None = None
-    password: Secret | None = field(default=None, repr=False)
-    password_file: str | None = None
-    password_env: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.protocol not in ("socks5", "http"):
-            raise ValueError(f"protocol: must be socks5 or http, got {self.protocol!r}")
-        check_place("proxy" if is_i2p(self.host) else self.host, self.port)
-        check_file("password_file", self.password_file)
-        check_variable("password_env", self.password_env)
-        check_secret("password", self.password, self.password_file, self.password_env)
-        secret = any((self.password, self.password_file, self.password_env))
-        if self.user is None:
-            if secret:
-                raise ValueError("password: there is no user; a proxy wants both, user@ and a password")
-            return
-        _check_user(self.user, self.protocol)
-        if not secret:
-            raise ValueError("user: password missing; set password_file= or password_env=")
 
     @property
     def place(self) -> TCPAddress:
-        """Where it is."""
+        """The address to connect to."""
         return TCPAddress(self.host, self.port)
 
     def __str__(self) -> str:
@@ -97,22 +114,11 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyListen:
-    """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen at: our clients name their targets.
+class ProxyListen(_ProxyAddress):
+    """``socks5://[user@]host:port`` or ``http://[user@]host:port`` to listen on: clients name their targets.
 
-    :param protocol: and the others: as for :class:`Proxy`; port 0 for any that is free.
+    The parameters are those of :class:`Proxy`; port 0 picks a free one.
     """
-
-    protocol: Literal["socks5", "http"]
-    host: str
-    port: int
-    user: str | None = None
-    password: Secret | None = field(default=None, repr=False)
-    password_file: str | None = None
-    password_env: str | None = None
-
-    def __post_init__(self) -> None:
-        Proxy(self.protocol, self.host, self.port or 1, self.user, self.password, self.password_file, self.password_env)
 
     def __str__(self) -> str:
         return f"{self.protocol}://{TCPAddress(self.host, self.port)}"
@@ -158,7 +164,7 @@ class Command:
 
         :raises ValueError: if the place could be taken for an option.
         """
-        check_place("host" if is_i2p(place.host) else place.host, place.port)
+        check_host_port("host" if is_i2p(place.host) else place.host, place.port)
         argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
         return Command(shlex.join(argv))
 
@@ -174,6 +180,7 @@ class Command:
 
 Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
+Listen = TCPAddress | UnixAddress | TLSListen | SSHListen | I2PListen | ProxyListen
 Place = TCPAddress | UnixAddress | Command
 
 
@@ -243,7 +250,7 @@ def _misfit(hop: Hop, place: object) -> str:
 def _may_be_i2p(place: object) -> bool:
     if isinstance(place, I2PTarget):
         return place.router == I2PRouter() or _may_be_i2p(place.router)
-    host = parse_sam(place.sam).host if isinstance(place, I2PRouter) else getattr(place, "host", "")
+    host = place.sam.host if isinstance(place, I2PRouter) else getattr(place, "host", "")
     is_alias = isinstance(place, SSHServer) and "." not in host and ":" not in host
     return is_alias or is_i2p(host)
 
@@ -253,14 +260,6 @@ def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
     if not isinstance(error, ConnectError) or hop_of(error, (*before, hop)) is not None:
         return error
     return ConnectError(f"{hop}: {error}", reason=error.reason)
-
-
-def inline_secrets(hop: object) -> Sequence[str]:
-    """The names of those parameters of a hop or target that hold a secret as text."""
-    if isinstance(hop, (Proxy, ProxyListen)):
-        return ("password",) if isinstance(hop.password, str) else ()
-    names: Sequence[str] = getattr(hop, "inline_secrets", ())
-    return names
 
 
 def _check_user(user: str, protocol: str) -> None:

@@ -5,101 +5,118 @@ Pure: nothing here does I/O. Every value is frozen and checked when it is made.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from .reader import AddressReader
-from .values import (
-    TARGET_PARAMETERS,
+from .options import (
+    DEPTH,
+    DESTINATIONS,
+    FILE,
+    PRINTABLE,
+    SECRET,
+    TEXT,
+    VARIABLE,
+    Kind,
     Secret,
-    TCPAddress,
-    TLSTarget,
-    check_file,
-    check_port,
-    check_secret,
-    check_variable,
-    is_i2p,
+    check_options,
+    choice,
+    option,
 )
+from .values import TCPAddress, TLSTarget, check_port, is_i2p
 
-__all__ = [
-    "CONNECT_TIMEOUT",
-    "I2PListen",
-    "I2PRouter",
-    "I2PTarget",
-    "LINGER",
-    "SAM",
-    "is_option",
-    "parse_sam",
-    "router_of",
-]
+__all__ = ["CONNECT_TIMEOUT", "I2PListen", "I2PRouter", "I2PTarget", "LINGER", "SAM", "is_option"]
 
-SAM = "127.0.0.1:7656"  # where routers have their bridge, unless they are told otherwise
-CONNECT_TIMEOUT = 90.0  # seconds that are usual in I2P: a session may have to be made first
-LINGER = 5.0  # seconds: its streams have no half-close
+_SAM = TCPAddress("127.0.0.1", 7656)
+SAM = str(_SAM)  # where routers have their bridge by default
+CONNECT_TIMEOUT = 90.0  # seconds; a session may have to be created first
+LINGER = 5.0  # seconds; SAM streams have no half-close
 
-_MOST_HOPS = 7  # I2P's own limit of hops in a tunnel
 _LONGEST_NAME = 200  # characters of a session's name
 _LONGEST_VALUE = 1000  # characters of an option's value
 _OPTION = re.compile(r"(i2cp|inbound|outbound)\.[A-Za-z0-9_.-]{1,100}")
 
 
+def _check_bridge(name: str, value: Any) -> None:
+    if not isinstance(value, TCPAddress | TLSTarget):
+        raise TypeError(f"{name}: expected a TCPAddress or TLSTarget, got {type(value).__name__}")
+
+
+BRIDGE = Kind(str, "str", "HOST:PORT", _check_bridge)  # :mod:`relay.addresses.i2p_parser` makes the value of the text
+
+
 @dataclass(frozen=True, slots=True)
 class I2PRouter:
-    """A router's SAM bridge and the session that is made there: ``i2p:?sam=…``. Equal values share a session.
+    """A router's SAM bridge and a session there: ``i2p:?sam=…``. Equal values share a session.
 
-    ``str`` of it is its name, without parameters, for errors and the log.
+    ``str`` of it is its name, without options, for errors and the log.
 
-    :param sam: where the bridge is: ``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
-    :param session: the session's name; empty for a transient one.
-    :param keys: a file with the destination's private key.
-    :param in_depth: hops of the tunnels through which bytes come in, 0 to 7; ``None`` for the router's default (3).
-    :param out_depth: of those through which they go out.
-    :param user: who logs in at the bridge.
-    :param password: text or a callable.
-    :param password_file: a file that holds it.
-    :param password_env: an environment variable that holds it.
-    :param options: further ones of the session, such as ``inbound.quantity``: pairs, sorted.
-    :raises TypeError: if one has the wrong type; it names the argument, and shows no secret.
-    :raises ValueError: if one has a value that cannot be right; likewise.
+    :param options: further options of the session, such as ``inbound.quantity``: pairs, sorted.
+    :raises TypeError: if one has the wrong type; the error names the argument and shows no secret.
+    :raises ValueError: if one has a value that is not allowed.
+
+    The other fields are the options of an address.
     """
 
-    sam: str = SAM
-    session: str = ""
-    keys: str | None = None
-    in_depth: int | None = None
-    out_depth: int | None = None
-    user: str | None = None
-    password: Secret | None = field(default=None, repr=False)
-    password_file: str | None = None
-    password_env: str | None = None
+    sam: TCPAddress | TLSTarget = field(
+        default=_SAM,
+        metadata=option(
+            BRIDGE,
+            "SAM bridge of the router",
+            "``host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``; in an address, write ``&`` as "
+            "``%26``.",
+        ),
+    )
+    session: str = field(
+        default="",
+        metadata=option(
+            TEXT,
+            "name of the session",
+            "A listener's name keeps its destination. A client has a new destination unless ``keys`` is set.",
+        ),
+    )
+    keys: str | None = field(
+        default=None,
+        metadata=option(
+            FILE,
+            "file with the private key of the destination",
+            "relay creates it if it is missing (mode 0600) and locks it while it is in use.",
+        ),
+    )
+    in_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of inbound tunnels, 0 to 7", usual="3"))
+    out_depth: int | None = field(default=None, metadata=option(DEPTH, "hops of outbound tunnels, 0 to 7", usual="3"))
+    user: str | None = field(default=None, metadata=option(PRINTABLE, "user, for a SAM bridge with authentication"))
+    password: Secret | None = field(
+        default=None,
+        repr=False,
+        metadata=option(SECRET, "password of that user"),
+    )
+    password_file: str | None = field(
+        default=None,
+        metadata=option(FILE, "file with the password", "It must be owner-only (mode 0600)."),
+    )
+    password_env: str | None = field(
+        default=None,
+        metadata=option(
+            VARIABLE,
+            "environment variable with the password",
+            "Programs that relay starts do not inherit it.",
+        ),
+    )
     options: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # some are secrets
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sam", str(parse_sam(self.sam)))
-        _check_session(self.session)
-        for name in ("keys", "password_file"):
-            check_file(name, getattr(self, name))
-        for name in ("in_depth", "out_depth"):
-            _check_depth(name, getattr(self, name))
-        if self.user is not None:
-            _check_text("user", self.user)
-        check_variable("password_env", self.password_env)
-        check_secret("password", self.password, self.password_file, self.password_env)
+        check_options(self)
+        if not self.session.isprintable() or len(self.session) > _LONGEST_NAME:
+            problem = f"{self.session[:40]!r} is no name; one is printable, {_LONGEST_NAME} characters at most"
+            raise ValueError(f"session: {problem}")
         if self.user is None and any((self.password, self.password_file, self.password_env)):
             raise ValueError("password: there is no user; SAM wants both, user= and a password")
         for name, value in self.options:
             _check_option(name, value)
 
-    @property
-    def inline_secrets(self) -> tuple[str, ...]:
-        """The names of those parameters that hold a secret as text."""
-        return ("password",) if isinstance(self.password, str) else ()
-
     def __str__(self) -> str:
-        return f"i2p:?sam={self.sam.partition('?')[0]}"
+        return f"i2p:?sam={str(self.sam).partition('?')[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,80 +155,50 @@ class I2PTarget:
 
 @dataclass(frozen=True, slots=True)
 class I2PListen:
-    """``i2p:?keys=…``: a destination of ours, at which others connect to us.
+    """``i2p:?keys=…``: a local destination, to which others connect.
 
-    :param router: at which router, and the session.
-    :param accept: ``accept`` or ``forward``; ``None`` for what the router shows it can do.
-    :param allow: destinations, or files of them: who is let in; ``None`` for everybody.
-    :param deny: likewise: who is not.
-    :raises ValueError: if ``accept`` is neither.
+    :param router: the router and the session.
+    :raises TypeError: if one has the wrong type; the error names the argument.
+    :raises ValueError: if ``accept`` has a value that is not allowed.
     """
 
     router: I2PRouter = field(default_factory=I2PRouter)
-    accept: str | None = None
-    allow: tuple[str, ...] | None = None
-    deny: tuple[str, ...] = ()
+    accept: str | None = field(
+        default=None,
+        metadata=option(
+            choice("accept", "forward"),
+            "as LISTEN or --on: how streams come in",
+            "``forward``: the router connects to a local port, so it must be on the same machine. ``accept``: relay "
+            "waits at the bridge for each stream. By default relay uses what the router and the kernel support.",
+        ),
+    )
+    allow: tuple[str, ...] | None = field(
+        default=None,
+        metadata=option(
+            DESTINATIONS,
+            "as LISTEN or --on: only these may connect",
+            "Destinations, or files with one in each line. Repeatable.",
+        ),
+    )
+    deny: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            DESTINATIONS,
+            "as LISTEN or --on: these may not connect",
+            "Destinations, or files with one in each line. Repeatable; it wins over ``allow``.",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if self.accept not in (None, "accept", "forward"):
-            raise ValueError(f"accept: must be accept or forward, got {self.accept!r}; leave it out for the default")
+        check_options(self)
 
     def __str__(self) -> str:
         return str(self.router)
 
 
-def parse_sam(text: str) -> TCPAddress | TLSTarget:
-    """Read where a SAM bridge is.
-
-    :param text: ``host:port``, ``tcp://host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
-    :returns: the address as a value.
-    :raises AddressError: in one line: what, where, and what is allowed.
-    :raises TypeError: if ``text`` is not a ``str``.
-    """
-    return _Sam(text, "sam").read()
-
-
-class _Sam(AddressReader):
-    example = SAM
-    schemes = ("tcp", "tls")
-    forms = f"allowed are host:port, as in {SAM}, and tls://host:port?ca=FILE"
-    takes_i2p = True
-
-    def read(self) -> TCPAddress | TLSTarget:
-        scheme, rest = self.split()
-        host, port, query = self.place(scheme, rest)
-        given = self.parameters(f"{scheme or 'tcp'}://", query, TARGET_PARAMETERS if scheme == "tls" else ())
-        return TLSTarget(host, port, **given) if scheme == "tls" else TCPAddress(host, port)
-
-
-def router_of(options: Mapping[str, Any]) -> I2PRouter:
-    """A router of keywords: its fields, and options of the session with their dots.
-
-    :raises TypeError: if one is unknown or has the wrong type.
-    :raises ValueError: if one has a value that cannot be right.
-    """
-    known = {one.name for one in fields(I2PRouter)} - {"options"}
-    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
-    given = {name: value for name, value in given.items() if name in known}
-    further = {name: value for name, value in options.items() if name not in known}
-    for name in further:
-        if not is_option(name):
-            raise TypeError(f"{name}: there is no such keyword; i2cp.*, inbound.* and outbound.* are further options")
-    return I2PRouter(**given, options=tuple(sorted((name, _written(name, value)) for name, value in further.items())))
-
-
 def is_option(name: str) -> bool:
     """Whether this is the name of an option of a session: ``i2cp.…``, ``inbound.…`` or ``outbound.…``."""
     return _OPTION.fullmatch(name) is not None
-
-
-def _written(name: str, value: Any) -> str:
-    """The value of an option as SAM has it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, (str, int, float)):
-        raise TypeError(f"{name}: expected text, a number, True or False, got {type(value).__name__}")
-    return str(value)
 
 
 def _check_option(name: str, value: str) -> None:
@@ -221,26 +208,3 @@ def _check_option(name: str, value: str) -> None:
         raise ValueError(
             f"{name}: its value is empty, not printable or too long; {_LONGEST_VALUE} characters are allowed"
         )
-
-
-def _check_session(name: str) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"session: expected a str, got {type(name).__name__}")
-    if not name.isprintable() or len(name) > _LONGEST_NAME:
-        raise ValueError(f"session: {name[:40]!r} is no name; one is printable, {_LONGEST_NAME} characters at most")
-
-
-def _check_text(name: str, value: str) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a str, got {type(value).__name__}")
-    if not value or not value.isprintable():
-        raise ValueError(f"{name}: {value!r} is empty or not printable; printable text is allowed")
-
-
-def _check_depth(name: str, depth: int | None) -> None:
-    if depth is None:
-        return
-    if isinstance(depth, bool) or not isinstance(depth, int):
-        raise TypeError(f"{name}: expected a number of hops, got {type(depth).__name__}")
-    if not 0 <= depth <= _MOST_HOPS:
-        raise ValueError(f"{name}: {depth} is out of range; 0 to {_MOST_HOPS} hops")

@@ -1,93 +1,134 @@
-"""I2P addresses as text: what follows ``i2p://`` and ``i2p:`` becomes a value of :mod:`relay.addresses.i2p`."""
+"""Parse I2P addresses, ``i2p://…`` and ``i2p:…``, to values of :mod:`relay.addresses.i2p`."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from .i2p import I2PListen, I2PRouter, I2PTarget, is_option
-from .reader import AddressReader
-from .values import I2P_LISTEN_PARAMETERS, I2P_PARAMETERS
+from .address_parser import AddressParser
+from .i2p import SAM, I2PListen, I2PRouter, I2PTarget, is_option
+from .options import options_of
+from .values import TCPAddress, TLSTarget
 
-__all__ = ["read_i2p_hop", "read_i2p_listen", "read_i2p_target"]
-
-_DEPTHS = ("in_depth", "out_depth")
-_LISTS = ("allow", "deny")
+__all__ = ["parse_sam", "read_i2p_hop", "read_i2p_listen", "read_i2p_target", "router_of"]
 
 
-def read_i2p_target(reader: AddressReader, rest: str) -> I2PTarget:
+def parse_sam(text: str) -> TCPAddress | TLSTarget:
+    """Read where a SAM bridge is.
+
+    :param text: ``host:port``, ``tcp://host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
+    :returns: the address as a value.
+    :raises AddressError: in one line: what, where, and what is allowed.
+    :raises TypeError: if ``text`` is not a ``str``.
+    """
+    return _Sam(text, "sam").read()
+
+
+class _Sam(AddressParser):
+    example = SAM
+    schemes = ("tcp", "tls")
+    forms = f"allowed are host:port, as in {SAM}, and tls://host:port?ca=FILE"
+    takes_i2p = True
+
+    def read(self) -> TCPAddress | TLSTarget:
+        scheme, rest = self.split()
+        host, port, query = self.place(scheme, rest)
+        given = self.options(f"{scheme or 'tcp'}://", query, options_of(TLSTarget) if scheme == "tls" else {})
+        return TLSTarget(host, port, **given) if scheme == "tls" else TCPAddress(host, port)
+
+
+def router_of(options: Mapping[str, Any]) -> I2PRouter:
+    """Return the router that keywords describe: its options, and those of the session with their dots.
+
+    :param options: values by name; ``sam`` is text.
+    :raises AddressError: if ``sam`` cannot be understood.
+    :raises TypeError: if one is unknown or has the wrong type.
+    :raises ValueError: if one has a value that is not allowed.
+    """
+    known: dict[str, Any] = {}
+    further: list[tuple[str, str]] = []
+    for name, value in options.items():
+        if name in options_of(I2PRouter):
+            known[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        elif is_option(name):
+            further.append((name, _written(name, value)))
+        else:
+            raise TypeError(f"{name}: there is no such keyword; i2cp.*, inbound.* and outbound.* are further options")
+    if "sam" in known:
+        known["sam"] = parse_sam(known["sam"])
+    return I2PRouter(**known, options=tuple(sorted(further)))
+
+
+def _written(name: str, value: Any) -> str:
+    """The value of an option as SAM has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(f"{name}: expected text, a number, True or False, got {type(value).__name__}")
+    return str(value)
+
+
+def read_i2p_target(parser: AddressParser, rest: str) -> I2PTarget:
     """Read what follows ``i2p://`` in an address to connect to.
 
-    :param reader: of the whole address.
+    :param parser: of the whole address.
     :param rest: ``name.i2p``, ``….b32.i2p`` or a destination in base64, perhaps a port, perhaps parameters.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     place, _, query = rest.partition("?")
     if "@" in place:
-        reader.fail("i2p:// takes no user before the name", "user= and password_file= log in at the bridge")
+        parser.fail("i2p:// takes no user before the name", "user= and password_file= log in at the bridge")
     if "/" in place or "#" in place:
-        reader.fail("something follows the name", "parameters begin with a question mark: i2p://NAME.i2p?sam=HOST:PORT")
+        parser.fail("something follows the name", "parameters begin with a question mark: i2p://NAME.i2p?sam=HOST:PORT")
     dest, colon, port = place.partition(":")
     if not dest:
-        reader.fail("there is no name", "write one: i2p://NAME.i2p; i2p: alone is a place to listen at")
-    number = reader.port(port, 1) if colon else None
-    router = _router(reader, reader.repeated_parameters("i2p://", query, I2P_PARAMETERS, is_further=is_option))
+        parser.fail("there is no name", "write one: i2p://NAME.i2p; i2p: alone is a place to listen at")
+    number = parser.port(port, 1) if colon else None
+    router = _router(parser, parser.options("i2p://", query, options_of(I2PRouter), is_option))
     try:
         return I2PTarget(dest, number, router)
     except ValueError as error:
-        _refuse(reader, error)
+        _refuse(parser, error)
 
 
-def read_i2p_listen(reader: AddressReader, rest: str) -> I2PListen:
+def read_i2p_listen(parser: AddressParser, rest: str) -> I2PListen:
     """Read what follows ``i2p:`` in an address to listen at.
 
-    :param reader: of the whole address.
+    :param parser: of the whole address.
     :param rest: nothing, or parameters after a question mark.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     place, _, query = rest.partition("?")
     if place:
-        reader.fail("what others connect to is told by the keys", "i2p: listens there, or i2p:?keys=FILE")
-    given = reader.repeated_parameters("i2p:", query, I2P_LISTEN_PARAMETERS, _LISTS, is_option)
-    lists = {name: tuple(given.pop(name)) for name in _LISTS if name in given}
-    accept = given.pop("accept", [None])[0]
-    router = _router(reader, given)
+        parser.fail("what others connect to is told by the keys", "i2p: listens there, or i2p:?keys=FILE")
+    given = parser.options("i2p:", query, {**options_of(I2PRouter), **options_of(I2PListen)}, is_option)
+    own = {name: given.pop(name) for name in options_of(I2PListen) if name in given}
+    router = _router(parser, given)
     try:
-        return I2PListen(router, accept, lists.get("allow"), lists.get("deny", ()))
+        return I2PListen(router, **own)
     except ValueError as error:
-        _refuse(reader, error)
+        _refuse(parser, error)
 
 
-def read_i2p_hop(reader: AddressReader, rest: str) -> I2PRouter:
+def read_i2p_hop(parser: AddressParser, rest: str) -> I2PRouter:
     """Read what follows ``i2p:`` in a hop.
 
-    :param reader: of the whole address.
+    :param parser: of the whole address.
     :param rest: nothing, or parameters after a question mark.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     query = rest.removeprefix("?")
-    return _router(reader, reader.repeated_parameters("i2p:", query, I2P_PARAMETERS, is_further=is_option))
+    return _router(parser, parser.options("i2p:", query, options_of(I2PRouter), is_option))
 
 
-def _router(reader: AddressReader, given: dict[str, list[str]]) -> I2PRouter:
-    """A router of its parameters, each of which is written once; the value itself checks them."""
-    options = {name: value for name, [value] in given.items()}
-    further = tuple(sorted((name, value) for name, value in options.items() if is_option(name)))
-    known: dict[str, Any] = {name: value for name, value in options.items() if not is_option(name)}
-    for name in _DEPTHS:
-        if name in known:
-            known[name] = _depth(reader, name, known[name])
+def _router(parser: AddressParser, given: dict[str, Any]) -> I2PRouter:
     try:
-        return I2PRouter(**known, options=further)
+        return router_of(given)
     except ValueError as error:
-        _refuse(reader, error)
+        _refuse(parser, error)
 
 
-def _depth(reader: AddressReader, name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) == 1):
-        reader.fail(f"{name}={reader.part(text)}", "a number of hops is allowed, from 0 to 7")
-    return int(text)
-
-
-def _refuse(reader: AddressReader, error: ValueError) -> NoReturn:
+def _refuse(parser: AddressParser, error: ValueError) -> NoReturn:
     problem, _, allowed = str(error).removeprefix("dest: ").partition("; ")
-    reader.fail(problem, allowed)
+    parser.fail(problem, allowed)

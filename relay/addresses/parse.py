@@ -6,24 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .hop_parser import HopReader, ServerReader, SSHReader, made_of, read_command, read_hops, read_proxy
-from .hops import Command, Hop, Proxy, ProxyListen, Route
+from .address_parser import KNOWN, AddressParser
+from .hop_parser import HopParser, ServerParser, SSHParser, make, read_command, read_hops, read_proxy
+from .hops import Command, Hop, Listen, Proxy, ProxyListen, Route
 from .i2p import I2PListen, I2PTarget
 from .i2p_parser import read_i2p_listen, read_i2p_target
-from .reader import KNOWN, AddressReader
-from .values import (
-    LISTEN_PARAMETERS,
-    TARGET_PARAMETERS,
-    Listen,
-    SSHListen,
-    SSHServer,
-    Target,
-    TCPAddress,
-    TLSListen,
-    TLSTarget,
-    UnixAddress,
-    is_i2p,
-)
+from .options import options_of
+from .ssh import LISTEN, SSHListen, SSHServer
+from .values import Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 
 __all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
 
@@ -47,7 +37,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
     return _Target(text, "target", before).read()
 
 
-def parse_listen(text: str) -> Listen | I2PListen | ProxyListen:
+def parse_listen(text: str) -> Listen:
     """Read an address to listen at: on the loopback unless another host is written out.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
@@ -94,7 +84,7 @@ def parse_hop(text: str) -> Hop:
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return HopReader(text, "hop").read()
+    return HopParser(text, "hop").read()
 
 
 def parse_hops(via: Sequence[str], target: str | None = None) -> Route:
@@ -116,10 +106,10 @@ def parse_ssh_server(text: str) -> SSHServer:
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return ServerReader(text, "server").read()
+    return ServerParser(text, "server").read()
 
 
-class _Target(AddressReader):
+class _Target(AddressParser):
     schemes = ("tcp", "tls", "unix", "i2p", "exec")
     forms = (
         "allowed are host:port, port, tcp://host:port, unix:///path, tls://host:port, i2p://name.i2p and exec:command"
@@ -131,7 +121,7 @@ class _Target(AddressReader):
         self._takes_names = isinstance(before, (Proxy, Command))
 
     def unknown(self, scheme: str) -> NoReturn:
-        if scheme in HopReader.schemes:
+        if scheme in HopParser.schemes:
             use = "it leads to one: give it as --via {0}://host (via=[…] in Python), and as the target what is behind"
             self.fail(f"{scheme}:// is a hop, not a target", use.format(scheme))
         super().unknown(scheme)
@@ -149,9 +139,9 @@ class _Target(AddressReader):
             return read_i2p_target(self, rest)
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
-            self.parameters("tcp://", query, ())
+            self.options("tcp://", query, {})
             return TCPAddress(host, port)
-        given = self.parameters("tls://", query, TARGET_PARAMETERS)
+        given = self.options("tls://", query, options_of(TLSTarget))
         if "servername" in given:
             given["servername"] = self.host(given["servername"])
         if "key" in given and "cert" not in given:
@@ -166,7 +156,7 @@ class _Target(AddressReader):
         return command
 
 
-class _Listen(SSHReader):
+class _Listen(SSHParser):
     schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http")
     forms = (
         "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
@@ -182,7 +172,7 @@ class _Listen(SSHReader):
     def without_host(self, port: str) -> str:
         return "127.0.0.1"
 
-    def read(self) -> Listen | I2PListen | ProxyListen:
+    def read(self) -> Listen:
         if self.text.isascii() and self.text.isdigit():
             return TCPAddress("127.0.0.1", self.port(self.text))
         scheme, rest = self.split()
@@ -193,12 +183,12 @@ class _Listen(SSHReader):
         if scheme == "i2p":
             return read_i2p_listen(self, rest)
         if scheme in ("socks5", "http"):
-            return made_of(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
+            return make(self, ProxyListen, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
         host, port, query = self.place(scheme, rest)
         if scheme != "tls":
-            self.parameters("tcp://", query, ())
+            self.options("tcp://", query, {})
             return TCPAddress(host, port)
-        given = self.parameters("tls://", query, LISTEN_PARAMETERS)
+        given = self.options("tls://", query, options_of(TLSListen))
         if "cert" not in given:
             self.fail(
                 "no certificate", "a TLS listener needs tls://host:port?cert=FILE, and key=FILE if it is elsewhere"
@@ -206,7 +196,7 @@ class _Listen(SSHReader):
         return TLSListen(host, port, **given)
 
     def reverse(self, rest: str) -> SSHListen:
-        server, given = self.ssh_url(rest, ("listen",))
+        server, given = self.ssh_url(rest, {"listen": LISTEN})
         if not given:
             return SSHListen(server)
         return SSHListen(server, _Place(given["listen"], "listen=", hidden=self.hidden).read())

@@ -1,9 +1,10 @@
-"""Text of others as it may be logged and shown: on one line, without control characters, and not too long."""
+"""Foreign text as it may be logged and shown: on one line, without control characters, and not too long."""
 
 from __future__ import annotations
 
-__all__ = ["LONGEST_HOST", "originator", "printable"]
+__all__ = ["LONGEST_HOST", "originator", "printable", "shown"]
 
+LONGEST_SHOWN = 120  # characters of an address that an error repeats
 LONGEST_HOST = 255  # characters; no host name is longer: RFC 1035, section 2.3.4
 
 
@@ -23,3 +24,8 @@ def printable(text: str, longest: int | None = None) -> str:
 def originator(host: str) -> str:
     """Return where a client of an SSH server comes from, as the server says; it may say anything (RFC 4254, 7.2)."""
     return host if host.isprintable() and len(host) <= LONGEST_HOST else "unknown"
+
+
+def shown(text: str) -> str:
+    """Return text that is no secret, on one line and short."""
+    return printable(text, LONGEST_SHOWN)

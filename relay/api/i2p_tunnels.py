@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 from ..addresses.destinations import b32_of, is_base64
-from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM
-from ..addresses.values import Secret
+from ..addresses.i2p import CONNECT_TIMEOUT, LINGER, SAM, I2PRouter
 from ..carriers.carrier import Carrier
 from ..carriers.link import Watcher
 from ..engine.observer import OnEnd, check_callback
@@ -19,55 +17,50 @@ from ..errors import ConnectError
 from ..streams.checks import check_count, check_time
 from ..transports.i2p.session import Session
 from ..transports.tcp import listen_tcp, tcp
-from .i2p import i2p, i2p_listen
+from .i2p import Entries, OnState, i2p, i2p_listen
+from .keywords import I2PKeywords
+from .signatures import shows_options
 
 __all__ = ["TunnelClient", "TunnelServer"]
 
-Path = str | os.PathLike[str]
-OnState = Callable[[str], object]
-Entries = Sequence[Path] | Path | None
 
-
+@shows_options(I2PRouter, own=("sam", "session"), takes_others=True)
 class TunnelServer(Tunnel):
-    """Publishes a local service as an I2P destination: incoming SAM streams → ``host:port``.
+    """Publish a local service as an I2P destination: incoming SAM streams → ``host:port``.
 
-    Blocks until the session is made and accepts streams; others find the destination some seconds later (state
-    ``published``), which is proved by a stream from outside, now and then again. The session is made again when the
-    router goes and comes back, with the same destination. A stream's record has the destination that it came from as
-    its ``peer``, and so has the log.
+    It blocks until the session is created and accepts streams. Some seconds later others can find the destination
+    (state ``published``); relay checks this with a stream from a second session, now and from time to time. It
+    re-creates the session with the same destination when the router returns after a loss. The ``peer`` of a stream's
+    record is its origin's destination, also in the log.
 
-    :param session: its name. **A name keeps its destination**: without ``keys`` its private key lies in the user's data
-        directory under this name. Empty for a new destination that is kept nowhere.
+    :param session: its name. **A name keeps its destination**: without ``keys`` relay stores its private key in the
+        user's data directory under this name. Empty for a new destination that is not stored.
     :param port: of the local service, from 1 to 65535.
     :param samaddr: the router's SAM bridge: ``host:port`` or ``tls://host:port?ca=…``.
-    :param nconnect: the most connections at one time, as for :class:`relay.Tunnel`.
-    :param timeout: seconds that a connection may last, whatever it does; ``None`` for ever.
+    :param nconnect: maximum number of open connections, as for :class:`relay.Tunnel`.
+    :param timeout: maximum lifetime of a connection in seconds; ``None`` for no limit.
     :param host: of the local service.
-    :param allow: who is let in: destinations (base64 or ``….b32.i2p``), or files of them, which are read again when
-        they have changed; ``None`` for everybody.
-    :param deny: who is not, likewise; this goes before ``allow``.
+    :param allow: only these may connect: destinations (base64 or ``….b32.i2p``), or files of them, which are read again
+        when they change; ``None`` for all.
+    :param deny: these may not connect, in the same form; it wins over ``allow``.
     :param accept: how streams come in: ``'accept'`` (the bridge hands them over one by one), ``'forward'`` (it connects
-        to a port of ours, so it has to be on this machine), ``None`` for what the router and the kernel can do; see
+        to a local port, so it must be on this machine), ``None`` for what the router and the kernel support; see
         :func:`relay.i2p_listen`.
-    :param keys: a file with the private key, made if it is missing (mode 0600) and locked while in use.
-    :param in_depth: hops of the tunnels through which bytes come in, 0 to 7; ``None`` for 3.
-    :param out_depth: hops of those through which they go out.
-    :param user: who logs in at the bridge, where it asks for that.
-    :param password: text, or a callable that returns it. ``password_file`` and ``password_env`` are keywords, too.
     :param via: the hops on the way to the bridge, the nearest first, as for :func:`relay.target`.
     :param on_state: called with each state of the session (``connecting``, ``up``, ``published``, ``backing off``,
-        ``failed``, ``closed``), on a thread of ours; it must not block, and what it raises is logged.
+        ``failed``, ``closed``), on a thread of relay; it must not block, and relay logs what it raises.
     :param connect_timeout: and ``idle_timeout``, ``linger``, ``name``, ``on_end``: as for :class:`relay.Tunnel`.
-    :param options: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
+    :param options: {options}
+    :param others: further options of the session, as in ``**{"inbound.quantity": 2}``: ``i2cp.``, ``inbound.`` and
         ``outbound.`` ones. ``i2cp.leaseSetEncType`` is ``4,0`` unless given, so that every application can connect.
-    :raises ConnectError: if there is no bridge, or no answer.
-    :raises SAMError: if what is there is no SAM bridge or a too old one, if it makes no session, or if the file of the
-        keys is damaged (it is never overwritten) or in use.
-    :raises AuthenticationError: if it does not take the user and the password.
-    :raises TypeError: if an argument is of a wrong kind, or a keyword is unknown.
-    :raises ValueError: if an argument cannot be right.
+    :raises ConnectError: if there is no bridge, or it does not answer.
+    :raises SAMError: if the address is not that of a SAM bridge of version 3, if the bridge creates no session, or if
+        the file of the keys is damaged (relay never overwrites it) or in use.
+    :raises AuthenticationError: if it rejects the user and the password.
+    :raises TypeError: if an argument has the wrong type, or a keyword is unknown.
+    :raises ValueError: if an argument has a value that is not allowed.
 
-    Source: ``i2p.tunnel.TunnelServer`` of the I2P project's Python library; the keyword-only parameters are ours.
+    Source: ``i2p.tunnel.TunnelServer`` of the I2P project's Python library, without the keyword-only parameters.
     """
 
     def __init__(
@@ -79,14 +72,9 @@ class TunnelServer(Tunnel):
         timeout: float | None = None,
         *,
         host: str = "127.0.0.1",
-        allow: Entries = None,
-        deny: Entries = None,
+        allow: Entries | None = None,
+        deny: Entries | None = None,
         accept: str | None = None,
-        keys: Path | None = None,
-        in_depth: int | None = None,
-        out_depth: int | None = None,
-        user: str | None = None,
-        password: Secret | None = None,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT,
@@ -94,24 +82,12 @@ class TunnelServer(Tunnel):
         linger: float | None = LINGER,
         name: str | None = None,
         on_end: OnEnd | None = None,
-        **options: Any,
+        **options: Unpack[I2PKeywords],
     ) -> None:
         make_send = tcp(host, port)
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
         self._listener = i2p_listen(
-            session,
-            sam=samaddr,
-            keys=keys,
-            accept=accept,
-            allow=allow,
-            deny=deny,
-            in_depth=in_depth,
-            out_depth=out_depth,
-            user=user,
-            password=password,
-            via=via,
-            on_state=on_state,
-            **options,
+            session, sam=samaddr, accept=accept, allow=allow, deny=deny, via=via, on_state=on_state, **options
         )
         try:
             super().__init__(self._listener, make_send, **limits)
@@ -148,20 +124,23 @@ class TunnelServer(Tunnel):
         return self._listener.wait_published(timeout)
 
 
+@shows_options(I2PRouter, own=("sam", "session"), takes_others=True)
 class TunnelClient(Tunnel):
-    """Makes an I2P destination a local port: ``127.0.0.1:port`` → destination.
+    """Make an I2P destination a local port: ``127.0.0.1:port`` → destination.
 
-    Blocks until the session is made that the streams are routed over. Factories and clients of this process that ask
-    for the same bridge, session, keys and options over the same hops share one. It is made again when it is lost.
+    It blocks until the session for its streams is created. Factories and clients of this process share one session if
+    they have the same bridge, session, keys and options over the same hops. relay re-creates it when it is lost.
 
     :param session: its name. Without ``keys`` it has a new destination, and may get another one after a loss.
-    :param port: to listen at, from 0 to 65535; 0 picks a free one, which ``address`` tells.
-    :param dest: where to: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router
-        knows. One that cannot be reached yet is no error here: its streams are tried until ``connect_timeout``.
-    :param samaddr: and the others: as for :class:`TunnelServer`, where they are there.
-    :raises OSError: if the port cannot be had, and what :class:`TunnelServer` raises.
+    :param port: the local port, from 0 to 65535; with 0 the system picks one, see ``address``.
+    :param dest: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router knows. It
+        need not be reachable yet: relay retries each stream until ``connect_timeout``.
+    :param samaddr: and the others: as for :class:`TunnelServer`.
+    :param options: {options}
+    :param others: further options of the session, as for :class:`TunnelServer`.
+    :raises OSError: if the port is not available, and as for :class:`TunnelServer`.
 
-    Source: ``i2p.tunnel.TunnelClient`` of the I2P project's Python library; the keyword-only parameters are ours.
+    Source: ``i2p.tunnel.TunnelClient`` of the I2P project's Python library, without the keyword-only parameters.
     """
 
     def __init__(
@@ -173,11 +152,6 @@ class TunnelClient(Tunnel):
         nconnect: int = -1,
         timeout: float | None = None,
         *,
-        keys: Path | None = None,
-        in_depth: int | None = None,
-        out_depth: int | None = None,
-        user: str | None = None,
-        password: Secret | None = None,
         via: Sequence[str] = (),
         on_state: OnState | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT,
@@ -185,22 +159,11 @@ class TunnelClient(Tunnel):
         linger: float | None = LINGER,
         name: str | None = None,
         on_end: OnEnd | None = None,
-        **options: Any,
+        **options: Unpack[I2PKeywords],
     ) -> None:
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
         self._session = session
-        self._sender = i2p(
-            dest,
-            sam=samaddr,
-            session=session,
-            keys=keys,
-            in_depth=in_depth,
-            out_depth=out_depth,
-            user=user,
-            password=password,
-            via=via,
-            **options,
-        )
+        self._sender = i2p(dest, sam=samaddr, session=session, via=via, **options)
         self._last_dest: deque[str] = deque([""], maxlen=1)
         self._remotedest = dest.strip() if is_base64(dest.strip()) else ""
         with contextlib.ExitStack() as undo:

@@ -12,7 +12,9 @@ from typing import Any
 from ..addresses.hops import ProxyListen, check_way
 from ..addresses.i2p import I2PListen
 from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.values import SSHListen, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p, masked
+from ..addresses.redact import redact
+from ..addresses.ssh import SSHListen
+from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
@@ -137,7 +139,7 @@ def listen_patiently(address: str, via: Sequence[str], opening: Callable[[Any], 
         return _make(LISTENERS, place, via=hops, opening=opening)
     if hops:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
-        raise AddressError(f"listen address '{masked(address)}': {problem}")
+        raise AddressError(f"listen address '{redact(address)}': {problem}")
     return _make(LISTENERS, place)
 
 

@@ -72,10 +72,10 @@ def _options(
 
 def _masked(message: str) -> str:
     """A message that may repeat a word of the command line, with the secrets of an address masked."""
-    from ..addresses.values import masked
+    from ..addresses.redact import redact
 
     for word in sorted(sys.argv[1:], key=len, reverse=True):  # one may be a part of another
-        message = message.replace(word, masked(word))
+        message = message.replace(word, redact(word))
     return message
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ..addresses.i2p import parse_sam
+from ..addresses.i2p_parser import parse_sam
 from ..process import PIPE, Process, end, start
 from .output import say
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..addresses.address_parser import with_parameters
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.reader import with_parameters
 from ..errors import AddressError
 from .output import say
 

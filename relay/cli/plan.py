@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..addresses.hops import Command, ProxyListen, over_i2p, to_i2p
 from ..addresses.i2p import SAM, I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.values import SSHListen, TCPAddress, UnixAddress, masked
+from ..addresses.redact import redact
+from ..addresses.ssh import SSHListen
+from ..addresses.values import TCPAddress, UnixAddress
 from ..api.urls import listen_patiently
 from ..api.urls import target as factory_for
 from ..engine.tunnel import Tunnel
@@ -163,7 +165,7 @@ def plan(
         SessionTrial if is_i2p else Trial,
         (hops, getattr(end, "router", None), end if isinstance(end, Command) else None),
         tuple(map(str, (*before, getattr(where, "server", where)))) if isinstance(where, SSHListen | I2PListen) else (),
-        f"{masked(listen)}{over(listen_via)} → {masked(target)}{over(via)}",
+        f"{redact(listen)}{over(listen_via)} → {redact(target)}{over(via)}",
     )
 
 
@@ -205,7 +207,7 @@ def plan_of_proxy(
         Routes(address, (), [(route, None) for route in routes if route]),
         over=over(via) + _by(len(rules)),
         way=name,
-        configured=f"{masked(listen)} → anywhere{over(via)}{_by(len(rules))}",
+        configured=f"{redact(listen)} → anywhere{over(via)}{_by(len(rules))}",
     )
 
 
@@ -248,7 +250,7 @@ def _proxy(
         address = ProxyListen("socks5", address.host, address.port)
     if not isinstance(address, ProxyListen):
         allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
-        raise AddressError(f"listen address '{masked(text)}': a proxy for programs does not listen there; {allowed}")
+        raise AddressError(f"listen address '{redact(text)}': a proxy for programs does not listen there; {allowed}")
     if user is not None:
         if address.user is not None:
             raise ValueError("--user: it is in LISTEN already; once is enough")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
-from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget, parse_sam
-from ..addresses.values import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, is_i2p
+from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.ssh import SSHListen, SSHServer
+from ..addresses.values import TCPAddress, TLSListen, TLSTarget, is_i2p
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, trusting
@@ -136,7 +137,7 @@ def _hop(hop: Any, *, is_first: bool) -> str:
         if hop.user is not None:
             secret_of(hop, "password", "")
         if is_first:
-            name = hop.host if isinstance(hop, Proxy) else parse_sam(hop.sam).host
+            name = hop.host if isinstance(hop, Proxy) else hop.sam.host
     if isinstance(hop, I2PRouter) and hop.keys is not None:
         _key(hop.keys)
     return name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.hops import inline_secrets
+from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..engine.tunnel import Tunnel
 from ..errors import RelayError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..addresses.hops import inline_secrets
+from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hops
-from ..addresses.values import masked
+from ..addresses.redact import redact
 from ..errors import AddressError
 
 __all__ = ["refuse_secrets", "refuse_secrets_of"]
@@ -22,7 +22,7 @@ def refuse_secrets(what: str, text: str, names: Sequence[str]) -> None:
     """
     for name in names:
         raise AddressError(
-            f"{what} '{masked(text)}': everybody on this machine can read a {name} that is on a command line; "
+            f"{what} '{redact(text)}': everybody on this machine can read a {name} that is on a command line; "
             f"use {name}_file=FILE or {name}_env=NAME"
         )
 

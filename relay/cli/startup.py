@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from ..addresses.values import SSHServer
+from ..addresses.ssh import SSHServer
 
 __all__ = ["begin", "climbing", "is_over", "quicken"]
 

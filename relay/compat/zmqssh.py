@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..addresses.parse import parse_ssh_server, parse_target
-from ..addresses.values import TCPAddress, check_place
+from ..addresses.values import TCPAddress, check_host_port
 from ..errors import AddressError, AuthenticationError
 from ._zmq.tunnel import Password, SSHTunnel, Way, backend_of, ssh_exceptions
 
@@ -233,8 +233,8 @@ def _port_tunnel(
     via: Sequence[str],
 ) -> SSHTunnel:
     here, there = TCPAddress("127.0.0.1", lport), TCPAddress(remoteip, rport)
-    check_place(here.host, here.port, least=0)
-    check_place(there.host, there.port)
+    check_host_port(here.host, here.port, least=0)
+    check_host_port(there.host, there.port)
     return Way.made(server, backend, keyfile, password, via).tunnel(str(here), there, timeout)
 
 
@@ -251,7 +251,7 @@ def _paramiko_tunnel(
     :param lport: and the others: as for :func:`paramiko_tunnel`. Nobody is asked for a password.
     :raises SSHException: and the others: as for :func:`paramiko_tunnel`.
     """
-    check_place(remoteip, rport)
+    check_host_port(remoteip, rport)
     Way.made(server, "paramiko", keyfile, password, ()).stay(f"127.0.0.1:{lport}", TCPAddress(remoteip, rport))
 
 

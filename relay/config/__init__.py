@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..addresses.values import shown
+from ..addresses.printable import shown
 from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
 from .lines import lines_of

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..addresses.hops import ProxyListen, Route, check_way, inline_secrets
+from ..addresses.hops import ProxyListen, Route, check_way
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
-from ..addresses.values import SSHListen, TCPAddress, UnixAddress, masked, shown
+from ..addresses.printable import shown
+from ..addresses.redact import redact
+from ..addresses.ssh import SSHListen
+from ..addresses.values import TCPAddress, UnixAddress
 from ..transports.dynamic import parse_rule
 from .lines import Path
 from .listen_conflicts import Taken
@@ -223,7 +227,7 @@ class _One:
             self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
         if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress):
             allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
-            self._refuse("listen", f"{masked(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
+            self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
         line = self._problems.line((*self._path, "listen"))
         other = self._checker.taken.by(listen, self._name, line, self._tunnel)
         if other is not None:

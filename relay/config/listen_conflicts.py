@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen
-from ..addresses.values import SSHListen, TCPAddress, TLSListen, UnixAddress
+from ..addresses.ssh import SSHListen
+from ..addresses.values import TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
 __all__ = ["Taken", "Who"]

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, PlainValidator, Tag, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    create_model,
+)
 
-from ..addresses.reader import with_parameters
+from ..addresses.address_parser import with_parameters
+from ..addresses.hops import Proxy
+from ..addresses.i2p import I2PRouter
+from ..addresses.options import Option, options_of
+from ..addresses.ssh import SSHServer
 from ..streams.checks import check_count, check_time
 from .lines import Path
 
@@ -37,7 +52,7 @@ def _time(value: Any, *, zero: bool) -> float:
     return math.inf if seconds is None else seconds
 
 
-def _option(value: Any) -> Any:
+def _session_option(value: Any) -> Any:
     if not isinstance(value, (str, int)):
         raise TypeError
     return value
@@ -68,9 +83,9 @@ Count = Annotated[
     PlainValidator(_checked("a whole number", check_count)),
     WithJsonSchema({"type": "integer", "anyOf": [{"minimum": 1}, {"const": -1}]}),
 ]
-Option = Annotated[
+SessionOption = Annotated[
     str | int | bool,
-    PlainValidator(_checked("text, a whole number, true or false", _option)),
+    PlainValidator(_checked("text, a whole number, true or false", _session_option)),
     WithJsonSchema({"type": ["string", "integer", "boolean"]}),
 ]
 Address = Annotated[str, BeforeValidator(_address, json_schema_input_type=str | int)]
@@ -136,59 +151,47 @@ class Tunnel(Defaults):
     """Of i2p: as listen: who is not let in: destinations, or files of them."""
 
 
-class Hop(_Table):
-    """A hop with its parameters, which may as well be written in the address."""
+class _Hop(_Table):
+    """A hop with its options, which may also be in the address."""
 
     address: str
     """ssh://[USER@]HOST[:PORT], i2p:, socks5://[USER@]HOST:PORT, http://[USER@]HOST:PORT or exec:COMMAND %h %p."""
-    backend: Literal["paramiko", "openssh"] | None = None
-    """Of ssh://: what speaks SSH."""
-    keyfile: str | None = None
-    """Of ssh://: the private key; a .pub names a key of the agent."""
-    identities_only: bool | None = None
-    """Of ssh://: whether the key file is offered alone; else those of your configuration and agent follow it."""
-    passphrase: str | None = None
-    """Of ssh://: the key's passphrase; allowed only in a file that nobody else can read."""
-    passphrase_file: str | None = None
-    """Of ssh://: the file with the key's passphrase."""
-    passphrase_env: str | None = None
-    """Of ssh://: the environment variable with the key's passphrase."""
-    password: str | None = None
-    """The password; allowed only in a file that nobody else can read."""
-    password_file: str | None = None
-    """The file with the password."""
-    password_env: str | None = None
-    """Environment variable with the password."""
-    known_hosts: str | None = None
-    """Of ssh://: a file of host keys in place of your own."""
-    config: str | None = None
-    """Of ssh://: a configuration file in place of your own."""
-    hostkey: str | None = None
-    """Of ssh://: the fingerprint that the host's key must have, SHA256:…."""
-    accept_new: bool | None = None
-    """Of ssh://: whether the key of a host that is not known yet is written down and trusted."""
-    keepalive: Seconds | None = None
-    """Of ssh://: seconds between two signs of life, or 'none'. Without this 15."""
-    compress: bool | None = None
-    """Of ssh://: whether to compress."""
-    sam: str | None = None
-    """Of i2p: where the router's SAM bridge is, HOST:PORT."""
-    session: str | None = None
-    """Of i2p: the session's name."""
-    keys: str | None = None
-    """Of i2p: the file of our destination's private key."""
-    in_depth: int | None = None
-    """Of i2p: hops of the tunnels through which bytes come in, 0 to 7."""
-    out_depth: int | None = None
-    """Of i2p: hops of the tunnels through which bytes go out, 0 to 7."""
-    user: str | None = None
-    """Of i2p: who logs in at the bridge."""
-    inbound: dict[str, Option] | None = None
-    """Of i2p: further options of the session, such as quantity."""
-    outbound: dict[str, Option] | None = None
-    """Of i2p: likewise."""
-    i2cp: dict[str, Option] | None = None
-    """Of i2p: likewise."""
+
+
+_SCHEMES: dict[type, str] = {SSHServer: "ssh", I2PRouter: "i2p", Proxy: "socks5 and http"}
+_SESSION = {"inbound": "such as quantity", "outbound": "such as quantity", "i2cp": "such as leaseSetEncType"}
+
+
+def _hop_keys() -> dict[str, Any]:
+    """The keys of a hop: the options of every kind of hop, and the tables of further options of an I2P session."""
+    owners: dict[str, list[type]] = {}
+    for owner in _SCHEMES:
+        for name in options_of(owner):
+            owners.setdefault(name, []).append(owner)
+    keys = {name: _hop_key(options_of(found[0])[name], found) for name, found in owners.items()}
+    for name, example in _SESSION.items():
+        text = f"For i2p hops: further {name} options of the session, {example}."
+        keys[name] = dict[str, SessionOption] | None, Field(default=None, description=text)
+    return keys
+
+
+def _hop_key(option: Option, owners: Sequence[type]) -> tuple[Any, Any]:
+    plain = option.kind.plain
+    kind = Literal[plain] if isinstance(plain, tuple) else Seconds if plain is float else plain
+    text = f"For {', '.join(_SCHEMES[owner] for owner in owners)} hops: {option.help}."
+    if option.details and len(owners) == 1:
+        text += f" {option.details.replace('``', '')}"
+    if option.is_secret:
+        text += " Allowed only in a file that is owner-only (mode 0600)."
+    if default := option.usual or (json.dumps(option.default) if option.kind.plain is not str else option.default):
+        text += "" if default == "null" else f" Default: {default}."
+    return kind | None, Field(default=None, description=text)
+
+
+if TYPE_CHECKING:
+    Hop = _Hop
+else:
+    Hop = create_model("Hop", __base__=_Hop, __doc__=_Hop.__doc__, **_hop_keys())
 
 
 def _kind(value: Any) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import tomli_w
 
-from ..addresses.hops import inline_secrets
 from ..addresses.i2p import I2PListen
+from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hop, parse_listen, parse_target
-from ..addresses.values import masked
+from ..addresses.redact import redact
 from ..transports.dynamic import parse_rule
 from .checking import Entry
 from .models import Defaults, Hop
@@ -79,4 +79,4 @@ def _rule(text: str, read: str) -> str:
 def _without_secrets(text: str, parse: Callable[[str], Any]) -> str:
     value = parse(text)
     inner = getattr(value, "server", getattr(value, "router", value))
-    return masked(text) if inline_secrets(inner) else text
+    return redact(text) if inline_secrets(inner) else text

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..addresses.values import check_variable
+from ..addresses.options import check_variable
 from ..api import urls
 from ..api.local import listen_privately
 from ..engine.tunnel import Tunnel

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.values import secret_variables
+from ..addresses.options import secret_variables
 from ..engine.connection import ConnectionRecord, Stats
 from ..errors import RelayError
 from ..streams.checks import check_time

@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Callable
 
-from ..addresses.values import Secret, SSHServer
+from ..addresses.options import Secret
+from ..addresses.ssh import SSHServer
 from ..errors import AuthenticationError
 from .files import open_regular
 

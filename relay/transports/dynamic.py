@@ -15,8 +15,10 @@ from typing import Any
 
 from ..addresses.hops import Route
 from ..addresses.i2p import SAM, I2PRouter, I2PTarget
+from ..addresses.i2p_parser import parse_sam
 from ..addresses.parse import parse_hops, parse_target
-from ..addresses.values import TCPAddress, is_i2p, shown
+from ..addresses.printable import shown
+from ..addresses.values import TCPAddress, is_i2p
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import Endpoint
 from ..streams.cancellation import Cancel
@@ -150,7 +152,7 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
     """
     if isinstance(rules, str) or not isinstance(rules, Sequence):
         raise TypeError(f"rules: expected a list of texts, got {type(rules).__name__}")
-    return Dynamic(parse_hops(via), tuple(parse_rule(text) for text in rules), (I2PRouter(sam=sam),))
+    return Dynamic(parse_hops(via), tuple(parse_rule(text) for text in rules), (I2PRouter(sam=parse_sam(sam)),))
 
 
 class Dynamic(Dialer):

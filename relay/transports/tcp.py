@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from ..addresses.values import TCPAddress, check_place
+from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer, resolved
@@ -29,7 +29,7 @@ def tcp(host: str, port: int) -> SocketDialer:
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
     """
-    check_place(host, port)
+    check_host_port(host, port)
     target = str(TCPAddress(host, port))
     if (endpoint := _literal(host, port)) is not None:
         return SocketDialer(target, lambda: (endpoint,), literal=True)
@@ -91,7 +91,7 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     :raises ValueError: if ``host`` is neither an address nor a name, or ``port`` is out of range.
     :raises OSError: if the name does not resolve, or the address cannot be had (``errno`` tells, such as EADDRINUSE).
     """
-    check_place(host, port, least=0)
+    check_host_port(host, port, least=0)
     place = TCPAddress(host, port)
     failure: OSError | None = None
     for family, address in _addresses(place):

@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relay
-from relay.addresses.hops import Command, Proxy, check_way, hop_of, inline_secrets, on_the_way, over_i2p, to_i2p
+from relay.addresses.hops import Command, Proxy, check_way, hop_of, on_the_way, over_i2p, to_i2p
 from relay.addresses.i2p import I2PRouter, I2PTarget
-from relay.addresses.values import SSHServer, TCPAddress, TLSTarget, UnixAddress
+from relay.addresses.i2p_parser import parse_sam
+from relay.addresses.options import inline_secrets
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress, TLSTarget, UnixAddress
 
 DB = TCPAddress("db", 5432)
 NAME = TCPAddress("name.i2p", 80)
@@ -18,7 +21,7 @@ SOCKS, HTTP, EXEC = Proxy("socks5", "p", 1), Proxy("http", "p", 1), Command("nc 
 
 
 def test_a_proxy_shows_no_secret():
-    proxy = Proxy("socks5", "::1", 1080, "me@home", "hunter2")
+    proxy = Proxy("socks5", "::1", 1080, "me@home", password="hunter2")
     assert str(proxy) == "socks5://me%40home@[::1]:1080"
     assert "hunter2" not in repr(proxy)
     assert proxy.place == TCPAddress("::1", 1080)
@@ -47,7 +50,7 @@ def test_a_proxy_shows_no_secret():
 )
 def test_what_a_proxy_cannot_be(arguments, error, said):
     with pytest.raises(error, match=said):
-        Proxy(*arguments)
+        Proxy(*arguments[:4], **dict(zip(("password", "password_file"), arguments[4:], strict=False)))
 
 
 def test_a_command_is_words_and_no_shell():
@@ -95,7 +98,7 @@ SENSE = [
     ((I2P, SSH), DB),  # an alias, perhaps
     ((I2P, SSHServer("x.b32.i2p")), DB),
     ((I2P, Proxy("http", "p.i2p", 1), SOCKS), DB),
-    ((I2P, I2PRouter("bridge.i2p:7656")), NAME),
+    ((I2P, I2PRouter(parse_sam("bridge.i2p:7656"))), NAME),
     ((I2P,), I2PTarget("name.i2p")),
     ((I2P,), TLSTarget("name.i2p", 443)),
     ((SSH, I2P), NAME),
@@ -114,7 +117,7 @@ NONSENSE = [
     ((I2P, SSHServer("::1")), DB, r"^hop 2 of 2 \(ssh://\[::1\]\): what follows i2p:"),
     ((I2P, SOCKS), DB, r"^hop 2 of 2 \(socks5://p:1\): what follows i2p:"),
     ((I2P, I2P), NAME, r"^hop 2 of 2 \(i2p:.*\): what follows i2p:"),
-    ((I2P,), I2PTarget("name.i2p", None, I2PRouter("h:1")), "^i2p://name.i2p: what follows i2p:"),
+    ((I2P,), I2PTarget("name.i2p", None, I2PRouter(parse_sam("h:1"))), "^i2p://name.i2p: what follows i2p:"),
     ((I2P,), TLSTarget("h", 443), "^tls://h:443: what follows i2p:"),
     *(((hop,), UnixAddress("/x"), "^unix:///x: a Unix socket is on this machine") for hop in (I2P, SOCKS, HTTP, EXEC)),
     *(((hop,), Command("cat"), "^exec:cat: a command is on this machine") for hop in (I2P, SOCKS, HTTP, EXEC)),

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from helpers import steady
 
-from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget, is_option, parse_sam, router_of
+from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget, is_option
+from relay.addresses.i2p_parser import parse_sam, router_of
+from relay.addresses.options import inline_secrets
 from relay.addresses.values import TCPAddress, TLSTarget
 from relay.errors import AddressError
 
@@ -16,7 +18,7 @@ B32 = "a" * 52 + ".b32.i2p"
 
 GOOD = [
     {},
-    {"sam": "[::1]:1"},
+    {"sam": TCPAddress("::1", 1)},
     {"session": "ü b"},
     {"keys": "me.dat", "in_depth": 0, "out_depth": 7},
     {"user": "me", "password": "pw"},
@@ -41,12 +43,7 @@ def test_what_differs_is_another_one(given):
 
 
 BAD = [
-    ({"sam": ""}, ValueError),
-    ({"sam": "h"}, ValueError),
-    ({"sam": "h:0"}, ValueError),
-    ({"sam": "ssh://h:1"}, ValueError),
-    ({"sam": "unix:///x"}, ValueError),
-    ({"sam": "me:hunter2@h:1"}, ValueError),
+    ({"sam": "h:1"}, TypeError),
     ({"sam": None}, TypeError),
     ({"sam": ("h", 1)}, TypeError),
     ({"session": None}, TypeError),
@@ -86,12 +83,12 @@ def test_what_cannot_be_right_is_named_and_no_secret_is_shown(given, error):
 
 def test_secrets_are_not_shown():
     options = (("i2cp.leaseSetSecret", "hunter2"),)
-    router = I2PRouter("tls://h:1?ca=f", user="me", password="hunter2", options=options)
+    router = I2PRouter(parse_sam("tls://h:1?ca=f"), user="me", password="hunter2", options=options)
     for text in (str(router), repr(router), repr(I2PTarget(B32, None, router)), repr(I2PListen(router))):
         assert "hunter2" not in text
     assert str(router) == str(I2PListen(router)) == "i2p:?sam=tls://h:1"
-    assert router.inline_secrets == ("password",)
-    assert I2PRouter(user="me", password=lambda: "x").inline_secrets == ()
+    assert inline_secrets(router) == ("password",)
+    assert inline_secrets(I2PRouter(user="me", password=lambda: "x")) == ()
 
 
 @pytest.mark.parametrize(
@@ -106,8 +103,21 @@ def test_secrets_are_not_shown():
 )
 def test_where_a_bridge_is(text, value):
     assert parse_sam(text) == value
-    assert I2PRouter(text).sam == str(value)
-    assert I2PRouter(I2PRouter(text).sam) == I2PRouter(text)
+    assert router_of({"sam": text}) == I2PRouter(value)
+    assert parse_sam(str(value)) == value
+
+
+@pytest.mark.parametrize("text", ["", "h", "h:0", "ssh://h:1", "unix:///x", "me:hunter2@h:1"])
+def test_where_no_bridge_can_be(text):
+    with pytest.raises(AddressError, match="^sam") as failure:
+        parse_sam(text)
+    assert "hunter2" not in str(failure.value)
+
+
+@pytest.mark.parametrize("value", [None, ("h", 1)])
+def test_a_bridge_is_text(value):
+    with pytest.raises(TypeError, match="^sam: "):
+        router_of({"sam": value})
 
 
 def test_a_bridge_in_a_wrong_place_is_told_in_one_line():
@@ -152,7 +162,7 @@ def test_a_way_in_is_one_of_two():
 def test_keywords_make_a_router():
     given = {"sam": "h:1", "keys": Path("me.dat"), "inbound.quantity": 2, "i2cp.dontPublishLeaseSet": True}
     options = (("i2cp.dontPublishLeaseSet", "true"), ("inbound.quantity", "2"))
-    assert router_of(given) == I2PRouter("h:1", keys="me.dat", options=options)
+    assert router_of(given) == I2PRouter(parse_sam("h:1"), keys="me.dat", options=options)
     assert router_of({"user": "me", "password_file": Path("f")}) == I2PRouter(user="me", password_file="f")
 
 

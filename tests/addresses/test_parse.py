@@ -10,18 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.addresses.address_parser import LONGEST_ADDRESS
 from relay.addresses.hops import Command, Proxy
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.parse import parse_elsewhere, parse_hop, parse_hops, parse_listen, parse_ssh_server, parse_target
-from relay.addresses.reader import LONGEST_ADDRESS
-from relay.addresses.values import SSHListen, SSHServer, TCPAddress, TLSListen, TLSTarget, UnixAddress, masked
+from relay.addresses.redact import redact
+from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress
 from relay.errors import AddressError
 
 BASTION = SSHServer("bastion")
 B32 = "a" * 52 + ".b32.i2p"
 # As long as an Ed25519 one, with every character that only I2P's base64 has.
 DESTINATION = base64.b64encode(b"\xff\xef" + b"\x00" * 382 + bytes([5, 0, 4, 0, 7, 0, 0]), b"-~").decode()
-ELSEWHERE = I2PRouter("router:7656")
+ELSEWHERE = I2PRouter(parse_sam("router:7656"))
 
 TARGETS = {
     "8080": TCPAddress("127.0.0.1", 8080),
@@ -54,9 +57,9 @@ TARGETS = {
     f"i2p://{DESTINATION}:81": I2PTarget(DESTINATION, 81),
     f"i2p://{DESTINATION.rstrip('=')}?sam=router:7656": I2PTarget(DESTINATION, None, ELSEWHERE),
     "i2p://name.i2p?sam=tcp://Router:7656": I2PTarget("name.i2p", None, ELSEWHERE),
-    "i2p://name.i2p?sam=[::1]:1": I2PTarget("name.i2p", None, I2PRouter("[::1]:1")),
+    "i2p://name.i2p?sam=[::1]:1": I2PTarget("name.i2p", None, I2PRouter(parse_sam("[::1]:1"))),
     "i2p://name.i2p?sam=tls://h:1?ca=/a%2526b%26cert=c": I2PTarget(
-        "name.i2p", None, I2PRouter("tls://h:1?ca=/a%26b&cert=c")
+        "name.i2p", None, I2PRouter(parse_sam("tls://h:1?ca=/a%26b&cert=c"))
     ),
     "i2p://n.i2p?session=a%26b&keys=~/me.dat&in_depth=0&out_depth=7&user=me&password_file=f": I2PTarget(
         "n.i2p",
@@ -287,7 +290,7 @@ BAD_LISTENS = {
     "i2p:80": "'i2p' is a name of I2P; nobody listens there but the owner of its keys; i2p: listens at I2P",
     "name.i2p:80": "'name.i2p' is a name of I2P",
     "i2p:?key=x": "unknown parameter 'key' (did you mean keys=?); i2p: takes sam=, session=, keys=",
-    "i2p:?accept=both": "accept: must be accept or forward, got 'both'; leave it out for the default",
+    "i2p:?accept=both": "accept=both; accept and forward are allowed",
     "i2p:?keys=a&keys=b": "keys= is written twice",
     "i2p:?allow=": "allow= is empty",
     "i2p:?in_depth=11": "in_depth=11; a number of hops is allowed, from 0 to 7",
@@ -387,17 +390,17 @@ BAD_SERVERS = {
 
 OTHER_HOPS = {
     **dict.fromkeys(["i2p", "i2p:", "I2P:", "i2p://", "i2p:?", "i2p://?"], I2PRouter()),
-    "i2p:?sam=router:7656&in_depth=1": I2PRouter("router:7656", in_depth=1),
+    "i2p:?sam=router:7656&in_depth=1": I2PRouter(parse_sam("router:7656"), in_depth=1),
     "i2p://?inbound.quantity=2": I2PRouter(options=(("inbound.quantity", "2"),)),
-    "i2p:?sam=bridge.i2p:7656": I2PRouter("bridge.i2p:7656"),
+    "i2p:?sam=bridge.i2p:7656": I2PRouter(parse_sam("bridge.i2p:7656")),
     "socks5://h:1080": Proxy("socks5", "h", 1080),
     "SOCKS5://H:1080/": Proxy("socks5", "h", 1080),
     "http://[::1]:3128": Proxy("http", "::1", 3128),
     "socks5://name.i2p:1": Proxy("socks5", "name.i2p", 1),
-    "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", "p@ss"),
+    "socks5://me:p%40ss@h:1": Proxy("socks5", "h", 1, "me", password="p@ss"),
     "http://m%C3%A9@h:1?password_env=PW": Proxy("http", "h", 1, "m\u00e9", password_env="PW"),
     "socks5://me@h:1?password_file=~/pw": Proxy("socks5", "h", 1, "me", password_file="~/pw"),
-    "socks5://me@h:1?password=a+b": Proxy("socks5", "h", 1, "me", "a+b"),
+    "socks5://me@h:1?password=a+b": Proxy("socks5", "h", 1, "me", password="a+b"),
     "exec:nc %h %p": Command("nc %h %p"),
     "EXEC:nc %h %p": Command("nc %h %p"),
     "exec:'a b' %%": Command("'a b' %%"),
@@ -664,7 +667,7 @@ TAKEN_APART = st.lists(st.sampled_from([*"@:/?&=#[]", "hunter2", "keepalive=", "
 def test_no_error_shows_a_secret_however_it_is_split(secret, rest):
     unknown = re.sub("[a-z]+=", "x=", secret)  # a parameter that is known would be one
     for text in (f"ssh://me:hunter2{secret}hunter2{rest}", f"ssh://me@h?password=hunter2{unknown}hunter2"):
-        assert "hunter2" not in masked(text)
+        assert "hunter2" not in redact(text)
         for parse in (parse_target, parse_listen, parse_hop, parse_ssh_server):
             try:
                 parse(text)
@@ -721,7 +724,7 @@ def without_parameters(value):
     if isinstance(value, I2PTarget):
         return I2PTarget(value.dest, value.port)
     if isinstance(value, I2PListen):
-        return I2PListen(I2PRouter(value.router.sam.partition("?")[0]))
+        return I2PListen(I2PRouter(parse_sam(str(value.router.sam).partition("?")[0])))
     return SSHListen(without_parameters(value.server), value.place) if isinstance(value, SSHListen) else value
 
 
@@ -770,5 +773,5 @@ def test_every_secret_and_every_file_round_trips_and_no_secret_is_shown(secret, 
         f"ssh://me@h?password={password}&passphrase={password}&keyfile={path}",
     ):
         assert parse_hop(text) == value
-        for shown in (str(value), repr(value), masked(text)):
+        for shown in (str(value), repr(value), redact(text)):
             assert "hunter2" not in shown

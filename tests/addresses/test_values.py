@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from helpers import steady
 
-from relay.addresses.values import SSHListen, SSHServer, TCPAddress, UnixAddress, check_place, masked, unix_path
+from relay.addresses.options import inline_secrets
+from relay.addresses.redact import redact
+from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.values import TCPAddress, UnixAddress, check_host_port, unix_path
 
 
 @pytest.mark.parametrize(
@@ -36,38 +39,38 @@ from relay.addresses.values import SSHListen, SSHServer, TCPAddress, UnixAddress
     ],
 )
 def test_masked(text, shown):
-    assert masked(text) == shown
+    assert redact(text) == shown
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1", "fe80::1%eth0", "a_b", "bücher.example"])
 def test_a_host_and_a_port_are_checked_and_taken(host):
-    check_place(host, 1)
-    check_place(host, 0, least=0)
+    check_host_port(host, 1)
+    check_host_port(host, 0, least=0)
 
 
 @pytest.mark.parametrize("host", ["", "-x", "a b", "a\nb", "[::1]", "h/p", "me@h", "\udcff"])
 def test_a_host_that_cannot_be_right_is_a_value_error(host):
     with pytest.raises(ValueError, match="^host: "):
-        check_place(host, 80)
+        check_host_port(host, 80)
 
 
 @pytest.mark.parametrize("host", ["name.i2p", "X.B32.I2P."])
 def test_a_name_of_i2p_is_no_place(host):
     with pytest.raises(ValueError, match="is a name of I2P, which is not looked up in the DNS; relay.i2p leads there"):
-        check_place(host, 80)
-    check_place("i2p.example", 80)
+        check_host_port(host, 80)
+    check_host_port("i2p.example", 80)
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_a_port_out_of_range_is_a_value_error(port):
     with pytest.raises(ValueError, match=f"^port: {port} is out of range; a port is a number from 1 to 65535"):
-        check_place("h", port)
+        check_host_port("h", port)
 
 
 @pytest.mark.parametrize(("host", "port", "named"), [(None, 80, "host"), ("h", "80", "port"), ("h", True, "port")])
 def test_a_place_of_the_wrong_type_is_a_type_error(host, port, named):
     with pytest.raises(TypeError, match=f"^{named}: "):
-        check_place(host, port)
+        check_host_port(host, port)
 
 
 def test_a_relative_unix_path_is_taken_from_here(tmp_path, monkeypatch):
@@ -174,8 +177,8 @@ def test_a_secret_has_one_source(name):
 
 
 def test_text_is_told_from_where_a_secret_is():
-    assert SSHServer("h", password="x", passphrase="y").inline_secrets == ("passphrase", "password")
-    assert SSHServer("h", password=lambda: "x", passphrase_env="Y").inline_secrets == ()
+    assert inline_secrets(SSHServer("h", password="x", passphrase="y")) == ("passphrase", "password")
+    assert inline_secrets(SSHServer("h", password=lambda: "x", passphrase_env="Y")) == ()
 
 
 def test_an_ssh_server_shows_its_name_alone():

@@ -11,7 +11,7 @@ import pytest
 from helpers import BLOCK, WAIT, Server, Thread, TLSEnd, receive_exactly, send_and_end, sha256_of
 
 import relay
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.api.ssh import server_with
 from relay.testing import check_factory
 

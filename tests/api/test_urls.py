@@ -17,6 +17,7 @@ import relay
 from relay.addresses import values
 from relay.addresses.hops import Command, Proxy, ProxyListen
 from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses.i2p_parser import parse_sam
 from relay.api import urls
 
 
@@ -142,7 +143,7 @@ def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
         ((values.SSHServer("a"),), values.UnixAddress("/run/db")),
         ((values.SSHServer("a"),), I2PTarget("name.i2p", 81)),
         ((Proxy("socks5", "a", 1),), values.TCPAddress("name.i2p", 81)),
-        ((), I2PTarget("name.i2p", None, I2PRouter("h:1"))),
+        ((), I2PTarget("name.i2p", None, I2PRouter(parse_sam("h:1")))),
         ((), values.TLSTarget("name.i2p", 443)),
         ((), Command("cat")),
     ]

@@ -29,9 +29,10 @@ from helpers import (
 )
 
 import relay
-from relay.addresses.i2p import I2PListen
+from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.addresses.values import I2P_LISTEN_PARAMETERS, SSH_PARAMETERS, SSHListen
+from relay.addresses.ssh import SSHListen, SSHServer
 from relay.cli import app as commands_module
 from relay.cli.command_loader import COMMANDS, command
 from relay.cli.commands import expose, forward
@@ -504,14 +505,14 @@ def test_help_of_expose_has_examples_and_they_are_right():
 
 def test_help_names_every_parameter_of_a_hop_but_the_secrets():
     shown = TOPICS["hops"]
-    for name in (*SSH_PARAMETERS, *I2P_LISTEN_PARAMETERS):
+    for name in (*options_of(SSHServer), *options_of(I2PRouter), *options_of(I2PListen)):
         assert (f"\n  {name}=" in shown) == (name not in ("password", "passphrase")), name
 
 
 def test_errors_list_the_parameters_of_a_server_in_the_order_of_the_help():
     of_a_server = TOPICS["hops"].partition("\nSSH.")[2].partition("\nI2P\n")[0]
     shown = re.findall(r"^  (\w+)=", of_a_server, re.MULTILINE)
-    assert shown == [*(name for name in SSH_PARAMETERS if name not in ("password", "passphrase")), "listen"]
+    assert shown == [*(name for name in options_of(SSHServer) if name not in ("password", "passphrase")), "listen"]
 
 
 def test_help_without_a_terminal_has_no_escapes():

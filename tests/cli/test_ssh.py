@@ -18,7 +18,7 @@ from helpers import PROMPT, WAIT, black_hole, echo, fate_of_client, receive_all,
 
 import relay
 from relay.addresses.parse import parse_listen
-from relay.addresses.values import masked
+from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
 from relay.cli.plan import warn_if_unsure
 from relay.cli.probes import Attempt, Trial
@@ -341,7 +341,7 @@ def catches(pid, number):
 def test_secrets_of_hops_do_not_show_in_a_spawned_child(make_ssh_server, target):
     server = make_ssh_server(users={"me": "hunter2"})
     via = re.sub("keyfile=[^&]*", "password=hunter2", server.url)
-    assert "hunter2" not in masked(via)
+    assert "hunter2" not in redact(via)
     with relay.spawn(":0", target, via=[via]) as child:
         assert speak(child.address) == b"hello"
         for name in ("cmdline", "environ"):

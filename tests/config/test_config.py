@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from relay import config
 from relay.addresses.hops import Command, Proxy
 from relay.addresses.i2p import I2PRouter
+from relay.addresses.i2p_parser import parse_sam
+from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hop
-from relay.addresses.values import I2P_PARAMETERS, PROXY_PARAMETERS, SSH_PARAMETERS, SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.config.models import Hop, Tunnel, hop_address
 
 
@@ -312,7 +314,15 @@ def test_the_file_here_comes_before_the_users(tmp_path, monkeypatch):
 
 
 def test_a_hop_has_every_parameter_of_an_address_and_no_other():
-    known = {*SSH_PARAMETERS, *I2P_PARAMETERS, *PROXY_PARAMETERS, "address", "inbound", "outbound", "i2cp"}
+    known = {
+        *options_of(SSHServer),
+        *options_of(I2PRouter),
+        *options_of(Proxy),
+        "address",
+        "inbound",
+        "outbound",
+        "i2cp",
+    }
     assert set(Hop.model_fields) == known
 
 
@@ -327,7 +337,7 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
         ({"address": "ssh://x?compress=yes", "accept_new": True}, SSHServer("x", compress=True, accept_new=True)),
         (
             {"address": "i2p:", "sam": "a:1", "outbound": {"length": 0}, "i2cp": {"fastReceive": True}},
-            I2PRouter("a:1", options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
+            I2PRouter(parse_sam("a:1"), options=(("i2cp.fastReceive", "true"), ("outbound.length", "0"))),
         ),
         (
             {"address": "http://u@x:1", "password_env": "P"},

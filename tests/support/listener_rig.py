@@ -10,6 +10,7 @@ from helpers import WAIT, Thread
 
 from relay.addresses.destinations import Peer
 from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.addresses.i2p_parser import parse_sam
 from relay.api.i2p import i2p
 from relay.streams.stream import Stream
 from relay.testing import SAMBridge
@@ -69,7 +70,7 @@ class Listening:
         **router: Any,
     ) -> I2PListener:
         """One that is started, unless it is not to be."""
-        place = I2PListen(I2PRouter(sam=sam or self._bridge.sam, **router), accept, allow, deny)
+        place = I2PListen(I2PRouter(sam=parse_sam(sam or self._bridge.sam), **router), accept, allow, deny)
         made = I2PListener(place, network(), "here")
         self._made.append(made)
         if states is not None:

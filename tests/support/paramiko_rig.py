@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from helpers import WAIT
 from sshd import embedded
 
-from relay.addresses.values import SSHServer, TCPAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
 from relay.transports.ssh.config.settings import settle

@@ -142,9 +142,9 @@ def tinyproxy(folder: Path, login: tuple[str, str] | None = None) -> RealProxy:
 
 PLACE = TCPAddress("db.internal", 5432)
 SOCKS = Proxy("socks5", "proxy", 1080)
-SOCKS_LOGIN = Proxy("socks5", "proxy", 1080, USER, PASSWORD)
+SOCKS_LOGIN = Proxy("socks5", "proxy", 1080, USER, password=PASSWORD)
 HTTP = Proxy("http", "proxy", 3128)
-HTTP_LOGIN = Proxy("http", "proxy", 3128, USER, PASSWORD)
+HTTP_LOGIN = Proxy("http", "proxy", 3128, USER, password=PASSWORD)
 
 HELLO = b"\x05\x01\x00"  # no login
 HELLO_LOGIN = b"\x05\x02\x00\x02"  # or user and password

@@ -22,7 +22,7 @@ from helpers import WAIT, Relayed, stop, wait_until
 from namespace import Namespace
 
 import relay
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.process import DEVNULL, PIPE, start
 
 PROGRAM = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

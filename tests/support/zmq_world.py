@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 from helpers import WAIT
 
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 
 TIME = int(WAIT * 1000)  # milliseconds, as ØMQ counts
 

@@ -13,7 +13,9 @@ from ssh_world import World
 import relay
 from relay.addresses.hops import Command, Proxy
 from relay.addresses.i2p import I2PRouter, I2PTarget
-from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
+from relay.addresses.i2p_parser import parse_sam
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress, UnixAddress
 from relay.transports.chain import chain, network, numbered
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.program_dialer import Local
@@ -91,7 +93,7 @@ def test_a_name_of_i2p_is_reached_over_i2p_and_never_looked_up(monkeypatch, spaw
 
 
 def test_a_target_takes_the_router_of_the_hop_before_it():
-    router = I2PRouter("127.0.0.1:9")
+    router = I2PRouter(parse_sam("127.0.0.1:9"))
     for target in (I2PTarget("name.i2p"), TCPAddress("name.i2p", 80)):
         with pytest.raises(relay.ConnectError, match=r"^i2p:\?sam=127.0.0.1:9: no SAM bridge there"):
             chain((router,), target)()
@@ -122,7 +124,7 @@ def test_the_same_streams_and_the_state_of_the_last_one(world):
 
 
 def test_what_is_wrong_with_a_files_of_a_hop_is_told_at_once(tmp_path):
-    router = I2PRouter(f"tls://h:1?ca={tmp_path}/missing")
+    router = I2PRouter(parse_sam(f"tls://h:1?ca={tmp_path}/missing"))
     with pytest.raises(FileNotFoundError):
         network((router,)).to(TCPAddress("name.i2p", 80))
     with pytest.raises(FileNotFoundError):

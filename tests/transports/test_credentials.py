@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from relay import AuthenticationError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.transports.credentials import passphrase_of, password_of, wants_prompt
 
 HIDDEN = "correct horse"

@@ -12,7 +12,8 @@ from helpers import WAIT, echo, receive_exactly, refusing, wait_until
 import relay
 from relay.addresses.destinations import b32_of
 from relay.addresses.i2p import I2PRouter
-from relay.addresses.values import SSHServer
+from relay.addresses.i2p_parser import parse_sam
+from relay.addresses.ssh import SSHServer
 from relay.streams.connect import SocketDialer
 from relay.streams.request import Request
 from relay.testing import SAMBridge
@@ -129,7 +130,7 @@ def test_a_way_is_hops_with_commas_between():
     assert parse_rule("*=refuse").route is None
     assert parse_rule("*=ssh://a").route == (SSHServer("a"),)
     route = parse_rule("*=ssh://a?known_hosts=x,y,ssh://b,i2p:?sam=h:1").route
-    assert route == (SSHServer("a", known_hosts="x,y"), SSHServer("b"), I2PRouter(sam="h:1"))
+    assert route == (SSHServer("a", known_hosts="x,y"), SSHServer("b"), I2PRouter(sam=parse_sam("h:1")))
 
 
 def test_the_first_rule_that_matches_wins():
@@ -150,7 +151,7 @@ def test_what_no_rule_is_about():
     over.close()
     for via in ([], ["ssh://nowhere.invalid"]):
         elsewhere = dynamic(via, ["b=direct"], sam="127.0.0.2:7656")
-        assert elsewhere.select(asked("site.i2p")).route == (I2PRouter(sam="127.0.0.2:7656"),)
+        assert elsewhere.select(asked("site.i2p")).route == (I2PRouter(sam=parse_sam("127.0.0.2:7656")),)
         elsewhere.close()
 
 

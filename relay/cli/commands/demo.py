@@ -21,7 +21,7 @@ import typer
 import relay
 import relay.testing
 
-from ...addresses.i2p import parse_sam
+from ...addresses.i2p_parser import parse_sam
 from ...api.urls import listen, target
 from ...engine.tunnel import Tunnel
 from ...eventloop.sockets import format_address

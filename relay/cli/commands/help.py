@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+from ...addresses.i2p import I2PListen, I2PRouter
+from ...addresses.options import FLAG, Option, options_of, written
+from ...addresses.ssh import LISTEN, SSHServer
 from ..output import failures_reported, say
 
 __all__ = ["TOPICS", "help"]
@@ -22,36 +26,30 @@ Parameters follow a question mark: ssh://me@bastion?keyfile=FILE&keepalive=5
 
 SSH. What no parameter says, your SSH configuration and agent do.
 
-  keyfile=FILE               the private key that is offered
-  identities_only=no         offer the other keys after it, too
-  passphrase_file=FILE       where the passphrase of the key is
-  passphrase_env=NAME        the same, an environment variable
-  password_file=FILE         where the password is
-  password_env=NAME          the same, an environment variable
-  known_hosts=FILE           host keys, instead of your own file
-  hostkey=SHA256:…           the fingerprint that the host key must have
-  accept_new=yes             trust and store the key of an unknown server
-  config=FILE                an SSH configuration, instead of your own
-  keepalive=SECONDS          check the connection this often, or none [15]
-  compress=yes|no            compress
-  backend=paramiko|openssh   which implementation of SSH
-  listen=HOST:PORT           as LISTEN or --on: where the server listens
+{ssh}
 
 I2P
 
-  sam=HOST:PORT              the SAM bridge of the router [127.0.0.1:7656]
-  session=NAME               the name of the session
-  keys=FILE                  the private key of the destination
-  in_depth=HOPS              length of the tunnels in, 0 to 7 [3]
-  out_depth=HOPS             length of the tunnels out, 0 to 7 [3]
-  user=NAME                  the login at the bridge, with one of
-  password_file=FILE         these two
-  password_env=NAME
+{i2p}
   inbound.quantity=2         any option of the router
-  accept=accept|forward      as LISTEN or --on: how streams come in
-  allow=DESTINATION          as LISTEN or --on: only these may connect
-  deny=DESTINATION           as LISTEN or --on: these may not
 """
+
+
+def _lines(options: Mapping[str, Option]) -> str:
+    """The parameters of an address and their meaning, one in each line."""
+    found: list[str] = []
+    for name, option in options.items():
+        if not option.is_secret:
+            usual = option.usual or ("" if option.kind is FLAG or not option.default else written(option.default))
+            found.append(f"  {f'{name}={option.placeholder}':25}  {option.help}{usual and f' [{usual}]'}")
+    return "\n".join(found)
+
+
+def hops() -> str:
+    """The help on hops, made from the options of the addresses."""
+    ssh = _lines({**options_of(SSHServer), "listen": LISTEN})
+    return HOPS.format(ssh=ssh, i2p=_lines({**options_of(I2PRouter), **options_of(I2PListen)}))
+
 
 EXIT_STATUS = """Exit statuses of relay
 
@@ -66,7 +64,7 @@ relay pipe ends by the signal that ended it. Every failure is one line on
 standard error; --debug adds a traceback.
 """
 
-TOPICS = {"hops": HOPS, "exit-status": EXIT_STATUS}
+TOPICS = {"hops": hops(), "exit-status": EXIT_STATUS}
 
 
 def help(  # noqa: A001  (each command has the name of its function)

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from ...addresses.hops import Route, inline_secrets, over_i2p
+from ...addresses.hops import Route, over_i2p
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ...addresses.options import inline_secrets
 from ...addresses.parse import parse_hops, parse_target
 from ...api.urls import target as factory_for
 from ...engine.stdio import carry

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...addresses.hops import inline_secrets
+from ...addresses.options import inline_secrets
 from ...addresses.parse import parse_listen
 from ...transports.dynamic import parse_rule
 from ..i2p_options import Sam

@@ -9,7 +9,7 @@ from typing import Any
 
 import paramiko
 
-from ...addresses.values import TCPAddress, check_place, check_port
+from ...addresses.values import TCPAddress, check_host_port, check_port
 from ...engine.tunnel import Tunnel
 from ...errors import CarrierError, ForwardError
 from ...transports.tcp import tcp
@@ -66,7 +66,7 @@ class RevFwTunnel(threading.Thread):
         loglevel: int = DEFAULT,
     ) -> None:
         _check("server", check_port, server_port, 0)
-        _check("remote", check_place, remote_host, remote_port)
+        _check("remote", check_host_port, remote_host, remote_port)
         if not isinstance(ssh_transport, paramiko.Transport):
             kind = type(ssh_transport).__name__
             raise TypeError(f"ssh_transport: expected a paramiko.Transport, got {kind}")

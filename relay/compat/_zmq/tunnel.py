@@ -12,12 +12,12 @@ import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
-from urllib.parse import quote
 
 from ...addresses.hops import Route, over_i2p, to_i2p
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ...addresses.parse import parse_hops, parse_ssh_server
-from ...addresses.values import SSH_PARAMETERS, SSHServer, TCPAddress
+from ...addresses.ssh import SSHServer, full_address
+from ...addresses.values import TCPAddress
 from ...api.urls import listen as listen_at
 from ...engine.tunnel import Tunnel
 from ...errors import AddressError, AuthenticationError, RelayError
@@ -32,7 +32,6 @@ _DRAIN = 30.0  # seconds; what relay's command takes, too
 _ACCEPTED = 1.0  # seconds for a ØMQ socket to connect on this machine
 _READY = (30.0, 120.0)  # seconds to log in; over I2P, where a session may have to be made first
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(SSHServer)}
 Password = str | Literal[False] | None
 
 _living: weakref.WeakSet[SSHTunnel] = weakref.WeakSet()
@@ -181,7 +180,7 @@ class Way:
             "linger": LINGER if to_i2p(hops, place) else 60.0,
             "name": f"{self.server} to {place}",
         }
-        via = [*self.before, _address_of(self.server)]
+        via = [*self.before, full_address(self.server)]
         asked = {"listen": listen, "target": f"tcp://{place}", "via": via, "options": options}
         return {**asked, "ready": _READY[far], "unused": unused}
 
@@ -212,18 +211,6 @@ def _started(request: dict[str, Any]) -> SSHTunnel:
     tunnel = start_child(SSHTunnel, request)
     _living.add(tunnel)
     return tunnel
-
-
-def _address_of(server: SSHServer) -> str:
-    """A server as an address with all of its parameters, secrets included."""
-    given = {name: getattr(server, name) for name in SSH_PARAMETERS if getattr(server, name) != _DEFAULTS[name]}
-    return f"{server}?{'&'.join(f'{name}={_parameter(value)}' for name, value in given.items())}"
-
-
-def _parameter(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else quote(os.fsencode(str(value)), safe="")
 
 
 def _ask_password(login: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ...addresses.destinations import PrivateKey
-from ...addresses.i2p import I2PRouter, parse_sam
+from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import CarrierError, ConnectError, SAMError
@@ -148,7 +148,7 @@ class _SessionConnector:
 
     def _make(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if self._dialer is None:
-            self._dialer = self._below.to(parse_sam(self._router.sam))
+            self._dialer = self._below.to(self._router.sam)
         bridge = Bridge(self._name, self._dialer, _login(self._router))
         try:
             control = self._converse(bridge, deadline, cancel)

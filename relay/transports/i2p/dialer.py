@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from ...addresses.destinations import PrivateKey, b32_of, is_base64
-from ...addresses.i2p import I2PRouter, I2PTarget, parse_sam
+from ...addresses.i2p import I2PRouter, I2PTarget
 from ...addresses.values import TCPAddress
 from ...carriers.carrier import Carrier
 from ...carriers.dialer import dial, wait_until_up
@@ -65,7 +65,7 @@ class I2PFactory(Dialer):
         self._place = target
         self._told = told
         router = target.router
-        below.to(parse_sam(router.sam))  # raises now if the address of the bridge or one of its files is wrong
+        below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
         make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
         self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route), make)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 import threading
 import time
 from collections.abc import Callable
 
 from ...addresses.hops import Proxy, Route, on_the_way
-from ...addresses.values import TCPAddress, shown
+from ...addresses.printable import shown
+from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network, Upgrade
@@ -171,18 +171,11 @@ def _check(place: TCPAddress) -> None:
     host, name = place.host, shown(str(place))
     if "%" in host:
         raise AddressError(f"{name}: a zone means nothing to a proxy; leave out what follows the %")
-    if not host.isascii() or not host.isprintable() or " " in host or (":" in host and not _is_ipv6(host)):
+    if not host.isascii() or not host.isprintable() or " " in host or (":" in host and not is_ipv6(host)):
         raise AddressError(f"{name}: that is no name that a proxy can be told; one is of ASCII (IDNA)")
     if len(host) > LONGEST_HOST:
         shorter = "a name in .b32.i2p is shorter than a destination"
         raise AddressError(f"{host[:16]}…: a proxy takes no name of more than {LONGEST_HOST} bytes; {shorter}")
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).version == 6
-    except ValueError:
-        return False
 
 
 def _nothing() -> None:

@@ -8,7 +8,8 @@ import re
 import h11
 
 from ...addresses.hops import Proxy
-from ...addresses.values import TCPAddress, shown
+from ...addresses.printable import shown
+from ...addresses.values import TCPAddress
 from ...errors import AuthenticationError, ConnectError
 from .negotiation import Dialogue, Question
 

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import h11
 
-from ...addresses.values import Secret
+from ...addresses.options import Secret
 from ...streams.introduction import Greeting
 from ...streams.request import Refusal, Request
 from ..tcp import listen_tcp

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import hmac
-import ipaddress
 import logging
 import os
 import re
@@ -13,12 +12,13 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar
 
+from ...addresses.hops import Password
+from ...addresses.options import Secret
 from ...addresses.printable import printable
-from ...addresses.values import Secret, check_file, check_secret, check_variable
+from ...addresses.values import is_ipv6
 from ...eventloop.loop import Loop, Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import format_address
@@ -63,13 +63,8 @@ def _digest(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Password:
-    """Where a password is to be found."""
-
-    password: Secret | None = field(repr=False)
-    password_file: str | None
-    password_env: str | None
+class _Password(Password):
+    __slots__ = ()
 
     def __str__(self) -> str:
         return "listener"
@@ -89,18 +84,15 @@ def login_of(
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if one cannot be right, or one of the two is missing.
     """
-    check_file("password_file", password_file)
-    check_variable("password_env", password_env)
-    check_secret("password", password, password_file, password_env)
-    given = any((password, password_file, password_env))
+    source = _Password(password=password, password_file=password_file, password_env=password_env)
     if user is None:
-        if given:
+        if source.has_password:
             raise ValueError("password: there is no user; a listener that wants a password wants both")
         return None
     _check_user(user)
-    if not given:
+    if not source.has_password:
         raise ValueError("user: password missing; set password_file= or password_env=")
-    secret = secret_of(_Password(password, password_file, password_env), "password", f"{user}'s password: ") or ""
+    secret = secret_of(source, "password", f"{user}'s password: ") or ""
     if not 0 < len(secret.encode("utf-8", "surrogateescape")) <= _LONGEST_LOGIN:
         raise ValueError(f"password: it is empty or too long; {_LONGEST_LOGIN} bytes are allowed")
     return Login(user, secret)
@@ -119,15 +111,7 @@ def checked_host(name: bytes) -> str | None:
     if not _HOST.fullmatch(name):
         return None
     host = name.decode("ascii")
-    return host if ":" not in host or _is_ipv6(host) else None
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
+    return host if ":" not in host or is_ipv6(host) else None
 
 
 class GreetingListener(HearingListener):

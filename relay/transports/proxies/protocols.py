@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ...addresses.values import Secret
+from ...addresses.options import Secret
 from .http_server import http_listen
 from .listener import GreetingListener
 from .socks_server import socks_listen

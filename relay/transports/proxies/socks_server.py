@@ -6,7 +6,7 @@ import functools
 import socket
 from collections.abc import Callable
 
-from ...addresses.values import Secret
+from ...addresses.options import Secret
 from ...streams.introduction import Greeting
 from ...streams.request import Refusal, Request
 from ..tcp import listen_tcp

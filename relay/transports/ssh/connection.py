@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...addresses.hops import Place
-from ...addresses.values import SSHServer, TCPAddress, UnixAddress
+from ...addresses.ssh import SSHServer
+from ...addresses.values import TCPAddress, UnixAddress
 from ...errors import CarrierError, RelayError
 from ...streams.cancellation import Cancel
 from ...streams.stream import Stream

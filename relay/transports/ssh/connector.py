@@ -9,7 +9,8 @@ import time
 from importlib import import_module
 
 from ...addresses.hops import Route, on_the_way, over_i2p
-from ...addresses.values import SSHServer, TCPAddress, is_i2p
+from ...addresses.ssh import SSHServer
+from ...addresses.values import TCPAddress, is_i2p
 from ...carriers import dialer, pool
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost

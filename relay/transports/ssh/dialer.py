@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ...addresses.values import SSHServer
+from ...addresses.ssh import SSHServer
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState
 from ...streams.checks import check_time

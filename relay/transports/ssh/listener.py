@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from ...addresses.hops import Route
-from ...addresses.values import SSHServer, TCPAddress, UnixAddress
+from ...addresses.ssh import SSHServer
+from ...addresses.values import TCPAddress, UnixAddress
 from ...carriers.carrier import Carrier, mark_reported
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, Watcher

@@ -9,7 +9,7 @@ import queue
 import ssl
 from collections.abc import Callable
 
-from ...addresses.values import TCPAddress, check_place, is_i2p
+from ...addresses.values import TCPAddress, check_host_port, is_i2p
 from ...errors import ConnectError
 from ...streams.cancellation import Cancel
 from ...streams.dialer import Upgrade
@@ -159,7 +159,7 @@ def _checked(servername: str) -> str:
         raise TypeError(f"servername: expected a str, got {type(servername).__name__}")
     name = servername.partition("%")[0].removesuffix(".")
     try:
-        check_place("name" if is_i2p(name) else name, 443)
+        check_host_port("name" if is_i2p(name) else name, 443)
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
     except (ValueError, ssl.SSLError):  # a UnicodeError is a ValueError
         raise ValueError(f"servername: {servername!r} is neither a name nor an address") from None

@@ -15,6 +15,7 @@ from sam_rig import DEST, KEY, OK, ScriptedBridge
 
 from relay.addresses.destinations import PrivateKey
 from relay.addresses.i2p import I2PRouter
+from relay.addresses.i2p_parser import parse_sam
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
@@ -78,7 +79,7 @@ def make():
 
     def make(where, keys=no_keys, **options):
         sam = where if isinstance(where, str) else getattr(where, "sam", None) or where.name
-        router = I2PRouter(sam=sam, **options)
+        router = I2PRouter(sam=parse_sam(sam), **options)
         made.append(make_carrier("here", router, network(), keys))
         made[-1].begin()
         return made[-1]
@@ -482,7 +483,7 @@ def test_each_destination_counts_for_itself_and_not_without_bound(monkeypatch):
 def test_a_quiet_one_says_nothing_that_users_see(scripted, caplog):
     caplog.set_level(logging.INFO, "relay")
     scripted.answers.append("SESSION STATUS RESULT=I2P_ERROR")
-    carrier = make_carrier("here", I2PRouter(sam=scripted.name), network(), no_keys, quiet=True)
+    carrier = make_carrier("here", I2PRouter(sam=parse_sam(scripted.name)), network(), no_keys, quiet=True)
     carrier.begin()
     up(carrier, patient=True)
     carrier.close()

@@ -29,6 +29,7 @@ from sam_rig import DEST, KEY, ScriptedBridge
 import relay
 from relay.addresses.destinations import PrivateKey, b32_of
 from relay.addresses.i2p import I2PRouter, I2PTarget
+from relay.addresses.i2p_parser import parse_sam
 from relay.carriers import retry
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
@@ -49,7 +50,7 @@ class World:
         stack.callback(self.bridge.close)
 
     def factory(self, dest=DEST, port=None, **options):
-        router = I2PRouter(sam=self.bridge.name, **options)
+        router = I2PRouter(sam=parse_sam(self.bridge.name), **options)
         return self.stack.enter_context(I2PFactory(I2PTarget(dest, port, router), network()))
 
     def tunnel(self, factory=None, **options):
@@ -167,7 +168,7 @@ def test_a_factory_that_was_closed_leaves_its_streams(world):
 
 
 def test_a_factory_that_is_forgotten_lets_it_go(world):
-    router = I2PRouter(sam=world.bridge.name)
+    router = I2PRouter(sam=parse_sam(world.bridge.name))
     factory = I2PFactory(I2PTarget(DEST, None, router), network())
     factory(deadline=soon()).close()
     del factory
@@ -379,7 +380,7 @@ def test_ready_waits(world):
 
 def test_ready_says_that_nobody_is_there():
     with refusing() as (_, port):
-        router = I2PRouter(sam=f"127.0.0.1:{port}")
+        router = I2PRouter(sam=parse_sam(f"127.0.0.1:{port}"))
         with I2PFactory(I2PTarget(DEST, None, router), network()) as factory:
             with pytest.raises(ConnectError, match="no SAM bridge there") as caught:
                 factory.ready(WAIT)

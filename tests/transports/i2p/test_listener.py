@@ -15,6 +15,7 @@ from listener_rig import Clients, Listening, States, accept, make_prompt
 import relay
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.addresses.i2p_parser import parse_sam
 from relay.api.i2p import i2p
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
@@ -523,7 +524,7 @@ def test_a_stream_outlives_the_listener_and_the_session_ends_with_it(listen, cli
 
 
 def test_a_with_statement_closes_it(bridge):
-    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), network(), "here") as there:
+    with I2PListener(I2PListen(I2PRouter(sam=parse_sam(bridge.sam))), network(), "here") as there:
         there.start(WAIT)
     assert there.state == "closed"
     there.join(WAIT)
@@ -629,7 +630,7 @@ def test_a_tunnel_drains_before_the_session_ends(listen, clients, echo):
 def test_one_that_is_patient_waits_for_its_router(bridge):
     bridge.kill()
     away = threading.Event()
-    with I2PListener(I2PListen(I2PRouter(sam=bridge.sam)), network(), "here") as there:
+    with I2PListener(I2PListen(I2PRouter(sam=parse_sam(bridge.sam))), network(), "here") as there:
         there.subscribe(lambda state, error: state == CarrierState.BACKING_OFF.value and away.set())
         starting = Thread(lambda: there.start(WAIT, patient=True))
         assert away.wait(WAIT)
@@ -643,7 +644,9 @@ def test_one_that_is_patient_ends(bridge, end, caplog):
     bridge.kill()
     away = threading.Event()
     router = (
-        I2PRouter(sam=bridge.sam, user="me", password=lambda: 1 / 0) if end != "close" else I2PRouter(sam=bridge.sam)
+        I2PRouter(sam=parse_sam(bridge.sam), user="me", password=lambda: 1 / 0)
+        if end != "close"
+        else I2PRouter(sam=parse_sam(bridge.sam))
     )
     with I2PListener(I2PListen(router), network(), "here") as there:
         there.subscribe(lambda state, error: state == CarrierState.BACKING_OFF.value and away.set())
@@ -659,7 +662,7 @@ def test_one_that_is_patient_ends(bridge, end, caplog):
 def test_it_says_what_it_is_when_it_fails():
     with socket.socket() as idle:
         idle.bind(("127.0.0.1", 0))
-        place = I2PListen(I2PRouter(sam=f"127.0.0.1:{idle.getsockname()[1]}", user="me", password="secret!"))
+        place = I2PListen(I2PRouter(sam=parse_sam(f"127.0.0.1:{idle.getsockname()[1]}"), user="me", password="secret!"))
         there = I2PListener(place, network(), str(place))
         with pytest.raises((ConnectError, AuthenticationError)) as caught:
             there.start(WAIT)

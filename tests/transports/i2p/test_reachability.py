@@ -15,6 +15,7 @@ from listener_rig import Clients, Listening, States, accept, make_prompt
 
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PRouter
+from relay.addresses.i2p_parser import parse_sam
 from relay.carriers.dialer import wait_until_up
 from relay.carriers.link import CarrierState
 from relay.streams.stream import Stream
@@ -410,7 +411,7 @@ class Subject:
 
 @pytest.fixture
 def prover(bridge):
-    made = ReachabilityMonitor("here", I2PRouter(sam=bridge.sam), network(), Subject())
+    made = ReachabilityMonitor("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), Subject())
     yield made
     done = threading.Event()
     made._pump.loop.call(lambda: (made.close(), done.set()))
@@ -422,7 +423,7 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     monkeypatch.setattr(reachability, "ANSWER", 0.1)
     prover._subject.alive = alive
     lost = threading.Event()
-    carrier = make_carrier("here", I2PRouter(sam=bridge.sam), network(), lambda: None)
+    carrier = make_carrier("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), lambda: None)
     carrier.begin()
     try:
         session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
@@ -472,7 +473,7 @@ def test_one_that_has_ended_already_hurts_nobody(prover):
 
 
 def test_the_answer_is_not_to_be_guessed(prover, bridge):
-    other = ReachabilityMonitor("there", I2PRouter(sam=bridge.sam), network(), Subject())
+    other = ReachabilityMonitor("there", I2PRouter(sam=parse_sam(bridge.sam)), network(), Subject())
     assert len(prover._answer) > 30
     assert other._answer != prover._answer
     other._pump.loop.call(other.close)

@@ -51,7 +51,8 @@ from proxy_world import (
 
 import relay
 from relay.addresses.hops import Proxy
-from relay.addresses.values import SSHServer, TCPAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
 from relay.errors import AddressError, AuthenticationError, CarrierError, ConnectError, HostKeyError
 from relay.eventloop.background import Pump
 from relay.eventloop.sockets import reset
@@ -614,7 +615,7 @@ def test_where_a_password_comes_from(way, tmp_path, monkeypatch):
 def test_a_password_is_read_for_each_stream(way):
     passwords = iter(("one", "two"))
     made = way()
-    factory = socks(made, Proxy("socks5", "proxy", 1080, "me", lambda: next(passwords)))
+    factory = socks(made, Proxy("socks5", "proxy", 1080, "me", password=lambda: next(passwords)))
     assert [shown_password(factory, made) for _ in range(2)] == [b"one", b"two"]
 
 
@@ -683,7 +684,7 @@ def test_no_thread_for_a_password(way, monkeypatch):
 
     made = way()
     monkeypatch.setattr(threading.Thread, "start", start)
-    error = Begun(socks(made, Proxy("socks5", "proxy", 1080, "me", lambda: "x"))).error()
+    error = Begun(socks(made, Proxy("socks5", "proxy", 1080, "me", password=lambda: "x"))).error()
     assert str(error) == "socks5://me@proxy:1080: can't start new thread" and made.asked == []
 
 

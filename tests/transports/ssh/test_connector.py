@@ -17,7 +17,8 @@ from ssh_world import World
 
 import relay
 from relay.addresses.destinations import b32_of
-from relay.addresses.values import SSHServer, TCPAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
 from relay.carriers import pool
 from relay.process import PIPE, start
 from relay.streams.cancellation import Cancellation

@@ -14,7 +14,8 @@ from helpers import WAIT, Thread, ending, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
-from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress, UnixAddress
 from relay.api.ssh import listen_ssh
 from relay.carriers.carrier import Carrier
 from relay.carriers.link import CarrierState

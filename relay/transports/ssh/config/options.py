@@ -14,7 +14,8 @@ from concurrent.futures import Future, wait
 from shutil import which
 from typing import Any, TypeVar
 
-from ....addresses.values import SSHServer, is_i2p
+from ....addresses.ssh import SSHServer
+from ....addresses.values import is_i2p
 from ....errors import AddressError, ConnectError
 from ....process import DEVNULL, PIPE, start
 from ...files import has_entry, home

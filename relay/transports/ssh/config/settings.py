@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
 import os
 import re
@@ -12,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
-from ....addresses.values import SSH_FILES, SSHServer
+from ....addresses.options import FILE, options_of
+from ....addresses.ssh import SSHServer
+from ....addresses.values import is_ipv6
 from ....errors import AddressError, RelayError
 from ...files import home
 from ..connection import Settings
@@ -25,6 +26,7 @@ __all__ = ["CLIENT_ONLY", "ClientOnly", "settle"]
 
 logger = logging.getLogger("relay")
 
+_FILES = tuple(name for name, option in options_of(SSHServer).items() if option.kind is FILE)
 _NAME = re.compile(r"[\w.:+-]{1,253}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?:(:)(.*))?", re.DOTALL)
@@ -102,7 +104,7 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
 
 def _expanded(server: SSHServer) -> SSHServer:
     """The server with whole paths: what reads them after this need not know of ``~``."""
-    paths = {name: path for name in SSH_FILES if (path := getattr(server, name)) is not None}
+    paths = {name: path for name in _FILES if (path := getattr(server, name)) is not None}
     return replace(server, **{name: os.path.expanduser(path) for name, path in paths.items()})
 
 
@@ -114,17 +116,9 @@ def _hostname(server: SSHServer, host: str) -> str:
     """A host that holds nothing a shell or ``ssh`` could take for something else."""
     if host.startswith("-") or not _NAME.fullmatch(host):
         literal, percent, zone = host.partition("%")
-        if not (percent and _is_ipv6(literal) and _ZONE.fullmatch(zone)):
+        if not (percent and is_ipv6(literal) and _ZONE.fullmatch(zone)):
             _fail(server, f"HostName {host[:80]!r} in the SSH configuration is no host; a name or an address is one")
     return host
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _port(server: SSHServer, text: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 from helpers import wait_until
 
 from relay import AddressError, ConnectError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.transports.ssh.config import options
 from relay.transports.ssh.config.algorithms import LISTS, supported
 from relay.transports.ssh.config.options import Options, read

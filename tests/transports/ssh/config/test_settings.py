@@ -13,7 +13,7 @@ import pytest
 from ssh_keys import blob, line, make
 
 from relay import AddressError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.errors import RelayError
 from relay.transports.ssh.config import options
 from relay.transports.ssh.config import settings as configuration

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.errors import RelayError
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.openssh.arguments import arguments, environment, private_directory

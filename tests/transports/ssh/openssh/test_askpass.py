@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from helpers import WAIT, receive_all
 
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.eventloop.loop import Loop
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.openssh import helper

@@ -36,7 +36,8 @@ from ssh_agent import RealAgent
 from sshd import make_key
 
 import relay
-from relay.addresses.values import SSHServer, TCPAddress, UnixAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError, ForwardError, HostKeyError, RelayError
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, RelayError
 from relay.transports.ssh.connection import GREETING, IncompatibleError, Settings
 from relay.transports.ssh.openssh.diagnostics import decoded, open_error, said, timeout_error, why

@@ -25,7 +25,8 @@ from helpers import BLOCK, PROMPT, WAIT, Thread, receive_all, receive_exactly, w
 from paramiko.common import cMSG_DISCONNECT
 from paramiko_rig import Lost, ScriptedServer, asleep, begin, connect, open_stream, settings_for
 
-from relay.addresses.values import SSHServer, TCPAddress
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
 from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKeyError, can_retry
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
@@ -145,7 +146,7 @@ def fails(serve, handler, *, seconds=WAIT, settings=None):
 
 
 def _no_settings():
-    from relay.addresses.values import SSHServer
+    from relay.addresses.ssh import SSHServer
     from relay.transports.ssh.connection import Settings
 
     return Settings(SSHServer("bastion"), "127.0.0.1", 22, "somebody", host_key_name="bastion")

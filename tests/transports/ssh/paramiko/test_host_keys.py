@@ -14,7 +14,7 @@ from helpers import WAIT, Thread
 from ssh_keys import blob, line, make
 
 from relay import HostKeyError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.process import DEVNULL, PIPE, start
 from relay.transports.ssh.config.identities import public_key
 from relay.transports.ssh.config.known_hosts import fingerprint, write_down

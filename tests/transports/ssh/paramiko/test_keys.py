@@ -13,7 +13,7 @@ from ssh_agent import RealAgent
 from ssh_keys import certify, make
 
 from relay import AuthenticationError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.transports.ssh.config.identities import CERTIFICATE, key_type, public_key
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.paramiko.keys import Keys, Offer, load

@@ -18,7 +18,7 @@ from ssh_agent import RealAgent
 from ssh_keys import certify, make
 
 from relay import AuthenticationError, CarrierError
-from relay.addresses.values import SSHServer
+from relay.addresses.ssh import SSHServer
 from relay.transports.ssh.config.identities import public_key
 from relay.transports.ssh.config.settings import settle
 from relay.transports.ssh.paramiko import login as authentication

@@ -1,4 +1,4 @@
-"""What every address as text has in common: a scheme, a host and a port or a path, parameters.
+"""The parser that all addresses share: a scheme, a host and a port or a path, and parameters.
 
 Pure: nothing here does I/O. Every error is one line (what, where, what is allowed) and shows no secret.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import NoReturn
-from urllib.parse import quote, unquote_to_bytes
+from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from ..errors import AddressError
-from .values import CONTROL, LONGEST_UNIX_PATH, is_i2p, masked, masked_parameters, shown, unclear
+from .options import CONTROL, Option
+from .printable import shown
+from .redact import is_ambiguous, redact, redact_parameters
+from .values import LONGEST_UNIX_PATH, is_i2p, quoted
 
-__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressReader", "with_parameters"]
+__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressParser", "with_parameters"]
 
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
@@ -37,19 +40,19 @@ def with_parameters(address: str, parameters: Iterable[tuple[str, str | None]]) 
     :param address: as text.
     :param parameters: names and values; those whose value is ``None`` are left out.
     """
-    given = [(name, value.encode("utf-8", "surrogateescape")) for name, value in parameters if value is not None]
-    more = "&".join(f"{name}={quote(value, safe='/:@,+=~')}" for name, value in given)
+    more = "&".join(f"{name}={quoted(value)}" for name, value in parameters if value is not None)
     if not more:
         return address
     return address + ("" if address.endswith("?") else "&" if "?" in address else "?") + more
 
 
-class AddressReader:
-    """One address while it is read.
+class AddressParser:
+    """The parser of one address.
 
     :param text: the address.
-    :param what: what it is for, in errors.
+    :param what: its role, for errors.
     :param hidden: whether it may be a part of a password.
+    :param given: options that are given outside the address: values by name.
     """
 
     example = "localhost:8080"
@@ -59,13 +62,14 @@ class AddressReader:
     least_port = 1
     takes_i2p = False  # whether a host may be a name of I2P
 
-    def __init__(self, text: str, what: str, *, hidden: bool = False) -> None:
+    def __init__(self, text: str, what: str, *, hidden: bool = False, given: Mapping[str, Any] | None = None) -> None:
         self.what = what
         if not isinstance(text, str):
             raise TypeError(f"{what}: expected a str such as '{self.example}', got {type(text).__name__}")
         self.text = text
-        self.shown = "***" if hidden else masked(text)
-        self.hidden = hidden or unclear(text)
+        self.shown = "***" if hidden else redact(text)
+        self.hidden = hidden or is_ambiguous(text)
+        self.given = given or {}
 
     def part(self, text: str) -> str:
         """A part of the address for an error; none where it may be a part of a password."""
@@ -219,40 +223,52 @@ class AddressReader:
                 f"'{self.part(host)}' is not an IPv4 address", "one is four numbers from 0 to 255, as in 127.0.0.1"
             )
 
-    def parameters(self, scheme: str, query: str, names: tuple[str, ...]) -> dict[str, str]:
-        """Read what follows the question mark; a ``+`` is a plus sign."""
-        return {name: value for name, [value] in self.repeated_parameters(scheme, query, names).items()}
-
-    def repeated_parameters(
+    def options(
         self,
         scheme: str,
         query: str,
-        names: tuple[str, ...],
-        repeated: Collection[str] = (),
+        declared: Mapping[str, Option],
         is_further: Callable[[str], bool] = lambda _: False,
-    ) -> dict[str, list[str]]:
-        """Read what follows the question mark, where some parameters may be written more than once.
+    ) -> dict[str, Any]:
+        """Parse the parameters after the question mark; a ``+`` is a plus sign.
 
-        :param names: of those that are allowed.
-        :param repeated: of those among them that may be repeated.
-        :param is_further: tells of others whether they are allowed, too.
+        :param declared: the options that are allowed.
+        :param is_further: returns whether another name is allowed, whose value stays text.
+        :returns: the values by name, with those given outside the address.
         """
-        given: dict[str, list[str]] = {}
-        for parameter, known in zip(query.split("&"), masked_parameters(query), strict=True) if query else ():
-            name, _, value = parameter.partition("=")
-            if name not in names and not is_further(name):
-                self.unknown_parameter(scheme, name, known.partition("=")[0], names)
-            if name in given and name not in repeated:
+        found: dict[str, Any] = {}
+        for parameter, redacted in zip(query.split("&"), redact_parameters(query), strict=True) if query else ():
+            name, _, text = parameter.partition("=")
+            option = declared.get(name)
+            if option is None and not is_further(name):
+                self.unknown_parameter(scheme, name, redacted.partition("=")[0], declared)
+            is_repeatable = option is not None and option.kind.is_repeatable
+            if name in found and not is_repeatable:
                 self.fail(f"{name}= is written twice", "once is enough")
-            given.setdefault(name, []).append(self.decoded(value))
-            if not value:
+            text = self.decoded(text)
+            if not text:
                 self.fail(f"{name}= is empty", "give it a value or leave it out")
-        return given
+            value = text if option is None else self.value(name, text, option)
+            found[name] = (*found.get(name, ()), value) if is_repeatable else value
+        for name, value in self.given.items():
+            if name not in declared and not is_further(name):
+                self.unknown_parameter(scheme, name, name, declared)
+            if name in found:
+                self.fail(f"{name}= is written twice", "once is enough")
+            found[name] = value
+        return found
 
-    def unknown_parameter(self, scheme: str, name: str, masked_name: str, names: Iterable[str]) -> NoReturn:
+    def value(self, name: str, text: str, option: Option) -> Any:
+        """Parse the value of an option."""
+        try:
+            return option.kind.parse(text)
+        except ValueError as error:
+            self.fail(f"{name}={self.part(text)}", str(error))
+
+    def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Iterable[str]) -> NoReturn:
         """Refuse a parameter that is none of ``names``."""
         near = get_close_matches(name, names, 1)
-        problem = f"unknown parameter '{self.part(masked_name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
+        problem = f"unknown parameter '{self.part(redacted_name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
         allowed = ", ".join(f"{known}=" for known in names)
         self.fail(problem, f"{scheme} takes {allowed or 'none'}")
 

@@ -1,0 +1,92 @@
+"""Write everything that is made from the options of addresses and the schema of relay.toml.
+
+``python docs/make_reference.py`` rewrites the files in place: the reference in ``docs/configuration.md``, the tables of
+parameters in ``docs/ssh.md`` and ``docs/i2p.md``, and ``relay/api/keywords.py``. ``--check`` writes nothing, lists the
+files that are out of date, and exits with status 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from relay.addresses.i2p import I2PListen, I2PRouter
+from relay.addresses.options import Option, options_of, written
+from relay.addresses.ssh import SSHServer
+from relay.api.signatures import annotation
+
+ROOT = Path(__file__).parents[1]
+_MARKED = re.compile(r"(<!-- made by docs/make_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+KEYWORDS = '''"""The keywords of the options, for type checkers; docs/make_reference.py writes this file."""
+
+from __future__ import annotations
+
+import os
+from typing import TypedDict
+
+from ..addresses.options import Secret
+
+__all__ = ["I2PKeywords", "SSHKeywords"]
+'''
+
+
+def keywords() -> str:
+    """The module with the keywords of the public functions."""
+    parts = [KEYWORDS]
+    for name, text, owner, left_out in (
+        ("SSHKeywords", "Options of SSH servers.", SSHServer, ()),
+        ("I2PKeywords", "Options of I2P routers and sessions.", I2PRouter, ("sam", "session")),
+    ):
+        parts.append(f'\n\nclass {name}(TypedDict, total=False):\n    """{text}"""\n\n')
+        parts += [
+            f"    {key}: {annotation(option)}\n" for key, option in options_of(owner).items() if key not in left_out
+        ]
+    return "".join(parts)
+
+
+def parameters(*owners: type) -> str:
+    """The table of the parameters of an address."""
+    rows = ["| parameter | meaning | default |", "| --- | --- | --- |"]
+    for owner in owners:
+        rows += [_row(name, option) for name, option in options_of(owner).items() if not option.is_secret]
+    return "\n".join(rows)
+
+
+def _row(name: str, option: Option) -> str:
+    default = option.usual or ("" if option.default in (None, "", ()) else written(option.default))
+    shown = f"`{name}={option.placeholder}`".replace("|", "`, `" + f"{name}=")
+    return f"| {shown} | {_sentences(option)} | {default and f'`{default}`'} |"
+
+
+def _sentences(option: Option) -> str:
+    text = f"{option.help[0].upper()}{option.help[1:]}. {option.details}".rstrip()
+    return text.replace("``", "`")
+
+
+def files() -> dict[Path, str]:
+    """The files with what they should hold."""
+    return {
+        ROOT / "relay/api/keywords.py": keywords(),
+        ROOT / "docs/ssh.md": _page("ssh.md", parameters(SSHServer)),
+        ROOT / "docs/i2p.md": _page("i2p.md", parameters(I2PRouter, I2PListen)),
+    }
+
+
+def _page(name: str, text: str) -> str:
+    return _MARKED.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", (ROOT / "docs" / name).read_text())
+
+
+def main(words: list[str]) -> int:
+    """Write or compare the files; the exit status."""
+    stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        sys.stdout.write(f"{path.relative_to(ROOT)}\n")
+        if "--check" not in words:
+            path.write_text(files()[path])
+    return int(bool(stale) and "--check" in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

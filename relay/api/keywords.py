@@ -1,0 +1,42 @@
+"""The keywords of the options, for type checkers; docs/make_reference.py writes this file."""
+
+from __future__ import annotations
+
+import os
+from typing import TypedDict
+
+from ..addresses.options import Secret
+
+__all__ = ["I2PKeywords", "SSHKeywords"]
+
+
+class SSHKeywords(TypedDict, total=False):
+    """Options of SSH servers."""
+
+    keyfile: str | os.PathLike[str] | None
+    identities_only: bool
+    passphrase_file: str | os.PathLike[str] | None
+    passphrase_env: str | None
+    password_file: str | os.PathLike[str] | None
+    password_env: str | None
+    known_hosts: str | os.PathLike[str] | None
+    hostkey: str | None
+    accept_new: bool
+    config: str | os.PathLike[str] | None
+    keepalive: float | None
+    compress: bool | None
+    backend: str | None
+    passphrase: Secret | None
+    password: Secret | None
+
+
+class I2PKeywords(TypedDict, total=False):
+    """Options of I2P routers and sessions."""
+
+    keys: str | os.PathLike[str] | None
+    in_depth: int | None
+    out_depth: int | None
+    user: str | None
+    password: Secret | None
+    password_file: str | os.PathLike[str] | None
+    password_env: str | None

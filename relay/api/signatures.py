@@ -1,0 +1,72 @@
+"""The options in the signatures and docstrings of public functions, for :func:`help` and the API reference."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..addresses.options import SECRET, Option, options_of
+
+__all__ = ["annotation", "description", "shows_options"]
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+_MARK = "    :param options: {options}\n"
+_WIDTH = 120
+
+
+def shows_options(
+    owner: type, *, own: tuple[str, ...] = (), takes_others: bool = False
+) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that shows the options of a class as keywords of a function or class.
+
+    The function has ``**options``, and its docstring the line ``:param options: {options}``.
+
+    :param owner: the class that declares the options.
+    :param own: the options that the function has as parameters of its own.
+    :param takes_others: whether the function accepts further keywords.
+    """
+    options = {name: option for name, option in options_of(owner).items() if name not in own}
+
+    def decorate(function: Decorated) -> Decorated:
+        call: Any = vars(function)["__init__"] if isinstance(function, type) else function
+        signature = inspect.signature(call)
+        *parameters, others = signature.parameters.values()
+        shown = [_parameter(name, option) for name, option in options.items()]
+        call.__signature__ = signature.replace(
+            parameters=[*parameters, *shown, *([others.replace(annotation="Any")] if takes_others else [])]
+        )
+        lines = [_filled(f":param {name}: {description(option)}") for name, option in options.items()]
+        function.__doc__ = (function.__doc__ or "").replace(_MARK, "\n".join([*lines, ""]))
+        return function
+
+    return decorate
+
+
+def _parameter(name: str, option: Option) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=option.default, annotation=annotation(option))
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+
+def annotation(option: Option) -> str:
+    """Return the type of an option as a keyword."""
+    keyword = option.kind.keyword
+    return f"{keyword} | None" if option.default is None and not keyword.endswith("None") else keyword
+
+
+def description(option: Option) -> str:
+    """Return what an option means as a keyword."""
+    text = f"{option.help}."
+    if option.kind is SECRET:
+        text += " Text, or a callable that returns it."
+    if option.details:
+        text += f" {option.details}"
+    if option.usual:
+        text += f" ``None`` stands for {option.usual}."
+    return text

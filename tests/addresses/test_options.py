@@ -1,0 +1,121 @@
+"""The options of addresses: what is declared, and what is made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from relay.addresses.hops import Proxy, ProxyListen
+from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses.options import (
+    DEPTH,
+    FILE,
+    FLAG,
+    SECONDS,
+    SECRET,
+    VARIABLE,
+    changed_options,
+    check_variable,
+    choice,
+    inline_secrets,
+    option,
+    options_of,
+    secret_variables,
+    written,
+)
+from relay.addresses.ssh import SSHListen, SSHServer
+from relay.addresses.values import TCPAddress, TLSListen, TLSTarget
+
+OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TLSTarget, TLSListen]
+
+
+@dataclasses.dataclass
+class Owner:
+    plain: int = 1
+    file: str | None = dataclasses.field(default=None, metadata=option(FILE, "a file", "Of any kind.", usual="none"))
+    flag: bool = dataclasses.field(default=True, metadata=option(FLAG, "whether it is so"))
+
+
+def test_options_are_declared_in_the_fields():
+    file, flag = options_of(Owner).values()
+    assert list(options_of(Owner)) == ["file", "flag"]
+    assert (file.help, file.details, file.usual, file.default) == ("a file", "Of any kind.", "none", None)
+    assert (file.placeholder, flag.placeholder, flag.default) == ("FILE", "no", True)
+    assert changed_options(Owner(flag=False)) == {"flag": False}
+    assert options_of(TCPAddress) == {}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_no_secret_is_in_a_repr_and_every_secret_has_a_file_and_a_variable(owner):
+    fields = {field.name: field for field in dataclasses.fields(owner)}
+    for name, declared in options_of(owner).items():
+        assert fields[name].repr is not declared.is_secret
+        if declared.is_secret:
+            assert options_of(owner)[f"{name}_file"].kind is FILE
+            assert options_of(owner)[f"{name}_env"].kind is VARIABLE
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_every_option_has_a_short_text(owner):
+    for declared in options_of(owner).values():
+        assert 0 < len(declared.help) <= 50
+        assert not declared.help.endswith(".")
+        assert not declared.details or declared.details.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (FLAG, "yes", True),
+        (FLAG, "no", False),
+        (SECONDS, "1.5", 1.5),
+        (SECONDS, "none", None),
+        (DEPTH, "7", 7),
+        (FILE, "a b", "a b"),
+        (choice("a", "b"), "b", "b"),
+    ],
+)
+def test_a_value_is_written_as_it_is_read(kind, text, value):
+    assert kind.parse(text) == value
+    assert written(value) == text
+    kind.check("x", value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(FLAG, "true"), (SECONDS, "0"), (SECONDS, "-1"), (DEPTH, "10"), (choice("a", "b"), "c")]
+)
+def test_what_cannot_be_read_says_what_is_allowed(kind, text):
+    with pytest.raises(ValueError, match="allowed"):
+        kind.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "error"),
+    [
+        (FLAG, 1, TypeError),
+        (SECONDS, True, TypeError),
+        (SECONDS, float("inf"), ValueError),
+        (DEPTH, 8, ValueError),
+        (SECRET, 7, TypeError),
+        (SECRET, "", ValueError),
+        (VARIABLE, "A-B", ValueError),
+        (choice("a", "b"), "c", ValueError),
+    ],
+)
+def test_what_is_wrong_names_the_option(kind, value, error):
+    with pytest.raises(error, match="^x: "):
+        kind.check("x", value)
+
+
+def test_variables_with_secrets_are_remembered():
+    check_variable("x", "OF_TEST_OPTIONS")
+    assert "OF_TEST_OPTIONS" in secret_variables()
+
+
+def test_secrets_of_what_leads_to_an_address_are_found():
+    server = SSHServer("h", password="x", passphrase=lambda: "y")
+    router = I2PRouter(user="me", password="x")
+    for value in (server, SSHListen(server), router, I2PTarget("a.i2p", None, router), I2PListen(router)):
+        assert inline_secrets(value) == ("password",)
+    assert inline_secrets(TCPAddress("h", 1)) == inline_secrets(None) == ()

@@ -1,4 +1,4 @@
-"""What docs/make_reference.py writes is up to date."""
+"""What docs/write_reference.py writes is up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers import WAIT
 
 
 def test_everything_that_is_made_from_the_options_is_up_to_date():
-    script = ROOT / "docs" / "make_reference.py"
+    script = ROOT / "docs" / "write_reference.py"
     done = subprocess.run(
         [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=WAIT, check=False
     )

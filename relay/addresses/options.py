@@ -6,7 +6,7 @@ A class such as :class:`relay.addresses.ssh.SSHServer` declares an option as a f
 
 The following are made from these fields: the parameters of URLs, the keywords of the public functions, the keys of
 ``relay.toml`` and its JSON schema, ``relay help hops``, and the reference pages in ``docs/``. Those that are files are
-written by ``docs/make_reference.py``.
+written by ``docs/write_reference.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The keywords of the options, for type checkers; docs/make_reference.py writes this file."""
+"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ import pytest
 from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
-from relay.addresses import values
-from relay.addresses.hops import Command, Proxy, ProxyListen
-from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses import hops, ssh, values
+from relay.addresses.hops import Command, Proxy
+from relay.addresses.i2p import I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.api import urls
 
@@ -137,11 +137,11 @@ def test_hops_and_target_go_to_what_leads_through_them(monkeypatch):
     relay.target("exec:cat")
     assert seen == [
         (
-            (values.SSHServer("a", "me"), values.SSHServer("b", port=2222)),
+            (ssh.SSHServer("a", "me"), ssh.SSHServer("b", port=2222)),
             values.TCPAddress("db.internal", 5432),
         ),
-        ((values.SSHServer("a"),), values.UnixAddress("/run/db")),
-        ((values.SSHServer("a"),), I2PTarget("name.i2p", 81)),
+        ((ssh.SSHServer("a"),), values.UnixAddress("/run/db")),
+        ((ssh.SSHServer("a"),), I2PTarget("name.i2p", 81)),
         ((Proxy("socks5", "a", 1),), values.TCPAddress("name.i2p", 81)),
         ((), I2PTarget("name.i2p", None, I2PRouter(parse_sam("h:1")))),
         ((), values.TLSTarget("name.i2p", 443)),
@@ -166,12 +166,12 @@ def test_a_place_on_a_server_is_listened_at_through_the_hops(monkeypatch):
     relay.listen("ssh://a?listen=/run/app")
     assert seen == [
         {
-            "server": values.SSHServer("a", "me"),
+            "server": ssh.SSHServer("a", "me"),
             "place": values.TCPAddress("127.0.0.1", 8080),
-            "via": (values.SSHServer("b"),),
+            "via": (ssh.SSHServer("b"),),
             "opening": None,
         },
-        {"server": values.SSHServer("a"), "place": values.UnixAddress("/run/app"), "via": (), "opening": None},
+        {"server": ssh.SSHServer("a"), "place": values.UnixAddress("/run/app"), "via": (), "opening": None},
     ]
 
 
@@ -186,7 +186,7 @@ def test_i2p_is_listened_at_through_the_hops(monkeypatch):
             "accept": "forward",
             "allow": ("x",),
             "deny": (),
-            "via": (values.SSHServer("a"),),
+            "via": (ssh.SSHServer("a"),),
             "opening": None,
         },
         {"router": I2PRouter(), "accept": None, "allow": None, "deny": (), "via": (), "opening": None},
@@ -220,7 +220,7 @@ def test_so_is_one_that_leads_to_a_listener(place):
 
 @pytest.mark.parametrize(
     ("table", "union"),
-    [(urls.SENDERS, values.Target), (urls.LISTENERS, values.Listen | I2PListen | ProxyListen)],
+    [(urls.SENDERS, values.Target), (urls.LISTENERS, hops.Listen)],
 )
 def test_every_kind_of_address_has_its_function(table, union):
     assert set(table) == set(typing.get_args(union))

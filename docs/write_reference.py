@@ -1,6 +1,6 @@
 """Write everything that is made from the options of addresses and the schema of relay.toml.
 
-``python docs/make_reference.py`` rewrites the files in place: the reference in ``docs/configuration.md``, the tables of
+``python docs/write_reference.py`` rewrites the files in place: the reference in ``docs/configuration.md``, the tables of
 parameters in ``docs/ssh.md`` and ``docs/i2p.md``, and ``relay/api/keywords.py``. ``--check`` writes nothing, lists the
 files that are out of date, and exits with status 1 if there are any.
 """
@@ -17,9 +17,9 @@ from relay.addresses.ssh import SSHServer
 from relay.api.signatures import annotation
 
 ROOT = Path(__file__).parents[1]
-_MARKED = re.compile(r"(<!-- made by docs/make_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- made by docs/write_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
-KEYWORDS = '''"""The keywords of the options, for type checkers; docs/make_reference.py writes this file."""
+KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
 
 from __future__ import annotations
 

@@ -651,7 +651,7 @@ def test_giving_up_while_a_password_is_awaited(way):
         return "late"
 
     made = way()
-    begun = Begun(socks(made, Proxy("socks5", "proxy", 1080, "me", ask)))
+    begun = Begun(socks(made, Proxy("socks5", "proxy", 1080, "me", password=ask)))
     assert asked.wait(WAIT)
     begun.give_up()
     go.set()
@@ -668,7 +668,7 @@ def test_a_slow_password_holds_up_no_other_stream(way):
         return "late"
 
     slow, quick = way(), way()
-    waiting = Begun(socks(slow, Proxy("socks5", "proxy", 1080, "me", ask)))
+    waiting = Begun(socks(slow, Proxy("socks5", "proxy", 1080, "me", password=ask)))
     assert asked.wait(WAIT)
     begun = Begun(socks(quick))
     quick.end().sendall(WELCOME + GRANTED)

@@ -1,8 +1,8 @@
 """Write everything that is made from the options of addresses and the schema of relay.toml.
 
 ``python docs/write_reference.py`` rewrites files in place: the reference in ``docs/configuration.md``, the tables of
-parameters in ``docs/ssh.md`` and ``docs/i2p.md``, and ``relay/api/keywords.py``. With ``--check`` it writes nothing, lists
-the files that are out of date, and exits with status 1 if there are any.
+parameters in ``docs/ssh.md`` and ``docs/i2p.md``, and ``relay/api/keywords.py``. With ``--check`` it writes nothing,
+lists the files that are out of date, and exits with status 1 if there are any.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ from typing import Any, Unpack
 from ..addresses.hops import Route
 from ..addresses.options import options_of
 from ..addresses.parse import parse_hops, parse_ssh_server
-from ..addresses.values import TCPAddress, UnixAddress, check_host_port
-from ..addresses.options import Secret
 from ..addresses.ssh import SSHServer
+from ..addresses.values import TCPAddress, UnixAddress, check_host_port
 from ..streams.dialer import Dialer
 from ..transports.chain import chain, network, numbered
 from ..transports.ssh.listener import SSHListener
@@ -32,8 +31,9 @@ def ssh(
     port: int,
     *,
     via: Sequence[str] = (),
+    **options: Unpack[SSHKeywords],
 ) -> Dialer:
-    """A factory for what an SSH server reaches: ``ssh -L`` without the port.
+    """Return a factory for a target behind an SSH server: ``ssh -L`` without the local port.
 
     Nothing is opened before the first call (or ``ready()``). Factories and listeners of this process share one
     connection if they use the same server with the same options over the same hops. relay reconnects when the

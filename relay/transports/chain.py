@@ -13,8 +13,8 @@ from typing import Protocol
 
 from ..addresses.hops import Command, Hop, Place, Proxy, Route, check_way, hop_of
 from ..addresses.i2p import I2PRouter, I2PTarget
-from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
 from ..addresses.ssh import SSHServer
+from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
 from ..streams.dialer import Dialer, Network, Upgrade
 from ..streams.promise import copy_error
 from .tcp import tcp

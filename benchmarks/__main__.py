@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure, print, and keep the results of a whole run."""
+"""``python -m benchmarks``: measure, print, keep the results of whole tables, and write the page about them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from .loads.tcp import Lab
 from .machine import MeasurementError, UnavailableError, describe, raise_limit
 from .peers.tcp import PACKAGES, PEERS, VERSIONS
-from .report import Results, markdown, text
+from .report import Results, page, text
 from .rows.tcp import ROWS, TABLES
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def names(known: Iterable[str], groups: dict[str, list[str]]) -> Callable[[str], list[str]]:
@@ -37,7 +38,7 @@ def names(known: Iterable[str], groups: dict[str, list[str]]) -> Callable[[str],
 def positive(given: str) -> int:
     """An option that takes a whole number above 0."""
     if not given.isdecimal() or int(given) == 0:
-        raise argparse.ArgumentTypeError(f"{given}: a whole number above 0 is wanted")
+        raise argparse.ArgumentTypeError(f"{given}: expected a whole number above 0")
     return int(given)
 
 
@@ -45,7 +46,7 @@ def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure relay beside its peers. Whole tables are kept in benchmarks/results.",
+        description="Measure relay beside its peers. Whole tables go into benchmarks/results and docs/performance.md.",
         epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
     )
     tables = {table: [name for name, row in ROWS.items() if row.table == table] for table in TABLES}
@@ -54,7 +55,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--peers", type=names(PEERS, {}), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of every row (default 3)")
     parser.add_argument("--seconds", type=positive, default=3, metavar="S", help="of load in a measurement (default 3)")
-    parser.add_argument("--markdown", action="store_true", help="print the kept results for the README")
+    parser.add_argument("--page", action="store_true", help="write the page from the kept results; measure nothing")
     return parser.parse_args()
 
 
@@ -91,19 +92,20 @@ def run(chosen: argparse.Namespace) -> Results:
 
 
 def keep(results: Results) -> None:
-    """Write the figures, the report and the picture."""
+    """Write the figures, the report, the pictures and the page."""
     from .picture import draw
 
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(results.data, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / "latest.txt").write_text(text(results))
-    draw(results, RESULTS / "latest.svg")
+    draw(results, PAGE.parent / "performance")
+    PAGE.write_text(page(results, PAGE.read_text()))
 
 
 def main() -> int:
     chosen = options()
-    if chosen.markdown:
-        print(markdown(Results.load(RESULTS / "latest.json")))
+    if chosen.page:
+        keep(Results.load(RESULTS / "latest.json"))
         return 0
     raise_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the programs under test are ended too

@@ -1,4 +1,4 @@
-"""The results, as text for people and as Markdown for the README."""
+"""The results, as text for people and as a part of the page about performance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from .goals import Goal, Metric, Row, Sample
 from .peers.tcp import PEERS
 from .rows.tcp import ROWS, TABLES
 
-__all__ = ["Results", "markdown", "text"]
+__all__ = ["PICTURES", "Results", "page", "text"]
+
+PICTURES = ("tcp", "tls", "ssh", "socks")  # the tables with a picture
+BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 
 SIGNS = {True: "≥", False: "≤"}
 
@@ -177,15 +180,29 @@ def text(results: Results) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def markdown(results: Results) -> str:
-    """The README's tables: medians, and the ratios to what is to be reached."""
+def page(results: Results, before: str) -> str:
+    """The page about performance, with the tables of these results between its two marks.
+
+    :param before: the page as it is now.
+    """
+    head, _, rest = before.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
+    return "\n\n".join([head + BEGIN, *_sections(results), END + tail])
+
+
+def _sections(results: Results) -> list[str]:
+    """For each table a heading, when and where it was measured, a picture and the medians."""
     machine = results.data["machine"]
-    parts = [f"{machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
+    parts = [f"Measured on {machine['cores']}, {machine['kernel']}, Python {machine['python']}."]
     for name, title in TABLES.items():
         rows = [row for row in results.rows() if ROWS[row].table == name]
         if rows:
-            parts.append(f"**{title}** ({results.date(name)})\n\n" + "\n".join(_markdown_table(results, rows)))
-    return "\n\n".join(parts)
+            parts += [f"## {title}", f"{results.date(name)}."]
+            parts += [f"![{title}: relay beside its peers](performance/{name}.svg)"] if name in PICTURES else []
+            parts.append("\n".join(_markdown_table(results, rows)))
+    return parts
 
 
 def _markdown_table(results: Results, rows: list[str]) -> list[str]:

@@ -317,6 +317,19 @@ def test_messages_are_collected(tmp_path, monkeypatch):
     ]
 
 
+def test_the_tables_of_figures_are_those_that_were_kept():
+    program = (
+        "from benchmarks.__main__ import PAGE, RESULTS\n"
+        "from benchmarks.report import Results, page\n"
+        "print(page(Results.load(RESULTS / 'latest.json'), PAGE.read_text()), end='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True, cwd=ROOT
+    )
+    assert done.stdout == PAGES["performance"], "run: make bench ARGS=--page"
+    assert PAGES["performance"].count("| relay against its goal |") >= 6
+
+
 def test_every_parameter_of_a_hop_is_in_it():
     for name in set(options_of(SSHServer)) - {"password", "passphrase"}:
         assert f"`{name}" in PAGES["ssh"], name

@@ -113,7 +113,7 @@ def bulk(connect: Connect, size: int, *, down: bool) -> dict[str, float]:
 
 
 def echo(connect: Connect) -> float:
-    """One connection, and one byte to and fro; returns the seconds."""
+    """One connection, and one byte each way; returns the seconds."""
     start = time.monotonic()
     with connect() as connection:
         connection.sendall(SIZE.pack(b"e", 0) + b"?")
@@ -154,7 +154,7 @@ def burst(connect: Connect, count: int) -> dict[str, float]:
 
 
 def ping(connect: Connect, seconds: float) -> dict[str, float]:
-    """64 bytes to and fro on one connection: the median and the 99th percentile, in seconds."""
+    """64-byte round trips on one connection: the median and the 99th percentile, in seconds."""
     times = []
     with connect() as connection:
         connection.sendall(SIZE.pack(b"e", 0))

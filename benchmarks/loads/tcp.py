@@ -238,7 +238,7 @@ class Lab:
         return compiled(SOURCES / "opening.c", self.directory)
 
     def ping(self, port: int) -> dict[str, float]:
-        """64 bytes to and fro: ``count``, ``seconds``, and ``p50`` and ``p99`` in microseconds."""
+        """64-byte round trips: ``count``, ``seconds``, and ``p50`` and ``p99`` in microseconds."""
         return _numbers(run([self._pingpong(), "ping", str(port), str(self.seconds)], self.seconds + PATIENCE))
 
     def first_bytes(self, port: int, kind: str) -> dict[str, float]:

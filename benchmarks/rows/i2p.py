@@ -33,7 +33,7 @@ def bulk(lab: Lab, peer: str, kind: str, way: str) -> Sample:
 
 
 def connections(lab: Lab, peer: str, workers: int) -> Sample:
-    """New connections, each with one byte to and fro."""
+    """New connections, each with one byte each way."""
     world = lab.i2p("one")
     done = world.load("connections", world.place(peer), str(lab.seconds), str(workers))
     return {"rate": done["rate"], "p50": done["p50"]}
@@ -46,7 +46,7 @@ def burst(lab: Lab, peer: str) -> Sample:
 
 
 def ping(lab: Lab, peer: str) -> Sample:
-    """64 bytes to and fro."""
+    """64-byte round trips."""
     world = lab.i2p("one")
     return world.load("ping", world.place(peer), str(lab.seconds))
 
@@ -120,7 +120,7 @@ ROWS = {
         burst,
     ),
     "i2p-ping": Row(
-        "64 bytes to and fro",
+        "64-byte round trips",
         "i2p",
         ALL,
         (P50("p50 µs", goals=(ours("i2pd", 1.0),), scale=1e6), Metric("p99", "p99 µs", False, scale=1e6)),

@@ -57,7 +57,7 @@ def first_byte(lab: Lab, peer: str, server: str, client: str) -> Sample:
 
 
 def busy(lab: Lab, peer: str) -> Sample:
-    """64 bytes to and fro, all on one core, with a busy thread on the other where the peer has one."""
+    """64-byte round trips, all on one core, with a busy thread on the other where the peer has one."""
     with lab.one_core(), lab.echo_server() as target, carried(lab, peer, target) as relay:
         done = lab.ping(relay.port)
         return {"rate": done["count"] / done["seconds"], "p50": done["p50"], "p99": done["p99"]}
@@ -122,7 +122,7 @@ ROWS = {
         partial(first_byte, server="greet", client="hear"),
     ),
     "ssh-busy": Row(
-        "64 bytes to and fro beside a busy thread",
+        "64-byte round trips beside a busy thread",
         "ssh",
         ("ssh-paramiko", "ssh-spawn"),
         (

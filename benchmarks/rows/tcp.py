@@ -34,7 +34,7 @@ def requests(lab: Lab, peer: str, keep: bool) -> Sample:
 
 
 def ping_pong(lab: Lab, peer: str) -> Sample:
-    """64 bytes to and fro; client, relay and server share a core."""
+    """64-byte round trips; client, relay and server share a core."""
     with lab.one_core(), lab.echo_server() as target, lab.relay(peer, target) as relay:
         relay.begin()
         done = lab.ping(relay.port)
@@ -132,7 +132,7 @@ ROWS = {
         partial(requests, keep=False),
     ),
     "ping-pong": Row(
-        "64 bytes to and fro on one core",
+        "64-byte round trips on one core",
         "tcp",
         (*RELAYS, DIRECT),
         (
@@ -160,7 +160,7 @@ ROWS = {
         partial(requests, keep=False),
     ),
     "busy": Row(
-        "64 bytes to and fro beside a busy thread",
+        "64-byte round trips beside a busy thread",
         "program",
         ("relay", "relay-beside", "relay-spawn", "relay-thread"),
         (

@@ -3,7 +3,7 @@
 These are the reference page (``reference/cli.md``), the manual pages (``man/``) and the completions of shells
 (``completions/``). The wheel installs the last two as they are, so that building one needs nothing but setuptools.
 
-The completions are static: Typer's own start relay at each press of the tab key, which takes 0.3 s.
+The completions are static: Click's own start relay at each press of the tab key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typer.main import get_command
+import click
 
 from relay.cli.app import app
 from relay.cli.commands.help import TOPICS
@@ -47,7 +47,7 @@ class Parameter(NamedTuple):
         """The words that are allowed, if only these are."""
         if self.value == "COMMAND | TOPIC":
             return [command.name for command in COMMANDS.commands] + list(TOPICS)
-        return self.value[1:-1].split("|") if self.value.startswith("<") else ()
+        return self.value[1:-1].split("|") if self.value.startswith("[") and "|" in self.value else ()
 
 
 class Example(NamedTuple):
@@ -101,18 +101,18 @@ class Command:
 
 
 def parameter(made: Any, context: Any) -> Parameter:
-    """What Typer has of a parameter."""
+    """What Click has of a parameter."""
     names, text = made.get_help_record(context)
     text = re.sub(r" *\[required\]$", "", text).replace("  [", " [")
     if made.param_type_name == "argument":
-        return Parameter((), made.metavar, text, made.nargs < 0)
+        return Parameter((), made.metavar.strip("[]"), text, made.nargs < 0)
     value = re.sub(r"-[\w-]+,? ?", "", names, count=len(made.opts))
     return Parameter(sorted(made.opts, key=len), value, text, made.multiple)
 
 
 def read(made: Any, words: Sequence[str], parent: Any = None) -> Command:
-    """What Typer has of a command."""
-    context = made.context_class(made, info_name=words[-1], parent=parent, **made.context_settings)
+    """What Click has of a command."""
+    context = click.Context(made, info_name=words[-1], parent=parent, **made.context_settings)
     records = [(one, parameter(one, context)) for one in made.get_params(context)]
     names = made.list_commands(context) if hasattr(made, "list_commands") else []
     return Command(
@@ -126,7 +126,7 @@ def read(made: Any, words: Sequence[str], parent: Any = None) -> Command:
     )
 
 
-COMMANDS = read(get_command(app), ["relay"])
+COMMANDS = read(app, ["relay"])
 
 
 # -- Markdown ---------------------------------------------------------------------------------------------------------

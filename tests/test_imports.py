@@ -14,7 +14,7 @@ import relay
 
 PACKAGE = Path(relay.__file__).parent
 # What no tunnel needs.
-FOREIGN = {"paramiko", "zmq", "i2plib", "h11", "socksio", "pydantic", "typer", "rich", "asyncio", "subprocess"}
+FOREIGN = {"paramiko", "zmq", "i2plib", "h11", "socksio", "pydantic", "click", "rich", "asyncio", "subprocess"}
 HEAVY = FOREIGN | {"ssl", "socket", "logging", "inspect", "threading"}
 
 
@@ -66,7 +66,7 @@ ALLOWED_IN = {
     "subprocess": ("process.py",),
     "pydantic": ("config/",),
     "tomli_w": ("config/",),
-    "typer": ("cli/",),
+    "click": ("cli/",),
     "rich": ("cli/",),
 }
 

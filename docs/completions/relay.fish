@@ -1,8 +1,6 @@
 # Completion of relay for fish, made by docs/write_cli.py.
 complete -c relay -f
 complete -c relay -n '__fish_use_subcommand' -s V -l version -d 'Show the version.'
-complete -c relay -n '__fish_use_subcommand' -l install-completion -d 'Install completion for the current shell.'
-complete -c relay -n '__fish_use_subcommand' -l show-completion -d 'Show completion for the current shell, to copy it or customize the installation.'
 complete -c relay -n '__fish_use_subcommand' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_use_subcommand; and not __fish_seen_subcommand_from forward expose socks up check pipe demo keys help' -a forward -d 'Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.'
 complete -c relay -n '__fish_use_subcommand; and not __fish_seen_subcommand_from forward expose socks up check pipe demo keys help' -a expose -d 'Publish TARGET on an SSH server or on I2P, until SIGINT, SIGTERM or SIGHUP.'

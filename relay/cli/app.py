@@ -5,67 +5,62 @@ from __future__ import annotations
 import io
 import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import typer
-from typer.core import TyperGroup
+import click
 
-from .command_loader import COMMANDS, command
-from .help_format import show_help
-from .output import complain, drop_stdout, reason, set_format
+from .commands import COMMANDS, command
+from .output import complain, drop_stdout, reason, set_format, show_help
 
 __all__ = ["app", "run"]
 
 
-class _Commands(Mapping[str, Any]):
-    """The commands; the module of one is loaded when that one is asked for, so that each starts fast."""
+class _Commands(click.Group):
+    """A group that imports a command only when it is used."""
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in COMMANDS:
-            raise KeyError(name)
-        return command(name)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the commands in the order of the help."""
+        return [*COMMANDS]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; ``None`` if there is none of that name."""
+        return command(cmd_name) if cmd_name in COMMANDS else None
 
-    def __len__(self) -> int:
-        return len(COMMANDS)
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or suggest the one that is spelled most like it.
 
-
-class _Group(TyperGroup):
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        self.commands = _Commands()  # type: ignore[assignment]  # none is ever added
-
-
-app = typer.Typer(
-    cls=_Group,
-    help="Relay streams: TCP, Unix sockets, TLS, SSH and I2P, from one listening address to another.",
-    epilog="relay help COMMAND tells more of each; relay help hops and relay help exit-status are for all of them.",
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+        :raises click.exceptions.NoSuchCommand: if there is none of that name.
+        """
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(context: click.Context, parameter: click.Parameter, is_given: bool) -> None:
+    if is_given:
         from importlib.metadata import version
 
         print(f"relay {version('relay-toolkit')}")
-        raise typer.Exit
+        context.exit()
 
 
-@app.callback()
-def _options(
-    context: typer.Context,
-    version: bool = typer.Option(
-        False, "--version", "-V", help="Show the version.", callback=_show_version, is_eager=True
-    ),
-) -> None:
+@click.group(
+    cls=_Commands,
+    epilog="relay help COMMAND tells more of each; relay help hops and relay help exit-status are for all of them.",
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version", "-V", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Relay streams: TCP, Unix sockets, TLS, SSH and I2P, from one listening address to another."""
     if context.invoked_subcommand is None:
         show_help(context)
 
@@ -82,7 +77,7 @@ def _masked(message: str) -> str:
 def _told(error: Any) -> str:
     """What is wrong with a command line, and where its help is."""
     near = get_close_matches(getattr(error, "option_name", None) or "", getattr(error, "possibilities", None) or (), 1)
-    text = f"{error.message}; did you mean {near[0]}?" if near else error.format_message()
+    text = f"{error.message.rstrip('.')}; did you mean {near[0]}?" if near else error.format_message()
     problem = " ".join(_masked(text).split()).rstrip(".")
     path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "relay"
     where = f"relay {path.removeprefix('relay').strip()} --help".replace("  ", " ")
@@ -109,10 +104,10 @@ def run() -> int:
         status = app(standalone_mode=False, prog_name="relay")
         if sys.stdout is not None:
             sys.stdout.flush()
-    except typer.TyperException as error:
+    except click.ClickException as error:
         complain(_told(error))
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt):
         return 1
     except BrokenPipeError:
         drop_stdout()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from ..addresses.address_parser import with_parameters
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
@@ -15,13 +15,11 @@ from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..errors import AddressError
 from .output import say
 
-__all__ = ["Sam", "tell_published", "with_bridge", "with_parameters", "with_session"]
+__all__ = ["sam", "tell_published", "with_bridge", "with_parameters", "with_session"]
 
 logger = logging.getLogger("relay.cli")
 
-Sam = Annotated[
-    str | None, typer.Option("--sam", metavar="HOST:PORT", help="SAM bridge of the I2P router [127.0.0.1:7656].")
-]
+sam = click.option("--sam", metavar="HOST:PORT", help="SAM bridge of the I2P router [127.0.0.1:7656].")
 
 
 def with_bridge(

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal
 
-import typer
+import click
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..streams.checks import check_count
 
-__all__ = ["FAIL_FAST", "LOG_FORMAT", "SECONDS", "Options", "Via", "seconds", "seconds_or_zero", "with_options"]
+__all__ = [
+    "SECONDS",
+    "Options",
+    "connect_timeout",
+    "debug",
+    "fail_fast",
+    "idle_timeout",
+    "linger",
+    "log_format",
+    "seconds",
+    "seconds_or_zero",
+    "verbose",
+    "via",
+    "watch",
+    "with_options",
+]
 
 SECONDS = "SECONDS"
-
-Via = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--via",
-        metavar="HOP",
-        help="A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
-        "exec:COMMAND %h %p. Repeatable, nearest hop first.",
-    ),
-]
 
 _TIME = re.compile(r"\s*(.*?)\s*(ms|s|m|h|d)?\s*", re.DOTALL)
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -37,18 +41,18 @@ def seconds(value: Any) -> float:
     """Read a time of the command line: seconds, or a number with ms, s, m, h or d after it.
 
     :param value: the text, or a default.
-    :raises typer.BadParameter: if it is not more than zero.
+    :raises click.BadParameter: if it is not more than zero.
     """
     number = seconds_or_zero(value)
     if number == 0:
-        raise typer.BadParameter(f"must be greater than 0, got {value}; leave the option out for the default")
+        raise click.BadParameter(f"must be greater than 0, got {value}; leave the option out for the default")
     return number
 
 
 def seconds_or_zero(value: Any) -> float:
     """The same where zero is allowed.
 
-    :raises typer.BadParameter: if it is not a time, or negative.
+    :raises click.BadParameter: if it is not a time, or negative.
     """
     found = _TIME.fullmatch(str(value))
     try:
@@ -56,76 +60,93 @@ def seconds_or_zero(value: Any) -> float:
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise typer.BadParameter(f"expected a time such as 90, 1.5s, 10m or 2h, got '{value}'")
+        raise click.BadParameter(f"expected a time such as 90, 1.5s, 10m or 2h, got '{value}'")
     if number < 0:
-        raise typer.BadParameter(f"must not be negative, got {value}; leave the option out for the default")
+        raise click.BadParameter(f"must not be negative, got {value}; leave the option out for the default")
     return number
 
 
 def count(value: Any) -> int:
     """Read a limit of connections.
 
-    :raises typer.BadParameter: if it is not a number that is allowed.
+    :raises click.BadParameter: if it is not a number that is allowed.
     """
     try:
         return check_count(int(value))
     except ValueError:
-        raise typer.BadParameter(f"must be at least 1, or -1 for no limit, got '{value}'") from None
+        raise click.BadParameter(f"must be at least 1, or -1 for no limit, got '{value}'") from None
 
 
-LOG_FORMAT = typer.Option(help="Format of the log on standard error. Standard output stays text.")
-FAIL_FAST = typer.Option("--fail-fast", help="Exit with status 1 at the first failure at the start; do not retry.")
+# Each is a decorator of a command.
+via = click.option(
+    "--via",
+    metavar="HOP",
+    multiple=True,
+    help="A hop on the way: ssh://[USER@]HOST[:PORT], i2p:, socks5://HOST:PORT, http://HOST:PORT or "
+    "exec:COMMAND %h %p. Repeatable, nearest hop first.",
+)
+nconnect = click.option(
+    "--nconnect",
+    metavar="N",
+    type=count,
+    default=-1,
+    show_default=True,
+    help="Maximum number of open connections; -1 for no limit. Further clients wait.",
+)
+timeout = click.option("--timeout", metavar=SECONDS, type=seconds, help="Maximum lifetime of a connection [no limit].")
+connect_timeout = click.option(
+    "--connect-timeout",
+    metavar=SECONDS,
+    type=seconds,
+    help="Maximum time to connect to the target, hops included [30; over I2P 90].",
+)
+idle_timeout = click.option(
+    "--idle-timeout",
+    metavar=SECONDS,
+    type=seconds,
+    help="Close a connection after this long without traffic [no limit].",
+)
+linger = click.option(
+    "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [60; over I2P 5]."
+)
+drain = click.option(
+    "--drain",
+    metavar=SECONDS,
+    type=seconds_or_zero,
+    default=30.0,
+    show_default=True,
+    help="Maximum time for open connections to finish after SIGTERM or SIGINT.",
+)
+fail_fast = click.option(
+    "--fail-fast", is_flag=True, help="Exit with status 1 at the first failure at the start; do not retry."
+)
+verbose = click.option("--verbose", "-v", is_flag=True, help="Log one line for each finished connection.")
+watch = click.option("--watch", is_flag=True, help="Show a live table of the connections.")
+log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Format of the log on standard error. Standard output stays text.",
+)
+debug = click.option("--debug", is_flag=True, help="Log at debug level, with tracebacks.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
     """What the command line says of the connections and of what is printed about them."""
 
-    nconnect: Annotated[
-        int,
-        typer.Option(
-            metavar="N", parser=count, help="Maximum number of open connections; -1 for no limit. Further clients wait."
-        ),
-    ] = -1
-    timeout: Annotated[
-        float | None,
-        typer.Option(metavar=SECONDS, parser=seconds, help="Maximum lifetime of a connection [no limit]."),
-    ] = None
-    connect_timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar=SECONDS,
-            parser=seconds,
-            help="Maximum time to connect to the target, hops included [30; over I2P 90].",
-        ),
-    ] = None
-    idle_timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar=SECONDS, parser=seconds, help="Close a connection after this long without traffic [no limit]."
-        ),
-    ] = None
-    linger: Annotated[
-        float | None,
-        typer.Option(
-            metavar=SECONDS,
-            parser=seconds_or_zero,
-            help="Idle timeout after a half-close [60; over I2P 5].",
-        ),
-    ] = None
-    drain: Annotated[
-        float,
-        typer.Option(
-            metavar=SECONDS,
-            parser=seconds_or_zero,
-            help="Maximum time for open connections to finish after SIGTERM or SIGINT.",
-        ),
-    ] = 30.0
-    fail_fast: Annotated[bool, FAIL_FAST] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log one line for each finished connection.")] = False
-    watch: Annotated[bool, typer.Option("--watch", help="Show a live table of the connections.")] = False
-    log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text"
-    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False
+    nconnect: int = -1
+    timeout: float | None = None
+    connect_timeout: float | None = None
+    idle_timeout: float | None = None
+    linger: float | None = None
+    drain: float = 30.0
+    fail_fast: bool = False
+    verbose: bool = False
+    watch: bool = False
+    log_format: Literal["text", "json"] = "text"
+    debug: bool = False
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """The same, with the limits that were not given as they are usual.
@@ -142,23 +163,19 @@ class Options:
         )
 
 
+_SHARED = (
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, verbose, watch, log_format, debug,
+)  # fmt: skip
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command of a function whose keyword ``options`` is an :class:`Options`: each field is one option."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "options"]
-    hints = get_type_hints(Options, include_extras=True)
-    more = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in dataclasses.fields(Options)
-    ]
+    """Give a command the options of :class:`Options`, which it gets as its keyword ``options``."""
 
     @functools.wraps(command)
-    def spread(**arguments: Any) -> None:
-        options = Options(**{parameter.name: arguments.pop(parameter.name) for parameter in more})
+    def collect(**arguments: Any) -> None:
+        options = Options(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(Options)})
         command(**arguments, options=options)
 
-    spread.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
-    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *more)}
-    return spread
+    for option in reversed(_SHARED):  # the decorator that is applied last is first in the help
+        option(collect)
+    return collect

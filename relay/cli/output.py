@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
+import click
 
 from ..addresses.printable import printable
 from ..errors import can_retry
@@ -34,6 +34,7 @@ __all__ = [
     "reason",
     "say",
     "set_format",
+    "show_help",
     "size",
     "status_of",
     "summary",
@@ -93,6 +94,15 @@ def note(line: str) -> None:
         pass
 
 
+def show_help(context: click.Context) -> NoReturn:
+    """Print the help of a command that needs another word, and end with status 2.
+
+    :raises click.exceptions.Exit: with status 2, as for every command line that is not complete.
+    """
+    print(context.get_help())
+    raise click.exceptions.Exit(2)
+
+
 @contextmanager
 def failures_reported(*, debug: bool) -> Iterator[None]:
     """End the command by one line on standard error: status 2 for a wrong value, 1 for what the system said.
@@ -103,7 +113,7 @@ def failures_reported(*, debug: bool) -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError) as error:
         complain(reason(error), error if debug else None)
-        raise typer.Exit(status_of(error)) from error
+        raise click.exceptions.Exit(status_of(error)) from error
 
 
 @contextmanager

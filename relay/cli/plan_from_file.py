@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
+import click
 
 from ..addresses.i2p import I2PListen
 from ..addresses.parse import parse_listen
@@ -104,11 +104,11 @@ def limits(entry: Entry, shown: Options) -> Options:
 def complain_of(config: Config) -> None:
     """Print all that is wrong with a file.
 
-    :raises typer.Exit: if there is anything: with status 2 if the user has to change something, 1 if there are only
-        host names that cannot be looked up.
+    :raises click.exceptions.Exit: if there is anything: with status 2 if the user has to change something, 1 if there
+        are only host names that cannot be looked up.
     """
     problems = config.problems.in_order()
     for problem in problems:
         complain(config.problems.told(problem))
     if problems:
-        raise typer.Exit(2 if any(problem.is_wrong for problem in problems) else 1)
+        raise click.exceptions.Exit(2 if any(problem.is_wrong for problem in problems) else 1)

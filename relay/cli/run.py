@@ -57,7 +57,7 @@ def serve(
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
     :param hint: what to add to the reason why it cannot listen.
-    :raises typer.Exit: with the status, if it fails; one line has been printed then.
+    :raises click.exceptions.Exit: with the status, if it fails; one line has been printed then.
     """
     with (
         logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),

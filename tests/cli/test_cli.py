@@ -34,8 +34,7 @@ from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.addresses.ssh import SSHListen, SSHServer
 from relay.cli import app as commands_module
-from relay.cli.command_loader import COMMANDS, command
-from relay.cli.commands import expose, forward
+from relay.cli.commands import COMMANDS, command, expose, forward
 from relay.cli.commands.help import TOPICS
 from relay.cli.options import seconds, seconds_or_zero
 
@@ -294,7 +293,7 @@ WRONG = {
     ("forward", ":0"): "Missing argument 'TARGET'",
     ("forward", ":0", "h:1", "i:2"): "unexpected extra argument",
     ("forward", ":0", "h:1", "--nconect", "1"): "--nconnect",
-    ("forward", ":0", "h:1", "--vai", "x"): "No such option: --vai; did you mean --via? See relay forward --help",
+    ("forward", ":0", "h:1", "--vai", "x"): "No such option '--vai'; did you mean --via? See relay forward --help",
     ("forward", ":0", "h:1", "--nconnect", "0"): "'--nconnect': must be at least 1, or -1 for no limit, got '0'",
     ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
     ("forward", ":0", "h:1", "--timeout", "-1"): "'--timeout': must not be negative, got -1; leave the option out",
@@ -320,8 +319,8 @@ WRONG = {
     ("forward", ":0", "h:1", "--via", "ssh://me:hunter2@h"): "use password_file=FILE or password_env=NAME",
     ("forward", ":0", "h:1", "--via", "ssh://a", "--via", "ssh://h?passphrase=hunter2"): "use passphrase_file=FILE",
     ("forward", "ssh://me:hunter2@h", "h:1"): "listen address 'ssh://me:***@h': everybody on this machine can read",
-    ("forward", ":0", "h:1", "ssh://me:hunter2@h"): "unexpected extra argument(s) (ssh://me:***@h)",
-    ("forward", ":0", "h:1", "h?password=hunter2"): "unexpected extra argument(s) (h?password=***)",
+    ("forward", ":0", "h:1", "ssh://me:hunter2@h"): "unexpected extra argument (ssh://me:***@h)",
+    ("forward", ":0", "h:1", "h?password=hunter2"): "unexpected extra argument (h?password=***)",
     ("forward", ":0", "h:1", "h?x=hunter2", "ssh://me:hunter2@h?x=hunter2"): "(h?x=*** ssh://me:***@h?x=***)",
     ("forward", ":0", "h:1", "--debgu=ssh://me:hunter2@h"): "--debgu",
     ("forward", ":0", "h:1", "--nconnect", "ssh://me:hunter2@h"): "--nconnect",
@@ -529,7 +528,7 @@ def test_help_without_a_terminal_has_no_escapes():
     ],
 )
 def test_the_shell_completes(words, found):
-    asked = {"_RELAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    asked = {"_RELAY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     assert found in run(env={**os.environ, **asked}).stdout.split()
 
 

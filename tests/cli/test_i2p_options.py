@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 
+import click
 import pytest
-import typer
 from command_rig import commands, run
 from helpers import WAIT, receive_all, refusing, wait_until
 
@@ -210,7 +210,7 @@ def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
 
     monkeypatch.setattr("relay.cli.plan._tunnel", tunnel)
     for listen, target in ((":0", "h:1"), (":0", "name.i2p"), (f"i2p:?sam={router.sam}", "h:1")):
-        with pytest.raises(typer.Exit):
+        with pytest.raises(click.exceptions.Exit):
             serve(listen, target, Options(), name="x", title="")
     assert seen == [(30.0, 60.0), (90.0, 5.0), (90.0, 5.0)]
 

@@ -13,7 +13,6 @@ import pexpect
 import pytest
 from documents import ROOT
 from helpers import WAIT
-from typer.main import get_command
 
 from relay.cli.app import COMMANDS, app
 from relay.cli.views import _TUNNELS
@@ -54,10 +53,9 @@ def test_all_of_it_is_made_from_the_commands(tmp_path):
 
 def options():
     """Every option of every command, by the command's words."""
-    root = get_command(app)
-    context = root.make_context("relay", [], resilient_parsing=True)
+    context = app.make_context("relay", [], resilient_parsing=True)
     for name in COMMANDS:
-        command = root.get_command(context, name)
+        command = app.get_command(context, name)
         below = getattr(command, "commands", {})
         for words, one in [([name], command), *(([name, word], each) for word, each in below.items())]:
             names = [option for parameter in one.params for option in parameter.opts if option.startswith("--")]

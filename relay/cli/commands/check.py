@@ -6,15 +6,16 @@ import contextlib
 import functools
 import json
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
-from ..command_loader import command as load_command
-from ..options import Options
+from ..options import Options, debug
 from ..output import configuration_read, failures_reported, say
+from . import command as load_command
 
 if TYPE_CHECKING:
     from ...config import Config, Entry
@@ -38,23 +39,23 @@ relay check --schema > relay.schema.json (for editors; the first line of a file 
 
 LINES = ("forward", "expose", "socks")  # the commands that are tunnels
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="FILE | -- COMMAND …", help="A relay.toml, or a relay command without the word relay."),
-]
 
-
-def check(
-    words: Words = None,
-    print_: Annotated[
-        bool,
-        typer.Option(
-            "--print", help="Print the effective settings as a relay.toml; resolve no names and open no keys."
-        ),
-    ] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of relay.toml, for editors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
-) -> None:
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "words",
+    metavar="[FILE | -- COMMAND …]",
+    nargs=-1,
+    help="A relay.toml, or a relay command without the word relay.",
+)
+@click.option(
+    "--print",
+    "as_file",
+    is_flag=True,
+    help="Print the effective settings as a relay.toml; resolve no names and open no keys.",
+)
+@click.option("--schema", is_flag=True, help="Print the JSON schema of relay.toml, for editors.")
+@debug
+def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> None:
     """Check FILE, or a command line: read all of it, resolve names, open keys and certificates, and connect to nothing.
 
     Prints the address of each tunnel, one line each; or every problem, one line each, with status 2 if you have to
@@ -74,7 +75,7 @@ def check(
             with configuration_read():
                 config = files.read(words[0] if words else files.find())
         with contextlib.chdir(config.folder):
-            _tell(config, as_file=print_)
+            _tell(config, as_file=as_file)
 
 
 def _tell(config: Config, *, as_file: bool) -> None:
@@ -104,15 +105,15 @@ def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 
 
-def _of_line(command: str, words: list[str]) -> Config:
+def _of_line(command: str, words: Sequence[str]) -> Config:
     """A command line as if it were a file with one tunnel, of the command's name.
 
-    :raises typer.TyperException: if the command does not take it.
+    :raises click.ClickException: if the command does not take it.
     """
     from ...config import of_command_line
     from ...config.models import Tunnel
 
-    with load_command(command).make_context(command, words) as context:
+    with load_command(command).make_context(command, [*words]) as context:
         given = {name: _plain(value) for name, value in context.params.items() if value not in (None, (), [])}
     if command == "expose":
         parse_elsewhere(given["on"], "--on")

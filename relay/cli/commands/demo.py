@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
-import typer
+import click
 
 import relay
 import relay.testing
@@ -36,15 +36,16 @@ BACKENDS = ("paramiko", "openssh")
 Pages = Mapping[str, Path]
 
 
-def demo(
-    directory: Annotated[
-        Path | None, typer.Argument(metavar="DIRECTORY", help="Directory to serve [the files of relay].")
-    ] = None,
-    sam: Annotated[
-        str | None,
-        typer.Option("--sam", metavar="HOST:PORT", help="SAM bridge of a router [one of the demo's own]."),
-    ] = None,
-) -> None:
+@click.command
+@click.argument(
+    "directory",
+    metavar="[DIRECTORY]",
+    required=False,
+    type=click.Path(path_type=Path),
+    help="Directory to serve [the files of relay].",
+)
+@click.option("--sam", metavar="HOST:PORT", help="SAM bridge of a router [one of the demo's own].")
+def demo(directory: Path | None, sam: str | None) -> None:
     """Relay a web server on real files, fetch all of them through the relay, and compare every byte.
 
     Then the same over SSH, to a server inside this program: by paramiko and, where there is ssh, by that.

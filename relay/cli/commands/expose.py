@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere
 from ...errors import AddressError
-from ..i2p_options import Sam, with_session
-from ..options import Options, Via, with_options
+from ..i2p_options import sam, with_session
+from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -36,49 +36,42 @@ relay expose 127.0.0.1:8000 --on 'i2p:?in_depth=1&out_depth=1' --transient (a ne
 relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
-Keys = Annotated[
-    Path | None, typer.Option("--keys", metavar="FILE", help="I2P: file with the destination's private key.")
-]
-Session = Annotated[
-    str | None,
-    typer.Option(
-        "--session", metavar="NAME", help="I2P: name under which the destination is saved [the text of TARGET]."
-    ),
-]
-Transient = Annotated[bool, typer.Option("--transient", help="I2P: use a new destination and do not save it.")]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow", metavar="DESTINATION", help="I2P: allow only this destination, or those in a file. Repeatable."
-    ),
-]
-Deny = Annotated[
-    list[str] | None,
-    typer.Option("--deny", metavar="DESTINATION", help="I2P: reject this destination, or those in a file. Repeatable."),
-]
 
-
+@click.command(epilog=EXAMPLES)
+@click.argument("target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")
+@click.option(
+    "--on",
+    required=True,
+    metavar="SERVER",
+    help="Where to publish it: ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], or i2p[:?PARAMETERS].",
+)
+@via
+@sam
+@click.option(
+    "--keys", metavar="FILE", type=click.Path(path_type=Path), help="I2P: file with the destination's private key."
+)
+@click.option("--session", metavar="NAME", help="I2P: name under which the destination is saved [the text of TARGET].")
+@click.option("--transient", is_flag=True, help="I2P: use a new destination and do not save it.")
+@click.option(
+    "--allow",
+    metavar="DESTINATION",
+    multiple=True,
+    help="I2P: allow only this destination, or those in a file. Repeatable.",
+)
+@click.option(
+    "--deny", metavar="DESTINATION", multiple=True, help="I2P: reject this destination, or those in a file. Repeatable."
+)
 @with_options
 def expose(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH or tls://HOST:PORT?ca=FILE")
-    ],
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="SERVER",
-            help="Where to publish it: ssh://[USER@]HOST[:PORT][?listen=HOST:PORT], or i2p[:?PARAMETERS].",
-        ),
-    ],
-    via: Via = None,
-    sam: Sam = None,
-    keys: Keys = None,
-    session: Session = None,
-    transient: Transient = False,
-    allow: Allow = None,
-    deny: Deny = None,
-    *,
+    target: str,
+    on: str,
+    via: Sequence[str],
+    sam: str | None,
+    keys: Path | None,
+    session: str | None,
+    transient: bool,
+    allow: Sequence[str],
+    deny: Sequence[str],
     options: Options,
 ) -> None:
     """Publish TARGET on an SSH server or on I2P, until SIGINT, SIGTERM or SIGHUP.
@@ -95,11 +88,11 @@ def expose(
     with failures_reported(debug=options.debug):
         place = parse_elsewhere(on, "--on")
         kept = {"keys": str(keys) if keys else None, "session": session}
-        lists = [("allow", entry) for entry in allow or ()] + [("deny", entry) for entry in deny or ()]
+        lists = [("allow", entry) for entry in allow] + [("deny", entry) for entry in deny]
         if isinstance(place, I2PListen):
             on = with_session(on, target, **kept, transient=transient, names=[("sam", sam), *lists])
         elif transient or sam or any(kept.values()) or lists:
             given = [("sam", sam), *kept.items(), *lists]
             wrong = next((name for name, value in given if value), "transient")
             raise AddressError(f"--{wrong}: it goes with --on i2p alone; an ssh:// address has its own parameters")
-    serve(on, target, options, name="expose", title="", listen_via=via or ())
+    serve(on, target, options, name="expose", title="", listen_via=via)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-import typer
+import click
 
 from ...addresses.hops import ProxyListen
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.parse import parse_hops, parse_listen, parse_target
 from ...addresses.values import TCPAddress
 from ...errors import AddressError
-from ..i2p_options import Sam, with_bridge
-from ..options import Options, Via, with_options
+from ..i2p_options import sam, with_bridge
+from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -47,27 +46,20 @@ relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "listen",
+    metavar="LISTEN",
+    help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT. "
+    "localhost is 127.0.0.1 alone; [::1]:8080 is the other loopback.",
+)
+@click.argument(
+    "target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+)
+@via
+@sam
 @with_options
-def forward(
-    listen: Annotated[
-        str,
-        typer.Argument(
-            metavar="LISTEN",
-            help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT. "
-            "localhost is 127.0.0.1 alone; [::1]:8080 is the other loopback.",
-        ),
-    ],
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
-        ),
-    ],
-    via: Via = None,
-    sam: Sam = None,
-    *,
-    options: Options,
-) -> None:
+def forward(listen: str, target: str, via: Sequence[str], sam: str | None, options: Options) -> None:
     """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.
 
     relay binds to 127.0.0.1 unless you give a host, and prints the address. After a signal, open connections may finish
@@ -81,7 +73,7 @@ def forward(
     An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
-        listen, target, hops = _at(sam, listen, target, via or ())
+        listen, target, hops = _at(sam, listen, target, via)
     is_swapped = target.isdigit() and isinstance(place := parse_listen(listen), TCPAddress) and is_name(place.host)
     hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""
     serve(listen, target, options, name="forward", title="listening on ", via=hops, hint=hint)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Mapping, Sequence
 
-import typer
+import click
 
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FLAG, Option, options_of, written
@@ -67,17 +66,16 @@ standard error; --debug adds a traceback.
 TOPICS = {"hops": hops(), "exit-status": EXIT_STATUS}
 
 
-def help(  # noqa: A001  (each command has the name of its function)
-    context: typer.Context,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="COMMAND | TOPIC", help=f"A command of relay, or one of: {', '.join(TOPICS)}."),
-    ] = None,
-) -> None:
+@click.command
+@click.argument(
+    "words", metavar="[COMMAND | TOPIC]", nargs=-1, help=f"A command of relay, or one of: {', '.join(TOPICS)}."
+)
+@click.pass_context
+def help(context: click.Context, words: Sequence[str]) -> None:  # noqa: A001  (each command has the name of its function)
     """Show the help of relay, of COMMAND, or of a TOPIC."""
-    if words and len(words) == 1 and words[0] in TOPICS:
+    if len(words) == 1 and words[0] in TOPICS:
         say(TOPICS[words[0]].rstrip())
         return
     with failures_reported(debug=False):
         root = context.find_root().command
-        root([*(words or []), "--help"], standalone_mode=False, prog_name="relay")
+        root([*words, "--help"], standalone_mode=False, prog_name="relay")

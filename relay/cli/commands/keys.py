@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from ..help_format import PlainCommand, show_help
-from ..output import configuration_read, failures_reported, say
+from ..output import configuration_read, failures_reported, say, show_help
 
-__all__ = ["app"]
-
-app = typer.Typer(help="Make and show the keys of I2P destinations.", add_completion=False, rich_markup_mode=None)
+__all__ = ["keys"]
 
 
-@app.callback(invoke_without_command=True)
-def _group(context: typer.Context) -> None:
+@click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...")
+@click.pass_context
+def keys(context: click.Context) -> None:
+    """Make and show the keys of I2P destinations."""
     if context.invoked_subcommand is None:
         show_help(context)
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The file of the private key")]
+file_argument = click.argument(
+    "file", metavar="FILE", type=click.Path(path_type=Path), help="The file of the private key"
+)
 
 
-@app.command(cls=PlainCommand)
-def new(file: File) -> None:
+@keys.command
+@file_argument
+def new(file: Path) -> None:
     """Make the keys of a new I2P destination and write them to FILE, owner-only (mode 0600).
 
     Prints the destination's address, and never overwrites a file. No router is needed; i2pd can use the file as well.
@@ -39,8 +40,9 @@ def new(file: File) -> None:
         say(f"{key.b32}\nkeys in {file}")
 
 
-@app.command(cls=PlainCommand)
-def show(file: File) -> None:
+@keys.command
+@file_argument
+def show(file: Path) -> None:
     """Show the address and the destination of the keys in FILE; never the private key."""
     with failures_reported(debug=False):
         from ...transports.i2p.key_file import read

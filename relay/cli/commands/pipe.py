@@ -8,9 +8,8 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Annotated
 
-import typer
+import click
 
 from ...addresses.hops import Route, over_i2p
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
@@ -24,7 +23,7 @@ from ...streams.dialer import Dialer
 from ...streams.promise import Promise
 from ...streams.stream import Stream
 from .. import startup
-from ..options import SECONDS, Via, seconds, seconds_or_zero
+from ..options import SECONDS, connect_timeout, debug, seconds, seconds_or_zero, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
 from ..secrets import refuse_secrets
 from ..signals import Signals, die_of
@@ -45,36 +44,26 @@ relay help hops tells the parameters of hops, SSH servers and I2P routers.
 """
 
 
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "target", metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
+)
+@via
+@connect_timeout
+@click.option("--idle-timeout", metavar=SECONDS, type=seconds, help="Exit after this long without traffic [no limit].")
+@click.option(
+    "--linger", metavar=SECONDS, type=seconds_or_zero, help="Idle timeout after a half-close [no limit; over I2P 5]."
+)
+@click.option("--verbose", "-v", is_flag=True, help="Log to standard error what relay does.")
+@debug
 def pipe(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET", help="HOST:PORT, PORT, unix:///PATH, tls://HOST:PORT?ca=FILE or i2p://NAME.i2p[:PORT]"
-        ),
-    ],
-    via: Via = None,
-    connect_timeout: Annotated[
-        float | None,
-        typer.Option(
-            metavar=SECONDS,
-            parser=seconds,
-            help="Maximum time to connect to the target, hops included [30; over I2P 90].",
-        ),
-    ] = None,
-    idle_timeout: Annotated[
-        float | None,
-        typer.Option(metavar=SECONDS, parser=seconds, help="Exit after this long without traffic [no limit]."),
-    ] = None,
-    linger: Annotated[
-        float | None,
-        typer.Option(
-            metavar=SECONDS,
-            parser=seconds_or_zero,
-            help="Idle timeout after a half-close [no limit; over I2P 5].",
-        ),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error what relay does.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
+    target: str,
+    via: Sequence[str],
+    connect_timeout: float | None,
+    idle_timeout: float | None,
+    linger: float | None,
+    verbose: bool,
+    debug: bool,
 ) -> None:
     """Connect standard input and output to TARGET.
 
@@ -91,14 +80,14 @@ def pipe(
         failures_reported(debug=debug),
         Signals() as signals,
     ):
-        hops, place = _way(target, via or ())
+        hops, place = _way(target, via)
         startup.begin(hops)
         if connect_timeout is None:
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
         with configuration_read():
-            made = factory_for(target, via or ())
+            made = factory_for(target, via)
         with made as factory:
-            with startup.climbing(via or (), hops, connect_timeout):
+            with startup.climbing(via, hops, connect_timeout):
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:
                 linger = LINGER

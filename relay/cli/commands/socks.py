@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from ...addresses.options import inline_secrets
 from ...addresses.parse import parse_listen
 from ...transports.dynamic import parse_rule
-from ..i2p_options import Sam
-from ..options import Options, Via, with_options
+from ..i2p_options import sam
+from ..options import Options, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import plan_of_proxy
 from ..run import raise_descriptor_limit, relay_until_signal
@@ -42,38 +42,35 @@ relay help hops tells the parameters of hops, SSH servers and I2P routers.
 A comma between two hops of a rule is followed by a scheme.
 """
 
-Rules = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rule",
-        metavar="PATTERN=WAY",
-        help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP. "
-        "The first that matches wins; what none is about goes over --via, else it is refused.",
-    ),
-]
-User = Annotated[str | None, typer.Option("--user", metavar="NAME", help="Allow only this user, with a password.")]
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option("--password-file", metavar="FILE", help="File with the password; must be owner-only (mode 0600)."),
-]
-PasswordEnv = Annotated[
-    str | None, typer.Option("--password-env", metavar="NAME", help="Environment variable with the password.")
-]
 
-
+@click.command(epilog=EXAMPLES)
+@click.argument("listen", metavar="LISTEN", help="1080, :0, HOST:PORT or unix:///PATH for SOCKS; http://HOST:PORT")
+@via
+@click.option(
+    "--rule",
+    metavar="PATTERN=WAY",
+    multiple=True,
+    help="*.NAME, a network such as 10.0.0.0/8, or *, each with :PORT if wanted; and direct, refuse or HOP,HOP. "
+    "The first that matches wins; what none is about goes over --via, else it is refused.",
+)
+@click.option("--user", metavar="NAME", help="Allow only this user, with a password.")
+@click.option(
+    "--password-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File with the password; must be owner-only (mode 0600).",
+)
+@click.option("--password-env", metavar="NAME", help="Environment variable with the password.")
+@sam
 @with_options
 def socks(
-    listen: Annotated[
-        str,
-        typer.Argument(metavar="LISTEN", help="1080, :0, HOST:PORT or unix:///PATH for SOCKS; http://HOST:PORT"),
-    ],
-    via: Via = None,
-    rule: Rules = None,
-    user: User = None,
-    password_file: PasswordFile = None,
-    password_env: PasswordEnv = None,
-    sam: Sam = None,
-    *,
+    listen: str,
+    via: Sequence[str],
+    rule: Sequence[str],
+    user: str | None,
+    password_file: Path | None,
+    password_env: str | None,
+    sam: str | None,
     options: Options,
 ) -> None:
     """Run a SOCKS or HTTP proxy on LISTEN, until SIGINT, SIGTERM or SIGHUP.
@@ -98,8 +95,8 @@ def socks(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        refuse_secrets_of(via or ())
-        for one in map(parse_rule, rule or ()):
+        refuse_secrets_of(via)
+        for one in map(parse_rule, rule):
             for hop in one.route or ():
                 refuse_secrets(f"rule '{one.text}=…', hop", str(hop), inline_secrets(hop))
         refuse_secrets("listen address", listen, inline_secrets(parse_listen(listen)))
@@ -107,8 +104,8 @@ def socks(
             listen,
             options,
             name="socks",
-            via=via or (),
-            rules=rule or (),
+            via=via,
+            rules=rule,
             user=user,
             password_file=str(password_file) if password_file else None,
             password_env=password_env,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
+import click
 
-from ..options import FAIL_FAST, LOG_FORMAT, Options
+from ..options import Options, debug, fail_fast, log_format, verbose
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
 from ..signals import Signals
@@ -44,21 +44,22 @@ rule = ["*.corp.example=bastion", "*=direct"]
 relay check --schema tells editors all that may be in it, and relay check --print -- forward … writes one.
 """
 
-File = Annotated[
-    Path | None,
-    typer.Argument(metavar="FILE", help="The file [./relay.toml, else ~/.config/relay/relay.toml]."),
-]
 
-
+@click.command(epilog=EXAMPLES)
+@click.argument(
+    "file",
+    metavar="[FILE]",
+    required=False,
+    type=click.Path(path_type=Path),
+    help="The file [./relay.toml, else ~/.config/relay/relay.toml].",
+)
+@fail_fast
+@click.option("--watch", is_flag=True, help="Show a live table of the tunnels.")
+@verbose
+@log_format
+@debug
 def up(
-    file: File = None,
-    fail_fast: Annotated[bool, FAIL_FAST] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show a live table of the tunnels.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log one line for each finished connection.")
-    ] = False,
-    log_format: Annotated[Literal["text", "json"], LOG_FORMAT] = "text",
-    debug: Annotated[bool, typer.Option("--debug", help="Log at debug level, with tracebacks.")] = False,
+    file: Path | None, fail_fast: bool, watch: bool, verbose: bool, log_format: Literal["text", "json"], debug: bool
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
 
@@ -89,4 +90,4 @@ def up(
             members = [Member(plan, bool(entry.tunnel.required)) for entry, plan in plans]
             status = Fleet(members, signals).run(watch=watch)
     if status:
-        raise typer.Exit(status)
+        raise click.exceptions.Exit(status)

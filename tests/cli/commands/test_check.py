@@ -275,7 +275,7 @@ def test_nothing_is_looked_at_to_print():
     ("line", "status", "told"),
     [
         ("forward 5432", 2, "Missing argument 'TARGET'"),
-        ("forward 5432 db:5432 --nope", 2, "No such option: --nope"),
+        ("forward 5432 db:5432 --nope", 2, "No such option '--nope'"),
         ("forward x db:5432", 2, "listen address 'x': no port"),
         ("forward 1 db:5432 --nconnect 0", 2, "'--nconnect': must be at least 1, or -1 for no limit"),
         ("forward 1 db:5432 --linger -5", 2, "'--linger': must not be negative, got -5"),

@@ -11,6 +11,7 @@ from typing import Any
 import paramiko
 
 from ...eventloop.loop import Loop
+from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.adapter import as_stream
 from ...streams.stream import Stream
 from ...transports.ssh.paramiko.messages import CLOSE
@@ -19,8 +20,6 @@ from .log import DEBUG, INFO, WARN
 __all__ = ["Reception", "stream_of"]
 
 _MOST = 1000  # channels of one tunnel at one time; more are refused
-
-Taker = Callable[[Stream, Any], object]
 
 
 def stream_of(channel: Any, over: Callable[[], object]) -> Stream:
@@ -128,8 +127,7 @@ class Reception:
     def __init__(self, say: Callable[[str, int], object]) -> None:
         self._say = say
         self._lock = threading.RLock()  # for all that follows; a taker may end a stream at once
-        self._taker: Taker | None = None
-        self._waiting: list[tuple[Stream, Any]] = []  # for the tunnel to be ready
+        self._queue: AcceptQueue[Any] = AcceptQueue()
         self._open = True
         self._living: set[Any] = set()  # channels that are not over
 
@@ -173,19 +171,14 @@ class Reception:
                 return False
             stream = stream_of(channel, left)
             self._living.add(channel)
-            if self._taker is not None:
-                self._taker(stream, peer)
-            else:
-                self._waiting.append((stream, peer))
+            self._queue.put(stream, peer)
         return True
 
     def refuse(self) -> None:
         """Take none from now on."""
         with self._lock:
             self._open = False
-            waiting, self._waiting = self._waiting, []
-        for stream, _ in waiting:
-            stream.reset()
+        self._queue.reset_waiting()
 
     def cut(self) -> None:
         """End also those that the tunnel is done with, but whose last bytes somebody does not read."""
@@ -204,11 +197,7 @@ class Reception:
     def deliver(self, taker: Taker | None, loop: Loop | None = None) -> None:
         """Hand streams to ``taker`` from now on; with ``None`` they wait."""
         with self._lock:
-            self._taker = taker
-            if taker is not None:
-                waiting, self._waiting = self._waiting, []
-                for stream, peer in waiting:
-                    taker(stream, peer)
+            self._queue.deliver(taker)
 
     def accept(self) -> tuple[Stream, Any]:
         """Nobody calls it: a tunnel without a limit has streams delivered."""

@@ -22,10 +22,10 @@ from ...carriers.link import CarrierState, strip_prefix
 from ...carriers.pool import CarrierRef
 from ...errors import CarrierError, ConnectError, SAMError, can_retry
 from ...eventloop.loop import Loop, Timer
+from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import check_time
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .accept_queue import AcceptQueue, Taker
 from .access_list import AccessList
 from .connector import SessionKey, make_carrier
 from .inbound import AcceptStreams, ForwardStreams, IncomingStreams, is_local
@@ -67,7 +67,7 @@ class I2PListener:
         )
         self._carrier: Carrier[Session] | None = None
         self._watchers: list[Watcher] = []
-        self._queue = AcceptQueue(lambda: self._call(self._hold), lambda: self._call(self._go_on))
+        self._queue: AcceptQueue[Peer] = AcceptQueue(lambda: self._call(self._hold), lambda: self._call(self._go_on))
         self._loop: Loop | None = None  # in whose thread streams are to be accepted
         self._changed = threading.Condition()  # for what follows
         self._state = CarrierState.CONNECTING.value
@@ -189,7 +189,9 @@ class I2PListener:
 
     def accept_any(self) -> tuple[Stream, Peer]:
         """The same for a tunnel, which has records of those that are not let in: their streams say so (``denied``)."""
-        stream, peer = self._queue.take()
+        taken = self._queue.take()
+        assert taken is not None  # there is no limit of time
+        stream, peer = taken
         refusal = self._lists.refusal(peer) if self._listed else None
         if refusal is not None:
             stream.denied = ConnectError(refusal, reason="denied")

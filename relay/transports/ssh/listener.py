@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -20,6 +17,7 @@ from ...carriers.carrier import Carrier, mark_reported
 from ...carriers.dialer import as_oserror, wait_until_up
 from ...carriers.link import CarrierState, Watcher
 from ...errors import CarrierError, ForwardError, can_retry
+from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network
 from ...streams.stream import Stream
 from .connection import Address, Connection
@@ -29,7 +27,6 @@ __all__ = ["SSHListener"]
 
 logger = logging.getLogger("relay.ssh")
 
-_MOST = 128  # streams that wait for accept(); one more is closed
 _BACKOFF = (0.5, 30.0)  # seconds until it is asked again after a refusal, and at most
 _ANSWER = 10.0  # seconds for the server to answer one request
 _FINAL = 300.0  # seconds after which a login that failed is tried again
@@ -57,9 +54,9 @@ class SSHListener:
         self._explain = explain
         self._holder = Holder(server, below)
         self._place = place
+        self._queue: AcceptQueue[Any] = AcceptQueue()
         self._changed = threading.Condition()  # for all that follows
-        self._accepted: deque[tuple[Stream, Any]] = deque()
-        self._error: Exception | None = None  # to be raised by accept()
+        self._error: Exception | None = None  # of the start, which start_patiently() raises
         self._link: Connection | None = None  # where the forward is in force
         self._newest: Connection | None = None  # where it is to be
         self._closed = False
@@ -130,19 +127,14 @@ class SSHListener:
             again; a later call waits, and has it tried again after five minutes.
         :raises OSError: ``EBADF`` once the listener is closed.
         """
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-                if self._accepted:
-                    return self._accepted.popleft()
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                held = self._holder.current
-                failed = held is not None and held.state is CarrierState.FAILED
-                if not self._changed.wait(_FINAL if failed else None) and held is not None:
-                    held.retry_failed()
+        while True:
+            held = self._holder.current
+            failed = held is not None and held.state is CarrierState.FAILED
+            taken = self._queue.take(_FINAL if failed else None)
+            if taken is not None:
+                return taken
+            assert held is not None
+            held.retry_failed()
 
     def close(self) -> None:
         """Have the server listen no more, wake :meth:`accept`, end who was not accepted yet. Idempotent."""
@@ -150,15 +142,12 @@ class SSHListener:
             if self._closed:
                 return
             self._closed = True
-            waiting = list(self._accepted)
-            self._accepted.clear()
             link, self._link = self._link, None
             self._changed.notify_all()
         held = self._holder.current
         if held is not None:
             held.unsubscribe(self._on_state)
-        for stream, _ in waiting:
-            stream.reset()
+        self._queue.close()
         self._holder.close()
         if (
             link is not None and held is not None and held.state is not CarrierState.CLOSED
@@ -246,9 +235,12 @@ class SSHListener:
         """In the pump's thread."""
         with self._changed:
             if state is CarrierState.FAILED and error is not None:
-                if not self._granted:
+                explained = self._explain(as_oserror(error), self._route)
+                if self._granted:
+                    self._queue.fail(explained)
+                else:
                     mark_reported(error)  # by start_patiently()
-                self._error = self._explain(as_oserror(error), self._route)
+                    self._error = explained
             held = self._holder.current
             link = held.link if held is not None else None
             known = link is self._newest
@@ -288,10 +280,7 @@ class SSHListener:
 
     def _on_stream(self, stream: Stream, peer: object) -> None:
         """In a thread of the connection's."""
-        with self._changed:
-            full = self._closed or len(self._accepted) >= _MOST
-            if not full:
-                self._accepted.append((stream, peer))
-                self._changed.notify()
-        if full:
+        if self._queue.is_full:
             stream.reset()
+        else:
+            self._queue.put(stream, peer)

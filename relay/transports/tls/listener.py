@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import threading
-from collections import deque
 from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
@@ -18,6 +17,7 @@ from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import Endpoint
+from ...streams.accept_queue import AcceptQueue
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.rate_limited_log import RateLog
@@ -77,10 +77,10 @@ class TLSListener:
         """Where it listens, as :meth:`socket.socket.getsockname` told it."""
         self._socket = listening
         self._context = context
-        self._ready = threading.Condition()
-        self._finished: deque[tuple[TLSStream, Any]] = deque()
+        self._queue: AcceptQueue[Any] = AcceptQueue()
         self._handshakes: dict[Session, tuple[Handshake, Any]] = {}  # with the peer; the oldest first
         self._crowded = RateLog(logger, logging.WARNING)
+        self._closing = threading.Lock()  # for the next one
         self._closed = False
         self._full = False
         listening.setblocking(False)
@@ -98,23 +98,19 @@ class TLSListener:
         :returns: its stream, and the address that it came from.
         :raises OSError: ``EBADF`` once the listener is closed.
         """
-        with self._ready:
-            while not self._finished and not self._closed:
-                self._ready.wait()
-            if self._closed:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            accepted = self._finished.popleft()
+        accepted = self._queue.take()
+        assert accepted is not None  # there is no limit of time
         if self._full:
             self._pump.loop.call(functools.partial(self._resume, 0.0))
         return accepted
 
     def close(self) -> None:
         """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""
-        with self._ready:
+        with self._closing:
             if self._closed:
                 return
             self._closed = True
-            self._ready.notify_all()
+        self._queue.close()
         done = threading.Event()
         if self._pump.loop.call(functools.partial(self._end, done)):
             done.wait()
@@ -139,8 +135,9 @@ class TLSListener:
 
     def abandon(self) -> None:
         """In a forked child: close the socket and nothing else."""
-        self._ready = threading.Condition()
+        self._closing = threading.Lock()
         self._closed = True
+        self._queue.after_fork()
         self._socket.close()
 
     # -- in the pump's thread -------------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ class TLSListener:
             handshake.give_up(OSError(errno.ECANCELED, "there are too many at a time"))
 
     def _is_full(self) -> bool:
-        return len(self._handshakes) + len(self._finished) >= _MOST
+        return len(self._handshakes) + len(self._queue) >= _MOST
 
     def _admit(self, client: socket.socket, peer: Any, now: float) -> None:
         client.setblocking(False)
@@ -199,9 +196,7 @@ class TLSListener:
     def _shaken(self, session: Session, peer: Any, outcome: TLSStream | OSError) -> None:
         del self._handshakes[session]
         if not isinstance(outcome, OSError):
-            with self._ready:
-                self._finished.append((outcome, peer))
-                self._ready.notify()
+            self._queue.put(outcome, peer)
             return
         logger.info("%r: the handshake with %s failed: %s", self, session.name, outcome)
         if self._full:
@@ -222,11 +217,6 @@ class TLSListener:
         self._pause.stop()
         for handshake, _ in tuple(self._handshakes.values()):
             handshake.give_up(OSError(errno.ECANCELED, "the listener was closed"))
-        with self._ready:
-            finished = tuple(self._finished)
-            self._finished.clear()
-        for stream, _ in finished:
-            stream.reset()
         self._pump.let_go(self)
         done.set()
 

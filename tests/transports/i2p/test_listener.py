@@ -317,7 +317,7 @@ def test_lists_that_make_no_sense_are_an_error_at_once():
 
 @pytest.mark.parametrize("way", ["accept", "forward"])
 def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, clients, monkeypatch, way):
-    monkeypatch.setattr("relay.transports.i2p.accept_queue.MOST", 4)
+    monkeypatch.setattr("relay.streams.accept_queue.MOST", 4)
     there = listen(accept=way)
     assert there.wait_published(WAIT)
     with contextlib.ExitStack() as stack:

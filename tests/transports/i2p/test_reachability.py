@@ -302,7 +302,7 @@ def test_without_them_it_is(bridge, listen, monkeypatch, soon):
 
 def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypatch, soon):
     monkeypatch.setattr(reachability, "ANSWER", 0.1)
-    monkeypatch.setattr("relay.transports.i2p.accept_queue.MOST", 1)
+    monkeypatch.setattr("relay.streams.accept_queue.MOST", 1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)

@@ -361,7 +361,7 @@ def test_who_was_not_accepted_is_ended(world, listen):
 
 
 def test_not_more_wait_than_a_backlog_holds(world, listen, monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 2)
+    monkeypatch.setattr("relay.streams.accept_queue.MOST", 2)
     listener = listen()
     ends = [come(world) for _ in range(3)]
     assert ending(ends[2]) == "reset"

@@ -349,7 +349,7 @@ def test_a_client_without_the_right_certificate_is_not(asking, connect, shown):
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         TLSEnd(connect(listener), context).recv(1)
     wait_until(lambda: "0 handshakes" in repr(listener))
-    assert not listener._finished
+    assert not listener._queue
 
 
 # -- the listener itself --------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_close_in_every_state(listening, connect, certificates):
     wait_until(lambda: "1 handshakes" in repr(listening))
     finished = TLSEnd(connect(listening), certificates.client())
     accepted_client = TLSEnd(connect(listening), certificates.client())
-    wait_until(lambda: len(listening._finished) == 2)
+    wait_until(lambda: len(listening._queue) == 2)
     first, peer = accepted(listening)
     kept, dropped = finished, accepted_client
     if peer != finished.socket.getsockname():

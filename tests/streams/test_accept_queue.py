@@ -1,4 +1,4 @@
-"""Streams that wait for somebody to take them."""
+"""``relay.streams.accept_queue``: streams that wait to be taken, and those that are delivered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from helpers import WAIT, Thread, ending, wait_until
 
 from relay.addresses.destinations import Peer, PrivateKey
+from relay.streams import accept_queue
+from relay.streams.accept_queue import AcceptQueue
 from relay.streams.stream import Stream
-from relay.transports.i2p import accept_queue
-from relay.transports.i2p.accept_queue import AcceptQueue
 
 DEST = PrivateKey.generate().destination
 
@@ -131,3 +131,26 @@ def test_what_waited_is_ended_with_it(there, bring):
     end = bring()
     there.close()
     assert ending(end) == "reset"
+
+
+def test_a_wait_may_have_an_end(there, bring):
+    assert there.take(0.01) is None
+    bring(7)
+    stream, peer = there.take(WAIT)
+    assert peer.port == 7
+    stream.close()
+
+
+def test_what_waits_is_reset_and_the_queue_stays_open(there, bring):
+    end = bring()
+    there.reset_waiting()
+    assert ending(end) == "reset"
+    bring(5)
+    assert take(there) == 5
+
+
+def test_a_forked_child_closes_its_copies(there, bring):
+    end = bring()
+    ((stream, _),) = there._waiting
+    there.after_fork()
+    assert stream.fileno() < 0 and ending(end) == "end of file"

@@ -44,17 +44,17 @@ PANELS = {
     ],
     "tls": [
         Panel("tls-bulk", "rate", "Bulk: Gbit/s"),
-        Panel("tls-handshakes", "rate", "New connections: per second"),
+        Panel("tls-handshakes", "rate", "New connections per s"),
     ],
     "ssh": [
         Panel("ssh-up", "rate", "Bulk up: Gbit/s"),
         Panel("ssh-down", "rate", "Bulk down: Gbit/s"),
-        Panel("ssh-requests", "rate", "Keep-alive requests: per second"),
-        Panel("ssh-streams", "rate", "New streams: per second"),
+        Panel("ssh-requests", "rate", "Keep-alive requests per s"),
+        Panel("ssh-streams", "rate", "New streams per s"),
     ],
     "socks": [
         Panel("socks-bulk", "rate", "One stream: Gbit/s"),
-        Panel("socks-connections", "rate", "New connections, 32 at a time: per second"),
+        Panel("socks-connections", "rate", "New connections per s"),
     ],
 }
 HIDDEN = (

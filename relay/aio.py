@@ -1,4 +1,4 @@
-"""The few names for asyncio programs: :func:`connect` and :class:`Tunnel`. All else is the same there."""
+"""Names for asyncio programs: :func:`connect` and :class:`Tunnel`. Everything else works there unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def connect(
     :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
         made first, which takes up to a minute: give it 90.
     :returns: a connected, non-blocking socket, for ``asyncio.open_connection(sock=…)`` and ``loop.sock_recv``; closing
-        it lets go of what lies under it. Reading from it raises ConnectionResetError where relay knows that the
+        it releases what lies under it. Reading from it raises ConnectionResetError where relay knows that the
         transfer was cut, as with :func:`relay.connect`.
     :raises OSError: as :func:`relay.connect` does, with the same classes and texts.
     :raises ValueError: if ``timeout`` is not positive; :class:`relay.AddressError` for an address.
@@ -80,9 +80,9 @@ async def _stream(factory: Dialer, deadline: float | None) -> Stream:
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: object) -> bool:
-    """Have it called in the loop, from any thread.
+    """Schedule a call in the loop, from any thread.
 
-    :returns: whether it will be; not if the loop is closed.
+    :returns: ``False`` if the loop is closed.
     """
     try:
         loop.call_soon_threadsafe(function, *arguments)
@@ -94,15 +94,15 @@ def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
 class Tunnel:
     """A :class:`relay.Tunnel` that a program waits for without blocking its loop; ``async with`` closes it.
 
-    The relaying is done by the tunnel's own thread, as ever.
+    The tunnel relays on its own thread, like a :class:`relay.Tunnel`.
 
     :param receive: this and the rest are as for :class:`relay.Tunnel`, and so are the errors.
-    :param make_send: likewise; it is called in a thread, so a coroutine function is of no use.
-    :param nconnect: likewise.
-    :param timeout: likewise: **after 60 s each connection is reset** unless this is ``None``. ``connect_timeout``,
-        ``idle_timeout``, ``linger`` and ``name`` are the same, too.
-    :param on_end: likewise; it is called on a thread of the tunnel, not in the loop. To handle records in the loop,
-        pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
+    :param make_send: as for :class:`relay.Tunnel`. It is called in a thread, so a coroutine function is an error.
+    :param nconnect: as for :class:`relay.Tunnel`.
+    :param timeout: as for :class:`relay.Tunnel`: **after 60 s each connection is reset** unless this is ``None``.
+        ``connect_timeout``, ``idle_timeout``, ``linger`` and ``name`` are the same as well.
+    :param on_end: as for :class:`relay.Tunnel`. It is called on a thread of the tunnel, not in the loop. To handle
+        records in the loop, pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
     """
 
     def __init__(
@@ -137,11 +137,11 @@ class Tunnel:
 
     @property
     def address(self) -> Any:
-        """Where it listens; see :attr:`relay.Tunnel.address`."""
+        """The address of the listener; see :attr:`relay.Tunnel.address`."""
         return self._tunnel.address
 
     def connections(self) -> list[ConnectionRecord]:
-        """The connections that live, oldest first."""
+        """The open connections, oldest first."""
         return self._tunnel.connections()
 
     def recent(self) -> list[ConnectionRecord]:
@@ -153,17 +153,17 @@ class Tunnel:
         return self._tunnel.stats()
 
     def pause(self, close: bool = False) -> None:
-        """Let nobody in until :meth:`resume`; see :meth:`relay.Tunnel.pause`."""
+        """Accept no client until :meth:`resume`; see :meth:`relay.Tunnel.pause`."""
         self._tunnel.pause(close)
 
     def resume(self) -> None:
-        """Let clients in again. In force when it returns."""
+        """Accept clients again. In force when it returns."""
         self._tunnel.resume()
 
     async def close(self, drain: float = 0.0) -> None:
         """Stop listening at once, end every connection, and wait until all is done. Idempotent.
 
-        Whoever is cancelled while he waits has begun to close it all the same.
+        A cancelled call has started to close it all the same.
 
         :param drain: seconds that connections may take to finish first; those that are left are reset.
         :raises TypeError: if ``drain`` is not a number.
@@ -199,17 +199,17 @@ class _Tunnel(tunnel.Tunnel):
         self._relay.begin_to_close(check_time("drain", drain, zero=True))
 
     async def ended(self, timeout: float | None) -> bool:  # noqa: ASYNC109  (it is that of join)
-        """Wait until it has.
+        """Wait until the tunnel has ended.
 
-        :returns: whether it has.
+        :returns: ``False`` if it has not ended in time.
         """
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
-        tell = functools.partial(_call, loop, told.set_result, None)
-        self._relay.when_over.add(tell)
+        done: asyncio.Future[None] = loop.create_future()
+        resolve = functools.partial(_call, loop, done.set_result, None)
+        self._relay.when_over.add(resolve)
         try:
             if not self._relay.is_over:  # looked at after the line above, and set before that one is read
-                await asyncio.wait([told], timeout=timeout)
+                await asyncio.wait([done], timeout=timeout)
         finally:
-            self._relay.when_over.discard(tell)
+            self._relay.when_over.discard(resolve)
         return self._relay.is_over

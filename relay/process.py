@@ -41,7 +41,7 @@ Process = subprocess.Popen[bytes]
 _Request = tuple["Future[Process]", Sequence[str], Mapping[str, Any]]
 
 # Becomes the program to run. Were it done between fork and exec (`preexec_fn`), a lock that another thread of
-# this program holds at that moment would never be let go. 1 is PR_SET_PDEATHSIG, 9 SIGKILL, 2 SIG_SETMASK.
+# this program holds at that moment would never be released. 1 is PR_SET_PDEATHSIG, 9 SIGKILL, 2 SIG_SETMASK.
 _GUARD = """
 import ctypes, os, sys, _signal
 ctypes.CDLL(None).prctl(1, 9)
@@ -114,10 +114,10 @@ def start(
 
     :param argv: the program, looked for in ``PATH`` unless it has a slash, and its arguments. No shell is involved.
     :param stdin: a descriptor, a file, ``PIPE`` or ``DEVNULL``; ``None`` passes on the program's own.
-    :param stdout: likewise.
-    :param stderr: likewise.
+    :param stdout: as ``stdin``.
+    :param stderr: as ``stdin``.
     :param pass_fds: further descriptors, which keep their numbers.
-    :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of ours
+    :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of relay
         (:func:`relay.addresses.options.secret_variables`) are taken out.
     :returns: the process. Its owner waits for it.
     :raises FileNotFoundError: if there is no such program.
@@ -205,9 +205,9 @@ def end(process: Process, seconds: float, *, group: bool = False) -> None:
 
 
 def python() -> list[str]:
-    """How to start this interpreter anew, with no module from the working directory.
+    """Return the command that starts this interpreter again, with no module from the working directory.
 
-    Without ``site`` it is there in a third of the time; a child takes over this program's own path instead.
+    Without ``site`` it starts in a third of the time; a child takes over this program's own path instead.
     """
     if not sys.executable or getattr(sys, "frozen", False):
         raise RelayError("sys.executable is no Python interpreter, so no child can be started; use a Tunnel instead")

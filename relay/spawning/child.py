@@ -1,4 +1,4 @@
-"""What runs in the child of :func:`relay.spawn`: one tunnel, which ends when the program that started it does.
+"""The child of :func:`relay.spawn`: one tunnel, which ends with the program that started it.
 
 Nothing here is called by the program itself: :mod:`relay.spawning.spawn` starts an interpreter that calls :func:`main`.
 """
@@ -33,7 +33,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(control: socket.socket, descriptors: Sequence[int], request: Message) -> None:
-    """Run a tunnel until the program closes it, lets go of ``control`` or dies. Does not return, but may raise.
+    """Run a tunnel until the program closes it, closes ``control`` or dies. Does not return, but may raise.
 
     :param control: one end of a socketpair; the program has the other.
     :param descriptors: the socket for what the program did not ask for (log records, the last figures), and perhaps
@@ -46,7 +46,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
         else.
     """
     _leave_standard_input()
-    _end_with_the_program(request["program"])
+    _set_parent_death_signal(request["program"])
     for variable in request["secrets"]:
         check_variable("secrets", variable)
     events, *receive = map(_socket, descriptors)
@@ -62,7 +62,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     except SystemExit:  # a signal came meanwhile
         place.close()
         os._exit(0)
-    _on_a_signal(functools.partial(_hear_no_more, control))
+    _on_a_signal(functools.partial(_close_control, control))
     threading.Thread(target=_end_with_the_tunnel, args=(tunnel, control), name="relay-end", daemon=True).start()
     try:
         channel.send({"address": tunnel.address, "name": tunnel.name})
@@ -83,7 +83,7 @@ def _tunnel(request: Message, receive: Any, place: contextlib.ExitStack) -> Tunn
 
     :param request: see :func:`main`.
     :param receive: a socket to listen with; ``None`` if there is an address.
-    :param place: gets what is to be removed when the tunnel has ended.
+    :param place: receives the callbacks that remove files when the tunnel has ended.
     """
     with contextlib.ExitStack() as undo:
         if receive is not None:
@@ -106,7 +106,7 @@ def _listening(address: str | None, place: contextlib.ExitStack) -> Any:
 
 
 def _made(receive: Any, make_send: Any, request: Message) -> Tunnel:
-    # A tunnel that has no name is told from others by the process, for its number is that of the first one here.
+    # The process ID distinguishes a tunnel without a name: its number is that of the first tunnel in each child.
     options = {**request["options"], "name": request["options"]["name"] or f"relay child {os.getpid()}"}
     if "unused" in request:
         return EphemeralTunnel(receive, make_send, unused=request["unused"], **options)
@@ -125,12 +125,12 @@ def _leave_standard_input() -> None:
     os.close(null)
 
 
-def _end_with_the_program(program: int) -> None:
-    """Have the kernel send a signal when the program dies, and end on any, with what has been made so far.
+def _set_parent_death_signal(program: int) -> None:
+    """Request a signal from the kernel for the death of the program, and end on a signal.
 
-    :param program: its number; if it has died before the kernel was told, nobody sends anything.
+    :param program: its process ID. If it died before the request, no signal comes: compare the parent afterwards.
 
-    The end of ``control`` alone would do, were it not that a process that the program forked may hold its other end.
+    The end of ``control`` alone is not enough: a process that the program forked may hold its other end.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _on_a_signal(sys.exit)
@@ -166,11 +166,11 @@ def _pass_on(hears: int) -> None:
 
 def _end_with_the_tunnel(tunnel: Tunnel, control: socket.socket) -> None:
     tunnel.join()
-    _hear_no_more(control)
+    _close_control(control)
 
 
-def _hear_no_more(control: socket.socket) -> None:
-    """Let whoever reads from ``control`` see its end."""
+def _close_control(control: socket.socket) -> None:
+    """End the reads from ``control``."""
     try:
         control.shutdown(socket.SHUT_RD)
     except OSError:
@@ -178,12 +178,12 @@ def _hear_no_more(control: socket.socket) -> None:
 
 
 def _questions(tunnel: Tunnel) -> dict[str, Callable[[], Any]]:
-    """What can be asked of a tunnel, also after its end."""
+    """The questions about a tunnel that the child answers, also after its end."""
     return {"connections": tunnel.connections, "recent": tunnel.recent, "stats": tunnel.stats}
 
 
 def _serve(tunnel: Tunnel, channel: Channel) -> None:
-    """Answer the program until it has nothing more to ask."""
+    """Answer the requests of the program until it closes ``control``."""
 
     def drain(seconds: float) -> None:
         threading.Thread(target=tunnel.close, args=(seconds,), name="relay-drain", daemon=True).start()
@@ -203,9 +203,9 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
 
 
 class LogForwarder(logging.Handler):
-    """Sends log records to the program from a thread of its own: whoever logs never waits for the program.
+    """Sends log records to the program from a thread of its own, so that logging never waits for the program.
 
-    :param sock: where they go. Beyond a limit of records not taken, further ones are dropped and counted.
+    :param sock: for the records. Beyond a limit of unread records, further ones are dropped and counted.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -221,7 +221,7 @@ class LogForwarder(logging.Handler):
         if self._lines.qsize() >= _LOG_LIMIT:
             self._dropped += 1
             return
-        self._tell_dropped()
+        self._report_dropped()
         try:
             self._put(record)
         except (TypeError, ValueError):
@@ -230,12 +230,12 @@ class LogForwarder(logging.Handler):
     def finish(self, message: Message) -> None:
         """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""
         logging.getLogger().removeHandler(self)
-        self._tell_dropped()
+        self._report_dropped()
         self._lines.put(encode(message))
         self._lines.put(None)
         self._thread.join()
 
-    def _tell_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         if self._dropped:
             text = f"{self._dropped} log records dropped: the program did not take them in time"
             self._put(logging.LogRecord("relay", logging.WARNING, __file__, 0, text, None, None))

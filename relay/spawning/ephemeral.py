@@ -1,4 +1,4 @@
-"""A tunnel for the sockets of one program, which is there only for as long as they need it."""
+"""A tunnel for the sockets of one program that closes itself when it is unused."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _QUIET = 0.5  # seconds without a byte from a client after which it is taken to 
 
 
 class EphemeralTunnel(Tunnel):
-    """A tunnel that ends by itself when nobody uses it, and that lets everybody finish when it is closed.
+    """A tunnel that closes itself when it is unused, and that lets every connection finish when it is closed.
 
-    A plain tunnel that drains waits for its clients to end their connections. Here a client may have no reason to: a
-    ØMQ socket keeps its connection. So a connection that is still open ends, too, once nothing has come from its client
-    for half a second and the target's system has taken all of it: the target then sees an end of file. One that its
-    client has ended has all the time that it needs to carry its last bytes to the target.
+    A plain tunnel that drains waits for its clients to end their connections. Here a client may never do that: a ØMQ
+    socket keeps its connection. So an open connection also ends when its client has sent nothing for half a second and
+    the target's system has received everything: the target then reads EOF. A connection that its client has ended may
+    take all the time that it needs to carry its last bytes to the target.
 
     :param receive: and the others: as for :class:`Tunnel`.
     :param unused: seconds without any connection, also after the last one has gone, after which it ends; ``None`` for
         never.
     :raises TypeError: as for :class:`Tunnel`.
-    :raises ValueError: likewise.
-    :raises OSError: likewise.
+    :raises ValueError: as for :class:`Tunnel`.
+    :raises OSError: as for :class:`Tunnel`.
     """
 
     def __init__(self, receive: Listener, make_send: MakeSend, *, unused: float | None = None, **options: Any) -> None:
@@ -45,14 +45,14 @@ class EphemeralTunnel(Tunnel):
 
     @property
     def expired(self) -> bool:
-        """Whether it has ended because nobody used it."""
+        """``True`` if it has ended because it was unused."""
         return self._ephemeral.expired
 
     def wait_for_client(self, timeout: float) -> bool:
-        """Wait until somebody has connected.
+        """Wait until a client has connected.
 
         :param timeout: seconds.
-        :returns: whether somebody has.
+        :returns: ``False`` if none has in time.
         """
         return self._ephemeral.used.wait(timeout)
 
@@ -74,7 +74,7 @@ class EphemeralRelayThread(RelayThread):
         """Give the first client its time."""
         self._alone = Timer(self.loop.timers, self._expire)
         self._quiet = Timer(self.loop.timers, self._end_quiet_ones)
-        self._expect_somebody(now)
+        self._expect_client(now)
 
     def on_admit(self) -> None:
         """The tunnel is used."""
@@ -84,14 +84,14 @@ class EphemeralRelayThread(RelayThread):
     def on_over(self, connection: Connection) -> None:
         """Give the next client its time after the last connection."""
         if not self._connections:
-            self._expect_somebody(connection.finished)
+            self._expect_client(connection.finished)
 
     def on_close(self, drain: float | None, now: float) -> None:
         """Look for quiet connections while the tunnel drains."""
         if drain != 0:
             self._quiet.start(now + _QUIET, now)
 
-    def _expect_somebody(self, now: float) -> None:
+    def _expect_client(self, now: float) -> None:
         if self._unused is not None and not self.closing:
             self._alone.start(now + self._unused, now)
 
@@ -108,7 +108,7 @@ class EphemeralRelayThread(RelayThread):
 
 
 def _is_quiet(connection: Connection, since: float) -> bool:
-    """Whether nothing has come from the client since then, and nothing of it waits, here or for the target."""
+    """Return true if the client has sent nothing since then and none of its bytes wait, here or for the target."""
     up = connection.up
     is_still = max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
     return is_still and not unread(connection.client) and not connection.unsent()[1]

@@ -83,7 +83,7 @@ class ChildTunnel:
 
     @property
     def address(self) -> Any:
-        """Where it listens, as ``getsockname()`` says it."""
+        """The address of the listener, as ``getsockname()`` returns it."""
         return self._address
 
     def pause(self, close: bool = False) -> None:
@@ -116,7 +116,7 @@ class ChildTunnel:
         return [to_record(fields) for fields in self._ask("recent")]
 
     def stats(self) -> Stats:
-        """What the tunnel has done so far.
+        """The counters of the tunnel.
 
         :raises RelayError: if the child has died or does not answer.
         """
@@ -144,13 +144,13 @@ class ChildTunnel:
         if self._receive is not None:
             self._receive.close()
         if seconds != 0:
-            with contextlib.suppress(RelayError):  # then there is nobody left to wait for
+            with contextlib.suppress(RelayError):  # the child has ended: there is nothing left to wait for
                 self._ask("drain", seconds)
         if threading.current_thread() is not self._thread:
             self._thread.join(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
             self._end()
         elif seconds == 0:
-            self._hang_up()
+            self._close_control()
 
     def __enter__(self) -> ChildTunnel:
         return self
@@ -183,7 +183,9 @@ class ChildTunnel:
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:
-            raise RelayError(f"the child process did not start: it {_fate(self._process)}; see its standard error")
+            raise RelayError(
+                f"the child process did not start: it {_describe_exit(self._process)}; see its standard error"
+            )
         if "error" in answer:
             raise to_error(answer["error"])
         return answer
@@ -198,7 +200,7 @@ class ChildTunnel:
         except OSError:
             answer = None
         if answer is None:
-            return self._ask_the_dead(call)
+            return self._read_final_state(call)
         if "error" in answer:
             raise to_error(answer["error"])
         return answer["value"]
@@ -216,7 +218,7 @@ class ChildTunnel:
         finally:
             self._turn.release()
 
-    def _ask_the_dead(self, call: str) -> Any:
+    def _read_final_state(self, call: str) -> Any:
         if threading.current_thread() is not self._thread:
             self._thread.join(_END)
         if self._lost:
@@ -234,10 +236,10 @@ class ChildTunnel:
                     self._last = message["last"]
                     self._closing = self._closing or message["expired"]
         finally:
-            self._bury()
+            self._record_exit()
 
-    def _bury(self) -> None:
-        fate = _fate(self._process)
+    def _record_exit(self) -> None:
+        fate = _describe_exit(self._process)
         if not self._closing or not self._last:
             self._lost = f"the child process {self.pid} {fate}, and its connections are lost; spawn it again"
         with self._turn, self._gate:
@@ -249,7 +251,7 @@ class ChildTunnel:
         if self._lost:
             logger.error("%s: %s", self.name, self._lost)
 
-    def _hang_up(self) -> None:
+    def _close_control(self) -> None:
         """Let the child end as it would at the end of this program. Never blocks."""
         self._closing = True
         with self._gate:
@@ -259,20 +261,20 @@ class ChildTunnel:
                 pass  # it has ended
 
     def _end(self) -> None:
-        self._hang_up()
+        self._close_control()
         self._thread.join(_END)
         if self._thread.is_alive():
             self._process.kill()
             self._thread.join(_END)
 
     def _forget(self) -> None:
-        """In a forked child, where the watching thread does not run and a lock may never be let go."""
+        """Reset the object in a forked child: the watching thread does not run, and no other thread releases a lock."""
         self._turn = threading.Lock()
         self._gate = threading.Lock()
         self._closing = True
         self._last = {}
         self._lost = "it stays with the process that spawned it"
-        self._process.returncode = 0  # nobody's child here
+        self._process.returncode = 0  # not a child of this process
         self._control.close()
         self._events.close()
         if self._receive is not None:
@@ -289,8 +291,8 @@ def _log(fields: Message) -> None:
         threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
 
 
-def _fate(process: Process) -> str:
-    """How a process ended that has ended, or is about to."""
+def _describe_exit(process: Process) -> str:
+    """Wait for the end of a process, and describe it."""
     status = process.wait()
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
@@ -299,7 +301,7 @@ def _close_all() -> None:
     """At the interpreter's end, while there still is one for the log records."""
     living = list(_living)
     for child in living:
-        child._hang_up()
+        child._close_control()
     for child in living:
         child._end()
 

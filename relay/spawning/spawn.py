@@ -19,9 +19,9 @@ __all__ = ["spawn", "start_child"]
 
 Child = TypeVar("Child", bound=ChildTunnel)
 
-_END = 1.0  # seconds for a child that was not to be to end by itself, and take with it what it has made
+_END = 1.0  # seconds for a child that failed to start to end by itself and remove its files
 
-# Everything that the child must know comes over a socket: arguments and environment are there for all to read.
+# Everything that the child must know comes over a socket: other users can read arguments and environment.
 _CHILD = """
 import json, os, socket, sys
 control = socket.socket(fileno=os.dup(0))
@@ -72,8 +72,6 @@ def spawn(
     :raises TypeError: if an argument is of the wrong type.
     :raises OSError: if the address cannot be had.
     :raises RelayError: if the child cannot be started.
-
-    Source: the project's API, section 1.
     """
     receive = _check_listen(listen)
     if not isinstance(target, str):
@@ -122,7 +120,7 @@ def _check_listen(listen: Any) -> socket.socket | None:
 
 
 def _path() -> list[str]:
-    """Where this program finds its modules; and this package for certain."""
+    """The module search path of this program, with this package on it."""
     path = [entry for entry in sys.path if isinstance(entry, str)]
     home = str(Path(__file__).absolute().parents[2])
     return path if home in path else [*path, home]

@@ -1,4 +1,4 @@
-"""What a program and its child say to each other: lines of JSON over a socketpair, and what stands in them."""
+"""Messages between a program and its child: lines of JSON over a socketpair."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def encode(message: Message) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """What JSON has no word for: the name of an abstract Unix socket, a mapping, anything that is logged."""
+    """Replace a value that JSON lacks: the name of an abstract Unix socket, a mapping, any logged object."""
     if isinstance(value, bytes):
         return {_BYTES: value.hex()}
     return dict(value) if isinstance(value, Mapping) else str(value)

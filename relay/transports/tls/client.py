@@ -18,7 +18,8 @@ from ...streams.stream import Stream
 from ..tcp import tcp
 from .context import load_chain, trusting
 from .handshake import Handshake
-from .session import Session, is_denial
+from .records import is_denial
+from .session import Session
 
 __all__ = ["Client", "TLS", "tls", "wrap"]
 

@@ -92,7 +92,7 @@ class Handshake:
 
     def _on_event(self, event: int, now: float) -> None:
         try:
-            mask = self.session.handshake(readable=self._watch.mask == IN)
+            mask = self.session.records.handshake(readable=self._watch.mask == IN)
             if mask:
                 return self._watch.want(mask)
             stream = self.session.open(self._watch)
@@ -109,7 +109,7 @@ class Handshake:
         self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
 
     def _expired(self, now: float) -> None:
-        if self.session.begun and (self._deadline is None or now < self._deadline):
+        if self.session.records.begun and (self._deadline is None or now < self._deadline):
             if self._deadline is not None:
                 self._timer.start(self._deadline, now)
             return

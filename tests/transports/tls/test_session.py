@@ -357,14 +357,14 @@ def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_th
     session = stream._session
     stream.close()
     looked = []
-    wait_until(lambda: session._gone)
+    wait_until(lambda: session._pair.gone)
     for count in range(1, 4):
-        session.pump.loop.call(lambda: (session._expired(time.monotonic()), looked.append(session._ended)))
+        session.pump.loop.call(lambda: (session._pair._look(time.monotonic()), looked.append(session.is_over)))
         wait_until(lambda count=count: len(looked) == count)
-        before = session._moved - session.unsent()
+        before = session.records.progress()
         got = receive_exactly(server, 1 << 18)
         assert got
-        wait_until(lambda before=before: session._moved - session.unsent() != before)
+        wait_until(lambda before=before: session.records.progress() != before)
         sent -= len(got)
     assert not any(looked)
     assert len(receive_exactly(server, sent)) == sent

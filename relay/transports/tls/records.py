@@ -1,0 +1,164 @@
+"""The records of one TLS connection: ``ssl.SSLObject`` between two memory buffers, and the transport's socket.
+
+``ssl.SSLSocket`` cannot half-close. ``ssl.SSLObject`` over two memory buffers can: close_notify ends one direction
+alone (RFC 8446, section 6.1), with TLS 1.2 too.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+from ...errors import RelayError
+from ...eventloop.background import BUFFER
+from ...eventloop.poller import IN, OUT
+from ...eventloop.sockets import unsent
+
+__all__ = ["STEP", "Records", "TLSError", "is_denial"]
+
+_RECORD = 18 << 10  # bytes; more than the longest record, header included (RFC 5246, section 6.2.3)
+STEP = BUFFER - _RECORD  # bytes to receive at once; with a record that was incomplete, they fit decrypted
+_DENIALS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+
+
+class TLSError(RelayError):
+    """A TLS session that was cut: by a reset, an end without close_notify, a broken record or an alert.
+
+    :param message: what happened, and at which end.
+    :param reason: the word for it in a connection's record: ``client_reset``, ``target_reset`` or ``denied``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def is_denial(error: ssl.SSLError) -> bool:
+    """Return whether a TLS peer rejects this one (the alerts of RFC 8446, section 6.2)."""
+    reason = error.reason or ""
+    return "ALERT" in reason and any(word in reason for word in _DENIALS)
+
+
+class Records:
+    """What is sent and received over one transport, encrypted.
+
+    :param transport: a connected, non-blocking socket, which stays with the caller.
+    :param context: the certificates to trust and to show.
+    :param servername: the name that the server's certificate must be for; ``None`` if this is the server.
+    :param ticket: a session to resume, made with the same ``context`` and ``servername``.
+    """
+
+    __slots__ = ("begun", "cipher", "moved", "tls", "_incoming", "_outgoing", "_transport")
+
+    def __init__(
+        self,
+        transport: socket.socket,
+        context: ssl.SSLContext,
+        servername: str | None = None,
+        ticket: ssl.SSLSession | None = None,
+    ) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=servername is None, server_hostname=servername, session=ticket
+        )
+        self._transport = transport
+        self.begun = False
+        """Whether the far end has sent something."""
+        self.cipher: memoryview | bytes = b""
+        """What the transport has not taken yet."""
+        self.moved = 0
+        """Bytes that the transport has taken."""
+
+    def handshake(self, readable: bool) -> int:
+        """Take the handshake as far as it goes without waiting.
+
+        :param readable: whether the transport can be read.
+        :returns: the event to wait for before the next call; 0 when it is done.
+        :raises ssl.SSLError: if it failed; the alert has been sent.
+        :raises OSError: if the connection was lost.
+        """
+        if readable:
+            try:
+                received = self._transport.recv(_RECORD)
+            except BlockingIOError:
+                return IN
+            if not received:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed during the handshake")
+            self.begun = True
+            self._incoming.write(received)
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return IN if self.flush() else OUT
+        except ssl.SSLError:
+            self.send_alert()
+            raise
+        self.flush()
+        return 0
+
+    @property
+    def has_received(self) -> bool:
+        """Whether there is something to decrypt, such as data that came with the end of the handshake."""
+        return bool(self._incoming.pending)
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether OpenSSL wants something sent by itself."""
+        return bool(self._outgoing.pending)
+
+    def receive(self, buffer: memoryview) -> int:
+        """Receive from the transport.
+
+        :param buffer: used in between.
+        :returns: how many bytes; 0 at the end of file.
+        :raises OSError: if the connection is lost; :class:`BlockingIOError` if there is nothing.
+        """
+        length = self._transport.recv_into(buffer)
+        if length:
+            self._incoming.write(buffer[:length])
+        return length
+
+    def send_end(self) -> None:
+        """Encrypt close_notify.
+
+        Once, and only when no whole record waits to be read: OpenSSL would take it for an error. What the peer still
+        sends can be read as before.
+        """
+        try:
+            self.tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+
+    def flush(self) -> bool:
+        """Send what is encrypted.
+
+        :returns: whether the transport has taken all of it.
+        :raises OSError: if the connection is lost.
+        """
+        while cipher := self.cipher or self._outgoing.read():
+            try:
+                sent = self._transport.send(cipher)
+            except BlockingIOError:
+                sent = 0
+            self.moved += sent
+            if sent < len(cipher):
+                self.cipher = memoryview(cipher)[sent:]
+                return False
+            self.cipher = b""
+        return True
+
+    def send_alert(self) -> None:
+        """Send the alert of a failure, as far as that needs no waiting."""
+        try:
+            self.flush()
+        except OSError:
+            pass  # the connection is lost as well
+
+    def unsent(self) -> int:
+        """Return how many encrypted bytes wait for the far end, also in the kernel."""
+        return len(self.cipher) + unsent(self._transport)
+
+    def progress(self) -> int:
+        """Return a number that changes while bytes leave, also those that leave the kernel for a slow far end."""
+        return self.moved - self.unsent()

@@ -1,0 +1,71 @@
+"""``relay.transports.tls.records``: two ends over a socketpair, without a loop."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import pytest
+
+from relay.eventloop.poller import IN
+from relay.transports.tls.records import Records, TLSError, is_denial
+
+
+@pytest.fixture
+def ends(certificates):
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        client = Records(near, ssl.create_default_context(cafile=certificates.ca), "localhost")
+        yield client, Records(far, certificates.server())
+
+
+def shake(client, server):
+    assert client.handshake(readable=False) == IN
+    while True:
+        if server.handshake(readable=True) == 0 and client.handshake(readable=True) == 0:
+            return
+        client.handshake(readable=True)
+
+
+def test_a_handshake_and_data_and_an_end(ends):
+    client, server = ends
+    shake(client, server)
+    assert client.begun and server.begun
+    client.tls.write(b"hello")
+    client.send_end()
+    assert client.flush() and client.moved > 0 and client.progress() <= client.moved
+    buffer = memoryview(bytearray(1 << 16))
+    assert server.receive(buffer)
+    assert server.tls.read(5) == b"hello"
+    assert server.tls.read(5) == b""
+
+
+def test_what_the_transport_does_not_take_waits(ends):
+    client, server = ends
+    shake(client, server)
+    while client.flush():
+        client.tls.write(bytes(1 << 14))
+    assert client.cipher and client.unsent() >= len(client.cipher)
+
+
+def test_a_connection_that_ends_in_the_handshake(ends):
+    client, server = ends
+    client.handshake(readable=False)
+    server._transport.close()
+    with pytest.raises(OSError, match="closed during the handshake|reset"):
+        client.handshake(readable=True)
+
+
+def test_a_certificate_that_is_not_trusted_is_an_alert(ends, certificates):
+    client, server = ends
+    stranger = Records(client._transport, ssl.create_default_context(), "localhost")
+    stranger.handshake(readable=False)
+    server.handshake(readable=True)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        stranger.handshake(readable=True)
+    with pytest.raises(ssl.SSLError) as failure:
+        server.handshake(readable=True)
+    assert is_denial(failure.value)
+    assert TLSError("x", reason="denied").reason == "denied"

@@ -50,12 +50,9 @@ WORDS_LEFT = (
     "relay/api/",
     "relay/carriers/",
     "relay/cli/",
-    "relay/compat/",
     "relay/config/",
     "relay/engine/",
-    "relay/eventloop/",
     "relay/streams/",
-    "relay/testing/",
     "relay/transports/",
 )
 OPENINGS_LEFT = WORDS_LEFT

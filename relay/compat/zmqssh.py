@@ -1,14 +1,14 @@
 """``zmq.ssh.tunnel`` under its own names: ØMQ sockets over SSH.
 
-A program written for the original changes its import, and nothing else::
+A program written for the original changes only its import::
 
     from relay.compat import zmqssh as ssh
 
     tunnel = ssh.tunnel_connection(sock, "tcp://10.0.1.2:5555", "me@bastion")
 
-What is better: no port is chosen and let go again; no name is taken for an option, and paths may have spaces in them;
-IPv6; no byte is lost; what is returned can be closed; an unknown host is never trusted; and ``via=[…]`` leads over any
-chain of hops.
+Improvements: no free port is chosen and released again; no name can be an option, and paths may contain spaces; IPv6;
+no byte is lost; the returned tunnel can be closed; an unknown host is never trusted; and ``via=[…]`` takes any chain of
+hops.
 
 Source: ``zmq/ssh/tunnel.py`` of pyzmq, and its guide "Tunneling PyZMQ Connections with SSH".
 """
@@ -72,14 +72,14 @@ def select_random_ports(n: int) -> list[int]:
 def try_passwordless_ssh(
     server: str, keyfile: Path | None = None, paramiko: bool | None = None, *, via: Sequence[str] = ()
 ) -> bool:
-    """Whether a server lets us in without a password, found out by a login.
+    """Log in to find out if a server needs no password.
 
-    For whoever has many tunnels to make to one server, and a person to ask for the password once.
+    Use it before many tunnels to one server, to prompt for the password once.
 
     :param server: and the others: as for :func:`tunnel_connection`.
     :returns: ``False`` if the server refuses the keys, or there are none. The original's two ways differed for a server
-        that cannot be reached or is not to be trusted; here that is an exception, for no password would help.
-    :raises SSHException: if the server cannot be reached or is not to be trusted, or a hop does not let us through.
+        that cannot be reached or is not trusted; here that is an exception, because no password would help.
+    :raises SSHException: if the server cannot be reached or is not trusted, or a hop rejects the connection.
     :raises ValueError: if an argument cannot be right.
     :raises TypeError: if one has the wrong type.
     """
@@ -117,9 +117,8 @@ def tunnel_connection(
 ) -> SSHTunnel:
     """Connect a ØMQ socket to an address that an SSH server reaches.
 
-    The socket is connected over ``ipc://`` in a directory that nobody else can look into: no port is taken, and nobody
-    else on this machine can ride on the tunnel. Nothing is prompted for but a password that is needed and was not
-    given: once, and only if the program has a terminal.
+    The socket connects over ``ipc://`` in an owner-only directory: no port is in use, and no other user of this machine
+    can use the tunnel. relay prompts only for a password that is needed and missing, once, and only on a terminal.
 
     :param socket: any ØMQ socket. What it sends is not lost if it is closed, with its linger, before the tunnel.
     :param addr: ``tcp://host:port`` as the server sees it; IPv6 in brackets.
@@ -127,7 +126,7 @@ def tunnel_connection(
         address with parameters, as for :func:`relay.ssh`. The user's configuration, agent and keys are used.
     :param keyfile: a private key that is tried before those.
     :param password: of the user at the server; it decrypts ``keyfile``, too. It goes to the child over a socket.
-        ``None``: somebody may be asked for it; ``False``: nobody.
+        ``None``: prompt for it if needed; ``False``: never prompt.
     :param paramiko: ``None`` for the OpenSSH client where it is installed, else paramiko; ``True`` for paramiko,
         ``False`` for the client.
     :param timeout: seconds without any connection, also after the last one has gone, after which the tunnel ends by
@@ -184,7 +183,7 @@ def openssh_tunnel(
     *,
     via: Sequence[str] = (),
 ) -> SSHTunnel:
-    """Have a port of 127.0.0.1 lead to a port that an SSH server reaches, with the OpenSSH client.
+    """Forward a port of 127.0.0.1 to a port that an SSH server reaches, with the OpenSSH client.
 
     :param lport: the port here; 0 for any, which is then in ``address`` of what is returned.
     :param rport: the port there, from 1 to 65535.
@@ -209,7 +208,7 @@ def paramiko_tunnel(
     *,
     via: Sequence[str] = (),
 ) -> SSHTunnel:
-    """Have a port of 127.0.0.1 lead to a port that an SSH server reaches, with paramiko.
+    """Forward a port of 127.0.0.1 to a port that an SSH server reaches, with paramiko.
 
     :param lport: and the others: as for :func:`openssh_tunnel`.
     :returns: the tunnel, once the server has let us in.
@@ -248,7 +247,7 @@ def _paramiko_tunnel(
 ) -> None:
     """Be a tunnel for as long as this process lives, as ``multiprocessing.Process(target=_paramiko_tunnel)`` wants it.
 
-    :param lport: and the others: as for :func:`paramiko_tunnel`. Nobody is asked for a password.
+    :param lport: and the others: as for :func:`paramiko_tunnel`. It never prompts for a password.
     :raises SSHException: and the others: as for :func:`paramiko_tunnel`.
     """
     check_host_port(remoteip, rport)

@@ -16,16 +16,16 @@ BUFFER = 288 << 10  # bytes that a member can move in one turn, so that none sta
 
 
 class Member(Protocol):
-    """What the pump works for."""
+    """A user of the pump."""
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else; every lock may be held for ever."""
+        """In a forked child: only close the descriptors; every lock may be held for ever."""
 
 
 class Pump:
-    """The thread of all members in this process, with its loop, and a buffer that belongs to whoever has the turn.
+    """The thread of all members in this process, with its loop, and a buffer for the handler being run.
 
-    It starts with the first member and ends when the last one has let go.
+    It starts with the first member and ends with the release of the last one.
     """
 
     _current: Pump | None = None
@@ -44,9 +44,9 @@ class Pump:
 
     @classmethod
     def hold(cls, member: Member) -> Pump:
-        """The pump, started if there is none; it lives until ``member``, and every other, has let go.
+        """Return the pump, started if there is none; it runs until every member has released it.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if the system has no thread or descriptor left.
         """
         with cls._lock:
             if cls._current is None:
@@ -55,7 +55,7 @@ class Pump:
             return cls._current
 
     def let_go(self, member: Member) -> None:
-        """End the thread if nobody else holds it; safe from any thread, idempotent."""
+        """Release it; the last release ends the thread. Safe from any thread, idempotent."""
         with Pump._lock:
             self._members.discard(member)
             if not self._members and Pump._current is self:
@@ -68,7 +68,7 @@ class Pump:
 
     @classmethod
     def forked(cls) -> None:
-        """In a forked child: let go of everything without touching the parent's."""
+        """In a forked child: drop everything without touching the parent's."""
         cls._lock = threading.Lock()
         current, cls._current = cls._current, None
         if current is not None:
@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Watch:
-    """What a member waits for at one of its sockets; errors and hang-ups always, from the first :meth:`want` on."""
+    """The events of a socket that a member waits for; errors and hang-ups always, from the first :meth:`want` on."""
 
     __slots__ = ("mask", "hung", "_descriptor", "_watched", "_loop", "_handler")
 

@@ -27,7 +27,7 @@ _TICKS = 1024  # ticks in a second: the precision of a near deadline
 
 
 class Timed(Protocol):
-    """What can have one deadline at a time."""
+    """An object with at most one deadline at a time."""
 
     tick: int  # where the timers keep it; 0 when they do not
 
@@ -35,7 +35,7 @@ class Timed(Protocol):
         """The time has come, or is near: look again, and set the next time if there is one."""
 
     def crashed(self, now: float) -> None:
-        """:meth:`expire` raised, which is a bug: let go of what it was about."""
+        """:meth:`expire` raised, which is a bug: drop its subject."""
 
 
 class Timer:
@@ -53,7 +53,7 @@ class Timer:
         self._timers = timers
 
     def start(self, due: float, now: float) -> None:
-        """Call at ``due`` (monotonic seconds), in place of any time set before."""
+        """Call at ``due`` (monotonic seconds); replaces an earlier time."""
         self.due = due
         self._timers.set(self, due, now)
 
@@ -73,7 +73,7 @@ class Timer:
             self._call(now)
 
     def crashed(self, now: float) -> None:
-        """There is nothing to let go of: whoever set it sets it again."""
+        """Do nothing: the owner sets it again."""
 
 
 class Timers:
@@ -91,7 +91,7 @@ class Timers:
         self.first = math.inf  # monotonic seconds of the next bucket
 
     def set(self, item: Timed, due: float, now: float) -> None:
-        """Let ``item.expire`` be called at ``due`` (monotonic seconds), in place of any time set before."""
+        """Call ``item.expire`` at ``due`` (monotonic seconds); replaces an earlier time."""
         left = due - now
         tick = int(due * _TICKS) + 1
         if left >= 1024:
@@ -122,7 +122,7 @@ class Timers:
             item.tick = 0
 
     def _trim(self) -> None:
-        """Drop the empty buckets in front: nobody is to be woken for them."""
+        """Drop the empty buckets in front: they need no wake-up."""
         heap, buckets = self._heap, self._buckets
         while heap and not buckets[heap[0]]:
             del buckets[heapq.heappop(heap)]
@@ -145,7 +145,7 @@ class Timers:
 
 
 class Loop:
-    """Waits for descriptors and deadlines and calls whoever wants to know.
+    """Waits for descriptors and deadlines, and calls their handlers.
 
     Everything but :meth:`call` belongs to the thread that is in :meth:`run`. A wake-up may come early: a handler must
     cope with a descriptor that is not ready after all.
@@ -182,14 +182,14 @@ class Loop:
             try:
                 self.poller.unregister(descriptor)
             except OSError:
-                pass  # somebody else has closed it, which took it out
+                pass  # another owner has closed it, which removed it
 
     def discard(self, sock: socket.SocketType) -> None:
         """Close a socket after this turn, so that no event of the turn meets a new socket of the same number."""
         self._garbage.append(sock)
 
     def call(self, function: Callable[[], object]) -> bool:
-        """Have ``function`` called in the loop's thread; safe from any thread.
+        """Call ``function`` in the loop's thread; safe from any thread.
 
         :returns: whether it will be called: ``False`` once the loop has stopped.
         """
@@ -230,7 +230,7 @@ class Loop:
         self._close_garbage()
 
     def turn(self) -> None:
-        """Wait once and call, for whoever has a loop of his own around it.
+        """Wait once and call, for a caller with a loop of its own.
 
         :meth:`run` does the same without a call for each turn, which a hot loop feels.
         """

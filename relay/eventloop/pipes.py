@@ -38,7 +38,7 @@ class PipePool:
         self._idle: list[Pipe] = []
 
     def take(self) -> Pipe | None:
-        """An empty pipe, or ``None`` when there is none to be had: then copy."""
+        """An empty pipe, or ``None`` if there is none: then copy."""
         if self._idle:
             return self._idle.pop()
         return self._make()

@@ -16,7 +16,7 @@ READ = IN | END
 
 
 class Poller(Protocol):
-    """What :class:`select.epoll` offers. A mask of 0 still reports ERR and HUP: a reset is seen without reading."""
+    """The interface of :class:`select.epoll`. A mask of 0 reports ERR and HUP: a reset is seen without a read."""
 
     def register(self, fd: int, eventmask: int, /) -> None:
         """Watch a descriptor that is not yet watched."""
@@ -50,7 +50,7 @@ class PollPoller:
         return self._poll.poll(math.ceil(timeout * 1000))
 
     def close(self) -> None:
-        """Nothing to let go: the set of descriptors lives in this process."""
+        """Do nothing: the set of descriptors is in this process."""
 
 
 def make_poller() -> Poller:

@@ -39,7 +39,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def is_tls(socket: object) -> bool:
-    """Whether this is an :class:`ssl.SSLSocket`; does not import :mod:`ssl` for those who have no use for it."""
+    """Return true for an :class:`ssl.SSLSocket`; does not import :mod:`ssl` for programs that do not use it."""
     module = sys.modules.get("ssl")
     return module is not None and isinstance(socket, module.SSLSocket)
 
@@ -74,12 +74,12 @@ def set_to_reset(socket: sockets.SocketType) -> None:
 
 
 def unread(socket: sockets.SocketType) -> int:
-    """Bytes that have come and that nobody has read yet (FIONREAD of ioctl(2)); 0 if that is not known."""
+    """Bytes that have arrived and are not read yet (FIONREAD of ioctl(2)); 0 if that is not known."""
     return _queued(socket, termios.FIONREAD)
 
 
 def unsent(socket: sockets.SocketType) -> int:
-    """How much of what was sent the peer's system has not taken yet (SIOCOUTQ of tcp(7)); 0 if that is not known.
+    """Return how much of the sent data the peer's system has not taken yet (SIOCOUTQ of tcp(7)); 0 if unknown.
 
     Bytes for TCP. Of a Unix socket it is what the peer has not read, together with the system's own share.
     """

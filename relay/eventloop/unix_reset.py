@@ -2,7 +2,7 @@
 
 Linux reports it to the peer of a socket that is closed with something unread. So before a cut, a byte is put there
 through the peer's own descriptor, where that is in this process: a holder may have detached or duplicated its socket.
-The byte goes out of band (MSG_OOB, Linux 5.15 or newer), so that no read returns it as data, whoever has a copy.
+The byte goes out of band (MSG_OOB, Linux 5.15 or newer), so that no read returns it as data, in any process.
 
 This is impossible where the peer is in another process, where it has ended its own direction (SHUT_WR), and on other
 systems: an end of file is all that a Unix socket has there.
@@ -51,7 +51,7 @@ class NearEnd(socket.socket):
 
 
 def socketpair() -> tuple[NearEnd, socket.socket]:
-    """A pair of connected, non-blocking Unix sockets: our end, and one for a holder, who learns of a reset of ours.
+    """A pair of connected, non-blocking Unix sockets: the near end, and one for a holder, which sees its reset.
 
     :raises OSError: if there are no descriptors left.
     """
@@ -84,7 +84,7 @@ def leave_unread(near: socket.SocketType) -> socket.socket | None:
             far.close()
             return None
         return far
-    except (OSError, ValueError):  # there is no descriptor left, or it was closed by somebody else
+    except (OSError, ValueError):  # there is no descriptor left, or another owner has closed it
         return None
 
 
@@ -92,14 +92,14 @@ def _mark(far: socket.socket, near: socket.SocketType) -> None:
     try:
         far.send(_MARK, socket.MSG_OOB | _QUIET)
     except OSError as error:
-        # An older kernel. Nobody else reads from an end that we made; of any other socket we do not know.
+        # An older kernel. Only this process reads from an end that it made; any other socket is unknown.
         if error.errno != errno.EOPNOTSUPP or not isinstance(near, NearEnd):
             raise
         far.send(_MARK, _QUIET)
 
 
 def _is_over(near: socket.SocketType) -> bool:
-    """Whether the peer is closed."""
+    """Return true if the peer is closed."""
     poller = select.poll()
     poller.register(near.fileno(), 0)
     return bool(poller.poll(0))

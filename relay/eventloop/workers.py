@@ -15,7 +15,7 @@ __all__ = ["Workers"]
 logger = logging.getLogger("relay")
 
 _IDLE = 30.0  # seconds after which a thread without work ends
-_AGAIN = 0.25  # seconds after which a thread is tried to be made again, when the system had none to give
+_AGAIN = 0.25  # seconds until the next attempt to start a thread, after the system had none left
 _PROMPT = 0.005  # seconds: a thread that took a job so recently is expected to take the next one, too
 
 
@@ -42,7 +42,7 @@ class Workers:
         self._left_over = Timer(loop.timers, self._hurry)
 
     def submit(self, work: Callable[[], object]) -> None:
-        """Have ``work`` called on a thread; it must not raise. Where no thread can be made it waits for one."""
+        """Call ``work`` on a thread; it must not raise. If no thread can be started it waits for one."""
         now = time.monotonic()
         with self._lock:
             self._work.append(work)
@@ -62,13 +62,13 @@ class Workers:
                 self._idle.pop().release()
 
     def join(self, seconds: float) -> None:
-        """Wait for the threads, but not for long: a call that is still blocked holds nobody up."""
+        """Wait for the threads, but not for long: a call that is still blocked does not block the caller."""
         until = time.monotonic() + seconds
         for thread in list(self._threads):
             thread.join(max(0.0, until - time.monotonic()))
 
     def is_one(self) -> bool:
-        """Whether the current thread is one of these."""
+        """Return true if the current thread is one of these."""
         return threading.current_thread() in self._threads
 
     def _hurry(self, now: float) -> None:
@@ -85,7 +85,7 @@ class Workers:
                 self._threads.add(thread)
             try:
                 thread.start()
-            except RuntimeError:  # no more threads to be had: those that there are take it in turn
+            except RuntimeError:  # no more threads: the existing ones take it in turn
                 self._threads.discard(thread)
                 now = time.monotonic()
                 self._left_over.start(now + _AGAIN, now)
@@ -112,4 +112,4 @@ class Workers:
                         self._idle.remove(wake)
                         self._threads.discard(me)
                         return
-                wake.acquire()  # somebody woke it at the last moment
+                wake.acquire()  # another thread woke it at the last moment

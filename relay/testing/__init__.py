@@ -1,4 +1,4 @@
-"""What is needed to test a factory, a stream or a listener of one's own.
+"""Tools to test your own factories, streams and listeners.
 
 Everything here works on real kernel sockets, opens nothing but loopback, and fails with :class:`AssertionError`, so
 that any test runner can use it::

@@ -24,7 +24,7 @@ __all__ = ["check_factory", "check_stream"]
 
 _BLOCK = bytes(range(256)) * 257 + b"an odd length shows what is lost"
 _MUCH = 16  # blocks: about a mebibyte
-_TOO_MUCH = 64 << 20  # bytes that nobody may swallow for a reader that does not read
+_TOO_MUCH = 64 << 20  # bytes that no transport may take for a reader that does not read
 
 
 def check_stream(
@@ -121,7 +121,7 @@ class _Connect:
             yield stream, far
 
     def _accept(self) -> Any:
-        """What the server accepts next."""
+        """Return the next stream that the server accepts."""
         return self._accept_from_socket() if isinstance(self.server, socket.socket) else self._accept_from_object()
 
     def _accept_from_socket(self) -> socket.socket:

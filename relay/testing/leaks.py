@@ -1,4 +1,4 @@
-"""What a piece of code leaves behind: descriptors, threads and child processes."""
+"""Checks for leaked descriptors, threads and child processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Leaks:
     """Remembers what the process holds when it is made, and tells later what has come since and not gone.
 
     Descriptors are compared by what they are and not by their number, so a number that was closed and taken again is
-    seen. Child processes are seen on Linux only; dead ones that nobody waited for are among them.
+    seen. Child processes are seen on Linux only; they include dead ones that were not waited for.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Leaks:
         self._threads = set(threading.enumerate())
 
     def left(self, timeout: float = 2.0) -> list[str]:
-        """What is there now and was not before.
+        """Return everything that exists now and did not before.
 
-        :param timeout: seconds for it to go: a thread that was told to end needs a moment.
+        :param timeout: seconds to wait for it to end: a thread that is ending needs a moment.
         :returns: one line for each, which says what it is; empty if nothing is left.
         """
         deadline = time.monotonic() + timeout

@@ -125,7 +125,7 @@ class FakeListener:
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
+        """``True`` once :meth:`close` was called."""
         return self._closed
 
     def close(self) -> None:

@@ -26,9 +26,9 @@ _VERSIONS = {"i2pd": ("3.0", "3.1"), "java": ("3.0", "3.3")}
 class SAMBridge:
     """A SAM bridge that carries streams between its own sessions, in memory. It runs from when it is made.
 
-    Any SAM program can use it: it is told ``samaddr=bridge.sam``. Sessions of the style STREAM, ACCEPT, CONNECT,
+    Any SAM program can use it; pass it ``samaddr=bridge.sam``. Sessions of the style STREAM, ACCEPT, CONNECT,
     FORWARD, names and keys work as with the router that it imitates, with its faults; the rest is answered as an error.
-    Keys are real ones, which a router takes as well. A bridge trusts everybody who can reach it, so it stays on
+    Keys are real ones, which a router takes as well. A bridge trusts every program that can connect, so it stays on
     loopback::
 
         with relay.testing.SAMBridge() as bridge:
@@ -55,7 +55,7 @@ class SAMBridge:
     :param publish_time: seconds after that until the session can be found by others, and by itself.
     :param lease_life: seconds that a destination can be found after it has ended; a stream to it is OK then, and
         nothing comes (Java: it is not made).
-    :param silence: seconds until a stream ends that nobody accepts.
+    :param silence: seconds until a stream ends that no program accepts.
     :param remember: seconds after the end of a session for which its keys are a trap: a session made of them meanwhile
         comes at once, works for ``zombie_life``, and then is dead although its socket lives (i2pd: 5). 0 for no trap.
     :param zombie_life: seconds that such a session works.
@@ -144,7 +144,7 @@ class SAMBridge:
     def kill(self) -> None:
         """The router dies: every socket is closed, and connections are refused; the port stays taken. Idempotent.
 
-        Nobody at the far end of a stream, behind another bridge, hears of it.
+        The far end of a stream, behind another bridge, does not learn of it.
         """
         with self._lock:
             if self._alive:
@@ -156,7 +156,7 @@ class SAMBridge:
 
         It remembers nothing; what others remember of its sessions stays.
 
-        :raises OSError: if there is no socket to be had, or after :meth:`close`.
+        :raises OSError: if the system has no socket left, or after :meth:`close`.
         """
         with self._lock:
             if not self._alive:
@@ -217,23 +217,23 @@ class SAMBridge:
 
     @property
     def commands(self) -> list[Command]:
-        """What was asked: the last thousand commands. No private key and no password is in it."""
+        """The last thousand commands, without private keys and passwords."""
         return list(self._router.commands)
 
     @property
     def streams(self) -> int:
-        """How many streams of its sessions were accepted, from or to them."""
+        """The number of accepted streams from or to its sessions."""
         return self._router.streams
 
     @property
     def connections(self) -> int:
-        """How many sockets there are that carry no stream: of sessions, and of who waits or has said nothing yet."""
+        """The number of sockets without a stream: of sessions, of acceptors, and of silent programs."""
         return len(self._router.conversations)
 
     # -- its life --
 
     def close(self) -> None:
-        """End everything, and let the port go. Idempotent, from any thread."""
+        """End everything, and release the port. Idempotent, from any thread."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -268,7 +268,7 @@ def _login(personality: str, user: str | None, password: str | None) -> tuple[st
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen: it keeps the port, and lets another one of ours listen there."""
+    """A socket that reserves the port: it is bound and does not listen; another socket of the bridge listens."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

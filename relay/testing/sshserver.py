@@ -39,9 +39,9 @@ class SSHServer:
     It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``, dropbear's ``dbclient`` and PuTTY's
     ``plink``. JSch 0.1 has no Ed25519 and so needs ``host_key=paramiko.ECDSAKey.generate()``. Channels keep half-close
     both ways.
-    It has no shell and no SFTP, and runs commands only where that is allowed. Whoever logs in acts as the user whose
-    program this is, so nobody gets in without a credential; without arguments that is the key in :attr:`keyfile`, which
-    nobody else can read::
+    It has no shell and no SFTP, and runs commands only where that is allowed. Clients act as the user of this
+    program, so a login needs a credential: without arguments the key in :attr:`keyfile`, which only that user can
+    read::
 
         with relay.testing.SSHServer() as server:
             make = relay.target("127.0.0.1:5432", via=[server.url])
@@ -193,7 +193,7 @@ class SSHServer:
     def start(self) -> None:
         """Take connections again after :meth:`stop`, at the same port. Does nothing while it runs.
 
-        :raises OSError: if there is no socket or thread to be had, or after :meth:`close`.
+        :raises OSError: if the system has no socket or thread left, or after :meth:`close`.
         """
         with self._lock:
             if self._listening is not None:
@@ -208,12 +208,12 @@ class SSHServer:
 
     @property
     def logins(self) -> int:
-        """How many clients have logged in."""
+        """The number of clients that have logged in."""
         return self._state.logins
 
     @property
     def attempts(self) -> list[tuple[str, str]]:
-        """Who tried to log in with what: the last thousand, each a user's name and a method.
+        """The last thousand attempts to log in, each a user's name and a method.
 
         Clients ask with ``none`` for the methods first, and with ``publickey`` whether a key would do.
         """
@@ -221,22 +221,22 @@ class SSHServer:
 
     @property
     def opened(self) -> int:
-        """How many channels were opened, both ways."""
+        """The number of channels that were opened, in both directions."""
         return self._state.opened
 
     @property
     def refused(self) -> int:
-        """How many channels were refused: by the server, or by a client to whose forward somebody connected."""
+        """The number of rejected channels: by the server, or by a client with a forwarded port."""
         return self._state.refused
 
     @property
     def connections(self) -> int:
-        """How many connections there are, logged in or not."""
+        """The number of connections, logged in or not."""
         return len(self._sessions)
 
     @property
     def channels(self) -> int:
-        """How many channels are open or being opened."""
+        """The number of channels that are open or being opened."""
         return sum(session.channels for session in self._live())
 
     # -- its life --
@@ -295,7 +295,7 @@ def _permission(permit: Callable[[str], object] | Collection[str] | None) -> Cal
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen: it keeps the port, and lets another one of ours listen there."""
+    """A socket that reserves the port: it is bound and does not listen; another socket of the server listens."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

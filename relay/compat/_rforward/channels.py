@@ -1,4 +1,4 @@
-"""A channel of a transport that is the caller's, as a stream of ours, and where such streams wait to be relayed."""
+"""Channels of the caller's transport as streams, and the queue in which they wait for a tunnel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST = 1000  # channels of one tunnel at one time; more are refused
 def stream_of(channel: Any, over: Callable[[], object]) -> Stream:
     """A channel as a stream.
 
-    :param channel: one of paramiko, which nobody else uses from now on, or anything else with the socket interface.
+    :param channel: one of paramiko, which only the stream uses from now on, or anything else with the socket interface.
     :param over: called when the stream is over, on a thread that may block.
     :returns: the stream; it owns the channel.
     """
@@ -87,7 +87,7 @@ class _InOrder:
         self._transport = transport
         self._queue: deque[Any] = deque()
         self._sending = threading.Lock()
-        self._closed = False  # belongs to whoever holds _sending
+        self._closed = False  # guarded by _sending
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -97,7 +97,7 @@ class _InOrder:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits. The transport's thread never waits for it: whoever sends already sends this, too."""
+        """Send what waits. The transport's thread never waits for it: a thread that is sending sends this as well."""
         may_wait = threading.current_thread() is not self._transport
         if not may_wait and not self._transport.clear_to_send.is_set():
             return  # it is the one that exchanges the keys; close() sends the rest
@@ -117,9 +117,9 @@ class _InOrder:
 
 
 class Reception:
-    """A listener object for :class:`relay.Tunnel` of the channels that somebody hands in; safe from any thread.
+    """A listener object for :class:`relay.Tunnel`: accepts the channels that its callers pass in; safe from any thread.
 
-    :param say: called with what is to be logged, and with X2Go's bit for how much it matters.
+    :param say: called with each message for the log, and with X2Go's bit for its level.
     """
 
     delivers = True
@@ -132,7 +132,7 @@ class Reception:
         self._living: set[Any] = set()  # channels that are not over
 
     def has_room(self) -> bool:
-        """Whether one more would be taken."""
+        """Return true if there is room for another channel."""
         with self._lock:
             return self._open and len(self._living) < _MOST
 
@@ -141,7 +141,7 @@ class Reception:
         origin = channel.origin_addr
         try:
             taken = self.put(channel, origin, lambda: self._say(f"reverse tunnel closed from {origin!r}", INFO))
-        except (OSError, RuntimeError) as error:  # no descriptor or thread is to be had
+        except (OSError, RuntimeError) as error:  # no descriptor or thread left
             taken = False
             self._say(f"a channel from {origin!r} was refused: {error}", WARN)
         if taken:
@@ -181,7 +181,7 @@ class Reception:
         self._queue.reset_waiting()
 
     def cut(self) -> None:
-        """End also those that the tunnel is done with, but whose last bytes somebody does not read."""
+        """End all channels, also those that the tunnel has finished and whose last bytes the peer does not read."""
         with self._lock:
             left = list(self._living)
         if left:  # sending may block
@@ -200,7 +200,7 @@ class Reception:
             self._queue.deliver(taker)
 
     def accept(self) -> tuple[Stream, Any]:
-        """Nobody calls it: a tunnel without a limit has streams delivered."""
+        """Never called: a tunnel without a limit has streams delivered."""
         raise NotImplementedError
 
     def close(self) -> None:

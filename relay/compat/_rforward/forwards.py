@@ -1,8 +1,8 @@
-"""What the server listens to for everybody on one transport of the caller's, and who gets the channels that come of it.
+"""The forwarded ports of all tunnels on one transport of the caller, and the owners of their channels.
 
 paramiko has one handler of forwarded channels for a transport: setting it takes the channels of all, and cancelling one
 forward removes it. And it takes the answer to one global request for that to another, where two are under way. So both
-kinds of messages are looked at here before paramiko sees them; what is not of ours goes on to it as before.
+kinds of messages are looked at here before paramiko sees them; other messages go on to it unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HELD = 1024  # channels that wait for the answer that tells whose they are
 
 @dataclass(frozen=True, slots=True)
 class _Incoming:
-    """A channel that the server wants to open because somebody has connected to where it listens."""
+    """A channel that the server opens for a client of a forwarded port."""
 
     sender: int  # the server's number of it
     window: int
@@ -49,10 +49,10 @@ _known: weakref.WeakValueDictionary[int, Forwards] = weakref.WeakValueDictionary
 
 
 class Owner(Protocol):
-    """Who has asked for a forward. Both are called in the transport's thread and must not block."""
+    """The owner of a forward. Both methods are called in the transport's thread and must not block."""
 
     def has_room(self) -> bool:
-        """Whether one more channel would be taken."""
+        """Return true if there is room for another channel."""
 
     def take(self, channel: paramiko.Channel) -> object:
         """Own the channel."""
@@ -61,12 +61,12 @@ class Owner(Protocol):
 class Forwards:
     """The forwards on one live transport; there is one for each transport, see :meth:`of`. Safe from any thread.
 
-    Once it is there it stays: for what is not of ours it does nothing but pass it on.
+    Once installed it stays, and passes on the messages of other users of the transport.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
-        self._lock = threading.Lock()  # for all that follows; never held while somebody else's code runs
+        self._lock = threading.Lock()  # for all that follows; never held while foreign code runs
         self._places: dict[TCPAddress, Owner | None] = {}  # None: cancelled, and the server has not confirmed it yet
         self._choosing = 0  # requests under way whose port the server chooses
         self._held: list[tuple[_Incoming, Any]] = []
@@ -99,7 +99,7 @@ class Forwards:
         :param seconds: for the answer; what is granted later is given back.
         :returns: where it listens; ``None`` if that was denied.
         :raises CarrierError: if the connection has ended.
-        :raises ForwardError: if there was no answer in time, or somebody else listens there over this transport.
+        :raises ForwardError: if there was no answer in time, or another user of this transport listens there.
         """
         request = _Request(place, owner)
         with self._lock:
@@ -140,9 +140,9 @@ class Forwards:
             ).start()
 
     def _give_up(self, request: _Request) -> bool:
-        """Nobody waits for the answer any more.
+        """Stop waiting for the answer.
 
-        :returns: whether it has not come at the last moment.
+        :returns: ``False`` if it has come at the last moment.
         """
         with self._lock:
             if request.answered:
@@ -181,15 +181,14 @@ class Forwards:
     # -- channels --
 
     def announce(self, owner: Owner) -> None:
-        """A channel in the transport's accept queue is ``owner``'s: the one that has just been put there by a handler
-        of somebody else's, or the oldest."""  # noqa: D205, D209
+        """Give ``owner`` a channel of the accept queue: the last one of a foreign handler, or the oldest."""
         with self._lock:
             self._announced.append(owner)
         if threading.current_thread() is not self._transport:
             self._hand_out(None)
 
     def find(self, host: str, port: int) -> tuple[bool, Owner | None]:
-        """Whether this is one of our places, and who takes its channels, if anybody still does."""
+        """Look up a forwarded address: return true if it is known, and the owner that still takes its channels."""
         with self._lock:
             return self._find(host, port)
 
@@ -249,7 +248,7 @@ class Forwards:
             guarded(owner.take, channel)
 
     def _open(self, incoming: _Incoming) -> paramiko.Channel:
-        """What paramiko does when a forwarded channel is opened."""
+        """Open a forwarded channel as paramiko does."""
         transport = self._transport
         window, packet = transport.default_window_size, transport.default_max_packet_size
         with transport.lock:
@@ -287,7 +286,7 @@ class _Request:
 
 
 def _granted(place: TCPAddress, answer: paramiko.Message | None) -> TCPAddress | None:
-    """Where the server listens, after its answer."""
+    """Return the address at which the server listens, from its answer."""
     if answer is None or place.port:
         return place if answer is not None else None
     port = answer.get_int()

@@ -1,4 +1,4 @@
-"""What is logged, as X2Go's programs want it: by bits of a mask, or to their own logger."""
+"""The log for X2Go's programs: by bits of a mask, or to their own logger."""
 
 from __future__ import annotations
 

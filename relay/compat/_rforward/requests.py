@@ -21,7 +21,7 @@ Answered = Callable[["paramiko.Message | None"], object]
 
 
 class Requests:
-    """The requests that are under way on one transport, of ours and of everybody's; safe from any thread.
+    """All requests that are under way on one transport, from relay and from other code; safe from any thread.
 
     Answers carry no name and come in the order of asking; paramiko gives each to all who wait.
     """
@@ -51,11 +51,11 @@ class Requests:
 
     @property
     def ended(self) -> bool:
-        """Whether the transport has come to its end."""
+        """``True`` once the transport has ended."""
         return self._ended
 
     def watch(self, watcher: Callable[[], object]) -> None:
-        """Have ``watcher`` called when the transport ends, at once if it has; in any thread, must not block."""
+        """Call ``watcher`` when the transport ends, at once if it has; in any thread, must not block."""
         with self._lock:
             self._watchers.add(watcher)
             ended = self._ended
@@ -68,7 +68,7 @@ class Requests:
             self._watchers.discard(watcher)
 
     def lost(self) -> CarrierError:
-        """Why there is no connection any more."""
+        """Return the error for a connection that has ended."""
         error = self._transport.saved_exception
         why = f" ({error})" if error is not None and str(error) else ""
         return CarrierError(f"the SSH connection has ended{why}; make a new one, and new tunnels over it")

@@ -43,7 +43,7 @@ class RevFwTunnel(threading.Thread):
     :param remote_host: where the connections lead to: an address or a name, looked up for every connection.
     :param remote_port: its port.
     :param ssh_transport: a connection that is logged in. It stays the caller's.
-    :param session_instance: its ``HOOK_rforward_request_denied(server_port=…)``, if it has one, is called in place of
+    :param session_instance: its ``HOOK_rforward_request_denied(server_port=…)``, if it has one, is called instead of
         an error when the server has denied the forward twice.
     :param logger: a :class:`logging.Logger`, or a logger of X2Go, which is called with ``(message, loglevel=…)``;
         ``None`` for the logger ``relay.rforward``.
@@ -79,7 +79,7 @@ class RevFwTunnel(threading.Thread):
         self.logger = Log(logger, loglevel)
         self.problem: CarrierError | None = None
         """Why the thread has ended by itself."""
-        self._control = threading.Lock()  # one of pause and resume at a time; nobody waits for the server with it
+        self._control = threading.Lock()  # one of pause and resume at a time; not held during a wait for the server
         self._paused = False
         self._stopped = False
         self._listening: TCPAddress | None = None
@@ -90,10 +90,10 @@ class RevFwTunnel(threading.Thread):
         self._reception = Reception(self.logger)
         self._engine: Tunnel | None = None
 
-    # -- for everybody ------------------------------------------------------------------------------------------------
+    # -- public -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have the server listen, and relay from then on. Returns once it does, or once the hook was called.
+        """Start to listen on the server, and relay. Returns once the server listens, or once the hook was called.
 
         :raises ForwardError: if the server denies it twice (and there is no hook) or does not answer within 10 s.
         :raises CarrierError: if the SSH connection has ended.
@@ -116,7 +116,7 @@ class RevFwTunnel(threading.Thread):
             self._report(error)
 
     def run(self) -> None:
-        """What the thread does; see :meth:`start`.
+        """Run the thread; see :meth:`start`.
 
         :raises ForwardError: and the others, if it is called directly, as :meth:`start` would.
         """
@@ -130,7 +130,7 @@ class RevFwTunnel(threading.Thread):
             self._end()
 
     def pause(self) -> None:
-        """Have the server listen no more, let nobody in, and end the connections that live, by a reset. Idempotent.
+        """Stop listening on the server, accept no client, and reset the open connections. Idempotent.
 
         In force, but for the server's answer, at once; that is waited for, for up to ten seconds.
         """
@@ -144,7 +144,7 @@ class RevFwTunnel(threading.Thread):
         self.logger(f"paused thread: {self!r}", loglevel=DEBUG)
 
     def resume(self) -> None:
-        """Have the server listen again, at the same port. Idempotent.
+        """Listen on the server again, at the same port. Idempotent.
 
         :raises OSError: as :meth:`start` does; then it is still paused.
         """
@@ -179,7 +179,7 @@ class RevFwTunnel(threading.Thread):
             self.join(_ANSWER)
 
     def cancel_port_forward(self, address: str, port: int) -> None:
-        """Have the server listen no more at a place; waits for its answer for up to ten seconds.
+        """Stop listening at an address of the server; waits up to ten seconds for its answer.
 
         :param address: as it was asked for. For the tunnel's own port it is always 127.0.0.1.
         :param port: the port there.
@@ -276,7 +276,7 @@ class RevFwTunnel(threading.Thread):
     # -- what they have in common -------------------------------------------------------------------------------------
 
     def _cut(self) -> None:
-        """Let nobody in, and end who is."""
+        """Accept no client, and reset the open connections."""
         self._reception.refuse()
         if self._engine is not None:
             self._engine.pause(close=True)
@@ -330,9 +330,9 @@ class RevFwTunnel(threading.Thread):
         return Forwards.of(self.ssh_transport)
 
     def adopt(self, end: Callable[[], object]) -> bool:
-        """Have ``end`` called when this is paused; it must not block.
+        """Call ``end`` when this is paused; it must not block.
 
-        :returns: whether it is not paused already.
+        :returns: ``False`` if it is paused already.
         """
         with self._lock:
             self._wards.add(end)

@@ -62,18 +62,18 @@ class SSHTunnel(ChildTunnel):
         self.close(0.0)
 
     def wait_for_client(self) -> None:
-        """Wait for a moment until somebody has connected, so that :meth:`close` knows of the connection."""
+        """Wait for a moment until a client has connected, so that :meth:`close` knows of the connection."""
         with contextlib.suppress(RelayError):
             self._ask("wait_for_client", _ACCEPTED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Way:
-    """How an SSH server is reached, and logged in to.
+    """The way to an SSH server, and the login there.
 
     :param server: the server.
     :param before: the hops on the way to it, as they were written.
-    :param asks: whether somebody may be asked for a password.
+    :param asks: ``True`` to prompt for a password.
     """
 
     server: SSHServer
@@ -84,7 +84,7 @@ class Way:
     def made(
         cls, server: str, backend: str, keyfile: str | os.PathLike[str] | None, password: Password, via: Sequence[str]
     ) -> Way:
-        """The way that a caller describes; with ``False`` or nothing as password, nobody is asked for one.
+        """Make the way that a caller describes; with ``False`` as password, relay does not prompt for one.
 
         :raises AddressError: if an address cannot be understood.
         :raises TypeError: if an argument has the wrong type.
@@ -123,7 +123,7 @@ class Way:
             factory.release()
 
     def is_refused(self, error: AuthenticationError) -> bool:
-        """Whether it is the server itself that does not let us in, and not a hop before it."""
+        """Return true if the server itself rejects the login, and not a hop before it."""
         count = len(self.before) + 1
         return str(error).startswith(f"{self.server}: " if count == 1 else f"hop {count} of {count} (")
 
@@ -133,7 +133,7 @@ class Way:
         :param listen: where it listens; ``None`` for a private Unix socket.
         :param place: where it leads to, as seen from the server.
         :param timeout: seconds without any connection after which it ends.
-        :raises paramiko.SSHException: if the server cannot be reached, is not to be trusted or does not let us in.
+        :raises paramiko.SSHException: if the server cannot be reached, is not trusted or rejects the login.
         :raises ValueError: if the configuration, or a file that it names, cannot be used.
         :raises OSError: if nothing can listen there.
         """
@@ -152,7 +152,7 @@ class Way:
         """Be a tunnel, in this process, until it is killed.
 
         :param listen: and the others: as for :meth:`tunnel`.
-        :raises Exception: likewise.
+        :raises Exception: as for :meth:`tunnel`.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # which in a terminal is for the program that started this one
         with listen_at(listen) as receive, contextlib.closing(chain(self.hops, place)) as make_send:
@@ -169,7 +169,7 @@ class Way:
         return self.with_password(password)
 
     def _request(self, listen: str | None, place: TCPAddress, unused: float | None) -> dict[str, Any]:
-        """What the child is told, over its control socket: it may hold a password."""
+        """The request to the child, over its control socket: it may hold a password."""
         hops = self.hops
         far = over_i2p(hops, place)
         options = {
@@ -214,7 +214,7 @@ def _started(request: dict[str, Any]) -> SSHTunnel:
 
 
 def _ask_password(login: str) -> str | None:
-    """Ask whoever sits at the program's terminal; ``None`` if nobody does, or the program is in the background."""
+    """Prompt on the program's terminal; ``None`` if there is none, or the program is in the background."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:

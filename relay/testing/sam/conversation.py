@@ -30,7 +30,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 
 class Refusal(NamedTuple):
-    """Why a command fails: SAM's word for it, and a text for people."""
+    """The failure of a command: SAM's word for it, and a text for people."""
 
     result: str
     text: str = ""
@@ -54,7 +54,7 @@ class Conversation(ABC):
         self._heard = b""
         self._paused = False
         self._silent = False  # nothing is answered
-        self._mute = False  # it is not told who connected
+        self._mute = False  # True: the program does not get the destination of each client
         self._place = ("", 0)  # of the program that takes what is forwarded
         self._wire = Wire(router.network.hub, sock, self)
 
@@ -121,7 +121,7 @@ class Conversation(ABC):
         """Act on what has been heard, if that is enough."""
 
     def obey(self, message: Message) -> None:
-        """Act on a command, now or when the bridge is told to answer again."""
+        """Act on a command, now, or once the bridge answers again."""
         self.router.note(message)
         if self.router.holds(message, lambda: self._obey_late(message)):
             self._pause()
@@ -197,7 +197,7 @@ class Conversation(ABC):
             self.answer("HELLO", "REPLY", RESULT="OK", VERSION=chosen)
 
     def unwelcome(self, options: Options) -> Refusal | None:
-        """Why this program is not let in."""
+        """Return the reason to reject this program, or ``None``."""
         return None
 
     @abstractmethod
@@ -228,15 +228,15 @@ class Conversation(ABC):
         return self.created()
 
     def wait(self) -> None:
-        """The session is not ready. Nobody sees that the program goes meanwhile."""
+        """The session is not ready. The end of the program goes unnoticed meanwhile."""
         self._pause()
 
     @abstractmethod
     def unacceptable(self, options: Options) -> Refusal | None:
-        """Why such a session cannot be."""
+        """Return the reason to reject such a session, or ``None``."""
 
     def taken(self, key: PrivateKey) -> Refusal | None:
-        """Why there is no second session of a destination."""
+        """Return the reason to reject a second session of a destination, or ``None``."""
         return None
 
     @abstractmethod
@@ -267,7 +267,7 @@ class Conversation(ABC):
         session.sockets.add(self)
 
     def _find(self, source: Destination, text: str) -> Destination | Refusal:
-        """Where a stream is to go."""
+        """Find the destination of a stream."""
         fault = self.router.failed_connects.take()
         if fault:
             return Refusal(fault, _text(fault))
@@ -288,13 +288,13 @@ class Conversation(ABC):
         return target
 
     def _offer(
-        self, source: Destination, near: End, target: Destination, options: Options, told: Callable[[bool], object]
+        self, source: Destination, near: End, target: Destination, options: Options, on_result: Callable[[bool], object]
     ) -> None:
         """Begin a stream.
 
         :param source: the destination that it comes from.
         :param near: its end that this program has, or will have.
-        :param told: called with whether it was accepted, if that can be known.
+        :param on_result: called with ``True`` if it was accepted, ``False`` if not, where that can be known.
         """
         if not target.alive:
             return
@@ -306,7 +306,7 @@ class Conversation(ABC):
                 for router in {source.router, target.router}:
                     router.streams += 1
             if not lost:
-                told(accepted)
+                on_result(accepted)
 
         if not lost:
             target.meet(source)
@@ -315,7 +315,7 @@ class Conversation(ABC):
         target.offer(Offer(far, source.base64, ports, answered))
 
     def hollow(self, source: Destination, target: Destination) -> bool:
-        """Whether the beginning of a stream arrives, and nothing else of it, either way."""
+        """Return true if only the beginning of a stream arrives, and none of its bytes, in either direction."""
         return target.mistaken(source.b32, source) is not None
 
     @abstractmethod
@@ -356,7 +356,7 @@ class Conversation(ABC):
         return offer.end.take(Wire(self.router.network.hub, sock, offer.end), line)
 
     def line_of(self, offer: Offer) -> bytes:
-        """What a program is told of a stream before its bytes."""
+        """Return the line that a program reads before the bytes of a stream."""
         return offer.peer.encode() + b"\n"
 
     # -- NAMING --
@@ -367,17 +367,17 @@ class Conversation(ABC):
 
 
 def _port(text: str) -> str:
-    """A port as it is told to the other side."""
+    """A port as the other side reads it."""
     return text if _PORT.fullmatch(text) else "0"
 
 
 def _text(result: str) -> str:
-    """What routers say of an error beside its name, where they say something."""
-    return "the bridge was told to fail" if result == "I2P_ERROR" else ""
+    """Return the text that routers send with the name of an error; empty for those without one."""
+    return "the bridge fails on request" if result == "I2P_ERROR" else ""
 
 
 def _place(host: str, port: str) -> tuple[str, int] | None:
-    """Where a program listens; names would have to be looked up, which may block."""
+    """Return the address of a program; only IP addresses, because a lookup may block."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if 0 < int(port) < 65536:

@@ -20,7 +20,7 @@ KNOWN = 1000  # other destinations whose lease sets one remembers
 
 
 class Acceptor(Protocol):
-    """Who accepts streams: a conversation that has said ACCEPT, or one that has said FORWARD."""
+    """An acceptor of streams: a conversation after ACCEPT or FORWARD."""
 
     self_contained: bool  # accepts more than one
 
@@ -70,19 +70,19 @@ class Destination:
 
     @property
     def alive(self) -> bool:
-        """Whether streams reach it and leave it."""
+        """``True`` if streams reach it and leave it."""
         return self.died == math.inf
 
     # -- accepting --
 
     @property
     def accepting(self) -> bool:
-        """Whether the next stream is accepted at once."""
+        """``True`` if the next stream is accepted at once."""
         return self._armed is not None
 
     @property
     def forwarding(self) -> bool:
-        """Whether all streams go to one program."""
+        """``True`` if all streams go to one program."""
         return self._armed is not None and self._armed.self_contained
 
     def offer(self, offer: Offer) -> None:
@@ -100,7 +100,7 @@ class Destination:
             offer.refuse()
 
     def accept(self, acceptor: Acceptor) -> None:
-        """Somebody wants a stream, or all."""
+        """Add an acceptor, for one stream or for all."""
         if self._armed is None:
             self._waiting.appendleft(acceptor)
             self._arm_next()
@@ -108,7 +108,7 @@ class Destination:
             self._waiting.append(acceptor)
 
     def dismiss(self, acceptor: Acceptor) -> None:
-        """Somebody wants none any more. Nobody takes its place until another one asks: so it is with i2pd."""
+        """Remove an acceptor. As with i2pd, none replaces it until another program asks."""
         if acceptor is self._armed:
             self._armed = None
         elif acceptor in self._waiting:
@@ -140,7 +140,7 @@ class Destination:
             del self._known[next(iter(self._known))]
 
     def knows(self, b32: str) -> bool:
-        """Whether it has met a destination, in this life of that or an earlier one."""
+        """Return true if it has met a destination, in the current life of that one or an earlier one."""
         return b32 in self._known
 
     def mistaken(self, b32: str, current: Destination | None) -> Destination | None:
@@ -163,7 +163,7 @@ class Destination:
         self._doom.start(now + seconds, now)
 
     def stop(self) -> None:
-        """End its streams, and accept none until somebody asks for one anew."""
+        """End its streams, and accept none until a program asks again."""
         self._armed = None
         self._waiting.clear()
         for offer in list(self.pending):

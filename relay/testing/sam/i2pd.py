@@ -1,4 +1,4 @@
-"""How i2pd 2.45.1 speaks SAM, as found by asking it."""
+"""SAM as i2pd 2.45.1 speaks it, measured."""
 
 from __future__ import annotations
 
@@ -131,4 +131,4 @@ def read(line: bytes) -> Message:
 
 
 def _ignore(accepted: bool) -> None:
-    """Who has connected sees it by the bytes that come, or the end."""
+    """Send no result: the client learns it from the first bytes or from EOF."""

@@ -1,4 +1,4 @@
-"""How the Java router speaks SAM, as its specification (v3.3) and its manners are known."""
+"""SAM as the Java router speaks it: its specification (v3.3) and its known behaviour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["JavaConversation"]
 
 VERSIONS = ("3.3", "3.2", "3.1", "3.0")
-NEWER = (3, 2)  # from here on there are ports, and PINGs from the router in place of a time for the first command
+NEWER = (3, 2)  # from here on there are ports, and PINGs from the router instead of a time limit for the first command
 
 
 class JavaConversation(Conversation):
@@ -83,7 +83,7 @@ class JavaConversation(Conversation):
         words = ("SESSION", "STATUS") if self.version else ("HELLO", "REPLY")
         self.answer(*words, RESULT="I2P_ERROR", MESSAGE=text, last=True)
 
-    # -- HELLO, and signs of life --
+    # -- HELLO, PING and PONG --
 
     def unwelcome(self, options: Options) -> Refusal | None:
         """Without the login it is not let in."""
@@ -119,7 +119,7 @@ class JavaConversation(Conversation):
 
     def _expired(self, now: float) -> None:
         if self._near is not None:
-            self._told(False)
+            self._on_result(False)
         elif self._paused or self.role == "accept":
             pass
         elif not self.version:
@@ -180,7 +180,7 @@ class JavaConversation(Conversation):
         self.answer("STREAM", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
 
     def _connect(self, session: Session, options: Options) -> None:
-        """It is answered when somebody accepts, or nobody does."""
+        """Reply once a program accepts, or none does in time."""
         text = options.get("DESTINATION", "")
         if self.router.look_up(text) is None and not is_base64(text):
             return self.refuse_stream(Refusal("INVALID_KEY", "not found"))
@@ -192,9 +192,9 @@ class JavaConversation(Conversation):
         now = time.monotonic()
         self._timer.start(now + self.settings.silence, now)
         self._near = End(session.destination)
-        return self._offer(session.destination, self._near, target, options, self._told)
+        return self._offer(session.destination, self._near, target, options, self._on_result)
 
-    def _told(self, accepted: bool) -> None:
+    def _on_result(self, accepted: bool) -> None:
         near, self._near = self._near, None
         if near is None:
             return
@@ -204,12 +204,12 @@ class JavaConversation(Conversation):
             self._become(near)
         else:
             near.close()
-            self.refuse_stream(Refusal("CANT_REACH_PEER", "nobody accepts"))
+            self.refuse_stream(Refusal("CANT_REACH_PEER", "no program accepts"))
 
     def _accept(self, session: Session, options: Options) -> None:
         """Any number of them, but none beside FORWARD, which is said after OK.
 
-        Nobody sees a program go that accepts: it takes a stream with it.
+        The end of an accepting program goes unnoticed: it takes a stream with it.
         """
         if session.destination.forwarding:
             self._join(session, "accept", options)

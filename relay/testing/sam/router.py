@@ -51,12 +51,12 @@ class Session:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has been made."""
+        """``True`` once the session is ready."""
         return self.destination.born <= time.monotonic()
 
 
 class Network:
-    """What the routers have in common: one thread, and who can be found."""
+    """The network of the routers: one thread, and the published destinations."""
 
     def __init__(self) -> None:
         self.hub = Hub()
@@ -172,7 +172,7 @@ class Router:
             sock.close()
 
     def kill(self) -> None:
-        """Be gone, as a process that is killed: every socket closes, and nobody else is told. Idempotent."""
+        """Disappear like a killed process: close every socket, and inform no other router. Idempotent."""
         self._pause.stop()
         listening, self._listening = self._listening, None
         if listening is not None:
@@ -199,7 +199,7 @@ class Router:
         self._holding = commands or ("",)
 
     def holds(self, message: Message, act: Callable[[], object]) -> bool:
-        """Whether a command is not to be answered now.
+        """Return true if a command gets no reply for now.
 
         :param act: what answers it, when it is released.
         """
@@ -247,7 +247,7 @@ class Router:
             self._remember(session.destination.b32)
 
     def _remember(self, b32: str) -> None:
-        """What is left of a session for a while takes any other one of the same keys with it when it goes."""
+        """Keep the remains of a session for a while: when they end, they end any other session of the same keys."""
         living = self.destinations.get(b32)
         if living is not None:
             living.doom(self.settings.zombie_life)

@@ -35,7 +35,7 @@ class End:
 
     def __init__(self, destination: Owner) -> None:
         self.destination = destination
-        self.peer: End | None = None  # None: nobody hears what is said here
+        self.peer: End | None = None  # None: the bytes of this end go nowhere
         self._wire: Wire | None = None
         self._early = bytearray()
         self._over = False  # the far end has closed
@@ -45,7 +45,7 @@ class End:
         """The program has come.
 
         :param wire: to it.
-        :param first: what it is told before the bytes of the stream.
+        :param first: the line that it reads before the bytes of the stream.
         """
         early, self._early = self._early, bytearray()
         self.destination.hub.held -= len(early)
@@ -94,7 +94,7 @@ class End:
                 peer._finish(peer._wire)
 
     def close(self) -> None:
-        """Close this end; the far end is told."""
+        """Close this end; the far end reads EOF."""
         self.closed()
         if self._wire is not None:
             self._wire.close()
@@ -130,18 +130,18 @@ class Offer:
     """A stream that waits to be accepted.
 
     :param end: what is accepted.
-    :param peer: the destination of who connected, as it is told to who accepts.
+    :param peer: the destination of the client, as the accepting program reads it.
     :param ports: that who connected has named: from and to.
-    :param told: called once, with whether it was accepted; not if the end is closed without an answer.
+    :param on_result: called once, with ``True`` if it was accepted; not if the end closes without a reply.
     """
 
-    __slots__ = ("end", "peer", "ports", "_told", "_timer")
+    __slots__ = ("end", "peer", "ports", "_on_result", "_timer")
 
-    def __init__(self, end: End, peer: str, ports: tuple[str, str], told: Callable[[bool], object]) -> None:
+    def __init__(self, end: End, peer: str, ports: tuple[str, str], on_result: Callable[[bool], object]) -> None:
         self.end = end
         self.peer = peer
         self.ports = ports
-        self._told = told
+        self._on_result = on_result
         self._timer = Timer(end.destination.hub.loop.timers, self._expired)
 
     def wait(self, now: float) -> None:
@@ -149,15 +149,15 @@ class Offer:
         self._timer.start(now + self.end.destination.settings.silence, now)
 
     def accept(self) -> None:
-        """It is accepted: whoever takes the end does so next."""
+        """Report that it is accepted; the caller takes the end next."""
         self._timer.stop()
-        self._told(True)
+        self._on_result(True)
 
     def refuse(self) -> None:
         """It is not."""
         self.drop()
         self.end.close()
-        self._told(False)
+        self._on_result(False)
 
     def drop(self) -> None:
         """It is neither; who connected hears nothing more."""

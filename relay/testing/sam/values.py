@@ -16,7 +16,7 @@ _VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 @dataclass
 class Settings:
-    """What a bridge is like; :class:`relay.testing.SAMBridge` describes each. All may be changed at any time."""
+    """The settings of a bridge; :class:`relay.testing.SAMBridge` describes each. They may change at any time."""
 
     personality: str
     versions: tuple[str, str]
@@ -57,7 +57,7 @@ class SessionRecord(NamedTuple):
 
     :param id: its id.
     :param destination: its destination, in base64.
-    :param options: as told in SESSION CREATE; a private key is ``***``.
+    :param options: from SESSION CREATE; a private key is ``***``.
     """
 
     id: str
@@ -66,7 +66,7 @@ class SessionRecord(NamedTuple):
 
 
 class Fault:
-    """What goes wrong the next few times; safe from any thread."""
+    """A fault for the next few attempts; safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,12 +74,12 @@ class Fault:
         self._result = ""
 
     def set(self, count: int, result: str) -> None:
-        """Have the next ``count`` times end with ``result``, in place of what was set before."""
+        """Let the next ``count`` attempts end with ``result``; replaces an earlier setting."""
         with self._lock:
             self._left, self._result = count, result
 
     def take(self) -> str:
-        """How it goes wrong this time; empty if it does not."""
+        """Return the fault of this attempt; empty for none."""
         with self._lock:
             if self._left <= 0:
                 return ""

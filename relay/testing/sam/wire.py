@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 class Hub:
     """The thread of one network of bridges. Everything in it happens there; :meth:`ask` is for the other threads.
 
-    :raises OSError: if there is no thread or descriptor to be had.
+    :raises OSError: if the system has no thread or descriptor left.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Hub:
         self.loop.close()
 
     def ask(self, function: Callable[[], Result]) -> Result:
-        """Have a function called in the thread, and wait for what it returns or raises.
+        """Call a function in the thread, and wait until it returns or raises.
 
         :raises OSError: if the thread has ended.
         """
@@ -61,7 +61,7 @@ class Hub:
         return answer.result()
 
     def join(self) -> None:
-        """Wait for the end of the thread, which has been told to end."""
+        """Wait for the end of the thread, after it was asked to end."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -106,7 +106,7 @@ class Wire:
 
     @property
     def backlog(self) -> int:
-        """How many bytes wait to be written."""
+        """The number of bytes that wait to be written."""
         return len(self._queue)
 
     def send(self, data: bytes | bytearray) -> None:
@@ -120,7 +120,7 @@ class Wire:
         self._want()
 
     def read(self, wanted: bool) -> None:
-        """Whether to read what the program says."""
+        """Start or stop reading from the program."""
         self._reading = wanted
         self._want()
 
@@ -136,7 +136,7 @@ class Wire:
             self._hub.loop.call(self._gone)  # not now: who calls is in the middle of something
 
     def close(self) -> None:
-        """Close at once; the user is not told. Idempotent."""
+        """Close at once, without a call to the user. Idempotent."""
         if not self._over:
             self._retire()
             self._hang_up()

@@ -1,4 +1,4 @@
-"""What paramiko's server mode lacks: opens that are answered later, every kind of forward, and an orderly end."""
+"""Channels for paramiko's server mode: opens with a later reply, every kind of forward, and an orderly end."""
 
 from __future__ import annotations
 
@@ -74,11 +74,12 @@ class GatedSocket(socket.socket):
 
 
 class Channel(paramiko.Channel):  # type: ignore[misc]
-    """A channel whose end is sent by whoever moves its bytes, and on which nothing is sent after it (RFC 4254, 5.3).
+    """A channel on which no message follows its EOF: the thread that moves its bytes sends it (RFC 4254, 5.3).
 
     paramiko answers the peer's CLOSE on the connection's thread, where an EOF may be under way on another: after CLOSE
-    that is an error for which OpenSSH ends the connection. Likewise its answer to a request: it may be under way there
-    while CLOSE is sent here. PuTTY, which asks in each channel, ends the connection for an answer after CLOSE.
+    that is an error for which OpenSSH ends the connection. The same holds for its reply to a request: it may be
+    under way there while CLOSE is sent here. PuTTY, which asks in each channel,
+    ends the connection for an answer after CLOSE.
     """
 
     _target: socket.socket | None = None
@@ -96,14 +97,14 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         self._commands.put(text)
 
     def wait_for_command(self, seconds: float) -> str | None:
-        """What is to run; ``None`` if the channel was closed, or nothing came in time."""
+        """Wait for the command to run; ``None`` if the channel was closed, or none came in time."""
         try:
             return self._commands.get(timeout=seconds)
         except queue.Empty:
             return None
 
     def use_signals(self, signalled: Callable[[str], object]) -> None:
-        """Have this called, on the connection's thread, with the name of each signal that the client sends."""
+        """Set the callable for signals: it is called on the connection's thread with the name of each."""
         self._signalled = signalled
 
     def _handle_request(self, message: Any) -> None:
@@ -185,7 +186,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         self.in_buffer.close()
 
     def finish(self) -> None:
-        """Send CLOSE; called once, when nothing else is sent any more."""
+        """Send CLOSE, the last message; called once."""
         with self.lock:
             self._close_sent = True
             is_answering = self._is_answering  # then CLOSE is sent after the answer, on the connection's thread

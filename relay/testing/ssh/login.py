@@ -1,4 +1,4 @@
-"""Who may log in to the embedded SSH server, and with what (RFC 4252)."""
+"""Logins of the embedded SSH server: users and their methods (RFC 4252)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILED, PASSED, PARTIAL = paramiko.AUTH_FAILED, paramiko.AUTH_SUCCESSFUL, parami
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a server wants of its users."""
+    """The users of a server, and how they log in."""
 
     users: Mapping[str, str | None]
     keys: frozenset[bytes]
@@ -55,7 +55,7 @@ class Rules:
 
 
 class Notes(Protocol):
-    """Who writes down what clients try."""
+    """Receives each attempt of a client to log in."""
 
     def tried(self, user: str, method: str) -> None:
         """A client has sent a credential, or asked whether a key would do."""
@@ -74,15 +74,15 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         self._user = ""
 
     def get_allowed_auths(self, username: str) -> str:
-        """What would be the next step."""
+        """Return the methods of the next step."""
         return ",".join(sorted(self._next()))
 
     def get_banner(self) -> tuple[str | None, str | None]:
-        """What clients are shown before they log in."""
+        """Return the banner for clients that have not logged in."""
         return (self._rules.banner, "en") if self._rules.banner else (None, None)
 
     def check_auth_none(self, username: str) -> int:
-        """How clients ask for the methods (RFC 4252, section 5.2)."""
+        """Reject the method ``none``, with which clients ask for the others (RFC 4252, section 5.2)."""
         self._notes.tried(username, "none")
         return int(FAILED)
 
@@ -94,7 +94,7 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         return self._passed("password")
 
     def check_auth_publickey(self, username: str, key: Any) -> int:
-        """Whether the key would do; that it is the client's own is known when its signature is verified."""
+        """Check a public key; paramiko verifies the signature, which proves that the client owns it."""
         if not self._may(username, "publickey") or key.asbytes() not in self._rules.keys:
             return int(FAILED)
         key.verify_ssh_sig = self._verifier(key.verify_ssh_sig)

@@ -32,7 +32,7 @@ LOG = "relay.testing.sshserver"
 logger = logging.getLogger(LOG)
 
 
-class Refused(Exception):  # noqa: N818  (what the client is told, and no error of the server's)
+class Refused(Exception):  # noqa: N818  (a reply to the client, and no error of the server)
     """A channel that is not opened, and why."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -42,7 +42,7 @@ class Refused(Exception):  # noqa: N818  (what the client is told, and no error 
 
 
 class State:
-    """What all connections of a server share: what it allows, its faults, and what it counts."""
+    """The state that all connections of a server share: permissions, faults and counters."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class State:
             self.refused += not opened
 
     def allows(self, direction: str) -> bool:
-        """Whether clients may forward ``local`` or ``remote`` (``AllowTcpForwarding`` in sshd_config(5))."""
+        """Return true if clients may forward ``local`` or ``remote`` (``AllowTcpForwarding`` in sshd_config(5))."""
         return self.forwarding in (True, direction) and not self.refusing
 
 
@@ -120,7 +120,7 @@ class Session:
     def start(self) -> None:
         """Begin to serve.
 
-        :raises RuntimeError: if there is no thread to be had; the connection is closed.
+        :raises RuntimeError: if the system has no thread left; the connection is closed.
         """
         try:
             self.transport.start_server(threading.Event(), Requests(self._state, self))
@@ -173,7 +173,7 @@ class Session:
             self._refuse(remote, refused)
 
     def runs(self, command: str) -> bool:
-        """Whether it runs a command for a client."""
+        """Return true if the server runs this command for clients."""
         try:
             return self._state.commands is not None and bool(self._state.commands(command))
         except Exception:
@@ -302,7 +302,7 @@ class Session:
         return True
 
     def _came(self, place: Place, sock: socket.socket, peer: Any) -> None:
-        """Somebody has connected to where the client wants us to listen."""
+        """Open a channel for a connection to a forwarded port."""
         send_at_once(sock)
         try:
             self._run(self._serve_forwarded, place, sock, peer)
@@ -326,7 +326,7 @@ class Session:
 
     @property
     def channels(self) -> int:
-        """How many are open or being opened."""
+        """The number of channels that are open or being opened."""
         return self._channels
 
     def freeze(self) -> None:

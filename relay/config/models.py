@@ -170,22 +170,22 @@ def _hop_keys() -> dict[str, Any]:
             owners.setdefault(name, []).append(owner)
     keys = {name: _hop_key(options_of(found[0])[name], found) for name, found in owners.items()}
     for name, example in _SESSION.items():
-        text = f"For i2p hops: further {name} options of the session, {example}."
-        keys[name] = dict[str, SessionOption] | None, Field(default=None, description=text)
+        description = f"For i2p hops: further {name} options of the session, {example}."
+        keys[name] = dict[str, SessionOption] | None, Field(default=None, description=description)
     return keys
 
 
 def _hop_key(option: Option, owners: Sequence[type]) -> tuple[Any, Any]:
     plain = option.kind.plain
     kind = Literal[plain] if isinstance(plain, tuple) else Seconds if plain is float else plain
-    text = f"For {', '.join(_SCHEMES[owner] for owner in owners)} hops: {option.help}."
+    description = f"For {', '.join(_SCHEMES[owner] for owner in owners)} hops: {option.help}."
     if option.details and len(owners) == 1:
-        text += f" {option.details.replace('``', '')}"
+        description += f" {option.details.replace('``', '')}"
     if option.is_secret:
-        text += " Allowed only in a file that is owner-only (mode 0600)."
+        description += " Allowed only in a file that is owner-only (mode 0600)."
     if default := option.usual or (json.dumps(option.default) if option.kind.plain is not str else option.default):
-        text += "" if default == "null" else f" Default: {default}."
-    return kind | None, Field(default=None, description=text)
+        description += "" if default == "null" else f" Default: {default}."
+    return kind | None, Field(default=None, description=description)
 
 
 if TYPE_CHECKING:

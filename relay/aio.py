@@ -196,7 +196,7 @@ class _Tunnel(tunnel.Tunnel):
     """A tunnel that can be closed without waiting, and whose end a loop can wait for."""
 
     def begin_to_close(self, drain: float) -> None:
-        self._relay.begin_to_close(check_time("drain", drain, zero=True))
+        self._relay.start_close(check_time("drain", drain, zero=True))
 
     async def ended(self, timeout: float | None) -> bool:  # noqa: ASYNC109  (it is that of join)
         """Wait until the tunnel has ended.
@@ -206,10 +206,10 @@ class _Tunnel(tunnel.Tunnel):
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         resolve = functools.partial(_call, loop, done.set_result, None)
-        self._relay.when_over.add(resolve)
+        self._relay.end_callbacks.add(resolve)
         try:
-            if not self._relay.is_over:  # looked at after the line above, and set before that one is read
+            if not self._relay.is_closed:  # looked at after the line above, and set before that one is read
                 await asyncio.wait([done], timeout=timeout)
         finally:
-            self._relay.when_over.discard(resolve)
-        return self._relay.is_over
+            self._relay.end_callbacks.discard(resolve)
+        return self._relay.is_closed

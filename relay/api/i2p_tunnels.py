@@ -194,7 +194,7 @@ class TunnelClient(Tunnel):
         :raises RelayError: if there is no session.
         """
         if not self._remotedest:
-            if self._relay.closing:
+            if self._relay.is_closing:
                 raise ConnectError(f"{self._sender.target}: the tunnel was closed before the name was looked up")
             self._remotedest = self._sender.look_up()
         return self._remotedest

@@ -21,7 +21,7 @@ from ..addresses.printable import printable
 from ..errors import can_retry
 
 if TYPE_CHECKING:
-    from ..engine.connection import ConnectionRecord, Stats
+    from ..engine.records import ConnectionRecord, Stats
 
 __all__ = [
     "carriers_quiet",
@@ -331,7 +331,7 @@ def closing(live: int, seconds: float) -> str:
 
 def total(all_stats: Iterable[Stats]) -> Stats:
     """What several tunnels have done together."""
-    from ..engine.connection import Stats
+    from ..engine.records import Stats
 
     failed: Counter[str] = Counter()
     accepted = active = received = sent = 0

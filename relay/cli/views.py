@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.connection import ConnectionRecord, Stats
+from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
 from ..eventloop.sockets import format_address
 from .fleet_table import Column, Content

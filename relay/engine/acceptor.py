@@ -20,7 +20,7 @@ from ..streams.stream import Stream
 
 __all__ = [
     "Acceptor",
-    "DeliveryAcceptor",
+    "PushAcceptor",
     "ObjectAcceptor",
     "SocketAcceptor",
     "check_listener",
@@ -35,8 +35,8 @@ _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class Host(Protocol):
-    """The relay thread, as an acceptor sees it."""
+class AcceptorOwner(Protocol):
+    """The relay thread, as the owner of the acceptor."""
 
     name: str
     loop: Loop
@@ -48,19 +48,19 @@ class Host(Protocol):
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
         """A client is here."""
 
-    def greeted(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float, /) -> None:
+    def on_handshake_client(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float, /) -> None:
         """A client is here that first sends a request."""
 
     def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
         """A listener object has accepted a client, perhaps while there is no room for it."""
 
-    def has_spare(self) -> bool:
+    def has_spare_fd(self) -> bool:
         """Whether there is a spare descriptor; opens one if there is none."""
 
     def make_room(self, now: float, /) -> None:
         """End some half-open connections."""
 
-    def is_here(self) -> bool:
+    def is_on_relay_thread(self) -> bool:
         """Whether the current thread is the relay thread."""
 
 
@@ -101,32 +101,32 @@ def check_listener(receive: Any, name: str = "receive") -> None:
         raise TypeError(f"{name}: expected a listening socket, or an object with accept() and close(), got {kind}")
 
 
-def make_acceptor(tunnel: Host, receive: Any) -> Acceptor:
+def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
     """The acceptor for this kind of listener."""
     if isinstance(receive, (socket.socket, HearingListener)):
-        return SocketAcceptor(tunnel, receive)
-    if getattr(receive, "delivers", False) and tunnel.unlimited:
-        return DeliveryAcceptor(tunnel, receive)
-    return ObjectAcceptor(tunnel, receive)
+        return SocketAcceptor(owner, receive)
+    if getattr(receive, "delivers", False) and owner.unlimited:
+        return PushAcceptor(owner, receive)
+    return ObjectAcceptor(owner, receive)
 
 
 class SocketAcceptor:
     """Accepts in the relay thread.
 
-    :param tunnel: whose.
+    :param owner: the relay thread.
     :param listener: a listening socket, or one whose clients say first where they want to be led.
     """
 
-    def __init__(self, tunnel: Host, listener: socket.socket | HearingListener) -> None:
+    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HearingListener) -> None:
         receive = listener.listening if isinstance(listener, HearingListener) else listener
-        self._tunnel = tunnel
+        self._owner = owner
         self._listener = listener
         self._receive = receive
         self._greeting = listener.greeting if isinstance(listener, HearingListener) else None
         self._descriptor = receive.fileno()
         self.listening = False
         self._backoff = _BACKOFF[0]
-        self._retry = Timer(tunnel.loop.timers, self._try_again)
+        self._retry = Timer(owner.loop.timers, self._try_again)
         receive.setblocking(False)
         self._batch = 1
         self._whole_batches = 0
@@ -158,7 +158,7 @@ class SocketAcceptor:
 
     def _ready(self, event: int, now: float) -> None:
         # An accept that finds nobody costs more than another turn of the loop, so a batch grows only under a storm.
-        accept, tunnel = self._accept, self._tunnel
+        accept, owner = self._accept, self._owner
         for _ in range(self._batch):
             try:
                 client, peer = accept()
@@ -174,12 +174,12 @@ class SocketAcceptor:
             if self._family_is_ip and not self._hands_on:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._greeting is None:
-                tunnel.accepted(client, None, peer, now)
+                owner.accepted(client, None, peer, now)
             else:
-                tunnel.greeted(client, self._greeting(), peer, now)
+                owner.on_handshake_client(client, self._greeting(), peer, now)
             if not self.listening:
                 return
-            if not tunnel.has_spare():
+            if not owner.has_spare_fd():
                 self._exhausted(now)
                 return
         self._backoff = _BACKOFF[0]
@@ -189,11 +189,11 @@ class SocketAcceptor:
 
     def _forget(self) -> None:
         # Once somebody else has closed the listening socket, its number may be a connection's.
-        if self._tunnel.loop.handlers.get(self._descriptor) == self._ready:
-            self._tunnel.loop.forget(self._descriptor)
+        if self._owner.loop.handlers.get(self._descriptor) == self._ready:
+            self._owner.loop.forget(self._descriptor)
 
     def _failed(self, error: OSError, now: float) -> None:
-        name = self._tunnel.name
+        name = self._owner.name
         if self._backoff == _BACKOFF[0]:
             hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
             logger.warning("%s: cannot accept for now: %s%s", name, error.strerror or error, hint)
@@ -204,7 +204,7 @@ class SocketAcceptor:
 
     def _exhausted(self, now: float) -> None:
         """There are no descriptors left; half-open clients give theirs to others."""
-        self._tunnel.make_room(now)
+        self._owner.make_room(now)
         self._back_off(now)
 
     def _back_off(self, now: float) -> None:
@@ -214,10 +214,10 @@ class SocketAcceptor:
 
     def _try_again(self, now: float) -> None:
         if self._receive.fileno() < 0:
-            name = self._tunnel.name
+            name = self._owner.name
             logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
-        elif self._tunnel.has_spare():
-            self._tunnel.loop.watch(self._descriptor, IN, self._ready)
+        elif self._owner.has_spare_fd():
+            self._owner.loop.watch(self._descriptor, IN, self._ready)
         else:
             self._exhausted(now)
 
@@ -230,19 +230,19 @@ class SocketAcceptor:
 class ObjectAcceptor:
     """Accepts on a daemon thread, for ``accept`` of a listener object may block and cannot be waited for.
 
-    :param tunnel: whose.
+    :param owner: the relay thread.
     :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
     """
 
-    def __init__(self, tunnel: Host, receive: Any) -> None:
-        self._tunnel = tunnel
+    def __init__(self, owner: AcceptorOwner, receive: Any) -> None:
+        self._owner = owner
         self._receive = receive
         self._changed = threading.Condition()
         self.listening = False
         self._closed = False
         # Ours also hand out the clients that they deny, each with the reason, so that there is a record of them.
         self._accept_any = getattr(receive, "accept_any", receive.accept)
-        self.thread = threading.Thread(target=self._work, name=f"{tunnel.name} accept", daemon=True)
+        self.thread = threading.Thread(target=self._work, name=f"{owner.name} accept", daemon=True)
         self.thread.start()
 
     def listen(self, wanted: bool) -> None:
@@ -259,7 +259,7 @@ class ObjectAcceptor:
         try:
             self._receive.close()
         except Exception:
-            logger.exception("%s: closing the listener failed", self._tunnel.name)
+            logger.exception("%s: closing the listener failed", self._owner.name)
 
     def join(self, seconds: float) -> None:
         """Wait for the thread, but not for longer, and for what a listener of ours has to end after its streams."""
@@ -276,7 +276,7 @@ class ObjectAcceptor:
                 if self._closed:
                     return
                 if backoff == _BACKOFF[0]:
-                    logger.warning("%s: the listener failed: %s", self._tunnel.name, error, exc_info=True)
+                    logger.warning("%s: the listener failed: %s", self._owner.name, error, exc_info=True)
                 if self._wait_to_be_closed(backoff):
                     return
                 backoff = min(backoff * 2, _BACKOFF[1])
@@ -291,14 +291,14 @@ class ObjectAcceptor:
     def _hand_over(self, stream: Stream, peer: Any) -> None:
         # One at a time, so that the limit of connections holds: the next accept waits for the answer to this one.
         answered = threading.Event()
-        if self._tunnel.loop.call(functools.partial(self._handed_over, stream, peer, answered)):
+        if self._owner.loop.call(functools.partial(self._handed_over, stream, peer, answered)):
             answered.wait()
         else:
             stream.reset()
 
     def _handed_over(self, stream: Stream, peer: Any, answered: threading.Event) -> None:
         try:
-            self._tunnel.offered(stream, peer, time.monotonic())
+            self._owner.offered(stream, peer, time.monotonic())
         finally:
             answered.set()
 
@@ -312,17 +312,17 @@ class ObjectAcceptor:
             return self._changed.wait_for(lambda: self._closed, seconds)
 
 
-class DeliveryAcceptor:
+class PushAcceptor:
     """Has each stream delivered by a listener object of ours, in the relay thread if it can: the shortest way.
 
     It is for tunnels without a limit of connections, for others must say of each whether there is room for the next.
 
-    :param tunnel: whose.
+    :param owner: the relay thread.
     :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
     """
 
-    def __init__(self, tunnel: Host, receive: Any) -> None:
-        self._tunnel = tunnel
+    def __init__(self, owner: AcceptorOwner, receive: Any) -> None:
+        self._owner = owner
         self._receive = receive
         self.listening = False
 
@@ -330,7 +330,7 @@ class DeliveryAcceptor:
         """Let clients in from now on, or no longer."""
         if wanted != self.listening:
             self.listening = wanted
-            loop = self._tunnel.loop
+            loop = self._owner.loop
             self._receive.deliver(self._take, loop) if wanted else self._receive.deliver(None)
 
     def close(self) -> None:
@@ -338,7 +338,7 @@ class DeliveryAcceptor:
         try:
             self._receive.close()
         except Exception:
-            logger.exception("%s: closing the listener failed", self._tunnel.name)
+            logger.exception("%s: closing the listener failed", self._owner.name)
 
     def join(self, seconds: float) -> None:
         """Wait for what the listener has to end after its streams."""
@@ -346,13 +346,13 @@ class DeliveryAcceptor:
 
     def _take(self, stream: Stream, peer: Any) -> None:
         """In the relay thread, or in one of the listener's."""
-        if self._tunnel.is_here():
+        if self._owner.is_on_relay_thread():
             self._offer(stream, peer)
-        elif not self._tunnel.loop.call(functools.partial(self._offer, stream, peer)):
+        elif not self._owner.loop.call(functools.partial(self._offer, stream, peer)):
             stream.reset()
 
     def _offer(self, stream: Stream, peer: Any) -> None:
-        self._tunnel.offered(stream, peer, time.monotonic())
+        self._owner.offered(stream, peer, time.monotonic())
 
 
 def _join(receive: Any, seconds: float) -> None:

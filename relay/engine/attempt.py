@@ -73,7 +73,7 @@ class Maker(Protocol):
     def submit(self, job: Callable[[], object], /) -> None:
         """Have a job run on a thread that may block."""
 
-    def let_go(self, stream: Stream, clean: bool) -> None:
+    def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream that came too late, or reset it."""
 
 
@@ -93,8 +93,8 @@ class Attempt:
 
     def deadline(self) -> float | None:
         """When the stream must be there, monotonic seconds."""
-        making = self.connection.limits.making
-        return self.connection.started + making if making is not None else None
+        limit = self.connection.deadline.limits.connect_limit
+        return self.connection.summary.started + limit if limit is not None else None
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
@@ -113,26 +113,26 @@ class Attempt:
         """The time for it is over."""
         self._connector.too_late(self.connection, self.plan)
 
-    def is_wanted(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether its connection still waits for it."""
-        return self.connection.attempt is self
+        return self.connection.pending is self
 
     def finished(self, outcome: Stream | BaseException, now: float) -> None:
         """A call has returned a stream, or raised."""
         if isinstance(outcome, BaseException):
             self._connector.failed(self.connection, outcome, now)
         else:
-            self._begun_elsewhere(outcome, now)
+            self._on_stream(outcome, now)
 
     def look_up(self, lookups: Lookups, dialer: SocketDialer) -> None:
         """Have the target's addresses looked up, then connect."""
         connection, name = self.connection, dialer.name
-        source = source_of(connection.client, connection.peer)
+        source = source_of(connection.client, connection.summary.peer)
         if name is None:
             give_up = lookups.find(dialer, dialer.resolve, source, self._looked_up)
         else:
             give_up = lookups.find(key_of(name.host), name.look_up, source, self._looked_up)
-        if self.is_wanted():  # else there was no room for it
+        if self.is_awaited():  # else there was no room for it
             self._give_up = give_up
 
     def _looked_up(self, found: Sequence[Endpoint] | BaseException, now: float) -> None:
@@ -157,7 +157,7 @@ class Attempt:
             if beginning and threading.get_ident() == here:
                 early.append(outcome)
             else:
-                self._told(outcome)
+                self._on_result(outcome)
 
         beginning = True
         try:
@@ -171,23 +171,23 @@ class Attempt:
 
     # -- a stream that the factory made ---------------------------------------------------------------------------
 
-    def _begun_elsewhere(self, stream: Stream, now: float) -> None:
+    def _on_stream(self, stream: Stream, now: float) -> None:
         sock = stream.socket
         connection = self.connection
         connection.target, connection.target_stream = sock, stream
-        connection.name = stream.target or connection.name
+        connection.summary.target = stream.target or connection.summary.target
         try:
             peer = sock.getpeername()
         except OSError:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise ValueError("the factory returned a listening socket; return a connected one") from None
-            self._connector.loop.watch(sock.fileno(), OUT, functools.partial(self._elsewhere, stream))
+            self._connector.loop.watch(sock.fileno(), OUT, functools.partial(self._on_connected, stream))
             self._connecting = sock.fileno()
         else:
-            connection.name = connection.name or peer
+            connection.summary.target = connection.summary.target or peer
             self._opened(sock, stream, now)
 
-    def _elsewhere(self, stream: Stream, event: int, now: float) -> None:
+    def _on_connected(self, stream: Stream, event: int, now: float) -> None:
         sock = stream.socket
         number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
@@ -195,13 +195,13 @@ class Attempt:
                 raise OSError(number, os.strerror(number))
             peer = sock.getpeername()
         except OSError as error:
-            name = self.connection.name or "the target"
+            name = self.connection.summary.target or "the target"
             if error.errno == errno.ENOTCONN:
                 text = f"{name}: the factory returned a socket that is neither connected nor connecting"
                 error = ConnectError(text, reason="factory_error")
             self._connector.failed(self.connection, connect_error(name, error), now)
         else:
-            self.connection.name = self.connection.name or peer
+            self.connection.summary.target = self.connection.summary.target or peer
             self._connecting = -1
             self._connector.loop.forget(sock.fileno())
             self._opened(sock, stream, now)
@@ -230,7 +230,7 @@ class Attempt:
 
     # -- a stream that is begun here and comes later --------------------------------------------------------------
 
-    def _told(self, outcome: Stream | OSError) -> None:
+    def _on_result(self, outcome: Stream | OSError) -> None:
         """What was begun is done, or has failed; in any thread."""
         if not self._connector.loop.call(functools.partial(self._finish_begun, outcome)) and isinstance(
             outcome, Stream
@@ -239,10 +239,10 @@ class Attempt:
 
     def _finish_begun(self, outcome: Stream | OSError) -> None:
         self._give_up = None
-        if self.is_wanted():
+        if self.is_awaited():
             self.finished(outcome, time.monotonic())
         elif isinstance(outcome, Stream):
-            self._connector.let_go(outcome, clean=False)
+            self._connector.close_stream(outcome, clean=False)
 
     def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
         self.connection.open(sock, stream, self._connector.workspace, now)

@@ -52,8 +52,8 @@ def reason_of(error: BaseException) -> str:
     return "factory_error"
 
 
-class Host(Protocol):
-    """The relay thread, as a connector sees it."""
+class ConnectorOwner(Protocol):
+    """The relay thread, as the owner of the connector."""
 
     name: str
     loop: Loop
@@ -66,42 +66,42 @@ class Host(Protocol):
     def update_listening(self) -> None:
         """Accept clients if and only if there is room for one more."""
 
-    def spend_spare(self) -> bool:
+    def release_spare_fd(self) -> bool:
         """Close the spare descriptor; return whether there was one."""
 
-    def let_go(self, stream: Stream, clean: bool) -> None:
+    def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it."""
 
 
 class Connector:
     """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_run_call`.
 
-    :param tunnel: whose.
+    :param owner: the relay thread.
     :param factory: its ``make_send``.
     """
 
-    def __init__(self, tunnel: Host, factory: Callable[..., Any]) -> None:
-        self._tunnel = tunnel
-        self.loop = tunnel.loop
-        self.workspace = tunnel.workspace
+    def __init__(self, owner: ConnectorOwner, factory: Callable[..., Any]) -> None:
+        self._owner = owner
+        self.loop = owner.loop
+        self.workspace = owner.workspace
         self._dialer = factory if isinstance(factory, Dialer) else None
         self._plan = Plan(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
-        self._watch = Timer(tunnel.loop.timers, self._watch_clients)
-        self.workers = Workers(tunnel.loop, f"{tunnel.name} connector")
-        self._lookups = Lookups(tunnel.loop, self.workers.submit)
+        self._watch = Timer(owner.loop.timers, self._watch_clients)
+        self.workers = Workers(owner.loop, f"{owner.name} connector")
+        self._lookups = Lookups(owner.loop, self.workers.submit)
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
         plan = self._plan
         if self._dialer is not None and (chosen := self._dialer.select(connection.request)) is not self._dialer:
             plan = Plan(chosen)
-        connection.name = connection.request if "destination" in plan.keywords else plan.target
+        connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
         if len(plan.endpoints) == 1:
             return self._connect_at_once(connection, plan, now)
-        attempt = connection.attempt = Attempt(self, connection, plan)
-        connection.wait_for_target(now)
+        attempt = Attempt(self, connection, plan)
+        connection.wait_for_target(attempt, now)
         if connection.request is not None or plan.dialer is not None or plan.nonblocking:
             connection.watch_client()
         if plan.endpoints:
@@ -126,8 +126,8 @@ class Connector:
         if status == 0:
             connection.open(made, None, self.workspace, now)
         elif status in (errno.EINPROGRESS, errno.EAGAIN):
-            attempt = connection.attempt = Attempt(self, connection, plan)
-            connection.wait_for_target(now)
+            attempt = Attempt(self, connection, plan)
+            connection.wait_for_target(attempt, now)
             connection.watch_client()
             attempt.go_on(made, endpoint, status, now)
         else:
@@ -139,13 +139,13 @@ class Connector:
         try:
             return open_socket(endpoint, socket.SocketType)
         except OSError as error:
-            if error.errno in _NO_DESCRIPTOR and self._tunnel.spend_spare():
+            if error.errno in _NO_DESCRIPTOR and self._owner.release_spare_fd():
                 return open_socket(endpoint, socket.SocketType)
             raise
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
         """There will be no stream: reset the client or answer it, and say why."""
-        name, peer, reason = self._tunnel.name, format_address(connection.peer), reason_of(error)
+        name, peer, reason = self._owner.name, format_address(connection.summary.peer), reason_of(error)
         if reason == "factory_error":
             expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
             told = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
@@ -153,17 +153,17 @@ class Connector:
             logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
         else:
             logger.warning("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
-        connection.refuse(reason, now)
+        connection.fail(reason, now)
 
-    def let_go(self, stream: Stream, clean: bool) -> None:
+    def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream that came too late, or reset it."""
-        self._tunnel.let_go(stream, clean)
+        self._owner.close_stream(stream, clean)
 
     def too_late(self, connection: Connection, plan: Plan) -> None:
         """There was no stream in time: say why, if the factory knows."""
         problem = plan.dialer.problem if plan.dialer is not None else None
         if problem is not None:
-            name, peer = self._tunnel.name, format_address(connection.peer)
+            name, peer = self._owner.name, format_address(connection.summary.peer)
             logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)
 
     # -- calls that may block -------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Connector:
         connection, keywords = attempt.connection, attempt.plan.keywords
         given: dict[str, Any] = {}
         if "peer" in keywords:
-            given["peer"] = connection.peer
+            given["peer"] = connection.summary.peer
         if "destination" in keywords:
             given["destination"] = connection.request
         if "deadline" in keywords:
@@ -203,7 +203,7 @@ class Connector:
         """Watch the clients whose call takes longer than most; for a quick one it would cost more than it tells."""
         young, self._young = self._young, []
         for attempt in young:
-            if attempt.connection.attempt is attempt:
+            if attempt.connection.pending is attempt:
                 attempt.connection.watch_client()
 
     def _run_call(self, attempt: Attempt, function: Callable[[], Any]) -> None:
@@ -216,15 +216,15 @@ class Connector:
     def _called(self, attempt: Attempt, outcome: Any) -> None:
         now = time.monotonic()
         self.calls -= 1
-        if attempt.is_wanted():
+        if attempt.is_awaited():
             try:
                 attempt.finished(outcome, now)
             except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
                 self.failed(attempt.connection, error, now)
         elif isinstance(outcome, Stream):
             self.submit(outcome.close)
-        if not self._tunnel.listening:
-            self._tunnel.update_listening()
+        if not self._owner.listening:
+            self._owner.update_listening()
 
     def submit(self, job: Callable[[], object]) -> None:
         """Have ``job`` called on a thread that may block."""
@@ -234,7 +234,7 @@ class Connector:
         try:
             job()
         except BaseException:  # SystemExit included: it must not end the thread
-            logger.exception("%s: closing a stream failed", self._tunnel.name)
+            logger.exception("%s: closing a stream failed", self._owner.name)
 
 
 def _dispose(outcome: Any) -> None:

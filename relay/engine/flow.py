@@ -45,7 +45,9 @@ class Workspace:
 class FlowOwner(Protocol):
     """The connection that a flow belongs to, as the flow sees it."""
 
-    over: bool  # True once the connection has ended
+    @property
+    def is_closed(self) -> bool:
+        """True once the connection has ended."""
 
     def passes_end_of(self, flow: Flow, /) -> bool:
         """Return whether the EOF of this flow's source is passed on to its sink at once."""
@@ -53,7 +55,7 @@ class FlowOwner(Protocol):
     def flow_ended(self, flow: Flow, now: float, /) -> None:
         """The flow has passed on everything before its source's EOF."""
 
-    def broken(self, sock: socket.SocketType, now: float, /) -> None:
+    def on_socket_error(self, sock: socket.SocketType, now: float, /) -> None:
         """One of the sockets has failed."""
 
     def close(self, reason: str, now: float, /) -> None:
@@ -78,7 +80,7 @@ class Flow:
         "receive",
         "send",
         "handler",
-        "held",
+        "pending",
         "pipe",
         "piped",
         "streak",
@@ -101,7 +103,7 @@ class Flow:
         self.receive = source.recv
         self.send = sink.send
         self.handler: Callable[[int, float], None] = self.copy
-        self.held: memoryview | None = None
+        self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
         self.piped = 0
         self.streak = 0
@@ -123,7 +125,7 @@ class Flow:
     def copy(self, event: int, now: float) -> None:
         """Move what the source has, by way of this process."""
         if event != IN:
-            return self.other(event, now)
+            return self.on_other_event(event, now)
         try:
             data = self.receive(BUFFER)
         except OSError as error:
@@ -142,7 +144,7 @@ class Flow:
             return self.sink_failed(error, now)
         if sent != size:
             self.moved -= size - sent
-            self.hold(memoryview(data)[sent:])
+            self.queue(memoryview(data)[sent:])
         elif size == BUFFER:
             self.full()
         elif self.streak:
@@ -169,21 +171,21 @@ class Flow:
             return self.sink_failed(error, now)
         if sent != size:
             self.moved -= size - sent
-            return self.hold(memoryview(data)[sent:])
+            return self.queue(memoryview(data)[sent:])
         # What was sent waits for more, so this must end with an end or with more.
         try:
             data = self.receive(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if data:
-            self.hold(memoryview(data))
+            self.queue(memoryview(data))
         else:
             self.end(now)
 
     def splice(self, event: int, now: float) -> None:
         """Move what the source has without bringing it into this process."""
         if event != IN:
-            return self.other(event, now)
+            return self.on_other_event(event, now)
         pipes = self.work.pipes
         pipe = pipes.take()  # type: ignore[union-attr]
         if pipe is None:
@@ -223,22 +225,22 @@ class Flow:
 
     # -- back pressure --------------------------------------------------------------------------------------------
 
-    def hold(self, data: memoryview) -> None:
+    def queue(self, data: memoryview) -> None:
         """Keep what the sink did not take."""
-        self.held = data
+        self.pending = data
         self.block()
 
     def block(self) -> None:
         """The sink takes no more: stop reading, wait until it does."""
-        self.want(max(self.mask, 0) & ~READ)
-        self.reverse.want(max(self.reverse.mask, 0) | OUT)
+        self.set_interest(max(self.mask, 0) & ~READ)
+        self.reverse.set_interest(max(self.reverse.mask, 0) | OUT)
 
     def drain(self, now: float) -> None:
         """The sink takes bytes again."""
         try:
-            if self.held is not None:
-                sent = self.send(self.held)
-                self.held = self.held[sent:] or None
+            if self.pending is not None:
+                sent = self.send(self.pending)
+                self.pending = self.pending[sent:] or None
             elif self.pipe is not None:
                 sent = os.splice(self.pipe.reader, self.sink.fileno(), self.piped, flags=_NONBLOCK)
                 self.piped -= sent
@@ -254,16 +256,16 @@ class Flow:
         if sent:
             self.moved += sent
             self.last = now
-        if self.held is None and self.pipe is None:
-            self.reverse.want(self.reverse.mask & ~OUT)
+        if self.pending is None and self.pipe is None:
+            self.reverse.set_interest(self.reverse.mask & ~OUT)
             if not self.ended:
-                self.want(max(self.mask, 0) | READ)
+                self.set_interest(max(self.mask, 0) | READ)
 
-    def other(self, event: int, now: float) -> None:
+    def on_other_event(self, event: int, now: float) -> None:
         """Whatever is not simply "the source has bytes"."""
         if event & OUT:
             self.reverse.drain(now)
-            if self.owner.over:
+            if self.owner.is_closed:
                 return
         if self.mask & IN and self.mask > 0:
             if event & END and self.handler == self.copy:
@@ -274,7 +276,7 @@ class Flow:
             self.source_failed(OSError(number, os.strerror(number)), now)
         elif event & HUP:
             # Nothing can be waited for here any more, and a hang-up is reported without end.
-            self.want(-1)
+            self.set_interest(-1)
 
     def _take_error(self) -> int:
         """Why the source failed, if what it said before is lost by that; 0 else.
@@ -285,7 +287,7 @@ class Flow:
             return 0
         return self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
-    def want(self, mask: int) -> None:
+    def set_interest(self, mask: int) -> None:
         """Wait for these events of the source; −1 takes it out of the loop."""
         if mask == self.mask:
             return
@@ -338,24 +340,24 @@ class Flow:
         """The source came to its end. It is data that travels: it ends this direction only."""
         self.ended = now
         self.owner.flow_ended(self, now)
-        if not self.owner.over and self.mask >= 0:
-            self.want(self.mask & ~READ)
+        if not self.owner.is_closed and self.mask >= 0:
+            self.set_interest(self.mask & ~READ)
 
     def source_failed(self, error: OSError, now: float) -> None:
         """Reading failed."""
         if not isinstance(error, BlockingIOError):
-            self.owner.broken(self.source, now)
+            self.owner.on_socket_error(self.source, now)
 
     def sink_failed(self, error: OSError, now: float) -> None:
         """Writing failed. What the sink's peer said before it reset is still passed on, as the kernel does."""
         self.reverse.last_words()
-        self.owner.broken(self.sink, now)
+        self.owner.on_socket_error(self.sink, now)
 
     def last_words(self) -> None:
         """Pass on what has arrived, as far as that needs no waiting."""
         try:
             for _ in range(_LAST_WORDS):
-                if self.held is not None or self.pipe is not None or self.ended:
+                if self.pending is not None or self.pipe is not None or self.ended:
                     return
                 data = self.receive(BUFFER)
                 if not data:
@@ -382,7 +384,7 @@ class Flow:
         """Forget what the sink did not take."""
         if self.pipe is not None:
             self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
-        self.held = self.pipe = None
+        self.pending = self.pipe = None
         self.piped = 0
 
     def release(self, own: bool) -> None:

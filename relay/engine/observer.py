@@ -41,7 +41,7 @@ class Observer:
     """Passes records from the relay thread to a callable that may block.
 
     The thread starts with the first record. At most 10,000 records wait; then records are dropped until half of these
-    are done, and the log says how many. All methods but :meth:`is_here` belong to the relay thread.
+    are done, and the log says how many. All methods but :meth:`is_on_its_thread` belong to the relay thread.
 
     :param callback: called with each record, in the order in which the connections ended. What it raises is logged.
     :param name: of the tunnel, for the log and the thread.
@@ -82,7 +82,7 @@ class Observer:
             text = "%s: on_end: still running after %g s, %d records are waiting; not waiting for it any longer"
             logger.warning(text, self._name, _PATIENCE, max(0, left - 1))
 
-    def is_here(self) -> bool:
+    def is_on_its_thread(self) -> bool:
         """Whether the current thread is the one that calls the callable."""
         return threading.current_thread() is self._thread
 

@@ -1,4 +1,4 @@
-"""What is told of connections, living ones and those that have ended."""
+"""Records of connections, and the figures of a tunnel."""
 
 from __future__ import annotations
 
@@ -6,23 +6,37 @@ import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["ConnectionRecord", "State", "Stats"]
+from ..eventloop.sockets import format_address
+from ..streams.request import Request
+
+__all__ = ["ConnectionRecord", "ConnectionState", "ConnectionSummary", "Stats"]
 
 
-class State(enum.Enum):
-    """Where a connection stands."""
+class ConnectionState(enum.Enum):
+    """The state of a connection; :mod:`relay.engine.connection` has the table.
 
-    CONNECTING = "connecting"
-    OPEN = "open"
-    HALF_CLOSED = "half-closed"
-    CLOSED = "closed"
+    The value of a member is its name in the table, and the word for it in records.
+    """
+
+    REQUESTING = "requesting", "connecting"
+    QUEUED = "queued", "connecting"
+    CONNECTING = "connecting", "connecting"
+    REPLYING = "replying", "connecting"
+    OPEN = "open", "open"
+    HALF_CLOSED = "half-closed", "half-closed"
+    DISCARDING = "discarding", "half-closed"
+    CLOSED = "closed", "closed"
+
+    def __init__(self, text: str, reported: str) -> None:
+        self.text = text
+        self.reported = reported
 
 
 class ConnectionRecord(NamedTuple):
-    """What is to be known of one connection."""
+    """One connection, open or ended."""
 
     peer: Any
-    """The address that the client came from, as ``accept()`` told it."""
+    """The client's address, as ``accept()`` returned it."""
     target: str | None
     """The name of the outgoing stream, once it is known."""
     age: float
@@ -36,19 +50,60 @@ class ConnectionRecord(NamedTuple):
     state: str
     """``connecting``, ``open``, ``half-closed`` or ``closed``."""
     reason: str | None = None
-    """Why it ended; ``None`` while it lives."""
+    """The word for why it ended; ``None`` while it is open."""
 
 
 class Stats(NamedTuple):
-    """What a tunnel has done so far."""
+    """The figures of a tunnel since it was made."""
 
     accepted: int
     """Connections accepted."""
     active: int
-    """Connections that live, connecting ones included."""
+    """Open connections, connecting ones included."""
     received: int
     """Bytes from clients."""
     sent: int
     """Bytes to clients."""
     failed: Mapping[str, int]
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
+
+
+class ConnectionSummary:
+    """The part of a connection that stays after its end: its record."""
+
+    __slots__ = ("peer", "target", "request", "started", "opened", "finished", "received", "sent", "spliced", "reason")
+
+    def __init__(self, peer: Any, started: float) -> None:
+        self.peer = peer
+        self.target: Any = None  # its name, or its address, which becomes a text only when a record is made
+        self.request: Request | None = None  # of a proxy client
+        self.started = started  # monotonic seconds, as the next two
+        self.opened = 0.0
+        self.finished = 0.0
+        self.received = 0
+        self.sent = 0
+        self.spliced = False
+        self.reason: str | None = None
+
+    def record(self, now: float, state: ConnectionState) -> ConnectionRecord:
+        """Return the record of a connection whose figures are those noted here."""
+        return self.record_of(now, state, self.received, self.sent, self.spliced)
+
+    def record_of(
+        self, now: float, state: ConnectionState, received: int, sent: int, spliced: bool
+    ) -> ConnectionRecord:
+        """Return the record with these figures."""
+        return ConnectionRecord(
+            peer=self.peer,
+            target=self.target_name(),
+            age=(self.finished or now) - self.started,
+            received=received,
+            sent=sent,
+            engine="splice" if spliced else "copy",
+            state=state.reported,
+            reason=self.reason,
+        )
+
+    def target_name(self) -> str | None:
+        """Return the name of the outgoing stream, once it is known."""
+        return format_address(self.target or self.request) or None

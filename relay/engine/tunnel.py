@@ -10,9 +10,9 @@ from ..eventloop.sockets import format_address
 from ..streams.checks import check_count, check_time
 from ..streams.interfaces import Listener, MakeSend
 from .acceptor import check_listener
-from .connection import ConnectionRecord, Stats
 from .limits import Limits
 from .observer import OnEnd, check_callback
+from .records import ConnectionRecord, Stats
 from .relay_thread import RelayThread
 
 __all__ = ["Tunnel"]

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from ..engine.connection import Connection
-from ..engine.records import State
+from ..engine.records import ConnectionState
 from ..engine.relay_thread import RelayThread
 from ..engine.tunnel import Tunnel
 from ..eventloop.loop import Timer
@@ -83,8 +83,8 @@ class EphemeralRelayThread(RelayThread):
 
     def on_over(self, connection: Connection) -> None:
         """Give the next client its time after the last connection."""
-        if not self._connections:
-            self._expect_client(connection.finished)
+        if not self._slots.connections:
+            self._expect_client(connection.summary.finished)
 
     def on_close(self, drain: float | None, now: float) -> None:
         """Look for quiet connections while the tunnel drains."""
@@ -92,7 +92,7 @@ class EphemeralRelayThread(RelayThread):
             self._quiet.start(now + _QUIET, now)
 
     def _expect_client(self, now: float) -> None:
-        if self._unused is not None and not self.closing:
+        if self._unused is not None and not self.is_closing:
             self._alone.start(now + self._unused, now)
 
     def _expire(self, now: float) -> None:
@@ -100,15 +100,18 @@ class EphemeralRelayThread(RelayThread):
         self._close(0.0)
 
     def _end_quiet_ones(self, now: float) -> None:
-        for connection in list(self._connections):
-            if connection.state is State.OPEN and _is_quiet(connection, now - _QUIET):
-                connection.close("closed", now, said=True)
-        if self._connections:
+        for connection in list(self._slots.connections):
+            if connection.state is ConnectionState.OPEN and _is_quiet(connection, now - _QUIET):
+                connection.close("closed", now, clean_target=True)
+        if self._slots.connections:
             self._quiet.start(now + _QUIET, now)
 
 
 def _is_quiet(connection: Connection, since: float) -> bool:
     """Return true if the client has sent nothing since then and none of its bytes wait, here or for the target."""
-    up = connection.up
-    is_still = max(connection.opened, up.last) <= since and up.held is None and up.pipe is None
-    return is_still and not unread(connection.client) and not connection.unsent()[1]
+    flows = connection.flows
+    if flows is None:
+        return False
+    up = flows.upstream
+    is_still = max(connection.summary.opened, up.last) <= since and up.pending is None and up.pipe is None
+    return is_still and not unread(connection.client) and not flows.unsent()[1]

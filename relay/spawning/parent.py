@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..addresses.options import secret_variables
-from ..engine.connection import ConnectionRecord, Stats
+from ..engine.records import ConnectionRecord, Stats
 from ..errors import RelayError
 from ..streams.checks import check_time
 from .wire import Channel, Message, to_address, to_error, to_log_record, to_record, to_stats

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from ..engine.connection import ConnectionRecord, Stats
+from ..engine.records import ConnectionRecord, Stats
 
 __all__ = [
     "Channel",

@@ -1,30 +1,333 @@
-"""``relay.engine.connection``: streams that are not confirmed, and ends that settle before they are understood."""
+"""``relay.engine.connection``: each row of its table of states, and clients that are rejected."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
-import time
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ended, ending, exchange, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import WAIT, ended, ending, exchange, wait_until
+from state_table import rows_of
 
 import relay
+from relay.engine import connection as module
+from relay.engine.connection import Connection
+from relay.engine.flow import Workspace
+from relay.engine.limits import Limits
+from relay.engine.records import ConnectionState
+from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
+from relay.streams.introduction import Greeting
+from relay.streams.rate_limited_log import RateLog
+from relay.streams.request import Refusal, Request
 from relay.testing import FakeListener, pair
 
-LONG = 1000.0  # seconds, which pass when the test says so
-LOST = relay.CarrierError("i2p: gone")
+GONE = relay.CarrierError("i2p: gone")
+
+
+class Words(Greeting):
+    """A proxy's language of two words."""
+
+    def feed(self, data):
+        if data == b"ask":
+            self.outcome = Request("host", 1, b"yes", lambda reason: f"no: {reason}".encode())
+        else:
+            self.outcome = Refusal(b"what?", "a bad request")
+        return b""
+
+
+class Attempt:
+    """What makes a stream: it notes what is done with it."""
+
+    def __init__(self):
+        self.calls = []
+
+    def abandon(self):
+        self.calls.append("abandoned")
+
+    def too_late(self):
+        self.calls.append("too late")
+
+    def after_fork(self):
+        self.calls.append("after fork")
+
+
+class Owner:
+    """The relay thread of one connection; the test turns its loop and sets its clock."""
+
+    def __init__(self, stack):
+        self.name = "t"
+        self.limits = Limits(None, 30.0, 60.0, 10.0)
+        self.loop = Loop()
+        stack.callback(self.loop.close)
+        stack.callback(self.loop._close_garbage)
+        self.guesses = RateLog(logging.getLogger("relay"), logging.WARNING)
+        self.keepalive_enabled_until = 0.0
+        self.awaiting_request = {}
+        self.has_slot = True
+        self.over = []
+        self.attempt = Attempt()
+        self.now = 100.0
+        self.stack = stack
+        client, self.client = pair(socket.AF_INET)
+        self.target, target = pair(socket.AF_INET)
+        for end in (self.client, self.target):
+            stack.enter_context(end)
+            end.settimeout(WAIT)
+        for end in (client, target):
+            stack.callback(end.close)
+            end.setblocking(False)
+        self.near = target
+        self.stream = None
+        self.connection = Connection(self, client, None, "a client", self.now)
+        stack.callback(lambda: self.connection.close("closed", self.now))
+
+    # -- what a connection asks of its owner
+
+    def on_request(self, connection, now):
+        del self.awaiting_request[connection]
+        if self.has_slot:
+            self.make_stream()
+        else:
+            connection.wait_for_slot()
+
+    def on_last_reply(self, connection, now):
+        self.awaiting_request[connection] = None
+
+    def close_stream(self, stream, clean):
+        if clean:
+            self.loop.discard(stream.socket)
+        else:
+            stream.reset()
+
+    def connection_over(self, connection):
+        self.over.append(connection.summary.reason)
+
+    def make_stream(self):
+        self.connection.wait_for_target(self.attempt, self.now)
+        self.connection.watch_client()
+
+    # -- what a test does
+
+    def turn_until(self, condition):
+        """Turn the loop until something is so."""
+        for _ in range(int(WAIT / 0.05)):
+            if condition():
+                break
+            for descriptor, event in self.loop.poller.poll(0.05, 128):
+                handler = self.loop.handlers.get(descriptor)
+                if handler is not None:
+                    handler(event, self.now)
+        assert condition()
+        self.loop._close_garbage()
+
+    def open(self, **stream):
+        """Open it; the keywords are attributes of its outgoing stream."""
+        if stream:
+            half_close, failure = stream.pop("half_close", True), stream.pop("failure", None)
+            self.stream = relay.Stream(self.near, half_close=half_close, target="the target", failure=failure)
+            for name, value in stream.items():
+                setattr(self.stream, name, value)
+        self.connection.open(self.near, self.stream, Workspace(self.loop, None), self.now)
+
+    def pass_time(self):
+        """Let a limit be reached; while the kernel still sends, a first look postpones it."""
+        before = self.state()
+        while self.state() == before:
+            self.now += 1000.0
+            self.loop.timers.run(self.now)
+
+    def state(self):
+        return self.connection.state.text
+
+
+def begin(owner):
+    owner.connection.read_request(Words(), owner.now)
+
+
+def ask(owner):
+    begin(owner)
+    owner.client.sendall(b"ask")
+    owner.turn_until(lambda: owner.state() != "requesting")
+
+
+def queue(owner):
+    owner.has_slot = False
+    ask(owner)
+
+
+def refuse(owner):
+    ask(owner)
+    owner.connection.fail("refused", owner.now)
+
+
+def half_close(owner):
+    owner.open()
+    owner.target.shutdown(socket.SHUT_WR)
+    owner.turn_until(lambda: owner.state() == "half-closed")
+
+
+def discard(owner):
+    owner.open(half_close=False)
+    owner.target.close()
+    owner.turn_until(lambda: owner.state() == "discarding")
+
+
+WAYS = {
+    "requesting": begin,
+    "queued": queue,
+    "connecting": lambda owner: owner.make_stream(),
+    "replying": refuse,
+    "open": lambda owner: owner.open(),
+    "half-closed": half_close,
+    "discarding": discard,
+}
+
+
+def fresh(**stream):
+    """The state *open* with such a stream; then the target ends."""
+
+    def event(owner):
+        owner.open(**stream)
+        owner.target.shutdown(socket.SHUT_WR)
+
+    return event
+
+
+def hold_back(owner):
+    """The target ends; the client's stream has no half-close."""
+    owner.connection.client_stream = relay.Stream(owner.connection.client, half_close=False)
+    fresh(answered=True)(owner)
+
+
+EVENTS = {
+    "request": lambda owner: owner.client.sendall(b"ask"),
+    "bad request": lambda owner: owner.client.sendall(b"nonsense"),
+    "request, no slot": lambda owner: (setattr(owner, "has_slot", False), owner.client.sendall(b"ask")),
+    "client gone": lambda owner: reset(owner.client),
+    "limit": Owner.pass_time,
+    "crowded out": lambda owner: owner.connection.give_way(owner.now),
+    "slot": Owner.make_stream,
+    "stream": Owner.open,
+    "no stream": lambda owner: owner.connection.fail("refused", owner.now),
+    "no stream, requested": lambda owner: owner.connection.fail("refused", owner.now),
+    "replied": lambda owner: owner.client.shutdown(socket.SHUT_WR),
+    "EOF": lambda owner: owner.client.shutdown(socket.SHUT_WR),
+    "EOF, sink has no half-close": hold_back,
+    "EOF, source has no half-close": fresh(half_close=False),
+    "EOF, target unconfirmed": fresh(answered=False),
+    "EOF, cause not known yet": fresh(settle=1000.0),
+    "failure of the stream": fresh(failure=lambda: GONE),
+    "reset": lambda owner: reset(owner.client),
+    "close": lambda owner: owner.connection.close("closed", owner.now),
+    "fork": lambda owner: owner.connection.after_fork(),
+}
+# The reason, and what the client sees: how its stream ends, bytes, or None for nothing, or because it has gone.
+STATE_ROWS = [
+    ("requesting", "request", "connecting", None, None),
+    ("requesting", "request, no slot", "queued", None, None),
+    ("requesting", "bad request", "replying", None, b"what?"),
+    ("requesting", "client gone", "closed", "client_reset", None),
+    ("requesting", "limit", "closed", "connect_timeout", "reset"),
+    ("requesting", "crowded out", "closed", "overloaded", "reset"),
+    ("queued", "slot", "connecting", None, None),
+    ("queued", "client gone", "closed", "client_reset", None),
+    ("queued", "limit", "replying", None, b"no: connect_timeout"),
+    ("connecting", "stream", "open", None, None),
+    ("connecting", "no stream", "closed", "refused", "reset"),
+    ("connecting", "no stream, requested", "replying", None, b"no: refused"),
+    ("connecting", "client gone", "closed", "client_reset", None),
+    ("connecting", "limit", "closed", "connect_timeout", "reset"),
+    ("replying", "replied", "closed", "refused", b"no: refused"),
+    ("replying", "crowded out", "closed", "refused", b"no: refused"),
+    ("open", "EOF", "half-closed", None, None),
+    ("open", "EOF, sink has no half-close", "half-closed", None, None),
+    ("open", "EOF, source has no half-close", "discarding", None, "end of file"),
+    ("open", "EOF, target unconfirmed", "closed", "unreachable", "reset"),
+    ("open", "EOF, cause not known yet", "open", None, None),
+    ("open", "failure of the stream", "closed", "carrier_lost", "reset"),
+    ("open", "reset", "closed", "client_reset", None),
+    ("open", "limit", "closed", "idle", "reset"),
+    ("half-closed", "EOF", "closed", "done", "end of file"),
+    ("half-closed", "reset", "closed", "client_reset", None),
+    ("half-closed", "limit", "closed", "linger", None),
+    ("discarding", "EOF", "closed", "done", "end of file"),
+    ("discarding", "limit", "closed", "done", "end of file"),
+    ("any", "close", "closed", "closed", None),
+    ("any", "fork", "closed", None, None),
+]
+WITH_STREAM = [event for event in EVENTS if event.startswith("EOF,")] + ["failure of the stream"]
+
+
+@pytest.fixture
+def owner():
+    with contextlib.ExitStack() as stack:
+        yield Owner(stack)
+
+
+def go_to(owner, state, event):
+    if event == "no stream, requested":
+        ask(owner)
+    elif event not in WITH_STREAM:  # these open it with a stream of their own
+        WAYS[state](owner)
+        assert owner.state() == state
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "following", "reason", "client"), [row for row in STATE_ROWS if row[0] != "any"]
+)
+def test_each_row_of_the_table(owner, state, event, following, reason, client):
+    go_to(owner, state, event)
+    before = len(owner.attempt.calls)
+    EVENTS[event](owner)
+    if event == "EOF, cause not known yet":
+        owner.turn_until(lambda: owner.stream.settle < 0)
+    owner.turn_until(lambda: owner.state() == following)
+    assert owner.connection.summary.reason == reason and owner.over == ([] if reason is None else [reason])
+    if isinstance(client, bytes):
+        assert owner.client.recv(100) == client
+    elif client is not None:
+        assert ending(owner.client) == client
+    if state == "connecting" and following != "open":
+        expected = ["too late", "abandoned"] if event == "limit" else ["abandoned"]
+        assert owner.attempt.calls[before:] == expected
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_every_state_can_be_closed(owner, state):
+    go_to(owner, state, "close")
+    EVENTS["close"](owner)
+    owner.connection.close("again", owner.now)
+    assert owner.state() == "closed" and owner.over == ["closed"]
+    assert not owner.loop.handlers.keys() - {owner.loop._wake_in}
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_a_forked_child_closes_its_descriptors_in_every_state(owner, state):
+    go_to(owner, state, "fork")
+    EVENTS["fork"](owner)
+    assert owner.state() == "closed" and owner.over == [] and owner.connection.client.fileno() < 0
+    assert state not in ("open", "half-closed", "discarding") or owner.near.fileno() < 0
+
+
+def test_the_table_has_these_rows():
+    assert rows_of(module) == [row[:3] for row in STATE_ROWS]
+
+
+def test_records_have_four_words_for_the_states():
+    words = {state.text: state.reported for state in ConnectionState}
+    assert {state for state, word in words.items() if word == "connecting"} == set(list(WAYS)[:4])
+    assert words["discarding"] == words["half-closed"] == "half-closed"
+    assert words["open"] == "open" and words["closed"] == "closed"
 
 
 class World:
-    """A tunnel whose outgoing streams are set as a transport sets them; the test holds the far ends."""
+    """A tunnel whose listener is fake."""
 
-    def __init__(self, stack, *, half_close=False, answered=False, settle=0.0, failure=lambda: None, **options):
+    def __init__(self, stack, **options):
         self.stack = stack
-        self.set = (half_close, answered, settle, failure)
-        self.streams = []
         self.far = []
         self.listener = FakeListener()
         self.tunnel = stack.enter_context(
@@ -32,26 +335,16 @@ class World:
         )
 
     def make(self):
-        half_close, answered, settle, failure = self.set
         near, far = pair(socket.AF_INET)
-        stream = relay.Stream(near, half_close=half_close, target="the target", failure=failure)
-        stream.answered, stream.settle = answered, settle
-        self.streams.append(stream)
         far.settimeout(WAIT)
         self.far.append(self.stack.enter_context(far))
-        return stream
-
-    def client(self):
-        """A new client."""
-        client = self.stack.enter_context(self.listener.connect(socket.AF_INET))
-        client.settimeout(WAIT)
-        return client
+        return near
 
     def connect(self):
         """A new client, and the far end of its stream."""
-        count = len(self.far)
-        client = self.client()
-        wait_until(lambda: len(self.far) > count)
+        client = self.stack.enter_context(self.listener.connect(socket.AF_INET))
+        client.settimeout(WAIT)
+        wait_until(lambda: self.far)
         return client, self.far[-1]
 
 
@@ -61,304 +354,7 @@ def world():
         yield lambda **options: World(stack, **options)
 
 
-# -- streams on which nobody may answer -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("end", [socket.socket.close, reset])
-@pytest.mark.parametrize("request_", [b"", b"request"])
-def test_an_end_before_any_answer_is_nobody_there(world, any_engine, caplog, end, request_):
-    one = world()
-    client, far = one.connect()
-    client.sendall(request_)
-    assert receive_exactly(far, len(request_)) == request_
-    end(far)
-    assert ending(client) == "reset"
-    assert ended(one.tunnel) == ["unreachable"]
-    # A reset may come while the stream is still being opened.
-    told = ("closed before sending any data; check that the service is running", "Connection reset by peer")
-    assert any(f"t: the target: {text} (client fake client)" in caplog.text for text in told)
-    assert one.tunnel.stats().failed == {"unreachable": 1}
-
-
-def test_an_end_after_an_answer_is_the_end(world, any_engine):
-    one = world()
-    client, far = one.connect()
-    far.sendall(b"x")
-    far.close()
-    assert receive_all(client) == b"x"
-    client.close()
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_a_reset_after_an_answer_is_a_reset(world):
-    one = world()
-    client, far = one.connect()
-    exchange(client, far)
-    reset(far)
-    assert ending(client) == "reset"
-    assert ended(one.tunnel) == ["target_reset"]
-
-
-def test_who_ends_first_may_get_an_empty_answer(world):
-    one = world()
-    client, far = one.connect()
-    send_and_end(client, b"request")
-    assert receive_exactly(far, 7) == b"request"
-    wait_until(lambda: one.tunnel.connections()[0].state == "half-closed")
-    far.close()
-    assert receive_all(client) == b""
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_an_empty_answer_of_others_is_one(world):
-    one = world(answered=True)
-    client, far = one.connect()
-    far.close()
-    assert receive_all(client) == b""
-    client.close()
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_the_transport_learns_what_has_come(world, any_engine):
-    one = world()
-    client, far = one.connect()
-    wait_until(lambda: one.streams and one.streams[0].received is not None)
-    stream = one.streams[0]
-    assert stream.received() == 0
-    client.sendall(b"up only")
-    assert receive_exactly(far, 7) == b"up only"
-    assert stream.received() == 0 and not stream.answered
-    sending = Thread(far.sendall, BLOCK)
-    assert receive_exactly(client, len(BLOCK)) == BLOCK
-    sending.result()
-    assert stream.received() == len(BLOCK)
-    client.close()
-    far.close()
-    ended(one.tunnel)
-    assert stream.received() == len(BLOCK) and stream.answered
-
-
-def test_one_that_has_not_answered_is_said_not_to_have(world):
-    one = world()
-    client, _ = one.connect()
-    reset(client)
-    assert ended(one.tunnel) == ["client_reset"]
-    assert not one.streams[0].answered and one.streams[0].received() == 0
-
-
-# -- ends that settle -------------------------------------------------------------------------------------------------
-
-
-class Fate:
-    """A failure that shows when the test says so."""
-
-    def __init__(self):
-        self.error = None
-        self.asked = threading.Event()
-
-    def __call__(self):
-        self.asked.set()
-        return self.error
-
-
-def settling(tunnel):
-    """Whether an end waits for its reason."""
-    streams = [stream for one in tunnel._relay._connections for stream in (one.client_stream, one.target_stream)]
-    return any(stream is not None and stream.settle < 0 for stream in streams)
-
-
-def pass_time(tunnel):
-    """Have the tunnel do now what it does after a long time."""
-    tunnel._relay._in_loop(lambda: tunnel._relay.loop.timers.run(time.monotonic() + 2 * LONG))
-
-
-def settle(tunnel):
-    """Let an end that waits for its reason settle, as soon as it has been seen."""
-    wait_until(lambda: settling(tunnel))
-    pass_time(tunnel)
-
-
-@pytest.mark.parametrize("end", [socket.socket.close, reset])
-@pytest.mark.parametrize("answered", [True, False])
-def test_an_end_that_is_seen_before_its_reason_waits_for_it(world, any_engine, end, answered):
-    fate = Fate()
-    one = world(settle=LONG, failure=fate, answered=answered)
-    client, far = one.connect()
-    exchange(client, far)
-    end(far)
-    client.settimeout(0.05)
-    with pytest.raises(TimeoutError):
-        client.recv(1)
-    client.settimeout(WAIT)
-    assert not fate.asked.is_set()
-    fate.error = LOST
-    settle(one.tunnel)
-    assert ending(client) == "reset"
-    assert ended(one.tunnel) == ["carrier_lost"]
-
-
-@pytest.mark.parametrize(
-    ("end", "fate", "reason"), [(socket.socket.close, "end of file", "done"), (reset, "reset", "target_reset")]
-)
-def test_an_end_that_has_settled_is_what_it_was(world, any_engine, end, fate, reason):
-    one = world(settle=0.02)
-    client, far = one.connect()
-    exchange(client, far)
-    end(far)
-    assert ending(client) == fate
-    client.close()
-    assert ended(one.tunnel) == [reason]
-
-
-@pytest.mark.parametrize("end", [socket.socket.close, reset])
-def test_an_end_before_any_answer_settles_as_well(world, end):
-    def is_open():
-        return [record.state for record in one.tunnel.connections()] == ["open"]
-
-    one = world(settle=0.02)
-    client, far = one.connect()
-    wait_until(is_open)
-    end(far)
-    assert ending(client) == "reset"
-    assert ended(one.tunnel) == ["unreachable"]
-    one = world(settle=0.02, failure=lambda: LOST)
-    client, far = one.connect()
-    wait_until(is_open)
-    end(far)
-    assert ending(client) == "reset"
-    assert ended(one.tunnel) == ["carrier_lost"]
-
-
-def test_all_that_came_before_the_end_is_there_at_once(world, any_engine):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    sending = Thread(send_and_end, far, BLOCK)
-    assert receive_exactly(client, len(BLOCK)) == BLOCK
-    sending.result()
-
-
-def test_a_client_that_says_more_while_an_end_settles_does_not_change_it(world, any_engine):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    exchange(client, far)
-    far.close()
-    wait_until(lambda: settling(one.tunnel))
-    for _ in range(20):
-        client.sendall(b"nobody reads this")
-    settle(one.tunnel)
-    assert ending(client) == "end of file"
-    client.close()
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_a_client_that_ends_while_an_end_settles(world, any_engine):
-    one = world(settle=0.1)
-    client, far = one.connect()
-    exchange(client, far)
-    far.shutdown(socket.SHUT_WR)
-    client.shutdown(socket.SHUT_WR)
-    assert receive_all(client) == b""
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_a_client_that_resets_while_an_end_settles(world):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    exchange(client, far)
-    far.close()
-    wait_until(lambda: settling(one.tunnel))
-    reset(client)
-    assert ended(one.tunnel) == ["client_reset"]
-    pass_time(one.tunnel)
-
-
-def test_a_tunnel_that_closes_while_an_end_settles(world):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    exchange(client, far)
-    far.close()
-    wait_until(lambda: settling(one.tunnel))
-    Thread(one.tunnel.close).result()
-    assert ending(client) == "reset"
-
-
-@pytest.mark.parametrize("end", [socket.socket.close, reset])
-def test_waiting_for_an_end_to_settle_costs_nothing(world, any_engine, end):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    exchange(client, far)
-    end(far)
-    for _ in range(5):
-        client.sendall(b"nobody reads this")
-        threading.Event().wait(0.005)
-    wait_until(lambda: settling(one.tunnel))
-    before = time.process_time()
-    threading.Event().wait(0.2)
-    assert time.process_time() - before < 0.1
-    settle(one.tunnel)
-    assert ending(client) == ("reset" if end is reset else "end of file")
-
-
-def test_nothing_is_read_for_a_target_that_has_failed_while_that_settles(world, any_engine):
-    one = world(settle=LONG)
-    client, far = one.connect()
-    exchange(client, far)
-    reset(far)
-    client.setblocking(False)
-    sent, until = 0, time.monotonic() + 0.2
-    while time.monotonic() < until:
-        with contextlib.suppress(BlockingIOError):
-            sent += client.send(BLOCK)
-    assert sent < 32 << 20, "more than that is in no buffer"
-    client.settimeout(WAIT)
-    settle(one.tunnel)
-    assert ending(client) == "reset"
-
-
-def accepted(one, failure, settle):
-    """A client behind a stream that has no half-close, and the far end of its way."""
-    near, client = pair(socket.AF_INET)
-    client.settimeout(WAIT)
-    stream = relay.Stream(near, half_close=False, failure=failure)
-    stream.settle = settle
-    one.listener.put(stream, "a peer")
-    wait_until(lambda: one.far)
-    return one.stack.enter_context(client), one.far[0]
-
-
-def test_the_end_of_a_client_settles_as_well(world, any_engine):
-    fate = Fate()
-    one = world(answered=True, half_close=True)
-    client, far = accepted(one, fate, LONG)
-    exchange(client, far)
-    client.close()
-    wait_until(lambda: settling(one.tunnel))
-    fate.error = LOST
-    settle(one.tunnel)
-    assert ending(far) == "reset"
-    assert ended(one.tunnel) == ["carrier_lost"]
-
-
-def test_the_end_of_a_client_that_has_settled_is_its_end(world, any_engine):
-    one = world(answered=True, half_close=True)
-    client, far = accepted(one, lambda: None, 0.02)
-    exchange(client, far)
-    client.close()
-    assert receive_all(far) == b""
-    far.close()
-    assert ended(one.tunnel) == ["done"]
-
-
-def test_both_ends_settle_by_themselves(world, any_engine):
-    one = world(answered=True, settle=0.05)
-    client, far = accepted(one, lambda: None, 0.1)
-    exchange(client, far)
-    client.close()
-    far.close()
-    assert ended(one.tunnel) == ["done"]
-
-
-# -- clients that are not let in --------------------------------------------------------------------------------------
+# -- clients that are rejected ----------------------------------------------------------------------------------------
 
 
 def denied(family=socket.AF_INET):

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.engine import flow as flow_module
-from relay.engine.connection import Connection, State
+from relay.engine.connection import Connection
 from relay.engine.flow import BUFFER, Flow, Workspace
 from relay.engine.limits import Limits
+from relay.engine.records import ConnectionState
 from relay.eventloop.loop import Loop
 from relay.eventloop.pipes import SIZE, PipePool
 from relay.streams.stream import Stream
@@ -67,19 +68,20 @@ class Bench:
             if small:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         self.now = 100.0
-        self.swept = 0.0
+        self.name = "t"
+        self.keepalive_enabled_until = 0.0
         if chance is not None:
             client, target = Moody(client, chance), Moody(target, chance)
         self.connection = Connection(self, client, None, "a client", self.now)  # type: ignore[arg-type]
         stream = None if half_close else Stream(target, half_close=False)
         self.connection.open(target, stream, Workspace(self.loop, self.pipes), self.now)
-        for flow in (self.connection.up, self.connection.down):
+        for flow in (self.connection.flows.upstream, self.connection.flows.downstream):
             flow.spliceable = splice  # as out of TCP
 
     def connection_over(self, connection: Connection) -> None:
-        self.reasons.append(connection.reason)
+        self.reasons.append(connection.summary.reason)
 
-    def let_go(self, stream: Stream, clean: bool) -> None:
+    def close_stream(self, stream: Stream, clean: bool) -> None:
         self.loop.discard(stream.socket)
 
     def turn(self) -> bool:
@@ -93,12 +95,14 @@ class Bench:
         return bool(events)
 
     def held(self) -> int:
-        if self.connection.over:
+        if self.connection.is_closed:
             return 0
-        return sum(len(f.held or b"") + f.piped for f in (self.connection.up, self.connection.down))
+        return sum(
+            len(f.pending or b"") + f.piped for f in (self.connection.flows.upstream, self.connection.flows.downstream)
+        )
 
     def close(self) -> None:
-        if not self.connection.over:
+        if not self.connection.is_closed:
             self.connection.close("closed", self.now)
         self.loop._close_garbage()
         if self.pipes is not None:
@@ -163,8 +167,8 @@ def test_what_comes_out_is_what_went_in(
         one = Bench(splice=splice, chance=random.Random(seed))
         try:
             if bulk_after == 0 and splice:
-                one.connection.up.full()
-                one.connection.down.full()
+                one.connection.flows.upstream.full()
+                one.connection.flows.downstream.full()
             play(one, plan)
         finally:
             one.close()
@@ -202,13 +206,13 @@ def play(one: Bench, plan: list[tuple[str, str, int]]) -> None:
             data = receive_some(ends[side], 1 << 20)
             received[side] += data or b""
             finished[side] |= data == b""
-        if all(finished.values()) and one.connection.over:
+        if all(finished.values()) and one.connection.is_closed:
             break
     assert one.reasons == ["done"]
     for side in ("client", "target"):
         assert received[side] == sent[other[side]]
-    assert one.connection.received == len(sent["client"])
-    assert one.connection.sent == len(sent["target"])
+    assert one.connection.summary.received == len(sent["client"])
+    assert one.connection.summary.sent == len(sent["target"])
 
 
 def pump(one: Bench, source: socket.socket, sink: socket.socket, data: bytes) -> bytes:
@@ -224,7 +228,7 @@ def pump(one: Bench, source: socket.socket, sink: socket.socket, data: bytes) ->
 
 def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., Bench]) -> None:
     one = bench(small=False)
-    up = one.connection.up
+    up = one.connection.flows.upstream
     assert pump(one, one.client, one.target, b"small") == b"small"
     assert up.handler == up.copy and not up.spliced
     assert pump(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
@@ -240,7 +244,7 @@ def test_without_a_pipe_a_bulk_flow_copies(bench: Callable[..., Bench], monkeypa
     one = bench(small=False)
     monkeypatch.setattr(PipePool, "take", lambda self: None)
     assert pump(one, one.client, one.target, BLOCK * 3) == BLOCK * 3
-    assert one.connection.up.held is None
+    assert one.connection.flows.upstream.pending is None
 
 
 def test_sockets_that_cannot_be_spliced_are_copied(
@@ -253,8 +257,8 @@ def test_sockets_that_cannot_be_spliced_are_copied(
 
     monkeypatch.setattr(os, "splice", refuse)
     assert pump(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
-    assert not one.connection.up.spliceable
-    assert one.connection.down.spliceable
+    assert not one.connection.flows.upstream.spliceable
+    assert one.connection.flows.downstream.spliceable
 
 
 @pytest.mark.parametrize(("family", "splices"), [(socket.AF_INET, True), (socket.AF_UNIX, False)])
@@ -285,7 +289,7 @@ def test_the_end_travels_behind_the_bytes(bench: Callable[..., Bench], splice: b
     one.turn()
     assert receive_some(one.target, 100) == b"request"
     assert receive_some(one.target, 100) == b""
-    assert one.connection.state is State.HALF_CLOSED
+    assert one.connection.state is ConnectionState.HALF_CLOSED
     assert pump(one, one.target, one.client, b"reply") == b"reply"
     one.target.close()
     one.turn()
@@ -315,7 +319,7 @@ def test_a_hang_up_that_nobody_waits_for_does_not_spin(bench: Callable[..., Benc
 def test_what_was_said_before_a_reset_is_passed_on() -> None:
     one = Bench(small=False)
     try:
-        up = one.connection.up
+        up = one.connection.flows.upstream
         one.target.send(b"413 too large")
         up.sink_failed(BrokenPipeError(), one.now)
         assert receive_some(one.client, 100) == b"413 too large"
@@ -330,7 +334,7 @@ def test_what_a_stream_without_half_close_did_not_take_is_dropped_at_its_end(
 ) -> None:
     one = bench(splice=splice, half_close=False)
     if splice:
-        one.connection.up.use(one.connection.up.splice)
+        one.connection.flows.upstream.use(one.connection.flows.upstream.splice)
     while one.turn() or send_some(one.client, BLOCK):
         pass
     assert one.held()

@@ -60,4 +60,4 @@ def test_a_count_is_positive_or_minus_one(given: Any, error: type) -> None:
     ],
 )
 def test_the_first_look_is_at_the_shortest_limit_that_matters(limits: Limits, first: float | None) -> None:
-    assert limits.first == first
+    assert limits.first_check == first

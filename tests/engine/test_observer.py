@@ -132,12 +132,12 @@ def _no_thread(thread: threading.Thread) -> None:
 
 def test_it_knows_its_own_thread() -> None:
     answers: list[bool] = []
-    observer = Observer(lambda it: answers.append(observer.is_here()), "web")
-    assert not observer.is_here()
+    observer = Observer(lambda it: answers.append(observer.is_on_its_thread()), "web")
+    assert not observer.is_on_its_thread()
     observer.put(record(1))
     observer.close()
     assert answers == [True]
-    assert not Thread(observer.is_here).result()
+    assert not Thread(observer.is_on_its_thread).result()
 
 
 async def _coroutine_function(it: ConnectionRecord) -> None: ...

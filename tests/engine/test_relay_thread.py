@@ -21,7 +21,7 @@ def test_short_connections_are_spared_the_cost_of_keep_alive(
     relayed: Callable[..., Relayed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(relay_thread, "_SETTLED", 0.2)
+    monkeypatch.setattr(relay_thread, "_KEEPALIVE_AFTER", 0.2)
     monkeypatch.setattr("relay.engine.connection.keep_alive", lambda sock: kept.append(sock.fileno()))
     made = relayed()
     self_contained = made.connect()
@@ -41,16 +41,16 @@ def thread(listener: relay.Stream) -> RelayThread:
 
 def test_its_state_and_who_waits_for_its_end(thread: RelayThread) -> None:
     over = threading.Event()
-    thread.when_over.add(over.set)
-    assert (thread.state, thread.count, thread.is_over) == ("open", 0, False)
+    thread.end_callbacks.add(over.set)
+    assert (thread.state, thread.count, thread.is_closed) == ("open", 0, False)
     thread.pause(False)
     assert thread.state == "paused"
     thread.resume()
     assert thread.state == "open"
-    thread.begin_to_close(0.0)
+    thread.start_close(0.0)
     assert over.wait(WAIT)
     thread.join(WAIT)
-    assert (thread.state, thread.closing, thread.is_over) == ("closed", True, True)
+    assert (thread.state, thread.is_closing, thread.is_closed) == ("closed", True, True)
 
 
 def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
@@ -58,7 +58,7 @@ def test_it_can_be_closed_in_its_own_thread(thread: RelayThread) -> None:
     thread.loop.call(lambda: (thread.close(0.0), thread.join(), closed.set()))
     assert closed.wait(WAIT)
     thread.join(WAIT)
-    assert thread.is_over
+    assert thread.is_closed
 
 
 class Kind(RelayThread):
@@ -71,7 +71,7 @@ class Kind(RelayThread):
 
     def _note(self, name: str, *more: Any) -> None:
         self.calls.append((name, *more))
-        if not self.is_here():
+        if not self.is_on_relay_thread():
             self.strays.append(name)
 
     def on_start(self, now: float) -> None:
@@ -81,10 +81,10 @@ class Kind(RelayThread):
         self._note("admit", self.count)
 
     def on_over(self, connection: Connection) -> None:
-        self._note("over", connection.reason, self.count)
+        self._note("over", connection.summary.reason, self.count)
 
     def on_close(self, drain: float | None, now: float) -> None:
-        self._note("close", drain, self.closing)
+        self._note("close", drain, self.is_closing)
 
 
 def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(listener: relay.Stream) -> None:

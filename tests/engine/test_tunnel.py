@@ -45,7 +45,15 @@ OF_I2P = {"b32", "dest", "session", "state"}
 def test_it_has_no_members_but_those_for_users(kind: type, members: set[str]) -> None:
     assert {name for name in dir(kind) if not name.startswith("_")} == members
     help_text = pydoc.plain(pydoc.render_doc(kind))
-    for name in ("accepted", "let_go", "is_here", "make_stream", "connection_over", "unlimited", "original"):
+    for name in (
+        "accepted",
+        "close_stream",
+        "is_on_relay_thread",
+        "make_stream",
+        "connection_over",
+        "unlimited",
+        "original",
+    ):
         assert not re.search(rf"\b{name}\b *(\(|$)", help_text, re.MULTILINE), name
 
 

@@ -29,7 +29,7 @@ LONG = 1000.0  # seconds of one that comes when the test says so
 
 def started(tunnel):
     """When the last connection was accepted, in monotonic seconds."""
-    return max(connection.started for connection in tunnel._relay._connections)
+    return max(connection.summary.started for connection in tunnel._relay._slots.connections)
 
 
 def test_lifetime_ends_a_connection_whatever_it_does(relayed, any_engine):
@@ -67,8 +67,8 @@ def test_a_pinging_attacker_cannot_outlive_the_lifetime_though_idle_and_linger_a
         client.sendall(bytes([number]))
         assert far.recv(10) == bytes([number])
         expire(rig.tunnel, begin + LONG / 2)
-    (connection,) = rig.tunnel._relay._connections
-    connection.up.last = begin + LONG - 1  # as if it had gone on so until now
+    (connection,) = rig.tunnel._relay._slots.connections
+    connection.flows.upstream.last = begin + LONG - 1  # as if it had gone on so until now
     expire(rig.tunnel, begin + LONG)
     with pytest.raises(ConnectionError):
         flood(client)
@@ -222,13 +222,13 @@ class Clock:
     def __init__(self, tunnel, step):
         self._tunnel = tunnel
         self._step = step
-        (self.connection,) = tunnel._relay._connections
+        (self.connection,) = tunnel._relay._slots.connections
         self._now = time.monotonic()
 
     def go_on(self):
         """So much later, a limit may have been reached."""
         self._now += self._step
-        self._tunnel._relay._in_loop(lambda: self.connection.expire(self._now))
+        self._tunnel._relay._in_loop(lambda: self.connection.deadline.expire(self._now))
 
 
 @pytest.mark.parametrize("limit", ["idle_timeout", "linger"])
@@ -243,15 +243,15 @@ def test_what_leaves_the_kernel_for_a_slow_target_has_moved(relayed, limit):
     client.shutdown(socket.SHUT_WR)
     wait_until(lambda: rig.tunnel.stats().received == size + 4 and rig.tunnel.connections()[0].state == "half-closed")
     clock = Clock(rig.tunnel, 1001)
-    assert clock.connection.unsent()[1]
+    assert clock.connection.flows.unsent()[1]
     got = b""
     for _ in range(3):
         clock.go_on()
         got += receive_exactly(far, 1 << 16)
-        wait_until(lambda: clock.connection.unsent() != clock.connection.queued)
-        assert clock.connection.unsent()[1]
+        wait_until(lambda: clock.connection.flows.unsent() != clock.connection.deadline._queued)
+        assert clock.connection.flows.unsent()[1]
     clock.go_on()
-    assert not clock.connection.over
+    assert not clock.connection.is_closed
     clock.go_on()
     assert ended(rig.tunnel) == [limit.removesuffix("_timeout")]
     assert got == BLOCK[: len(got)]
@@ -267,8 +267,8 @@ def test_what_leaves_the_kernel_for_a_slow_client_has_moved(relayed):
     clock = Clock(rig.tunnel, 1001)
     clock.go_on()
     receive_exactly(client, 2 << 16)
-    wait_until(lambda: clock.connection.unsent() != clock.connection.queued)
+    wait_until(lambda: clock.connection.flows.unsent() != clock.connection.deadline._queued)
     clock.go_on()
-    assert not clock.connection.over
+    assert not clock.connection.is_closed
     clock.go_on()
     assert ended(rig.tunnel) == ["idle"]

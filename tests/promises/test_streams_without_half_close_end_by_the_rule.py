@@ -11,7 +11,7 @@ import pytest
 from helpers import BLOCK, WAIT, ended, ending, expire, receive_all, receive_exactly, send_and_end, wait_until
 
 import relay
-from relay.engine import connection as connection_module
+from relay.engine import limits as limits_module
 from relay.testing import FakeListener, pair
 
 
@@ -138,7 +138,7 @@ def one_way_in(listener):
 @pytest.fixture
 def quiet(monkeypatch):
     """The quiet second of the rule, for as long as no machine is busy."""
-    monkeypatch.setattr(connection_module, "_QUIET", 1000.0)
+    monkeypatch.setattr(limits_module, "_QUIET", 1000.0)
     return 1000.0
 
 
@@ -164,8 +164,8 @@ def test_after_a_quiet_second_the_targets_end_is_passed_on_at_once(one_way_in, q
     client, far = connect(tunnel)
     client.sendall(b"request")
     assert receive_exactly(far, 7) == b"request"
-    (connection,) = tunnel._relay._connections
-    connection.up.last -= quiet
+    (connection,) = tunnel._relay._slots.connections
+    connection.flows.upstream.last -= quiet
     far.sendall(b"answer")
     far.shutdown(socket.SHUT_WR)
     assert receive_all(client) == b"answer", "nothing came in the last second: no reason to hold the end"

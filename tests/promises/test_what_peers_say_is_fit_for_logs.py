@@ -33,7 +33,7 @@ def test_a_unix_client_with_a_name_of_its_own(client, tmp_path, echo_server, cap
         tunnel = stack.enter_context(relay.Tunnel(relay.listen(f"unix://{path}"), relay.tcp(*echo_server.address)))
         client.connect(path)
         exchange(client, client, b"x")
-        assert repr(next(iter(tunnel._relay._connections))).isprintable()
+        assert repr(next(iter(tunnel._relay._slots.connections))).isprintable()
         client.close()
         assert ended(tunnel) == ["done"]
     assert_clean(caplog)

@@ -156,8 +156,12 @@ def held_in_the_kernel(make, listening, size):
     far = accepted(listening)
     client.sendall(BLOCK[:size])
     wait_until(lambda: tunnel.stats().received == size)
-    (connection,) = tunnel._relay._connections
-    assert connection.up.held is None and connection.up.pipe is None and connection.unsent()[1]
+    (connection,) = tunnel._relay._slots.connections
+    assert (
+        connection.flows.upstream.pending is None
+        and connection.flows.upstream.pipe is None
+        and connection.flows.unsent()[1]
+    )
     return tunnel, client, far
 
 
@@ -169,7 +173,7 @@ def looks(tunnel):
 
     def wait():
         before = len(looked)
-        wait_until(lambda: len(looked) >= before + 2 or not tunnel._relay._connections)
+        wait_until(lambda: len(looked) >= before + 2 or not tunnel._relay._slots.connections)
 
     return wait
 
@@ -213,11 +217,13 @@ def test_what_a_client_has_said_waits_for_a_slow_target(make, listening, monkeyp
     monkeypatch.setattr(ephemeral, "_QUIET", 0.05)
     tunnel = make()
     with client_of(tunnel) as client, accepted(listening) as far:
-        wait_until(lambda: tunnel._relay._connections)
-        (connection,) = tunnel._relay._connections
+        wait_until(lambda: tunnel._relay._slots.connections)
+        (connection,) = tunnel._relay._slots.connections
         sent = 0
         # until all buffers on the way are full, so that some of it waits in the tunnel
-        while select.select([], [client], [], 0.3)[1] or (connection.up.held is None and connection.up.pipe is None):
+        while select.select([], [client], [], 0.3)[1] or (
+            connection.flows.upstream.pending is None and connection.flows.upstream.pipe is None
+        ):
             sent += client.send(BLOCK[: 1 << 16])
         closing = Thread(tunnel.close, WAIT)
         closing.join(0.5)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import relay
-from relay.engine.connection import ConnectionRecord, Stats
+from relay.engine.records import ConnectionRecord, Stats
 from relay.spawning.wire import (
     Channel,
     encode,

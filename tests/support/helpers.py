@@ -59,8 +59,8 @@ def expire(tunnel: relay.Tunnel, moment: float) -> None:
     """Have every live connection see which of its limits are reached at a moment, in monotonic seconds."""
 
     def look() -> None:
-        for connection in list(tunnel._relay._connections):
-            connection.expire(moment)
+        for connection in list(tunnel._relay._slots.connections):
+            connection.deadline.expire(moment)
 
     tunnel._relay._in_loop(look)
 

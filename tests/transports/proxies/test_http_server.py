@@ -210,7 +210,7 @@ def test_a_target_that_does_not_answer_in_time(proxy, connect):
     with black_hole() as nobody:
         tunnel = proxy(connect_timeout=LONG, timeout=None)
         client = connect(tunnel, connect_to("{}:{}".format(*nobody.getsockname())))
-        wait_until(lambda: any(isinstance(one.attempt, Attempt) for one in tunnel._relay._connections))
+        wait_until(lambda: any(isinstance(one.pending, Attempt) for one in tunnel._relay._slots.connections))
         expire(tunnel, time.monotonic() + LONG)
         assert receive_all(client).startswith(b"HTTP/1.1 504 ")
 

@@ -242,7 +242,7 @@ def connect():
 
 def is_asked_for(tunnel):
     """Whether a stream is being made for its one client."""
-    return any(isinstance(one.attempt, Attempt) for one in tunnel._relay._connections)
+    return any(isinstance(one.pending, Attempt) for one in tunnel._relay._slots.connections)
 
 
 def ask(client, address):
@@ -421,15 +421,15 @@ def test_the_limit_of_connections_holds_for_those_who_have_named_their_target(pr
     assert receive_exactly(clients[0], 10) == GRANTED
     for client in clients[1:]:
         client.sendall(request(echo_server.address))
-    wait_until(lambda: len(tunnel._relay._queued) == 2)
+    wait_until(lambda: len(tunnel._relay._slots.queued) == 2)
     clients[0].close()
     assert receive_exactly(clients[1], 10) == GRANTED
     exchange_with_itself(clients[1])
-    assert len(tunnel._relay._queued) == 1
+    assert len(tunnel._relay._slots.queued) == 1
     clients[2].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     clients[2].close()
     wait_until(lambda: tunnel.stats().active == 1)
-    assert not tunnel._relay._queued
+    assert not tunnel._relay._slots.queued
     assert tunnel.stats().failed == {"client_reset": 1}
 
 
@@ -441,7 +441,7 @@ def test_whoever_waits_for_its_turn_waits_no_longer_than_for_its_target(proxy, c
     first.sendall(request(echo_server.address))
     assert receive_exactly(first, 10) == GRANTED
     second.sendall(request(echo_server.address))
-    wait_until(lambda: tunnel._relay._queued)
+    wait_until(lambda: tunnel._relay._slots.queued)
     expire(tunnel, time.monotonic() + LONG)
     assert receive_all(second) == reply(6)
     exchange_with_itself(first)
@@ -457,16 +457,16 @@ def test_a_crowd_that_waits_for_its_turn_gets_it_even_if_every_target_refuses(pr
     with refusing() as nowhere:
         for client in others:
             client.sendall(request(nowhere))
-        wait_until(lambda: len(tunnel._relay._queued) == 49)
+        wait_until(lambda: len(tunnel._relay._slots.queued) == 49)
         first.close()
         assert {receive_all(client) for client in others} == {reply(5)}
 
 
 def test_the_oldest_half_open_clients_give_way(proxy, connect, echo_server, monkeypatch, caplog):
-    monkeypatch.setattr(relay_thread, "_UNDECIDED", 2)
+    monkeypatch.setattr(relay_thread, "_MAX_HALF_OPEN", 2)
     tunnel = proxy(name="mine")
     first, second = (connect(tunnel, b"\5") for _ in range(2))
-    wait_until(lambda: len(tunnel._relay.undecided) == 2)
+    wait_until(lambda: len(tunnel._relay.awaiting_request) == 2)
     third = connect(tunnel, HELLO)
     assert receive_exactly(third, 2) == NO_LOGIN
     assert ending(first) == "reset"
@@ -502,7 +502,7 @@ def test_half_open_clients_give_way_where_there_are_no_descriptors_left(proxy, c
 
 
 def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, monkeypatch):
-    monkeypatch.setattr(relay_thread, "_UNDECIDED", 1)
+    monkeypatch.setattr(relay_thread, "_MAX_HALF_OPEN", 1)
     tunnel = proxy(listener=socks_listen("127.0.0.1", 0, user="me", password="secret"))
     first = connect(tunnel, HELLO)
     assert receive_exactly(first, 2) == b"\5\xff"
@@ -514,8 +514,8 @@ def test_a_refused_client_gives_way_without_losing_its_answer(proxy, connect, mo
 def test_a_silent_client_has_less_time_than_one_that_has_begun(proxy, connect, monkeypatch):
     tunnel = proxy(connect_timeout=None, timeout=None)
     begun = connect(tunnel, b"\5")
-    wait_until(lambda: any(one.attempt.begun for one in tunnel._relay._connections))
-    monkeypatch.setattr("relay.engine.connection.FIRST_BYTE", 0.1)
+    wait_until(lambda: any(one.pending.begun for one in tunnel._relay._slots.connections))
+    monkeypatch.setattr("relay.engine.limits.FIRST_BYTE", 0.1)
     expire(tunnel, time.monotonic() + 1)
     silent = connect(tunnel)
     assert ending(silent) == "reset"

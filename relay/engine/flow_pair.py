@@ -1,0 +1,210 @@
+"""The two flows of an open connection, and the meaning of an EOF or an error of one of its streams."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from ..addresses.printable import printable
+from ..errors import ConnectError
+from ..eventloop.loop import Timer
+from ..eventloop.poller import READ
+from ..eventloop.sockets import format_address, unsent
+from ..streams.stream import Stream
+from .flow import Flow, Workspace
+from .records import ConnectionState, ConnectionSummary
+
+__all__ = ["FlowPair", "FlowPairOwner"]
+
+logger = logging.getLogger("relay")
+
+_LONGEST = 500  # characters of an error of a target, in the log
+
+
+class Deadline(Protocol):
+    """The limits of a connection, as its flows see them."""
+
+    def update(self, now: float, /) -> None:
+        """Take account of a new state."""
+
+    def update_linger(self, now: float, /) -> None:
+        """Do the same when one direction has ended, where no other limit can have come into force."""
+
+
+class FlowPairOwner(Protocol):
+    """A connection, as the owner of its two flows."""
+
+    client: socket.SocketType
+    client_stream: Stream | None
+    target_stream: Stream | None
+    state: ConnectionState
+    summary: ConnectionSummary
+
+    @property
+    def tunnel_name(self) -> str:
+        """The name of the tunnel, for the log."""
+
+    @property
+    def deadline(self) -> Deadline:
+        """Its limits."""
+
+    @property
+    def is_closed(self) -> bool:
+        """True once it has ended."""
+
+    def close(self, reason: str, now: float, /) -> None:
+        """End it."""
+
+
+class FlowPair:
+    """The flows of a connection between its client and its target. Belongs to the relay thread.
+
+    :param connection: the connection.
+    :param work: what all flows of the thread share.
+    :param client: the client's socket.
+    :param target: the socket of the outgoing stream.
+    """
+
+    __slots__ = ("connection", "upstream", "downstream", "_work")
+
+    upstream: Flow  # from the client to the target
+    downstream: Flow  # from the target to the client
+
+    def __init__(
+        self, connection: FlowPairOwner, work: Workspace, client: socket.SocketType, target: socket.SocketType
+    ) -> None:
+        self.connection = connection
+        self._work = work
+        up = self.upstream = Flow(self, work, client, target)
+        down = self.downstream = Flow(self, work, target, client)
+        up.reverse = down
+        down.reverse = up
+
+    @property
+    def is_closed(self) -> bool:
+        """True once the connection has ended."""
+        return self.connection.is_closed
+
+    def close(self, reason: str, now: float) -> None:
+        """End the connection."""
+        self.connection.close(reason, now)
+
+    def release(self) -> None:
+        """Stop the flows, and forget them."""
+        connection, up, down = self.connection, self.upstream, self.downstream
+        up.release(own=connection.client_stream is None)
+        down.release(own=connection.target_stream is None)
+        del self.upstream, self.downstream
+
+    def unsent(self) -> tuple[int, int]:
+        """Return the bytes that the systems of the client and of the target have not acknowledged."""
+        client, target = self.connection.client_stream, self.connection.target_stream
+        return (
+            unsent(self.upstream.source) if client is None else client.queued(),
+            unsent(self.downstream.source) if target is None else target.queued(),
+        )
+
+    def flow_ended(self, flow: Flow, now: float) -> None:
+        """Pass on the EOF of one direction."""
+        connection = self.connection
+        source, sink = connection.client_stream, connection.target_stream
+        if flow is self.downstream:
+            source, sink = sink, source
+        if source is not None and source.settle:
+            flow.ended = 0.0
+            self._wait_for_cause(source, flow.end, now)
+        elif _failure(source) is not None:
+            self.on_socket_error(flow.source, now)
+        elif flow.reverse.ended:
+            connection.close("done", now)
+        elif flow is self.downstream and self._is_unconfirmed():
+            self._close_unreachable(now)
+        elif source is not None and not source.half_close:
+            self._discard_reverse(flow, now)
+        else:
+            connection.state = ConnectionState.HALF_CLOSED
+            if sink is None or sink.half_close:
+                try:
+                    flow.sink.shutdown(socket.SHUT_WR)
+                except OSError:
+                    if flow.sink.fileno() < 0:
+                        return self.on_socket_error(flow.sink, now)
+                    # It was reset; the flow that reads from it will see that.
+                connection.deadline.update_linger(now)
+            else:
+                connection.deadline.update(now)
+
+    def passes_end_of(self, flow: Flow) -> bool:
+        """Return whether the EOF of this flow's source is passed on to its sink at once."""
+        source, sink = self.connection.client_stream, self.connection.target_stream
+        if flow is self.downstream:
+            source, sink = sink, source
+        return (sink is None or sink.half_close) and not (source is not None and source.settle)
+
+    def on_socket_error(self, sock: socket.SocketType, now: float) -> None:
+        """End the connection, because a socket has failed; the reason is that of its stream, if this knows one."""
+        connection = self.connection
+        stream, reason = connection.target_stream, "target_reset"
+        if sock is connection.client:
+            stream, reason = connection.client_stream, "client_reset"
+        if stream is not None and stream.settle:
+            self.upstream.set_interest(-1)
+            self.downstream.set_interest(-1)
+            return self._wait_for_cause(stream, functools.partial(self.on_socket_error, sock), now)
+        failure = _failure(stream)
+        if failure is None and sock is not connection.client and self._is_unconfirmed():
+            return self._close_unreachable(now)
+        if isinstance(failure, ConnectError):  # the stream was there before its target could be reached
+            problem, peer = printable(str(failure), _LONGEST), format_address(connection.summary.peer)
+            logger.warning("%s: %s (client %s)", connection.tunnel_name, problem, peer)
+        return connection.close(getattr(failure, "reason", reason), now)
+
+    def _wait_for_cause(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
+        """Wait until ``failure()`` of a stream knows whether its end is an EOF; only the first end starts the wait."""
+        if stream.settle > 0:
+            timer = Timer(self._work.loop.timers, functools.partial(self._cause_is_known, stream, then))
+            timer.start(now + stream.settle, now)
+            stream.settle = -1.0
+
+    def _cause_is_known(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
+        stream.settle = 0.0
+        if not self.connection.is_closed:
+            then(now)
+
+    def _is_unconfirmed(self) -> bool:
+        """Return whether only the transport says that the target is there: no byte has come from it."""
+        stream = self.connection.target_stream
+        return stream is not None and not stream.answered and not self.downstream.moved
+
+    def _close_unreachable(self, now: float) -> None:
+        connection, summary = self.connection, self.connection.summary
+        text = "%s: %s: closed before sending any data; check that the service is running (client %s)"
+        logger.warning(text, connection.tunnel_name, summary.target_name(), format_address(summary.peer))
+        connection.close("unreachable", now)
+
+    def _discard_reverse(self, flow: Flow, now: float) -> None:
+        self.connection.state = ConnectionState.DISCARDING
+        reverse = flow.reverse
+        reverse.drop()
+        flow.set_interest(-1)  # whatever becomes of the stream that has ended, its end was clean
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.connection.close("done", now)
+        reverse.use(reverse.discard)
+        reverse.set_interest(READ)
+        self.connection.deadline.update(now)
+
+
+def _failure(stream: Stream | None) -> BaseException | None:
+    """Return why the stream ended, if that was a failure."""
+    if stream is None or stream.failure is None:
+        return None
+    try:
+        return stream.failure()
+    except Exception as error:
+        logger.exception("%r: its failure() raised, which counts as one", stream)
+        return error

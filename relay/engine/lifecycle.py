@@ -1,0 +1,239 @@
+"""The life of a tunnel's thread: it runs a loop, pauses, drains and closes.
+
+======== ======================= ========= ============================================================================
+state    event                   next      action
+                                 state
+======== ======================= ========= ============================================================================
+open     pause                   paused    stop accepting; reset the connections, if requested
+open     close                   closing   close the listener; reset the connections; stop the loop
+open     close with drain        draining  close the listener; start the drain timer; *closing* without a connection
+paused   resume                  open      accept
+paused   close                   closing   close the listener; reset the connections; stop the loop
+paused   close with drain        draining  close the listener; start the drain timer; *closing* without a connection
+draining pause                   draining  reset the connections, if requested, which ends the drain
+draining last connection ends    closing   stop the loop
+draining drain timer             closing   reset the connections; stop the loop
+draining close                   closing   reset the connections; stop the loop
+draining close with drain        draining  let the drain timer fire sooner, if that is sooner
+closing  loop has stopped        closed    wait for the threads, close the factory, report the last records
+closed   pause, resume or close  closed    nothing
+any      fork                    abandoned in the child: close the descriptors and nothing else
+======== ======================= ========= ============================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from ..eventloop.loop import Loop, Timer
+
+__all__ = ["LoopThread", "TunnelState"]
+
+
+class TunnelState(enum.Enum):
+    """The state of a tunnel; the docstring of this module has the table.
+
+    The value of a member is its name in the table, and the word that users see.
+    """
+
+    OPEN = "open", "open"
+    PAUSED = "paused", "paused"
+    DRAINING = "draining", "closing"
+    CLOSING = "closing", "closing"
+    CLOSED = "closed", "closed"
+    ABANDONED = "abandoned", "closed"
+
+    def __init__(self, text: str, reported: str) -> None:
+        self.text = text
+        self.reported = reported
+
+
+class LoopThread:
+    """A thread with a loop, and its states. The relay thread is the one subclass; it adds what the loop is for.
+
+    :param name: of the thread.
+    :raises OSError: if the system has no descriptor left.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.loop = Loop()
+        self.end_callbacks: set[Callable[[], object]] = set()
+        """Called in the thread at its end."""
+        self._state = TunnelState.OPEN
+        self._closed = threading.Event()
+        self._drain_timer = Timer(self.loop.timers, self._stop)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread.
+
+        :raises RuntimeError: if the system has no thread left.
+        """
+        self._thread.start()
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``open``, ``paused``, ``closing`` or ``closed``."""
+        return self._state.reported
+
+    @property
+    def is_closed(self) -> bool:
+        """True once all is closed."""
+        return self._closed.is_set()
+
+    def is_on_relay_thread(self) -> bool:
+        """Return whether the current thread is this one."""
+        return threading.current_thread() is self._thread
+
+    def pause(self, close: bool) -> None:
+        """See :meth:`relay.Tunnel.pause`."""
+        self._in_loop(functools.partial(self._pause, close))
+
+    def resume(self) -> None:
+        """See :meth:`relay.Tunnel.resume`."""
+        self._in_loop(self._resume)
+
+    def start_close(self, drain: float | None) -> None:
+        """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait."""
+        if self._state is not TunnelState.ABANDONED:
+            self.loop.call(functools.partial(self._close, drain))
+
+    def close(self, drain: float | None) -> None:
+        """See :meth:`relay.Tunnel.close`."""
+        self.start_close(drain)
+        if not self.must_not_wait():
+            self._closed.wait()
+            self._thread.join()
+
+    def join(self, timeout: float | None = None) -> None:
+        """See :meth:`relay.Tunnel.join`."""
+        if not self.must_not_wait():
+            self._thread.join(timeout)
+
+    def must_not_wait(self) -> bool:
+        """Return whether the current thread must not wait for the end."""
+        return self._state is TunnelState.ABANDONED or self.is_on_relay_thread()
+
+    # -- for the subclass, in the thread ----------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """The number of open connections."""
+        raise NotImplementedError
+
+    def on_start(self, now: float) -> None:
+        """Take the start of the thread; it accepts no client yet."""
+
+    def on_close(self, drain: float | None, now: float) -> None:
+        """Take the first close; ``drain`` is that of :meth:`start_close`."""
+
+    def update_listening(self) -> None:
+        """Accept clients if the state is *open* and there is room."""
+        raise NotImplementedError
+
+    def close_listener(self) -> None:
+        """Accept no client any more."""
+        raise NotImplementedError
+
+    def end_all(self, now: float) -> None:
+        """Reset all connections."""
+        raise NotImplementedError
+
+    def tear_down(self) -> None:
+        """Close all that the thread has used, after its loop has stopped."""
+        raise NotImplementedError
+
+    @property
+    def is_open(self) -> bool:
+        """True while clients may be accepted."""
+        return self._state is TunnelState.OPEN
+
+    @property
+    def is_closing(self) -> bool:
+        """True from the first close on."""
+        return self._state not in (TunnelState.OPEN, TunnelState.PAUSED)
+
+    def look_drained(self) -> None:
+        """End the drain if no connection is left."""
+        if not self.count:
+            self._state = TunnelState.CLOSING
+            self.loop.stop()
+
+    def abandon(self) -> None:
+        """Wait for nothing and call nothing any more, in a forked child."""
+        self._state = TunnelState.ABANDONED
+        self._closed.set()
+
+    # -- in the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # Splicing into a socket whose peer has gone raises SIGPIPE, which no flag of splice prevents.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        self.on_start(time.monotonic())
+        self.update_listening()
+        try:
+            self.loop.run()
+        finally:
+            try:
+                self.tear_down()
+                self._state = TunnelState.CLOSED
+                self._closed.set()
+            finally:
+                for callback in tuple(self.end_callbacks):
+                    callback()
+
+    def _pause(self, close: bool) -> None:
+        if self._state is TunnelState.OPEN:
+            self._state = TunnelState.PAUSED
+            self.update_listening()
+        if close:
+            self.end_all(time.monotonic())
+
+    def _resume(self) -> None:
+        if self._state is TunnelState.PAUSED:
+            self._state = TunnelState.OPEN
+            self.update_listening()
+
+    def _close(self, drain: float | None) -> None:
+        now = time.monotonic()
+        if not self.is_closing:
+            self.on_close(drain, now)
+            self._state = TunnelState.DRAINING
+            self.close_listener()
+        due = now + drain if drain is not None else math.inf
+        if not self.count or due <= now:
+            self._stop(now)
+        elif due < self._drain_timer.due:
+            self._drain_timer.start(due, now)
+
+    def _stop(self, now: float) -> None:
+        self._state = TunnelState.CLOSING
+        self.end_all(now)
+        self.loop.stop()
+
+    def _in_loop(self, function: Callable[[], object]) -> None:
+        """Call ``function`` in the thread, and wait until it has returned; do nothing after the end."""
+        if self._state is TunnelState.ABANDONED:
+            return
+        if self.is_on_relay_thread():
+            function()
+            return
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        if self.loop.call(call):
+            done.wait()

@@ -102,7 +102,7 @@ class TunnelServer(Tunnel):
 
     @property
     def b32(self) -> str:
-        """Its address, ``….b32.i2p``, which is what others are told."""
+        """Its address for other users, ``….b32.i2p``."""
         return self._listener.b32
 
     @property
@@ -112,7 +112,7 @@ class TunnelServer(Tunnel):
 
     @property
     def state(self) -> str:
-        """What the session does; see ``on_state``."""
+        """The state of the session; see ``on_state``."""
         return self._listener.state
 
     def wait_published(self, timeout: float | None = None) -> bool:
@@ -206,7 +206,7 @@ class TunnelClient(Tunnel):
 
     @property
     def state(self) -> str:
-        """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        """The state of the session: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
         return self._sender.state
 
 

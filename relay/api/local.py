@@ -30,7 +30,7 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Abstrac
             psycopg.connect(host=os.path.dirname(path), port=5432, user="me", dbname="shop")
 
     On Linux, what uses it from this very program reads ECONNRESET after its bytes where the transfer was cut, unless it
-    has ended its own direction. Another program sees an end of file: a Unix socket has nothing else for it.
+    has ended its own direction. Another program reads EOF: a Unix socket has no reset for it.
 
     What uses it from this very program must let other threads run while it waits. A call of C that does not, such as
     psycopg's ``cancel()``, waits for ever (``cancel_safe()`` does not); :func:`relay.spawn` relays in another process.

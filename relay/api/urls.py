@@ -45,7 +45,7 @@ def target(url: str, via: Sequence[str] = ()) -> Dialer:
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
         quoted as in a shell, and no shell is asked) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
-        destination (``….b32.i2p``), or the whole of it in base64, in place of a name; the parameters are those of
+        destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
         :func:`relay.i2p`. ``name.i2p:port`` goes over I2P, too: no such name is looked up in the DNS.
     :param via: the hops on the way, the nearest first, in any order that makes sense:
 
@@ -82,7 +82,7 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :param via: as in :func:`target`.
     :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
         made first, which takes up to a minute: give it 90.
-    :returns: a connected, blocking socket; closing it lets go of what lies under it. If relay knows that the transfer
+    :returns: a connected, blocking socket; closing it releases what lies under it. If relay knows that the transfer
         was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
         after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
         ``SHUT_WR``, and a socket that was passed to another process. When the interpreter exits, it waits up to 10 s

@@ -43,7 +43,7 @@ closing     client asks           closing     the client gets an error
 closing     connected             closed      close the link and the connector
 closing     failed                closed      close the connector
 closed      client asks           closed      the client gets an error
-any         fork                  abandoned   in the child: close the descriptors and nothing else
+any         fork                  abandoned   in the child: only close the descriptors
 abandoned   client asks           abandoned   the client gets an error
 =========== ===================== =========== =================================================================
 """
@@ -212,7 +212,7 @@ class Carrier(Generic[AnyLink]):
         return self._pump.loop.timers
 
     def abandon(self) -> None:
-        """Close the descriptors and nothing else, in a forked child."""
+        """Only close the descriptors, in a forked child."""
         self._state = CarrierState.ABANDONED
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()

@@ -20,7 +20,7 @@ logger = logging.getLogger("relay")
 
 
 class CarrierState(enum.Enum):
-    """What a carrier does.
+    """The state of a carrier.
 
     :mod:`relay.carriers.carrier` has the table. Users and watchers see ``NEW`` as ``CONNECTING``, ``REPLACING`` as
     ``UP``, and the states after the close as ``CLOSED``.
@@ -38,7 +38,7 @@ class CarrierState(enum.Enum):
 
 
 class Link(Protocol):
-    """What a carrier has while it is up; every method may be called from any thread."""
+    """The connection of a carrier while it is up; every method may be called from any thread."""
 
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
@@ -50,7 +50,7 @@ class Link(Protocol):
         """Close the link and every stream over it, within a second. Idempotent."""
 
     def abandon(self) -> None:
-        """Close the descriptors and nothing else, in a forked child."""
+        """Only close the descriptors, in a forked child."""
 
 
 AnyLink = TypeVar("AnyLink", bound=Link)
@@ -143,7 +143,7 @@ class Links(Generic[AnyLink]):
         return current
 
     def abandon(self) -> None:
-        """Close the descriptors and nothing else, in a forked child."""
+        """Only close the descriptors, in a forked child."""
         replaced, self._replaced = self._replaced, []
         current, self.current = self.current, None
         for link in (*replaced, current):

@@ -1,4 +1,4 @@
-"""When a carrier connects again: the back-off after failures in a row, and the failures that no retry repairs."""
+"""The retries of a carrier: the back-off after failures in a row, and the failures that no retry repairs."""
 
 from __future__ import annotations
 

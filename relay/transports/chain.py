@@ -55,14 +55,14 @@ def network(hops: Route = ()) -> Network:
 
 
 class _View(Protocol):
-    """What one kind of hop reaches by itself; the values of :data:`KINDS` name such classes."""
+    """The places that one kind of hop reaches by itself; the values of :data:`KINDS` name such classes."""
 
     def to(self, place: Place | I2PTarget, /) -> Dialer:
         """Return a dialer for a place that this kind of hop can lead to."""
 
 
 class _Here:
-    """What this machine reaches itself."""
+    """The places that this machine reaches itself."""
 
     def to(self, place: Place | I2PTarget) -> Dialer:
         assert not isinstance(place, I2PTarget)
@@ -77,7 +77,7 @@ class _Network(Network):
     """The network as seen from a hop, for every kind of address: TLS and I2P addresses lead to further networks.
 
     :param route: the hops on the way, the nearest first.
-    :param view: reaches what needs nothing else.
+    :param view: reaches the places that need no further hop.
     """
 
     def __init__(self, route: Route, view: _View) -> None:
@@ -108,7 +108,7 @@ class _Network(Network):
 
     @property
     def _asks_dns(self) -> bool:
-        """Whether names are looked up in the DNS: a name in .i2p would tell the DNS which site the user visits."""
+        """``True`` if the DNS resolves names: a name in .i2p would reveal to the DNS which site the user visits."""
         return not self._route or isinstance(self._route[-1], SSHServer)
 
     def _to_destination(self, target: I2PTarget) -> Dialer:

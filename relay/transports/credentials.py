@@ -22,7 +22,7 @@ def password_of(server: SSHServer, prompt: str | None = None) -> str | None:
 
     :param server: what the caller asked for.
     :param prompt: what to ask the caller's callable, if it takes an argument; ``None`` for "user@host's password: ".
-    :returns: the password; ``None`` if there is none to be had.
+    :returns: the password; ``None`` if there is none.
     :raises AuthenticationError: in one line, if the place that is to have it does not, or if its callable fails. An
         exception of the callable is its cause.
     """
@@ -35,14 +35,14 @@ def passphrase_of(server: SSHServer, keyfile: str) -> str | None:
 
     :param server: what the caller asked for.
     :param keyfile: the path, which a callable that takes an argument finds in its prompt.
-    :returns: the passphrase; ``None`` if there is none to be had.
+    :returns: the passphrase; ``None`` if there is none.
     :raises AuthenticationError: as for :func:`password_of`.
     """
     return secret_of(server, "passphrase", f"Passphrase for {keyfile}: ")
 
 
 def wants_prompt(secret: Secret | None) -> bool:
-    """Whether a secret is a callable that takes an argument, and so can answer any question."""
+    """Return true if a secret is a callable with a parameter, which can answer any question."""
     if not callable(secret):
         return False
     try:
@@ -60,7 +60,7 @@ def secret_of(owner: object, name: str, prompt: str) -> str | None:
     :param owner: an address with an attribute ``name``, one with ``_file`` and one with ``_env`` after it.
     :param name: of the secret.
     :param prompt: what to ask the caller's callable, if it takes an argument.
-    :returns: the secret; ``None`` if there is none to be had.
+    :returns: the secret; ``None`` if there is none.
     :raises AuthenticationError: as for :func:`password_of`.
     """
     given: Secret | None = getattr(owner, name)
@@ -87,7 +87,7 @@ def _called(owner: object, name: str, function: Callable[..., str], prompt: str)
 
 
 def _from_file(owner: object, name: str, path: str) -> str:
-    """The first line of a file that nobody else can read."""
+    """The first line of an owner-only file."""
     where = f"{owner}: {name}_file {path!r}"
     try:
         with open_regular(path) as file:

@@ -45,7 +45,7 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Where clients are led who ask for certain places.
+    """The way for the places that match a pattern.
 
     :param text: the pattern as it was written.
     :param network: the addresses that it is about; ``None`` for names.
@@ -61,7 +61,7 @@ class Rule:
     route: Route | None
 
     def matches(self, host: str, address: _Address | None, port: int) -> bool:
-        """Whether a place is one of those that the rule is about.
+        """Return true if the rule applies to a place.
 
         :param host: in lower case, without the dot of the root.
         :param address: the same as an address, if it is one: names are not looked up to know.
@@ -73,7 +73,7 @@ class Rule:
         return self.names is not None and self.names.match(host) is not None
 
     def names_network_of(self, address: _Address, port: int) -> bool:
-        """Whether it is about a network with this address."""
+        """Return true if the rule names a network with this address."""
         return self.network is not None and address in self.network and self.port in (None, port)
 
 
@@ -142,7 +142,7 @@ def dynamic(via: Sequence[str] = (), rules: Sequence[str] = (), *, sam: str = SA
         resolve into it, where a later rule connects to them directly.
     :param sam: the SAM bridge of the router on this machine: ``host:port`` or ``tls://host:port?ca=…``.
     :returns: a callable for :class:`relay.Tunnel`, with ``ready(timeout)``, ``subscribe(watcher)`` and ``close()``. It
-        keeps what the streams of each way ride on. A call needs the keyword ``destination``, may have ``peer``,
+        keeps the carriers of each way. A call needs the keyword ``destination``, may have ``peer``,
         ``deadline`` and ``cancel`` (see :func:`relay.target`), and returns a connected :class:`relay.Stream`.
     :raises AddressError: if a hop or a rule cannot be understood.
     :raises TypeError: if an argument has the wrong type.
@@ -229,7 +229,7 @@ class Dynamic(Dialer):
         return self.select(None).dial(deadline, done)
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open what the streams of every way that was written ride on, and wait for it: one attempt for each.
+        """Open the carriers of every way that the rules name, and wait for them: one attempt for each.
 
         :param timeout: seconds for all of them; ``None`` for as long as it takes.
         :raises OSError: why one cannot be had.
@@ -241,19 +241,19 @@ class Dynamic(Dialer):
 
     @property
     def problem(self) -> str | None:
-        """Why some streams cannot be made for now, as far as that is known."""
+        """The reason why some streams cannot be made for now; empty if none is known."""
         return next((problem for way in self._written if (problem := way.problem)), None)
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change of what the streams of a written way ride on.
+        """Call ``watcher(state, error)`` at each change of a carrier of a way that the rules name.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if the system has no thread or descriptor left.
         """
         for way in self._written:
             way.subscribe(watcher)
 
     def close(self) -> None:
-        """Let everything go that streams ride on. Idempotent; the next call takes it up anew."""
+        """Release all carriers. Idempotent; the next call opens them again."""
         with self._lock:
             made = list(self._made.values())
             self._made.clear()
@@ -287,7 +287,7 @@ class Dynamic(Dialer):
         return self._over_i2p if is_i2p(place.host) else self._otherwise, self.rules
 
     def _hold(self, route: Route) -> None:
-        """Keep what streams ride on, whichever places they lead to."""
+        """Keep the carriers of a route, for all places behind it."""
         with self._lock:
             if route in self._held:
                 return
@@ -304,7 +304,7 @@ class Dynamic(Dialer):
 
 
 class _Guarded:
-    """A name that is connected to directly: what it resolves to is checked, for whoever owns a name chooses that.
+    """A name that relay connects to directly: its addresses are checked, because the owner of a name chooses them.
 
     :param name: looks it up.
     :param port: that the client asks for.
@@ -350,7 +350,7 @@ def _as_meant(address: _Address) -> _Address:
 
 
 def _is_nowhere(address: _Address) -> bool:
-    """Whether nothing should be connected to there; systems take the unspecified address for the loopback."""
+    """Return true for an address that is no target; systems take the unspecified address for the loopback."""
     return address.is_unspecified or address.is_multicast
 
 
@@ -359,12 +359,12 @@ def _hear_nothing(state: object, error: Exception | None) -> None:
 
 
 def _somewhere(route: Route) -> TCPAddress:
-    """A place that a route can lead to, to have what it rides on kept up. Nothing connects there."""
+    """A place behind a route, for its carriers alone. No stream connects there."""
     return TCPAddress("somewhere.i2p" if isinstance(route[-1], I2PRouter) else "localhost", 1)
 
 
 def _place(host: str, port: int) -> tuple[TCPAddress, _Address | None]:
-    """What a client asks for, checked, and its address if it is one: clients may be hostile.
+    """Check the place that a client requests; return it with its address if it is one. Clients may be hostile.
 
     :raises ConnectError: if there cannot be such a place.
     """
@@ -373,7 +373,7 @@ def _place(host: str, port: int) -> tuple[TCPAddress, _Address | None]:
     except ValueError:
         return _named(host, port), None
     if _is_nowhere(address):
-        raise ConnectError(f"{TCPAddress(host, port)}: nobody can be connected to there", reason="denied")
+        raise ConnectError(f"{TCPAddress(host, port)}: must not be unspecified or multicast", reason="denied")
     return TCPAddress(str(address), port), address
 
 

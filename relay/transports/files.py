@@ -1,4 +1,4 @@
-"""The user's home, and opening a file that somebody else names, without being kept waiting by it."""
+"""The user's home, and opening a file that another user may have chosen, without blocking on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["has_entry", "home", "open_regular"]
 
 
 def has_entry() -> bool:
-    """Whether the user is in the password file; the client refuses to work for one who is not (as in containers)."""
+    """Return true if the password file has the user; ssh refuses to run for a user without entry (as in containers)."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:

@@ -117,7 +117,9 @@ class _Program:
             raise
         self._ours: socket.socket | None = ours
         self._theirs = theirs
-        self._far: socket.socket | None = None  # a duplicate of the stream's end, while a copy of ours may be open
+        self._far: socket.socket | None = (
+            None  # a duplicate of the stream's end, while this process may have a copy of it
+        )
         os.set_blocking(self._stderr, False)
         try:
             self._pump = Pump.hold(self)
@@ -145,7 +147,7 @@ class _Program:
             future.add_done_callback(lambda future: self._pump.loop.call(functools.partial(self._started, future)))
 
     def give_up(self) -> None:
-        """Nobody waits for it any more."""
+        """Stop waiting for the result."""
         with self._lock:
             self._done = None
 
@@ -167,7 +169,7 @@ class _Program:
                 _signal_group(self._process, number)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else; every lock may be held for ever."""
+        """In a forked child: only close the descriptors; every lock may be held for ever."""
         if self._ours is not None:
             self._ours.close()
         self._theirs.close()
@@ -313,7 +315,7 @@ class _Program:
         else:
             self._far = leave_unread(self._theirs)
         if self._far is None:
-            _shut_down(self._theirs)  # somebody else may have a copy
+            _shut_down(self._theirs)  # another process may have a copy
             loop.discard(self._theirs)
             self._pump.let_go(self)
         else:  # a shutdown would be an end of file before it is a reset
@@ -321,7 +323,7 @@ class _Program:
             loop.call(self._wait_for_copies)
 
     def _wait_for_copies(self) -> None:
-        """Until nobody has a copy of the program's end, so that the holder has seen the reset; but not for ever."""
+        """Wait until no copy of the program's end is open, so that the holder has seen the reset; but not for ever."""
         assert self._far is not None
         loop, now = self._pump.loop, time.monotonic()
         self._copies = Timer(loop.timers, self._copies_closed)
@@ -378,7 +380,7 @@ def _signal_group(process: Process, number: int) -> None:
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # there is nobody, or nobody of ours
+        pass  # no such process, or not a child of this one
 
 
 def _missing(program: str) -> str:

@@ -42,7 +42,7 @@ class Local(Programs):
 
 
 class ProgramNetwork:
-    """The network as seen from a program such as a ``ProxyCommand``: one that is told where to lead to.
+    """The network as seen from a program such as a ``ProxyCommand``, which receives the host and the port.
 
     :param command: the program.
     :param below: the network of the machine on which it runs.

@@ -39,7 +39,7 @@ _LINUX: bool = sys.platform == "linux"
 def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
     """Listen on a Unix stream socket that its owner alone may use (mode 0600, from its first moment).
 
-    A socket that is already there is replaced if nobody answers at it; any other file is left alone.
+    A socket that is already there is replaced if no program listens on it; any other file is left alone.
 
     :param path: where to make it; a relative path is taken from the working directory of now.
     :returns: a bound, listening socket, whose ``close()`` removes the file; the caller owns it.
@@ -83,7 +83,7 @@ class UnixListener(socket.socket):
                 if file[1:] == (now.st_dev, now.st_ino):
                     os.unlink(file[0])
             except OSError:
-                pass  # somebody was faster, or took the directory away
+                pass  # another process was faster, or removed the directory
         super().close()
 
 
@@ -112,7 +112,7 @@ def _guard(path: str) -> Iterator[None]:
 
 
 def _lock(file: str) -> int | None:
-    """A descriptor that holds the lock; ``None`` if the file is another user's, which keeps nobody from listening."""
+    """A descriptor that holds the lock; ``None`` if the file is another user's, which prevents no listener."""
     while True:
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
@@ -134,7 +134,7 @@ def _lock(file: str) -> int | None:
                 return descriptor
         except FileNotFoundError:
             pass
-        os.close(descriptor)  # whoever had the lock has removed the file meanwhile
+        os.close(descriptor)  # the holder of the lock has removed the file meanwhile
 
 
 def _is_anothers(file: str) -> bool:
@@ -145,9 +145,9 @@ def _is_anothers(file: str) -> bool:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket at which nobody answers.
+    """Remove a socket on which no program listens.
 
-    :raises OSError: if somebody does, or it is no socket.
+    :raises OSError: if one does, or it is no socket.
     """
     try:
         mode = os.lstat(path).st_mode

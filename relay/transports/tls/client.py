@@ -58,7 +58,7 @@ def tls(
 
 
 class Client:
-    """What a client of one TLS server shows, trusts and remembers.
+    """The client of one TLS server: its certificate, its trust and its session ticket.
 
     :param host: of the server.
     :param port: and the others: as for :func:`tls`.
@@ -145,7 +145,7 @@ def wrap(
 
 
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
-    """What a client trusts and shows; the parameters and errors are those of :func:`tls`."""
+    """Make the TLS context of a client; the parameters and errors are those of :func:`tls`."""
     context = trusting(ssl.Purpose.SERVER_AUTH, "ca", ca)
     if cert is not None:
         load_chain(context, cert, key)
@@ -201,7 +201,7 @@ def _explained(name: str, error: OSError) -> ConnectError:
 
 
 def _advice(code: int) -> str:
-    """What to do about a certificate; the codes are those of OpenSSL, x509_vfy.h."""
+    """Return the remedy for a rejected certificate; the codes are those of OpenSSL, x509_vfy.h."""
     if code in (9, 10):  # not yet, no longer
         return "the server needs a new one (or a clock is wrong)"
     if code in (62, 64):  # another name, another address

@@ -19,16 +19,16 @@ OnResult = Callable[[TLSStream | OSError], object]
 
 
 class Handshake:
-    """A handshake under way. The constructor may be called in any thread; all else happens in the pump's.
+    """A handshake under way. The constructor may be called in any thread; the rest runs in the pump's.
 
     :param session: whose; it belongs to the handshake until that is done.
     :param deadline: monotonic seconds, or ``None`` for as long as it takes.
     :param cancel: gives it up when set.
     :param done: called once, in the pump's thread: with the stream; or with the error, when the transport is closed:
-        :class:`ssl.SSLError` (the peer has been told why), :class:`TimeoutError`, ``ECANCELED``, or how the connection
+        :class:`ssl.SSLError` (the peer got an alert), :class:`TimeoutError`, ``ECANCELED``, or how the connection
         was lost. Must not block.
     :param first: when the peer must have begun, monotonic seconds; ``None`` if it need not.
-    :raises OSError: if there is no thread or descriptor to be had; the transport is closed then.
+    :raises OSError: if the system has no thread or descriptor left; the transport is closed then.
     """
 
     __slots__ = ("session", "_pump", "_deadline", "_first", "_cancel", "_done", "_timer", "_watch")
@@ -69,7 +69,7 @@ class Handshake:
             self._finish(error)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor and nothing else."""
+        """In a forked child: only close the descriptor."""
         self.session.transport.socket.close()
 
     def crashed(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""The way in over TLS: handshakes are made beside the accept path, so that a silent client holds up nobody."""
+"""TLS listener: handshakes run beside the accept path, so that a silent client does not block the others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TLSListener:
 
     :param listening: a listening TCP socket. The listener owns it.
     :param context: of a server, with its certificate.
-    :raises OSError: if there is no thread or descriptor to be had; the socket is closed then.
+    :raises OSError: if the system has no thread or descriptor left; the socket is closed then.
     """
 
     def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
@@ -74,7 +74,7 @@ class TLSListener:
         A tunnel sets it to the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
         """
         self.address = listening.getsockname()
-        """Where it listens, as :meth:`socket.socket.getsockname` told it."""
+        """The address of the listener, from :meth:`socket.socket.getsockname`."""
         self._socket = listening
         self._context = context
         self._queue: AcceptQueue[Any] = AcceptQueue()
@@ -118,7 +118,7 @@ class TLSListener:
             self._socket.close()
 
     def getsockname(self) -> Any:
-        """Where it listens: :attr:`address`."""
+        """Return :attr:`address`."""
         return self.address
 
     def __enter__(self) -> TLSListener:
@@ -134,7 +134,7 @@ class TLSListener:
         return f"<relay.TLSListener at {Endpoint(self._socket.family, self.address)}, {state}>"
 
     def abandon(self) -> None:
-        """In a forked child: close the socket and nothing else."""
+        """In a forked child: only close the socket."""
         self._closing = threading.Lock()
         self._closed = True
         self._queue.after_fork()

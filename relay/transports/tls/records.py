@@ -41,7 +41,7 @@ def is_denial(error: ssl.SSLError) -> bool:
 
 
 class Records:
-    """What is sent and received over one transport, encrypted.
+    """The encrypted data of one transport, in both directions.
 
     :param transport: a connected, non-blocking socket, which stays with the caller.
     :param context: the certificates to trust and to show.
@@ -99,12 +99,12 @@ class Records:
 
     @property
     def has_received(self) -> bool:
-        """Whether there is something to decrypt, such as data that came with the end of the handshake."""
+        """``True`` if there is something to decrypt, such as data that came with the end of the handshake."""
         return bool(self._incoming.pending)
 
     @property
     def has_reply(self) -> bool:
-        """Whether OpenSSL wants something sent by itself."""
+        """``True`` if OpenSSL has something to send by itself."""
         return bool(self._outgoing.pending)
 
     def receive(self, buffer: memoryview) -> int:

@@ -154,7 +154,7 @@ class Session:
         return wait
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: only close the descriptors."""
         self.is_over = True
         self.transport.socket.close()
         if self._pair is not None:

@@ -16,9 +16,9 @@ from ..errors import AddressError
 from .options import CONTROL, Option
 from .printable import shown
 from .redact import is_ambiguous, redact, redact_parameters
-from .values import LONGEST_UNIX_PATH, is_i2p, quoted
+from .values import LONGEST_UNIX_PATH, is_i2p
 
-__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressParser", "with_parameters"]
+__all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressParser"]
 
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
 LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
@@ -32,18 +32,6 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-
-
-def with_parameters(address: str, parameters: Iterable[tuple[str, str | None]]) -> str:
-    """An address with further parameters.
-
-    :param address: as text.
-    :param parameters: names and values; those whose value is ``None`` are left out.
-    """
-    more = "&".join(f"{name}={quoted(value)}" for name, value in parameters if value is not None)
-    if not more:
-        return address
-    return address + ("" if address.endswith("?") else "&" if "?" in address else "?") + more
 
 
 class AddressParser:

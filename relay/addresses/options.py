@@ -205,7 +205,7 @@ def _check_printable(name: str, value: str) -> None:
 def _check_file(name: str, value: str) -> None:
     _check_text(name, value)
     if not value or CONTROL.search(value):
-        raise ValueError(f"{name}: {value!r} is empty or holds a control character")
+        raise ValueError(f"{name}: {value!r} is empty or holds a control character; give the path of a file")
 
 
 def check_variable(name: str, value: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from .address_parser import KNOWN, AddressParser
 from .hop_parser import HopParser, ServerParser, SSHParser, make, read_command, read_hops, read_proxy
@@ -66,7 +66,7 @@ def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
     return _Elsewhere(text, what).read()
 
 
-def parse_hop(text: str) -> Hop:
+def parse_hop(text: str, given: Mapping[str, Any] | None = None) -> Hop:
     """Read the address of a hop, something that other streams lead through.
 
     :param text: one of
@@ -80,17 +80,19 @@ def parse_hop(text: str) -> Hop:
         - ``exec:command %h %p``, words quoted as in a shell.
 
         IPv6 in brackets. A ``+`` is a plus sign.
+    :param given: further options of the hop: values by name.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
-    return HopParser(text, "hop").read()
+    return HopParser(text, "hop", given=given).read()
 
 
-def parse_hops(via: Sequence[str], target: str | None = None) -> Route:
-    """Read a chain of hops, the nearest first; an error tells which one it is about.
+def parse_hops(via: Sequence[str | Hop], target: object = None) -> Route:
+    """Parse a chain of hops; an error names the number of the hop.
 
-    :param target: what comes after them, for errors.
+    :param via: the hops, the nearest first: texts, or values of hops that are parsed already.
+    :param target: the address after them, for errors.
     :raises AddressError: if one cannot be understood, or cannot be where it is.
     :raises TypeError: if ``via`` is not a list of ``str``.
     """

@@ -14,7 +14,7 @@ from ..addresses.parse import parse_hops, parse_target
 from ..engine.tunnel import Tunnel
 from ..streams.dialer import Dialer
 from ..transports.unix import listen_unix
-from .urls import target
+from .urls import dialer
 
 __all__ = ["listen_privately", "local"]
 
@@ -45,9 +45,9 @@ def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> Abstrac
     :raises OSError: if a file that the address names cannot be read, or there is no place for the socket.
     """
     _check_name(name)
-    make_send = target(url, via)
     hops = parse_hops(via, url)
     place = parse_target(url, hops[-1] if hops else None)
+    make_send = dialer(hops, place)
     at_i2p = to_i2p(hops, place)
     connect_timeout = CONNECT_TIMEOUT if at_i2p or over_i2p(hops, place) else 30.0
     linger = LINGER if at_i2p else 60.0

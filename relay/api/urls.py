@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from ..addresses.hops import ProxyListen, check_way
-from ..addresses.i2p import I2PListen
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
+from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
+from ..addresses.values import Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
 
-__all__ = ["connect", "listen", "listen_patiently", "target"]
+__all__ = ["connect", "dialer", "listen", "listener", "target"]
 
 
 # The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
@@ -66,13 +65,23 @@ def target(url: str, via: Sequence[str] = ()) -> Dialer:
     :raises OSError: if a file that the address names cannot be read.
     """
     hops = parse_hops(via, url)
-    address = parse_target(url, hops[-1] if hops else None)
-    if not hops and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
+    return dialer(hops, parse_target(url, hops[-1] if hops else None))
+
+
+def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:
+    """Return a factory for an address, as :func:`target` does.
+
+    :param route: the hops on the way, the nearest first.
+    :param address: as seen from the last one.
+    :raises AddressError: if a hop cannot lead to what follows it.
+    :raises OSError: if a file that the address names cannot be read.
+    """
+    if not route and type(address) in SENDERS and not is_i2p(getattr(address, "host", "")):
         direct: Dialer = _make(SENDERS, address)
         return direct
     from ..transports.chain import chain
 
-    return chain(hops, address)
+    return chain(route, address)
 
 
 def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
@@ -120,27 +129,27 @@ def listen(address: str, via: Sequence[str] = ()) -> Any:
         names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
         :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
-    return listen_patiently(address, via, None)
+    hops = parse_hops(via, address)
+    return listener(parse_listen(address), hops)
 
 
-def listen_patiently(address: str, via: Sequence[str], opening: Callable[[Any], object] | None) -> Any:
-    """Listen as :func:`listen` does, and retry while an SSH server or an I2P router cannot be reached.
+def listener(address: Listen, route: Route = (), opening: Callable[[Any], object] | None = None) -> Any:
+    """Return a listener, as :func:`listen` does.
 
-    :param address: as in :func:`listen`.
-    :param via: as in :func:`listen`.
-    :param opening: called with such a listener before it starts; closing it ends the retries. Not called for one at
-        this machine. ``None`` for one attempt.
-    :returns: as :func:`listen` does.
+    :param address: the address to listen on.
+    :param route: the hops on the way to it, the nearest first.
+    :param opening: called with a listener on an SSH server or on I2P before it starts. The listener then retries while
+        the server or the router cannot be reached; closing it ends that. ``None`` for one attempt.
+    :raises AddressError: if a hop cannot lead to what follows it.
     :raises OSError: as :func:`listen` does; with ``opening`` only what a retry cannot fix.
     """
-    hops, place = parse_hops(via, address), parse_listen(address)
-    if isinstance(place, (SSHListen, I2PListen)):
-        check_way(hops, place.server if isinstance(place, SSHListen) else place.router)
-        return _make(LISTENERS, place, via=hops, opening=opening)
-    if hops:
+    if isinstance(address, (SSHListen, I2PListen)):
+        check_way(route, address.server if isinstance(address, SSHListen) else address.router)
+        return _make(LISTENERS, address, via=route, opening=opening)
+    if route:
         problem = "it is on this machine; hops lead to ssh:// and i2p: ones only"
-        raise AddressError(f"listen address '{redact(address)}': {problem}")
-    return _make(LISTENERS, place)
+        raise AddressError(f"listen address '{address}': {problem}")
+    return _make(LISTENERS, address)
 
 
 def _make(table: dict[type, str], address: Any, **more: Any) -> Any:

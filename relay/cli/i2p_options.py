@@ -1,83 +1,94 @@
-"""What the commands have in common that may go over I2P: their options, which become parameters of an address."""
+"""The options of commands for I2P, and addresses with these options."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 import click
 
-from ..addresses.address_parser import with_parameters
+from ..addresses.hops import Command, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
-from ..addresses.parse import parse_hops, parse_listen, parse_target
+from ..addresses.values import Target, TCPAddress, TLSTarget
 from ..errors import AddressError
 from .output import say
 
-__all__ = ["sam", "tell_published", "with_bridge", "with_parameters", "with_session"]
+__all__ = ["Bridge", "sam", "tell_published", "with_bridge", "with_bridges", "with_session"]
 
 logger = logging.getLogger("relay.cli")
 
 sam = click.option("--sam", metavar="HOST:PORT", help="SAM bridge of the I2P router [127.0.0.1:7656].")
 
 
-def with_bridge(
-    sam: str | None, listen: str, target: str, via: Sequence[str], listen_via: Sequence[str] = ()
-) -> tuple[str, str, list[str], list[str]]:
-    """Addresses, with a SAM bridge in those of I2P.
+Bridge = TCPAddress | TLSTarget
+Address = TypeVar("Address")
 
-    :param sam: where the bridge is; ``None`` to leave all as they are.
-    :param listen: the address to listen at.
-    :param target: the address to connect to.
-    :param via: the hops to the target.
-    :param listen_via: those to where it listens.
-    :returns: the same four.
-    :raises AddressError: if one cannot be understood.
+
+def with_bridge(bridge: Bridge | None, address: Address) -> Address:
+    """Return an address with another SAM bridge if it is one of I2P, else the address itself.
+
+    :param bridge: ``None`` to leave the address as it is.
+    :raises AddressError: if the address has a bridge already.
     """
-    bridge = [("sam", sam)]
+    router: Any = address if isinstance(address, I2PRouter) else getattr(address, "router", None)
+    if bridge is None or router is None:
+        return address
+    if router.sam != I2PRouter().sam:
+        raise AddressError(f"--sam: sam= is written twice, also in {router}; once is enough")
+    router = replace(router, sam=bridge)
+    changed: Any = router if isinstance(address, I2PRouter) else replace(cast("Any", address), router=router)
+    return cast("Address", changed)
 
-    def leading(hops: Sequence[str]) -> list[str]:
-        routers = (isinstance(hop, I2PRouter) for hop in parse_hops(hops))
-        return [with_parameters(text, bridge) if router else text for text, router in zip(hops, routers, strict=True)]
 
-    last = parse_hops(via)[-1] if via else None
-    over_a_router = any(isinstance(hop, I2PRouter) for hop in parse_hops(via))
-    to_i2p = isinstance(parse_target(target, last), I2PTarget) and not over_a_router
-    return (
-        with_parameters(listen, bridge) if isinstance(parse_listen(listen), I2PListen) else listen,
-        with_parameters(target, bridge) if to_i2p else target,
-        leading(via),
-        leading(listen_via),
-    )
+def with_bridges(bridge: Bridge | None, target: Target | I2PTarget | Command, route: Route) -> tuple[Any, Route]:
+    """Return a target and the hops to it with another SAM bridge; it is that of the last router on the way.
+
+    :raises AddressError: if one has a bridge already.
+    """
+    over_a_router = any(isinstance(hop, I2PRouter) for hop in route)
+    return target if over_a_router else with_bridge(bridge, target), tuple(with_bridge(bridge, hop) for hop in route)
 
 
 def with_session(
-    listen: str,
-    target: str,
+    place: I2PListen,
+    target: object,
     *,
     keys: str | None,
     session: str | None,
     transient: bool,
-    names: Iterable[tuple[str, str | None]] = (),
-) -> str:
-    """A place to listen at I2P, with what tells its destination.
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+) -> I2PListen:
+    """Return an address to listen on at I2P, with the session that gives it its destination.
 
-    :param listen: its address.
-    :param target: the address to connect to, whose text is the session's name where nothing else tells.
+    :param place: the address.
+    :param target: the address to connect to, whose text is the session's name by default.
     :param keys: the file of the private key.
     :param session: the session's name.
-    :param transient: whether the destination is kept nowhere.
-    :param names: further parameters.
-    :raises AddressError: if an address cannot be understood, or says that it is to be kept as well as not.
+    :param transient: whether the destination is not stored.
+    :param allow: further destinations that may connect.
+    :param deny: further destinations that may not.
+    :raises AddressError: if an option is in the address already, or the destination is to be stored and not stored.
     """
-    listen = with_parameters(listen, [("keys", keys), ("session", session), *names])
-    place = parse_listen(listen)
-    assert isinstance(place, I2PListen)
-    kept = place.router.keys or place.router.session
-    if transient and kept:
+    router = place.router
+    for name, value in (("keys", keys), ("session", session)):
+        if value is None:
+            continue
+        if not value or getattr(router, name):
+            problem = f"{name}= is written twice; once is enough" if value else "it is empty; leave it out"
+            raise AddressError(f"--{name}: {problem}")
+        given: dict[str, Any] = {name: value}
+        router = replace(router, **given)
+    stored = router.keys or router.session
+    if transient and stored:
         raise AddressError("--transient: a destination that is kept nowhere has no keys and no session; leave one out")
-    return listen if transient or kept else with_parameters(listen, [("session", str(parse_target(target)))])
+    if not (transient or stored):
+        router = replace(router, session=str(target))
+    allowed = (*(place.allow or ()), *allow) or None
+    return replace(place, router=router, allow=allowed, deny=(*place.deny, *deny))
 
 
 def tell_published(listener: Any, prefix: str = "") -> None:

@@ -9,23 +9,23 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.hops import Command, ProxyListen, over_i2p, to_i2p
-from ..addresses.i2p import SAM, I2PListen, I2PTarget
-from ..addresses.parse import parse_hops, parse_listen, parse_target
-from ..addresses.redact import redact
+from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
+from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress, UnixAddress
-from ..api.urls import listen_patiently
-from ..api.urls import target as factory_for
+from ..addresses.values import Target, TCPAddress, UnixAddress
+from ..api.urls import dialer, listener
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, ConnectError
 from ..eventloop.sockets import format_address
+from .i2p_options import Bridge, with_bridge
 from .options import Options
 from .output import carriers_quiet, configuration_read
 from .probes import SessionTrial, Trial
 from .routes import Routes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a command starts faster without them
+    from ..transports.dynamic import Rule
     from .preflight import Preflight
 
 __all__ = ["Opened", "Opening", "Plan", "over", "plan", "plan_of_proxy"]
@@ -61,7 +61,7 @@ class Plan:
 
     :param name: of the tunnel.
     :param options: the limits, all of them settled, and what is printed.
-    :param listen: makes the listener; called with what :func:`relay.api.urls.listen_patiently` calls it ``opening``.
+    :param listen: makes the listener; called with what :func:`relay.api.urls.listener` calls it ``opening``.
     :param make_send: makes the factory.
     :param routes: what it leads over.
     :param on: what is said after the address at which it listens, such as the server where that is.
@@ -130,90 +130,89 @@ class Plan:
 
 
 def plan(
-    listen: str,
-    target: str,
+    where: Listen,
+    end: Target | I2PTarget | Command,
     options: Options,
     *,
     name: str,
-    via: Sequence[str] = (),
-    listen_via: Sequence[str] = (),
+    via: Route = (),
+    listen_via: Route = (),
 ) -> Plan:
-    """A tunnel from an address to another.
+    """Return the plan of a tunnel from an address to another.
 
-    :param listen: the address to listen at.
-    :param target: the address to connect to.
+    :param where: the address to listen on.
+    :param end: the address to connect to.
     :param options: the limits, and what is printed.
     :param name: of the tunnel.
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
-    :raises AddressError: if one cannot be understood.
     """
-    where, before = parse_listen(listen), parse_hops(listen_via, listen)
     at_i2p = isinstance(where, I2PListen)
-    hops = parse_hops(via, target)
-    end = parse_target(target, hops[-1] if hops else None)
-    is_i2p = isinstance(end, I2PTarget) or to_i2p(hops, end)
+    is_i2p = isinstance(end, I2PTarget) or to_i2p(via, end)
     return Plan(
         name,
-        options.settled(over_i2p=at_i2p or is_i2p or over_i2p(hops, end), at_i2p=at_i2p or is_i2p),
-        lambda opening: listen_patiently(listen, listen_via, opening),
-        lambda: factory_for(target, via),
-        Routes(where, before, [(hops, end)]),
+        options.settled(over_i2p=at_i2p or is_i2p or over_i2p(via, end), at_i2p=at_i2p or is_i2p),
+        lambda opening: listener(where, listen_via, opening),
+        lambda: dialer(via, end),
+        Routes(where, listen_via, [(via, end)]),
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
         over(via),
         at_i2p,
         SessionTrial if is_i2p else Trial,
-        (hops, getattr(end, "router", None), end if isinstance(end, Command) else None),
-        tuple(map(str, (*before, getattr(where, "server", where)))) if isinstance(where, SSHListen | I2PListen) else (),
-        f"{redact(listen)}{over(listen_via)} → {redact(target)}{over(via)}",
+        (via, getattr(end, "router", None), end if isinstance(end, Command) else None),
+        tuple(map(str, (*listen_via, getattr(where, "server", where))))
+        if isinstance(where, SSHListen | I2PListen)
+        else (),
+        f"{shown(str(where))}{over(listen_via)} → {shown(str(end))}{over(via)}",
     )
 
 
 def plan_of_proxy(
-    listen: str,
+    where: Listen,
     options: Options,
     *,
     name: str,
-    via: Sequence[str] = (),
-    rules: Sequence[str] = (),
+    via: Route = (),
+    rules: Sequence[Rule] = (),
     user: str | None = None,
     password: str | None = None,
     password_file: str | None = None,
     password_env: str | None = None,
-    sam: str | None = None,
+    bridge: Bridge | None = None,
 ) -> Plan:
-    """A proxy, whose clients name their targets.
+    """Return the plan of a proxy, whose clients name their targets.
 
-    :param listen: the address to listen at.
+    :param where: the address to listen on.
     :param options: the limits, and what is printed.
     :param name: of the tunnel.
-    :param via: the hops to everything that no rule is about, the nearest first.
+    :param via: the hops to all targets that no rule matches, the nearest first.
     :param rules: as for :func:`relay.dynamic`.
-    :param user: who alone is let in; ``None`` for everybody.
+    :param user: the only user that is allowed; ``None`` for no login.
     :param password: the user's, and so are the two that follow: a file, and an environment variable, that hold it.
-    :param sam: the SAM bridge of the router on this machine.
-    :raises AddressError: if an address or a rule cannot be understood.
+    :param bridge: the SAM bridge of the router on this machine.
+    :raises AddressError: if a proxy cannot listen on the address.
     :raises ValueError: if the user or the password is missing, or given twice.
     """
-    from ..transports.dynamic import dynamic, parse_rule
+    from ..transports.dynamic import Dynamic
 
-    address, opener = _proxy(listen, user, password, password_file, password_env)
-    routes = dict.fromkeys([parse_hops(via), *(parse_rule(rule).route for rule in rules)])
+    address, opener = _proxy(where, user, password, password_file, password_env)
+    routes = dict.fromkeys([via, *(rule.route for rule in rules)])
+    router = with_bridge(bridge, I2PRouter())
     return Plan(
         name,
         options.settled(over_i2p=True, at_i2p=False),
         lambda _: opener(),
-        lambda: dynamic(via, rules, sam=sam or SAM),
+        lambda: Dynamic(via, tuple(rules), (router,)),
         Routes(address, (), [(route, None) for route in routes if route]),
         over=over(via) + _by(len(rules)),
         way=name,
-        configured=f"{redact(listen)} → anywhere{over(via)}{_by(len(rules))}",
+        configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
     )
 
 
-def over(via: Sequence[str]) -> str:
-    """The hops, for a title."""
-    return f" via {', '.join(map(str, parse_hops(via)))}" if via else ""
+def over(via: Route) -> str:
+    """Return the hops, for a title."""
+    return f" via {', '.join(map(str, via))}" if via else ""
 
 
 def _by(rules: int) -> str:
@@ -222,7 +221,7 @@ def _by(rules: int) -> str:
 
 
 def _proxy(
-    text: str, user: str | None, password: str | None, password_file: str | None, password_env: str | None
+    address: Listen, user: str | None, password: str | None, password_file: str | None, password_env: str | None
 ) -> tuple[UnixAddress | ProxyListen, Callable[[], Any]]:
     """Where a proxy listens, and what does."""
     login: dict[str, Any] = {
@@ -234,7 +233,6 @@ def _proxy(
     if (user is None) != (password is None and password_file is None and password_env is None):
         problem = "user missing" if user is None else "password missing"
         raise ValueError(f"{problem}; --user NAME goes with --password-file FILE or --password-env NAME")
-    address = parse_listen(text)
     if isinstance(address, UnixAddress):
         path = address.path
 
@@ -250,7 +248,7 @@ def _proxy(
         address = ProxyListen("socks5", address.host, address.port)
     if not isinstance(address, ProxyListen):
         allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
-        raise AddressError(f"listen address '{redact(text)}': a proxy for programs does not listen there; {allowed}")
+        raise AddressError(f"listen address '{address}': a proxy for programs does not listen there; {allowed}")
     if user is not None:
         if address.user is not None:
             raise ValueError("--user: it is in LISTEN already; once is enough")

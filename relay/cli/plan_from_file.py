@@ -11,10 +11,9 @@ from contextlib import contextmanager
 import click
 
 from ..addresses.i2p import I2PListen
-from ..addresses.parse import parse_listen
 from ..config import LIMITS, Config, Entry
 from ..errors import can_retry
-from .i2p_options import with_bridge, with_session
+from .i2p_options import with_bridge, with_bridges, with_session
 from .options import Options
 from .output import complain, reason
 from .plan import Plan, plan, plan_of_proxy
@@ -66,9 +65,10 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
     """
     tunnel = entry.tunnel
     options = limits(entry, shown)
+    assert entry.listen is not None, "a tunnel without problems has an address to listen on"
     if entry.is_proxy:
         return plan_of_proxy(
-            tunnel.listen,
+            entry.listen,
             options,
             name=entry.name,
             via=entry.via,
@@ -77,20 +77,22 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
             password=tunnel.password,
             password_file=tunnel.password_file,
             password_env=tunnel.password_env,
-            sam=tunnel.sam,
+            bridge=entry.bridge,
         )
-    assert tunnel.target is not None, "what is no proxy has a target"
-    listen, target, via, listen_via = with_bridge(tunnel.sam, tunnel.listen, tunnel.target, entry.via, entry.listen_via)
-    if isinstance(parse_listen(listen), I2PListen):
-        further = [("allow", each) for each in tunnel.allow or ()] + [("deny", each) for each in tunnel.deny or ()]
+    assert entry.target is not None, "a tunnel that is no proxy has a target"
+    listen = with_bridge(entry.bridge, entry.listen)
+    target, via = with_bridges(entry.bridge, entry.target, entry.via)
+    if isinstance(listen, I2PListen):
         listen = with_session(
             listen,
-            tunnel.target,
+            entry.target,
             keys=tunnel.keys,
             session=tunnel.session,
             transient=bool(tunnel.transient),
-            names=further,
+            allow=tunnel.allow or (),
+            deny=tunnel.deny or (),
         )
+    listen_via = tuple(with_bridge(entry.bridge, hop) for hop in entry.listen_via)
     return plan(listen, target, options, name=entry.name, via=via, listen_via=listen_via)
 
 

@@ -8,12 +8,13 @@ import logging
 import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ..addresses.options import inline_secrets
-from ..addresses.parse import parse_hops, parse_listen, parse_target
+from ..addresses.hops import Command, Listen, Route
+from ..addresses.i2p import I2PTarget
+from ..addresses.values import Target
 from ..engine.tunnel import Tunnel
 from ..errors import RelayError
 from . import startup
@@ -22,7 +23,6 @@ from .options import Options
 from .output import closing, failures_reported, logged_to_stderr, reason, say, summary
 from .plan import Opened, Opening, Plan, plan
 from .probes import SLOW, Attempt, say_slow
-from .secrets import refuse_secrets, refuse_secrets_of
 from .signals import Signals
 
 __all__ = ["listening", "raise_descriptor_limit", "relay_until_signal", "serve"]
@@ -37,20 +37,20 @@ REFRESH = 0.5  # seconds between two states of the live table
 
 
 def serve(
-    listen: str,
-    target: str,
+    where: Listen,
+    end: Target | I2PTarget | Command,
     options: Options,
     *,
     name: str,
     title: str,
-    via: Sequence[str] = (),
-    listen_via: Sequence[str] = (),
+    via: Route = (),
+    listen_via: Route = (),
     hint: str = "",
 ) -> None:
     """Listen, relay until a signal, and drain.
 
-    :param listen: the address to listen at.
-    :param target: the address to connect to.
+    :param where: the address to listen on.
+    :param end: the address to connect to.
     :param options: the limits, and what is printed.
     :param name: of the tunnel.
     :param title: printed before where it listens and where that leads to.
@@ -65,8 +65,7 @@ def serve(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        _refuse_secrets(listen, target, via, listen_via)
-        made = plan(listen, target, options, name=name, via=via, listen_via=listen_via)
+        made = plan(where, end, options, name=name, via=via, listen_via=listen_via)
         if hint:
             made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
         relay_until_signal(made, signals, title)
@@ -100,20 +99,6 @@ def relay_until_signal(made: Plan, signals: Signals, title: str) -> None:
     if tried.error is not None:
         raise tried.error
     logger.info("%s", summary(tunnel.stats()), extra={"stats": tunnel.stats()})
-
-
-def _refuse_secrets(listen: str, target: str, via: Sequence[str], listen_via: Sequence[str]) -> None:
-    """Refuse secrets in the addresses of a command line.
-
-    :raises AddressError: if there is one, or if an address cannot be understood.
-    """
-    where = parse_listen(listen)
-    refuse_secrets("listen address", listen, inline_secrets(getattr(where, "server", getattr(where, "router", where))))
-    for hops in (listen_via, via):
-        refuse_secrets_of(hops)
-    last = parse_hops(via, target)[-1] if via else None
-    end = parse_target(target, last)
-    refuse_secrets("target", target, inline_secrets(getattr(end, "router", end)))
 
 
 def listening(made: Plan, signals: Signals) -> Opened | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from ..addresses.hops import Route
 from ..addresses.ssh import SSHServer
+from ..addresses.values import TCPAddress
 
 __all__ = ["begin", "climbing", "is_over", "quicken"]
 
@@ -43,19 +45,19 @@ def begin(route: Iterable[object]) -> None:
 
 
 @contextmanager
-def climbing(via: Sequence[str], route: Sequence[object], timeout: float | None) -> Iterator[None]:
+def climbing(route: Route, timeout: float | None) -> Iterator[None]:
     """Begin with every SSH server of a way at once: what the configuration says of the next one is asked meanwhile.
 
-    :param via: the hops as text.
-    :param route: and as values.
+    :param route: the hops.
     :param timeout: seconds for each; ``None`` for as long as it takes.
     """
-    from ..api.urls import target
+    from ..transports.chain import chain
 
     with ExitStack() as held:
         for number, hop in enumerate(route[:-1], 1):
             if isinstance(hop, SSHServer):
-                factory: Any = target("127.0.0.1:1", via[:number])  # the place does not matter: nothing is opened to it
+                # The place does not matter: nothing is opened to it.
+                factory: Any = chain(route[:number], TCPAddress("127.0.0.1", 1))
                 held.callback(factory.close)
                 threading.Thread(target=_climb, args=(factory, timeout), name="relay-hop", daemon=True).start()
         yield

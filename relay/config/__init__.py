@@ -8,10 +8,12 @@ import re
 import stat
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..addresses.hops import Hop
 from ..addresses.printable import shown
 from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
@@ -38,12 +40,14 @@ class Config:
 
     :param folder: what paths in it are relative to.
     :param file: the tables that have the right shape.
-    :param entries: the tunnels, in the order of the file. Those that :attr:`problems` tells of are not to be used.
+    :param hops: the hops by name, as values.
+    :param entries: the tunnels, in the order of the file; use only those without :attr:`problems`.
     :param problems: what is wrong.
     """
 
     folder: str
     file: File
+    hops: Mapping[str, Hop]
     entries: list[Entry]
     problems: Problems
 
@@ -159,7 +163,8 @@ def _checked(document: dict[str, Any], problems: Problems, folder: str, no_secre
         elif not problems.about(name):
             right[name] = value
     file = File.model_validate(right)
-    entries = Checker(file, problems, no_secrets).entries()
+    checker = Checker(file, problems, no_secrets)
+    entries = checker.entries()
     if not file.tunnels and not problems.in_order():
         problems.add((), "there are no tunnels in it; [tunnels.NAME] begins one, with listen = … and target = …")
-    return Config(folder, file, entries, problems)
+    return Config(folder, file, checker.hops, entries, problems)

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..addresses.hops import ProxyListen, Route, check_way
+from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
+from ..addresses.hops import Hop as HopValue
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.i2p_parser import parse_sam
 from ..addresses.options import inline_secrets
 from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress, UnixAddress
-from ..transports.dynamic import parse_rule
+from ..addresses.values import Target, TCPAddress, TLSTarget, UnixAddress
+from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import Taken
-from .models import LIMITS, File, Hop, Tunnel, hop_address
+from .models import LIMITS, File, Hop, Tunnel, hop_options
 from .problems import Problems, near
 
 __all__ = ["ANYWHERE", "Checker", "Entry"]
@@ -35,21 +37,29 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tunnel as it is to be: all of its words are checked, and its hops written out.
+    """A tunnel of a file, with its addresses as values.
 
     :param name: its name.
-    :param tunnel: what is written of it and, where it says nothing itself, in the defaults.
-    :param via: the hops to the target, as addresses.
-    :param listen_via: those to where it listens.
-    :param rules: those of a proxy, with addresses for hops.
+    :param tunnel: its table, with the defaults.
+    :param listen: the address to listen on.
+    :param target: the address to connect to; ``None`` for a proxy.
+    :param via: the hops to the target.
+    :param listen_via: the hops to where it listens.
+    :param rules: the rules of a proxy.
+    :param bridge: the SAM bridge for its addresses of I2P; ``None`` for that of each address.
     :param is_proxy: whether its clients name their targets.
+
+    If the file has problems with the tunnel, the values may be missing.
     """
 
     name: str
     tunnel: Tunnel
-    via: tuple[str, ...]
-    listen_via: tuple[str, ...]
-    rules: tuple[str, ...]
+    listen: Listen | None
+    target: Target | I2PTarget | Command | None
+    via: Route
+    listen_via: Route
+    rules: tuple[Rule, ...]
+    bridge: TCPAddress | TLSTarget | None
     is_proxy: bool
 
 
@@ -64,8 +74,9 @@ class Checker:
     def __init__(self, file: File, problems: Problems, no_secrets: str) -> None:
         self.file = file
         self.problems = problems
-        self.hops = {name: hop_address(hop) if isinstance(hop, Hop) else hop for name, hop in file.hops.items()}
+        self.hops: dict[str, HopValue] = {}
         self.taken = Taken()
+        self.bridge: TCPAddress | TLSTarget | None = None
         self._no_secrets = no_secrets
 
     def entries(self) -> list[Entry]:
@@ -75,6 +86,8 @@ class Checker:
         """
         for name, hop in self.file.hops.items():
             self._check_hop(name, hop)
+        if self.file.defaults.sam is not None:
+            self.bridge = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
         return [_One(self, name, tunnel).entry() for name, tunnel in self.file.tunnels.items()]
 
     def _check_hop(self, name: str, hop: str | Hop) -> None:
@@ -88,8 +101,12 @@ class Checker:
             and hop.model_dump(exclude_none=True).keys() > {"address"}
         ):
             self.problems.add(path, "exec: takes no parameters; the command has all that it needs")
-        else:
-            self.check_secrets(path, [self.read(path, parse_hop, self.hops[name])])
+            return
+        address, given = (hop.address, hop_options(hop)) if isinstance(hop, Hop) else (hop, {})
+        value = self.read(path, parse_hop, address, given)
+        if value is not None:
+            self.hops[name] = value
+            self.check_secrets(path, [value])
 
     def check_name(self, path: Path) -> None:
         """Refuse a name that would not look well in a log line."""
@@ -117,10 +134,6 @@ class Checker:
             pass  # a file that it names: whoever starts the tunnel says so
         return None
 
-    def address(self, word: str) -> str:
-        """A hop as an address: the word is its name, or the address."""
-        return self.hops.get(word, word)
-
     def is_known(self, path: Path, word: str) -> bool:
         """Whether a word is a hop, as far as that is known here; else it is noted."""
         if word in self.hops:
@@ -129,9 +142,9 @@ class Checker:
             return False
         if ":" in word or word.lower() == "i2p":
             return True
-        names = ", ".join(self.hops)
-        known = f"; [hops] has {names}, and an address has a scheme" if names else "; there are none in [hops]"
-        self.problems.add(path, f"there is no hop '{shown(word)}'{near(word, self.hops)}{known}")
+        names = self.file.hops
+        known = f"[hops] has {', '.join(names)}, and an address has a scheme" if names else "there are none in [hops]"
+        self.problems.add(path, f"there is no hop '{shown(word)}'{near(word, names)}; {known}")
         return False
 
 
@@ -158,18 +171,15 @@ class _One:
                 read((*self._path, name), check_way, hops, end)
         self._check_listen()
         self._check_words()
-        rules = tuple(self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
+        read_rules = (self._rule(number, rule) for number, rule in enumerate(tunnel.rule or ()))
+        rules = tuple(rule for rule in read_rules if rule is not None)
         is_i2p = any(
             isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (self._listen, place, *before, *route)
         )
-        return Entry(
-            self._name,
-            self._with_defaults(over_i2p=is_i2p),
-            tuple(map(self._checker.address, tunnel.via or ())),
-            tuple(map(self._checker.address, tunnel.listen_via or ())),
-            rules,
-            self._is_proxy,
-        )
+        uses_i2p = is_i2p or self._is_proxy
+        bridge = self._bridge(uses_i2p=uses_i2p)
+        settled = self._with_defaults(uses_i2p=uses_i2p)
+        return Entry(self._name, settled, self._listen, place, route, before, rules, bridge, self._is_proxy)
 
     def _refuse(self, name: str, text: str) -> None:
         self._problems.add((*self._path, name), text)
@@ -181,13 +191,13 @@ class _One:
         known = [self._checker.is_known((*path, number), word) for number, word in enumerate(words)]
         if not all(known):
             return ()
-        route = self._checker.read(path, parse_hops, [self._checker.address(word) for word in words], end) or ()
+        route = self._checker.read(path, parse_hops, [self._checker.hops.get(word, word) for word in words], end) or ()
         for number, (word, hop) in enumerate(zip(words, route, strict=False)):
             if word not in self._checker.hops:
                 self._checker.check_secrets((*path, number), [hop])
         return route
 
-    def _target(self, route: Route) -> object:
+    def _target(self, route: Route) -> Target | I2PTarget | Command | None:
         target, path = self._tunnel.target, (*self._path, "target")
         if self._is_proxy:
             if target not in (None, ANYWHERE):
@@ -202,7 +212,7 @@ class _One:
         if self._tunnel.via and not route:
             return None  # what leads there is wrong, and with it what is allowed
         place = self._checker.read(path, parse_target, target, route[-1] if route else None)
-        self._checker.check_secrets(path, [getattr(place, "router", place)])
+        self._checker.check_secrets(path, [place])
         return place
 
     def _server(self) -> object:
@@ -222,7 +232,7 @@ class _One:
         listen, server = self._listen, self._server()
         if listen is None:
             return
-        self._checker.check_secrets((*self._path, "listen"), [server or listen])
+        self._checker.check_secrets((*self._path, "listen"), [listen])
         if self._tunnel.listen_via and server is None:
             self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
         if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress):
@@ -261,24 +271,25 @@ class _One:
         if "user" in given and getattr(self._listen, "user", None):
             self._refuse("user", "listen has a user already; once is enough")
 
-    def _rule(self, number: int, rule: str) -> str:
-        """A rule with addresses for the names of hops."""
+    def _rule(self, number: int, rule: str) -> Rule | None:
         path = (*self._path, "rule", number)
-        pattern, sign, way = rule.partition("=")
-        words = way.split(",")
-        if ":" not in way and way.lower() not in _WAYS and way:
-            known = [self._checker.is_known(path, word) for word in words]
-            if not all(known):
-                return rule
-            rule = f"{pattern}{sign}{','.join(map(self._checker.address, words))}"
-            self._checker.read(path, parse_rule, rule)
-        elif read := self._checker.read(path, parse_rule, rule):
-            self._checker.check_secrets(path, read.route or ())
-        return rule
+        _, _, way = rule.partition("=")
+        if ":" in way or way.lower() in _WAYS or not way:
+            read = self._checker.read(path, parse_rule, rule)
+            if read is not None:
+                self._checker.check_secrets(path, read.route or ())
+            return read
+        known = [self._checker.is_known(path, word) for word in way.split(",")]
+        return self._checker.read(path, parse_rule, rule, self._checker.hops) if all(known) else None
 
-    def _with_defaults(self, *, over_i2p: bool) -> Tunnel:
-        own, defaults = self._tunnel, self._checker.file.defaults
-        if own.sam is not None and not over_i2p and not self._is_proxy:
+    def _bridge(self, *, uses_i2p: bool) -> TCPAddress | TLSTarget | None:
+        if self._tunnel.sam is None:
+            return self._checker.bridge if uses_i2p else None
+        if not uses_i2p:
             self._refuse("sam", "nothing of this tunnel is at I2P; i2p: and i2p://NAME.i2p are")
-        names = [*LIMITS, "required", *(["sam"] if over_i2p or self._is_proxy else [])]
+        return self._checker.read((*self._path, "sam"), parse_sam, self._tunnel.sam)
+
+    def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
+        own, defaults = self._tunnel, self._checker.file.defaults
+        names = [*LIMITS, "required", *(["sam"] if uses_i2p else [])]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

@@ -19,7 +19,6 @@ from pydantic import (
     create_model,
 )
 
-from ..addresses.address_parser import with_parameters
 from ..addresses.hops import Proxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
@@ -27,7 +26,7 @@ from ..addresses.ssh import SSHServer
 from ..streams.checks import check_count, check_time
 from .lines import Path
 
-__all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_address", "keys_at", "schema"]
+__all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
 
 LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain")
 
@@ -215,24 +214,12 @@ def keys_at(path: Path) -> Iterable[str]:
     return (tables[str(path[0])] if path else File).model_fields
 
 
-def hop_address(hop: Hop) -> str:
-    """A hop as one address, with its parameters after a question mark."""
+def hop_options(hop: Hop) -> dict[str, Any]:
+    """Return the options of a hop beside its address: values by name."""
     given: dict[str, Any] = hop.model_dump(exclude={"address"}, exclude_none=True)
-    parameters: list[tuple[str, str]] = []
-    for name, value in given.items():
-        if isinstance(value, dict):
-            parameters += [(f"{name}.{further}", _written(each, "true", "false")) for further, each in value.items()]
-        else:
-            parameters.append((name, _written(value, "yes", "no")))
-    return with_parameters(hop.address, parameters)
-
-
-def _written(value: str | float | bool, yes: str, no: str) -> str:
-    if isinstance(value, bool):
-        return yes if value else no
-    if isinstance(value, float):
-        return "none" if value == math.inf else f"{value:.9f}".rstrip("0").rstrip(".")
-    return str(value)
+    for name in _SESSION:
+        given |= {f"{name}.{further}": value for further, value in given.pop(name, {}).items()}
+    return {name: None if value == math.inf else value for name, value in given.items()}
 
 
 def schema() -> dict[str, Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tomli_w
 
 from ..addresses.i2p import I2PListen
 from ..addresses.options import inline_secrets
-from ..addresses.parse import parse_hop, parse_listen, parse_target
 from ..addresses.redact import redact
-from ..transports.dynamic import parse_rule
+from ..transports.dynamic import Rule
 from .checking import Entry
 from .models import Defaults, Hop
 
@@ -22,42 +21,47 @@ _SECRETS = ("password", "passphrase")
 _HIDDEN = "***"
 
 
-def as_toml(hops: Mapping[str, str | Hop], tunnels: Sequence[tuple[Entry, Mapping[str, Any]]]) -> str:
-    """A file that says the same, but for secrets, which are hidden in it.
+def as_toml(
+    hops: Mapping[str, str | Hop],
+    values: Mapping[str, object],
+    tunnels: Sequence[tuple[Entry, Mapping[str, Any]]],
+) -> str:
+    """Return a file with the same meaning, in which secrets are hidden.
 
-    :param hops: the hops by their names.
+    :param hops: the hops by their names, as they are written.
+    :param values: the hops by their names, as values.
     :param tunnels: each with its limits, all of them settled; ``None`` is no limit.
     """
-    document: dict[str, Any] = {"hops": {name: _hop(hop) for name, hop in hops.items()}} if hops else {}
+    document: dict[str, Any] = {"hops": {name: _hop(hop, values[name]) for name, hop in hops.items()}} if hops else {}
     document["tunnels"] = {entry.name: _tunnel(entry, limits) for entry, limits in tunnels}
     return tomli_w.dumps(document)
 
 
-def _hop(hop: str | Hop) -> Any:
+def _hop(hop: str | Hop, value: object) -> Any:
     if isinstance(hop, str):
-        return _without_secrets(hop, parse_hop)
-    table = {name: _plain(value) for name, value in hop.model_dump(exclude_none=True).items()}
+        return _without_secrets(hop, value)
+    table = {name: _plain(each) for name, each in hop.model_dump(exclude_none=True).items()}
     table |= {name: _HIDDEN for name in _SECRETS if name in table}
-    return table | {"address": _without_secrets(hop.address, parse_hop)}
+    return table | {"address": _without_secrets(hop.address, value)}
 
 
 def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     tunnel = entry.tunnel
     said = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required"})
     table = {name: _plain(value) for name, value in said.items()}
-    table["listen"] = _listen(tunnel.listen)
+    table["listen"] = _listen(tunnel.listen, entry.listen)
     if tunnel.target is not None and not entry.is_proxy:
-        table["target"] = _without_secrets(tunnel.target, parse_target)
-    for name in ("via", "listen_via"):
+        table["target"] = _without_secrets(tunnel.target, entry.target)
+    for name, route in (("via", entry.via), ("listen_via", entry.listen_via)):
         if name in table:
-            table[name] = [_without_secrets(word, parse_hop) if ":" in word else word for word in table[name]]
+            table[name] = [_without_secrets(word, hop) for word, hop in zip(table[name], route, strict=True)]
     if "rule" in table:
-        table["rule"] = [_rule(rule, read) for rule, read in zip(table["rule"], entry.rules, strict=True)]
+        table["rule"] = [_rule(text, rule) for text, rule in zip(table["rule"], entry.rules, strict=True)]
     if "password" in table:
         table["password"] = _HIDDEN
-    if isinstance(place := parse_listen(tunnel.listen), I2PListen):
+    if isinstance(place := entry.listen, I2PListen):
         kept = tunnel.transient or tunnel.keys or tunnel.session or place.router.keys or place.router.session
-        table |= {} if kept else {"session": str(parse_target(tunnel.target or ""))}
+        table |= {} if kept else {"session": str(entry.target)}
     return table | {name: "none" if value is None else _plain(value) for name, value in limits.items()}
 
 
@@ -65,18 +69,15 @@ def _plain(value: Any) -> Any:
     return "none" if value == math.inf else value
 
 
-def _listen(text: str) -> str:
-    """An address to listen at, with the loopback written out."""
-    text = _without_secrets(text, parse_listen)
+def _listen(text: str, value: object) -> str:
+    """Return an address to listen on, with the host of a bare port."""
+    text = _without_secrets(text, value)
     return f"127.0.0.1:{text.removeprefix(':')}" if text.removeprefix(":").isdigit() else text
 
 
-def _rule(text: str, read: str) -> str:
-    hops = parse_rule(read).route or ()
-    return f"{text.partition('=')[0]}={_HIDDEN}" if any(map(inline_secrets, hops)) else text
+def _rule(text: str, rule: Rule) -> str:
+    return f"{text.partition('=')[0]}={_HIDDEN}" if any(map(inline_secrets, rule.route or ())) else text
 
 
-def _without_secrets(text: str, parse: Callable[[str], Any]) -> str:
-    value = parse(text)
-    inner = getattr(value, "server", getattr(value, "router", value))
-    return redact(text) if inline_secrets(inner) else text
+def _without_secrets(text: str, value: object) -> str:
+    return redact(text) if inline_secrets(value) else text

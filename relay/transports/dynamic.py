@@ -9,11 +9,11 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..addresses.hops import Route
+from ..addresses.hops import Hop, Route
 from ..addresses.i2p import SAM, I2PRouter, I2PTarget
 from ..addresses.i2p_parser import parse_sam
 from ..addresses.parse import parse_hops, parse_target
@@ -77,10 +77,11 @@ class Rule:
         return self.network is not None and address in self.network and self.port in (None, port)
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
     """Read a rule.
 
     :param text: ``PATTERN=WAY``; see :func:`dynamic`.
+    :param named: hops that the rule may name, instead of their addresses.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
     """
@@ -98,7 +99,7 @@ def parse_rule(text: str) -> Rule:
         raise AddressError(f"{what}: port {port}; a port is a number from 1 to 65535")
     network = _network(host, found["bits"] or "", what)
     names = re.compile(fnmatch.translate(host.removesuffix("."))) if network is None else None
-    return Rule(pattern, network, names, port, _way(way, what))
+    return Rule(pattern, network, names, port, _way(way, what, named or {}))
 
 
 def _network(host: str, bits: str, what: str) -> _Network | None:
@@ -114,13 +115,14 @@ def _network(host: str, bits: str, what: str) -> _Network | None:
         raise AddressError(f"{what}: {error}; {_ALLOWED}") from None
 
 
-def _way(text: str, what: str) -> Route | None:
+def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
     if text.lower() == "refuse":
         return None
     if text.lower() == "direct":
         return ()
     try:
-        route = parse_hops(_BETWEEN_HOPS.split(text))
+        words = text.split(",") if named and ":" not in text else _BETWEEN_HOPS.split(text)
+        route = parse_hops([named.get(word, word) for word in words])
         chain(route, _somewhere(route))  # what cannot be is refused now
     except AddressError as error:
         raise AddressError(f"{what}: {error}") from None

@@ -16,7 +16,11 @@ from command_rig import commands, run
 from helpers import WAIT, receive_all, refusing, wait_until
 
 import relay
-from relay.cli.i2p_options import with_parameters
+from relay.addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.addresses.ssh import SSHServer
+from relay.addresses.values import TCPAddress
+from relay.cli.i2p_options import with_bridge, with_bridges, with_session
 from relay.cli.options import Options
 from relay.cli.probes import SessionTrial
 from relay.cli.run import serve
@@ -211,7 +215,7 @@ def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
     monkeypatch.setattr("relay.cli.plan._tunnel", tunnel)
     for listen, target in ((":0", "h:1"), (":0", "name.i2p"), (f"i2p:?sam={router.sam}", "h:1")):
         with pytest.raises(click.exceptions.Exit):
-            serve(listen, target, Options(), name="x", title="")
+            serve(parse_listen(listen), parse_target(target), Options(), name="x", title="")
     assert seen == [(30.0, 60.0), (90.0, 5.0), (90.0, 5.0)]
 
 
@@ -320,18 +324,43 @@ def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
     assert "hunter2" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("address", "more"),
-    [
-        ("i2p", "i2p?a=1&b=%26%20%C3%BC"),
-        ("i2p:", "i2p:?a=1&b=%26%20%C3%BC"),
-        ("i2p:?", "i2p:?a=1&b=%26%20%C3%BC"),
-        ("i2p://x.i2p?c=3", "i2p://x.i2p?c=3&a=1&b=%26%20%C3%BC"),
-    ],
-)
-def test_options_become_parameters(address, more):
-    assert with_parameters(address, [("a", "1"), ("none", None), ("b", "& ü")]) == more
-    assert with_parameters(address, [("none", None)]) == address
+BRIDGE = TCPAddress("h", 1)
+
+
+def test_only_addresses_of_i2p_get_the_bridge():
+    router = I2PRouter(sam=BRIDGE)
+    assert with_bridge(BRIDGE, I2PRouter()) == router
+    assert with_bridge(BRIDGE, I2PListen(accept="accept")) == I2PListen(router, "accept")
+    assert with_bridge(BRIDGE, I2PTarget("a.i2p", 80)) == I2PTarget("a.i2p", 80, router)
+    for same in (SSHServer("h"), TCPAddress("h", 1)):
+        assert with_bridge(BRIDGE, same) == same
+    assert with_bridge(None, I2PRouter()) == I2PRouter()
+
+
+def test_the_last_router_on_the_way_has_the_bridge():
+    target, router = I2PTarget("a.i2p"), I2PRouter(sam=BRIDGE)
+    over_ssh, over_i2p = parse_hops(["ssh://h"]), parse_hops(["i2p:"])
+    assert with_bridges(BRIDGE, target, over_ssh) == (I2PTarget("a.i2p", None, router), over_ssh)
+    assert with_bridges(BRIDGE, target, over_i2p) == (target, (router,))
+
+
+@pytest.mark.parametrize("address", ["i2p", "i2p:?in_depth=1"])
+def test_the_text_of_the_target_names_the_session_unless_something_else_does(address):
+    place, target = parse_listen(address), TCPAddress("127.0.0.1", 80)
+    given = {"keys": None, "session": None, "transient": False}
+    assert with_session(place, target, **given).router.session == "127.0.0.1:80"
+    assert with_session(place, target, **{**given, "session": "a"}).router.session == "a"
+    assert with_session(place, target, **{**given, "transient": True}) == place
+    kept = with_session(place, target, **{**given, "keys": "f"}).router
+    assert (kept.keys, kept.session) == ("f", "")
+
+
+def test_lists_of_the_address_and_of_the_options_add_up():
+    place = parse_listen("i2p:?allow=a&deny=b")
+    options = {"keys": None, "session": None, "transient": True}
+    found = with_session(place, None, allow=["c"], deny=["d"], **options)
+    assert (found.allow, found.deny) == (("a", "c"), ("b", "d"))
+    assert with_session(parse_listen("i2p"), None, **options).allow is None
 
 
 class Slow:

@@ -21,7 +21,8 @@ from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hop
 from relay.addresses.ssh import SSHServer
-from relay.config.models import Hop, Tunnel, hop_address
+from relay.addresses.values import TCPAddress
+from relay.config.models import Hop, Tunnel, hop_options
 
 
 @pytest.fixture
@@ -39,13 +40,21 @@ def test_a_file_with_everything(read):
     assert found.problems.in_order() == []
     entries = {entry.name: entry for entry in found.entries}
     assert list(entries) == ["db", "site", "page", "browser", "socket"]
-    inner = "ssh://me@inner?keyfile=a%20key&accept_new=yes&keepalive=none&compress=no"
-    assert entries["db"].via == ("ssh://me@bastion", inner)
-    assert entries["db"].tunnel.listen == "5432"
-    assert entries["site"].listen_via == ("ssh://me@bastion",)
-    assert entries["page"].via == ("i2p:?in_depth=1&inbound.quantity=2&inbound.allowZeroHop=true",)
-    assert entries["browser"].rules[0] == f"*.corp.example=ssh://me@bastion,{inner}"
-    assert entries["browser"].rules[1:] == ("*.i2p=i2p:", "10.0.0.0/8=refuse", "*=ssh://other")
+    bastion = SSHServer("bastion", "me")
+    inner = SSHServer("inner", "me", keyfile="a key", accept_new=True, keepalive=None, compress=False)
+    options = (("inbound.allowZeroHop", "true"), ("inbound.quantity", "2"))
+    assert entries["db"].via == (bastion, inner)
+    assert entries["db"].listen == TCPAddress("127.0.0.1", 5432)
+    assert entries["site"].listen_via == (bastion,)
+    assert entries["page"].via == (I2PRouter(in_depth=1, options=options),)
+    assert [(rule.text, rule.route) for rule in entries["browser"].rules] == [
+        ("*.corp.example", (bastion, inner)),
+        ("*.i2p", (I2PRouter(),)),
+        ("10.0.0.0/8", None),
+        ("*", (SSHServer("other"),)),
+    ]
+    assert entries["site"].bridge == TCPAddress("127.0.0.1", 7657)
+    assert entries["db"].bridge is None
     assert [entry.is_proxy for entry in entries.values()] == [False, False, False, True, True]
 
 
@@ -116,9 +125,9 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
         ("hops.x = 'shh://x'\n" + T, "1: hops.x: hop 'shh://x': unknown scheme shh:// (did you mean ssh://?)"),
         (
             "hops.x = {address = 'socks5://x:1', keyfile = 'k'}\n" + T,
-            "1: hops.x: hop 'socks5://x:1?keyfile=k': unknown parameter 'keyfile'",
+            "1: hops.x: hop 'socks5://x:1': unknown parameter 'keyfile'",
         ),
-        ("hops.x = {address = 'ssh://x', keyfile = ''}\n" + T, "1: hops.x: hop 'ssh://x?keyfile=': keyfile= is empty"),
+        ("hops.x = {address = 'ssh://x', keyfile = ''}\n" + T, "1: hops.x: hop 'ssh://x': keyfile: '' is empty"),
         ("hops.x = {address = 'exec:nc %h %p', user = 'u'}\n" + T, "1: hops.x: exec: takes no parameters"),
         (T + "via = ['i2p:']", "4: tunnels.t.via: localhost:1: what follows i2p: has a name in .i2p"),
         (T + "via = ['ssh://a', 'i2p:', 'ssh://b.c']", "4: tunnels.t.via: hop 3 of 3 (ssh://b.c): what follows i2p:"),
@@ -347,7 +356,8 @@ def test_a_hop_has_every_parameter_of_an_address_and_no_other():
     ],
 )
 def test_a_table_is_the_same_as_an_address(table, value):
-    assert parse_hop(hop_address(Hop.model_validate(table))) == value
+    hop = Hop.model_validate(table)
+    assert parse_hop(hop.address, hop_options(hop)) == value
 
 
 def test_the_schema_is_one_and_names_everything():
@@ -409,4 +419,4 @@ def test_whatever_is_written_is_told_and_never_raises(tmp_path_factory, document
     found = read_text(folder, text)
     if not found.problems.in_order():
         assert found.entries
-        config.as_toml(found.file.hops, [(entry, {}) for entry in found.entries])
+        config.as_toml(found.file.hops, found.hops, [(entry, {}) for entry in found.entries])

@@ -11,7 +11,7 @@ from relay.config.models import LIMITS
 
 def effective(found):
     limits = [{name: getattr(entry.tunnel, name) for name in LIMITS} for entry in found.entries]
-    return config.as_toml(found.file.hops, list(zip(found.entries, limits, strict=True)))
+    return config.as_toml(found.file.hops, found.hops, list(zip(found.entries, limits, strict=True)))
 
 
 def test_what_is_printed_says_the_same(tmp_path):

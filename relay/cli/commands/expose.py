@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from ...addresses.i2p import I2PListen
-from ...addresses.parse import parse_elsewhere
+from ...addresses.i2p_parser import parse_sam
 from ...errors import AddressError
-from ..i2p_options import sam, with_session
+from ..i2p_options import sam, with_bridge, with_session
 from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
+from ..secrets import read_hops, read_server, read_target
 
 __all__ = ["EXAMPLES", "expose"]
 
@@ -86,13 +87,15 @@ def expose(
     arrived. The destination stays the same for the same TARGET, or with the same --session or --keys.
     """
     with failures_reported(debug=options.debug):
-        place = parse_elsewhere(on, "--on")
-        kept = {"keys": str(keys) if keys else None, "session": session}
-        lists = [("allow", entry) for entry in allow] + [("deny", entry) for entry in deny]
-        if isinstance(place, I2PListen):
-            on = with_session(on, target, **kept, transient=transient, names=[("sam", sam), *lists])
-        elif transient or sam or any(kept.values()) or lists:
-            given = [("sam", sam), *kept.items(), *lists]
+        where = read_server(on)
+        end = read_target(target)
+        hops = read_hops(via, on)
+        stored = {"keys": str(keys) if keys else None, "session": session}
+        if isinstance(where, I2PListen):
+            where = with_bridge(None if sam is None else parse_sam(sam), where)
+            where = with_session(where, end, **stored, transient=transient, allow=allow, deny=deny)
+        elif transient or sam or any(stored.values()) or allow or deny:
+            given = [("sam", sam), *stored.items(), ("allow", allow), ("deny", deny)]
             wrong = next((name for name, value in given if value), "transient")
             raise AddressError(f"--{wrong}: it goes with --on i2p alone; an ssh:// address has its own parameters")
-    serve(on, target, options, name="expose", title="", listen_via=via)
+    serve(where, end, options, name="expose", title="", listen_via=hops)

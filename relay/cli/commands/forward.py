@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import click
 
-from ...addresses.hops import ProxyListen
+from ...addresses.hops import Command, Listen, ProxyListen, Route
 from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
-from ...addresses.parse import parse_hops, parse_listen, parse_target
-from ...addresses.values import TCPAddress
+from ...addresses.i2p_parser import parse_sam
+from ...addresses.values import Target, TCPAddress
 from ...errors import AddressError
-from ..i2p_options import sam, with_bridge
+from ..i2p_options import sam, with_bridge, with_bridges
 from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
+from ..secrets import read_hops, read_listen, read_target
 
 __all__ = ["EXAMPLES", "forward"]
 
@@ -73,10 +74,10 @@ def forward(listen: str, target: str, via: Sequence[str], sam: str | None, optio
     An I2P target is reached through the router on this machine, or the one given with --sam.
     """
     with failures_reported(debug=options.debug):
-        listen, target, hops = _at(sam, listen, target, via)
-    is_swapped = target.isdigit() and isinstance(place := parse_listen(listen), TCPAddress) and is_name(place.host)
+        where, end, hops = _addresses(sam, listen, target, via)
+    is_swapped = target.isdigit() and isinstance(where, TCPAddress) and is_name(where.host)
     hint = f"LISTEN comes first: relay forward {target} {listen}" if is_swapped else ""
-    serve(listen, target, options, name="forward", title="listening on ", via=hops, hint=hint)
+    serve(where, end, options, name="forward", title="listening on ", via=hops, hint=hint)
 
 
 def is_name(host: str) -> bool:
@@ -84,16 +85,21 @@ def is_name(host: str) -> bool:
     return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
-def _at(sam: str | None, listen: str, target: str, via: Sequence[str]) -> tuple[str, str, Sequence[str]]:
-    """The addresses, with the bridge in those of I2P.
+def _addresses(
+    sam: str | None, listen: str, target: str, via: Sequence[str]
+) -> tuple[Listen, Target | I2PTarget | Command, Route]:
+    """Return the addresses, with the SAM bridge in those of I2P.
 
-    :raises AddressError: if there is none.
+    :raises AddressError: if one cannot be understood or holds a secret, or if there is a bridge and no address of I2P.
     """
-    hops = parse_hops(via, target)
-    on = parse_listen(listen)
-    if isinstance(on, ProxyListen):
-        raise AddressError(f"listen address '{on}': its clients name their targets themselves; relay socks serves them")
-    end = parse_target(target, hops[-1] if hops else None)
-    if sam and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (on, end, *hops)):
+    hops = read_hops(via, target)
+    where = read_listen(listen)
+    if isinstance(where, ProxyListen):
+        raise AddressError(
+            f"listen address '{where}': its clients name their targets themselves; relay socks serves them"
+        )
+    end = read_target(target, hops)
+    bridge = None if sam is None else parse_sam(sam)
+    if bridge and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (where, end, *hops)):
         raise AddressError("--sam: neither LISTEN nor TARGET nor a hop is at I2P; i2p: and i2p://NAME.i2p are")
-    return with_bridge(sam, listen, target, via)[:3]
+    return with_bridge(bridge, where), *with_bridges(bridge, end, hops)

@@ -11,11 +11,9 @@ from contextlib import nullcontext
 
 import click
 
-from ...addresses.hops import Route, over_i2p
+from ...addresses.hops import over_i2p
 from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ...addresses.options import inline_secrets
-from ...addresses.parse import parse_hops, parse_target
-from ...api.urls import target as factory_for
+from ...api.urls import dialer
 from ...engine.stdio import carry
 from ...errors import ConnectError
 from ...streams.checks import check_time
@@ -25,7 +23,7 @@ from ...streams.stream import Stream
 from .. import startup
 from ..options import SECONDS, connect_timeout, debug, seconds, seconds_or_zero, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
-from ..secrets import refuse_secrets
+from ..secrets import read_hops, read_target
 from ..signals import Signals, die_of
 
 __all__ = ["EXAMPLES", "pipe"]
@@ -80,14 +78,15 @@ def pipe(
         failures_reported(debug=debug),
         Signals() as signals,
     ):
-        hops, place = _way(target, via)
+        hops = read_hops(via, target)
+        place = read_target(target, hops)
         startup.begin(hops)
         if connect_timeout is None:
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
         with configuration_read():
-            made = factory_for(target, via)
+            made = dialer(hops, place)
         with made as factory:
-            with startup.climbing(via, hops, connect_timeout):
+            with startup.climbing(hops, connect_timeout):
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:
                 linger = LINGER
@@ -105,19 +104,6 @@ def _carried(stream: Stream | None, idle_timeout: float | None, linger: float | 
     except BrokenPipeError:
         return signal.SIGPIPE  # as of every program whose output nobody reads, and as silently
     return signals.wait()
-
-
-def _way(target: str, via: Sequence[str]) -> tuple[Route, object]:
-    """The hops and the target.
-
-    :raises AddressError: if one cannot be understood, or holds a secret.
-    """
-    hops = parse_hops(via, target)
-    place = parse_target(target, hops[-1] if hops else None)
-    for text, hop in zip(via, hops, strict=True):
-        refuse_secrets("hop", text, inline_secrets(hop))
-    refuse_secrets("target", target, inline_secrets(getattr(place, "router", place)))
-    return hops, place
 
 
 def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stream | None:

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import click
 
-from ...addresses.options import inline_secrets
-from ...addresses.parse import parse_listen
-from ...transports.dynamic import parse_rule
+from ...addresses.i2p_parser import parse_sam
+from ...transports.dynamic import Rule, parse_rule
 from ..i2p_options import sam
 from ..options import Options, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import plan_of_proxy
 from ..run import raise_descriptor_limit, relay_until_signal
-from ..secrets import refuse_secrets, refuse_secrets_of
+from ..secrets import read_hops, read_listen, without_secrets
 from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
@@ -95,20 +94,24 @@ def socks(
         Signals() as signals,
     ):
         raise_descriptor_limit()
-        refuse_secrets_of(via)
-        for one in map(parse_rule, rule):
-            for hop in one.route or ():
-                refuse_secrets(f"rule '{one.text}=…', hop", str(hop), inline_secrets(hop))
-        refuse_secrets("listen address", listen, inline_secrets(parse_listen(listen)))
+        hops = read_hops(via, "")
+        rules = [_rule(text) for text in rule]
         made = plan_of_proxy(
-            listen,
+            read_listen(listen),
             options,
             name="socks",
-            via=via,
-            rules=rule,
+            via=hops,
+            rules=rules,
             user=user,
             password_file=str(password_file) if password_file else None,
             password_env=password_env,
-            sam=sam,
+            bridge=None if sam is None else parse_sam(sam),
         )
         relay_until_signal(made, signals, "listening on ")
+
+
+def _rule(text: str) -> Rule:
+    rule = parse_rule(text)
+    for hop in rule.route or ():
+        without_secrets(f"rule '{rule.text}=…', hop", str(hop), hop)
+    return rule

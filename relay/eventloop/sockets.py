@@ -123,7 +123,7 @@ def format_address(address: Any) -> str:
 
     :param address: as ``getsockname()`` returns it, or an object with a ``place``.
     """
-    if hasattr(address, "format_address"):
+    if hasattr(address, "place"):
         return printable(str(address.place))
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = (printable(str(part), LONGEST_HOST) for part in address[:2])

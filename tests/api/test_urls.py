@@ -105,7 +105,7 @@ def test_an_error_in_a_hop_tells_which(function):
 
 def test_hops_do_not_lead_to_what_listens_here():
     with pytest.raises(
-        relay.AddressError, match="^listen address ':0': it is on this machine; hops lead to ssh:// and i2p:"
+        relay.AddressError, match="^listen address '127.0.0.1:0': it is on this machine; hops lead to ssh:// and i2p:"
     ):
         relay.listen(":0", via=["ssh://bastion"])
 

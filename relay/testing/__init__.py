@@ -1,7 +1,7 @@
 """Tools to test your own factories, streams and listeners.
 
-Everything here works on real kernel sockets, opens nothing but loopback, and fails with :class:`AssertionError`, so
-that any test runner can use it::
+They use real kernel sockets on the loopback only, and fail with :class:`AssertionError`, so they work with any test
+runner::
 
     def test_my_factory():
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -33,7 +33,7 @@ __all__ = [
     "pair",
 ]
 
-_LATER = {"SAMBridge": ".sambridge", "SSHServer": ".sshserver"}  # these need more than the rest does
+_LATER = {"SAMBridge": ".sambridge", "SSHServer": ".sshserver"}  # imported late: they need more modules than the rest
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""One conformance test for every stream and one for every factory, also a user's own.
+"""Conformance tests for streams and for factories, including your own.
 
-The manner is that of ``trio.testing.check_one_way_stream``: a list of promises, each tried on a fresh pair.
+Like ``trio.testing.check_one_way_stream``, each is a list of promises, tested on a new pair each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["check_factory", "check_stream"]
 
 _BLOCK = bytes(range(256)) * 257 + b"an odd length shows what is lost"
 _MUCH = 16  # blocks: about a mebibyte
-_TOO_MUCH = 64 << 20  # bytes that no transport may take for a reader that does not read
+_TOO_MUCH = 64 << 20  # bytes: a stream must not buffer so much for a reader that does not read
 
 
 def check_stream(
@@ -33,17 +33,17 @@ def check_stream(
     abort: Callable[[Any], object] | None = None,
     timeout: float = 10.0,
 ) -> None:
-    """Try every promise of a stream, each on a new pair.
+    """Test every promise of a stream, each on a new pair.
 
-    The promises: every byte arrives in order, both ways at once; an end of file arrives after the last byte and, where
-    the stream has half-close, leaves the other direction open; a failure of the far side is never a clean end; a reader
-    that stops is felt by the sender; ``close`` ends the far side, may be called twice and calls ``on_close`` once;
-    nothing is left behind.
+    The promises: every byte arrives in order, in both directions at once; EOF arrives after the last byte and, if the
+    stream has half-close, leaves the other direction open; a failure of the far side never appears as EOF; a reader
+    that stops blocks the sender; ``close`` ends the far side, may be called twice and calls ``on_close`` once; nothing
+    is leaked.
 
-    :param make_pair: returns the stream to check, which is anything that a factory may return, and its far end, which
-        is anything that a listener may accept. Both are closed here.
+    :param make_pair: returns the stream to check (anything that a factory may return) and its far end (anything that a
+        listener may accept). Both are closed here.
     :param abort: called with the far end as ``make_pair`` returned it, to end it by a failure: for TCP a reset, for TLS
-        the end of its connection without close_notify. ``None`` if the transport cannot tell one (a socketpair).
+        closing its connection without close_notify. ``None`` if the transport has no failures (a socketpair).
     :param timeout: seconds for each step.
     :raises AssertionError: with the promise that is broken.
     """
@@ -66,15 +66,15 @@ def check_factory(
     half_close: bool = True,
     timeout: float = 10.0,
 ) -> None:
-    """Try a factory in a real :class:`relay.Tunnel`, with real clients.
+    """Test a factory in a real :class:`relay.Tunnel`, with real clients.
 
-    The promises: every byte arrives in order, both ways at once; half-close is kept both ways; streams made side by
-    side do not mix; a client that resets ends the far side; closing the tunnel leaves nothing behind.
+    The promises: every byte arrives in order, in both directions at once; half-close works both ways; concurrent
+    streams do not mix; a client's reset ends the far side; closing the tunnel leaks nothing.
 
-    :param factory: what a user gives to a tunnel. It is called many times, and closed at the end if it can be.
-    :param server: where its streams lead to: a listening socket, or any object whose ``accept()`` returns
+    :param factory: as for a tunnel. It is called many times, and closed at the end if it has ``close``.
+    :param server: target of the factory: a listening socket, or any object whose ``accept()`` returns
         ``(stream, peer)``. It stays open.
-    :param half_close: whether the streams can end one direction alone; if not, only the end of the target is tried.
+    :param half_close: whether the streams have half-close; if not, only EOF of the target is tested.
     :param timeout: seconds for each step.
     :raises AssertionError: with the promise that is broken.
     """
@@ -98,7 +98,7 @@ def _bridged(make_pair: Callable[[], tuple[Any, Any]], timeout: float) -> Iterat
 
 
 class _Connect:
-    """Makes clients of a tunnel, each with what the server accepted for it."""
+    """Makes clients of a tunnel, each with the stream that the server accepted for it."""
 
     def __init__(self, tunnel: Tunnel, server: Any, half_close: bool, timeout: float) -> None:
         self.tunnel = tunnel
@@ -134,13 +134,13 @@ class _Connect:
             self.server.settimeout(before)
 
     def _accept_from_object(self) -> Any:
-        """On a thread, for such an ``accept`` takes no deadline."""
+        """Accept on a thread, because such an ``accept`` has no timeout."""
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=lambda: answer.put(self.server.accept()[0]), name="accept", daemon=True).start()
         return answer.get(timeout=self.timeout)
 
 
-# The promises. ``stream`` is the end that is checked (of a tunnel: its client), ``far`` the other one.
+# The promises. ``stream`` is the checked end (of a tunnel: its client), ``far`` the other one.
 
 
 def _keep(promise: Callable[..., None], *ends: Stream) -> None:
@@ -239,13 +239,13 @@ def _do_not_mix(pairs: list[tuple[Stream, Stream]]) -> None:
 
 
 def _send(end: Stream, blocks: int) -> None:
-    with contextlib.suppress(OSError):  # the receiver tells what is missing
+    with contextlib.suppress(OSError):  # the receiver reports what is missing
         for _ in range(blocks):
             end.socket.sendall(_BLOCK)
 
 
 def _fill(stream: Stream) -> int:
-    """Send until nothing has gone in for a moment; returns how much did."""
+    """Send until the stream blocks; return the number of bytes."""
     sent, timeout = 0, stream.socket.gettimeout()
     stream.socket.settimeout(0.2)
     with contextlib.suppress(TimeoutError):
@@ -256,7 +256,7 @@ def _fill(stream: Stream) -> int:
 
 
 def _receive_on_thread(end: Stream, size: int) -> queue.SimpleQueue[str]:
-    """A queue for the SHA-256 of the next ``size`` bytes, or for what went wrong."""
+    """Return a queue for the SHA-256 of the next ``size`` bytes, or for a description of the failure."""
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def receive() -> None:
@@ -275,7 +275,7 @@ def _receive_on_thread(end: Stream, size: int) -> queue.SimpleQueue[str]:
 
 
 def _receive(end: Stream) -> bytes:
-    """Everything up to the end of file."""
+    """Return all bytes up to EOF."""
     return b"".join(iter(lambda: end.socket.recv(65536), b""))
 
 

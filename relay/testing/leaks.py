@@ -1,4 +1,4 @@
-"""Checks for leaked descriptors, threads and child processes."""
+"""Leak checks: descriptors, threads and child processes that a piece of code leaves behind."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
 
 
 class Leaks:
-    """Remembers what the process holds when it is made, and tells later what has come since and not gone.
+    """Snapshot of the process's descriptors, threads and children, for a later comparison.
 
-    Descriptors are compared by what they are and not by their number, so a number that was closed and taken again is
-    seen. Child processes are seen on Linux only; they include dead ones that were not waited for.
+    Descriptors are compared by the file behind them and not by number, so a number that was closed and reused is
+    found. Child processes, including zombies, are found on Linux only.
     """
 
     def __init__(self) -> None:
@@ -29,17 +29,17 @@ class Leaks:
         self._threads = set(threading.enumerate())
 
     def left(self, timeout: float = 2.0) -> list[str]:
-        """Return everything that exists now and did not before.
+        """Return what has been added since the snapshot and still exists.
 
-        :param timeout: seconds to wait for it to end: a thread that is ending needs a moment.
-        :returns: one line for each, which says what it is; empty if nothing is left.
+        :param timeout: seconds to wait for it to end: a thread that is stopping needs a moment.
+        :returns: one line of description for each; empty if nothing is left.
         """
         deadline = time.monotonic() + timeout
         for thread in self._new_threads():
             with suppress(RuntimeError):  # it is about to start
                 thread.join(max(0.0, deadline - time.monotonic()))
         while (found := self._found()) and time.monotonic() < deadline:
-            threading.Event().wait(0.01)  # nothing tells when a descriptor is closed or a child is reaped
+            threading.Event().wait(0.01)  # no event reports a closed descriptor or a reaped child
         return found
 
     def _new_threads(self) -> list[threading.Thread]:
@@ -63,8 +63,8 @@ class Leaks:
 def check_leaks(timeout: float = 2.0) -> Iterator[None]:
     """Fail if the body of the ``with`` leaves a descriptor, a thread or a child process behind.
 
-    :param timeout: seconds for them to go after the body has ended.
-    :raises AssertionError: with one line for each thing that is left. What the body raises is passed on unchanged.
+    :param timeout: seconds to wait for them to end after the body.
+    :raises AssertionError: with one line for each leak. An exception of the body passes unchanged.
     """
     leaks = Leaks()
     yield
@@ -74,7 +74,7 @@ def check_leaks(timeout: float = 2.0) -> Iterator[None]:
 
 
 def _descriptors() -> dict[int, str]:
-    """Each open descriptor and what it is: the same text means the same open file, pipe or socket."""
+    """Return each open descriptor and a text of its identity: equal texts mean the same file, pipe or socket."""
     found = {}
     for number in map(int, os.listdir(_DESCRIPTORS)):
         with suppress(OSError):  # the descriptor of the listing itself is gone by now
@@ -90,7 +90,7 @@ def _identity(number: int) -> str:
 
 
 def _describe(number: int, what: str) -> str:
-    """``what``, and of a socket its two addresses."""
+    """Return ``what``, and the two addresses of a socket."""
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             return what
@@ -104,7 +104,7 @@ def _describe(number: int, what: str) -> str:
 
 
 def _children() -> dict[int, str]:
-    """The process ids of the direct children and their names."""
+    """Return the process IDs of the direct children, with their names."""
     found = {}
     for task in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended since

@@ -18,12 +18,12 @@ _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
 def pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
-    """Two blocking stream sockets that are connected to each other.
+    """Return two blocking stream sockets that are connected to each other.
 
     :param family: ``AF_UNIX`` for a :func:`socket.socketpair`; ``AF_INET`` or ``AF_INET6`` for TCP over loopback, whose
         ends can be reset.
     :returns: both ends; the caller closes them.
-    :raises OSError: if there are no descriptors left, or no such family on this machine.
+    :raises OSError: if no descriptors are left, or the machine does not support the family.
     """
     if family == socket.AF_UNIX:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -34,17 +34,17 @@ def pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
                 far, peer = listener.accept()
                 if peer == near.getsockname():
                     return near, far
-                far.close()  # a stranger found the port first
+                far.close()  # another client found the port first
         except BaseException:
             near.close()
             raise
 
 
 def clogged_pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.socket]:
-    """A pair whose first end cannot send: the buffers are small, and full of zero bytes.
+    """Return a pair whose first end cannot send: the buffers are small and full of zero bytes.
 
     :param family: as for :func:`pair`.
-    :returns: the clogged end, blocking, and the end that has not read. Reading the second one frees the first.
+    :returns: the clogged end, blocking, and the other end. Reading from the other end unclogs the first.
     :raises OSError: as for :func:`pair`.
     """
     clogged, reader = pair(family)
@@ -68,9 +68,9 @@ def _fill(clogged: socket.socket) -> None:
 
 
 class FakeListener:
-    """A listener without a network: the test says who comes.
+    """A listener without a network: the test provides the clients.
 
-    It keeps the contract of a tunnel's ``receive``: :meth:`accept` blocks, :meth:`close` wakes it.
+    It meets the contract of a tunnel's ``receive``: :meth:`accept` blocks, and :meth:`close` wakes it.
     """
 
     address = "fake"
@@ -81,26 +81,26 @@ class FakeListener:
         self._closed = False
 
     def connect(self, family: int = socket.AF_UNIX, peer: Any = "fake client") -> socket.socket:
-        """Let a client come.
+        """Connect a client.
 
         :param family: as for :func:`pair`.
-        :param peer: who it is, for the records.
-        :returns: the client's end, blocking; the other one is what :meth:`accept` returns.
+        :param peer: address of the client, for the records.
+        :returns: the client's end, blocking; :meth:`accept` returns the other one.
         """
         client, accepted = pair(family)
         self.put(accepted, peer)
         return client
 
     def put(self, stream: Any, peer: Any = "fake client") -> None:
-        """Let the next :meth:`accept` return ``(stream, peer)``.
+        """Make the next :meth:`accept` return ``(stream, peer)``.
 
         :param stream: a socket, a :class:`relay.Stream`, or any object with the Python socket interface.
-        :param peer: who it is, for the records.
+        :param peer: address of the client, for the records.
         """
         self._add((stream, peer))
 
     def fail(self, error: BaseException) -> None:
-        """Let the next :meth:`accept` raise ``error``."""
+        """Make the next :meth:`accept` raise ``error``."""
         self._add(error)
 
     def _add(self, item: tuple[Any, Any] | BaseException) -> None:
@@ -112,7 +112,7 @@ class FakeListener:
         """Wait for the next client.
 
         :returns: the stream and its peer.
-        :raises OSError: ``EBADF`` after :meth:`close`, as a closed socket does; and whatever was given to :meth:`fail`.
+        :raises OSError: ``EBADF`` after :meth:`close`, like a closed socket; also any error given to :meth:`fail`.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._closed)
@@ -129,7 +129,7 @@ class FakeListener:
         return self._closed
 
     def close(self) -> None:
-        """Stop listening, wake :meth:`accept` and close what it never returned. Idempotent, from any thread."""
+        """Wake :meth:`accept`, and close the streams that it has not returned. Idempotent, from any thread."""
         with self._condition:
             self._closed = True
             left = [item for item in self._waiting if isinstance(item, tuple)]

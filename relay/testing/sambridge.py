@@ -1,4 +1,4 @@
-"""A SAM bridge inside the program, for tests without an I2P router, and for faults that no router has on demand."""
+"""SAM bridge inside the process, for tests without an I2P router, and with faults on demand."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _VERSIONS = {"i2pd": ("3.0", "3.1"), "java": ("3.0", "3.3")}
 
 
 class SAMBridge:
-    """A SAM bridge that carries streams between its own sessions, in memory. It runs from when it is made.
+    """A SAM bridge that connects its own sessions to each other, in memory. It runs once it is constructed.
 
-    Any SAM program can use it; pass it ``samaddr=bridge.sam``. Sessions of the style STREAM, ACCEPT, CONNECT,
-    FORWARD, names and keys work as with the router that it imitates, with its faults; the rest is answered as an error.
-    Keys are real ones, which a router takes as well. A bridge trusts every program that can connect, so it stays on
+    Any SAM program can use it with ``samaddr=bridge.sam``. Sessions of style STREAM, ACCEPT, CONNECT, FORWARD, names
+    and keys work as with the router that it imitates, including its faults; other commands return an error. Keys are
+    real and work with a router as well. The bridge trusts every client that can connect, so keep it on the
     loopback::
 
         with relay.testing.SAMBridge() as bridge:
@@ -37,40 +37,40 @@ class SAMBridge:
     For a bridge behind TLS, put a tunnel in front: ``relay.Tunnel(relay.listen("tls://:0?cert=…&key=…"),
     relay.tcp(*bridge.address), timeout=None)``.
 
-    All times below may be changed while it runs, in :attr:`settings`, where everything has the same name.
+    All times below can be changed while it runs, in :attr:`settings`, under the same names.
 
-    :param personality: ``'i2pd'`` is i2pd 2.45.1, as measured: a CONNECT is OK as soon as the destination is known, one
+    :param personality: ``'i2pd'`` is i2pd 2.45.1, as measured: CONNECT returns OK once the destination is found, one
         ACCEPT at a time is served, a segment holds one command, ``PING`` ends the socket, and the far ends of streams
-        never hear of the end of a session. ``'java'`` is the Java router: a CONNECT waits for who accepts, any number
-        of ACCEPTs, ports, logins, ``PING`` both ways.
-    :param host: where to listen, an IP address.
-    :param port: where to listen; 0 for any that is free.
-    :param user: who may log in; ``None`` for no login. i2pd has none.
+        do not notice the end of a session. ``'java'`` is the Java router: CONNECT waits until the stream is accepted;
+        any number of ACCEPTs, ports, authentication, ``PING`` in both directions.
+    :param host: IP address to listen on.
+    :param port: port to listen on; 0 for any free one.
+    :param user: for authentication; ``None`` for none. i2pd has none.
     :param password: of that user.
-    :param network: another bridge; both then are routers in one network, whose sessions reach each other, and each can
-        die alone. ``None`` for a network of its own.
-    :param versions: the lowest and the highest version of SAM that it speaks; ``None`` for those of its personality
+    :param network: another bridge. Both are routers of one network: their sessions reach each other, and each router
+        can be killed alone. ``None`` for a separate network.
+    :param versions: the lowest and the highest supported version of SAM; ``None`` for those of its personality
         (i2pd 3.0 and 3.1, Java 3.0 and 3.3).
     :param build_time: seconds until a new session is ready (i2pd 2.45: 20).
-    :param publish_time: seconds after that until the session can be found by others, and by itself.
-    :param lease_life: seconds that a destination can be found after it has ended; a stream to it is OK then, and
-        nothing comes (Java: it is not made).
-    :param silence: seconds until a stream ends that no program accepts.
-    :param remember: seconds after the end of a session for which its keys are a trap: a session made of them meanwhile
-        comes at once, works for ``zombie_life``, and then is dead although its socket lives (i2pd: 5). 0 for no trap.
+    :param publish_time: seconds from then until lookups find the session, including its own.
+    :param lease_life: seconds that lookups find a destination after its end. A stream to it is OK then but brings
+        nothing (Java: the stream fails).
+    :param silence: seconds until a stream ends that is not accepted.
+    :param remember: seconds after the end of a session during which a new session of its keys is created at once, works
+        for ``zombie_life``, and then is dead although its socket is open (i2pd: 5). 0 to disable this fault.
     :param zombie_life: seconds that such a session works.
-    :param stale: seconds for which every session believes in the lease set of a destination that it has met after this
-        has begun a new life: streams to the new one are OK, and nothing comes; streams from it arrive, empty. Sessions
-        that have not met it are not concerned (i2pd: 60 to 150 and more). 0 for no trap.
-    :param connect_to_self: whether a session may connect to itself. With i2pd 2.45 such a stream arrives, and no byte
-        of it; newer ones do not allow it.
-    :param loses_tail: whether what is on its way to a program that reads slowly is lost when the far end closes, but
-        for 8 KiB, and no end follows: a fault of i2pd 2.45.
-    :param ping_interval: seconds of silence after which the Java router sends ``PING`` (from SAM 3.2 on), and after so
-        many more ends the socket.
+    :param stale: seconds for which each session that knew a destination keeps its old lease set after the destination
+        was re-created: streams to it are OK but bring nothing, and streams from it arrive empty. Other sessions are not
+        affected (i2pd: 60 to 150 and more). 0 to disable this fault.
+    :param connect_to_self: whether a session may connect to itself. With i2pd 2.45 such a stream arrives without any
+        bytes; newer versions reject it.
+    :param loses_tail: whether unread data for a slow program is lost when the far end closes, except for 8 KiB, and no
+        EOF follows: a fault of i2pd 2.45.
+    :param ping_interval: seconds of silence after which the Java router sends ``PING`` (from SAM 3.2 on), and after
+        the same time without reply ends the socket.
     :param command_timeout: seconds until HELLO, and below SAM 3.2 from there to the first command, for the Java router.
-    :raises OSError: if it cannot listen there, or there are no threads or descriptors left.
-    :raises ValueError: if an argument cannot be right; it names the argument.
+    :raises OSError: if it cannot listen, or if no thread or descriptor is available.
+    :raises ValueError: if an argument is invalid; the error names it.
 
     Source: SAM v3 ("Simple Anonymous Messaging", 3.0 to 3.3).
     """
@@ -98,9 +98,9 @@ class SAMBridge:
         command_timeout: float = 60.0,
     ) -> None:
         if personality not in _PERSONALITIES:
-            raise ValueError(f"personality: {personality!r}; allowed are 'i2pd' and 'java'")
+            raise ValueError(f"personality: must be 'i2pd' or 'java', got {personality!r}")
         login = _login(personality, user, password)
-        #: What it is like.
+        #: Its personality and times; they may be changed while it runs.
         self.settings = Settings(
             personality=personality,
             versions=versions if versions is not None else _VERSIONS[personality],
@@ -117,14 +117,14 @@ class SAMBridge:
             ping_interval=ping_interval,
             command_timeout=command_timeout,
         )
-        #: Names that it knows, such as ``site.i2p``, with their destinations: base64, or an address.
+        #: Names that it resolves, such as ``site.i2p``, with their destinations: base64, or an address.
         self.addressbook: dict[str, str] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._alive = False
         with contextlib.ExitStack() as undo:
             self._reservation = undo.enter_context(_bound(host, port))
-            #: Where it listens: host and port.
+            #: Host and port on which it listens.
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
             self._network: Network = network._network if network is not None else Network()
             self._network.hub.ask(self._network.enter)
@@ -135,16 +135,16 @@ class SAMBridge:
 
     @property
     def sam(self) -> str:
-        """The address as ``samaddr=`` wants it, such as ``127.0.0.1:7656``."""
+        """Address in the form of ``samaddr=``, such as ``127.0.0.1:7656``."""
         host, port = self.address
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     # -- faults --
 
     def kill(self) -> None:
-        """The router dies: every socket is closed, and connections are refused; the port stays taken. Idempotent.
+        """Kill the router: close every socket and refuse connections, but keep the port. Idempotent.
 
-        The far end of a stream, behind another bridge, does not learn of it.
+        The far ends of streams at other bridges do not notice it.
         """
         with self._lock:
             if self._alive:
@@ -152,11 +152,11 @@ class SAMBridge:
                 self._network.hub.ask(self._router.kill)
 
     def restart(self) -> None:
-        """The router returns after :meth:`kill`, at the same port. Does nothing while it runs.
+        """Start the router again after :meth:`kill`, on the same port. Does nothing while it runs.
 
-        It remembers nothing; what others remember of its sessions stays.
+        It remembers nothing; other routers remember its sessions.
 
-        :raises OSError: if the system has no socket left, or after :meth:`close`.
+        :raises OSError: if no socket is available, or after :meth:`close`.
         """
         with self._lock:
             if not self._alive:
@@ -169,9 +169,9 @@ class SAMBridge:
                 self._alive = True
 
     def cut(self, id: str | None = None) -> None:  # noqa: A002
-        """Cut the control socket of a session, which ends with it and so do its streams.
+        """Close the control socket of a session, which ends the session and its streams.
 
-        :param id: of the session; ``None`` for all.
+        :param id: of the session; ``None`` for all sessions.
         """
 
         def cut() -> None:
@@ -194,21 +194,21 @@ class SAMBridge:
         self._router.late_errors.set(count, result)
 
     def hold_answers(self, *commands: str) -> None:
-        """Answer some commands no more, until :meth:`release_answers`; streams go on.
+        """Do not answer some commands until :meth:`release_answers`; streams continue.
 
         :param commands: such as ``'HELLO'``, ``'SESSION CREATE'``, ``'STREAM'``; none for all.
         """
         self._network.hub.ask(lambda: self._router.hold(*commands))
 
     def release_answers(self) -> None:
-        """Answer again, also what has come meanwhile."""
+        """Answer again, including the commands that came meanwhile."""
         self._network.hub.ask(self._router.release)
 
-    # -- what has happened --
+    # -- history --
 
     @property
     def sessions(self) -> list[SessionRecord]:
-        """The sessions that live and are ready, the oldest first."""
+        """Sessions that are ready, the oldest first."""
         return [
             SessionRecord(session.id, session.destination.base64, dict(session.options))
             for session in list(self._router.sessions.values())
@@ -222,18 +222,18 @@ class SAMBridge:
 
     @property
     def streams(self) -> int:
-        """The number of accepted streams from or to its sessions."""
+        """Number of accepted streams from or to its sessions."""
         return self._router.streams
 
     @property
     def connections(self) -> int:
-        """The number of sockets without a stream: of sessions, of acceptors, and of silent programs."""
+        """Number of sockets without a stream: of sessions, pending requests, and clients that have sent nothing yet."""
         return len(self._router.conversations)
 
-    # -- its life --
+    # -- end --
 
     def close(self) -> None:
-        """End everything, and release the port. Idempotent, from any thread."""
+        """Close every socket and release the port. Idempotent, from any thread."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -261,14 +261,14 @@ def _login(personality: str, user: str | None, password: str | None) -> tuple[st
     if user is None and password is None:
         return None
     if personality == "i2pd":
-        raise ValueError("user, password: i2pd's SAM has no logins; personality='java' has")
+        raise ValueError("user, password: SAM of i2pd has no authentication; use personality='java'")
     if user is None or password is None:
         raise ValueError("user, password: give both or neither")
     return user, password
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that reserves the port: it is bound and does not listen; another socket of the bridge listens."""
+    """Return a bound socket that does not listen: it reserves the port for another socket of this process."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -280,12 +280,10 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _main() -> None:
-    """Serve until SIGTERM or SIGINT comes, or standard input ends if that is a pipe."""
+    """Serve until SIGTERM or SIGINT, or until EOF on standard input if that is a pipe."""
     parser = argparse.ArgumentParser(prog="python -m relay.testing.sambridge", description=_main.__doc__)
-    parser.add_argument("--port", type=int, default=0, help="where to listen; 0, the default, for any that is free")
-    parser.add_argument(
-        "--personality", choices=sorted(_PERSONALITIES), default="i2pd", help="which router it imitates"
-    )
+    parser.add_argument("--port", type=int, default=0, help="port to listen on (default: 0, any free one)")
+    parser.add_argument("--personality", choices=sorted(_PERSONALITIES), default="i2pd", help="router to imitate")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit())

@@ -1,4 +1,4 @@
-"""An SSH server inside the program, for tests that cannot count on sshd, and for faults that sshd does not have."""
+"""SSH server inside the process, for tests without sshd, and with faults on demand."""
 
 from __future__ import annotations
 
@@ -26,50 +26,48 @@ from .ssh.session import LOG, Session, State
 
 __all__ = ["SSHServer"]
 
-logging.getLogger(LOG).addHandler(logging.NullHandler())  # what clients do wrong is no warning to the program
+logging.getLogger(LOG).addHandler(logging.NullHandler())  # errors of clients are no warnings to the program
 
 _CLOSE_TIME = 0.8  # seconds that close waits for threads
-_CONNECTIONS = 1000  # at one time; more are closed
+_CONNECTIONS = 1000  # concurrent ones; further ones are closed
 _USERS: Mapping[str, str | None] = {"relay": None}
 
 
 class SSHServer:
-    """An SSH server on the loopback that forwards, and fails on demand. It runs from when it is made.
+    """An SSH server on the loopback with port forwarding and faults on demand. It runs once it is constructed.
 
-    It speaks to any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``, dropbear's ``dbclient`` and PuTTY's
-    ``plink``. JSch 0.1 has no Ed25519 and so needs ``host_key=paramiko.ECDSAKey.generate()``. Channels keep half-close
-    both ways.
-    It has no shell and no SFTP, and runs commands only where that is allowed. Clients act as the user of this
-    program, so a login needs a credential: without arguments the key in :attr:`keyfile`, which only that user can
-    read::
+    It works with any client: ``ssh -N -L``, ``-R`` and ``-W`` as well as ``relay``, dropbear's ``dbclient`` and PuTTY's
+    ``plink``. JSch 0.1 has no Ed25519 and so needs ``host_key=paramiko.ECDSAKey.generate()``. Channels have half-close.
+
+    It has no shell and no SFTP, and runs commands only if you allow them. A client acts with the rights of this
+    process, so each login needs a credential: by default the key in :attr:`keyfile`, which is owner-only::
 
         with relay.testing.SSHServer() as server:
             make = relay.target("127.0.0.1:5432", via=[server.url])
 
-    :param users: names and passwords; ``None`` for a user who has none. The first one is in :attr:`url`.
-    :param authorized_keys: public keys that let every user in beside the server's own: keys of paramiko, or lines
-        such as ``ssh-ed25519 AAAA…``.
-    :param questions: of keyboard-interactive (RFC 4256), each with its right answer.
-    :param methods: what logs a user in, as ``AuthenticationMethods`` in sshd_config(5): each text is a list with commas
-        whose steps are all wanted, in this order; any of the texts will do. ``None`` for each method alone for which
-        there is something above: ``publickey``, ``password``, ``keyboard-interactive``.
-    :param permit: where clients may connect to: a collection of targets such as ``127.0.0.1:5432`` and
-        ``unix:///run/db.sock``, or a function that is called with one, on a thread that may block, and tells. ``None``
-        for anywhere.
-    :param allow_forwarding: ``False`` forbids all of it, ``'local'`` allows connections to targets only, ``'remote'``
-        listening only (``AllowTcpForwarding``).
-    :param commands: what it runs for clients, by ``/bin/sh -c`` as the user whose program this is: a collection of
-        commands, or a function that is called with one, on a thread that must not block, and tells. ``None`` for none.
-    :param max_channels: the most channels on one connection at one time; more are refused.
-    :param host_key: the server's private key; ``None`` for a new one of Ed25519.
-    :param banner: shown to clients before they log in; empty for none.
-    :param strict: whether a client that requests the login's service a second time loses its connection (RFC 4253,
+    :param users: names and passwords; ``None`` for a user without password. The first one is in :attr:`url`.
+    :param authorized_keys: public keys that are valid for every user, besides the server's own: keys of paramiko, or
+        lines such as ``ssh-ed25519 AAAA…``.
+    :param questions: of keyboard-interactive (RFC 4256), each with its correct answer.
+    :param methods: required methods, as ``AuthenticationMethods`` in sshd_config(5): each text is a list with commas
+        whose steps are all required, in this order; any one of the texts suffices. ``None``: any method that is
+        configured above (``publickey``, ``password``, ``keyboard-interactive``) suffices.
+    :param permit: allowed targets: a collection of targets such as ``127.0.0.1:5432`` and ``unix:///run/db.sock``, or a
+        function that returns whether a target is allowed; it runs on a thread that may block. ``None`` for all.
+    :param allow_forwarding: ``False`` forbids all forwarding; ``'local'`` allows only connections to targets,
+        ``'remote'`` only listening (``AllowTcpForwarding``).
+    :param commands: commands that clients may run, by ``/bin/sh -c`` with the rights of this process: a collection of
+        them, or a function that returns whether one is allowed; it must not block. ``None`` for none.
+    :param max_channels: concurrent channels on one connection; further ones are refused.
+    :param host_key: the server's private key; ``None`` for a new Ed25519 key.
+    :param banner: shown to clients before the login; empty for none.
+    :param strict: whether a client that requests the login service a second time is disconnected (RFC 4253,
         section 10), as at servers of Go, Erlang and asyncssh. OpenSSH accepts every request. The client of paramiko
         sends one for each credential, so ``False`` is for one that has several.
-    :param host: where to listen.
-    :param port: where to listen; 0 for any that is free.
-    :raises OSError: if it cannot listen there.
-    :raises ValueError: if an argument cannot be right; it names the argument.
+    :param host: address to listen on.
+    :param port: port to listen on; 0 for any free one.
+    :raises OSError: if it cannot listen.
+    :raises ValueError: if an argument is invalid; the error names it.
     """
 
     def __init__(
@@ -90,7 +88,7 @@ class SSHServer:
         port: int = 0,
     ) -> None:
         if allow_forwarding not in (True, False, "local", "remote"):
-            raise ValueError(f"allow_forwarding: {allow_forwarding!r}; allowed are True, False, 'local' and 'remote'")
+            raise ValueError(f"allow_forwarding: must be True, False, 'local' or 'remote', got {allow_forwarding!r}")
         client_key, text = _new_key()
         rules = Rules.made(users, [client_key, *authorized_keys], questions, methods, banner)
         runs = None if commands is None else _permission(commands)
@@ -119,23 +117,23 @@ class SSHServer:
             file.write(text)
         return path
 
-    # -- how to reach it --
+    # -- address --
 
     @property
     def fingerprint(self) -> str:
-        """The host key's, as ``ssh-keygen -l`` shows it: ``SHA256:…``."""
+        """Fingerprint of the host key, in the form of ``ssh-keygen -l``: ``SHA256:…``."""
         digest = hashlib.sha256(self.host_key.asbytes()).digest()
         return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
 
     @property
     def known_hosts_line(self) -> str:
-        """The server's line in a known_hosts file; :attr:`known_hosts` is the path of one that has it."""
+        """Line for a known_hosts file; :attr:`known_hosts` is the path of a file with it."""
         host, port = self.address
         return f"[{host}]:{port} {self.host_key.get_name()} {self.host_key.get_base64()}"
 
     @property
     def url(self) -> str:
-        """Its address, with its fingerprint and the path of the key that lets one in; no password is in it."""
+        """Address with the host key's fingerprint and the path of a private key, without a password."""
         host, port = self.address
         shown = f"[{host}]" if ":" in host else host
         files = {"keyfile": self.keyfile, "hostkey": self.fingerprint, "config": os.devnull}
@@ -145,37 +143,37 @@ class SSHServer:
     # -- faults --
 
     def drop(self) -> None:
-        """Cut every connection; new ones are taken."""
+        """Cut every connection; new ones are accepted."""
         for session in self._live():
             session.cut()
 
     def freeze(self) -> None:
-        """Answer nothing any more, to old and new connections; TCP stays up, as with a stopped process."""
+        """Stop responding on all connections, old and new; TCP stays up, as with a stopped process."""
         self._frozen = True
         for session in self._live():
             session.freeze()
 
     def thaw(self) -> None:
-        """Go on after :meth:`freeze`; what came meanwhile is answered."""
+        """Continue after :meth:`freeze`, and process the packets that came meanwhile."""
         self._frozen = False
         for session in self._live():
             session.thaw()
 
     def slow(self, seconds: float) -> None:
-        """Wait so long with the opening of every channel from now on, both ways; 0 for no longer."""
+        """Delay the opening of every channel, in both directions, by this many seconds; 0 for no delay."""
         self._state.delay = seconds
 
     def refuse_channels(self, refuse: bool = True) -> None:
-        """Refuse every channel and forward from now on, as policy would; ``False`` ends that."""
+        """Refuse every channel and forward, as by policy; ``False`` ends that."""
         self._state.refusing = refuse
 
     def rekey(self) -> None:
-        """Exchange keys anew on every connection (RFC 4253, section 9), and wait for it."""
+        """Start a key re-exchange on every connection (RFC 4253, section 9), and wait for it."""
         for session in self._live():
             session.rekey()
 
     def stop(self) -> None:
-        """Cut every connection and refuse new ones, like a host whose server is down; the port stays taken."""
+        """Cut every connection and refuse new ones, like a host without a server; the port stays reserved."""
         with self._lock:
             listening, self._listening = self._listening, None
             thread, self._thread = self._thread, None
@@ -191,9 +189,9 @@ class SSHServer:
             session.join(deadline)
 
     def start(self) -> None:
-        """Take connections again after :meth:`stop`, at the same port. Does nothing while it runs.
+        """Accept connections again after :meth:`stop`, on the same port. Does nothing while it runs.
 
-        :raises OSError: if the system has no socket or thread left, or after :meth:`close`.
+        :raises OSError: if no socket or thread is available, or after :meth:`close`.
         """
         with self._lock:
             if self._listening is not None:
@@ -204,42 +202,42 @@ class SSHServer:
             self._thread = threading.Thread(target=self._accept, args=(listening,), name="ssh server", daemon=True)
             self._thread.start()
 
-    # -- what has happened --
+    # -- history --
 
     @property
     def logins(self) -> int:
-        """The number of clients that have logged in."""
+        """Number of successful logins."""
         return self._state.logins
 
     @property
     def attempts(self) -> list[tuple[str, str]]:
-        """The last thousand attempts to log in, each a user's name and a method.
+        """The last thousand login attempts, each a user name and a method.
 
-        Clients ask with ``none`` for the methods first, and with ``publickey`` whether a key would do.
+        Clients first query the methods with ``none``, and with ``publickey`` whether a key is accepted.
         """
         return list(self._state.attempts)
 
     @property
     def opened(self) -> int:
-        """The number of channels that were opened, in both directions."""
+        """Number of channels that were opened, in both directions."""
         return self._state.opened
 
     @property
     def refused(self) -> int:
-        """The number of rejected channels: by the server, or by a client with a forwarded port."""
+        """Number of channels that were refused, by the server or by a client with a remote forward."""
         return self._state.refused
 
     @property
     def connections(self) -> int:
-        """The number of connections, logged in or not."""
+        """Number of connections, logged in or not."""
         return len(self._sessions)
 
     @property
     def channels(self) -> int:
-        """The number of channels that are open or being opened."""
+        """Number of channels that are open or being opened."""
         return sum(session.channels for session in self._live())
 
-    # -- its life --
+    # -- end --
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
@@ -272,7 +270,7 @@ class SSHServer:
             return list(self._sessions)
 
     def close(self) -> None:
-        """End every connection, listen no more and remove the files, within a second. Idempotent."""
+        """Close every connection, stop listening and remove the files, within a second. Idempotent."""
         self._undo.close()
 
     def __enter__(self) -> SSHServer:
@@ -295,7 +293,7 @@ def _permission(permit: Callable[[str], object] | Collection[str] | None) -> Cal
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that reserves the port: it is bound and does not listen; another socket of the server listens."""
+    """Return a bound socket that does not listen: it reserves the port for another socket of this process."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -307,7 +305,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _new_key() -> tuple[paramiko.PKey, str]:
-    """A new private key, and its text in OpenSSH's format."""
+    """Return a new private key, and its text in OpenSSH's format."""
     form, plain = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     text = Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, form, plain).decode()
     return paramiko.Ed25519Key(file_obj=io.StringIO(text)), text

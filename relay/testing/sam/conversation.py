@@ -1,4 +1,4 @@
-"""One socket of a program that speaks SAM to the embedded bridge: what every router does alike."""
+"""One SAM socket of a program at the embedded bridge: the behaviour that all routers share."""
 
 from __future__ import annotations
 
@@ -10,37 +10,30 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ...addresses.destinations import PrivateKey
 from ...transports.i2p.messages import Message
 from .stream import End, Offer, join
-from .values import masked
+from .values import Refusal, masked
 from .wire import Wire
 
 if TYPE_CHECKING:
     from .destination import Destination
     from .router import Router, Session
 
-__all__ = ["Conversation", "Refusal"]
+__all__ = ["Conversation"]
 
 Options = Mapping[str, str]
 
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
-class Refusal(NamedTuple):
-    """The failure of a command: SAM's word for it, and a text for people."""
-
-    result: str
-    text: str = ""
-
-
 class Conversation(ABC):
     """A socket, from its first line until it is closed or carries a stream.
 
-    :param router: whose it is.
-    :param sock: the socket, which is the conversation's from now on.
+    :param router: the router of the bridge.
+    :param sock: the socket, which the conversation owns from now on.
     """
 
     def __init__(self, router: Router, sock: socket.socket) -> None:
@@ -48,30 +41,30 @@ class Conversation(ABC):
         self.settings = router.settings
         self.version = ""  # "" until HELLO is answered
         self.role = ""  # or "session", "accept", "forward", "connect"
-        self.session: Session | None = None  # that it belongs to
+        self.session: Session | None = None  # to which it belongs
         self.self_contained = False
         self.over = False
-        self._heard = b""
+        self._received = b""
         self._paused = False
-        self._silent = False  # nothing is answered
-        self._mute = False  # True: the program does not get the destination of each client
-        self._place = ("", 0)  # of the program that takes what is forwarded
+        self._silent = False  # SILENT=true: send no status
+        self._hides_peer = False  # SILENT=true: do not send the peer's destination
+        self._forward_address = ("", 0)  # of the program that receives forwarded streams
         self._wire = Wire(router.network.hub, sock, self)
 
     # -- the socket --
 
     def received(self, data: bytes) -> None:
-        """The program has said something; see :class:`samwire.User`."""
-        self._heard += data
+        """Handle bytes of the program; see :class:`~relay.testing.sam.wire.User`."""
+        self._received += data
         self._next()
 
     def drained(self) -> None:
-        """The program has read; see :class:`samwire.User`."""
+        """Continue once everything is written; see :class:`~relay.testing.sam.wire.User`."""
         if not self._paused:
             self._go_on()
 
     def closed(self) -> None:
-        """The program has gone; see :class:`samwire.User`."""
+        """Handle the end of the socket; see :class:`~relay.testing.sam.wire.User`."""
         self._leave()
 
     def end(self) -> None:
@@ -94,49 +87,49 @@ class Conversation(ABC):
             session.destination.dismiss(self)
 
     def _become(self, end: End, first: bytes = b"") -> None:
-        """Carry a stream from now on. What the program has said too early belongs to that."""
+        """Become a stream. Bytes that the program has sent early belong to it."""
         assert self.session is not None
         self.session.sockets.discard(self)
         self.router.conversations.discard(self)
         self.over = True
         end.take(self._wire, first)
-        if self._heard:
-            end.received(self._heard)
+        if self._received:
+            end.received(self._received)
 
     def _pause(self) -> None:
-        """Hear nothing, until there is an answer."""
+        """Stop reading until there is an answer."""
         self._paused = True
         self._wire.read(False)
 
     def _go_on(self) -> None:
         self._paused = False
         self._wire.read(True)
-        if self._heard:
+        if self._received:
             self._next()
 
     # -- lines --
 
     @abstractmethod
     def _next(self) -> None:
-        """Act on what has been heard, if that is enough."""
+        """Handle the received bytes, if they hold a whole command."""
 
-    def obey(self, message: Message) -> None:
-        """Act on a command, now, or once the bridge answers again."""
+    def handle(self, message: Message) -> None:
+        """Execute a command, now or when :meth:`SAMBridge.release_answers` is called."""
         self.router.note(message)
-        if self.router.holds(message, lambda: self._obey_late(message)):
+        if self.router.holds(message, lambda: self._execute_late(message)):
             self._pause()
         else:
-            self._act(message)
+            self._execute(message)
 
-    def _obey_late(self, message: Message) -> None:
+    def _execute_late(self, message: Message) -> None:
         if not self.over:
             self._paused = False
             self._wire.read(True)
-            self._act(message)
-            if self._heard and not self._paused:
+            self._execute(message)
+            if self._received and not self._paused:
                 self._next()
 
-    def _act(self, message: Message) -> None:
+    def _execute(self, message: Message) -> None:
         if (message.words == ("HELLO", "VERSION")) == bool(self.version):
             return self.unknown(message)
         match message.words:
@@ -160,12 +153,12 @@ class Conversation(ABC):
         return None
 
     def answer(self, *words: str, last: bool = False, text: str = "", **options: str) -> None:
-        """Say something.
+        """Send a message.
 
-        :param words: what.
-        :param last: whether the socket closes then.
+        :param words: of the message.
+        :param last: close the socket then.
         :param text: of PING and PONG.
-        :param options: in their order; empty ones are left out.
+        :param options: in their order, without the empty ones.
         """
         given = {key: value for key, value in options.items() if value}
         if not self._silent:
@@ -182,13 +175,13 @@ class Conversation(ABC):
 
     @abstractmethod
     def unknown(self, message: Message) -> None:
-        """There is no such command, or not now."""
+        """Answer a command that does not exist, or is invalid in this state."""
 
     # -- HELLO --
 
     def _greet(self, options: Options) -> None:
         chosen = self.choose(options.get("MIN", ""), options.get("MAX", ""))
-        refusal = self.unwelcome(options) if chosen is not None else Refusal("NOVERSION")
+        refusal = self.login_refusal(options) if chosen is not None else Refusal("NOVERSION")
         if chosen is None or refusal is not None:
             assert refusal is not None
             self.answer("HELLO", "REPLY", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
@@ -196,19 +189,19 @@ class Conversation(ABC):
             self.version = chosen
             self.answer("HELLO", "REPLY", RESULT="OK", VERSION=chosen)
 
-    def unwelcome(self, options: Options) -> Refusal | None:
-        """Return the reason to reject this program, or ``None``."""
+    def login_refusal(self, options: Options) -> Refusal | None:
+        """Return why the login is rejected; ``None`` if it is accepted."""
         return None
 
     @abstractmethod
     def choose(self, minimum: str, maximum: str) -> str | None:
-        """The version to speak."""
+        """Return the version of SAM to use; ``None`` if there is no common one."""
 
     # -- SESSION --
 
     def _create(self, options: Options, shown: Options) -> None:
         fault = self.router.refused_sessions.take()
-        refusal = Refusal(fault, _text(fault)) if fault else self.unacceptable(options)
+        refusal = Refusal(fault, _text(fault)) if fault else self.session_refusal(options)
         text = options.get("DESTINATION", "")
         if refusal is None and options.get("ID", "") in self.router.sessions:
             refusal = Refusal("DUPLICATED_ID")
@@ -218,7 +211,7 @@ class Conversation(ABC):
             except ValueError:
                 refusal = Refusal("INVALID_KEY")
             else:
-                refusal = self.taken(key)
+                refusal = self.key_refusal(key)
         if refusal is not None:
             return self.refuse_session(refusal)
         self.role = "session"
@@ -228,23 +221,23 @@ class Conversation(ABC):
         return self.created()
 
     def wait(self) -> None:
-        """The session is not ready. The end of the program goes unnoticed meanwhile."""
+        """Wait for the session, without noticing whether the program closes the socket meanwhile."""
         self._pause()
 
     @abstractmethod
-    def unacceptable(self, options: Options) -> Refusal | None:
-        """Return the reason to reject such a session, or ``None``."""
+    def session_refusal(self, options: Options) -> Refusal | None:
+        """Return why a session with these options is refused; ``None`` if it is not."""
 
-    def taken(self, key: PrivateKey) -> Refusal | None:
-        """Return the reason to reject a second session of a destination, or ``None``."""
+    def key_refusal(self, key: PrivateKey) -> Refusal | None:
+        """Return why a second session of a destination is refused; ``None`` if it is not."""
         return None
 
     @abstractmethod
     def refuse_session(self, refusal: Refusal) -> None:
-        """There is no session."""
+        """Refuse the session."""
 
     def created(self) -> None:
-        """The session is ready."""
+        """Report that the session is ready."""
         assert self.session is not None
         self.answer("SESSION", "STATUS", RESULT="OK", DESTINATION=self.session.destination.key.base64)
         if self._paused:
@@ -254,20 +247,20 @@ class Conversation(ABC):
 
     @abstractmethod
     def _on_stream(self, options: Options, act: Callable[[Session, Options], None]) -> None:
-        """Find the session, then act."""
+        """Find the session, then call ``act``."""
 
     @abstractmethod
     def refuse_stream(self, refusal: Refusal) -> None:
-        """There is no stream."""
+        """Refuse the stream."""
 
     def _join(self, session: Session, role: str, options: Options) -> None:
         self.session, self.role = session, role
-        self._mute = options.get("SILENT", "").lower() == "true"
-        self._silent = self._mute and role != "forward"
+        self._hides_peer = options.get("SILENT", "").lower() == "true"
+        self._silent = self._hides_peer and role != "forward"
         session.sockets.add(self)
 
     def _find(self, source: Destination, text: str) -> Destination | Refusal:
-        """Find the destination of a stream."""
+        """Return the destination of a stream, or why there is none."""
         fault = self.router.failed_connects.take()
         if fault:
             return Refusal(fault, _text(fault))
@@ -288,25 +281,32 @@ class Conversation(ABC):
         return target
 
     def _offer(
-        self, source: Destination, near: End, target: Destination, options: Options, on_result: Callable[[bool], object]
+        self,
+        source: Destination,
+        near: End,
+        target: Destination,
+        options: Options,
+        on_outcome: Callable[[bool], object],
     ) -> None:
-        """Begin a stream.
+        """Open a stream.
 
-        :param source: the destination that it comes from.
-        :param near: its end that this program has, or will have.
-        :param on_result: called with ``True`` if it was accepted, ``False`` if not, where that can be known.
+        :param source: the destination that opens it.
+        :param near: the end of this program, now or later.
+        :param target: the destination to which it goes.
+        :param options: of the STREAM CONNECT.
+        :param on_outcome: called with whether it was accepted, if that becomes known.
         """
         if not target.alive:
             return
         far = End(target)
-        lost = self.hollow(source, target)
+        lost = self.is_empty(source, target)
 
         def answered(accepted: bool) -> None:
             if accepted:
                 for router in {source.router, target.router}:
                     router.streams += 1
             if not lost:
-                on_result(accepted)
+                on_outcome(accepted)
 
         if not lost:
             target.meet(source)
@@ -314,13 +314,13 @@ class Conversation(ABC):
         ports = _port(options.get("FROM_PORT", "")), _port(options.get("TO_PORT", ""))
         target.offer(Offer(far, source.base64, ports, answered))
 
-    def hollow(self, source: Destination, target: Destination) -> bool:
-        """Return true if only the beginning of a stream arrives, and none of its bytes, in either direction."""
+    def is_empty(self, source: Destination, target: Destination) -> bool:
+        """Return whether a stream arrives but carries no bytes in either direction."""
         return target.mistaken(source.b32, source) is not None
 
     @abstractmethod
     def _connect(self, session: Session, options: Options) -> None:
-        """STREAM CONNECT."""
+        """Handle STREAM CONNECT."""
 
     def _accept(self, session: Session, options: Options) -> None:
         self._join(session, "accept", options)
@@ -331,53 +331,53 @@ class Conversation(ABC):
         return session.destination.accept(self)
 
     def _forward(self, session: Session, options: Options) -> None:
-        place = _place(options.get("HOST") or self._wire.peer, options.get("PORT", ""))
+        place = _forward_address(options.get("HOST") or self._wire.peer, options.get("PORT", ""))
         if place is None:
             return self.refuse_stream(Refusal("I2P_ERROR", "Invalid HOST or PORT"))
         self._join(session, "forward", options)
-        self._place, self.self_contained = place, True
+        self._forward_address, self.self_contained = place, True
         self.answer("STREAM", "STATUS", RESULT="OK")
         return session.destination.accept(self)
 
     def take(self, offer: Offer) -> None:
-        """A stream has come; see :class:`samdestination.Acceptor`."""
-        line = b"" if self._mute else self.line_of(offer)
+        """Take a stream; see :class:`~relay.testing.sam.destination.Acceptor`."""
+        line = b"" if self._hides_peer else self.first_line(offer)
         if not self.self_contained:
             return self._become(offer.end, line)
-        host, _ = self._place
+        host, _ = self._forward_address
         try:
             sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError:
             return offer.end.close()
         sock.setblocking(False)
-        if sock.connect_ex(self._place) not in (0, errno.EINPROGRESS):
+        if sock.connect_ex(self._forward_address) not in (0, errno.EINPROGRESS):
             sock.close()
             return offer.end.close()
         return offer.end.take(Wire(self.router.network.hub, sock, offer.end), line)
 
-    def line_of(self, offer: Offer) -> bytes:
-        """Return the line that a program reads before the bytes of a stream."""
+    def first_line(self, offer: Offer) -> bytes:
+        """Return the line that a program receives before the bytes of a stream."""
         return offer.peer.encode() + b"\n"
 
     # -- NAMING --
 
     @abstractmethod
     def _look_up(self, name: str) -> None:
-        """NAMING LOOKUP."""
+        """Handle NAMING LOOKUP."""
 
 
 def _port(text: str) -> str:
-    """A port as the other side reads it."""
+    """Return a port as the other side receives it."""
     return text if _PORT.fullmatch(text) else "0"
 
 
 def _text(result: str) -> str:
-    """Return the text that routers send with the name of an error; empty for those without one."""
-    return "the bridge fails on request" if result == "I2P_ERROR" else ""
+    """Return the text of an injected error."""
+    return "injected fault" if result == "I2P_ERROR" else ""
 
 
-def _place(host: str, port: str) -> tuple[str, int] | None:
-    """Return the address of a program; only IP addresses, because a lookup may block."""
+def _forward_address(host: str, port: str) -> tuple[str, int] | None:
+    """Return the address of a listening program; not for host names, whose lookup may block."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
         if 0 < int(port) < 65536:

@@ -1,4 +1,4 @@
-"""Destinations of the embedded SAM bridge, each from the session that makes it to its end."""
+"""Destinations of the embedded SAM bridge, from the session that creates one to its end."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from .wire import Hub
 
 __all__ = ["Acceptor", "Destination"]
 
-PENDING = 128  # streams that wait to be accepted; i2pd's limit
-KNOWN = 1000  # other destinations whose lease sets one remembers
+PENDING = 128  # unaccepted streams; i2pd's limit
+KNOWN = 1000  # lease sets of other destinations that are remembered
 
 
 class Acceptor(Protocol):
-    """An acceptor of streams: a conversation after ACCEPT or FORWARD."""
+    """Receiver of streams: a conversation after ACCEPT or FORWARD."""
 
     self_contained: bool  # accepts more than one
 
     def take(self, offer: Offer) -> None:
-        """Accept one."""
+        """Accept one stream."""
 
 
 class Home(Protocol):
-    """The router at which a destination lives."""
+    """Router of a destination."""
 
     hub: Hub
-    streams: int  # that were accepted, from or to its destinations
+    streams: int  # accepted ones, from or to its destinations
     settings: Settings
 
     def end_stream(self, end: End) -> None:
-        """End a stream as this router does when its destination ends."""
+        """End a stream because its destination has ended."""
 
     def bury(self, destination: Destination) -> None:
-        """Forget a destination that has died."""
+        """Record the end of a destination."""
 
 
 class Destination:
     """One life of a destination at one router. The next session with the same keys begins another.
 
-    :param router: where it lives.
+    :param router: its router.
     :param key: its private key.
     :param born: monotonic seconds when it is ready.
     """
@@ -70,7 +70,7 @@ class Destination:
 
     @property
     def alive(self) -> bool:
-        """``True`` if streams reach it and leave it."""
+        """``True`` until its end."""
         return self.died == math.inf
 
     # -- accepting --
@@ -82,11 +82,11 @@ class Destination:
 
     @property
     def forwarding(self) -> bool:
-        """``True`` if all streams go to one program."""
+        """``True`` if FORWARD passes all streams to one program."""
         return self._armed is not None and self._armed.self_contained
 
     def offer(self, offer: Offer) -> None:
-        """A stream has come."""
+        """Handle a new stream."""
         acceptor = self._armed
         if acceptor is not None:
             if not acceptor.self_contained:
@@ -100,7 +100,7 @@ class Destination:
             offer.refuse()
 
     def accept(self, acceptor: Acceptor) -> None:
-        """Add an acceptor, for one stream or for all."""
+        """Add a receiver."""
         if self._armed is None:
             self._waiting.appendleft(acceptor)
             self._arm_next()
@@ -108,7 +108,7 @@ class Destination:
             self._waiting.append(acceptor)
 
     def dismiss(self, acceptor: Acceptor) -> None:
-        """Remove an acceptor. As with i2pd, none replaces it until another program asks."""
+        """Remove a receiver. As with i2pd, no other one takes its place until the next ACCEPT."""
         if acceptor is self._armed:
             self._armed = None
         elif acceptor in self._waiting:
@@ -130,24 +130,24 @@ class Destination:
         offer.accept()
         acceptor.take(offer)
 
-    # -- who knows whom --
+    # -- lease sets --
 
     def meet(self, other: Destination) -> None:
-        """Remember the other one's lease set."""
+        """Remember the lease set of another destination."""
         self._known.pop(other.b32, None)
         self._known[other.b32] = other
         if len(self._known) > KNOWN:
             del self._known[next(iter(self._known))]
 
     def knows(self, b32: str) -> bool:
-        """Return true if it has met a destination, in the current life of that one or an earlier one."""
+        """Return whether it has met a destination, in its current life or an earlier one."""
         return b32 in self._known
 
     def mistaken(self, b32: str, current: Destination | None) -> Destination | None:
-        """An earlier life of a destination that this one believes in still.
+        """Return the earlier life of a destination whose lease set this one still uses; ``None`` if it does not.
 
-        :param b32: its address.
-        :param current: the life that it has now, if it has one.
+        :param b32: address of the destination.
+        :param current: its current life, if it has one.
         """
         old = self._known.get(b32)
         if old is None or old is current or old.alive:
@@ -158,12 +158,12 @@ class Destination:
     # -- its end --
 
     def doom(self, seconds: float) -> None:
-        """Let it die after so long, whatever sessions it has."""
+        """End it after ``seconds``, even if it has sessions then."""
         now = time.monotonic()
         self._doom.start(now + seconds, now)
 
     def stop(self) -> None:
-        """End its streams, and accept none until a program asks again."""
+        """End its streams, and accept none until the next ACCEPT or FORWARD."""
         self._armed = None
         self._waiting.clear()
         for offer in list(self.pending):
@@ -172,7 +172,7 @@ class Destination:
             self.router.end_stream(end)
 
     def die(self) -> None:
-        """End for good. Sessions that still have it do not notice. Idempotent."""
+        """End it. Its sessions do not notice. Idempotent."""
         if self.alive:
             self.died = time.monotonic()
             self._doom.stop()
@@ -180,9 +180,9 @@ class Destination:
             self.router.bury(self)
 
     def leave(self, session: object) -> None:
-        """A session has ended; with the last one the destination dies."""
+        """Remove a session that has ended; the destination ends with the last one."""
         self.sessions.discard(session)
         self.stop()
         if not self.sessions:
             self.die()
-            self._known.clear()  # or each life would hold the ones before for ever
+            self._known.clear()  # else each life would keep the earlier ones in memory

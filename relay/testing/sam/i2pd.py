@@ -1,4 +1,4 @@
-"""SAM as i2pd 2.45.1 speaks it, measured."""
+"""SAM of i2pd 2.45.1, as measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...transports.i2p.messages import LONGEST, Message
-from .conversation import Conversation, Options, Refusal
+from .conversation import Conversation, Options
 from .stream import End
-from .values import version
+from .values import Refusal, version
 
 if TYPE_CHECKING:
     from .destination import Destination
@@ -18,25 +18,25 @@ __all__ = ["I2pdConversation"]
 
 
 class I2pdConversation(Conversation):
-    """One command in one segment: what follows it there is lost. Quotes are not known, and most errors are final."""
+    """One command per segment: bytes after it in the segment are lost. It has no quotes, and most errors are final."""
 
     _follows = 0  # bytes that came in one segment with a command, after it
 
     def _next(self) -> None:
-        line, newline, rest = self._heard.partition(b"\n")
+        line, newline, rest = self._received.partition(b"\n")
         if not self.version:
-            self._heard = b""  # the first segment is the first line, complete or not
+            self._received = b""  # the first segment is the first line, complete or not
             message = read(line)
-            self.obey(message) if message.words == ("HELLO", "VERSION") else self.end()
+            self.handle(message) if message.words == ("HELLO", "VERSION") else self.end()
         elif newline:
-            self._heard = b""
+            self._received = b""
             self._follows = len(rest)
-            self.obey(read(line))
+            self.handle(read(line))
         elif len(line) >= LONGEST:
             self.end()
 
     def unknown(self, message: Message) -> None:
-        """Among these are PING and every command in small letters."""
+        """Answer an unknown command, such as PING or a command in lower case."""
         if message.words in (("SESSION", "ADD"), ("SESSION", "REMOVE")):
             self._refuse("Wrong session type")
         else:
@@ -46,7 +46,7 @@ class I2pdConversation(Conversation):
         self.answer("SESSION", "STATUS", RESULT="I2P_ERROR", MESSAGE=text, last=True)
 
     def choose(self, minimum: str, maximum: str) -> str | None:
-        """The highest that is asked for, if it is known, or else the lowest; nothing between them."""
+        """Return the highest requested version if it is supported, else the lowest; no version between them."""
         low, high = self.settings.versions
         for wanted in (maximum or high, minimum or low):
             if version(low) <= version(wanted) <= version(high):
@@ -55,8 +55,8 @@ class I2pdConversation(Conversation):
 
     # -- SESSION --
 
-    def unacceptable(self, options: Options) -> Refusal | None:
-        """In the order of the router."""
+    def session_refusal(self, options: Options) -> Refusal | None:
+        """Check the options in the order of the router."""
         name = options.get("ID", "")
         if any(character in "<>\"'/" for character in name):
             return Refusal("INVALID_ID")
@@ -69,7 +69,7 @@ class I2pdConversation(Conversation):
         return None
 
     def refuse_session(self, refusal: Refusal) -> None:
-        """It is the last word."""
+        """Refuse the session, and close the socket."""
         self.answer("SESSION", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
 
     # -- STREAM --
@@ -83,12 +83,12 @@ class I2pdConversation(Conversation):
         return act(session, options)
 
     def refuse_stream(self, refusal: Refusal) -> None:
-        """It is the last word; some errors come under another name."""
+        """Refuse the stream, and close the socket; some errors have another name."""
         kind = "SESSION" if refusal.result == "I2P_ERROR" and refusal.text else "STREAM"
         self.answer(kind, "STATUS", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
 
     def _connect(self, session: Session, options: Options) -> None:
-        """It is OK as soon as the lease set is there, whether anybody accepts or not."""
+        """Answer OK once the lease set is found, whether the stream is accepted or not."""
         source = session.destination
         target = self._find(source, options.get("DESTINATION", ""))
         if isinstance(target, Refusal):
@@ -98,15 +98,15 @@ class I2pdConversation(Conversation):
         near = End(source)
         self._offer(source, near, target, options, _ignore)
         self.answer("STREAM", "STATUS", RESULT="OK")
-        self._heard = bytes(self._follows)  # as many bytes arrive as were sent too early, and not the same
+        self._received = bytes(self._follows)  # as many bytes as were sent early arrive, but as zeros
         return self._become(near)
 
-    def hollow(self, source: Destination, target: Destination) -> bool:
-        """Also a stream to oneself."""
-        return source is target or super().hollow(source, target)
+    def is_empty(self, source: Destination, target: Destination) -> bool:
+        """Return whether a stream carries no bytes, as those to its own destination."""
+        return source is target or super().is_empty(source, target)
 
     def _forward(self, session: Session, options: Options) -> None:
-        """Not beside another one, nor beside ACCEPT; an ACCEPT beside it is never served."""
+        """Refuse FORWARD beside another one or ACCEPT. An ACCEPT beside FORWARD is never served."""
         if session.destination.accepting:
             return self.refuse_stream(Refusal("I2P_ERROR", "Already accepting"))
         return super()._forward(session, {key: value for key, value in options.items() if key != "HOST"})
@@ -125,10 +125,10 @@ class I2pdConversation(Conversation):
 
 
 def read(line: bytes) -> Message:
-    """Split a line at its spaces. What has no = is skipped; of a key that comes twice the last value counts."""
+    """Split a line at its spaces, skip words without =; if a key occurs twice, the last value counts."""
     words = line.removesuffix(b"\r").decode(errors="replace").split(" ")
     return Message(tuple(words[:2]), dict(word.split("=", 1) for word in words[2:] if "=" in word))
 
 
 def _ignore(accepted: bool) -> None:
-    """Send no result: the client learns it from the first bytes or from EOF."""
+    """Do nothing: the client learns the outcome from bytes or EOF."""

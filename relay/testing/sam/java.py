@@ -1,4 +1,4 @@
-"""SAM as the Java router speaks it: its specification (v3.3) and its known behaviour."""
+"""SAM of the Java router, by its specification (v3.3) and its known behaviour."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ...addresses.destinations import is_base64
 from ...eventloop.loop import Timer
 from ...transports.i2p.messages import LONGEST, Message, MessageError, parse
-from .conversation import Conversation, Options, Refusal
+from .conversation import Conversation, Options
 from .stream import End, Offer
-from .values import version
+from .values import Refusal, version
 
 if TYPE_CHECKING:
     from ...addresses.destinations import PrivateKey
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["JavaConversation"]
 
 VERSIONS = ("3.3", "3.2", "3.1", "3.0")
-NEWER = (3, 2)  # from here on there are ports, and PINGs from the router instead of a time limit for the first command
+NEWER = (3, 2)  # with ports, and with PINGs from the router instead of a timeout for the first command
 
 
 class JavaConversation(Conversation):
-    """Line after line, in any segments; a stream is OK when it is accepted."""
+    """Lines in any segments; CONNECT answers OK when the stream is accepted."""
 
     def __init__(self, router: Router, sock: socket.socket) -> None:
         self._timer = Timer(router.network.hub.loop.timers, self._expired)
@@ -36,11 +36,11 @@ class JavaConversation(Conversation):
         self._measure()
 
     def _next(self) -> None:
-        while not self._stops and b"\n" in self._heard:
-            line, _, self._heard = self._heard.partition(b"\n")
+        while not self._stops and b"\n" in self._received:
+            line, _, self._received = self._received.partition(b"\n")
             if line.strip():
-                self._obey_line(line)
-        if len(self._heard) >= LONGEST and not self.over:
+                self._handle_line(line)
+        if len(self._received) >= LONGEST and not self.over:
             if self._stops:
                 self._wire.read(False)
             else:
@@ -50,21 +50,21 @@ class JavaConversation(Conversation):
     def _stops(self) -> bool:
         return self.over or self._paused or self.role in ("accept", "connect") or self._wire.backlog > 0
 
-    def _obey_line(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         try:
             message = parse(line + b"\n")
         except MessageError as error:
             return self._fail(str(error))
         self._commanded = bool(self.version)
         self._measure()
-        return self.obey(message)
+        return self.handle(message)
 
     def _leave(self) -> None:
         self._timer.stop()
         super()._leave()
 
     def unknown(self, message: Message) -> None:
-        """Most of these end nothing."""
+        """Answer an unknown command; most leave the socket open."""
         match message.words if self.version else ():
             case ("PING",):
                 self.answer("PONG", text=message.text)
@@ -83,10 +83,10 @@ class JavaConversation(Conversation):
         words = ("SESSION", "STATUS") if self.version else ("HELLO", "REPLY")
         self.answer(*words, RESULT="I2P_ERROR", MESSAGE=text, last=True)
 
-    # -- HELLO, PING and PONG --
+    # -- HELLO and keepalive --
 
-    def unwelcome(self, options: Options) -> Refusal | None:
-        """Without the login it is not let in."""
+    def login_refusal(self, options: Options) -> Refusal | None:
+        """Return why the login is rejected; ``None`` if it is accepted."""
         login = self.settings.login
         if login is None or login == (options.get("USER"), options.get("PASSWORD")):
             return None
@@ -94,7 +94,7 @@ class JavaConversation(Conversation):
         return Refusal("I2P_ERROR", "USER and PASSWORD required" if missing else "Authorization failed")
 
     def choose(self, minimum: str, maximum: str) -> str | None:
-        """The highest that both know."""
+        """Return the highest common version."""
         low, high = map(version, self.settings.versions)
         least, most = version(minimum) or (0,), version(maximum) or (99,)
         return next((one for one in VERSIONS if max(low, least) <= version(one) <= min(high, most)), None)
@@ -108,7 +108,7 @@ class JavaConversation(Conversation):
         self._measure()
 
     def _measure(self) -> None:
-        """Measure its silence from now on."""
+        """Restart the timeout of the program's silence."""
         now = time.monotonic()
         if self._is_newer:
             self._timer.start(now + self.settings.ping_interval, now)
@@ -119,7 +119,7 @@ class JavaConversation(Conversation):
 
     def _expired(self, now: float) -> None:
         if self._near is not None:
-            self._on_result(False)
+            self._on_outcome(False)
         elif self._paused or self.role == "accept":
             pass
         elif not self.version:
@@ -134,18 +134,18 @@ class JavaConversation(Conversation):
             self._measure()
 
     def wait(self) -> None:
-        """The session is not ready; the program is seen to go meanwhile."""
+        """Wait for the session, and notice if the program closes the socket meanwhile."""
         self._paused = True
 
     def created(self) -> None:
-        """The session is ready; its silence is measured from now on."""
+        """Report that the session is ready, and restart the timeout."""
         self._measure()
         super().created()
 
     # -- SESSION --
 
-    def unacceptable(self, options: Options) -> Refusal | None:
-        """It wants everything."""
+    def session_refusal(self, options: Options) -> Refusal | None:
+        """Require all options."""
         for name in ("ID", "STYLE", "DESTINATION"):
             if name not in options:
                 return Refusal("I2P_ERROR", f"{name} not specified")
@@ -155,12 +155,12 @@ class JavaConversation(Conversation):
             return Refusal("I2P_ERROR", "Unrecognized SESSION STYLE")
         return None
 
-    def taken(self, key: PrivateKey) -> Refusal | None:
-        """Two sessions never share a destination."""
+    def key_refusal(self, key: PrivateKey) -> Refusal | None:
+        """Refuse a second session of a destination."""
         return Refusal("DUPLICATED_DEST") if key.b32 in self.router.destinations else None
 
     def refuse_session(self, refusal: Refusal) -> None:
-        """One may try again on the same socket."""
+        """Refuse the session; the program may retry on the same socket."""
         self.answer("SESSION", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text)
 
     # -- STREAM --
@@ -176,11 +176,11 @@ class JavaConversation(Conversation):
         return act(session, options)
 
     def refuse_stream(self, refusal: Refusal) -> None:
-        """It is the last word."""
+        """Refuse the stream, and close the socket."""
         self.answer("STREAM", "STATUS", RESULT=refusal.result, MESSAGE=refusal.text, last=True)
 
     def _connect(self, session: Session, options: Options) -> None:
-        """Reply once a program accepts, or none does in time."""
+        """Answer when the stream is accepted, or after the timeout."""
         text = options.get("DESTINATION", "")
         if self.router.look_up(text) is None and not is_base64(text):
             return self.refuse_stream(Refusal("INVALID_KEY", "not found"))
@@ -192,9 +192,9 @@ class JavaConversation(Conversation):
         now = time.monotonic()
         self._timer.start(now + self.settings.silence, now)
         self._near = End(session.destination)
-        return self._offer(session.destination, self._near, target, options, self._on_result)
+        return self._offer(session.destination, self._near, target, options, self._on_outcome)
 
-    def _on_result(self, accepted: bool) -> None:
+    def _on_outcome(self, accepted: bool) -> None:
         near, self._near = self._near, None
         if near is None:
             return
@@ -204,12 +204,12 @@ class JavaConversation(Conversation):
             self._become(near)
         else:
             near.close()
-            self.refuse_stream(Refusal("CANT_REACH_PEER", "no program accepts"))
+            self.refuse_stream(Refusal("CANT_REACH_PEER", "not accepted"))
 
     def _accept(self, session: Session, options: Options) -> None:
-        """Any number of them, but none beside FORWARD, which is said after OK.
+        """Accept any number of ACCEPTs, but none beside FORWARD, which is refused after OK.
 
-        The end of an accepting program goes unnoticed: it takes a stream with it.
+        If a program closes the socket of an ACCEPT, the router does not notice; the next stream is lost with it.
         """
         if session.destination.forwarding:
             self._join(session, "accept", options)
@@ -221,15 +221,15 @@ class JavaConversation(Conversation):
         return None
 
     def _forward(self, session: Session, options: Options) -> None:
-        """Not beside anything."""
+        """Refuse FORWARD beside another one or ACCEPT."""
         if session.destination.accepting:
             return self.refuse_stream(Refusal("I2P_ERROR", "Forwarding failed : something accepts already"))
         return super()._forward(session, options)
 
-    def line_of(self, offer: Offer) -> bytes:
-        """With ports, since 3.2."""
+    def first_line(self, offer: Offer) -> bytes:
+        """Return the peer's line, with ports from SAM 3.2 on."""
         if not self._is_newer:
-            return super().line_of(offer)
+            return super().first_line(offer)
         return f"{offer.peer} FROM_PORT={offer.ports[0]} TO_PORT={offer.ports[1]}\n".encode()
 
     # -- NAMING --

@@ -22,16 +22,16 @@ from .wire import Hub
 __all__ = ["Network", "Router", "Session"]
 
 CONVERSATIONS = 8192  # sockets at one time; more are closed
-GRAVES = 1000  # destinations that are remembered after they have ended
+GRAVES = 1000  # ended destinations that are remembered
 SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-RETRY = 0.1  # seconds until a socket is accepted again when there were no descriptors left
+RETRY = 0.1  # seconds until accept is retried after a lack of descriptors
 
 
 class Client(Protocol):
-    """The conversation of a program with the bridge, as the router sees it."""
+    """A program's conversation with the bridge, as the router needs it."""
 
     def created(self) -> None:
-        """Its session is ready."""
+        """Report that its session is ready."""
 
     def end(self) -> None:
         """Close the socket."""
@@ -45,18 +45,18 @@ class Session:
         self.destination = destination
         self.options = options
         self.control = control
-        self.sockets: set[Client] = set()  # that accept for it
+        self.sockets: set[Client] = set()  # of its ACCEPTs and FORWARDs
         self.ready = Timer(destination.hub.loop.timers, lambda now: control.created())
         destination.sessions.add(self)
 
     @property
     def is_ready(self) -> bool:
-        """``True`` once the session is ready."""
+        """``True`` once it is ready."""
         return self.destination.born <= time.monotonic()
 
 
 class Network:
-    """The network of the routers: one thread, and the published destinations."""
+    """Shared state of the routers: one thread, and the lease sets."""
 
     def __init__(self) -> None:
         self.hub = Hub()
@@ -65,11 +65,11 @@ class Network:
         self._graves: deque[Destination] = deque()
 
     def enter(self) -> None:
-        """One router more."""
+        """Add a router."""
         self._routers += 1
 
     def leave(self) -> bool:
-        """One router less; with the last one the thread ends.
+        """Remove a router; the thread ends with the last one.
 
         :returns: whether it was the last one.
         """
@@ -79,11 +79,11 @@ class Network:
         return not self._routers
 
     def announce(self, destination: Destination) -> None:
-        """A destination begins to live."""
+        """Add a destination."""
         self._lives.setdefault(destination.b32, []).append(destination)
 
     def bury(self, destination: Destination) -> None:
-        """It has died. Its lease set can be found for a while yet."""
+        """Record the end of a destination, whose lease set can still be found for a while."""
         self._graves.append(destination)
         if len(self._graves) > GRAVES:
             forgotten = self._graves.popleft()
@@ -93,7 +93,7 @@ class Network:
                 del self._lives[forgotten.b32]
 
     def find(self, b32: str) -> Destination | None:
-        """Whose lease set is found at an address now: that of the last life, which may be over."""
+        """Return the destination whose lease set a lookup finds: the last life, which may have ended."""
         now = time.monotonic()
         for one in reversed(self._lives.get(b32, [])):
             if one.published <= min(now, one.died) and now < one.died + one.router.settings.lease_life:
@@ -104,10 +104,10 @@ class Network:
 class Router:
     """One router with its bridge. Everything but ``note`` belongs to the network's thread.
 
-    :param network: where it is.
-    :param settings: what it is like.
-    :param addressbook: returns the names that it knows, with their destinations.
-    :param make: makes the conversation for a socket that has come.
+    :param network: its network.
+    :param settings: its personality and times.
+    :param addressbook: returns the known names with their destinations.
+    :param make: makes the conversation of an accepted socket.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Router:
         self.conversations: set[Client] = set()
         self._addressbook = addressbook
         self._make = make
-        self._farewell = True  # whether who is at the far end of a stream hears of its end
+        self._farewell = True  # whether the far ends of streams get EOF
         self._closed: dict[str, float] = {}
         self._holding: tuple[str, ...] = ()
         self._held: list[Callable[[], object]] = []
@@ -139,7 +139,7 @@ class Router:
     # -- its socket --
 
     def listen(self, listening: socket.socket) -> None:
-        """Take conversations there."""
+        """Accept conversations on a socket."""
         listening.setblocking(False)
         self._listening = listening
         self._watch()
@@ -172,7 +172,7 @@ class Router:
             sock.close()
 
     def kill(self) -> None:
-        """Disappear like a killed process: close every socket, and inform no other router. Idempotent."""
+        """Behave like a killed process: close every socket, without EOF for far ends. Idempotent."""
         self._pause.stop()
         listening, self._listening = self._listening, None
         if listening is not None:
@@ -188,20 +188,20 @@ class Router:
         self._held.clear()
         self._shared = None
 
-    # -- what has come --
+    # -- commands --
 
     def note(self, message: Message) -> None:
-        """Remember a command."""
+        """Record a command."""
         self.commands.append(Command(message.words, masked(message)))
 
     def hold(self, *commands: str) -> None:
-        """Answer these commands no more, or none at all; the first words of one are enough."""
+        """Stop answering these commands (by their first words), or all commands."""
         self._holding = commands or ("",)
 
     def holds(self, message: Message, act: Callable[[], object]) -> bool:
-        """Return true if a command gets no reply for now.
+        """Return whether a command must wait for :meth:`release`.
 
-        :param act: what answers it, when it is released.
+        :param act: executes it then.
         """
         name = " ".join(message.words)
         if not any(name.startswith(command) for command in self._holding):
@@ -210,7 +210,7 @@ class Router:
         return True
 
     def release(self) -> None:
-        """Answer everything, also what came meanwhile."""
+        """Answer all commands again, including those that came meanwhile."""
         self._holding = ()
         held, self._held = self._held, []
         for act in held:
@@ -219,7 +219,7 @@ class Router:
     # -- sessions --
 
     def create(self, id: str, key: PrivateKey, options: Mapping[str, str], control: Client) -> Session:  # noqa: A002
-        """Make a session, which is ready when its destination is. Two with the same keys share that."""
+        """Create a session, which is ready when its destination is. Sessions with the same keys share a destination."""
         now = time.monotonic()
         destination = self.destinations.get(key.b32)
         if destination is None:
@@ -235,7 +235,7 @@ class Router:
         return session
 
     def close_session(self, session: Session) -> None:
-        """End it, and everything of it. Idempotent."""
+        """End a session and its streams. Idempotent."""
         if self.sessions.get(session.id) is not session:
             return
         del self.sessions[session.id]
@@ -247,7 +247,7 @@ class Router:
             self._remember(session.destination.b32)
 
     def _remember(self, b32: str) -> None:
-        """Keep the remains of a session for a while: when they end, they end any other session of the same keys."""
+        """Let the end of a session take down another one of the same keys, as i2pd does."""
         living = self.destinations.get(b32)
         if living is not None:
             living.doom(self.settings.zombie_life)
@@ -257,13 +257,13 @@ class Router:
             del self._closed[next(iter(self._closed))]
 
     def bury(self, destination: Destination) -> None:
-        """A destination has died."""
+        """Record the end of a destination."""
         if self.destinations.get(destination.b32) is destination:
             del self.destinations[destination.b32]
         self.network.bury(destination)
 
     def end_stream(self, end: End) -> None:
-        """End a stream whose session has ended. i2pd does not tell the far end, which waits for ever."""
+        """End a stream whose session has ended. With i2pd the far end gets no EOF and waits forever."""
         if self._farewell and self.settings.personality == "java":
             end.close()
         else:
@@ -272,7 +272,7 @@ class Router:
     # -- names --
 
     def resolve(self, text: str) -> str | None:
-        """The address of a destination in base64, of an address, or of a name; ``None`` if it cannot be known."""
+        """Return the b32 address of a destination, an address or a name; ``None`` if it is unknown."""
         text = self._addressbook().get(text, text)
         if text.endswith(".b32.i2p"):
             return text.lower()
@@ -282,7 +282,7 @@ class Router:
             return None
 
     def look_up(self, text: str) -> str | None:
-        """The destination, in base64, that is found under a name, an address or itself."""
+        """Return the destination, in base64, of a name, an address or a destination; ``None`` if it is not found."""
         value = self._addressbook().get(text)
         if value is not None and is_base64(value):
             return value
@@ -292,7 +292,7 @@ class Router:
 
     @property
     def shared(self) -> str:
-        """The destination of the router itself, in base64."""
+        """Destination of the router itself, in base64."""
         if self._shared is None:
             self._shared = PrivateKey.generate()
         return self._shared.destination

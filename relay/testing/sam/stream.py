@@ -1,4 +1,4 @@
-"""Streams of the embedded SAM bridge: two ends, each of which a program has, or will have, or had."""
+"""Streams of the embedded SAM bridge: two ends, each connected to a program now, later or in the past."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from .wire import Hub, Wire
 
 __all__ = ["End", "Offer", "Owner", "join"]
 
-MOST = 64 << 20  # bytes that a network holds for programs that do not read; beyond it those who send have to wait
-FAIR = 256 << 10  # bytes that each stream may hold beside that, so that one that stands does not stop the others
-TAIL = 8 << 10  # bytes that i2pd 2.45.1 writes yet once the far end has closed
+MOST = 64 << 20  # bytes that a network buffers for programs that do not read; beyond that senders wait
+FAIR = 256 << 10  # bytes that each stream may buffer in any case, so that a stalled one does not stop the others
+TAIL = 8 << 10  # bytes that i2pd 2.45.1 still writes after the far end has closed
 
 
 class Owner(Protocol):
-    """The destination that an end of a stream belongs to."""
+    """Destination of one end of a stream."""
 
     hub: Hub
     settings: Settings
     ends: set[End]
-    pending: dict[Offer, None]  # streams that wait to be accepted
+    pending: dict[Offer, None]  # unaccepted streams
 
 
 class End:
-    """One end of a stream. What comes before a program has it waits here.
+    """One end of a stream. It buffers the bytes that come before a program is connected.
 
-    :param destination: whose it is.
+    :param destination: the destination of this end.
     """
 
     __slots__ = ("destination", "peer", "_wire", "_early", "_over")
 
     def __init__(self, destination: Owner) -> None:
         self.destination = destination
-        self.peer: End | None = None  # None: the bytes of this end go nowhere
+        self.peer: End | None = None  # None: bytes are discarded
         self._wire: Wire | None = None
         self._early = bytearray()
         self._over = False  # the far end has closed
         destination.ends.add(self)
 
     def take(self, wire: Wire, first: bytes = b"") -> None:
-        """The program has come.
+        """Connect the program.
 
-        :param wire: to it.
-        :param first: the line that it reads before the bytes of the stream.
+        :param wire: its socket.
+        :param first: a line before the bytes of the stream.
         """
         early, self._early = self._early, bytearray()
         self.destination.hub.held -= len(early)
@@ -60,14 +60,14 @@ class End:
             self.drained()
 
     def received(self, data: bytes) -> None:
-        """The program has said something; see :class:`samwire.User`."""
-        if self.peer is not None and not self.peer.hear(data) and self._wire is not None:
+        """Pass on bytes of the program; see :class:`~relay.testing.sam.wire.User`."""
+        if self.peer is not None and not self.peer.deliver(data) and self._wire is not None:
             self._wire.read(False)
 
-    def hear(self, data: bytes) -> bool:
-        """Pass on to the program what the far end says.
+    def deliver(self, data: bytes) -> bool:
+        """Pass on bytes of the far end to the program.
 
-        :returns: whether more may come before this has been written.
+        :returns: whether more may come before these are written.
         """
         if self._wire is not None:
             self._wire.send(data)
@@ -79,12 +79,12 @@ class End:
         return backlog <= FAIR or self.destination.hub.held <= MOST
 
     def drained(self) -> None:
-        """The program has read; see :class:`samwire.User`."""
+        """Continue once everything is written; see :class:`~relay.testing.sam.wire.User`."""
         if self.peer is not None:
             self.peer._go_on()
 
     def closed(self) -> None:
-        """The program has gone; the far end hears so when it has heard everything else."""
+        """Handle the end of the program's socket; the far end gets EOF after the last byte."""
         self._leave()
         peer, self.peer = self.peer, None
         if peer is not None:
@@ -94,13 +94,13 @@ class End:
                 peer._finish(peer._wire)
 
     def close(self) -> None:
-        """Close this end; the far end reads EOF."""
+        """Close this end; the far end gets EOF."""
         self.closed()
         if self._wire is not None:
             self._wire.close()
 
     def vanish(self) -> None:
-        """Close this end; the far end never hears of it."""
+        """Close this end without EOF for the far end."""
         self._leave()
         if self.peer is not None:
             self.peer.peer = None
@@ -114,7 +114,7 @@ class End:
             self._wire.read(True)
 
     def _finish(self, wire: Wire) -> None:
-        wire.read(True)  # to see the program go, even where it was not to say more
+        wire.read(True)  # to notice EOF, even if reading was paused
         if self.destination.settings.loses_tail and wire.backlog:
             wire.keep(TAIL)
         else:
@@ -127,40 +127,40 @@ class End:
 
 
 class Offer:
-    """A stream that waits to be accepted.
+    """An unaccepted stream.
 
-    :param end: what is accepted.
-    :param peer: the destination of the client, as the accepting program reads it.
-    :param ports: that who connected has named: from and to.
-    :param on_result: called once, with ``True`` if it was accepted; not if the end closes without a reply.
+    :param end: the end to accept.
+    :param peer: the destination that opened it, in base64.
+    :param ports: of its STREAM CONNECT: from and to.
+    :param on_outcome: called once, with whether it was accepted; not if the end is closed without an answer.
     """
 
-    __slots__ = ("end", "peer", "ports", "_on_result", "_timer")
+    __slots__ = ("end", "peer", "ports", "_on_outcome", "_timer")
 
-    def __init__(self, end: End, peer: str, ports: tuple[str, str], on_result: Callable[[bool], object]) -> None:
+    def __init__(self, end: End, peer: str, ports: tuple[str, str], on_outcome: Callable[[bool], object]) -> None:
         self.end = end
         self.peer = peer
         self.ports = ports
-        self._on_result = on_result
+        self._on_outcome = on_outcome
         self._timer = Timer(end.destination.hub.loop.timers, self._expired)
 
     def wait(self, now: float) -> None:
-        """Begin to wait."""
+        """Start the timeout."""
         self._timer.start(now + self.end.destination.settings.silence, now)
 
     def accept(self) -> None:
-        """Report that it is accepted; the caller takes the end next."""
+        """Report that it is accepted; the receiver takes the end next."""
         self._timer.stop()
-        self._on_result(True)
+        self._on_outcome(True)
 
     def refuse(self) -> None:
-        """It is not."""
+        """Close the end, and report that it is not accepted."""
         self.drop()
         self.end.close()
-        self._on_result(False)
+        self._on_outcome(False)
 
     def drop(self) -> None:
-        """It is neither; who connected hears nothing more."""
+        """Remove it without reporting an outcome."""
         self._timer.stop()
         self.end.destination.pending.pop(self, None)
 
@@ -169,5 +169,5 @@ class Offer:
 
 
 def join(one: End, other: End) -> None:
-    """Let each hear what is said at the other."""
+    """Let each deliver what is said at the other."""
     one.peer, other.peer = other, one

@@ -1,4 +1,4 @@
-"""Values of the embedded SAM bridge: its settings, what was asked, and what is to go wrong."""
+"""Values of the embedded SAM bridge: settings, recorded commands and sessions, faults and refusals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from ...transports.i2p.messages import Message
 
-__all__ = ["Command", "Fault", "SessionRecord", "Settings", "masked", "version"]
+__all__ = ["Command", "Fault", "Refusal", "SessionRecord", "Settings", "masked", "version"]
 
 _VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 
 @dataclass
 class Settings:
-    """The settings of a bridge; :class:`relay.testing.SAMBridge` describes each. They may change at any time."""
+    """Settings of a bridge; :class:`relay.testing.SAMBridge` describes them. All may be changed at any time."""
 
     personality: str
     versions: tuple[str, str]
@@ -36,16 +36,18 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, (int, float)) and not value >= 0:
-                raise ValueError(f"{name}: {value!r}; it is a time in seconds, and not less than 0")
+                raise ValueError(f"{name}: expected seconds, at least 0, got {value!r}")
         if not all(map(version, self.versions)) or version(self.versions[0]) > version(self.versions[1]):
-            raise ValueError(f"versions: {self.versions!r}; it is the lowest and the highest one, such as 3.1 and 3.3")
+            raise ValueError(
+                f"versions: expected the lowest and the highest version, such as 3.1 and 3.3, got {self.versions!r}"
+            )
 
 
 class Command(NamedTuple):
-    """A command that has come.
+    """A command that a program has sent.
 
     :param words: such as ``("STREAM", "CONNECT")``.
-    :param options: what it says; private keys and passwords are ``***``.
+    :param options: of the command; private keys and passwords are ``***``.
     """
 
     words: tuple[str, ...]
@@ -53,11 +55,11 @@ class Command(NamedTuple):
 
 
 class SessionRecord(NamedTuple):
-    """A session that lives.
+    """An open session.
 
-    :param id: its id.
+    :param id: its ID.
     :param destination: its destination, in base64.
-    :param options: from SESSION CREATE; a private key is ``***``.
+    :param options: of SESSION CREATE; a private key is ``***``.
     """
 
     id: str
@@ -65,8 +67,19 @@ class SessionRecord(NamedTuple):
     options: dict[str, str]
 
 
+class Refusal(NamedTuple):
+    """Refusal of a command.
+
+    :param result: the word of SAM for it.
+    :param text: for people.
+    """
+
+    result: str
+    text: str = ""
+
+
 class Fault:
-    """A fault for the next few attempts; safe from any thread."""
+    """An injected fault for the next few requests; safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,12 +87,12 @@ class Fault:
         self._result = ""
 
     def set(self, count: int, result: str) -> None:
-        """Let the next ``count`` attempts end with ``result``; replaces an earlier setting."""
+        """Let the next ``count`` requests fail with ``result``, instead of an earlier setting."""
         with self._lock:
             self._left, self._result = count, result
 
     def take(self) -> str:
-        """Return the fault of this attempt; empty for none."""
+        """Return the result of this request's fault; empty if there is none."""
         with self._lock:
             if self._left <= 0:
                 return ""
@@ -88,12 +101,12 @@ class Fault:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """A version as numbers; empty if it is none."""
+    """Return a version as numbers; an empty tuple if it is invalid."""
     return tuple(map(int, text.split("."))) if _VERSION.fullmatch(text) else ()
 
 
 def masked(message: Message) -> dict[str, str]:
-    """The options of a command, without what is secret."""
+    """Return the options of a command, with ``***`` for secrets."""
     private = {"PASSWORD", "PRIV"}
     if message.words[:1] == ("SESSION",) and message.options.get("DESTINATION") != "TRANSIENT":
         private.add("DESTINATION")

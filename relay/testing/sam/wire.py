@@ -24,12 +24,12 @@ Result = TypeVar("Result")
 class Hub:
     """The thread of one network of bridges. Everything in it happens there; :meth:`ask` is for the other threads.
 
-    :raises OSError: if the system has no thread or descriptor left.
+    :raises OSError: if no thread or descriptor is available.
     """
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.held = 0  # bytes that wait for programs that do not read
+        self.held = 0  # bytes that are buffered for programs that do not read
         self._thread = threading.Thread(target=self._run, name="sam bridge", daemon=True)
         try:
             self._thread.start()
@@ -42,7 +42,7 @@ class Hub:
         self.loop.close()
 
     def ask(self, function: Callable[[], Result]) -> Result:
-        """Call a function in the thread, and wait until it returns or raises.
+        """Call a function on the thread, and wait for its result or exception.
 
         :raises OSError: if the thread has ended.
         """
@@ -61,32 +61,32 @@ class Hub:
         return answer.result()
 
     def join(self) -> None:
-        """Wait for the end of the thread, after it was asked to end."""
+        """Wait for the end of the thread, after ``loop.stop()``."""
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
 
 class User(Protocol):
-    """Whom a wire belongs to at the moment."""
+    """Current owner of a wire."""
 
     def received(self, data: bytes) -> None:
-        """The program has said something."""
+        """Handle bytes of the program."""
 
     def drained(self) -> None:
-        """Everything that waited has been written."""
+        """Continue once everything is written."""
 
     def closed(self) -> None:
-        """The wire is closed: the program has ended or reset it, or :meth:`Wire.finish` is done."""
+        """Handle the end of the socket: by EOF or reset of the program, or after :meth:`Wire.finish`."""
 
 
 class Wire:
-    """A socket to a program: hands on what comes, and keeps what is sent for as long as it must.
+    """A socket to a program: passes on received bytes, and buffers sent bytes until they are written.
 
-    A program that ends one direction ends both: SAM has no half-close.
+    EOF of a program ends both directions: SAM has no half-close.
 
-    :param hub: its thread.
-    :param sock: connected, or about to be; it is the wire's from now on.
-    :param user: whom it belongs to; may be changed at any time.
+    :param hub: the thread.
+    :param sock: connected or connecting; the wire owns it from now on.
+    :param user: its owner; may be changed at any time.
     """
 
     __slots__ = ("user", "peer", "_hub", "_socket", "_watch", "_queue", "_reading", "_finishing", "_over")
@@ -106,11 +106,11 @@ class Wire:
 
     @property
     def backlog(self) -> int:
-        """The number of bytes that wait to be written."""
+        """Number of unwritten bytes."""
         return len(self._queue)
 
     def send(self, data: bytes | bytearray) -> None:
-        """Write now what can be written, and the rest later."""
+        """Write as much as possible now, and the rest later."""
         if self._over:
             return
         sent = 0 if self._queue else self._write(data)
@@ -125,24 +125,24 @@ class Wire:
         self._want()
 
     def keep(self, size: int) -> None:
-        """Drop what waits, but for its first ``size`` bytes."""
+        """Discard the unwritten bytes after the first ``size``."""
         self._hub.held -= max(0, len(self._queue) - size)
         del self._queue[size:]
 
     def finish(self) -> None:
-        """Close as soon as everything is written."""
+        """Close once everything is written."""
         self._finishing = True
         if not self._queue:
-            self._hub.loop.call(self._gone)  # not now: who calls is in the middle of something
+            self._hub.loop.call(self._gone)  # later: the caller is in the middle of an event
 
     def close(self) -> None:
-        """Close at once, without a call to the user. Idempotent."""
+        """Close at once without calling the user. Idempotent."""
         if not self._over:
             self._retire()
             self._hang_up()
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: the loop has reported it."""
+        """Close after a bug in a handler, which the loop has logged."""
         self._gone()
 
     def _want(self) -> None:
@@ -157,7 +157,7 @@ class Wire:
         if self._reading:
             self._read()
         elif not event & OUT:
-            self._watch.hung = True  # seen when it is read again
+            self._watch.hung = True  # handled when reading resumes
             self._want()
 
     def _read(self) -> None:
@@ -195,7 +195,7 @@ class Wire:
     def _gone(self) -> None:
         if not self._over:
             self._retire()
-            self.user.closed()  # before the program can see it
+            self.user.closed()  # before the program can notice
             self._hang_up()
 
     def _retire(self) -> None:
@@ -212,7 +212,7 @@ class Wire:
 
 
 def _peer(sock: socket.socket) -> str:
-    """The host at the other end; empty if there is none yet."""
+    """Return the host of the other end; empty before the connection."""
     try:
         return str(sock.getpeername()[0])
     except OSError:

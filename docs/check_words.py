@@ -51,7 +51,6 @@ WORDS_LEFT = (
     "relay/config/",
     "relay/engine/",
     "relay/streams/",
-    "relay/transports/i2p/",
     "relay/transports/proxies/",
     "relay/transports/ssh/",
 )

@@ -83,7 +83,7 @@ def test_the_arguments_reach_the_bridge(tmp_path):
         assert session["inbound.nickname"] == "my_site"
         assert PrivateKey.from_bytes(path.read_bytes()).destination == there.dest
         assert there.session == "my site"
-        assert type(there._incoming) is AcceptStreams
+        assert type(there._receiver._incoming) is AcceptStreams
         assert [told.get(timeout=WAIT) for _ in range(2)] == ["up", "published"]
     assert told.get(timeout=WAIT) == "closed"
 
@@ -155,10 +155,10 @@ def test_what_a_retry_can_fix_says_so_and_the_next_call_comes_up(bridge, monkeyp
         prove(there, bridge.sam)
 
 
-@pytest.mark.parametrize("trouble", ["no SAM", "a key that is no good", "a file that is none"])
+@pytest.mark.parametrize("trouble", ["not SAM", "a key that is no good", "a file that is none"])
 def test_what_a_retry_cannot_fix_says_so(bridge, echo_server, tmp_path, trouble):
     keys = tmp_path / "me.dat"
-    sam = "{}:{}".format(*echo_server.address) if trouble == "no SAM" else bridge.sam
+    sam = "{}:{}".format(*echo_server.address) if trouble == "not SAM" else bridge.sam
     if trouble == "a key that is no good":
         bridge.refuse_sessions(9, "INVALID_KEY")
     elif trouble == "a file that is none":
@@ -174,18 +174,18 @@ def test_it_is_an_address_too(bridge, tmp_path):
     there = relay.listen(f"i2p:?sam={bridge.sam}&keys={path}&accept=accept")
     with there:
         assert isinstance(there, I2PListener)
-        assert type(there._incoming) is AcceptStreams
+        assert type(there._receiver._incoming) is AcceptStreams
         prove(there, bridge.sam)
     there.join(WAIT)
 
 
 def test_the_bridge_may_be_behind_an_ssh_server(bridge, ssh_server, spawner_thread):
     with listening(sam=bridge.sam, via=[ssh_server.url]) as there:
-        assert type(there._incoming) is AcceptStreams, "the router is elsewhere"
+        assert type(there._receiver._incoming) is AcceptStreams, "the router is elsewhere"
         assert there.wait_published(WAIT)
         prove(there, bridge.sam)
     assert ssh_server.logins == 1
-    with pytest.raises(relay.SAMError, match="not on this machine's loopback"):
+    with pytest.raises(relay.SAMError, match="on this machine's loopback"):
         relay.i2p_listen(sam=bridge.sam, via=[ssh_server.url], accept="forward")
 
 
@@ -194,7 +194,7 @@ def test_the_bridge_may_be_behind_tls(bridge, certificates):
     with relay.Tunnel(front, relay.tcp(*bridge.address), timeout=None) as tunnel:
         sam = f"tls://localhost:{tunnel.address[1]}?ca={certificates.ca}"
         with listening(sam=sam) as there:
-            assert type(there._incoming) is AcceptStreams
+            assert type(there._receiver._incoming) is AcceptStreams
             prove(there, bridge.sam)
 
 
@@ -202,7 +202,7 @@ def test_a_tunnel_in_front_of_a_service(bridge, echo_server):
     there = relay.i2p_listen(sam=bridge.sam)
     with relay.Tunnel(there, relay.tcp(*echo_server.address), timeout=None) as tunnel:
         assert tunnel.address == there.b32
-        assert type(there._incoming) is ForwardStreams
+        assert type(there._receiver._incoming) is ForwardStreams
         with relay.i2p(there.dest, sam=bridge.sam) as factory, factory(deadline=time.monotonic() + WAIT) as near:
             near.socket.settimeout(WAIT)
             near.socket.sendall(b"hello")

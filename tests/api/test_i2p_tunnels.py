@@ -212,7 +212,7 @@ def test_a_servers_name_has_keys_in_the_users_data_directory(router, home):
     with make_server(router, "web") as first:
         assert first.session == "web"
         assert (home / "web.dat").stat().st_mode & 0o777 == 0o600
-        with pytest.raises(relay.SAMError, match=r"web\.dat: these keys are in use by another session"):
+        with pytest.raises(relay.SAMError, match=r"web\.dat: the key is in use by another session"):
             make_server(router, "web")
     with make_server(router, "web") as second, make_server(router, "other") as other:
         assert second.dest == first.dest != other.dest
@@ -261,7 +261,7 @@ WRONG_SERVER = [
     ({"host": ""}, ValueError, "^host: "),
     ({"accept": "both"}, ValueError, "^accept: must be accept or forward, got 'both'"),
     ({"allow": "nowhere"}, ValueError, "^allow: 'nowhere' is neither a destination nor a file"),
-    ({"deny": [NAME]}, ValueError, "^deny: .*a name may come to mean somebody else"),
+    ({"deny": [NAME]}, ValueError, "^deny: .*a name may be reassigned"),
 ]
 WRONG_CLIENT = [
     *WRONG,
@@ -309,7 +309,9 @@ both = pytest.mark.parametrize("make", MAKERS, ids=["server", "client"])
 @both
 def test_where_there_is_no_bridge(make):
     with refusing() as (host, port), at_once():
-        with pytest.raises(relay.ConnectError, match="no SAM bridge there .*is a router running there") as failure:
+        with pytest.raises(
+            relay.ConnectError, match="no SAM bridge there .*check that a router is running there"
+        ) as failure:
             make(f"{host}:{port}")
         assert failure.value.reason == "refused"
 
@@ -322,8 +324,8 @@ def test_where_something_else_is(make, serve):
 
 
 ANSWERS = [
-    ("HELLO REPLY RESULT=NOVERSION", relay.SAMError, "none of SAM 3.1 to 3.3; the router is too old"),
-    ("HELLO REPLY RESULT=I2P_ERROR MESSAGE=Authorization", relay.AuthenticationError, "does not let us in"),
+    ("HELLO REPLY RESULT=NOVERSION", relay.SAMError, "none of SAM 3.1 to 3.3; update the router"),
+    ("HELLO REPLY RESULT=I2P_ERROR MESSAGE=Authorization", relay.AuthenticationError, "rejects the login"),
 ]
 
 
@@ -340,7 +342,7 @@ def test_where_the_file_of_the_keys_is_damaged(bridge, make, tmp_path):
     keys = tmp_path / "keys.dat"
     keys.touch(0o600)
     keys.write_bytes(b"\0" * 500)
-    with at_once(), pytest.raises(relay.SAMError, match=r"keys\.dat: this is no private key of I2P"):
+    with at_once(), pytest.raises(relay.SAMError, match=r"keys\.dat: not an I2P private key"):
         make(bridge.name, keys=keys)
     assert keys.read_bytes() == b"\0" * 500
 
@@ -348,7 +350,7 @@ def test_where_the_file_of_the_keys_is_damaged(bridge, make, tmp_path):
 @both
 def test_where_the_router_does_not_take_the_keys(bridge, make, tmp_path):
     bridge.answers.append("SESSION STATUS RESULT=INVALID_KEY")
-    with at_once(), pytest.raises(relay.SAMError, match="does not take the private key") as failure:
+    with at_once(), pytest.raises(relay.SAMError, match="rejects the private key") as failure:
         make(bridge.name, keys=tmp_path / "keys.dat")
     assert failure.value.result == "INVALID_KEY"
 

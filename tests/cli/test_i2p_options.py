@@ -141,7 +141,7 @@ def test_who_is_denied_is_reset_and_named(router, expose, target, tmp_path):
     ):
         with pytest.raises(ConnectionResetError):
             receive_all(client)
-        assert tunnel.b32 in server.hear("is not among those who are allowed")
+        assert tunnel.b32 in server.hear("is not allowed")
         friends.write_text(f"{tunnel.b32}  # a friend\n")
         with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"hello")
@@ -244,7 +244,7 @@ def check(done, status, words):
 def test_no_bridge_there(command):
     with refusing() as (host, port):
         done = command(f"{host}:{port}", "--fail-fast")
-        check(done, 1, "no SAM bridge there (connection refused); is a router running there")
+        check(done, 1, "no SAM bridge there (connection refused); check that a router is running there")
 
 
 def test_a_router_that_comes_up_later(router, start, expose, target):
@@ -264,13 +264,13 @@ def test_a_router_that_comes_up_later(router, start, expose, target):
 @both
 def test_something_else_there(command, serve):
     web = serve(lambda connection: (connection.recv(100), connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
-    check(command("{}:{}".format(*web.address)), 1, "is not a SAM bridge")
+    check(command("{}:{}".format(*web.address)), 1, "not a SAM bridge")
 
 
 @both
 def test_an_old_bridge_there(command):
     with SAMBridge(versions=("3.0", "3.0")) as router:
-        check(command(router.sam), 1, "speaks none of SAM 3.1 to 3.3; the router is too old: update it")
+        check(command(router.sam), 1, "supports none of SAM 3.1 to 3.3; update the router")
 
 
 def test_a_wrong_password(monkeypatch):
@@ -278,7 +278,7 @@ def test_a_wrong_password(monkeypatch):
     with SAMBridge(personality="java", user="me", password="right") as router:
         for words in (("expose", "h:1", "--on", "i2p:?{}"), ("forward", ":0", "name.i2p?{}")):
             address = words[-1].format(f"sam={router.sam}&user=me&password_env=PASSWORD")
-            check(run(*words[:-1], address), 1, "the bridge does not let us in")
+            check(run(*words[:-1], address), 1, "the bridge rejects the login")
 
 
 def test_damaged_keys(router, tmp_path):
@@ -286,14 +286,14 @@ def test_damaged_keys(router, tmp_path):
     keys.touch(0o600)
     keys.write_bytes(b"x" * 700)
     done = run("expose", "h:1", "--on", "i2p", "--sam", router.sam, "--keys", str(keys))
-    check(done, 2, "keys.dat: this is no private key of I2P")
-    check(run("forward", ":0", f"name.i2p?sam={router.sam}&keys={keys}"), 2, "keys.dat: this is no private key of I2P")
+    check(done, 2, "keys.dat: not an I2P private key")
+    check(run("forward", ":0", f"name.i2p?sam={router.sam}&keys={keys}"), 2, "keys.dat: not an I2P private key")
     assert keys.read_bytes() == b"x" * 700
 
 
 def test_keys_in_use(router, expose, target):
     line_of(expose(target), AT)
-    check(run("expose", target, "--on", "i2p", "--sam", router.sam), 1, "these keys are in use by another session")
+    check(run("expose", target, "--on", "i2p", "--sam", router.sam), 1, "the key is in use by another session")
 
 
 WRONG = {

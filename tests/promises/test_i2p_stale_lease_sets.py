@@ -18,8 +18,11 @@ def quick(monkeypatch):
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 2.0))
     monkeypatch.setattr("relay.transports.i2p.connector._REPLACE_AGAIN", (0.5, 1.0))
     monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.3)
-    for name, value in {"HEAD_START": 0.01, "REACH": 2.0, "ANSWER": 0.4, "AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
+    for name, value in {"AGAIN": 0.05, "AFTER": (0.2, 0.4)}.items():
         monkeypatch.setattr(f"relay.transports.i2p.reachability.{name}", value)
+    monkeypatch.setattr("relay.transports.i2p.probe.HEAD_START", 0.01)
+    monkeypatch.setattr("relay.transports.i2p.probe.REACH", 2.0)
+    monkeypatch.setattr("relay.transports.i2p.probe.ANSWER", 0.4)
 
 
 def is_served(rig):

@@ -27,7 +27,7 @@ def make_prompt(monkeypatch: Any) -> None:
     )  # this bridge forgets at once, unless it is told
     monkeypatch.setattr("relay.transports.i2p.session._REST", 0.0)
     monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.01, 0.05))
-    monkeypatch.setattr("relay.transports.i2p.reachability.HEAD_START", 0.01)
+    monkeypatch.setattr("relay.transports.i2p.probe.HEAD_START", 0.01)
     monkeypatch.setattr("relay.transports.i2p.reachability.AGAIN", 0.02)
     monkeypatch.setattr("relay.transports.i2p.reachability.RARELY", 0.1)
 

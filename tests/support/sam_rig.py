@@ -197,7 +197,7 @@ class Opened:
     def close(self) -> None:
         """End it, and look whether every stream has been counted to its end."""
         self.session.close()
-        wait_until(lambda: self.session._streams == 0)
+        wait_until(lambda: self.session.streams == 0)
 
 
 class Begun:

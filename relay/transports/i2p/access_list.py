@@ -1,4 +1,4 @@
-"""Who is let in: lists of destinations, and files of them that are read again when they change."""
+"""Access lists: destinations that are allowed or denied, and files of them that are read again when they change."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ logger = logging.getLogger("relay")
 
 Entries = Sequence["str | os.PathLike[str]"] | str | os.PathLike[str] | None
 
-ALLOWED = "it is a destination in base64, its .b32.i2p address of 52 characters, or a file of these"
+EXPECTED = "expected a destination in base64, its .b32.i2p address of 52 characters, or a file of these"
 
 
 class AccessList:
-    """Tells who is let in. A destination that is denied is not, also if it is allowed as well.
+    """Allowed and denied destinations; ``deny`` takes precedence. True if there is any list.
 
-    Each entry is a destination in base64, its ``.b32.i2p`` address, or the path of a file with one of these in a line;
-    there ``#`` begins a comment. A file is read again when it has changed; one that cannot be read any more, or has a
-    line that makes no sense, counts as it was, with a warning. Who writes one moves it into its place whole.
+    Each entry is a destination in base64, its ``.b32.i2p`` address, or the path of a file with one of these on each
+    line; ``#`` begins a comment. A file is read again when it has changed. If it cannot be read, or has an invalid
+    line, the previous content stays in force, with a warning. So replace a file by a rename, never by writing to it.
 
-    :param allow: who is let in; ``None`` for everybody, an empty list for nobody.
-    :param deny: who is not.
-    :raises ValueError: for an entry that is none of these, and for a file that is wrong; it names file and line.
+    :param allow: destinations that are allowed; ``None`` for all, an empty list for none.
+    :param deny: destinations that are denied.
+    :raises TypeError: if an entry has the wrong type.
+    :raises ValueError: if an entry is none of the above, or a file is invalid; the error names file and line.
     """
 
     def __init__(self, allow: Entries = None, deny: Entries = None) -> None:
         self._allow = None if allow is None else [_source(entry, "allow") for entry in _entries(allow)]
         self._deny = [_source(entry, "deny") for entry in _entries(deny)]
 
-    def refusal(self, peer: str) -> str | None:
-        """Why somebody is not let in.
+    def __bool__(self) -> bool:
+        return self._allow is not None or bool(self._deny)
 
-        :param peer: the destination, in base64.
-        :returns: a reason for the log; ``None`` for who is let in.
+    def refusal(self, peer: str) -> str | None:
+        """Return why a peer is rejected.
+
+        :param peer: its destination, in base64.
+        :returns: the reason, for the log; ``None`` if the peer is allowed.
         """
-        if self._allow is None and not self._deny:
+        if not self:
             return None
         try:
             address = b32_of(peer)
         except ValueError:
-            return "who connects has no valid destination"
+            return "the peer has no valid destination"
         if _has(self._deny, address):
             return f"{address} is denied"
         if self._allow is not None and not _has(self._allow, address):
-            return f"{address} is not among those who are allowed"
+            return f"{address} is not allowed"
         return None
 
 
@@ -61,7 +65,7 @@ def _entries(given: Entries) -> Iterable[str | os.PathLike[str]]:
 
 
 class _Source(Protocol):
-    """Something that has addresses."""
+    """One entry of a list."""
 
     def addresses(self) -> frozenset[str]: ...
 
@@ -72,7 +76,7 @@ def _has(sources: Iterable[_Source], address: str) -> bool:
 
 def _source(entry: str | os.PathLike[str], name: str) -> _Source:
     if not isinstance(entry, (str, os.PathLike)):
-        raise TypeError(f"{name}: an entry of type {type(entry).__name__}; {ALLOWED}")
+        raise TypeError(f"{name}: {EXPECTED}, got {type(entry).__name__}")
     path = os.path.abspath(os.path.expanduser(entry))
     if isinstance(entry, os.PathLike):
         return _File(path)
@@ -85,15 +89,15 @@ def _source(entry: str | os.PathLike[str], name: str) -> _Source:
 
 
 def _address(text: str) -> str:
-    """The 52 characters and ``.b32.i2p`` of a destination that is given in base64 or by this address."""
+    """Return the address of 52 characters and ``.b32.i2p`` for a destination in base64 or for that address itself."""
     destination = check_destination(text)
     if not destination.endswith(".i2p"):
         return b32_of(destination)
     if not destination.endswith(".b32.i2p"):
-        raise ValueError("a name may come to mean somebody else; write the .b32.i2p address that it stands for")
+        raise ValueError("a name may be reassigned to another destination; use its .b32.i2p address")
     if len(destination) != 60:
         raise ValueError(
-            "the address of an encrypted lease set does not tell who connects; write that of 52 characters"
+            "the address of an encrypted lease set does not identify a peer; use the address of 52 characters"
         )
     return destination
 
@@ -111,18 +115,18 @@ class _Fixed:
 
 
 class _File:
-    """A file of destinations, as it was when it last made sense."""
+    """A file of destinations, with its last valid content."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._trouble = ""  # that was warned of, and lasts
+        self._trouble = ""  # the last warning, while it is true
         try:
             self._read()
         except OSError as error:
-            raise ValueError(f"{path}: {error.strerror}; {ALLOWED}") from None
+            raise ValueError(f"{path}: {error.strerror}; {EXPECTED}") from None
 
     def addresses(self) -> frozenset[str]:
-        """Those that are in it now."""
+        """Return the addresses that the file has now."""
         try:
             if _identity(os.stat(self._path)) != self._seen:
                 self._read()
@@ -137,13 +141,13 @@ class _File:
         with open_regular(self._path) as file:
             seen = _identity(os.fstat(file.fileno()))
             lines = file.readlines()
-        self._seen = seen  # also of what makes no sense, so that it is not read for every client
+        self._seen = seen  # also if it is invalid, so that it is not read for every client
         self._addresses = frozenset(_addresses(self._path, lines))
 
     def _warn(self, trouble: str) -> None:
         if trouble != self._trouble:
             self._trouble = trouble
-            logger.warning("%s; who is let in stays as it was", trouble)
+            logger.warning("%s; the previous list stays in force", trouble)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

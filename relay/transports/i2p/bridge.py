@@ -1,4 +1,4 @@
-"""A SAM bridge: how it is reached, who logs in there, and sockets that have said HELLO."""
+"""A SAM bridge: connecting to it, HELLO with the login, and idle sockets that have completed HELLO."""
 
 from __future__ import annotations
 
@@ -18,229 +18,246 @@ from ...streams.dialer import Dialer
 from ...streams.promise import Abort
 from ...streams.stream import Stream
 from .conversation import Conversation
-from .deadlines import Clock
+from .deadlines import Deadlines
 from .messages import Message, MessageError, hello, shown
 
 __all__ = ["Bridge"]
 
-HELLO = 8.0  # seconds for the bridge to answer HELLO: a constructor is to fail within about ten
-MAX_IDLE = 16  # sockets at most that have said HELLO before they are needed
-MORE = 2  # that are made at once: a bridge that has just come back is not to be overrun
-REST = 20.0  # seconds after which those that nobody needed are closed
+HELLO = 8.0  # seconds for the bridge to answer HELLO: a constructor should fail within about ten
+MAX_IDLE = 16  # idle sockets
+AT_ONCE = 2  # of them that are connected at a time, because a bridge that has just come back is slow
+REST = 20.0  # seconds after which unused idle sockets are closed
 
 OnConversation = Callable[["Conversation | OSError"], object]
 
 WHERE = (
-    "is a router running there, with SAM enabled? In i2pd.conf: [sam] enabled = true; in the Java router's console: "
-    "Clients, 'SAM application bridge', start"
+    "check that a router is running there with SAM enabled. In i2pd.conf: [sam] enabled = true; in the Java router's "
+    "console: Clients, 'SAM application bridge', start"
 )
 
 
 class Bridge:
-    """Begins conversations with one bridge.
-
-    Some that have said HELLO are kept ready while they are needed: a stream then costs one question, not a connect and
-    two. There are as many as it takes for nobody to find none.
+    """Opens conversations with one SAM bridge. Every method is safe from any thread, unless it says otherwise.
 
     :param name: in errors and in the log, such as ``127.0.0.1:7656``.
-    :param dial: the factory for streams to it, over whatever is between; its owner closes it.
-    :param login: the user and the password, or ``None`` where there are none.
-    :raises OSError: if there is no thread or descriptor to be had.
+    :param dialer: for streams to the bridge; its owner closes it.
+    :param login: the user and the password; ``None`` for a bridge without authentication.
+    :raises OSError: if no thread or descriptor is available.
     """
 
-    def __init__(self, name: str, dial: Dialer, login: tuple[str, str] | None) -> None:
+    def __init__(self, name: str, dialer: Dialer, login: tuple[str, str] | None) -> None:
         self.name = name
-        self.version = ""  # that it speaks, once it has answered
-        self._reach = dial
-        self._greeting = hello() if login is None else hello(user=login[0], password=login[1])
-        self._line = self._greeting.encode()
-        self._lock = threading.Lock()
-        self._idle: deque[Conversation] = deque()
-        self._connecting: set[_BridgeHandshake] = set()  # spares that are being made
-        self._wanted = 0  # spares to be had
-        self._taken = False  # whether a conversation was wanted since the last rest
-        self._closed = False
+        self.version = ""  # of SAM that the bridge has chosen, once it has answered
+        #: The HELLO line.
+        self.hello = (hello() if login is None else hello(user=login[0], password=login[1])).encode()
+        self._dialer = dialer
         self._pump = Pump.hold(self)
-        self.clock = Clock(self._pump.loop)
-        self._rest = Timer(self._pump.loop.timers, self._close_unneeded)
+        self.deadlines = Deadlines(self._pump.loop)
+        self.idle = IdleSockets(self, self._pump)
 
     def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> Abort:
-        """Have a conversation that has said HELLO. Never blocks.
+        """Open a conversation that has completed HELLO, from an idle socket if there is one. Never blocks.
 
-        :param deadline: monotonic seconds; ``None`` for as long as it takes.
-        :param on_conversation: called once, in any thread, perhaps before this returns, with a conversation,
-            which is the caller's; or with the error: :class:`ConnectError` (nothing there, no answer),
-            :class:`AuthenticationError`, :class:`SAMError` (not SAM, or no version in common).
-        :returns: gives it up.
+        :param deadline: monotonic seconds; ``None`` for no limit.
+        :param on_conversation: called once, in any thread and perhaps before this returns: with a conversation, which
+            the caller owns, or with the error: :class:`ConnectError` (no bridge, no answer),
+            :class:`AuthenticationError`, :class:`SAMError` (not SAM, or no common version).
+        :returns: a function that cancels it.
         """
-        if self._closed:
-            on_conversation(ConnectError(f"{self.name}: the way to the bridge was closed"))
+        if self.idle.is_closed:
+            on_conversation(ConnectError(f"{self.name}: the connection to the bridge was closed"))
             return _nothing
-        while (idle := self._take()) is not None:
-            if idle.alive:
-                on_conversation(idle)
+        while (conversation := self.idle.take()) is not None:
+            if conversation.alive:
+                on_conversation(conversation)
                 return _nothing
-            idle.close()
+            conversation.close()
         handshake = _BridgeHandshake(self, deadline)
         handshake.begin(on_conversation)
-        return handshake.give_up
+        return handshake.cancel
+
+    def fill(self) -> None:
+        """Connect the idle sockets that are missing, after a caller was served; on the I/O thread."""
+        self.idle.fill()
 
     def close(self) -> None:
-        """Close the spares; conversations go on. Idempotent, from any thread."""
-        with self._lock:
-            self._closed = True
-            idles, self._idle = list(self._idle), deque()
-            coming, self._connecting = self._connecting, set()
-        for idle in idles:
-            idle.close()
-        for handshake in coming:
-            handshake.give_up()
-        self._pump.loop.call(self._rest.stop)
+        """Close the idle sockets; conversations continue. Idempotent."""
+        self.idle.close()
         self._pump.let_go(self)
 
     def abandon(self) -> None:
-        """In a forked child: the conversations close their own descriptors."""
-        self._closed = True
+        """Open no conversation in a forked child; the conversations close their own descriptors."""
+        self.idle.is_closed = True
 
-    def _take(self) -> Conversation | None:
-        with self._lock:
-            idle = self._idle.popleft() if self._idle else None
-            self._taken = True
-            if idle is None and self.version:  # a bridge that has not answered yet is asked once
-                self._wanted = min(self._wanted + 1, MAX_IDLE)
-        return idle
-
-    def fill(self) -> None:
-        """Make the spares that are missing, now that whoever has taken one is served; in the pump's thread."""
-        now = time.monotonic()
-        with self._lock:
-            missing = 0 if self._closed else min(self._wanted - len(self._idle) - len(self._connecting), MORE)
-            coming = [_BridgeHandshake(self, now + HELLO) for _ in range(missing)]
-            self._connecting.update(coming)
-        for handshake in coming:
-            handshake.begin(functools.partial(self._keep, handshake))
-        if coming and self._rest.due == math.inf:
-            self._rest.start(now + REST, now)
-
-    def _keep(self, handshake: _BridgeHandshake, outcome: Conversation | OSError) -> None:
-        with self._lock:
-            self._connecting.discard(handshake)
-            unwanted = self._closed or len(self._idle) >= self._wanted
-            if not unwanted and isinstance(outcome, Conversation):
-                outcome.listen(_nothing_said, functools.partial(self._gone, outcome))
-                self._idle.append(outcome)
-        if unwanted and isinstance(outcome, Conversation):
-            outcome.close()
-
-    def _gone(self, idle: Conversation, error: OSError) -> None:
-        with self._lock:
-            if idle in self._idle:
-                self._idle.remove(idle)
-
-    def _close_unneeded(self, now: float) -> None:
-        with self._lock:
-            self._wanted = self._wanted // 2 if self._taken else 0
-            self._taken = False
-            unneeded = [self._idle.pop() for _ in range(len(self._idle) - self._wanted)]
-            more = self._wanted > 0 and not self._closed
-        for idle in unneeded:
-            idle.close()
-        if more:
-            self._rest.start(now + REST, now)
-
-    # -- HELLO --------------------------------------------------------------------------------------------------------
+    # -- for handshakes -----------------------------------------------------------------------------------------------
 
     def dial(self, deadline: float | None, done: Callable[[Stream | OSError], object]) -> Abort:
-        """Begin to connect to it; see :meth:`relay.streams.dialer.Dialer.dial`."""
-        return self._reach.dial(deadline, done, wait_for_reconnect=False)
+        """Open a stream to the bridge; see :meth:`relay.streams.dialer.Dialer.dial`."""
+        return self._dialer.dial(deadline, done, wait_for_reconnect=False)
 
-    @property
-    def greeting(self) -> bytes:
-        """What is said first."""
-        return self._line
-
-    def refused(self, answer: Message) -> OSError:
-        """Why it does not talk to us."""
+    def rejected(self, answer: Message) -> OSError:
+        """Return the error for a HELLO REPLY other than OK."""
         if answer.words[:2] != ("HELLO", "REPLY"):
-            return self.not_sam(f"it says {' '.join(answer.words)}")
+            return self.not_sam(f"it sent {' '.join(answer.words)}")
         if answer.result == "NOVERSION":
-            text = f"{self.name}: the bridge speaks none of SAM 3.1 to 3.3; the router is too old: update it"
+            text = f"{self.name}: the bridge supports none of SAM 3.1 to 3.3; update the router"
             return SAMError(text, result=answer.result)
-        said = shown(answer.options.get("MESSAGE") or answer.result or "nothing")
+        details = shown(answer.options.get("MESSAGE") or answer.result or "nothing")
         return AuthenticationError(
-            f"{self.name}: the bridge does not let us in (it says: {said}); check the user and the password of SAM"
+            f"{self.name}: the bridge rejects the login (it reports: {details}); check the SAM user and password"
         )
 
-    def not_sam(self, said: str) -> SAMError:
-        """What is there is something else."""
-        return SAMError(f"{self.name}: what answers there is not a SAM bridge ({said}); SAM's usual port is 7656")
+    def not_sam(self, got: str) -> SAMError:
+        """Return the error for a server that does not speak SAM."""
+        return SAMError(f"{self.name}: not a SAM bridge ({got}); the default port of SAM is 7656")
 
     def explained(self, error: OSError) -> OSError:
-        """Why there is no bridge, with what to do."""
-        if hop_of(error, self._reach.route) is not None:
+        """Return the error for a failed connection, with its remedy."""
+        if hop_of(error, self._dialer.route) is not None:
             return error
         if not isinstance(error, ConnectError):
             return error if isinstance(error, RelayError) else ConnectError(f"{self.name}: {error.strerror or error}")
         if error.reason == "refused":
             why = "no SAM bridge there (connection refused)"
         else:
-            why = strip_prefix(self.name, error).removeprefix(f"{self._reach.target}: ")
+            why = strip_prefix(self.name, error).removeprefix(f"{self._dialer.target}: ")
         explained = ConnectError(f"{self.name}: {why}; {WHERE}", reason=error.reason)
         explained.advice = f"; {WHERE}"
         return explained
 
 
-class _BridgeHandshake:
-    """A connect and a HELLO under way."""
+class IdleSockets:
+    """Sockets that have completed HELLO before they are needed, so that a stream costs one request and no connect.
 
-    __slots__ = ("_bridge", "_conversation", "_deadline", "_given_up", "_lock", "_on_conversation", "_undo")
+    There are as many as it takes for each caller to find one. Every method is safe from any thread, unless it says
+    otherwise.
+
+    :param bridge: the bridge.
+    :param pump: the I/O thread.
+    """
+
+    def __init__(self, bridge: Bridge, pump: Pump) -> None:
+        self.ready: deque[Conversation] = deque()
+        self.connecting: set[_BridgeHandshake] = set()
+        self.wanted = 0
+        self.is_closed = False
+        self._bridge = bridge
+        self._loop = pump.loop
+        self._lock = threading.Lock()  # guards the above
+        self._was_used = False  # since the last rest
+        self._rest = Timer(pump.loop.timers, self._close_unused)
+
+    def take(self) -> Conversation | None:
+        """Return an idle socket; if there is none, want one more."""
+        with self._lock:
+            conversation = self.ready.popleft() if self.ready else None
+            self._was_used = True
+            if conversation is None and self._bridge.version:  # a bridge that has never answered is asked once
+                self.wanted = min(self.wanted + 1, MAX_IDLE)
+        return conversation
+
+    def fill(self) -> None:
+        """Connect the missing ones, a few at a time; on the I/O thread."""
+        now = time.monotonic()
+        with self._lock:
+            missing = 0 if self.is_closed else min(self.wanted - len(self.ready) - len(self.connecting), AT_ONCE)
+            new = [_BridgeHandshake(self._bridge, now + HELLO) for _ in range(missing)]
+            self.connecting.update(new)
+        for handshake in new:
+            handshake.begin(functools.partial(self._keep, handshake))
+        if new and self._rest.due == math.inf:
+            self._rest.start(now + REST, now)
+
+    def close(self) -> None:
+        """Close them all. Idempotent."""
+        with self._lock:
+            self.is_closed = True
+            ready, self.ready = list(self.ready), deque()
+            connecting, self.connecting = self.connecting, set()
+        for conversation in ready:
+            conversation.close()
+        for handshake in connecting:
+            handshake.cancel()
+        self._loop.call(self._rest.stop)
+
+    def _keep(self, handshake: _BridgeHandshake, outcome: Conversation | OSError) -> None:
+        with self._lock:
+            self.connecting.discard(handshake)
+            is_wanted = not self.is_closed and len(self.ready) < self.wanted
+            if is_wanted and isinstance(outcome, Conversation):
+                outcome.listen(_ignore_line, functools.partial(self._on_end, outcome))
+                self.ready.append(outcome)
+        if not is_wanted and isinstance(outcome, Conversation):
+            outcome.close()
+
+    def _on_end(self, conversation: Conversation, error: OSError) -> None:
+        with self._lock:
+            if conversation in self.ready:
+                self.ready.remove(conversation)
+
+    def _close_unused(self, now: float) -> None:
+        with self._lock:
+            self.wanted = self.wanted // 2 if self._was_used else 0
+            self._was_used = False
+            unused = [self.ready.pop() for _ in range(len(self.ready) - self.wanted)]
+            more = self.wanted > 0 and not self.is_closed
+        for conversation in unused:
+            conversation.close()
+        if more:
+            self._rest.start(now + REST, now)
+
+
+class _BridgeHandshake:
+    """A connect to the bridge and a HELLO."""
+
+    __slots__ = ("_bridge", "_cancel", "_conversation", "_deadline", "_is_cancelled", "_lock", "_on_conversation")
 
     def __init__(self, bridge: Bridge, deadline: float | None) -> None:
         self._bridge = bridge
         self._deadline = deadline
         self._on_conversation: OnConversation | None = None
         self._conversation: Conversation | None = None
-        self._undo: Abort = _nothing
-        self._given_up = False
+        self._cancel: Abort = _nothing
+        self._is_cancelled = False
         self._lock = threading.Lock()
 
     def begin(self, on_conversation: OnConversation) -> None:
-        """Begin, unless it was given up before."""
+        """Connect, unless it was cancelled before."""
         with self._lock:
-            if self._given_up:
+            if self._is_cancelled:
                 return None
             self._on_conversation = on_conversation
         try:
-            undo = self._bridge.dial(self._deadline, self._reached)
+            cancel = self._bridge.dial(self._deadline, self._on_stream)
         except OSError as error:
             return self._finish(self._bridge.explained(error))
-        if not self._keep(undo):
-            undo()
+        if not self._keep(cancel):
+            cancel()
         return None
 
-    def _keep(self, undo: Abort) -> bool:
+    def _keep(self, cancel: Abort) -> bool:
         with self._lock:
-            self._undo = undo
-            return not self._given_up
+            self._cancel = cancel
+            return not self._is_cancelled
 
-    def _reached(self, outcome: Stream | OSError) -> None:
+    def _on_stream(self, outcome: Stream | OSError) -> None:
         bridge = self._bridge
         if isinstance(outcome, OSError):
             return self._finish(bridge.explained(outcome))
         try:
-            conversation = Conversation(outcome, bridge.name, bridge.clock)
+            conversation = Conversation(outcome, bridge.name, bridge.deadlines)
         except OSError as error:
             return self._finish(error)
         with self._lock:
             self._conversation = conversation
-            given_up = self._given_up
-        if given_up:
+            is_cancelled = self._is_cancelled
+        if is_cancelled:
             return conversation.close()
         latest = time.monotonic() + HELLO
         deadline = latest if self._deadline is None else min(latest, self._deadline)
-        return conversation.ask(bridge.greeting, deadline, self._answered)
+        return conversation.ask(bridge.hello, deadline, self._on_answer)
 
-    def _answered(self, answer: Message | OSError) -> None:
+    def _on_answer(self, answer: Message | OSError) -> None:
         bridge, conversation = self._bridge, self._conversation
         assert conversation is not None
         if isinstance(answer, Message) and answer.words[:2] == ("HELLO", "REPLY") and answer.result == "OK":
@@ -249,7 +266,7 @@ class _BridgeHandshake:
             return bridge.fill()
         conversation.close()
         if isinstance(answer, Message):
-            return self._finish(bridge.refused(answer))
+            return self._finish(bridge.rejected(answer))
         if isinstance(answer, MessageError):
             return self._finish(bridge.not_sam(strip_prefix(bridge.name, answer)))
         return self._finish(bridge.explained(answer))
@@ -262,19 +279,19 @@ class _BridgeHandshake:
         elif isinstance(outcome, Conversation):
             outcome.close()
 
-    def give_up(self) -> None:
-        """Tell nobody; from any thread, idempotent, and without effect once somebody was told."""
+    def cancel(self) -> None:
+        """Stop without a result; from any thread. Idempotent, and without effect after the result."""
         with self._lock:
-            self._given_up = True
+            self._is_cancelled = True
             on_conversation, self._on_conversation = self._on_conversation, None
         if on_conversation is not None:
-            self._undo()
+            self._cancel()
             if self._conversation is not None:
                 self._conversation.close()
 
 
-def _nothing_said(line: bytes) -> None:
-    """A bridge may ping a socket that has no session; nobody waits for an answer there."""
+def _ignore_line(line: bytes) -> None:
+    """Ignore a line on an idle socket: a bridge may ping one, and waits for no answer there."""
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""SAM sessions that are kept up: how one is made, made again after a loss, and replaced when it has gone deaf."""
+"""Supervised SAM sessions: creating one, re-creating it after a loss, and replacing one that is unresponsive."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ logger = logging.getLogger("relay")
 
 Keys = Callable[[], "SessionKey | None"]
 
-_ATTEMPT = 600.0  # seconds for a session to be made: building tunnels may take a minute, and giving up begins anew
-_REACH = 10.0  # seconds for the bridge to be reached and to say HELLO
-_PROGRESS = 15.0  # seconds between two lines that say that it is still being made
-_REMEMBERED = (13.0, 120.0)  # seconds for a router to forget a session of the same keys, and at most
-_DUPLICATE = 8.0  # seconds that the first session of some keys is tried for while the router has another one
-_AGAIN = 2.0  # seconds between two tries meanwhile
-_REPLACE_AGAIN = (30.0, 900.0)  # seconds until a session is replaced again for the same destination, and at most
-_REST = 2.0  # seconds until a bridge that has gone is looked for again, at most: it is near, as a rule
-_CHECK = 30.0  # seconds between two signs of life of the bridge
+_ATTEMPT = 600.0  # seconds to create a session: tunnels may take a minute to build, and a new attempt begins anew
+_REACH = 10.0  # seconds to connect to the bridge and complete HELLO
+_PROGRESS = 15.0  # seconds between two log lines while the router builds tunnels
+_REMEMBERED = (13.0, 120.0)  # seconds until a router has forgotten a session of the same keys, and the maximum
+_DUPLICATE = 8.0  # seconds to retry the first session of some keys while the router has another session of them
+_AGAIN = 2.0  # seconds between these tries
+_REPLACE_AGAIN = (30.0, 900.0)  # seconds from one replacement for a destination to the next, and the maximum
+_REST = 2.0  # maximum back-off in seconds: the bridge is near, as a rule
+_CHECK = 30.0  # seconds between two keepalive probes
 
-_LENGTH = 3  # hops of a tunnel, unless it is said otherwise
-_QUANTITY = 3  # tunnels each way: what routers choose by themselves differs (2, 5)
+_LENGTH = 3  # default hops of a tunnel
+_QUANTITY = 3  # default tunnels in each direction: routers differ (2, 5)
 # ECIES-X25519 and ElGamal: i2pd gives a SAM session without this option ElGamal alone, and such a session and one of
 # ECIES alone never reach each other, although the router answers OK to each CONNECT.
 _ENCRYPTION = "4,0"
 
 
 class SessionKey(Protocol):
-    """The private key of a session's destination, which is held as long as the session is used."""
+    """Private key of a session's destination, reserved until :meth:`close`."""
 
     @property
     def key(self) -> PrivateKey:
@@ -60,66 +60,56 @@ class SessionKey(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """The file that it is in; ``None`` for one that is kept nowhere."""
+        """File of the key; ``None`` if it has none."""
 
     @property
     def seconds_since_session(self) -> float:
-        """Seconds since a session of it had ended when it was taken; endless if that is not known."""
+        """Seconds from the end of the last session with this key to when it was opened; infinite if unknown."""
 
     def mark_session_ended(self) -> None:
-        """A session of it has ended."""
+        """Record that a session with this key has ended."""
 
     def close(self) -> None:
-        """It may be held by somebody else."""
+        """Release the key for other sessions."""
 
 
 def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, quiet: bool = False) -> Carrier[Session]:
-    """A supervised session.
+    """Return a supervised session; :meth:`relay.carriers.carrier.Carrier.begin` creates it.
 
-    :param name: of it, in errors and in the log.
-    :param router: at which router, and its options.
+    :param name: of the session, in errors and in the log.
+    :param router: the router, and the session's options.
     :param below: the network from which the bridge is reached.
-    :param keys: called when the first session is made: the file of its keys, held until the carrier is closed;
-        ``None`` for a new destination after each loss.
-    :param quiet: whether what becomes of it is of interest to those alone who look for a fault.
-    :raises OSError: if there is no thread or descriptor to be had.
+    :param keys: called before the first attempt, in a thread that may block. It returns the key, which is closed with
+        the carrier, or ``None`` for a new destination after each loss.
+    :param quiet: log at debug level only.
+    :raises OSError: if no thread or descriptor is available.
     """
-    way = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
-    carrier = Carrier(name, way, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet)
-    way.renew = carrier.replace
+    connector = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
+    carrier = Carrier(name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet)
+    connector.replacement.renew = carrier.replace
     return carrier
 
 
 class _SessionConnector:
-    """Makes one session after the other; see :class:`relay.carriers.carrier.Connector`."""
-
-    renew: Callable[[Session, str], None]
+    """Creates one session after the other; see :class:`relay.carriers.link.Connector`."""
 
     def __init__(self, name: str, router: I2PRouter, below: Network, keys: Keys, level: int) -> None:
+        self.replacement = _ReplacementPolicy()
         self._name = name
         self._level = level
         self._router = router
         self._below = below
-        self._dialer: Dialer | None = None  # held while this one is, so that the connections below are supervised, too
-        self._open_keys = keys
-        self._keys: SessionKey | None = None
-        self._begun = False
+        self._dialer: Dialer | None = None  # kept, so that the connections below stay supervised
+        self._keys = _KeyUse(name, keys)
         self._was_up = False
-        self._forgotten = 0.0  # when the router has forgotten the last session of these keys, monotonic seconds
-        self._patience = _REMEMBERED[0]
-        self._stop_asking: Abort = _nothing
-        self._replacement = _ReplacementPolicy(self._replace)
+        self._cancel_dial: Abort | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
-        if not self._begun:
-            self._keys = self._open_keys()
-            self._begun = True
-            if self._keys is not None:
-                self._forgotten = time.monotonic() + self._patience - self._keys.seconds_since_session
+        self._keys.open()
         until = time.monotonic() + _DUPLICATE
         while True:
             try:
-                session = self._make(deadline, cancel, lost)
+                session = self._attempt(deadline, cancel, lost)
             except SAMError as error:
                 again = error.result == "DUPLICATED_ID"
                 if error.result == "DUPLICATED_DEST" and not self._was_up:
@@ -131,50 +121,47 @@ class _SessionConnector:
                 return session
 
     def alternative(self, error: Exception) -> str:
-        """There is none."""
+        """Return nothing: there is no other way to create a session."""
         return ""
 
     def close(self) -> None:
-        self._stop_asking()
+        if self._cancel_dial is not None:
+            self._cancel_dial()
         if self._dialer is not None:
             self._dialer.close()
-        keys, self._keys = self._keys, None
-        if keys is not None:
-            if self._was_up:
-                keys.mark_session_ended()
-            keys.close()
+        self._keys.close(had_session=self._was_up)
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    def _make(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
+    def _attempt(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if self._dialer is None:
             self._dialer = self._below.to(self._router.sam)
         bridge = Bridge(self._name, self._dialer, _login(self._router))
         try:
-            control = self._converse(bridge, deadline, cancel)
-            if self._keys is not None and self._forgotten > time.monotonic():
+            control = self._open_conversation(bridge, deadline, cancel)
+            if self._keys.remembered_for() > 0:
                 control.close()
-                self._wait_until_forgotten(cancel)
-                control = self._converse(bridge, deadline, cancel)
+                self._keys.wait_until_forgotten(cancel)
+                control = self._open_conversation(bridge, deadline, cancel)
             return self._create(bridge, control, deadline, cancel, lost)
         except BaseException:
             bridge.close()
             raise
 
-    def _converse(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
+    def _open_conversation(self, bridge: Bridge, deadline: float, cancel: Cancel) -> Conversation:
         answer: Promise[Conversation] = Promise()
-        # A bridge behind hops waits for them, and its own HELLO has a limit of its own.
+        # A bridge behind hops waits for them, and HELLO has a timeout of its own.
         until = deadline if self._below.route else min(deadline, time.monotonic() + _REACH)
 
-        def met(outcome: Conversation | OSError) -> None:
+        def on_conversation(outcome: Conversation | OSError) -> None:
             if not answer.put(outcome) and isinstance(outcome, Conversation):
                 outcome.close()
 
-        give_up = bridge.open_conversation(until, met)
+        give_up = bridge.open_conversation(until, on_conversation)
         try:
             control = answer.get(until, cancel)
         except ConnectError as error:
-            self._reached(error)
+            self._on_dialed(error)
             raise
         finally:
             give_up()
@@ -184,27 +171,26 @@ class _SessionConnector:
 
     def _create(self, bridge: Bridge, control: Conversation, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         session_id = secrets.token_hex(8)
-        key = self._keys.key.base64 if self._keys is not None else "TRANSIENT"
-        request = session_create(id=session_id, destination=key, options=options_of(self._router))
+        request = session_create(
+            id=session_id, destination=self._keys.base64 or "TRANSIENT", options=options_of(self._router)
+        )
         answer: Promise[Message] = Promise()
         progress = _ProgressLog(self._name, self._level)
         try:
             control.ask(request, None, answer.put)
-            told = answer.get(deadline, cancel)
-            if told is None:
-                raise ConnectError(f"{self._name}: the session was not made in time", reason="connect_timeout")
-            destination = self._destination(told)
+            status = answer.get(deadline, cancel)
+            if status is None:
+                raise ConnectError(f"{self._name}: creating the session timed out", reason="connect_timeout")
+            destination = self._destination(status)
         except BaseException:
             control.close()
             raise
         finally:
             progress.end()
         session = Session(
-            self._name, bridge, session_id, destination, control, functools.partial(self._lose, bridge, lost)
+            self._name, bridge, session_id, destination, control, functools.partial(self._on_loss, bridge, lost)
         )
-        session.on_silence = self._replacement.silent
-        session.on_answer = self._replacement.answered
-        session.on_verdict = self._judge
+        session.observer = self
         return session
 
     def _destination(self, answer: Message) -> str:
@@ -212,71 +198,129 @@ class _SessionConnector:
             try:
                 return PrivateKey.from_base64(answer.options.get("DESTINATION", "")).destination
             except ValueError as error:
-                text = (
-                    f"{self._name}: the router says that the session is made, but not for which destination ({error})"
-                )
+                text = f"{self._name}: the router has created the session, but reports no valid destination ({error})"
                 raise SAMError(text, result="OK") from None
-        raise self._refused(answer)
+        raise self._refusal(answer)
 
-    def _refused(self, answer: Message) -> SAMError:
+    def _refusal(self, answer: Message) -> SAMError:
         result = answer.result or " ".join(answer.words)
-        said = answer.options.get("MESSAGE", "")
-        path = self._keys.path if self._keys is not None else None
-        where = f" in {path}" if path is not None else ""
+        details = answer.options.get("MESSAGE", "")
+        where = f" in {self._keys.path}" if self._keys.path is not None else ""
         text = {
-            "INVALID_KEY": f"the router does not take the private key{where}",
-            "DUPLICATED_DEST": f"the router has a session of the key{where} already; does another program use it?",
-            "DUPLICATED_ID": "the router has a session of this id already",
-        }.get(result, f"the router does not make the session ({shown(result)}{f': {shown(said)}' if said else ''})")
+            "INVALID_KEY": f"the router rejects the private key{where}",
+            "DUPLICATED_DEST": f"the router already has a session of the key{where}; check for another program",
+            "DUPLICATED_ID": "the router already has a session with this ID",
+        }.get(result, f"the router refuses the session ({shown(result)}{f': {shown(details)}' if details else ''})")
         error = SAMError(f"{self._name}: {text}", result=result)
         error.passing = result != "INVALID_KEY"
         return error
 
-    # -- losses -------------------------------------------------------------------------------------------------------
+    # -- what a session reports ---------------------------------------------------------------------------------------
 
-    def _lose(self, bridge: Bridge, lost: Lost, error: CarrierError) -> None:
-        """It is over. A router that lives remembers it for a while, and one of the same keys would die with it."""
-        self._forgotten = time.monotonic() + self._patience
-        if self._keys is not None:
-            self._stop_asking = bridge.dial(time.monotonic() + _REACH, self._reached)
+    def _on_loss(self, bridge: Bridge, lost: Lost, error: CarrierError) -> None:
+        """Note the time: a router that still runs remembers the session, and would end another of its keys with it."""
+        self._keys.on_session_end()
+        if self._keys.base64:
+            self._cancel_dial = bridge.dial(time.monotonic() + _REACH, self._on_dialed)
         lost(error)
 
-    def _reached(self, outcome: Stream | OSError) -> None:
-        """Whether the router has ended, which must be asked at once: it may be back before long."""
+    def _on_dialed(self, outcome: Stream | OSError) -> None:
+        """Find out whether the router has ended: asked at once, because it may soon be back."""
         if isinstance(outcome, Stream):
             outcome.close()
         elif isinstance(outcome, ConnectError) and outcome.reason == "refused":
-            self._forgotten = 0.0  # another one will remember nothing
+            self._keys.on_router_end()
 
-    def _judge(self, sound: bool) -> None:
-        """If a session of these keys did not live, wait for longer before the next one."""
-        self._patience = _REMEMBERED[0] if sound else min(self._patience * 2, _REMEMBERED[1])
+    def on_silence(self, session: Session, dest: str) -> None:
+        """Replace the session, unless it has keys: with them the new session would be the same."""
+        if not self._keys.base64:
+            self.replacement.on_silence(session, dest)
 
-    def _wait_until_forgotten(self, cancel: Cancel) -> None:
-        left = self._forgotten - time.monotonic()
+    def on_reply(self, dest: str) -> None:
+        """Note that a destination answers; in any thread."""
+        self.replacement.on_reply(dest)
+
+    def on_verdict(self, is_sound: bool) -> None:
+        """Wait longer before the next session, if one of these keys was not reachable."""
+        self._keys.on_verdict(is_sound)
+
+
+class _KeyUse:
+    """The key of a connector's sessions, and how long the router remembers the last session of it.
+
+    :param name: of the session, in errors and in the log.
+    :param open_key: returns the key; called once.
+    """
+
+    def __init__(self, name: str, open_key: Keys) -> None:
+        self._name = name
+        self._open_key = open_key
+        self._is_open = False
+        self._key: SessionKey | None = None
+        self._forgotten = 0.0  # when the router has forgotten the last session of the key, monotonic seconds
+        self._patience = _REMEMBERED[0]
+
+    @property
+    def base64(self) -> str:
+        """The private key; empty if each session gets a new one."""
+        key = self._key
+        return key.key.base64 if key is not None else ""
+
+    @property
+    def path(self) -> Path | None:
+        """File of the key; ``None`` if it has none."""
+        key = self._key
+        return key.path if key is not None else None
+
+    def open(self) -> None:
+        if not self._is_open:
+            self._key = self._open_key()
+            self._is_open = True
+            if self._key is not None:
+                self._forgotten = time.monotonic() + self._patience - self._key.seconds_since_session
+
+    def close(self, *, had_session: bool) -> None:
+        key, self._key = self._key, None
+        if key is not None:
+            if had_session:
+                key.mark_session_ended()
+            key.close()
+
+    def on_session_end(self) -> None:
+        self._forgotten = time.monotonic() + self._patience
+
+    def on_router_end(self) -> None:
+        self._forgotten = 0.0  # the next router process remembers nothing
+
+    def on_verdict(self, is_sound: bool) -> None:
+        self._patience = _REMEMBERED[0] if is_sound else min(self._patience * 2, _REMEMBERED[1])
+
+    def remembered_for(self) -> float:
+        """Return the seconds until the router has forgotten the last session; 0 without a key."""
+        return self._forgotten - time.monotonic() if self._key is not None else 0.0
+
+    def wait_until_forgotten(self, cancel: Cancel) -> None:
+        left = self.remembered_for()
         text = "%s: waiting %.0f s, until the router has forgotten the last session of these keys"
         logger.info(text, self._name, left)
         if _cancelled(cancel, left):
             raise CarrierError(f"{self._name}: the session was closed")
 
-    def _replace(self, session: Session, dest: str) -> None:
-        if self._keys is None:  # the same keys would be the same session
-            self.renew(session, "a stream that is said to be there does not answer; the session may be deaf")
-
 
 class _ReplacementPolicy:
-    """When a session is replaced because a destination does not answer: seldom, if that does not help.
+    """Replaces a session because a destination does not answer, less often each time that this does not help.
 
-    A router that has not noticed that a destination is served from elsewhere now goes on sending to where it was, says
-    OK to every stream, and none is ever answered; a new session looks it up anew.
+    A destination may be served from another router now. A router that has not noticed sends to the old one, reports OK
+    for every stream, and no stream brings a byte. A new session looks the destination up again.
     """
 
-    def __init__(self, replace: Callable[[Session, str], None]) -> None:
-        self._replace = replace
+    renew: Callable[[Session, str], None]
+
+    def __init__(self) -> None:
         self._next: dict[str, tuple[float, float]] = {}  # destination → not before, seconds until the one after
 
-    def silent(self, session: Session, dest: str) -> None:
-        """A stream to there does not answer; in the pump's thread."""
+    def on_silence(self, session: Session, dest: str) -> None:
+        """Replace the session because a stream to ``dest`` brings nothing; on the I/O thread."""
         now = time.monotonic()
         due, wait = self._next.get(dest, (0.0, _REPLACE_AGAIN[0]))
         if now < due:
@@ -284,15 +328,15 @@ class _ReplacementPolicy:
         if len(self._next) > 1000:
             self._next.clear()
         self._next[dest] = now + wait, min(wait * 2, _REPLACE_AGAIN[1])
-        self._replace(session, dest)
+        self.renew(session, "a stream was opened but brings no data; the session may be unresponsive")
 
-    def answered(self, dest: str) -> None:
-        """Bytes have come from there; in any thread."""
+    def on_reply(self, dest: str) -> None:
+        """Forget the replacements for a destination: bytes have come from it; in any thread."""
         self._next.pop(dest, None)
 
 
 class _ProgressLog:
-    """Says now and then that a session is still being made, because that may take a minute."""
+    """Log lines every 15 seconds while the router creates a session, because that may take a minute."""
 
     def __init__(self, name: str, level: int) -> None:
         self._name = name
@@ -300,30 +344,31 @@ class _ProgressLog:
         self._begun = time.monotonic()
         self._over = False
         self._pump = Pump.hold(self)
-        self._timer = Timer(self._pump.loop.timers, self._say)
+        self._timer = Timer(self._pump.loop.timers, self._log)
         self._pump.loop.call(self._start)
 
     def end(self) -> None:
-        """It is made, or will not be."""
+        """Log no more."""
         self._over = True
         self._pump.loop.call(self._timer.stop)
         self._pump.let_go(self)
 
     def abandon(self) -> None:
-        """In a forked child: there is nothing to close."""
+        """Do nothing: in a forked child there is nothing to close."""
 
     def _start(self) -> None:
         if not self._over:
             now = time.monotonic()
             self._timer.start(now + _PROGRESS, now)
 
-    def _say(self, now: float) -> None:
-        logger.log(self._level, "%s: the router is building tunnels, for %.0f s by now", self._name, now - self._begun)
+    def _log(self, now: float) -> None:
+        text = "%s: the router is still building tunnels, after %.0f s"
+        logger.log(self._level, text, self._name, now - self._begun)
         self._start()
 
 
 def options_of(router: I2PRouter) -> Mapping[str, str]:
-    """What the session is asked for, everything written out: what routers choose by themselves differs."""
+    """Return the options of SESSION CREATE, with all defaults given: those of the routers differ."""
     inside = _LENGTH if router.in_depth is None else router.in_depth
     outside = _LENGTH if router.out_depth is None else router.out_depth
     options = {
@@ -340,21 +385,17 @@ def options_of(router: I2PRouter) -> Mapping[str, str]:
 
 
 def _login(router: I2PRouter) -> tuple[str, str] | None:
-    """The user and the password of the bridge.
+    """Return the user and the password for the bridge.
 
-    :raises AuthenticationError: if the password cannot be had; it does not repeat it.
+    :raises AuthenticationError: if the password cannot be read; it does not repeat it.
     """
     if router.user is None:
         return None
-    return router.user, secret_of(router, "password", f"{router.user}'s password of SAM: ") or ""
+    return router.user, secret_of(router, "password", f"{router.user}'s password for SAM: ") or ""
 
 
 def _cancelled(cancel: Cancel, seconds: float) -> bool:
-    """Wait, unless it is cancelled."""
+    """Wait; return whether it was cancelled meanwhile."""
     poller = select.poll()
     poller.register(cancel.fileno(), select.POLLIN)
     return bool(poller.poll(seconds * 1000))
-
-
-def _nothing() -> None:
-    pass

@@ -1,4 +1,4 @@
-"""One socket to a SAM bridge: what is asked there, and what is answered."""
+"""One socket to a SAM bridge: requests and their answers, or lines that the bridge sends by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import ConnectError, SAMError
 from ...eventloop.background import Pump, Watch
 from ...eventloop.poller import IN
 from ...streams.stream import Stream
-from .deadlines import Clock
+from .deadlines import Deadlines
 from .messages import LONGEST, Message, MessageError, parse, pong
 
 __all__ = ["Conversation", "OnEnd", "OnLine", "OnAnswer", "read_line"]
@@ -23,22 +23,23 @@ OnLine = Callable[[bytes], object]
 OnEnd = Callable[[OSError], object]
 
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
-_ENDED = "it ended the conversation"
-_DEAF = "it does not read what it is asked"
-_SHORT = 64  # bytes of an answer that is likely to come again and again
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_ENDED = "the bridge closed the connection"
+_NOT_READ = "the bridge does not read its socket"
+_SHORT = 64  # bytes of an answer that is likely to come often
 
 
 class Conversation:
-    """One socket to the bridge. It is either asked for one thing at a time, or listened to.
+    """One socket to the bridge, for one request at a time (:meth:`ask`) or for all its lines (:meth:`listen`).
 
-    A line is taken off the socket up to its newline and no further, so that what follows it stays there for whoever
-    takes the stream. A ``PING`` in place of an answer is answered, and waited on. Callbacks come in the pump's thread
-    and must not block; the other methods may be called from any thread by whoever owns the conversation.
+    It reads each line up to the newline and no further, so that the bytes of a stream stay in the socket. If the bridge
+    sends ``PING`` before an answer, it replies and waits on. Callbacks run on the I/O thread and must not block. The
+    owner may call the other methods in any thread.
 
-    :param stream: a connected stream to the bridge, which is owned from now on.
+    :param stream: a connected stream to the bridge, which the conversation owns from now on.
     :param name: of the bridge, in errors.
-    :param clock: for the deadlines of what is asked; ``None`` for one of its own.
-    :raises OSError: if there is no thread or descriptor to be had; the stream is closed then.
+    :param deadlines: of the requests; ``None`` to make its own.
+    :raises OSError: if no thread or descriptor is available; the stream is closed then.
     """
 
     __slots__ = (
@@ -46,102 +47,102 @@ class Conversation:
         "name",
         "_pump",
         "_watch",
-        "_clock",
+        "_deadlines",
         "_line",
         "_on_answer",
         "_on_line",
         "_on_end",
-        "_quick",
-        "_over",
+        "_is_over",
         "_error",
         "read",
     )
 
-    def __init__(self, stream: Stream, name: str, clock: Clock | None = None) -> None:
+    def __init__(self, stream: Stream, name: str, deadlines: Deadlines | None = None) -> None:
         self.stream = stream
         self.name = name
-        self.read = 0  # bytes that were read
+        self.read = 0  # bytes that were read from the socket
         self._line = b""
         self._on_answer: OnAnswer | None = None
         self._on_line: OnLine | None = None
         self._on_end: OnEnd | None = None
-        # The pump's thread sets this before it takes whom to tell, and the others look at it after they have set them:
-        # nobody waits for a conversation that has ended just before.
-        self._over = False
-        self._error: OSError | None = None  # why it is over, if nobody has closed or taken it
-        self._quick = stream.socket.family in (socket.AF_INET, socket.AF_INET6) and _QUICKACK is not None
+        # The I/O thread sets this before it reads the callbacks; other threads read it after they have set a callback.
+        # So no callback is lost if the conversation ends at that moment.
+        self._is_over = False
+        self._error: OSError | None = None  # why it has ended, unless its owner has closed or taken it
         try:
             self._pump = Pump.hold(self)
         except OSError:
             stream.close()
             raise
-        self._clock = clock if clock is not None and clock.loop is self._pump.loop else Clock(self._pump.loop)
+        self._deadlines = (
+            deadlines if deadlines is not None and deadlines.loop is self._pump.loop else Deadlines(self._pump.loop)
+        )
         self._watch = Watch(stream.socket, self._pump.loop, self._on_event)
         if threading.current_thread() is self._pump.thread:
-            self._begin()
+            self._watch_it()
         else:
-            self._pump.loop.call(self._begin)
+            self._pump.loop.call(self._watch_it)
 
     def ask(self, request: Message | bytes, deadline: float | None, on_answer: OnAnswer) -> None:
         """Send a request. Never blocks.
 
-        :param request: what is asked, or its line; the answer to the one before it has come.
-        :param deadline: monotonic seconds; ``None`` for as long as it takes.
-        :param on_answer: called once: with the answer; or with the error, and then the conversation is closed.
+        :param request: a message or its line; the answer to the request before must have come.
+        :param deadline: monotonic seconds; ``None`` for no limit.
+        :param on_answer: called once with the answer, or with the error, after which the conversation is closed.
         """
         data = request if isinstance(request, bytes) else request.encode()
         if deadline is not None:
-            self._clock.set(self, deadline)
+            self._deadlines.set(self, deadline)
         self._on_answer = on_answer
         try:
             if self.stream.socket.send(data) != len(data):
-                raise OSError(errno.ENOBUFS, _DEAF)
+                raise OSError(errno.ENOBUFS, _NOT_READ)
         except OSError as error:
             return self._fail_soon(error)
-        if self._over:
+        if self._is_over:
             self._fail_soon(ConnectionResetError(errno.ECONNRESET, _ENDED))
         return None
 
     def listen(self, on_line: OnLine, on_end: OnEnd) -> None:
-        """From now on have each line told, and the end once.
+        """Pass each line on from now on.
 
-        :param on_line: called with each line, its newline included.
-        :param on_end: called when the conversation is over and nobody has closed it; it is closed then.
+        :param on_line: called with each line, including its newline.
+        :param on_end: called once with the error, when the conversation has ended without :meth:`close`.
         """
         self._on_line, self._on_end = on_line, on_end
-        if self._over:
+        if self._is_over:
             self._fail_soon(ConnectionResetError(errno.ECONNRESET, _ENDED))
 
     def say(self, message: Message) -> None:
-        """Send something that has no answer, or whose answer is heard. Never blocks; a failure shows as the end."""
+        """Send a message without waiting for an answer. Never blocks; a failure ends the conversation."""
         data = message.encode()
         try:
             sent = self.stream.socket.send(data)
         except OSError:
             return
-        if sent != len(data):  # half a line would spoil the next one
-            self._fail_soon(OSError(errno.ENOBUFS, _DEAF))
+        if sent != len(data):  # half a line would corrupt the next one
+            self._fail_soon(OSError(errno.ENOBUFS, _NOT_READ))
 
     def take(self) -> Stream:
-        """Have the stream, which is watched no longer; only in the pump's thread.
+        """Stop reading lines, and return the stream; only on the I/O thread.
 
-        :returns: the stream, with everything that came after the last line still to be read.
+        :returns: the stream; the bytes after the last line are still in its socket.
         """
-        self._pump.loop.forget(self.stream.fileno())  # it is not closed, so nothing takes it out of the poller
+        self._pump.loop.forget(self.stream.fileno())  # closing would remove it from the poller, but it stays open
         self._leave()
         self._on_answer = self._on_line = self._on_end = None
         return self.stream
 
     def close(self) -> None:
-        """End it; nobody is told. Idempotent."""
+        """End the conversation without calling a callback. Idempotent."""
         self._on_answer = self._on_line = self._on_end = None
-        if not self._over:
+        if not self._is_over:
             self._pump.loop.call(self._close)
 
     @property
     def alive(self) -> bool:
-        """Whether the other side has not ended it, as far as can be seen at this moment. Never blocks."""
-        if self._over:
+        """``True`` if no EOF or error has come on the socket so far. Never blocks."""
+        if self._is_over:
             return False
         try:
             return bool(self.stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -151,21 +152,21 @@ class Conversation:
             return False
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor and nothing else."""
+        """Only close the descriptor, in a forked child."""
         self.stream.socket.close()
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end it."""
+        """End the conversation after a bug in a handler."""
         self._fail(OSError(errno.EIO, "a bug in relay; the log has it"))
 
-    # -- in the pump's thread -----------------------------------------------------------------------------------------
+    # -- on the I/O thread --------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        if not self._over:
+    def _watch_it(self) -> None:
+        if not self._is_over:
             self._watch.want(IN)
 
     def expire(self, now: float) -> None:
-        """The deadline of what is asked has come."""
+        """Fail the request, because its deadline has come."""
         if self._on_answer is not None:
             self._fail(ConnectError(f"{self.name}: no answer in time", reason="connect_timeout"))
 
@@ -173,8 +174,10 @@ class Conversation:
         sock = self.stream.socket
         try:
             got, complete = read_line(sock)
-            if self._quick:  # the bridge's Nagle waits for our ACK, which would be delayed by 40 ms
-                sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK or 0, 1)
+            if (
+                _QUICKACK is not None and sock.family in _INTERNET
+            ):  # the bridge's Nagle waits for our ACK, which would be delayed by 40 ms
+                sock.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         except BlockingIOError:
             return
         except OSError as error:
@@ -184,20 +187,20 @@ class Conversation:
         self.read += len(got)
         self._line += got
         if len(self._line) > LONGEST:
-            return self._fail(MessageError(f"{self.name}: a line of more than {LONGEST} bytes; that is not SAM"))
+            return self._fail(MessageError(f"{self.name}: a line of more than {LONGEST} bytes; not SAM"))
         if complete:
             line, self._line = self._line, b""
             self._take_line(line)
 
     def _take_line(self, line: bytes) -> None:
         if self._on_answer is not None:
-            self._answer(line)
+            self._take_answer(line)
         elif self._on_line is not None:
             self._on_line(line)
         else:
-            self._fail(MessageError(f"{self.name}: it said something that it was not asked"))
+            self._fail(MessageError(f"{self.name}: the bridge sent a line without a request"))
 
-    def _answer(self, line: bytes) -> None:
+    def _take_answer(self, line: bytes) -> None:
         try:
             answer = _parsed(line) if len(line) <= _SHORT else parse(line)
         except MessageError as error:
@@ -205,47 +208,47 @@ class Conversation:
         if answer.words == ("PING",):
             return self.say(pong(answer.text))
         on_answer, self._on_answer = self._on_answer, None
-        self._clock.drop(self)
+        self._deadlines.drop(self)
         if on_answer is not None:  # else it was closed meanwhile
             on_answer(answer)
         return None
 
     def _fail_soon(self, error: OSError) -> None:
-        """Fail; in any thread."""
+        """End the conversation with an error; in any thread."""
         fail = functools.partial(self._fail, error)
-        if not self._pump.loop.call(fail):  # the pump's thread has ended, and what is over has nobody to race with
+        if not self._pump.loop.call(fail):  # the I/O thread has ended, so nothing can race
             fail()
 
     def _fail(self, error: OSError) -> None:
-        if not self._over:
-            self._error = error = self._lost(error)
+        if not self._is_over:
+            self._error = error = self._as_loss(error)
             self._close()
-        self._clock.drop(self)
+        self._deadlines.drop(self)
         on_answer, on_end = self._on_answer, self._on_end
         self._on_answer = self._on_line = self._on_end = None
-        failure = self._error or self._lost(error)
+        failure = self._error or self._as_loss(error)
         if on_answer is not None:
             on_answer(failure)
         elif on_end is not None:
             on_end(failure)
 
-    def _lost(self, error: OSError) -> OSError:
+    def _as_loss(self, error: OSError) -> OSError:
         if isinstance(error, (SAMError, ConnectError)):
             return error
         failure = self.stream.failure() if self.stream.failure is not None else None
-        if isinstance(failure, ConnectError):  # the hop before it has not reached the bridge after all
+        if isinstance(failure, ConnectError):  # a hop had not reached the bridge after all
             return failure
         why = error.strerror or os.strerror(error.errno or errno.EIO)
         return ConnectError(f"{self.name}: the connection to the bridge was lost ({why})")
 
     def _close(self) -> None:
-        if not self._over:
+        if not self._is_over:
             self._leave()
-            self._pump.loop.call(self.stream.close)  # after this turn, for its events may still come
+            self._pump.loop.call(self.stream.close)  # after this turn: its events may still come
 
     def _leave(self) -> None:
-        self._over = True
-        self._clock.drop(self)
+        self._is_over = True
+        self._deadlines.drop(self)
         self._watch.end()
         self._pump.let_go(self)
 
@@ -254,11 +257,11 @@ _parsed = functools.lru_cache(maxsize=64)(parse)
 
 
 def read_line(sock: socket.socket) -> tuple[bytes, bool]:
-    """Take what there is of a line off a socket, up to its newline and no further.
+    """Read what has come of a line, up to its newline and no further.
 
-    :param sock: a non-blocking one.
-    :returns: what there is, empty at the end of file; and whether the line is complete.
-    :raises OSError: ``BlockingIOError`` if there is nothing yet.
+    :param sock: a non-blocking socket.
+    :returns: the bytes, empty at EOF; and whether the line is complete.
+    :raises OSError: if the socket fails; ``BlockingIOError`` if nothing has come.
     """
     seen = sock.recv(LONGEST, socket.MSG_PEEK)
     end = seen.find(b"\n") + 1

@@ -1,4 +1,10 @@
-"""Deadlines of many things, most of which are over long before."""
+"""Deadlines that any thread may set and drop.
+
+Why there are two kinds: the timers of :mod:`relay.eventloop.loop` belong to the loop's thread, so that another thread
+would have to wake it for each change. Streams set and drop deadlines in the threads of their callers, and drop most
+long before they are due. Here a change wakes the loop's thread only if the deadline precedes all others. The loop's
+timers see one timer for all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +16,35 @@ from typing import Protocol
 
 from ...eventloop.loop import Loop, Timer
 
-__all__ = ["Clock", "Timed"]
+__all__ = ["Deadlines", "Timed"]
 
 logger = logging.getLogger("relay")
 
-_GRAIN = 0.02  # seconds between two looks at least, so that thousands that expire one by one cost no more than a few
+_GRAIN = 0.02  # seconds between two checks, so that thousands that expire one by one cost no more than a few
 
 
 class Timed(Protocol):
-    """What can have one deadline at a time."""
+    """Item with at most one deadline at a time."""
 
     def expire(self, now: float) -> None:
-        """The time has come; in the pump's thread."""
+        """Handle the deadline, on the loop's thread; ``now`` is in monotonic seconds."""
 
 
-class Clock:
-    """Deadlines that are set and dropped in any thread, which wakes the pump's for one alone that is before all others.
+class Deadlines:
+    """Deadlines on one loop. :meth:`set` and :meth:`drop` are safe from any thread.
 
-    :param loop: the pump's, which calls those whose time has come.
+    :param loop: its thread calls the items that are due.
     """
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self._timer = Timer(loop.timers, self._look)
+        self._timer = Timer(loop.timers, self._check)
         self._lock = threading.Lock()
         self._due: dict[Timed, float] = {}
-        self._next = math.inf  # when there is to be a look; not after the first deadline
+        self._next = math.inf  # time of the next check; not after the first deadline
 
     def set(self, item: Timed, due: float) -> None:
-        """Let ``item.expire`` be called at ``due`` (monotonic seconds), in place of any time set before."""
+        """Call ``item.expire`` at ``due`` (monotonic seconds), instead of at any time set before."""
         with self._lock:
             self._due[item] = due
             sooner = due < self._next
@@ -48,14 +54,14 @@ class Clock:
             self.loop.call(self._arm)
 
     def drop(self, item: Timed) -> None:
-        """Forget the deadline of ``item``, if it has one."""
+        """Remove the deadline of ``item``, if it has one."""
         with self._lock:
             self._due.pop(item, None)
 
     def _arm(self) -> None:
         self._timer.start(self._next, time.monotonic())
 
-    def _look(self, now: float) -> None:
+    def _check(self, now: float) -> None:
         with self._lock:
             expired = [item for item, due in self._due.items() if due <= now]
             for item in expired:

@@ -1,4 +1,4 @@
-"""Streams to one destination over a SAM session that is shared, kept up and replaced when it has gone deaf."""
+"""Streams to one I2P destination, multiplexed over a SAM session that dialers with equal options share."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ class I2PFactory(Dialer):
     :param target: where to, through which router and session.
     :param below: the network from which the router's SAM bridge is reached; only dialers over the same route share a
         session.
-    :param told: gives an error the form in which it is told.
+    :param explain: returns an error in the form that the caller reports.
     :raises AddressError: if that network does not lead to the bridge.
     :raises OSError: if a file that the bridge's address names cannot be read.
     :raises ValueError: if a file does not hold what it should.
     """
 
-    def __init__(self, target: I2PTarget, below: Network, told: Callable[[OSError], OSError] = _as_it_is) -> None:
+    def __init__(self, target: I2PTarget, below: Network, explain: Callable[[OSError], OSError] = _as_it_is) -> None:
         super().__init__(str(target) if not is_base64(target.dest) else _shown(target))
         self._place = target
-        self._told = told
+        self._explain = explain
         router = target.router
         below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
         make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
@@ -71,38 +71,38 @@ class I2PFactory(Dialer):
 
     @property
     def state(self) -> str:
-        """What the session does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        """State of the session: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
         held = self._holder.current
         return held.state.value if held is not None else CarrierState.CLOSED.value
 
     @property
     def dest(self) -> str:
-        """The destination in base64 that the streams come from; empty while there is no session."""
+        """Destination of this end of the streams, in base64; empty while there is no session."""
         held = self._holder.current
         link = held.link if held is not None else None
         return link.destination if link is not None else ""
 
     @property
     def problem(self) -> str | None:
-        """Why there is no session, as far as that is known."""
+        """Last error of the session; ``None`` if there was none."""
         held = self._holder.current
         return str(held.error) if held is not None and held.error is not None else None
 
     def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change of the session's state; it must not block.
+        """Call ``watcher(state, error)`` at each change of the session's state.
 
-        :param watcher: called in a thread of ours; what it raises is logged.
-        :raises OSError: if there is no thread or descriptor to be had.
+        :param watcher: called on the I/O thread; it must not block. What it raises is logged.
+        :raises OSError: if no thread or descriptor is available.
         """
         self._holder.subscribe(watcher)
 
     def ready(self, timeout: float | None = None) -> None:
-        """Make the session, if that is not done yet, and wait for it: one attempt.
+        """Create the session, unless it exists, and wait for it: one attempt.
 
-        :param timeout: seconds; ``None`` for as long as it takes, for building tunnels may take a minute.
+        :param timeout: seconds; ``None`` for no limit. Building tunnels may take a minute.
         :raises ConnectError: if the bridge cannot be reached.
-        :raises SAMError: if there is no bridge, or it makes no session; ``.result`` is its word.
-        :raises AuthenticationError: if it does not take the user and the password.
+        :raises SAMError: if there is no SAM bridge, or it creates no session; ``.result`` is its word.
+        :raises AuthenticationError: if the bridge rejects the user and the password.
         :raises TypeError: if ``timeout`` is not a number.
         :raises ValueError: if it is not positive.
         """
@@ -111,11 +111,11 @@ class I2PFactory(Dialer):
         self._session(deadline, wait_for_reconnect=False)
 
     def look_up(self, timeout: float | None = 60.0) -> str:
-        """The destination that the streams lead to.
+        """Look up the destination of the streams.
 
-        :param timeout: seconds for the router to find it; ``None`` for as long as it takes.
-        :returns: its base64.
-        :raises OSError: if it cannot be found, or there is no session.
+        :param timeout: seconds for the router to find it; ``None`` for no limit.
+        :returns: the destination in base64.
+        :raises OSError: if the router does not find it, or there is no session.
         :raises TypeError: if ``timeout`` is not a number.
         :raises ValueError: if it is not positive.
         """
@@ -128,44 +128,44 @@ class I2PFactory(Dialer):
         session.look_up(self._place.dest, answer.put)
         found = answer.get(deadline, None)
         if found is None:
-            raise ConnectError(f"{self._place.dest}: not looked up in time", reason="connect_timeout")
+            raise ConnectError(f"{self._place.dest}: name lookup timed out", reason="connect_timeout")
         return found
 
     def dial(
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
     ) -> Abort:
-        """Begin to make a stream; see :meth:`Dialer.dial`."""
+        """Open a stream; see :meth:`Dialer.dial`."""
 
-        def begin(session: Session, told: OnResult) -> Abort:
+        def begin(session: Session, on_stream: OnResult) -> Abort:
             place = self._place
-            # Also for one attempt: a destination that cannot be reached yet is what the deadline is for.
-            return open_stream(session, place.dest, place.port, deadline, told, self_contained=self_contained)
+            # It retries until the deadline in any case: the router may not have found the destination yet.
+            return open_stream(session, place.dest, place.port, deadline, on_stream, self_contained=self_contained)
 
-        def tell(outcome: Stream | OSError) -> None:
-            done(self._told(outcome) if isinstance(outcome, OSError) else outcome)
+        def on_outcome(outcome: Stream | OSError) -> None:
+            done(self._explain(outcome) if isinstance(outcome, OSError) else outcome)
 
-        tell_it = done if self._told is _as_it_is else tell
-        return dial(self._holder.carrier(), begin, deadline, tell_it, wait_for_reconnect=wait_for_reconnect)
+        explained = done if self._explain is _as_it_is else on_outcome
+        return dial(self._holder.carrier(), begin, deadline, explained, wait_for_reconnect=wait_for_reconnect)
 
     def _session(self, deadline: float | None, *, wait_for_reconnect: bool) -> Session:
         try:
             return wait_until_up(self._holder.carrier(), deadline, None, wait_for_reconnect=wait_for_reconnect)
         except OSError as error:
-            raise self._told(error) from error
+            raise self._explain(error) from error
 
     def carrier(self) -> Carrier[Session]:
-        """The session under the streams, which is held from now on.
+        """Return the session of the streams, and hold it until :meth:`close`.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if no thread or descriptor is available.
         """
         return self._holder.carrier()
 
     def release(self) -> None:
-        """Let the session go as soon as no stream rides on it, and do not wait for that."""
+        """Release the session once no stream uses it, without waiting for that."""
         self._holder.close(drain_timeout=0.0)
 
     def close(self) -> None:
-        """Let the session go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
+        """Release the session once no stream uses it. Idempotent; the next call acquires it again."""
         self._holder.close()
 
 

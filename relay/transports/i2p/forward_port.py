@@ -1,4 +1,4 @@
-"""A port of ours to which the router connects for each stream (SAM v3, "STREAM FORWARD")."""
+"""Local port for STREAM FORWARD (SAM v3): the router opens one connection for each incoming stream."""
 
 from __future__ import annotations
 
@@ -28,74 +28,74 @@ logger = logging.getLogger("relay")
 
 OnStream = Callable[[Stream, Peer], object]
 
-BACKLOG = 4096  # streams that the kernel keeps for us; Linux takes the lower of this and net.core.somaxconn
-SILENT = 1024  # connections that have not said yet whose they are, at most
-PATIENCE = 30.0  # seconds until they have
-AGAIN = 0.1  # seconds until one is accepted again when there were no descriptors left
+BACKLOG = 4096  # listen backlog; Linux takes the lower of this and net.core.somaxconn
+MAX_PENDING = 1024  # connections that have not sent their first line yet
+LINE_TIMEOUT = 30.0  # seconds for that line
+AGAIN = 0.1  # seconds until accept is retried after a lack of descriptors
 
-# Most streams come from somebody who has come before.
+# Most streams come from a peer that has connected before.
 _peer_of = functools.lru_cache(maxsize=256)(parse_peer)
 
 _DEFER = getattr(socket, "TCP_DEFER_ACCEPT", None)
 
 
 class ForwardPort:
-    """Where the router connects to. Its first line on each connection says whose the stream is.
+    """Listens for the router. The first line on each connection names the peer's destination.
 
-    Every program on the machine can connect there, too, and claim to come from any destination. So a connection is
-    rejected unless the kernel reports that it belongs to the user of the bridge.
+    Every program on the machine can connect to the port and claim to be any destination. So the port rejects a
+    connection unless the kernel reports that it belongs to the router's user.
 
-    Every method may be called from any thread; everything else happens in the loop's.
+    Every public method is safe from any thread; everything else runs on the loop's thread.
 
-    :param session: whose streams they are.
-    :param on_stream: called with each stream and who connects, in the loop's thread.
-    :param owners: finds the user of a connection; ``None`` to trust every program.
-    :param loop: in whose thread connections are accepted.
+    :param session: the session of the streams.
+    :param on_stream: called with each stream and its peer, on the loop's thread.
+    :param lookup: finds the user of a connection; ``None`` to trust every program on the machine.
+    :param loop: its thread accepts the connections.
     :raises OSError: if no port is free.
     """
 
-    def __init__(self, session: Session, on_stream: OnStream, owners: PeerUidLookup | None, *, loop: Loop) -> None:
+    def __init__(self, session: Session, on_stream: OnStream, lookup: PeerUidLookup | None, *, loop: Loop) -> None:
         self.on_stream = on_stream
         self.name = session.name
-        self._owners = owners
-        self._user: int | None = None  # the one behind the bridge
+        self._lookup = lookup
+        self._user: int | None = None  # of the router
         self._warned = False
         self._loop = loop
         self._watching: Loop | None = None
-        self._open = self._held = self._closed = False
-        self._silent: set[_ForwardedConnection] = set()
+        self._open = self._paused = self._closed = False
+        self._pending: set[_ForwardedConnection] = set()
         self._retry: Timer | None = None
         control = session.control_socket
         self._family = control.family
-        # Where a router connects to is the address that the conversation comes from.
+        # The router connects to the address from which the conversation comes.
         self._socket = socket.create_server((control.getsockname()[0], 0), family=control.family, backlog=BACKLOG)
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Linux hands it on
-        if _DEFER is not None:  # who says nothing is nothing to us; who does is accepted and read at once
-            self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(PATIENCE))
-        self._holds_ends = owners is not None and owners.knows_closed
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it on Linux
+        if _DEFER is not None:  # the kernel reports a connection once it has data
+            self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(LINE_TIMEOUT))
+        self._holds_ends = lookup is not None and lookup.knows_closed
         if self._holds_ends:
             hold_end(self._socket)
-        self._place: tuple[str, int] = self._socket.getsockname()[:2]
-        self.number = self._place[1]
+        self._address: tuple[str, int] = self._socket.getsockname()[:2]
+        self.number = self._address[1]
 
     def open(self, conversation: socket.socket) -> None:
-        """Let connections in from now on.
+        """Accept connections from now on.
 
-        :param conversation: with the bridge; who is at its other end may connect.
+        :param conversation: a socket to the bridge; the user at its other end may connect.
         """
-        if self._owners is not None:
-            self._user = self._owners.of(conversation)
+        if self._lookup is not None:
+            self._user = self._lookup.of(conversation)
         self._open = True
         self._update_there()
 
-    def hold(self, held: bool) -> None:
-        """Let none in for now, or go on."""
-        self._held = held
+    def pause(self, paused: bool) -> None:
+        """Keep further connections in the backlog, or accept them again."""
+        self._paused = paused
         self._update_there()
 
     def move(self, loop: Loop) -> None:
-        """Have everything happen in the thread of another loop from now on."""
+        """Accept further connections on another loop's thread."""
         old, self._loop = self._loop, loop
 
         def moved() -> None:
@@ -107,31 +107,31 @@ class ForwardPort:
             self._update_there()
 
     def close(self) -> None:
-        """Let none in any more. Idempotent."""
+        """Accept no more connections, and reset the pending ones. Idempotent."""
         if not self._closed:
             self._closed = True
             if not self._loop.call(self._close):
                 self.abandon()
 
     def abandon(self) -> None:
-        """In a forked child, or where the loop has stopped: close the descriptors and nothing else."""
+        """Only close the descriptors: in a forked child, or once the loop has stopped."""
         self._socket.close()
-        for connection in tuple(self._silent):
+        for connection in tuple(self._pending):
             connection.socket.close()
 
-    # -- in the loop's thread -----------------------------------------------------------------------------------------
+    # -- on the loop's thread -----------------------------------------------------------------------------------------
 
     def _update_there(self) -> None:
         loop = self._loop
         loop.call(functools.partial(self._update, loop))
 
     def _update(self, loop: Loop) -> None:
-        """Watch the port if and only if somebody may come; in the thread of this loop."""
-        wanted = self._open and not self._held and not self._closed and loop is self._loop
-        wanted = wanted and len(self._silent) < SILENT and self._retry is None
+        """Watch the port if and only if it may accept; on the thread of this loop."""
+        wanted = self._open and not self._paused and not self._closed and loop is self._loop
+        wanted = wanted and len(self._pending) < MAX_PENDING and self._retry is None
         if wanted and self._watching is None:
             self._watching = loop
-            loop.watch(self._socket.fileno(), IN, self._ready)
+            loop.watch(self._socket.fileno(), IN, self._on_event)
         elif not wanted and self._watching is loop:
             self._watching = None
             loop.forget(self._socket.fileno())
@@ -142,82 +142,82 @@ class ForwardPort:
         loop.discard(self._socket)
         if self._retry is not None:
             self._retry.stop()
-        for connection in tuple(self._silent):
+        for connection in tuple(self._pending):
             connection.drop()
 
-    def _ready(self, event: int, now: float) -> None:
+    def _on_event(self, event: int, now: float) -> None:
         try:
-            made, place = self._socket.accept()
+            accepted, address = self._socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            logger.warning("%s: cannot accept for now: %s", self.name, error.strerror or error)
+            logger.warning("%s: cannot accept a connection: %s; retrying", self.name, error.strerror or error)
             return self.crashed(now)
         try:
-            self._take(made, place, now)
-        except BaseException:  # no descriptor to ask the kernel with, or a bug
-            reset(made)
+            self._take(accepted, address, now)
+        except BaseException:  # no descriptor left for the lookup, or a bug
+            reset(accepted)
             raise
         return None
 
-    def _take(self, made: socket.socket, place: tuple[str, int], now: float) -> None:
-        if self._owners is not None and self._is_foreign(place, self._owners):
-            return reset(made)
+    def _take(self, accepted: socket.socket, address: tuple[str, int], now: float) -> None:
+        if self._lookup is not None and self._is_foreign(address, self._lookup):
+            return reset(accepted)
         if self._holds_ends:
-            release_end(made)
-        made.setblocking(False)
-        connection = _ForwardedConnection(self, made, self._loop)
+            release_end(accepted)
+        accepted.setblocking(False)
+        connection = _ForwardedConnection(self, accepted, self._loop)
         if not connection.read():
-            self._silent.add(connection)
+            self._pending.add(connection)
             connection.wait(now)
             self._update(self._loop)
         return None
 
     def crashed(self, now: float) -> None:
-        """No descriptors are left, or there is a bug: accept none for a while."""
+        """Pause for a moment, after a lack of descriptors or a bug."""
         loop = self._loop
         self._retry = Timer(loop.timers, self._try_again)
         self._retry.start(now + AGAIN, now)
         self._update(loop)
-        self._watching = None  # also where the loop has forgotten it already
+        self._watching = None  # even if the loop has stopped watching already
 
     def _try_again(self, now: float) -> None:
         self._retry = None
         self._update_there()
 
-    def _is_foreign(self, place: tuple[str, int], owners: PeerUidLookup) -> bool:
-        user = owners.between(self._family, place, self._place)
+    def _is_foreign(self, address: tuple[str, int], lookup: PeerUidLookup) -> bool:
+        user = lookup.between(self._family, address, self._address)
         if user is not None and user == self._user:
             return False
-        whose = "a program whose user the kernel does not report" if user is None else f"user {user}"
+        client = "a program of unknown user" if user is None else f"user {user}"
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        text = "%s: %s has connected to the port for the router's streams, whose user is %s; it is rejected"
-        logger.log(level, text, self.name, whose, "unknown" if self._user is None else self._user)
+        text = "%s: %s connected to the port for the router's streams; rejected, because the router's user is %s"
+        logger.log(level, text, self.name, client, "unknown" if self._user is None else self._user)
         return True
 
-    def settled(self, connection: _ForwardedConnection) -> None:
-        """A connection that said nothing is waited for no longer."""
-        self._silent.discard(connection)
+    def on_settled(self, connection: _ForwardedConnection) -> None:
+        """Stop waiting for the first line of a connection."""
+        self._pending.discard(connection)
         self._update_there()
 
 
 class _ForwardedConnection:
-    """A connection to the port, which is to say whose it is."""
+    """A connection to the port whose first line has not come completely."""
 
     __slots__ = ("socket", "_port", "_loop", "_line", "_timer")
 
-    def __init__(self, port: ForwardPort, made: socket.socket, loop: Loop) -> None:
-        self.socket = made
+    def __init__(self, port: ForwardPort, accepted: socket.socket, loop: Loop) -> None:
+        self.socket = accepted
         self._port = port
         self._loop = loop
         self._line = b""
-        self._timer: Timer | None = None  # while it is waited for
+        self._timer: Timer | None = None  # while waiting for the line
 
     def read(self) -> bool:
-        """Read what there is of the line; what follows it stays in the socket.
+        """Read what has come of the line; the bytes after it stay in the socket.
 
-        :returns: whether it is known who this is, or there is no more to be had from it.
+        :returns: whether the connection is settled: passed on as a stream, or rejected.
         """
         try:
             got, complete = read_line(self.socket)
@@ -227,7 +227,7 @@ class _ForwardedConnection:
             return self._refuse(os.strerror(error.errno or errno.EIO))
         self._line += got
         if not got or len(self._line) > LONGEST:
-            return self._refuse("it ended" if not got else f"a line of more than {LONGEST} bytes")
+            return self._refuse("EOF" if not got else f"a line of more than {LONGEST} bytes")
         if not complete:
             return False
         try:
@@ -239,28 +239,28 @@ class _ForwardedConnection:
         return True
 
     def wait(self, now: float) -> None:
-        """Wait for more of it."""
+        """Wait for the rest of the line."""
         self._loop.watch(self.socket.fileno(), IN, self._on_event)
         self._timer = Timer(self._loop.timers, self._expired)
-        self._timer.start(now + PATIENCE, now)
+        self._timer.start(now + LINE_TIMEOUT, now)
 
     def drop(self) -> None:
-        """Want no more of it."""
+        """Reset the connection."""
         self._settle()
         reset(self.socket)
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end it."""
+        """Reset the connection after a bug in a handler."""
         self.drop()
 
     def _on_event(self, event: int, now: float) -> None:
         self.read()
 
     def _expired(self, now: float) -> None:
-        self._refuse(f"nothing for {PATIENCE:.0f} s")
+        self._refuse(f"none within {LINE_TIMEOUT:.0f} s")
 
     def _refuse(self, why: str) -> bool:
-        logger.info("%s: a connection to the port for streams does not say whose it is: %s", self._port.name, why)
+        logger.info("%s: a connection to the port for streams has no valid first line: %s", self._port.name, why)
         self.drop()
         return True
 
@@ -269,4 +269,4 @@ class _ForwardedConnection:
             self._timer.stop()
             self._timer = None
             self._loop.forget(self.socket.fileno())
-            self._port.settled(self)
+            self._port.on_settled(self)

@@ -1,6 +1,6 @@
-"""How the streams of a session come in: by STREAM ACCEPT, one after the other, or by STREAM FORWARD, to a port of ours.
+"""Streams that clients open to a session: by STREAM ACCEPT, or by STREAM FORWARD to a local port.
 
-Everything here happens in the pump's thread, but for streams of the port.
+Everything here runs on the I/O thread, except that forwarded streams may come on another loop's thread.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ __all__ = ["AcceptStreams", "OnReady", "ForwardStreams", "IncomingStreams", "is_
 
 OnReady = Callable[["IncomingStreams", "OSError | None"], object]
 
-SEVERAL = 8  # ACCEPTs that wait at one time, where the bridge serves several
+SEVERAL = 8  # pending ACCEPTs, where the bridge serves several
 ANSWER = 60.0  # seconds for the bridge to answer
-NOTICE = 2.0  # seconds for the router to notice that a conversation has ended
-STEADY = 10.0  # seconds that it lasts when nothing is wrong
-AGAIN = (0.1, 10.0)  # seconds until it is asked again, after the first failure in a row and at most
+NOTICE = 2.0  # seconds for the router to notice the end of a conversation
+STEADY = 10.0  # seconds after which a request that ends counts as a success
+AGAIN = (0.1, 10.0)  # seconds until the request is repeated, after the first failure in a row, and the maximum
 
 
 class IncomingStreams:
-    """A way in for the streams of one session, which asks for them again until it is closed.
+    """Requests the streams of one session from the router, and repeats the request until it is closed.
 
-    :param session: whose.
-    :param on_stream: called with each stream and who connected.
+    :param session: the session.
+    :param on_stream: called with each stream and its peer.
     :param on_ready: called with ``None`` each time the router agrees to deliver streams, and with the error each time
         it refuses.
-    :raises OSError: if there is no thread or descriptor to be had.
+    :raises OSError: if no thread or descriptor is available.
     """
 
     def __init__(self, session: Session, on_stream: OnStream, on_ready: OnReady) -> None:
         self.session = session
-        self.brought = False  # whether a stream has come
-        self.held = False
-        self.over = False
+        self.delivered = False  # whether a stream has come
+        self.paused = False
+        self.is_over = False
         self._on_stream = on_stream
         self._on_ready = on_ready
         self._requests: set[_Request] = set()
         self._delay = AGAIN[0]
-        self._granted: float | None = None  # when streams were promised, monotonic seconds
-        self._error: OSError | None = None  # why they are asked for again, where that is to be told
+        self._granted: float | None = None  # when the router agreed, monotonic seconds
+        self._error: OSError | None = None  # why the request is repeated, if on_ready is to know
         self.pump = Pump.hold(self)
-        self._again = Timer(self.pump.loop.timers, self._try_again)
+        self._again = Timer(self.pump.loop.timers, self._retry)
 
     def begin(self) -> None:
-        """Ask for streams."""
+        """Request streams."""
         raise NotImplementedError
 
-    def hold(self, held: bool) -> None:
-        """Let no more in for now, or go on; nobody is dropped."""
+    def pause(self, paused: bool) -> None:
+        """Keep further streams waiting, or receive them again; none is dropped."""
         raise NotImplementedError
 
     def move(self, loop: Loop | None) -> None:
-        """Accept streams in the thread of another loop from now on, where that can be chosen."""
+        """Accept further streams on another loop's thread, if the subclass can; ``None`` for the I/O thread."""
 
     def close(self) -> None:
-        """Ask for no more. The streams that have come stay. Idempotent."""
-        self.over = True
+        """Request no more streams. Open streams continue. Idempotent."""
+        self.is_over = True
         self._again.stop()
         for request in list(self._requests):
             request.end()
@@ -79,31 +79,31 @@ class IncomingStreams:
         self.pump.let_go(self)
 
     def abandon(self) -> None:
-        """In a forked child: the conversations close their own descriptors."""
+        """Do nothing: in a forked child the conversations close their own descriptors."""
 
-    # -- what becomes of a request ------------------------------------------------------------------------------------
+    # -- events of a request ------------------------------------------------------------------------------------------
 
     def request(self) -> Message:
-        """What is said to ask for streams."""
+        """Return the message that requests streams."""
         raise NotImplementedError
 
-    def granted(self, request: _Request) -> None:
-        """The router has said that it hands streams over."""
+    def on_grant(self, request: _Request) -> None:
+        """Handle the router's agreement to deliver streams."""
         self._granted = time.monotonic()
         self._on_ready(self, None)
 
-    def heard(self, request: _Request, line: bytes) -> None:
-        """Something was said after that."""
+    def on_line(self, request: _Request, line: bytes) -> None:
+        """Handle a line after the router's agreement."""
 
-    def failed(self, request: _Request, error: OSError) -> None:
-        """It was refused, or has ended."""
+    def on_failure(self, request: _Request, error: OSError) -> None:
+        """Handle the refusal or the end of a request."""
         self._requests.discard(request)
         if isinstance(error, SAMError) and error.result == "INVALID_ID":
-            self.session.lose(CarrierError(f"{self.session.name}: the router does not know the session any more"))
-        elif not self._requests and not self.over:
-            self._later(error, time.monotonic())
+            self.session.lose(CarrierError(f"{self.session.name}: the router no longer knows the session"))
+        elif not self._requests and not self.is_over:
+            self._retry_later(error, time.monotonic())
 
-    def _later(self, error: OSError, now: float) -> None:
+    def _retry_later(self, error: OSError, now: float) -> None:
         steady = self._granted is not None and now - self._granted > STEADY
         delay = AGAIN[0] if steady else self._delay
         self._granted = None
@@ -111,12 +111,15 @@ class IncomingStreams:
         self._error = None if steady else error
         self._again.start(now + delay, now)
 
-    def _try_again(self, now: float) -> None:
-        """Ask again; only now it is told, for often it was the end of the session, which is told by others."""
+    def _retry(self, now: float) -> None:
+        """Repeat the request.
+
+        The error is reported only now: often it was the end of the session, which the session itself reports.
+        """
         error, self._error = self._error, None
         if error is not None and self.session.failure() is None:
             self._on_ready(self, error)
-        if not self.over:
+        if not self.is_over:
             self.begin()
 
     def _ask(self) -> None:
@@ -125,8 +128,8 @@ class IncomingStreams:
         request.begin()
 
     def _pass_on(self, under: Stream, peer: Peer) -> None:
-        """Hand a stream on; in any thread."""
-        self.brought = True
+        """Pass a stream on; in any thread."""
+        self.delivered = True
         self._delay = AGAIN[0]
         session = self.session
         session.enter()
@@ -137,9 +140,10 @@ class IncomingStreams:
 
 
 class AcceptStreams(IncomingStreams):
-    """Streams by STREAM ACCEPT (SAM v3): conversations each of which waits for one, and becomes it.
+    """Streams by STREAM ACCEPT (SAM v3): conversations that each wait for a stream, and become it.
 
-    Routers differ in how many may wait (one in SAM 3.1), and some end those that are too many: there are fewer then.
+    Routers differ in how many ACCEPTs may be pending (one in SAM 3.1). Some end those that are too many; relay sends
+    fewer then.
     """
 
     def __init__(self, session: Session, on_stream: OnStream, on_ready: OnReady) -> None:
@@ -147,42 +151,42 @@ class AcceptStreams(IncomingStreams):
         self._most = 1 if session.bridge.version in ("3.0", "3.1") else SEVERAL
 
     def begin(self) -> None:
-        """Ask for streams."""
-        while not self.over and not self.held and len(self._requests) < self._most:
+        """Request streams."""
+        while not self.is_over and not self.paused and len(self._requests) < self._most:
             self._ask()
 
-    def hold(self, held: bool) -> None:
-        """Let no more in than those that are waited for already, or go on."""
-        self.held = held
+    def pause(self, paused: bool) -> None:
+        """Send no further ACCEPTs, or go on. The streams of pending ones still come."""
+        self.paused = paused
         self.begin()
 
     def request(self) -> Message:
-        """What is said to ask for streams."""
+        """Return the STREAM ACCEPT."""
         return stream_accept(self.session.id)
 
-    def heard(self, request: _Request, line: bytes) -> None:
-        """Who connects; or that it has failed after all."""
+    def on_line(self, request: _Request, line: bytes) -> None:
+        """Handle the line with the peer's destination, or a late failure."""
         self._requests.discard(request)
         try:
             peer = parse_peer(line)
         except MessageError as error:
             request.end()
-            return self.failed(request, error)
+            return self.on_failure(request, error)
         stream = request.take()
         self.begin()
         return self._pass_on(stream, peer)
 
-    def failed(self, request: _Request, error: OSError) -> None:
-        """It was refused, or has ended without a stream."""
-        super().failed(request, error)
+    def on_failure(self, request: _Request, error: OSError) -> None:
+        """Handle the refusal or the end of an ACCEPT without a stream."""
+        super().on_failure(request, error)
         self._most = max(1, min(self._most, len(self._requests)))
 
 
 class ForwardStreams(IncomingStreams):
-    """Streams by STREAM FORWARD (SAM v3): the router connects to a port of ours for each.
+    """Streams by STREAM FORWARD (SAM v3): the router connects to a local port for each.
 
-    :param owners: finds the user of a connection; ``None`` to trust every program.
-    :param loop: in whose thread streams are accepted, and told of.
+    :param lookup: finds the user of a connection; ``None`` to trust every program on the machine.
+    :param loop: its thread accepts the streams and calls ``on_stream``; ``None`` for the I/O thread.
     """
 
     def __init__(
@@ -191,36 +195,36 @@ class ForwardStreams(IncomingStreams):
         on_stream: OnStream,
         on_ready: OnReady,
         *,
-        owners: PeerUidLookup | None,
+        lookup: PeerUidLookup | None,
         loop: Loop | None,
     ) -> None:
         super().__init__(session, on_stream, on_ready)
-        self._then: Callable[[], object] | None = None  # what is to happen when the router has noticed the end
+        self._then: Callable[[], object] | None = None  # called when the router has noticed the end
         self._patience = Timer(self.pump.loop.timers, self._not_noticed)
         try:
-            self._port = ForwardPort(session, self._pass_on, owners, loop=loop or self.pump.loop)
+            self._port = ForwardPort(session, self._pass_on, lookup, loop=loop or self.pump.loop)
         except OSError:
             self.pump.let_go(self)
             raise
 
     def begin(self) -> None:
-        """Ask for streams."""
+        """Request streams."""
         if not self._requests:
             self._ask()
 
-    def hold(self, held: bool) -> None:
-        """Let no more in for now, or go on."""
-        self.held = held
-        self._port.hold(held)
+    def pause(self, paused: bool) -> None:
+        """Keep further streams waiting in the kernel, or accept them again."""
+        self.paused = paused
+        self._port.pause(paused)
 
     def move(self, loop: Loop | None) -> None:
-        """Accept streams in the thread of another loop from now on; ``None`` for the pump's."""
+        """Accept further streams on another loop's thread; ``None`` for the I/O thread."""
         self._port.move(loop or self.pump.loop)
 
     def end(self, then: Callable[[], object]) -> None:
-        """Ask for no more, and have ``then`` called when the router has noticed.
+        """Request no more streams, and call ``then`` when the router has noticed that, or after two seconds.
 
-        Until it has, i2pd says OK to an ACCEPT and forgets it.
+        Until it has noticed, i2pd answers OK to an ACCEPT and forgets it.
         """
         request = next(iter(self._requests), None)
         self._port.close()
@@ -231,68 +235,70 @@ class ForwardStreams(IncomingStreams):
             now = time.monotonic()
             self._patience.start(now + NOTICE, now)
 
-    def failed(self, request: _Request, error: OSError) -> None:
-        """It was refused, or has ended."""
+    def on_failure(self, request: _Request, error: OSError) -> None:
+        """Handle the refusal or the end of the FORWARD."""
         if self._then is not None:
             self._finish(self._then)
         else:
-            super().failed(request, error)
+            super().on_failure(request, error)
 
     def _not_noticed(self, now: float) -> None:
         if self._then is not None:
             self._finish(self._then)
 
     def _finish(self, then: Callable[[], object]) -> None:
-        if not self.over:
+        if not self.is_over:
             self.close()
             then()
 
     def close(self) -> None:
-        """Ask for no more."""
+        """Request no more streams. Open streams continue. Idempotent."""
         super().close()
         self._patience.stop()
         self._port.close()
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """Only close the descriptors, in a forked child."""
         self._port.abandon()
 
     def request(self) -> Message:
-        """What is said to ask for streams."""
+        """Return the STREAM FORWARD."""
         return stream_forward(self.session.id, self._port.number)
 
-    def granted(self, request: _Request) -> None:
-        """Streams may come from now on."""
+    def on_grant(self, request: _Request) -> None:
+        """Let the port accept connections."""
         assert request.conversation is not None
         self._port.open(request.conversation.stream.socket)
-        super().granted(request)
+        super().on_grant(request)
 
 
 class _Request:
-    """A conversation in which streams are asked for. Everything happens in the pump's thread."""
+    """A conversation in which streams are requested."""
 
-    __slots__ = ("conversation", "_incoming", "_give_up", "_granted", "_early", "_over", "_timer")
+    __slots__ = ("conversation", "_incoming", "_give_up", "_granted", "_early_line", "_over", "_timer")
 
-    def __init__(self, way: IncomingStreams) -> None:
+    def __init__(self, incoming: IncomingStreams) -> None:
         self.conversation: Conversation | None = None
-        self._incoming = way
+        self._incoming = incoming
         self._give_up: Callable[[], object] = _nothing
         self._granted = False
-        self._early = b""  # who connects, said before it was said that anybody may
+        self._early_line = b""  # the peer's line, if it came before the OK
         self._over = False
-        self._timer = Timer(way.pump.loop.timers, self._expired)
+        self._timer = Timer(incoming.pump.loop.timers, self._expired)
 
     def begin(self) -> None:
-        """Begin to talk to the bridge."""
-        self._give_up = self._incoming.session.bridge.open_conversation(time.monotonic() + ANSWER, self._met)
+        """Open the conversation."""
+        self._give_up = self._incoming.session.bridge.open_conversation(
+            time.monotonic() + ANSWER, self._on_conversation
+        )
 
     def take(self) -> Stream:
-        """Have the stream that the conversation has become."""
+        """Return the stream that the conversation has become."""
         assert self.conversation is not None
         return self.conversation.take()
 
     def hang_up(self) -> bool:
-        """Say nothing more, so that the router ends it.
+        """Half-close the conversation, so that the router ends it.
 
         :returns: whether there is an end to wait for.
         """
@@ -305,51 +311,51 @@ class _Request:
         return True
 
     def end(self) -> None:
-        """End it; nobody is told."""
+        """End the conversation without calling the owner."""
         self._over = True
         self._timer.stop()
         self._give_up()
         if self.conversation is not None:
             self.conversation.close()
 
-    def _met(self, outcome: Conversation | OSError) -> None:
-        """An error may come in any thread."""
+    def _on_conversation(self, outcome: Conversation | OSError) -> None:
+        """Send the request; an error may come in any thread."""
         if isinstance(outcome, OSError):
             self._incoming.pump.loop.call(functools.partial(self._fail, outcome))
         elif self._over:
             outcome.close()
         else:
             self.conversation = outcome
-            outcome.listen(self._heard, self._fail)
+            outcome.listen(self._on_line, self._fail)
             outcome.say(self._incoming.request())
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)
 
-    def _heard(self, line: bytes) -> None:
+    def _on_line(self, line: bytes) -> None:
         if self._granted:
-            return self._incoming.heard(self, line)
+            return self._incoming.on_line(self, line)
         try:
             answer = parse(line)
         except MessageError as error:
-            if self._early or not _is_peer(line):
+            if self._early_line or not _is_peer(line):
                 return self._fail(error)
-            self._early = line  # a race in i2pd 2.45, where streams wait already
+            self._early_line = line  # i2pd 2.45 may send it first, when streams wait
             return None
-        return self._answered(answer)
+        return self._on_answer(answer)
 
-    def _answered(self, answer: Message) -> None:
+    def _on_answer(self, answer: Message) -> None:
         if answer.result != "OK":
             result = answer.result or " ".join(answer.words)
-            said = shown(answer.options.get("MESSAGE", ""))
-            text = f"the router hands no streams over ({shown(result)}{f': {shown(said)}' if said else ''})"
+            details = shown(answer.options.get("MESSAGE", ""))
+            text = f"the router refuses to deliver streams ({shown(result)}{f': {details}' if details else ''})"
             error = SAMError(f"{self._incoming.session.name}: {text}", result=result)
-            error.passing = True  # it is asked again
+            error.passing = True  # the request is repeated
             return self._fail(error)
         self._granted = True
         self._timer.stop()
-        self._incoming.granted(self)
-        if self._early:
-            self._incoming.heard(self, self._early)
+        self._incoming.on_grant(self)
+        if self._early_line:
+            self._incoming.on_line(self, self._early_line)
         return None
 
     def _expired(self, now: float) -> None:
@@ -358,7 +364,7 @@ class _Request:
     def _fail(self, error: OSError) -> None:
         if not self._over:
             self.end()
-            self._incoming.failed(self, error)
+            self._incoming.on_failure(self, error)
 
 
 def _is_peer(line: bytes) -> bool:
@@ -370,7 +376,7 @@ def _is_peer(line: bytes) -> bool:
 
 
 def is_local(session: Session) -> bool:
-    """Whether the bridge is on this machine and nothing is between, so that it can connect to us."""
+    """Return whether the bridge is on this machine and connected directly, so that it can connect to a local port."""
     control = session.control_socket
     try:
         host = control.getpeername()[0] if control.family in (socket.AF_INET, socket.AF_INET6) else ""

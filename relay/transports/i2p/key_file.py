@@ -1,6 +1,6 @@
-"""Files of private keys: read, made once, and locked while they are in use.
+"""Files of private keys: reading, creating, and locking them while they are in use.
 
-A file holds the key as i2pd and the Java router write it (binary), or in base64, as SAM tells it; ours are binary.
+A file holds the key in the binary form of i2pd and the Java router, which relay writes, or in the base64 of SAM.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["KeyFile", "TransientKey", "path_of_session", "read", "write"]
 
 LONGEST = 1 << 14  # bytes of a file that are read; the longest keys have half of that in base64
 
-# The end of a session is kept as the file's time of access, so many seconds ahead (a year): nothing that reads the file
-# writes such a time, and Linux does not replace one that is not past (relatime, mount(8)).
+# The file's access time records the end of a session, plus a year (in seconds): no program that reads the file writes
+# such a time, and Linux does not replace an access time in the future (relatime, mount(8)).
 _AHEAD = 365 * 24 * 3600
 
 _PLAIN_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 class KeyFile:
-    """A private key in a file, which nobody else has in use.
+    """A private key in a locked file.
 
-    :param path: as it was given.
-    :param key: what is in it.
-    :param lock: keeps others away.
+    :param path: of the file, as it was given.
+    :param key: the key.
+    :param lock: of the file.
     :param rested: seconds since a session of the key has ended, as far as that is known.
     """
 
@@ -50,15 +50,15 @@ class KeyFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], make: Callable[[], PrivateKey]) -> Self:
-        """Lock the file and read the key; where there is no file, make one with a new key.
+        """Lock the file and read the key; if there is no file, create it with a new key.
 
-        :param path: of the file; its directory is there.
-        :param make: called for a new key if there is no file. The file is locked meanwhile.
+        :param path: of the file; its directory must exist.
+        :param make: returns a new key; called if there is no file, while its name is locked.
         :returns: the key, locked until :meth:`close` or the end of the process.
-        :raises SAMError: if the keys are in use, in this process or in another; if the file is damaged, can be read by
-            others, or cannot be read, written or locked. It is not touched then.
+        :raises SAMError: if the key is in use, in this process or another; if the file is invalid or accessible to
+            other users; or if it cannot be read, written or locked. The file stays unchanged then.
         """
-        name, real = _places(path)  # two links to a file are one key, and one to nowhere says where to put it
+        name, real = _places(path)  # two links to a file are one key; a dangling link is followed
         lock = _Lock(real, name)
         try:
             seconds_since_session = _seconds_since_session(real)
@@ -77,10 +77,10 @@ class KeyFile:
         try:
             os.utime(real, ns=(time.time_ns() + _AHEAD * 10**9, os.stat(real).st_mtime_ns))
         except OSError:
-            pass  # it is not ours, or gone
+            pass  # of another user, or deleted
 
     def close(self) -> None:
-        """Let others have it. Idempotent."""
+        """Unlock the file. Idempotent."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -94,9 +94,9 @@ class KeyFile:
 
 
 class TransientKey:
-    """A key that is in no file.
+    """A key without a file.
 
-    :param key: it.
+    :param key: the key.
     """
 
     path: Path | None = None
@@ -106,14 +106,14 @@ class TransientKey:
         self.key = key
 
     def mark_session_ended(self) -> None:
-        """There is nobody to be told."""
+        """Do nothing: no later session has this key."""
 
     def close(self) -> None:
-        """There is nobody who could have it."""
+        """Do nothing: nothing is locked."""
 
 
 def _seconds_since_session(path: Path) -> float:
-    """Seconds since a session of the key has ended; endless if that is not known."""
+    """Return the seconds since a session with the key has ended; infinite if unknown."""
     try:
         accessed = os.stat(path).st_atime
     except OSError:
@@ -123,15 +123,17 @@ def _seconds_since_session(path: Path) -> float:
 
 
 def path_of_session(name: str) -> Path:
-    """Where the keys of a session are that has a name and names no file: in the user's data directory.
+    """Return the key file of a session with a name and without ``keys=``, in the user's data directory.
+
+    Creates the directories, owner-only (mode 0700). The file names also differ on case-insensitive file systems.
 
     :param name: of the session; not empty.
-    :returns: a file of its own for each name, also where capital letters do not count; the directories are made, for
-        the user alone.
-    :raises SAMError: if the directories cannot be made.
+    :returns: the path; each name has its own.
+    :raises SAMError: if the directories cannot be created.
+    :raises ValueError: if the name is empty.
     """
     if not name:
-        raise ValueError("a session without a name has no keys of its own")
+        raise ValueError("name: empty; a session without a name has no key file")
     if not _PLAIN_NAME.fullmatch(name):
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         name = f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:64]}.{digest[:16]}"
@@ -145,51 +147,52 @@ def path_of_session(name: str) -> Path:
 
 
 def _data_directory() -> Path:
-    """As in freedesktop.org's "XDG Base Directory Specification"."""
-    told = os.environ.get("XDG_DATA_HOME", "")
-    folder = told if os.path.isabs(told) else os.path.expanduser("~/.local/share")
+    """Return the user's data directory (freedesktop.org, "XDG Base Directory Specification")."""
+    given = os.environ.get("XDG_DATA_HOME", "")
+    folder = given if os.path.isabs(given) else os.path.expanduser("~/.local/share")
     if not os.path.isabs(folder):
-        raise SAMError("this user has no home directory for the keys of a session; name a file for them")
+        raise SAMError("session keys: this user has no home directory; name a file (--keys FILE, keys=FILE)")
     return Path(folder)
 
 
 def read(path: str | os.PathLike[str]) -> PrivateKey:
-    """Read a key, also one that is in use.
+    """Read a key, even if it is in use.
 
     :param path: of the file.
-    :raises SAMError: if there is none, or for what is wrong with it.
+    :returns: the key.
+    :raises SAMError: if there is no file, if it is invalid or accessible to other users, or if it cannot be read.
     """
     name, real = _places(path)
     key = _read(real, name)
     if key is None:
-        raise SAMError(f"{name}: there is no such file")
+        raise SAMError(f"{name}: no such file")
     return key
 
 
 def write(path: str | os.PathLike[str], key: PrivateKey) -> None:
-    """Write a new file, which is whole from the first moment and nobody else's to read.
+    """Write a new key file atomically, owner-only (mode 0600).
 
-    :param path: of the file, which is not there yet; its directory is.
-    :param key: what is to be in it.
-    :raises SAMError: if there is something already, which is never overwritten, or if it cannot be written.
+    :param path: of the file, which must not exist; its directory must.
+    :param key: the key.
+    :raises SAMError: if the file exists (a key is never overwritten), or cannot be written.
     """
     name, _ = _places(path)
     _write(name, key, name)
 
 
 def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """A path as errors name it, and the same without symbolic links."""
+    """Return a path as errors name it, and the same without symbolic links."""
     expanded = os.path.expanduser(path)
     try:
         return Path(expanded), Path(os.path.realpath(expanded))
-    except ValueError:  # a NUL, or what the file system's encoding does not have
+    except ValueError:  # NUL, or a character that the file system's encoding lacks
         raise SAMError(f"{expanded!r}: not a path") from None
 
 
 def _read(path: Path, name: Path) -> PrivateKey | None:
-    """The key in a file; ``None`` if there is no file.
+    """Return the key in a file; ``None`` if there is no file.
 
-    :param name: what errors call it.
+    :param name: of the file, in errors.
     """
     try:
         with open_regular(str(path)) as file:
@@ -200,15 +203,15 @@ def _read(path: Path, name: Path) -> PrivateKey | None:
     except SAMError:
         raise
     except OSError as error:
-        raise SAMError(f"{name}: cannot be read: {error.strerror}") from None
+        raise SAMError(f"{name}: cannot read: {error.strerror}") from None
     try:
         return _parsed(data)
     except ValueError as error:
-        raise SAMError(f"{name}: this is no private key of I2P ({error}); the file was not touched") from None
+        raise SAMError(f"{name}: not an I2P private key ({error}); the file is unchanged") from None
 
 
 def _check_mode(status: os.stat_result, name: Path) -> None:
-    """As ssh does: a file of ours is for us alone, and whose is not ours was not put there by us."""
+    """Reject a key that other users can access, as ssh does; a file of another user is that user's decision."""
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid == os.geteuid() and mode & 0o077:
         raise SAMError(f"{name}: private key is accessible to other users (mode {mode:04o}); run chmod 600")
@@ -216,12 +219,12 @@ def _check_mode(status: os.stat_result, name: Path) -> None:
 
 def _parsed(data: bytes) -> PrivateKey:
     if not data:
-        raise ValueError("it is empty")
+        raise ValueError("empty")
     if len(data) > LONGEST:
-        raise ValueError(f"it has more than {LONGEST} bytes")
+        raise ValueError(f"more than {LONGEST} bytes")
     key = PrivateKey.from_base64(data.decode("ascii")) if data.isascii() else PrivateKey.from_bytes(data)
     if not key.consistent:
-        raise ValueError("its signing key is not that of its destination")
+        raise ValueError("its signing key does not match its destination")
     return key
 
 
@@ -234,18 +237,18 @@ def _write(path: Path, key: PrivateKey, name: Path) -> None:
                 file.write(key.data)
                 file.flush()
                 os.fsync(descriptor)
-            os.link(temporary, path)  # unlike a rename, it never takes the place of another
+            os.link(temporary, path)  # unlike a rename, a link never replaces a file
         finally:
             os.unlink(temporary)
-        _make_lasting(path.parent)
+        _sync_folder(path.parent)
     except FileExistsError:
-        raise SAMError(f"{name}: is there already, and a key is never overwritten") from None
+        raise SAMError(f"{name}: file exists; a key is never overwritten, so choose another name") from None
     except OSError as error:
-        raise SAMError(f"{name}: cannot be written: {error.strerror}") from None
+        raise SAMError(f"{name}: cannot write: {error.strerror}") from None
 
 
-def _make_lasting(folder: Path) -> None:
-    """Have the names in a directory outlive a power failure: a new key of the same name would be a new destination."""
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power failure: another key under that name would be another destination."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -254,14 +257,14 @@ def _make_lasting(folder: Path) -> None:
 
 
 class _Lock:
-    """A lock that belongs to one key file: flock(2) on a file beside it, which is there while it is held.
+    """Lock of one key file: flock(2) on a lock file beside it, which exists while it is locked.
 
-    It holds within a process, too, and goes with the process. A file in a directory where we may not write is locked
-    itself: there we cannot be the ones who replace it.
+    It also excludes other sessions of this process, and ends with the process. In a directory where relay may not
+    write, it locks the key file itself, which relay cannot replace there.
 
     :param path: of the key file, without symbolic links.
-    :param name: what errors call it.
-    :raises SAMError: if somebody else has it, or if it cannot be locked.
+    :param name: of the key file, in errors.
+    :raises SAMError: if another session has locked it, or if it cannot be locked.
     """
 
     def __init__(self, path: Path, name: Path) -> None:
@@ -271,17 +274,17 @@ class _Lock:
             while not self._held:
                 self._try(path)
         except BlockingIOError:
-            raise SAMError(f"{name}: these keys are in use by another session; each needs its own") from None
+            raise SAMError(f"{name}: the key is in use by another session; use another file") from None
         except OSError as error:
             where = f" by {error.filename}" if error.filename else ""
-            raise SAMError(f"{name}: cannot be locked{where}: {error.strerror}") from None
+            raise SAMError(f"{name}: cannot lock{where}: {error.strerror}") from None
         _locks.add(self)
 
     def _try(self, path: Path) -> None:
         descriptor = self._open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, self._beside or path):  # else whoever held it has just removed it
+            if _is_at(descriptor, self._beside or path):  # else the previous owner has just removed it
                 self._held.append(descriptor)
         finally:
             if not self._held:
@@ -299,7 +302,7 @@ class _Lock:
         return os.open(path, os.O_RDONLY | flags)
 
     def release(self) -> None:
-        """Let others have it. Idempotent."""
+        """Unlock. Idempotent."""
         try:
             descriptor = self._held.pop()
         except IndexError:
@@ -308,13 +311,13 @@ class _Lock:
             try:
                 os.unlink(self._beside)
             except OSError:
-                pass  # somebody else has removed it
-        # Closing would not do while a child that was just forked, and has not yet become its program, has a copy.
+                pass  # it was removed meanwhile
+        # Closing alone is not enough while a child process, forked but not yet executing its program, has a copy.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
     def forget(self) -> None:
-        """In a forked child: let go of the copy, which would hold the lock for as long as the child lives."""
+        """Close the copy in a forked child, which would keep the lock for the life of the child."""
         while self._held:
             os.close(self._held.pop())
 

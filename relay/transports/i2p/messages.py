@@ -1,7 +1,7 @@
-"""SAM messages as values: building, parsing, and lines out of chunks; nothing here does I/O.
+"""SAM messages as values: building and parsing them, and splitting chunks into lines, without I/O.
 
-The source is the SAM v3 specification (3.1 to 3.3). A line is one or two words, then options in any order, KEY=value or
-KEY="a value". Inside the quotes a backslash stands before each quote and each backslash (3.2).
+Source: the SAM v3 specification (3.1 to 3.3). A line is one or two words, then options in any order, KEY=value or
+KEY="a value". Inside quotes a backslash precedes each quote and each backslash (3.2).
 """
 
 # ruff: noqa: A002  (a session's ID is SAM's own word)
@@ -37,8 +37,8 @@ __all__ = [
     "unreachable",
 ]
 
-LONGEST = 8192  # bytes of one line, its newline included
-MOST_SHOWN = 60  # characters of what came, or of a value, that an error or a repr repeats
+LONGEST = 8192  # bytes of one line, including its newline
+MOST_SHOWN = 60  # characters of received text that an error or a repr repeats
 
 _WORD = re.compile(r"[A-Z]{1,32}")
 _KEY = re.compile(r"[^ \t=]+")
@@ -50,13 +50,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # all but the tab
 _SECRET = re.compile(r"pass|priv|psk|secret", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,5}")
 
-_TEXTUAL = ("PING", "PONG")  # what follows these is no options but text
+_TEXTUAL = ("PING", "PONG")  # followed by text, not by options
 
 
 class MessageError(SAMError):
-    """What came is no SAM message, or not the one that was due.
+    """A line that is not a SAM message, or not the expected one.
 
-    Its ``result`` is that of the line where that is a ``STREAM STATUS``, else empty.
+    ``result`` is that of the line if it is a ``STREAM STATUS``, else empty.
     """
 
 
@@ -64,9 +64,9 @@ class MessageError(SAMError):
 class Message:
     """One line of SAM. Its ``repr`` shows no private key and no password.
 
-    :param words: what it is, such as ``("STREAM", "STATUS")``; one or two words of capital letters.
-    :param options: in the order of the line; a key without a value has the empty one.
-    :param text: the rest of the line, of ``PING`` and ``PONG`` alone.
+    :param words: one or two words of capital letters, such as ``("STREAM", "STATUS")``.
+    :param options: in the order of the line; a key without value has an empty one.
+    :param text: the rest of the line; only of ``PING`` and ``PONG``.
     """
 
     words: tuple[str, ...]
@@ -75,14 +75,14 @@ class Message:
 
     @property
     def result(self) -> str:
-        """The value of ``RESULT``; empty if there is none."""
+        """Value of ``RESULT``; empty if there is none."""
         return self.options.get("RESULT", "")
 
     def encode(self) -> bytes:
-        """The line, with its newline.
+        """Return the line, with its newline.
 
         :returns: at most :data:`LONGEST` bytes, which :func:`parse` reads as an equal message.
-        :raises ValueError: for what no line can say: a control character such as a newline, or too much.
+        :raises ValueError: if no line can hold the message: it has a control character, or is too long.
         """
         name = self._name()
         options = [f"{_sayable_key(key)}={_quoted(key, value)}" for key, value in self.options.items()]
@@ -94,7 +94,7 @@ class Message:
     def _name(self) -> str:
         name = " ".join(self.words)
         if not 1 <= len(self.words) <= 2 or not all(map(_WORD.fullmatch, self.words)):
-            raise ValueError(f"{shown(name)!r} is no SAM command; it is one or two words of capital letters")
+            raise ValueError(f"{shown(name)!r} is not a SAM command; expected one or two words of capital letters")
         if self.words[0] in _TEXTUAL and (len(self.words) > 1 or self.options):
             raise ValueError(f"{self.words[0]} has a text, no second word and no options")
         if self.words[0] not in _TEXTUAL and self.text:
@@ -111,24 +111,24 @@ class Message:
 
 
 def _sayable(name: str, value: str) -> str:
-    """A value that a line can hold. The error names the option alone, for the value may be a secret."""
+    """Return a value that a line can hold. The error only names the option, because the value may be a secret."""
     if _CONTROL.search(value):
-        raise ValueError(f"{name} holds a newline or another control character, which no SAM line can hold")
+        raise ValueError(f"{name}: has a control character such as a newline, which no SAM line can hold")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half a surrogate pair, which UTF-8 cannot say") from None
+        raise ValueError(f"{name}: has half a surrogate pair, which UTF-8 cannot encode") from None
     return value
 
 
 def _sayable_key(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"the name of an option is {shown(key)!r}; it has at least one character, no space and no =")
-    return _sayable("the name of an option", key)
+        raise ValueError(f"option {shown(key)!r}: expected a name with at least one character, no space and no =")
+    return _sayable("option name", key)
 
 
 def _quoted(key: str, value: str) -> str:
-    """A value as it stands in a line; without quotes where it can, for i2pd does not know them."""
+    """Return a value as a line holds it, without quotes if possible, because i2pd does not know them."""
     if not _NEEDS_QUOTES.search(_sayable(key, value)):
         return value
     escaped = value.replace("\\", r"\\").replace('"', r"\"")
@@ -136,26 +136,26 @@ def _quoted(key: str, value: str) -> str:
 
 
 def shown(text: str) -> str:
-    """The beginning of what the other side said, fit for a log: 60 characters at most, all of them printable."""
+    """Return the beginning of received text for a log: at most 60 characters, all printable."""
     clean = "".join(character if character.isprintable() else "?" for character in text[: MOST_SHOWN + 1])
     return f"{clean[:MOST_SHOWN]}…" if len(clean) > MOST_SHOWN else clean
 
 
 def parse(line: bytes) -> Message:
-    """Read one line (SAM v3).
+    """Parse one line (SAM v3).
 
-    Unknown keys are kept; of a key that comes twice the first value counts.
+    Keeps unknown keys. If a key occurs twice, the first value counts.
 
-    :param line: with or without its end, a newline or a carriage return and a newline.
-    :returns: what it says.
-    :raises MessageError: if it is no SAM message; no option's value is repeated.
+    :param line: with or without its end, LF or CRLF.
+    :returns: the message.
+    :raises MessageError: if it is not a SAM message; the error repeats no option's value.
     """
     text = _decoded(line)
     words, at = _words(text)
     if words[:1] and words[0] in _TEXTUAL:
         return Message(words[:1], {}, text[len(words[0]) + 1 :])
     if not words:
-        raise MessageError(f"this is no SAM: {shown(text)!r}")
+        raise MessageError(f"not SAM: {shown(text)!r}")
     return Message(words, _options(text, at, " ".join(words)))
 
 
@@ -166,19 +166,19 @@ def _decoded(line: bytes) -> str:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        raise MessageError("a line that is not in UTF-8, which SAM is") from None
+        raise MessageError("a line that is not valid UTF-8") from None
     if _CONTROL.search(text):
         raise MessageError("a line with control characters, which no SAM message has")
     return text
 
 
 def _words(text: str) -> tuple[tuple[str, ...], int]:
-    """The words that a line begins with, and where its options do."""
+    """Return the first words of a line, and the offset of its options."""
     words: list[str] = []
     at = 0
     while len(words) < 2:
         token = _BARE.match(text, at)
-        assert token is not None  # it matches nothing, too
+        assert token is not None  # it also matches the empty string
         if not _WORD.fullmatch(token[0]):
             break
         words.append(token[0])
@@ -197,14 +197,14 @@ def _options(text: str, at: int, name: str) -> dict[str, str]:
     while (at := _after_spaces(text, at)) < len(text):
         key = _KEY.match(text, at)
         if key is None:
-            raise MessageError(f"{name}: a value without a name before its =")
+            raise MessageError(f"{name}: an option without a name before its =")
         value, at = _value(text, key.end(), name)
         options.setdefault(key[0], value)
     return options
 
 
 def _value(text: str, at: int, name: str) -> tuple[str, int]:
-    """The value of the option whose name ends here, and where it ends itself."""
+    """Return the value of the option whose name ends at ``at``, and the offset after the value."""
     if not text.startswith("=", at):
         return "", at
     if not text.startswith('="', at):
@@ -213,38 +213,38 @@ def _value(text: str, at: int, name: str) -> tuple[str, int]:
         return bare[0], bare.end()
     quoted = _QUOTED.match(text, at + 1)
     if quoted is None:
-        raise MessageError(f"{name}: a quoted value that does not end, or goes on after its quotes")
+        raise MessageError(f"{name}: a quoted value that does not end, or continues after its closing quote")
     return re.sub(r'\\(["\\])', r"\1", quoted[1]), quoted.end()
 
 
 class Lines:
-    """Lines out of chunks, however they were cut; holds no more than one line and one chunk."""
+    """Splits chunks into lines; holds at most one line and one chunk."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     @property
     def rest(self) -> bytes:
-        """What came after the last line that was handed out."""
+        """Bytes after the last returned line."""
         return self._rest
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete now.
+        """Return the lines that are complete now.
 
-        :param data: what came.
-        :returns: each with its newline.
-        :raises MessageError: if one is longer than :data:`LONGEST`; nothing more is to be read then.
+        :param data: the next chunk.
+        :returns: the lines, each with its newline.
+        :raises MessageError: if a line is longer than :data:`LONGEST`; do not feed more then.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._check(max(map(len, [*lines, self._rest])))
         return [line + b"\n" for line in lines]
 
     def take(self, data: bytes) -> bytes | None:
-        """One line and no more: what follows may be no lines at all, and stays in :attr:`rest`, however long.
+        """Return one line; the bytes after it stay in :attr:`rest`, because they may not be lines.
 
-        :param data: what came.
+        :param data: the next chunk.
         :returns: the line with its newline; ``None`` if it is not complete.
-        :raises MessageError: if it is longer than :data:`LONGEST`; nothing more is to be read then.
+        :raises MessageError: if it is longer than :data:`LONGEST`; do not feed more then.
         """
         line, newline, rest = (self._rest + data).partition(b"\n")
         self._rest = rest if newline else line
@@ -258,37 +258,37 @@ class Lines:
 
 
 def parse_peer(line: bytes) -> Peer:
-    """Read the line that comes before the bytes of an accepted stream (SAM v3, "STREAM ACCEPT").
+    """Parse the line that precedes the bytes of an accepted stream (SAM v3, "STREAM ACCEPT").
 
     :param line: ``<base64> FROM_PORT=1 TO_PORT=2`` or ``<base64>``, with or without its end.
-    :returns: who connected.
-    :raises MessageError: if it is none, also where it is the ``STREAM STATUS`` of an accept that failed after all.
+    :returns: the peer.
+    :raises MessageError: if it is not such a line, or the ``STREAM STATUS`` of an ACCEPT that failed late.
     """
     text = _decoded(line)
     if text.startswith("STREAM "):
         status = parse(line)
-        raise MessageError(f"the accept failed: {shown(status.result or text)}", result=status.result)
+        raise MessageError(f"STREAM ACCEPT failed: {shown(status.result or text)}", result=status.result)
     destination, _, rest = text.partition(" ")
     if not is_base64(destination):
-        raise MessageError(f"instead of the destination of who connected came {shown(text)!r}")
-    options = _options(rest, 0, "the destination of who connected")
+        raise MessageError(f"expected the peer's destination, got {shown(text)!r}")
+    options = _options(rest, 0, "the peer's destination")
     return Peer(destination, _port(options, "FROM_PORT"), _port(options, "TO_PORT"))
 
 
 def _port(options: Mapping[str, str], key: str) -> int:
     value = options.get(key) or "0"
     if not _NUMBER.fullmatch(value) or int(value) > 65535:
-        raise MessageError(f"{key} of who connected is {shown(value)!r}; it is a number up to 65535")
+        raise MessageError(f"{key} of the peer: expected a number up to 65535, got {shown(value)!r}")
     return int(value)
 
 
 def hello(minimum: str = "3.1", maximum: str = "3.3", user: str | None = None, password: str | None = None) -> Message:
-    """``HELLO VERSION``, the first line of every conversation.
+    """Return ``HELLO VERSION``, the first line of every conversation.
 
-    :param minimum: the lowest version that will do.
-    :param maximum: the highest one that is understood.
-    :param user: who logs in, where the bridge asks for that.
-    :param password: of that user.
+    :param minimum: the lowest accepted version.
+    :param maximum: the highest supported version.
+    :param user: for a bridge with authentication.
+    :param password: of the user.
     """
     options = {"MIN": minimum, "MAX": maximum, "USER": user, "PASSWORD": password}
     return Message(("HELLO", "VERSION"), _given(options))
@@ -297,69 +297,69 @@ def hello(minimum: str = "3.1", maximum: str = "3.3", user: str | None = None, p
 def session_create(
     style: str = "STREAM", *, id: str, destination: str = "TRANSIENT", options: Mapping[str, str] | None = None
 ) -> Message:
-    """``SESSION CREATE``.
+    """Return ``SESSION CREATE``.
 
     :param style: ``STREAM``, ``DATAGRAM``, ``RAW`` or ``MASTER``.
-    :param id: the session's id on this router.
-    :param destination: a private key in base64, or ``TRANSIENT`` for a new one: Ed25519, unless ``options`` have
+    :param id: the session's ID at this router.
+    :param destination: a private key in base64, or ``TRANSIENT`` for a new one: Ed25519, unless ``options`` has
         another ``SIGNATURE_TYPE``.
-    :param options: further ones, such as ``inbound.length``.
-    :raises ValueError: if ``options`` have one of the above.
+    :param options: further options, such as ``inbound.length``.
+    :raises ValueError: if ``options`` has one of the above.
     """
     head = {"STYLE": style, "ID": id, "DESTINATION": destination}
     given = dict(options or {})
     if twice := sorted(head.keys() & given.keys()):
-        raise ValueError(f"{twice[0]} is no option of a session; it is told by itself")
+        raise ValueError(f"{twice[0]}: not a session option; relay sets it")
     if destination == "TRANSIENT":
         head["SIGNATURE_TYPE"] = given.pop("SIGNATURE_TYPE", "7")
     return Message(("SESSION", "CREATE"), head | given)
 
 
 def stream_connect(id: str, destination: str, *, from_port: int | None = None, to_port: int | None = None) -> Message:
-    """``STREAM CONNECT``, which is answered (``SILENT=false``).
+    """Return ``STREAM CONNECT`` with an answer (``SILENT=false``).
 
-    :param id: the session's.
-    :param destination: where to, in base64.
-    :param from_port: of this side, 0 to 65535; ``None`` to say nothing.
-    :param to_port: of the other.
+    :param id: of the session.
+    :param destination: of the stream, in base64.
+    :param from_port: virtual port of this side, 0 to 65535; ``None`` for none.
+    :param to_port: virtual port of the destination; ``None`` for none.
     """
     ports = _given({"FROM_PORT": from_port, "TO_PORT": to_port})
     return Message(("STREAM", "CONNECT"), {"ID": id, "DESTINATION": destination, "SILENT": "false", **ports})
 
 
 def stream_accept(id: str) -> Message:
-    """``STREAM ACCEPT`` of a session by its id; the destination of who connects is told (``SILENT=false``)."""
+    """Return ``STREAM ACCEPT`` of a session, with the peer's destination before the bytes (``SILENT=false``)."""
     return Message(("STREAM", "ACCEPT"), {"ID": id, "SILENT": "false"})
 
 
 def stream_forward(id: str, port: int, *, host: str | None = None) -> Message:
-    """``STREAM FORWARD``: the router connects to us for each stream, and says first whose it is (``SILENT=false``).
+    """Return ``STREAM FORWARD``, with the peer's destination before the bytes (``SILENT=false``).
 
-    :param id: the session's.
-    :param port: where we listen.
-    :param host: at which address; ``None`` for the one that this conversation comes from.
+    :param id: of the session.
+    :param port: local port to which the router connects for each stream.
+    :param host: its address; ``None`` for the one from which the conversation comes.
     """
     place = _given({"PORT": port, "HOST": host})
     return Message(("STREAM", "FORWARD"), {"ID": id, **place, "SILENT": "false"})
 
 
 def naming_lookup(name: str) -> Message:
-    """``NAMING LOOKUP`` of a host name, a ``.b32.i2p`` address or ``ME``."""
+    """Return ``NAMING LOOKUP`` of a host name, a ``.b32.i2p`` address or ``ME``."""
     return Message(("NAMING", "LOOKUP"), {"NAME": name})
 
 
 def dest_generate(signature_type: int = 7) -> Message:
-    """``DEST GENERATE``: a new key, by default Ed25519 (7)."""
+    """Return ``DEST GENERATE`` for a new key, by default Ed25519 (7)."""
     return Message(("DEST", "GENERATE"), {"SIGNATURE_TYPE": str(signature_type)})
 
 
 def ping(text: str = "") -> Message:
-    """``PING``, which is answered with the same text (SAM 3.2)."""
+    """Return ``PING``; the answer has the same text (SAM 3.2)."""
     return Message(("PING",), text=text)
 
 
 def pong(text: str = "") -> Message:
-    """``PONG``, the answer to a ``PING`` of the same text."""
+    """Return ``PONG``, the answer to a ``PING`` with this text."""
     return Message(("PONG",), text=text)
 
 
@@ -367,12 +367,12 @@ def _given(options: Mapping[str, str | int | None]) -> dict[str, str]:
     return {key: str(value) for key, value in options.items() if value is not None}
 
 
-# What the router says of a name that it does not know.
+# Results for a name that the router does not know.
 UNKNOWN_NAME = ("INVALID_KEY", "KEY_NOT_FOUND")
 
 
 class UnreachableError(ConnectError, SAMError):
-    """A stream that the router did not make; ``reason`` is ours, ``result`` its own word."""
+    """A stream that the router did not open; ``reason`` is relay's word, ``result`` the router's."""
 
     def __init__(self, message: str, *, reason: str = "unreachable", result: str = "") -> None:
         SAMError.__init__(self, message, result=result)
@@ -381,6 +381,6 @@ class UnreachableError(ConnectError, SAMError):
 
 
 def unreachable(text: str, result: str) -> UnreachableError:
-    """The error of a stream or a name, by SAM's word for it."""
+    """Return the error for a failed stream or lookup, from SAM's ``RESULT``."""
     reason = "connect_timeout" if result == "TIMEOUT" else "unreachable"
     return UnreachableError(text, reason=reason, result=result)

@@ -1,4 +1,4 @@
-"""Users of local TCP connections: which user has opened the other end of a connection within this machine."""
+"""User IDs of local TCP connections: which user has opened the other end of a connection within this machine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["PeerUidLookup", "hold_end", "release_end"]
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
 _SOCK_DIAG = 4  # the netlink protocol
 _BY_FAMILY = 20  # the one kind of message
-_REQUEST = 1  # NLM_F_REQUEST: about one socket, for there is no NLM_F_DUMP
+_REQUEST = 1  # NLM_F_REQUEST: about one socket, because it is without NLM_F_DUMP
 _HEAD = struct.Struct("=IHHII")  # of a message: length, kind, flags, number, port
-_ASKED = struct.Struct("=BBBxI")  # family, protocol, extensions, a pad, states
+_QUERY = struct.Struct("=BBBxI")  # family, protocol, extensions, a pad, states
 _ID = struct.Struct("=4s32sI8s")  # two ports and two addresses, as in packets; interface, cookie
-_TOLD = struct.Struct("=BB2x4s32s24xII")  # family, state, ports, addresses, user, inode; not what lies between
+_REPLY = struct.Struct("=BB2x4s32s24xII")  # family, state, ports, addresses, user, inode
 _ANY = 0xFFFFFFFF
 _NO_COOKIE = b"\xff" * 8
 _LONGEST = 4096
@@ -29,8 +29,8 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 # linux/tcp_states.h: FIN_WAIT1, LAST_ACK, CLOSING. In FIN_WAIT2, TIME_WAIT and SYN_RECV the kernel keeps less than a
 # socket, and reports root.
 _CLOSED_STATES = (4, 9, 11)
-_SOMEBODY = 65534  # any user that is not root
-_PROBE = 5.0  # seconds for a connection to ourselves
+_OTHER_USER = 65534  # any user that is not root
+_PROBE = 5.0  # seconds to connect to a socket of this process
 
 # linux/filter.h: load the byte of the flags of a TCP header; drop the packet if it has FIN, else keep all of it.
 _FILTER = b"".join(
@@ -42,12 +42,12 @@ _DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
 
 
 class PeerUidLookup:
-    """Asks the kernel which user has opened the other end of a connection, where both ends are on this machine.
+    """Looks up the user of the other end of a connection, if both ends are on this machine (sock_diag(7)).
 
-    That takes microseconds, and needs no privilege. Every method may be called from any thread, but this one connects
-    to itself, which may take a moment.
+    A lookup takes microseconds and needs no privilege. Every method is safe from any thread. The constructor may block
+    for a moment, because it opens a connection within this process.
 
-    :raises OSError: if the system does not report it.
+    :raises OSError: if the system does not report users.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,11 @@ class PeerUidLookup:
             self.knows_closed = self._find_closed()
 
     def of(self, connection: socket.socket) -> int | None:
-        """The user of the other end.
+        """Return the user of the other end of a connection.
 
         :param connection: a connected TCP socket.
-        :returns: the user's id; ``None`` if the kernel does not report it: the other end is closed, or elsewhere.
+        :returns: the user ID; ``None`` if the kernel does not report it, because the other end is closed or on another
+            machine.
         """
         if connection.family not in (socket.AF_INET, socket.AF_INET6):
             return None
@@ -74,51 +75,51 @@ class PeerUidLookup:
             return None
 
     def between(self, family: int, theirs: tuple[Any, ...], ours: tuple[Any, ...]) -> int | None:
-        """The same for a connection between two addresses.
+        """Return the user of one end of a connection between two addresses.
 
-        :param family: of both.
-        :param theirs: the address of the end whose user is asked for, as sockets report it.
-        :param ours: that of the other one.
-        :returns: as for :meth:`of`; ``None`` also for every error of the kernel.
+        :param family: address family of both.
+        :param theirs: address of the end to look up, as sockets report it.
+        :param ours: address of the other end.
+        :returns: the user ID; ``None`` if the kernel does not report it or fails.
         """
         try:
-            user, inode, state = self._ask(family, theirs, ours)
+            user, inode, state = self._query(family, theirs, ours)
         except OSError:
             return None
-        # What has no inode its program has closed. Older kernels report such a connection as root's.
+        # A socket without inode was closed by its program. Older kernels report such a connection as root's.
         return user if inode or (self.knows_closed and state in _CLOSED_STATES) else None
 
     def close(self) -> None:
-        """Ask no more. Idempotent."""
+        """Close the netlink socket. Idempotent."""
         self._netlink.close()
 
     def _find_closed(self) -> bool:
-        """Find out whether the kernel reports the user of an end that its program has closed; by one of our own."""
+        """Find out, with a connection within this process, whether the kernel reports the user of a closed end."""
         user = os.geteuid()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             hold_end(listening)
             with socket.create_connection(listening.getsockname(), _PROBE) as near:
-                if user == 0:  # which is also what old kernels report of every closed one
-                    user = _SOMEBODY
+                if user == 0:  # old kernels report root for every closed end
+                    user = _OTHER_USER
                     os.fchown(near.fileno(), user, -1)
                 there = near.getsockname()
-            found, inode, state = self._ask(near.family, there, listening.getsockname())
+            found, inode, state = self._query(near.family, there, listening.getsockname())
             return found == user and not inode and state in _CLOSED_STATES
 
-    def _ask(self, family: int, source: tuple[Any, ...], destination: tuple[Any, ...]) -> tuple[int, int, int]:
-        """User, inode and state of a connection's end.
+    def _query(self, family: int, source: tuple[Any, ...], destination: tuple[Any, ...]) -> tuple[int, int, int]:
+        """Return user, inode and state of one end of a connection.
 
-        :raises OSError: if the kernel does not report them, for whatever reason.
+        :raises OSError: if the kernel does not report them.
         """
         ports = struct.pack(">HH", source[1], destination[1])
         addresses = _packed(family, source[0]) + _packed(family, destination[0])
-        request = _ASKED.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _ID.pack(ports, addresses, 0, _NO_COOKIE)
+        request = _QUERY.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _ID.pack(ports, addresses, 0, _NO_COOKIE)
         answer = self._exchange(request)
         if _HEAD.unpack_from(answer)[1] != _BY_FAMILY:
             raise OSError(errno.ENOENT, "no such connection")
-        told_family, state, told_ports, told_addresses, user, inode = _TOLD.unpack_from(answer, _HEAD.size)
-        # Where there is no such connection the kernel may report the socket that listens at the port.
-        if told_ports != ports or _alike(told_family, told_addresses) != _alike(family, addresses):
+        found_family, state, found_ports, found_addresses, user, inode = _REPLY.unpack_from(answer, _HEAD.size)
+        # Without such a connection the kernel may report the socket that listens at the port.
+        if found_ports != ports or _as_ipv6(found_family, found_addresses) != _as_ipv6(family, addresses):
             raise OSError(errno.ENOENT, "no such connection")
         return user, inode, state
 
@@ -133,13 +134,13 @@ class PeerUidLookup:
 
 
 def hold_end(listening: socket.socket) -> None:
-    """Have the kernel ignore the FIN of each connection to this socket until :func:`release_end`.
+    """Make the kernel ignore the FIN of each connection to this socket until :func:`release_end`.
 
-    A program may write a little and close at once. Until its FIN is acknowledged the kernel knows the user of the
-    closed end, and from then on it does not. The program's kernel sends the FIN again, so nothing is lost.
+    A program may write a few bytes and close at once. The kernel knows the user of a closed end only until its FIN is
+    acknowledged. The other side repeats the FIN, so nothing is lost.
 
-    :param listening: a TCP socket, whose connections inherit this.
-    :raises OSError: if the kernel takes no such filter.
+    :param listening: a listening TCP socket; its connections inherit this.
+    :raises OSError: if the kernel rejects the filter.
     """
     code = ctypes.create_string_buffer(_FILTER, len(_FILTER))
     listening.setsockopt(
@@ -150,8 +151,8 @@ def hold_end(listening: socket.socket) -> None:
 def release_end(connection: socket.socket) -> None:
     """Accept the FIN of a connection from now on.
 
-    :param connection: an accepted one of a socket that :func:`hold_end` was called with.
-    :raises OSError: if the kernel does not.
+    :param connection: accepted from a socket of :func:`hold_end`.
+    :raises OSError: if the kernel cannot remove the filter.
     """
     connection.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
 
@@ -160,8 +161,8 @@ def _packed(family: int, host: str) -> bytes:
     return socket.inet_pton(family, host.partition("%")[0]).ljust(16, b"\0")
 
 
-def _alike(family: int, addresses: bytes) -> bytes:
-    """Two addresses as those of IPv6; a socket of IPv6 can have those of IPv4."""
+def _as_ipv6(family: int, addresses: bytes) -> bytes:
+    """Return two addresses in the form of IPv6, because an IPv6 socket may have IPv4 addresses."""
     if family == socket.AF_INET6:
         return addresses
     return b"".join(_MAPPED + addresses[start : start + 4] for start in (0, 16))

@@ -1,408 +1,341 @@
-"""Whether the destination of a session can be reached: shown by a stream to it, from a session of its own.
+"""Reachability check of an I2P session: a stream to it from another session, which must bring a reply.
 
-A router may well think that a session is up which nobody can reach: one that was made from the keys of another that had
-just ended, or one whose lease set nobody finds. Nothing but a stream tells. Everything here happens in the pump's
-thread, unless it says otherwise.
+A router may report a session as up although no client can reach it: one made from the keys of a session that has just
+ended, or one whose lease set is not found. Only a stream shows that. Everything runs on the I/O thread, unless a
+docstring says otherwise. The stream comes from a session of its own, the probe session.
+
+========== ============ ========== =====================================================================================
+state      event        next state action
+========== ============ ========== =====================================================================================
+any        watch        probing    probe: open a stream from the probe session
+any        forget       idle       drop: end the probe and the probe session, which may have the old lease set
+waiting    due          probing    probe
+waiting    traffic      waiting    accept
+probing    reply        waiting    report: accept, and report that the destination is reachable
+rechecking reply        waiting    report
+probing    traffic      waiting    accept: check again later, less often after each success
+rechecking traffic      waiting    accept
+probing    inconclusive waiting    postpone: drop the probe session, check again after a delay that doubles
+rechecking inconclusive postponed  postpone
+postponed  due          rechecking probe
+postponed  traffic      waiting    accept
+probing    switched     probing    probe: streams come by STREAM ACCEPT now
+rechecking switched     rechecking probe
+probing    no reply     rechecking renew: probe from a new probe session, because the old one may be at fault
+rechecking no reply     idle       lose: end the session, so that its carrier re-creates it
+========== ============ ========== =====================================================================================
+
+``traffic``: clients' streams have come or brought bytes meanwhile, which shows the same. While the listener keeps
+streams waiting, a probe without reply is inconclusive.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
+import enum
 import logging
-import math
 import random
-import secrets
-import socket
-import struct
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
-from ...carriers.carrier import Carrier
 from ...errors import CarrierError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...eventloop.poller import IN
 from ...streams.dialer import Network
 from ...streams.stream import Stream
-from .connector import make_carrier
-from .messages import UnreachableError
-from .opening import SETTLE, open_stream
+from .probe import OwnStreams, Probe, ProbeSession
 from .session import Session
 
-__all__ = ["ReachabilityMonitor", "Subject", "silence"]
+__all__ = ["TRANSITIONS", "Action", "Event", "ReachabilityMonitor", "State", "Target"]
 
 logger = logging.getLogger("relay")
 
-HEAD_START = 1.0  # seconds that a session is being made before the prover begins to make its own beside it
-REACH = 75.0  # seconds for the destination to be found: its lease set spreads for some time
-ANSWER = 15.0  # seconds for a stream to bring the answer
-AGAIN = 5.0  # seconds until it is tried again when that says nothing about the session
-RARELY = 300.0  # and at most, while that goes on
-AFTER = (10.0, 30.0, 90.0)  # seconds after one proof to the next, at first: what is unsound may work for seconds
-PEERS = 8  # destinations of ours that are known again, for a stream may come late
-SELDOM = (600.0, 1800.0)  # from then on
-_TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
+AGAIN = 5.0  # seconds from an inconclusive check to the next
+RARELY = 300.0  # the maximum of that, after more of them
+AFTER = (10.0, 30.0, 90.0)  # seconds from a success to the next check, at first: a bad session may work for seconds
+SELDOM = (600.0, 1800.0)  # seconds from then on
 
-# Options, and their values, with which the destination cannot be reached by everybody under its own name.
-_HIDING = {
-    "i2cp.leaseSetType": ("5", "7"),
-    "i2cp.dontPublishLeaseSet": ("true",),
-    "i2cp.enableAccessList": ("true",),
-    "i2cp.enableBlackList": ("true",),
+
+class State(enum.Enum):
+    """States of a monitor."""
+
+    IDLE = "idle"
+    WAITING = "waiting"
+    PROBING = "probing"
+    RECHECKING = "rechecking"
+    POSTPONED = "postponed"
+
+
+class Event(enum.Enum):
+    """Events of a monitor."""
+
+    WATCH = "watch"
+    FORGET = "forget"
+    DUE = "due"
+    REPLY = "reply"
+    TRAFFIC = "traffic"
+    INCONCLUSIVE = "inconclusive"
+    SWITCHED = "switched"
+    NO_REPLY = "no reply"
+
+
+class Action(enum.Enum):
+    """Actions of a monitor; see the table above."""
+
+    PROBE = "probe"
+    DROP = "drop"
+    ACCEPT = "accept"
+    REPORT = "report"
+    POSTPONE = "postpone"
+    RENEW = "renew"
+    LOSE = "lose"
+
+
+#: The table above.
+TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
+    **{(state, Event.WATCH): (State.PROBING, Action.PROBE) for state in State},
+    **{(state, Event.FORGET): (State.IDLE, Action.DROP) for state in State},
+    (State.WAITING, Event.DUE): (State.PROBING, Action.PROBE),
+    (State.WAITING, Event.TRAFFIC): (State.WAITING, Action.ACCEPT),
+    (State.PROBING, Event.REPLY): (State.WAITING, Action.REPORT),
+    (State.RECHECKING, Event.REPLY): (State.WAITING, Action.REPORT),
+    (State.PROBING, Event.TRAFFIC): (State.WAITING, Action.ACCEPT),
+    (State.RECHECKING, Event.TRAFFIC): (State.WAITING, Action.ACCEPT),
+    (State.PROBING, Event.INCONCLUSIVE): (State.WAITING, Action.POSTPONE),
+    (State.RECHECKING, Event.INCONCLUSIVE): (State.POSTPONED, Action.POSTPONE),
+    (State.POSTPONED, Event.DUE): (State.RECHECKING, Action.PROBE),
+    (State.POSTPONED, Event.TRAFFIC): (State.WAITING, Action.ACCEPT),
+    (State.PROBING, Event.SWITCHED): (State.PROBING, Action.PROBE),
+    (State.RECHECKING, Event.SWITCHED): (State.RECHECKING, Action.PROBE),
+    (State.PROBING, Event.NO_REPLY): (State.RECHECKING, Action.RENEW),
+    (State.RECHECKING, Event.NO_REPLY): (State.IDLE, Action.LOSE),
 }
 
-_TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-_LAST = struct.Struct("=52xI")  # struct tcp_info of linux/tcp.h: tcpi_last_data_recv, in milliseconds
 
+class Target(Protocol):
+    """The listener's part that receives streams, as a monitor needs it."""
 
-class Subject(Protocol):
-    """Whose session is proved."""
+    def switch_to_accept(self, why: str) -> bool:
+        """Use STREAM ACCEPT if STREAM FORWARD has never delivered a stream.
 
-    def proved(self) -> None:
-        """A stream from another session has come, and was answered."""
-
-    def turn(self, why: str) -> bool:
-        """Have streams come in another way, if none has ever come this way.
-
-        :returns: whether that is so.
+        :returns: whether it was switched.
         """
 
-    def was_held(self, since: float) -> bool:
-        """Whether streams were kept waiting since then, so that one that was not answered says nothing."""
+    def was_paused(self, since: float) -> bool:
+        """Return whether streams were kept waiting since then (monotonic seconds)."""
 
-    def was_alive(self, since: float) -> bool:
-        """Whether the streams of others have come, or brought bytes, since then."""
+    def had_traffic(self, since: float) -> bool:
+        """Return whether streams of clients have come, or brought bytes, since then (monotonic seconds)."""
 
 
 class ReachabilityMonitor:
-    """Proves one session after the other, each several times.
+    """Checks one session after the other, each repeatedly.
 
     :param name: of the listener, in errors and in the log.
-    :param router: where its session is made, and with which options.
+    :param router: of the session, with its options; the probe session is created there as well.
     :param below: the network from which the router's SAM bridge is reached.
-    :param subject: what is told.
-    :raises OSError: if there is no thread or descriptor to be had.
+    :param target: receives the streams of the session.
+    :param on_reachable: called each time a probe has shown that the destination is reachable.
+    :raises OSError: if no thread or descriptor is available.
     """
 
-    def __init__(self, name: str, router: I2PRouter, below: Network, subject: Subject) -> None:
+    def __init__(
+        self, name: str, router: I2PRouter, below: Network, target: Target, on_reachable: Callable[[], object]
+    ) -> None:
+        self.state = State.IDLE
         self._name = name
-        options = {**dict(router.options), **_TUNNELS}
-        self._possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
-        own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
-        self._make = functools.partial(make_carrier, f"{name} (self-check)", own, below, _no_keys, quiet=True)
-        self._subject = subject
-        self._answer = f"relay {secrets.token_hex(16)}\n".encode()
-        self._peers: tuple[str, ...] = ()  # the destinations that streams of ours come from, the newest first
-        self._session: Session | None = None  # that is to be proved
-        self._carrier: Carrier[Session] | None = None  # the one that streams are made from
-        self._proved = False  # whether it was proved by a stream of ours
-        self._times = 0  # it was proved, also by those of others
-        self._renewed = False  # whether the session that streams are made from was replaced for this proof
-        self._delay = AGAIN
-        self._since = 0.0  # when the proof began
-        self._last = 0.0  # when the last one ended
-        self._attempt: _Attempt | None = None
+        self._target = target
+        self._on_reachable = on_reachable
+        self._own = OwnStreams()
+        self._schedule = _Schedule()
+        self._session: Session | None = None  # the one to check
+        self._since = 0.0  # when the check began, monotonic seconds
+        self._probe: Probe | None = None
         self._pump = Pump.hold(self)
-        self._begin = Timer(self._pump.loop.timers, self._warm)
-        self._next = Timer(self._pump.loop.timers, self._prove)
+        self._probes = ProbeSession(self._pump, name, router, below)
+        self._next = Timer(self._pump.loop.timers, self._due)
 
     def expect(self) -> None:
-        """A session is being made: make another one beside it, from which it will be proved."""
-        if self._possible and self._carrier is None and self._session is None:
-            now = time.monotonic()
-            self._begin.start(now + HEAD_START, now)
+        """Prepare for a session that is being created: create the probe session beside it."""
+        if self._session is None:
+            self._probes.prepare()
 
-    def prove(self, session: Session) -> None:
-        """Streams can come to this session: prove that they do, now and again."""
+    def watch(self, session: Session) -> None:
+        """Check this session from now on."""
         if session is not self._session:
             self.forget()
-        if not self._possible:
-            logger.info("%s: its options hide it, so it is not checked whether it can be reached", self._name)
-        else:
-            self._session = session
-            self._proved = False
-            self._times = 0
-            self._renewed = False
-            self._prove(time.monotonic())
+        if not self._probes.is_possible:
+            logger.info("%s: its options hide it, so relay does not check whether it is reachable", self._name)
+            return
+        self._session = session
+        self._schedule.restart()
+        self._since = time.monotonic()
+        self._handle(Event.WATCH)
 
     def forget(self) -> None:
-        """The session is gone. One that knew it is not asked about the next one, for it may not notice."""
-        self._begin.stop()
-        self._next.stop()
-        self._give_up()
-        if self._session is not None:
-            self._session = None
-            self._release()
+        """Stop checking: the session is gone."""
+        self._handle(Event.FORGET)
 
     def close(self) -> None:
-        """Prove nothing any more. Idempotent."""
+        """Stop checking for good. Idempotent."""
         self.forget()
-        self._release()
+        self._probes.close()
         self._pump.let_go(self)
 
     def abandon(self) -> None:
-        """In a forked child: the carrier and the conversations close their own descriptors."""
+        """Do nothing: in a forked child the carrier and the conversations close their own descriptors."""
 
-    def keeps(self, stream: Stream, peer: Peer) -> bool:
-        """Answer a stream if it is one of ours; in any thread.
+    def answers(self, stream: Stream, peer: Peer) -> bool:
+        """Answer and close a stream that a probe has opened; in any thread.
 
-        :returns: whether it is.
+        :returns: whether it was one.
         """
-        if peer not in self._peers:
+        if not self._own.reply_to(stream, peer):
             return False
-        try:
-            stream.socket.send(self._answer)
-        except OSError as error:
-            logger.debug("%s: a self-check could not be answered: %s", self._name, error)
         stream.close()
         return True
 
-    # -- the session from which streams are made ----------------------------------------------------------------------
+    # -- the table ----------------------------------------------------------------------------------------------------
 
-    def _warm(self, now: float) -> None:
-        with contextlib.suppress(OSError):  # it is told when it is needed
-            self._own()
+    def _handle(self, event: Event, problem: str = "") -> None:
+        found = TRANSITIONS.get((self.state, event))
+        if found is not None:
+            self.state, action = found
+            self._perform(action, problem)
 
-    def _own(self) -> Carrier[Session]:
-        if self._carrier is None:
-            self._carrier = self._make()
-            self._carrier.begin()
-        return self._carrier
+    def _perform(self, action: Action, problem: str) -> None:
+        if action is Action.PROBE:
+            self._start_probe()
+        elif action is Action.DROP:
+            self._drop()
+        elif action is Action.ACCEPT:
+            self._accept()
+        elif action is Action.REPORT:
+            self._schedule.is_confirmed = True
+            self._accept()
+            self._on_reachable()
+        elif action is Action.POSTPONE:
+            self._probes.close()
+            self._wait(self._schedule.after_no_result())
+        elif action is Action.RENEW:
+            self._probes.close()
+            self._start_probe()
+        else:
+            self._lose(problem)
 
-    def _release(self) -> None:
-        carrier, self._carrier = self._carrier, None
-        if carrier is not None:
-            carrier.close(wait=False)
-
-    # -- one proof ----------------------------------------------------------------------------------------------------
-
-    def _prove(self, now: float) -> None:
-        if self._proved and self._subject.was_alive(self._last):
-            return self._passed(now)  # the streams of others are proof enough
+    def _due(self, now: float) -> None:
         self._since = now
-        return self._try(now)
+        schedule = self._schedule
+        # The streams of clients show the same, once a probe has shown that replies arrive.
+        had_traffic = schedule.is_confirmed and self._target.had_traffic(schedule.last_success)
+        self._handle(Event.TRAFFIC if had_traffic else Event.DUE)
 
-    def _try(self, now: float) -> None:
-        session = self._session
-        if session is None:
+    def _on_result(self, probe: Probe, problem: str | None, is_conclusive: bool) -> None:
+        """Handle the end of a probe.
+
+        :param problem: ``None`` if the reply has come.
+        :param is_conclusive: whether the problem is about the session that is checked.
+        """
+        if probe is not self._probe:
             return
-        self._give_up()
-        try:
-            carrier = self._own()
-            self._attempt = _Attempt(self._pump, carrier, session.destination, self._answer, self._know, self._over)
-        except OSError as error:
-            logger.warning("%s: cannot check for now whether it can be reached: %s", self._name, error)
-            self._wait()
-        else:
-            self._attempt.begin()
-
-    def _know(self, peer: str) -> None:
-        """A stream will come from there."""
-        if peer not in self._peers:
-            self._peers = (peer, *self._peers)[:PEERS]
-
-    def _give_up(self) -> None:
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            attempt.end()
-
-    def _over(self, attempt: _Attempt, problem: str | None, conclusive: bool) -> None:
-        """An attempt is over."""
-        if attempt is not self._attempt:
-            return
-        self._attempt = None
-        now = time.monotonic()
+        self._probe = None
         if problem is None:
-            self._proved = True
-            self._passed(now)
-            self._subject.proved()
-        elif conclusive:
-            self._failed(problem, now)
-        else:
+            self._handle(Event.REPLY)
+        elif not is_conclusive:
             logger.debug("%s: self-check: %s", self._name, problem)
-            self._wait()
-
-    def _passed(self, now: float) -> None:
-        assert self._session is not None
-        self._last = now
-        self._renewed = False
-        self._delay = AGAIN
-        if self._times == len(AFTER):
-            self._session.judge(True)
-        if self._times < len(AFTER):
-            self._later(AFTER[self._times])
+            self._handle(Event.INCONCLUSIVE)
+        elif self._target.was_paused(self._since):
+            self._handle(Event.INCONCLUSIVE)
+        elif self._target.had_traffic(self._since):
+            self._handle(Event.TRAFFIC)
         else:
-            self._release()
-            self._later(random.uniform(*SELDOM))  # noqa: S311  (so that many do not do it at once)
-        self._times += 1
+            logger.info("%s: self-check: %s", self._name, problem)
+            switched = self._target.switch_to_accept(f"{self._name}: streams do not arrive ({problem})")
+            self._handle(Event.SWITCHED if switched else Event.NO_REPLY, problem)
 
-    def _failed(self, problem: str, now: float) -> None:
-        """Nobody is reached: the way in may be wrong, or the session that was asked; the session itself comes last."""
+    # -- actions ------------------------------------------------------------------------------------------------------
+
+    def _start_probe(self) -> None:
+        self._end_probe()
+        assert self._session is not None
+        dest = self._session.destination
+        try:
+            self._probe = Probe(self._pump, self._probes.carrier(), dest, self._own, self._on_result)
+        except OSError as error:
+            logger.warning("%s: cannot check whether it is reachable: %s; retrying later", self._name, error)
+            self._handle(Event.INCONCLUSIVE)
+        else:
+            self._probe.begin()
+
+    def _accept(self) -> None:
+        assert self._session is not None
+        schedule = self._schedule
+        if schedule.is_sound:
+            self._session.record_result(True)
+        delay = schedule.after_success()
+        if schedule.is_seldom:
+            self._probes.close()
+        self._wait(delay)
+
+    def _lose(self, problem: str) -> None:
         session = self._session
         assert session is not None
-        if self._subject.was_held(self._since):
-            return self._wait()
-        if self._subject.was_alive(self._since):
-            return self._passed(now)
-        logger.info("%s: self-check: %s", self._name, problem)
-        if self._subject.turn(f"{self._name}: streams do not come ({problem})"):
-            return self._try(now)
-        if not self._renewed:
-            self._renewed = True
-            self._release()
-            return self._try(now)
-        session.judge(False)
-        return session.lose(
-            CarrierError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it")
-        )
+        session.record_result(False)
+        session.lose(CarrierError(f"{self._name}: session is not reachable from I2P ({problem}); re-creating it"))
 
-    def _wait(self) -> None:
-        """Try again with another session, rarely if that does not help."""
-        self._release()
-        self._later(self._delay)
-        self._delay = min(self._delay * 2, RARELY)
+    def _drop(self) -> None:
+        self._probes.cancel_preparation()
+        self._next.stop()
+        self._end_probe()
+        if self._session is not None:
+            self._session = None
+            self._probes.close()
 
-    def _later(self, seconds: float) -> None:
+    def _end_probe(self) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.end()
+
+    def _wait(self, seconds: float) -> None:
         now = time.monotonic()
         self._next.start(now + seconds, now)
 
 
-class _Attempt:
-    """One stream to a session, which is to bring an answer.
+class _Schedule:
+    """Times of the checks of a session."""
 
-    :param pump: whose thread this is.
-    :param carrier: the session from which it is made.
-    :param dest: where to.
-    :param answer: what is to come.
-    :param know: called with the destination that the stream will come from.
-    :param over: called once with this, with what was wrong, and with whether that says anything about the session.
-    """
+    def __init__(self) -> None:
+        self._delay = AGAIN
+        self.last_success = 0.0  # monotonic seconds
+        self.restart()
 
-    def __init__(
-        self,
-        pump: Pump,
-        carrier: Carrier[Session],
-        dest: str,
-        answer: bytes,
-        know: Callable[[str], object],
-        over: Callable[[_Attempt, str | None, bool], object],
-    ) -> None:
-        self._pump = pump
-        self._carrier = carrier
-        self._dest = dest
-        self._answer = answer
-        self._know = know
-        self._over: Callable[[_Attempt, str | None, bool], object] | None = over
-        self._undo: Callable[[], object] = _nothing
-        self._stream: Stream | None = None
-        self._got = b""
-        self._problem = "no answer"
-        self._timer = Timer(pump.loop.timers, self._expired)
+    def restart(self) -> None:
+        """Begin with another session."""
+        self.is_confirmed = False  # by a probe, not only by streams of clients
+        self.successes = 0
 
-    def begin(self) -> None:
-        """Begin, as soon as there is a session to make it from."""
-        undo = self._carrier.when_up(functools.partial(self._told, self._up), None, wait_for_reconnect=False)
-        if self._undo is _nothing:
-            self._undo = undo
+    @property
+    def is_sound(self) -> bool:
+        """``True`` if the next success is the last of the frequent checks, which bad sessions fail."""
+        return self.successes == len(AFTER)
 
-    def end(self) -> None:
-        """Give it up; nobody is told."""
-        self._over = None
-        self._undo()
-        self._close()
+    @property
+    def is_seldom(self) -> bool:
+        """``True`` if the next check is so far away that the probe session is closed until then."""
+        return self.successes > len(AFTER)
 
-    def crashed(self, now: float) -> None:
-        """A bug in a handler: it says nothing."""
-        self._finish("a bug in relay; the log has it", conclusive=False)
+    def after_success(self) -> float:
+        """Return the seconds to the next check after a success."""
+        self.last_success = time.monotonic()
+        self._delay = AGAIN
+        self.successes += 1
+        if self.successes <= len(AFTER):
+            return AFTER[self.successes - 1]
+        return random.uniform(*SELDOM)  # noqa: S311  (so that many listeners do not check at once)
 
-    def _told(self, then: Callable[[object], object], outcome: object) -> None:
-        """In any thread."""
-        if not self._pump.loop.call(functools.partial(then, outcome)) and isinstance(outcome, Stream):
-            outcome.close()
-
-    def _up(self, outcome: object) -> None:
-        if self._over is None:
-            return
-        if not isinstance(outcome, Session):
-            return self._finish(str(outcome), conclusive=False)
-        outcome.on_silence = None  # what is silent is judged here
-        self._know(outcome.destination)
-        until = time.monotonic() + REACH
-        self._undo = open_stream(outcome, self._dest, None, until, functools.partial(self._told, self._opened))
-        return None
-
-    def _opened(self, outcome: object) -> None:
-        if self._over is None:
-            if isinstance(outcome, Stream):
-                outcome.close()
-        elif isinstance(outcome, Stream):
-            self._stream = outcome
-            self._pump.loop.watch(outcome.fileno(), IN, self._on_event)
-            now = time.monotonic()
-            self._timer.start(now + ANSWER, now)
-        else:  # what is not the router's word is about this side
-            self._finish(str(outcome), conclusive=isinstance(outcome, UnreachableError))
-
-    def _on_event(self, event: int, now: float) -> None:
-        assert self._stream is not None
-        try:
-            data = self._stream.socket.recv(len(self._answer))
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._got += data
-        if self._got == self._answer:
-            self._stream.answered = True
-            self._finish(None)
-        elif not data or not self._answer.startswith(self._got):
-            self._problem = "a stream ended before it was answered"
-            self._pump.loop.forget(self._stream.fileno())
-            self._timer.start(
-                now + SETTLE, now
-            )  # until it is known whether the session that it was made from has ended
-
-    def _expired(self, now: float) -> None:
-        stream = self._stream
-        assert stream is not None
-        failure = stream.failure() if stream.failure is not None else None
-        self._finish(str(failure or self._problem), conclusive=failure is None)
-
-    def _finish(self, problem: str | None, *, conclusive: bool = True) -> None:
-        over, self._over = self._over, None
-        self._close()
-        if over is not None:
-            over(self, problem, conclusive)
-
-    def _close(self) -> None:
-        self._timer.stop()
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            self._pump.loop.forget(stream.fileno())
-            self._pump.loop.call(stream.close)  # after this turn, for its events may still come
-
-
-def silence(connection: socket.socket) -> float:
-    """For how long nothing has come on a connection.
-
-    :returns: seconds; endless where the system does not tell.
-    """
-    try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST.size) if _TCP_INFO is not None else b""
-    except OSError:
-        return math.inf
-    return _LAST.unpack(info)[0] / 1000 if len(info) == _LAST.size else math.inf
-
-
-def _no_keys() -> None:
-    return None
-
-
-def _nothing() -> None:
-    pass
+    def after_no_result(self) -> float:
+        """Return the seconds to the next check after an inconclusive one: twice as many each time."""
+        delay, self._delay = self._delay, min(self._delay * 2, RARELY)
+        return delay

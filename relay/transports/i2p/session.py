@@ -1,4 +1,4 @@
-"""A SAM session that is up: its control socket, its streams, and what it has learned of itself."""
+"""A SAM session that is up: its control socket, its streams, and names that the router has looked up for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 from ...addresses.destinations import b32_of, is_base64
 from ...carriers.link import Lost
@@ -18,29 +19,43 @@ from .conversation import Conversation
 from .messages import Message, MessageError, naming_lookup, parse, ping, pong, unreachable
 from .unconfirmed import UnconfirmedStreams
 
-__all__ = ["Session"]
+__all__ = ["Observer", "Session"]
 
 logger = logging.getLogger("relay")
 
-_SILENT = 3  # checks in a row without an answer until the bridge is dead
+_MISSED = 3  # consecutive PINGs without a PONG after which the bridge counts as dead
 _REST = 0.1  # seconds between the end of the last stream and that of the session
 _NAMES = 1000  # looked-up names that are kept
 _FRESH = 600.0  # seconds that they are kept
 _LONGEST = 4096  # characters of a destination; none in use has a quarter of that
-_LOOK_UP = 60.0  # seconds for a name to be looked up; a lease set may have to be fetched for it
+_LOOKUP_TIMEOUT = 60.0  # seconds for a name lookup; the router may have to fetch a lease set for it
+_PING_TIMEOUT = 10.0  # seconds for a PONG, when relay finds out whether the bridge sends any
+
+
+class Observer(Protocol):
+    """Receiver of reports on the streams of a session."""
+
+    def on_silence(self, session: Session, dest: str) -> None:
+        """A stream to this destination (base64) is open but brings nothing; on the I/O thread."""
+
+    def on_reply(self, dest: str) -> None:
+        """Bytes have come from this destination (base64); in any thread."""
+
+    def on_verdict(self, is_sound: bool) -> None:
+        """The reachability check has passed for some minutes, or has failed; on the I/O thread."""
 
 
 class Session:
-    """One SAM session that is up (SAM v3, "SESSION CREATE"); see :class:`relay.carriers.carrier.Link`.
+    """One SAM session that is up (SAM v3, "SESSION CREATE"); see :class:`relay.carriers.link.Link`.
 
     It lives as long as its control socket. Every method may be called from any thread.
 
     :param name: of the carrier, in errors.
-    :param bridge: where it is; it is closed with the session.
-    :param session_id: its id there.
-    :param destination: its own, in base64.
-    :param control: the conversation in which it was made.
-    :param lost: called once when it ends and nobody has closed it.
+    :param bridge: the SAM bridge; it is closed with the session.
+    :param session_id: the session's ID at the bridge.
+    :param destination: of the session, in base64.
+    :param control: the conversation in which the session was created.
+    :param lost: called once with the error if the session ends before :meth:`close`.
     """
 
     def __init__(
@@ -50,177 +65,138 @@ class Session:
         self.bridge = bridge
         self.id = session_id
         self.destination = destination
-        self.b32 = b32_of(destination)
-        self.on_silence: Callable[[Session, str], object] | None = None
-        """Called with a destination to which a stream was made that does not answer; in the pump's thread."""
-        self.on_answer: Callable[[str], object] | None = None
-        """Called with a destination of which bytes have come; in any thread."""
-        self.on_verdict: Callable[[bool], object] | None = None
-        """Called with whether streams to it have shown that it is sound; in the pump's thread."""
+        self.observer: Observer | None = None
+        self.unconfirmed = UnconfirmedStreams(bridge.deadlines, self._on_silence, self._on_reply)
         self._control = control
-        self._lost: Lost | None = lost
-        self._lock = threading.Lock()
-        self._left = 0.0  # when the last one ended, monotonic seconds
-        self._streams = 0  # open ones, and those on their way
-        self._idle: Callable[[], object] | None = None
-        self._error: CarrierError | None = None
-        self._names: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        self._pinged = 0  # checks since the bridge has answered; below zero while it is not known to answer at all
-        self._can_ping: bool | None = None
-        self.unconfirmed = UnconfirmedStreams(bridge.clock, self._silent, self._answered)
-        control.listen(self._heard, self._ended)
+        self._lost = lost
+        self._streams = _OpenStreams()
+        self._names = _Names()
+        self._keepalive = _Keepalive(self, control)
+        control.listen(self._on_line, self._on_end)
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """A stream is on its way, or was accepted; :meth:`leave` is called once when it is over."""
-        with self._lock:
-            self._streams += 1
+        """Count a stream that is being opened, or was accepted; call :meth:`leave` once when it ends."""
+        self._streams.enter()
 
     @nonblocking
     def leave(self) -> None:
-        """It is over."""
-        with self._lock:
-            self._streams -= 1
-            self._left = time.monotonic()
-            idle = None
-            if not self._streams:
-                idle, self._idle = self._idle, None
-        if idle is not None:
-            idle()
+        """Count the end of a stream."""
+        self._streams.leave()
+
+    @property
+    def streams(self) -> int:
+        """Number of streams that are open or being opened."""
+        return self._streams.count
 
     def failure(self) -> CarrierError | None:
-        """Why streams of the session have ended, if that is because the session has."""
-        if self._error is None and not self._control.alive:
+        """Return why the session has ended, which has ended its streams; ``None`` while it is up."""
+        error = self._streams.error
+        if error is None and not self._control.alive:
             return CarrierError(f"{self.name}: the router has ended the session")
-        return self._error
+        return error
 
     @property
     def control_socket(self) -> socket.socket:
-        """That of its control conversation, to see where the bridge is."""
+        """Socket of the control conversation, whose addresses show where the bridge is."""
         return self._control.stream.socket
 
-    def judge(self, sound: bool) -> None:
-        """Streams to it have shown that it is sound, or that it is not; in the pump's thread."""
-        if self.on_verdict is not None:
-            self.on_verdict(sound)
+    def record_result(self, is_sound: bool) -> None:
+        """Record what the reachability check has shown; on the I/O thread."""
+        if self.observer is not None:
+            self.observer.on_verdict(is_sound)
 
     # -- names --------------------------------------------------------------------------------------------------------
 
     def known(self, name: str) -> str | None:
-        """The destination of a name that was looked up not long ago, in base64."""
-        with self._lock:
-            destination, until = self._names.get(name, (None, 0.0))
-        return destination if until > time.monotonic() else None
+        """Return the destination of a name that was looked up in the last ten minutes, in base64."""
+        return self._names.get(name)
 
     def look_up(self, name: str, done: Callable[[str | OSError], object]) -> None:
-        """Ask the router for a destination (SAM v3, "NAMING LOOKUP"), unless it is known.
+        """Look a name up (SAM v3, "NAMING LOOKUP"), unless it is known.
 
         :param name: a host name or a b32 address.
-        :param done: called once, in any thread, with its base64, or with the error.
+        :param done: called once, in any thread, with the destination in base64, or with the error.
         """
         known = self.known(name)
         if known is not None:
             done(known)
             return
-        deadline = time.monotonic() + _LOOK_UP
+        deadline = time.monotonic() + _LOOKUP_TIMEOUT
 
-        def met(outcome: Conversation | OSError) -> None:
+        def on_conversation(outcome: Conversation | OSError) -> None:
             if isinstance(outcome, OSError):
                 done(outcome)
                 return
 
-            def answered(answer: Message | OSError) -> None:
+            def on_answer(answer: Message | OSError) -> None:
                 outcome.close()
-                done(answer if isinstance(answer, OSError) else self._named(name, answer))
+                done(answer if isinstance(answer, OSError) else self._destination_of(name, answer))
 
-            outcome.ask(naming_lookup(name), deadline, answered)
+            outcome.ask(naming_lookup(name), deadline, on_answer)
 
-        self.bridge.open_conversation(deadline, met)
+        self.bridge.open_conversation(deadline, on_conversation)
 
-    def _named(self, name: str, answer: Message) -> str | OSError:
+    def _destination_of(self, name: str, answer: Message) -> str | OSError:
         value = answer.options.get("VALUE", "")
         if answer.words != ("NAMING", "REPLY") or answer.result != "OK":
             return unreachable(f"{name}: the router does not know this name", answer.result)
         if len(value) > _LONGEST or not is_base64(value):
-            return unreachable(f"{name}: what the router knows under this name is no destination", "")
-        with self._lock:
-            self._names[name] = value, time.monotonic() + _FRESH
-            while len(self._names) > _NAMES:
-                self._names.popitem(last=False)
+            return unreachable(f"{name}: the router's address book has no valid destination for this name", "")
+        self._names.add(name, value)
         return value
 
     # -- its life -----------------------------------------------------------------------------------------------------
 
     def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called once as soon as no stream is open; see :class:`relay.carriers.carrier.Link`."""
-        with self._lock:
-            if self._streams and self._error is None:
-                self._idle = call
-                return
-        call()
+        """Call ``call`` once no stream is open; see :class:`relay.carriers.link.Link`."""
+        self._streams.when_idle(call)
 
     def check(self) -> None:
-        """Ask the bridge for a sign of life, where it is known to give one without ending the session.
+        """Send a keepalive probe (PING), if the bridge answers these without ending the session.
 
-        Some end the socket on which they are asked (i2pd), so that is found out on one that nobody needs.
+        Some bridges end the socket on which they are pinged (i2pd), so relay finds that out on a spare one.
         """
-        if self._can_ping is None:
-            self._can_ping = False
-            _Probe(self).begin()
-        elif self._can_ping:
-            self._pinged += 1
-            if self._pinged > _SILENT:
-                self.lose(CarrierError(f"{self.name}: the router does not answer any more"))
-            else:
-                self._control.say(ping(self.id))
-
-    def may_ping(self) -> None:
-        """The bridge has shown that it answers, and goes on."""
-        self._can_ping = True
+        self._keepalive.check()
 
     def lose(self, error: CarrierError) -> None:
-        """Give it up: it is of no use any more. Idempotent."""
-        with self._lock:
-            lost, self._lost = self._lost, None
-            if lost is None:
-                return
-            self._error = error
-            idle, self._idle = self._idle, None
+        """Give the session up because of an error. Idempotent."""
+        if not self._streams.end(error):
+            return
+        idle = self._streams.take_callback()
         self._control.close()
-        lost(error)
+        self._lost(error)
         if idle is not None:
             idle()
 
     def close(self) -> None:
-        """End it, and every stream of it. Idempotent; waits for a moment if a stream has just ended.
+        """End the session, and every stream of it. Idempotent; blocks for 0.1 s if a stream has just ended.
 
-        A session that ends in the same moment as a stream which it has opened makes i2pd use memory that it has freed,
-        and the router dies some sessions later (2.45).
+        If a session ends in the same moment as a stream that it has opened, i2pd 2.45 uses memory that it has freed,
+        and dies some sessions later.
         """
-        with self._lock:
-            self._lost = None
-            self._error = self._error or CarrierError(f"{self.name}: the session was closed")
-            rest = self._left + _REST - time.monotonic()
+        self._streams.end(CarrierError(f"{self.name}: the session was closed"))
+        rest = self._streams.last_end + _REST - time.monotonic()
         if rest > 0:
             threading.Event().wait(rest)
         self._control.close()
         self.bridge.close()
 
     def abandon(self) -> None:
-        """In a forked child: the conversations close their own descriptors."""
+        """Do nothing: in a forked child the conversations close their own descriptors."""
 
-    def _answered(self, dest: str) -> None:
-        if self.on_answer is not None:
-            self.on_answer(dest)
+    def _on_reply(self, dest: str) -> None:
+        if self.observer is not None:
+            self.observer.on_reply(dest)
 
-    # -- in the pump's thread -----------------------------------------------------------------------------------------
+    # -- on the I/O thread --------------------------------------------------------------------------------------------
 
-    def _silent(self, dest: str) -> None:
-        if self.on_silence is not None:
-            self.on_silence(self, dest)
+    def _on_silence(self, dest: str) -> None:
+        if self.observer is not None:
+            self.observer.on_silence(self, dest)
 
-    def _heard(self, line: bytes) -> None:
+    def _on_line(self, line: bytes) -> None:
         try:
             message = parse(line)
         except MessageError as error:
@@ -229,43 +205,127 @@ class Session:
         if message.words == ("PING",):
             self._control.say(pong(message.text))
         elif message.words == ("PONG",):
-            self._pinged = 0
+            self._keepalive.on_pong()
         else:
-            logger.debug("%s: the router says %r", self.name, message)
+            logger.debug("%s: the router sent %r", self.name, message)
 
-    def _ended(self, error: OSError) -> None:
+    def _on_end(self, error: OSError) -> None:
         self.lose(CarrierError(f"{self.name}: the router has ended the session"))
 
     def __repr__(self) -> str:
-        return f"<SAM session {self.id} of {self.b32}>"
+        return f"<SAM session {self.id} of {b32_of(self.destination)}>"
 
 
-class _Probe:
-    """Finds out whether the bridge answers PING and goes on."""
+class _OpenStreams:
+    """Number of open streams of a session, and the error with which the session has ended."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_end = 0.0  # of a stream, monotonic seconds
+        self.error: CarrierError | None = None
+        self._lock = threading.Lock()
+        self._on_idle: Callable[[], object] | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self.count -= 1
+            self.last_end = time.monotonic()
+            on_idle = None
+            if not self.count:
+                on_idle, self._on_idle = self._on_idle, None
+        if on_idle is not None:
+            on_idle()
+
+    def when_idle(self, call: Callable[[], object]) -> None:
+        with self._lock:
+            if self.count and self.error is None:
+                self._on_idle = call
+                return
+        call()
+
+    def end(self, error: CarrierError) -> bool:
+        """Record the end of the session; returns whether it is the first."""
+        with self._lock:
+            if self.error is not None:
+                return False
+            self.error = error
+            return True
+
+    def take_callback(self) -> Callable[[], object] | None:
+        with self._lock:
+            on_idle, self._on_idle = self._on_idle, None
+            return on_idle
+
+
+class _Names:
+    """Cache of looked-up names; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()  # name → destination, monotonic seconds
+
+    def get(self, name: str) -> str | None:
+        with self._lock:
+            destination, until = self._known.get(name, (None, 0.0))
+        return destination if until > time.monotonic() else None
+
+    def add(self, name: str, destination: str) -> None:
+        with self._lock:
+            self._known[name] = destination, time.monotonic() + _FRESH
+            while len(self._known) > _NAMES:
+                self._known.popitem(last=False)
+
+
+class _Keepalive:
+    """PINGs on the control socket, once it is known that the bridge answers them there.
+
+    ======== ============== ======== =============================================================================
+    state    event          next     action
+    ======== ============== ======== =============================================================================
+    unknown  check          trying   send two PINGs on a spare conversation
+    trying   both PONGs     pinging  none
+    trying   no second PONG trying   none: this bridge is never pinged
+    pinging  check          pinging  PING on the control socket; lose the session after three without PONG
+    ======== ============== ======== =============================================================================
+    """
+
+    def __init__(self, session: Session, control: Conversation) -> None:
+        self.can_ping: bool | None = None  # None: unknown; False: trying
         self._session = session
-        self._conversation: Conversation | None = None
-        self._answers = 0
+        self._control = control
+        self._missed = 0  # consecutive PINGs without a PONG
+        self._pongs = 0  # on the spare conversation
 
-    def begin(self) -> None:
-        self._session.bridge.open_conversation(time.monotonic() + _LOOK_UP, self._met)
+    def check(self) -> None:
+        if self.can_ping is None:
+            self.can_ping = False
+            deadline = time.monotonic() + _LOOKUP_TIMEOUT
+            self._session.bridge.open_conversation(deadline, self._on_conversation)
+        elif self.can_ping:
+            self._missed += 1
+            if self._missed > _MISSED:
+                self._session.lose(CarrierError(f"{self._session.name}: the router does not respond"))
+            else:
+                self._control.say(ping(self._session.id))
 
-    def _met(self, outcome: Conversation | OSError) -> None:
+    def on_pong(self) -> None:
+        self._missed = 0
+
+    def _on_conversation(self, outcome: Conversation | OSError) -> None:
         if isinstance(outcome, Conversation):
-            self._conversation = outcome
-            self._ask()
+            self._try(outcome)
 
-    def _ask(self) -> None:
-        assert self._conversation is not None
-        self._conversation.ask(ping("relay"), time.monotonic() + 10, self._answered)
+    def _try(self, spare: Conversation) -> None:
+        def on_answer(answer: Message | OSError) -> None:
+            is_pong = isinstance(answer, Message) and answer.words == ("PONG",)
+            self._pongs += is_pong
+            if is_pong and self._pongs < 2:
+                return self._try(spare)
+            self.can_ping = is_pong
+            return spare.close()
 
-    def _answered(self, answer: Message | OSError) -> None:
-        assert self._conversation is not None
-        right = isinstance(answer, Message) and answer.words == ("PONG",)
-        self._answers += right
-        if right and self._answers < 2:
-            return self._ask()
-        if right:
-            self._session.may_ping()
-        return self._conversation.close()
+        spare.ask(ping("relay"), time.monotonic() + _PING_TIMEOUT, on_answer)

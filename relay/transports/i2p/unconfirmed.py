@@ -1,4 +1,7 @@
-"""Streams that are said to be there: whether anybody answers on them."""
+"""Open streams on which no byte has come yet: whether the router has connected them at all.
+
+i2pd reports a stream as open once it has found the destination's lease set; nothing may be there any more.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import time
 from collections.abc import Callable
 
 from ...streams.stream import Stream, nonblocking
-from .deadlines import Clock
+from .deadlines import Deadlines
 
 __all__ = ["UnconfirmedStream", "UnconfirmedStreams"]
 
-SILENT = 12.0  # seconds without a byte after which a stream that is said to be there is doubted
+SILENT = 12.0  # seconds without a byte after which a stream is reported
 MOST = 1000  # destinations that are remembered
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
@@ -21,27 +24,27 @@ _RECEIVED = struct.Struct("@128xQ")  # struct tcp_info of linux/tcp.h: tcpi_byte
 
 
 class UnconfirmedStream:
-    """One stream that is said to be there, from that moment to its end.
+    """One stream, from the router's OK to its end.
 
-    :param unconfirmed: those of its session.
-    :param dest: where it leads to.
-    :param read: bytes that had come on its socket when it was made.
-    :param leave: called once when it is over; must not block.
+    :param streams: those of its session.
+    :param dest: destination of the stream, in base64 or as a name.
+    :param read: bytes that had come on its socket before the stream's own.
+    :param leave: called once when the stream ends; must not block.
     """
 
-    __slots__ = ("begun", "dest", "stream", "_leave", "_read", "_streams")
+    __slots__ = ("dest", "opened", "stream", "_leave", "_read", "_streams")
 
-    def __init__(self, unconfirmed: UnconfirmedStreams, dest: str, read: int, leave: Callable[[], object]) -> None:
+    def __init__(self, streams: UnconfirmedStreams, dest: str, read: int, leave: Callable[[], object]) -> None:
         self.dest = dest
-        self.begun = 0.0
+        self.opened = 0.0  # monotonic seconds
         self.stream: Stream | None = None
-        self._streams = unconfirmed
+        self._streams = streams
         self._read = read
         self._leave = leave
 
     @property
-    def answered(self) -> bool | None:
-        """Whether a byte has come; ``None`` where nobody can tell, which is as good as an answer."""
+    def is_confirmed(self) -> bool | None:
+        """``True`` if a byte has come; ``None`` where the system does not report it, which counts as one."""
         stream = self.stream
         if stream is None or stream.answered:
             return True
@@ -51,64 +54,66 @@ class UnconfirmedStream:
         return total > self._read if total is not None else None
 
     def expire(self, now: float) -> None:
-        """Look whether there is an answer; in the pump's thread."""
-        self._streams.look(self)
+        """Report whether a byte has come; on the I/O thread."""
+        self._streams.check(self)
 
     @nonblocking
-    def over(self) -> None:
-        """The stream is over; in any thread, once."""
-        self._streams.end(self)
+    def end(self) -> None:
+        """Handle the end of the stream; in any thread, once."""
+        self._streams.remove(self)
         self._leave()
 
 
 class UnconfirmedStreams:
-    """The streams of one session that are said to be there.
+    """The unconfirmed streams of one session.
 
-    :param clock: tells when they are to have answered.
-    :param silent: called with a destination where nobody answers; in the pump's thread.
-    :param answered: called with one where somebody does; in any thread.
+    :param deadlines: of the I/O thread.
+    :param on_silence: called with the destination of a stream that brings nothing; on the I/O thread.
+    :param on_reply: called with the destination of a stream that has brought bytes; in any thread.
     """
 
-    def __init__(self, clock: Clock, silent: Callable[[str], object], answered: Callable[[str], object]) -> None:
-        self._clock = clock
-        self._silent = silent
-        self._answered = answered
-        self._in_vain: dict[str, float] = {}  # destination → seconds that clients have waited there who gave up
+    def __init__(
+        self, deadlines: Deadlines, on_silence: Callable[[str], object], on_reply: Callable[[str], object]
+    ) -> None:
+        self._deadlines = deadlines
+        self._on_silence = on_silence
+        self._on_reply = on_reply
+        self._waited: dict[str, float] = {}  # destination → seconds that clients have waited in vain, all in all
 
-    def begin(self, unconfirmed: UnconfirmedStream, stream: Stream, now: float) -> None:
-        """Look after a while whether there is an answer; in the pump's thread."""
-        unconfirmed.stream, unconfirmed.begun = stream, now
-        self._clock.set(unconfirmed, now + SILENT)
-        if self._in_vain.get(unconfirmed.dest, 0.0) >= SILENT:  # clients may be less patient, each of them
-            self._in_vain.pop(unconfirmed.dest, None)
-            self._silent(unconfirmed.dest)
+    def add(self, unconfirmed: UnconfirmedStream, stream: Stream, now: float) -> None:
+        """Check after :data:`SILENT` seconds whether a byte has come; on the I/O thread."""
+        unconfirmed.stream, unconfirmed.opened = stream, now
+        self._deadlines.set(unconfirmed, now + SILENT)
+        if self._waited.get(unconfirmed.dest, 0.0) >= SILENT:  # each client may give up sooner than that
+            self._waited.pop(unconfirmed.dest, None)
+            self._on_silence(unconfirmed.dest)
 
-    def end(self, unconfirmed: UnconfirmedStream) -> None:
-        """The stream is over; in any thread."""
-        self._clock.drop(unconfirmed)
+    def remove(self, unconfirmed: UnconfirmedStream) -> None:
+        """Record what has come of a stream that has ended; in any thread."""
+        self._deadlines.drop(unconfirmed)
         stream = unconfirmed.stream
         if stream is None:
             return
         if stream.answered or (stream.received is not None and stream.received()):
-            self._in_vain.pop(unconfirmed.dest, None)
-            self._answered(unconfirmed.dest)
+            self._waited.pop(unconfirmed.dest, None)
+            self._on_reply(unconfirmed.dest)
         elif stream.received is not None:
-            if len(self._in_vain) > MOST:
-                self._in_vain.clear()
-            waited = time.monotonic() - unconfirmed.begun
-            self._in_vain[unconfirmed.dest] = self._in_vain.get(unconfirmed.dest, 0.0) + waited
+            if len(self._waited) > MOST:
+                self._waited.clear()
+            waited = time.monotonic() - unconfirmed.opened
+            self._waited[unconfirmed.dest] = self._waited.get(unconfirmed.dest, 0.0) + waited
 
-    def look(self, unconfirmed: UnconfirmedStream) -> None:
-        """Tell of a stream whether there is an answer; in the pump's thread."""
-        answered = unconfirmed.answered
-        if answered is False:
-            self._silent(unconfirmed.dest)
-        elif answered:
-            self._answered(unconfirmed.dest)
+    def check(self, unconfirmed: UnconfirmedStream) -> None:
+        """Report whether a byte has come on a stream; on the I/O thread."""
+        is_confirmed = unconfirmed.is_confirmed
+        if is_confirmed is False:
+            self._on_silence(unconfirmed.dest)
+        elif is_confirmed:
+            self._on_reply(unconfirmed.dest)
 
 
 def _bytes_received(sock: socket.socket) -> int | None:
-    """Bytes that the kernel has received on a TCP connection; ``None`` where it does not tell."""
+    """Return the bytes that have come on a TCP connection; ``None`` where the kernel does not report them."""
     if _TCP_INFO is None:
         return None
     try:

@@ -130,7 +130,7 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
         (10, f"tunnels.a: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # and not b's
         (18, "tunnels.c: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
         (22, "tunnels.d: exec:no-such-program-at-all: there is no such program"),
-        (25, "tunnels.e: text: this is no private key of I2P"),
+        (25, "tunnels.e: text: not an I2P private key"),
     ]
     assert len(problems) == len(wanted), problems
     for problem, (line, text) in zip(problems, wanted, strict=True):

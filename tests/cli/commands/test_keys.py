@@ -51,20 +51,20 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path):
     path.write_bytes(b"precious")
     done = run("keys", "new", str(path))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"relay: {path}: is there already, and a key is never overwritten\n"
+    assert done.stderr == f"relay: {path}: file exists; a key is never overwritten, so choose another name\n"
     assert path.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize(
     ("command", "name", "problem"),
     [
-        ("new", "none/me.dat", "cannot be written: No such file or directory"),
-        ("show", "none", "there is no such file"),
+        ("new", "none/me.dat", "cannot write: No such file or directory"),
+        ("show", "none", "no such file"),
         ("show", "open", "private key is accessible to other users (mode 0644); run chmod 600"),
         (
             "show",
             "damaged",
-            "this is no private key of I2P (these are 678 bytes; a private key of this destination has",
+            "not an I2P private key (these are 678 bytes; a private key of this destination has",
         ),
     ],
 )

@@ -60,8 +60,8 @@ def test_who_is_let_in(allow, deny, who):
 def test_the_reason_says_who_and_why():
     access = AccessList([ANN.b32], [EVE.b32])
     assert access.refusal(EVE.destination) == f"{EVE.b32} is denied"
-    assert access.refusal(BOB.destination) == f"{BOB.b32} is not among those who are allowed"
-    assert access.refusal("nonsense") == access.refusal("") == "who connects has no valid destination"
+    assert access.refusal(BOB.destination) == f"{BOB.b32} is not allowed"
+    assert access.refusal("nonsense") == access.refusal("") == "the peer has no valid destination"
 
 
 def test_destinations_may_be_in_files(write):
@@ -133,7 +133,7 @@ def test_a_file_that_is_gone_counts_as_it_was_and_that_is_said_once(write, caplo
         write(ANN.b32)
         assert let_in(access) == {ANN}
     texts = [record.getMessage() for record in caplog.records]
-    assert texts == [f"{path}: No such file or directory; who is let in stays as it was"] * 2
+    assert texts == [f"{path}: No such file or directory; the previous list stays in force"] * 2
 
 
 def test_one_that_cannot_be_read_any_more_counts_as_it_was(write, caplog):
@@ -143,7 +143,7 @@ def test_one_that_cannot_be_read_any_more_counts_as_it_was(write, caplog):
     path.mkdir()
     assert let_in(access) == {ANN}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: not a regular file; who is let in stays as it was"
+        f"{path}: not a regular file; the previous list stays in force"
     ]
     path.rmdir()
     write(BOB.b32)
@@ -157,7 +157,7 @@ def test_one_that_makes_no_sense_any_more_counts_as_it_was(write, caplog):
     assert let_in(access) == let_in(access) == {ANN}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{path}, line 2: before .b32.i2p stand 51 characters")
-    assert record.getMessage().endswith("; who is let in stays as it was")
+    assert record.getMessage().endswith("; the previous list stays in force")
     write(BOB.b32)
     assert let_in(access) == {BOB}
     write("nonsense")
@@ -168,7 +168,7 @@ def test_one_that_makes_no_sense_any_more_counts_as_it_was(write, caplog):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("example.i2p", "list, line 2: a name may come to mean somebody else; write the .b32.i2p address"),
+        ("example.i2p", "list, line 2: a name may be reassigned to another destination; use its .b32.i2p address"),
         ("nonsense", "list, line 2: this has 8 characters and does not end in .i2p; a destination is"),
         (ANN.b32[1:], "list, line 2: before .b32.i2p stand 51"),
         pytest.param(ANN.base64, "list, line 2: .* may be a private key", id="private key"),
@@ -187,13 +187,16 @@ def test_a_file_that_is_wrong_from_the_beginning_is_an_error(write, line, proble
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("example.i2p", "'example.i2p' is neither a destination nor a file: a name may come .* .b32.i2p address"),
+        (
+            "example.i2p",
+            "'example.i2p' is neither a destination nor a file: a name may be reassigned .* .b32.i2p address",
+        ),
         ("none.txt", "'none.txt' is neither a destination nor a file: this has 8 characters"),
         ("", "'' is neither"),
         pytest.param(ANN.destination[:-1] + "!", "…' is neither .* I2P's base64", id="broken base64"),
         ("a" * 56 + ".b32.i2p", "checksum"),
         ("n\0ul", "is neither"),
-        (Path("none.txt"), "none.txt: No such file or directory; it is a destination in base64"),
+        (Path("none.txt"), "none.txt: No such file or directory; expected a destination in base64"),
         (Path("."), "not a regular file"),
         (".", "not a regular file"),
     ],
@@ -208,13 +211,13 @@ def test_an_entry_that_is_nothing_is_an_error(tmp_path, monkeypatch, argument, e
 
 def test_the_address_of_an_encrypted_lease_set_cannot_be_compared():
     """Those have 56 characters; this one is of the key of zeros."""
-    with pytest.raises(ValueError, match="does not tell who connects; write that of 52"):
+    with pytest.raises(ValueError, match="does not identify a peer; use the address of 52"):
         AccessList(["vvjacaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.b32.i2p"])
 
 
 @pytest.mark.parametrize("entry", [b"bytes", 7, None])
 def test_an_entry_of_another_type_is_an_error(entry):
-    with pytest.raises(TypeError, match="allow: an entry of type"):
+    with pytest.raises(TypeError, match="allow: expected a destination"):
         AccessList([entry])
 
 

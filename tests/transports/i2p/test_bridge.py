@@ -65,7 +65,7 @@ def warm(bridge):
     """Have a spare ready."""
     for _ in range(2):
         meet(bridge).close()
-    wait_until(lambda: len(bridge._idle) == 1)
+    wait_until(lambda: len(bridge.idle.ready) == 1)
 
 
 def far_end(scripted, conversation):
@@ -110,7 +110,9 @@ def test_nobody_there():
         error = error_of(bridge)
         bridge.close()
     assert isinstance(error, ConnectError) and error.reason == "refused"
-    assert str(error).startswith("i2p:?sam=x: no SAM bridge there (connection refused); is a router running there")
+    assert str(error).startswith(
+        "i2p:?sam=x: no SAM bridge there (connection refused); check that a router is running there"
+    )
     assert "[sam] enabled = true" in str(error) and "Java" in str(error)
 
 
@@ -129,19 +131,19 @@ def test_silence(scripted, bridge, monkeypatch, seconds):
     scripted.hello = [None]
     error = error_of(bridge, seconds)
     assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
-    assert "no answer in time; is a router running there" in str(error)
+    assert "no answer in time; check that a router is running there" in str(error)
 
 
 @pytest.mark.parametrize(
     ("answer", "kind", "text"),
     [
-        ("HELLO REPLY RESULT=NOVERSION", SAMError, "speaks none of SAM 3.1 to 3.3; the router is too old"),
-        ('HELLO REPLY RESULT=I2P_ERROR MESSAGE="no such user"', AuthenticationError, "it says: no such user"),
-        ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "it says: I2P_ERROR"),
-        ("HELLO REPLY", AuthenticationError, "it says: nothing"),
-        ("HTTP/1.0 400 Bad Request", SAMError, "what answers there is not a SAM bridge"),
-        ("220 mail.example ESMTP", SAMError, "what answers there is not a SAM bridge"),
-        ("SESSION STATUS RESULT=OK", SAMError, "not a SAM bridge (it says SESSION STATUS)"),
+        ("HELLO REPLY RESULT=NOVERSION", SAMError, "supports none of SAM 3.1 to 3.3; update the router"),
+        ('HELLO REPLY RESULT=I2P_ERROR MESSAGE="no such user"', AuthenticationError, "it reports: no such user"),
+        ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "it reports: I2P_ERROR"),
+        ("HELLO REPLY", AuthenticationError, "it reports: nothing"),
+        ("HTTP/1.0 400 Bad Request", SAMError, "not a SAM bridge"),
+        ("220 mail.example ESMTP", SAMError, "not a SAM bridge"),
+        ("SESSION STATUS RESULT=OK", SAMError, "not a SAM bridge (it sent SESSION STATUS)"),
         ("x" * 20000, SAMError, "not a SAM bridge (a line of more than 8192 bytes"),
         ('HELLO REPLY RESULT="OK', SAMError, "not a SAM bridge"),
     ],
@@ -152,7 +154,7 @@ def test_what_is_no_bridge_or_wants_none_of_us(scripted, bridge, answer, kind, t
     assert isinstance(error, kind) and text in str(error)
     assert len(str(error)) < 300
     assert str(error).count(bridge.name) == 1
-    assert not bridge._idle and len(scripted.hellos) == 1, "it is asked once"
+    assert not bridge.idle.ready and len(scripted.hellos) == 1, "it is asked once"
 
 
 def test_what_a_bridge_says_of_a_refusal_is_shown_in_part(scripted, bridge):
@@ -164,7 +166,7 @@ def test_one_that_ends_without_an_answer(serve):
     server = serve(lambda connection: connection.recv(100))
     bridge = Bridge("b", tcp(*server.address), None)
     error = error_of(bridge)
-    assert isinstance(error, ConnectError) and "it ended the conversation" in str(error)
+    assert isinstance(error, ConnectError) and "the bridge closed the connection" in str(error)
     bridge.close()
 
 
@@ -242,7 +244,7 @@ def test_giving_up_races_with_the_answer(scripted):
 
 def test_none_is_kept_before_it_is_known_that_any_is_needed(scripted, bridge):
     meet(bridge).close()
-    assert not bridge._idle and not bridge._connecting and len(scripted.hellos) == 1
+    assert not bridge.idle.ready and not bridge.idle.connecting and len(scripted.hellos) == 1
 
 
 def test_one_is_enough_for_one_at_a_time(scripted, bridge):
@@ -253,8 +255,8 @@ def test_one_is_enough_for_one_at_a_time(scripted, bridge):
         assert works(conversation)
         conversation.close()
         fill(bridge)
-        wait_until(lambda: len(bridge._idle) == 1)
-    assert bridge._wanted == 1 and len(scripted.hellos) == 53, "two were made before one was kept"
+        wait_until(lambda: len(bridge.idle.ready) == 1)
+    assert bridge.idle.wanted == 1 and len(scripted.hellos) == 53, "two were made before one was kept"
 
 
 def test_there_are_more_for_more_at_a_time(scripted, bridge):
@@ -262,12 +264,12 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
     for _ in range(8):
         for meeting in [Meeting(bridge) for _ in range(16)]:
             meeting.outcome().close()
-        wait_until(lambda: fill(bridge) or len(bridge._idle) == bridge._wanted)
-    assert bridge._wanted == MAX_IDLE
+        wait_until(lambda: fill(bridge) or len(bridge.idle.ready) == bridge.idle.wanted)
+    assert bridge.idle.wanted == MAX_IDLE
     before = len(scripted.hellos)
     conversations = [Meeting(bridge).told.get_nowait() for _ in range(16)]
     fill(bridge)
-    wait_until(lambda: len(bridge._idle) == MAX_IDLE)
+    wait_until(lambda: len(bridge.idle.ready) == MAX_IDLE)
     assert len(scripted.hellos) == before + 16
     for conversation in conversations:
         assert works(conversation)
@@ -281,7 +283,7 @@ def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     assert stop.wait(WAIT)
     for end in list(scripted.ends):
         end.close()
-    wait_until(lambda: not bridge._idle[0].alive)
+    wait_until(lambda: not bridge.idle.ready[0].alive)
     meeting = Meeting(bridge)
     go.set()
     conversation = meeting.outcome()
@@ -293,7 +295,7 @@ def test_a_spare_that_the_bridge_closes_is_forgotten(scripted, bridge):
     warm(bridge)
     for end in list(scripted.ends):
         end.close()
-    wait_until(lambda: not bridge._idle)
+    wait_until(lambda: not bridge.idle.ready)
     conversation = meet(bridge)
     assert works(conversation)
     conversation.close()
@@ -303,7 +305,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
     for _ in range(50):
         bridge = scripted.bridge()
         warm(bridge)
-        closing = Thread(far_end(scripted, bridge._idle[0]).close)
+        closing = Thread(far_end(scripted, bridge.idle.ready[0]).close)
         conversation = meet(bridge)
         told = queue.SimpleQueue()
         conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
@@ -317,7 +319,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
 
 def test_a_spare_that_is_pinged_is_kept(scripted, bridge):
     warm(bridge)
-    far_end(scripted, bridge._idle[0]).say("PING are you there")
+    far_end(scripted, bridge.idle.ready[0]).say("PING are you there")
     conversation = meet(bridge)
     assert works(conversation)
     conversation.close()
@@ -341,17 +343,17 @@ def test_those_that_nobody_needs_are_closed(scripted, bridge, monkeypatch):
     meet(bridge).close()
     for one in [meet(bridge) for _ in range(16)]:
         one.close()
-    wait_until(lambda: bridge._wanted == 0 and not bridge._idle)
+    wait_until(lambda: bridge.idle.wanted == 0 and not bridge.idle.ready)
     wait_until(lambda: len(Pump._current._members) == 1)
-    assert bridge._rest.due == float("inf"), "and nothing is left that would wake anybody"
+    assert bridge.idle._rest.due == float("inf"), "and nothing is left that would wake anybody"
 
 
 def test_those_that_are_needed_stay(scripted, bridge, monkeypatch):
     warm(bridge)
-    bridge._taken = True
-    bridge._wanted = 2
-    bridge._close_unneeded(time.monotonic())
-    assert bridge._wanted == 1 and len(bridge._idle) == 1
+    bridge.idle._was_used = True
+    bridge.idle.wanted = 2
+    bridge.idle._close_unused(time.monotonic())
+    assert bridge.idle.wanted == 1 and len(bridge.idle.ready) == 1
 
 
 def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
@@ -359,28 +361,28 @@ def test_one_that_comes_when_it_is_no_longer_needed_is_closed(scripted, bridge):
     scripted.hello = [HELLO, None]
     meet(bridge).close()
     wait_until(lambda: len(scripted.hellos) == 3)
-    bridge._wanted = 0
+    bridge.idle.wanted = 0
     late = scripted.ends[-1]
     late.say(HELLO)
     assert late.over.wait(WAIT)
-    assert not bridge._connecting and not bridge._idle
+    assert not bridge.idle.connecting and not bridge.idle.ready
 
 
 def test_a_spare_that_cannot_be_made_is_not_asked_for_again_and_again(scripted, bridge):
     meet(bridge).close()
     scripted.hello = [HELLO, *["nonsense"] * 100]
     meet(bridge).close()
-    wait_until(lambda: len(scripted.hellos) == 3 and not bridge._connecting)
+    wait_until(lambda: len(scripted.hellos) == 3 and not bridge.idle.connecting)
     assert isinstance(Meeting(bridge).outcome(), SAMError)
-    assert len(scripted.hellos) == 4 and not bridge._idle and not bridge._connecting
+    assert len(scripted.hellos) == 4 and not bridge.idle.ready and not bridge.idle.connecting
 
 
 def test_a_bridge_that_has_come_back_is_not_overrun(scripted, bridge):
     meet(bridge).close()
-    bridge._wanted = MAX_IDLE
+    bridge.idle.wanted = MAX_IDLE
     scripted.hello = [HELLO, *[None] * MAX_IDLE]
     meet(bridge).close()
-    wait_until(lambda: len(bridge._connecting) == 2 and len(scripted.hellos) == 4)
+    wait_until(lambda: len(bridge.idle.connecting) == 2 and len(scripted.hellos) == 4)
 
 
 def test_closing_closes_the_spares_and_no_conversation(scripted):
@@ -418,6 +420,6 @@ def test_closing_does_not_wait_for_those_that_never_come(scripted):
 def test_one_that_is_closed_begins_none(scripted, bridge):
     meet(bridge).close()
     bridge.close()
-    assert str(error_of(bridge)) == f"{bridge.name}: the way to the bridge was closed"
+    assert str(error_of(bridge)) == f"{bridge.name}: the connection to the bridge was closed"
     wait_until(lambda: Pump._current is None)
-    assert not bridge._idle and not bridge._connecting and len(scripted.hellos) == 1
+    assert not bridge.idle.ready and not bridge.idle.connecting and len(scripted.hellos) == 1

@@ -194,7 +194,7 @@ def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, capl
     up(make(bridge))
     lines = [record.getMessage() for record in caplog.records if "building tunnels" in record.getMessage()]
     assert len(lines) >= 2
-    assert lines[0] == "here: the router is building tunnels, for 0 s by now"
+    assert lines[0] == "here: the router is still building tunnels, after 0 s"
 
 
 def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
@@ -298,13 +298,13 @@ def test_a_key_that_the_router_does_not_take_is_final(bridge, make):
     ("answer", "said"),
     [
         ('SESSION STATUS RESULT=I2P_ERROR MESSAGE="no tunnels"', "(I2P_ERROR: no tunnels)"),
-        ("SESSION STATUS RESULT=OK", "not for which destination"),
-        (f"SESSION STATUS RESULT=OK DESTINATION={DEST}", "not for which destination"),
-        ("SESSION STATUS RESULT=OK DESTINATION=%%%", "not for which destination"),
+        ("SESSION STATUS RESULT=OK", "reports no valid destination"),
+        (f"SESSION STATUS RESULT=OK DESTINATION={DEST}", "reports no valid destination"),
+        ("SESSION STATUS RESULT=OK DESTINATION=%%%", "reports no valid destination"),
         ("STREAM STATUS RESULT=OK", "(OK)"),
         ("PONG", "(PONG)"),
         (f"SESSION STATUS RESULT={'X' * 5000}", "(XXX"),
-        ("nonsense", "no SAM"),
+        ("nonsense", "not SAM"),
     ],
 )
 def test_other_answers_are_an_error_in_one_line(scripted, make, answer, said):
@@ -321,7 +321,7 @@ def test_what_time_may_mend_is_tried_again(scripted, make):
 
 def test_a_bridge_that_ends_the_conversation_instead_of_an_answer(scripted, make):
     scripted.answers.append(lambda end: end.close())
-    assert "ended the conversation" in str(failure(make(scripted)))
+    assert "closed the connection" in str(failure(make(scripted)))
 
 
 # -- keys that a router still remembers --
@@ -367,23 +367,34 @@ def test_also_what_another_program_has_used_just_before(bridge, make, monkeypatc
     up(make(bridge, Held(seconds_since_session=11 * WAIT)))  # no time is left to wait
 
 
-def test_a_session_that_proves_unsound_makes_the_wait_longer_and_a_sound_one_normal_again(bridge, make, monkeypatch):
-    monkeypatch.setattr(connector, "_REMEMBERED", (0.1, 0.35))
+def test_a_session_that_was_not_reachable_makes_the_wait_longer_and_a_sound_one_normal_again(monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (10.0, 35.0))
+    monkeypatch.setattr(connector, "time", dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: 1000.0))
+    keys = connector._KeyUse("here", Held())
+    keys.open()
+
+    def wait_after(*verdicts):
+        for is_sound in verdicts:
+            keys.on_verdict(is_sound)
+        keys.on_session_end()
+        return keys.remembered_for()
+
+    assert wait_after() == 10
+    assert wait_after(False) == 20
+    assert wait_after(False, False) == 35
+    assert wait_after(True) == 10
+
+
+def test_the_verdict_on_a_session_reaches_its_keys(bridge, make, monkeypatch):
+    monkeypatch.setattr(connector, "_REMEMBERED", (0.1, 1.0))
     carrier = make(bridge, Held())
-
-    def wait_of(*verdicts):
-        link = up(carrier)
-        for verdict in verdicts:
-            link.judge(verdict)
-        begun = time.monotonic()
-        link.lose(CarrierError("here: given up"))
-        wait_until(lambda: carrier.link not in (None, link))
-        return time.monotonic() - begun
-
-    assert 0.1 < wait_of() < 0.2
-    assert 0.2 < wait_of(False) < 0.34
-    assert 0.35 < wait_of(False, False) < 0.6
-    assert 0.1 < wait_of(True) < 0.2
+    link = up(carrier)
+    for _ in range(2):
+        link.record_result(False)
+    begun = time.monotonic()
+    link.lose(CarrierError("here: given up"))
+    wait_until(lambda: carrier.link not in (None, link))
+    assert time.monotonic() - begun > 0.4
 
 
 def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
@@ -437,7 +448,8 @@ class Replaced:
     def __init__(self, monkeypatch):
         self.count = 0
         self.now = 1000.0
-        self.recycling = connector._ReplacementPolicy(self._replace)
+        self.policy = connector._ReplacementPolicy()
+        self.policy.renew = self._replace
         clock = dataclasses.make_dataclass("Clock", ["monotonic"])(lambda: self.now)
         monkeypatch.setattr(connector, "time", clock)
 
@@ -447,7 +459,7 @@ class Replaced:
     def silent(self, dest=DEST, after=0.0):
         self.now += after
         before = self.count
-        self.recycling.silent(None, dest)
+        self.policy.on_silence(None, dest)
         return self.count > before
 
 
@@ -467,14 +479,14 @@ def test_replacing_gets_rarer_while_it_does_not_help(monkeypatch):
 def test_an_answer_makes_it_as_prompt_as_at_first(monkeypatch):
     replaced = Replaced(monkeypatch)
     assert replaced.silent()
-    replaced.recycling.answered(DEST)
+    replaced.policy.on_reply(DEST)
     assert replaced.silent()
 
 
 def test_each_destination_counts_for_itself_and_not_without_bound(monkeypatch):
     replaced = Replaced(monkeypatch)
     assert all(replaced.silent(f"{number}") for number in range(3000))
-    assert len(replaced.recycling._next) < 1500
+    assert len(replaced.policy._next) < 1500
 
 
 # -- the log --

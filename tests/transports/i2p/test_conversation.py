@@ -59,7 +59,7 @@ class Rig:
     def close(self):
         self.conversation.close()
         self.far.close()
-        wait_until(lambda: self.conversation._over)
+        wait_until(lambda: self.conversation._is_over)
         if self.stream.fileno() >= 0:
             wait_until(lambda: Pump._current is None or self.stream.fileno() < 0)
             self.stream.close()
@@ -76,7 +76,7 @@ def is_lost(error, why):
     return isinstance(error, ConnectError) and str(error) == f"the bridge: {why}"
 
 
-GONE = "the connection to the bridge was lost (it ended the conversation)"
+GONE = "the connection to the bridge was lost (the bridge closed the connection)"
 
 
 def test_what_is_asked_is_answered(rig):
@@ -258,12 +258,12 @@ def test_what_nobody_asked_for_ends_it(rig):
     assert receive_all(rig.far) == b""
     rig.ask(WAIT)
     error = rig.outcome()
-    assert isinstance(error, MessageError) and str(error) == "the bridge: it said something that it was not asked"
+    assert isinstance(error, MessageError) and str(error) == "the bridge: the bridge sent a line without a request"
 
 
 def test_asking_one_that_has_ended_is_told(rig):
     rig.far.close()
-    wait_until(lambda: rig.conversation._over)
+    wait_until(lambda: rig.conversation._is_over)
     for _ in range(2):
         rig.ask(WAIT)
         assert is_lost(rig.outcome(), GONE)
@@ -299,7 +299,7 @@ def test_a_bridge_that_does_not_read_is_told(rig):
     rig.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     for _ in range(5000):
         rig.conversation.say(pong("x" * 8000))
-        if rig.conversation._over:
+        if rig.conversation._is_over:
             break
     rig.ask(WAIT)
     assert is_lost_somehow(rig.outcome())
@@ -319,7 +319,7 @@ def test_lines_are_heard_and_the_end_once(rig):
 def test_listening_to_one_that_has_ended_is_told(rig):
     ended = queue.SimpleQueue()
     rig.far.close()
-    wait_until(lambda: rig.conversation._over)
+    wait_until(lambda: rig.conversation._is_over)
     rig.conversation.listen(ended.put, ended.put)
     assert is_lost(ended.get(timeout=WAIT), GONE)
 
@@ -350,7 +350,7 @@ def test_what_is_said_is_sent(rig):
     rig.conversation.say(ping("a"))
     assert receive_exactly(rig.far, 7) == b"PING a\n"
     rig.far.close()
-    wait_until(lambda: rig.conversation._over)
+    wait_until(lambda: rig.conversation._is_over)
     rig.conversation.say(ping("b"))
 
 
@@ -385,7 +385,7 @@ def test_it_sees_whether_the_other_side_is_there(rig):
     assert stop.wait(WAIT)
     rig.far.close()
     wait_until(lambda: not rig.conversation.alive)
-    assert not rig.conversation._over, "the pump has not seen it yet"
+    assert not rig.conversation._is_over, "the pump has not seen it yet"
     go.set()
 
 

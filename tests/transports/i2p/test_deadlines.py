@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.deadlines``: deadlines of many things, set and dropped in any thread."""
+"""``relay.transports.i2p.deadlines``: deadlines that any thread sets and drops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers import WAIT, wait_until
 
 from relay.eventloop.background import Pump
-from relay.transports.i2p.deadlines import Clock
+from relay.transports.i2p.deadlines import Deadlines
 
 
 class Item:
@@ -34,126 +34,126 @@ def pump():
 
 
 @pytest.fixture
-def clock(pump):
-    return Clock(pump.loop)
+def deadlines(pump):
+    return Deadlines(pump.loop)
 
 
-def test_the_time_comes_once(clock):
+def test_the_time_comes_once(deadlines):
     item = Item()
     due = time.monotonic() + 0.05
-    clock.set(item, due)
+    deadlines.set(item, due)
     assert item.expired.wait(WAIT)
     threading.Event().wait(0.1)
     (when,) = item.times
     assert due <= when < due + 2
 
 
-def test_what_is_dropped_does_not_expire(clock):
+def test_what_is_dropped_does_not_expire(deadlines):
     dropped, kept = Item(), Item()
     for item in (dropped, kept):
-        clock.set(item, time.monotonic() + 0.03)
-    clock.drop(dropped)
-    clock.drop(dropped)
+        deadlines.set(item, time.monotonic() + 0.03)
+    deadlines.drop(dropped)
+    deadlines.drop(dropped)
     assert kept.expired.wait(WAIT)
     assert not dropped.times
 
 
-def test_a_new_time_replaces_the_old_one(clock):
+def test_a_new_time_replaces_the_old_one(deadlines):
     later, sooner = Item(), Item()
-    clock.set(later, time.monotonic() + 0.02)
-    clock.set(later, time.monotonic() + 60)
-    clock.set(sooner, time.monotonic() + 60)
-    clock.set(sooner, time.monotonic() + 0.05)
+    deadlines.set(later, time.monotonic() + 0.02)
+    deadlines.set(later, time.monotonic() + 60)
+    deadlines.set(sooner, time.monotonic() + 60)
+    deadlines.set(sooner, time.monotonic() + 0.05)
     assert sooner.expired.wait(WAIT)
     assert not later.times
 
 
-def test_each_has_its_own_time(clock):
+def test_each_has_its_own_time(deadlines):
     items = [Item() for _ in range(5)]
     begun = time.monotonic()
     for number, item in enumerate(items[::-1]):
-        clock.set(item, begun + 0.05 * (5 - number))
+        deadlines.set(item, begun + 0.05 * (5 - number))
     for number, item in enumerate(items):
         assert item.expired.wait(WAIT)
         assert begun + 0.05 * (number + 1) <= item.times[0] < begun + 0.05 * (number + 1) + 1
 
 
-def test_times_that_have_passed_come_at_once(clock):
+def test_times_that_have_passed_come_at_once(deadlines):
     item = Item()
-    clock.set(item, 0.0)
+    deadlines.set(item, 0.0)
     assert item.expired.wait(WAIT)
 
 
-def test_only_the_first_time_wakes_anybody(pump, clock, monkeypatch):
-    clock.set(Item(), time.monotonic() + 60)
+def test_only_the_first_time_wakes_anybody(pump, deadlines, monkeypatch):
+    deadlines.set(Item(), time.monotonic() + 60)
     calls = []
     monkeypatch.setattr(pump.loop, "call", calls.append)
     for _ in range(1000):
         item = Item()
-        clock.set(item, time.monotonic() + 61)
-        clock.drop(item)
+        deadlines.set(item, time.monotonic() + 61)
+        deadlines.drop(item)
     assert not calls
-    clock.set(Item(), time.monotonic() + 59)
+    deadlines.set(Item(), time.monotonic() + 59)
     assert len(calls) == 1
 
 
-def test_nobody_is_woken_for_nothing(pump, clock):
+def test_nobody_is_woken_for_nothing(pump, deadlines):
     item = Item()
-    clock.set(item, time.monotonic() + 0.02)
-    clock.drop(item)
-    wait_until(lambda: clock._timer.due == float("inf") and clock._next == float("inf"))
+    deadlines.set(item, time.monotonic() + 0.02)
+    deadlines.drop(item)
+    wait_until(lambda: deadlines._timer.due == float("inf") and deadlines._next == float("inf"))
     looked = threading.Event()
     pump.loop.call(lambda: pump.loop.timers.first == float("inf") and looked.set())
     assert looked.wait(WAIT)
 
 
-def test_a_bug_of_one_harms_no_other(clock, caplog):
+def test_a_bug_of_one_harms_no_other(deadlines, caplog):
     class Broken(Item):
         def expire(self, now):
             raise RuntimeError("a bug")
 
     item = Item()
     due = time.monotonic() + 0.02
-    clock.set(Broken(), due)
-    clock.set(item, due)
+    deadlines.set(Broken(), due)
+    deadlines.set(item, due)
     assert item.expired.wait(WAIT)
     assert "a bug" in caplog.text
 
 
-def test_one_that_sets_itself_again_comes_again(clock):
+def test_one_that_sets_itself_again_comes_again(deadlines):
     class Again(Item):
         def expire(self, now):
             super().expire(now)
             if len(self.times) < 3:
                 self.expired.clear()
-                clock.set(self, now + 0.01)
+                deadlines.set(self, now + 0.01)
 
     item = Again()
-    clock.set(item, time.monotonic())
+    deadlines.set(item, time.monotonic())
     wait_until(lambda: len(item.times) == 3)
 
 
-def test_those_that_expire_one_by_one_are_looked_at_together(clock, monkeypatch):
+def test_those_that_expire_one_by_one_are_looked_at_together(deadlines, monkeypatch):
     looks = []
-    arm = clock._arm
-    monkeypatch.setattr(clock, "_arm", lambda: (looks.append(1), arm()))
+    arm = deadlines._arm
+    monkeypatch.setattr(deadlines, "_arm", lambda: (looks.append(1), arm()))
     items = [Item() for _ in range(300)]
     begun = time.monotonic()
     for number, item in enumerate(items):
-        clock.set(item, begun + 0.1 + number * 0.001)
+        deadlines.set(item, begun + 0.1 + number * 0.001)
     assert all(item.expired.wait(WAIT) for item in items)
     assert len(looks) < 40
 
 
-def test_many_threads_set_and_drop(clock):
+def test_many_threads_set_and_drop(deadlines):
     items = [Item() for _ in range(200)]
 
     def work(part):
         for item in part:
-            clock.set(item, time.monotonic() + 0.01)
+            deadlines.set(item, time.monotonic() + 0.01)
             other = Item()
-            clock.set(other, time.monotonic() + 0.01)
-            clock.drop(other)
+            deadlines.set(other, time.monotonic() + 0.01)
+            deadlines.drop(other)
 
     threads = [threading.Thread(target=work, args=(items[start::4],)) for start in range(4)]
     for thread in threads:
@@ -161,4 +161,4 @@ def test_many_threads_set_and_drop(clock):
     for thread in threads:
         thread.join(WAIT)
     assert all(item.expired.wait(WAIT) for item in items)
-    assert not clock._due
+    assert not deadlines._due

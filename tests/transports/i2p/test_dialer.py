@@ -325,7 +325,7 @@ def test_a_session_whose_streams_do_not_answer_is_renewed_beside_it(world, impat
     exchange(other, other_far)
     assert not new.over.is_set() and set(states) <= {CarrierState.UP}
     assert ended_first(tunnel) == "done"
-    assert "does not answer" in caplog.text
+    assert "brings no data" in caplog.text
 
 
 def ended_first(tunnel):
@@ -392,8 +392,8 @@ def test_ready_says_that_nobody_is_there():
     ("hello", "error", "text"),
     [
         ("HTTP/1.0 400 Bad Request", SAMError, "not a SAM bridge"),
-        ("HELLO REPLY RESULT=NOVERSION", SAMError, "too old"),
-        ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "check the user and the password"),
+        ("HELLO REPLY RESULT=NOVERSION", SAMError, "update the router"),
+        ("HELLO REPLY RESULT=I2P_ERROR", AuthenticationError, "check the SAM user and password"),
     ],
 )
 def test_ready_says_what_is_wrong(world, hello, error, text):
@@ -465,7 +465,7 @@ def test_a_look_up_has_its_time(world):
     factory = world.factory("echo.i2p")
     up(factory)
     world.bridge.answers.append(slow)
-    with pytest.raises(ConnectError, match=r"echo\.i2p: not looked up in time"):
+    with pytest.raises(ConnectError, match=r"echo\.i2p: name lookup timed out"):
         factory.look_up(0.05)
 
 
@@ -479,7 +479,7 @@ def test_a_call_can_be_cancelled(world):
     with pytest.raises(ConnectError, match="given up"):
         call.result()
     cancel.close()
-    wait_until(lambda: factory.carrier().link._streams == 0)
+    wait_until(lambda: factory.carrier().link.streams == 0)
 
 
 def test_a_forked_child_makes_its_own_session(world):

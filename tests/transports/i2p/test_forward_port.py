@@ -111,11 +111,11 @@ def test_it_is_a_port_of_the_address_that_the_bridge_is_talked_to_from(enter):
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"GET / HTTP/1.0\r\n\r\n", "instead of the destination"),
+        (b"GET / HTTP/1.0\r\n\r\n", "expected the peer's destination"),
         (b"x" * (LONGEST + 1), "a line of more than"),
-        (b"\xff\xfe\n", "not in UTF-8"),
+        (b"\xff\xfe\n", "not valid UTF-8"),
         (f"{DEST} TO_PORT=x\n".encode(), "TO_PORT"),
-        (b"STREAM STATUS RESULT=I2P_ERROR\n", "the accept failed"),
+        (b"STREAM STATUS RESULT=I2P_ERROR\n", "STREAM ACCEPT failed"),
     ],
 )
 def test_who_does_not_say_whose_the_stream_is_is_reset(enter, data, why, caplog):
@@ -132,7 +132,7 @@ def test_a_stream_that_was_waited_for_is_watched_no_longer(enter):
     entrance = enter()
     with entrance.connect() as end:
         end.sendall(DEST.encode())
-        wait_until(lambda: entrance.port._silent)
+        wait_until(lambda: entrance.port._pending)
         end.sendall(b"\nmore")
         stream, _ = entrance.stream()
         with stream, pytest.raises((OSError, KeyError)):
@@ -143,29 +143,29 @@ def test_who_ends_before_the_line_is_complete_is_dropped(enter):
     entrance = enter()
     with entrance.connect() as end:
         end.sendall(DEST.encode()[:50])
-        wait_until(lambda: entrance.port._silent)
+        wait_until(lambda: entrance.port._pending)
         end.shutdown(socket.SHUT_WR)
         assert ending(end) in ("reset", "end of file")
-    wait_until(lambda: not entrance.port._silent)
+    wait_until(lambda: not entrance.port._pending)
     assert entrance.on_stream.empty()
 
 
 def test_who_says_only_half_of_it_is_not_waited_for_without_end(enter, monkeypatch):
     entrance = enter()
-    monkeypatch.setattr(forward_port, "PATIENCE", 0.05)
+    monkeypatch.setattr(forward_port, "LINE_TIMEOUT", 0.05)
     with entrance.connect() as end:
         end.sendall(b"half")
         assert ending(end) == "reset"
 
 
 def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch):
-    monkeypatch.setattr(forward_port, "SILENT", 2)
+    monkeypatch.setattr(forward_port, "MAX_PENDING", 2)
     entrance = enter()
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(entrance.connect()) for _ in range(2)]
         for end in silent:
             end.sendall(b"x")
-        wait_until(lambda: len(entrance.port._silent) == 2)
+        wait_until(lambda: len(entrance.port._pending) == 2)
         third = stack.enter_context(entrance.connect())
         third.sendall(f"{DEST}\n".encode())
         with pytest.raises(queue.Empty):
@@ -176,12 +176,12 @@ def test_so_many_may_be_silent_and_then_the_kernel_keeps_them(enter, monkeypatch
 
 def test_while_it_is_held_the_kernel_keeps_them(enter):
     entrance = enter()
-    entrance.port.hold(True)
+    entrance.port.pause(True)
     with entrance.connect() as end:
         end.sendall(f"{DEST}\n".encode())
         with pytest.raises(queue.Empty):
             entrance.on_stream.get(timeout=0.05)
-        entrance.port.hold(False)
+        entrance.port.pause(False)
         entrance.stream()[0].close()
 
 
@@ -212,7 +212,9 @@ def test_another_user_is_rejected(enter, caplog):
             assert ending(end) == "reset"
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1, "others could fill the log"
-    assert "user 2 has connected to the port for the router's streams, whose user is 1" in warnings[0]
+    assert (
+        "user 2 connected to the port for the router's streams; rejected, because the router's user is 1" in warnings[0]
+    )
     owners.others = 1
     with entrance.connect() as end:
         end.sendall(f"{DEST}\n".encode())
@@ -227,7 +229,7 @@ def test_a_connection_whose_user_the_kernel_does_not_report_is_rejected(enter, c
         end.sendall(f"{DEST}\nall of it".encode())
         assert ending(end) == "reset"
     assert entrance.on_stream.empty()
-    assert "whose user the kernel does not report" in caplog.text
+    assert "a program of unknown user" in caplog.text
 
 
 @pytest.fixture
@@ -289,9 +291,9 @@ def as_another_user(function, *arguments):
 def test_no_other_user_speaks_for_a_destination(enter, owners, late):
     """Whether its connections are accepted at once or after they have ended."""
     entrance = enter(owners=owners)
-    entrance.port.hold(late)
+    entrance.port.pause(late)
     with as_another_user(attack, entrance.port.number):
-        entrance.port.hold(False)
+        entrance.port.pause(False)
         with entrance.connect() as router:  # which is accepted after all the others
             router.sendall(f"{OTHER_DEST}\n".encode())
             stream, peer = entrance.stream()
@@ -302,11 +304,11 @@ def test_no_other_user_speaks_for_a_destination(enter, owners, late):
 
 def test_short_streams_of_the_router_arrive_whole_however_late_they_are_accepted(enter, owners):
     entrance = enter(owners=owners)
-    entrance.port.hold(True)
+    entrance.port.pause(True)
     for number in range(200):
         with entrance.connect() as router:
             router.sendall(f"{DEST}\nrequest {number}".encode())
-    entrance.port.hold(False)
+    entrance.port.pause(False)
     if not owners.knows_closed:
         pytest.skip("this kernel does not report the user of a closed connection; `accept` is the default here")
     for number in range(200):
@@ -414,9 +416,9 @@ def test_streams_can_be_accepted_in_the_thread_of_another_loop(enter, other_loop
     assert use() is entrance.pump.thread
     move(loop)
     assert use() is thread
-    entrance.port.hold(True)
+    entrance.port.pause(True)
     wait_until(lambda: entrance.port._watching is None)
-    entrance.port.hold(False)
+    entrance.port.pause(False)
     assert use() is thread
     move(entrance.pump.loop)
     assert use() is entrance.pump.thread
@@ -432,7 +434,7 @@ def test_it_is_closed_whatever_became_of_the_other_loop(enter, other_loop):
     entrance = enter(loop=loop)
     with entrance.connect() as end:
         end.sendall(b"half")
-        wait_until(lambda: entrance.port._silent)
+        wait_until(lambda: entrance.port._pending)
         loop.call(loop.stop)
         thread.join(WAIT)
         entrance.port.close()
@@ -445,7 +447,7 @@ def test_a_connection_under_way_is_kept_when_the_thread_changes(enter, other_loo
     entrance = enter()
     with entrance.connect() as end:
         end.sendall(DEST.encode())
-        wait_until(lambda: entrance.port._silent)
+        wait_until(lambda: entrance.port._pending)
         entrance.port.move(loop)
         end.sendall(b"\n")
         entrance.stream()[0].close()
@@ -455,8 +457,8 @@ def test_in_a_forked_child_the_descriptors_are_closed(enter):
     entrance = enter()
     with entrance.connect() as end:
         end.sendall(b"half")
-        wait_until(lambda: entrance.port._silent)
-        numbers = [entrance.port._socket.fileno(), *(one.socket.fileno() for one in entrance.port._silent)]
+        wait_until(lambda: entrance.port._pending)
+        numbers = [entrance.port._socket.fileno(), *(one.socket.fileno() for one in entrance.port._pending)]
         pid = os.fork()
         if pid == 0:
             left = 0

@@ -51,7 +51,7 @@ class Entrance:
         self.scripted = opened.scripted
         self.on_stream = queue.SimpleQueue()
         self.on_ready = queue.SimpleQueue()
-        given = {"owners": None, "loop": None} | options if kind is ForwardStreams else options
+        given = {"lookup": None, "loop": None} | options if kind is ForwardStreams else options
         self.way = kind(opened.session, self._pass_on, lambda way, error: self.on_ready.put(error), **given)
 
     def _pass_on(self, stream, peer):
@@ -159,7 +159,7 @@ def test_a_stream_comes_with_who_connects_and_its_ports(router):
             assert (peer, peer.port, peer.to_port) == (DEST, 7, 80)
             assert not stream.half_close
             assert stream.settle == 0.05
-            assert router.entrance.way.brought
+            assert router.entrance.way.delivered
 
 
 def test_nothing_that_comes_with_the_destination_is_lost(router):
@@ -188,7 +188,7 @@ def test_a_destination_cut_anywhere_is_put_together(router, cut):
 def _taken_by(entrance):
     """How much of a line has been read."""
     if isinstance(entrance.way, ForwardStreams):
-        return max((len(arrival._line) for arrival in entrance.way._port._silent), default=0)
+        return max((len(arrival._line) for arrival in entrance.way._port._pending), default=0)
     return max(
         (len(request.conversation._line) for request in entrance.way._requests if request.conversation), default=0
     )
@@ -206,9 +206,9 @@ def test_the_stream_is_counted_until_it_is_over(router):
     with contextlib.closing(router.hand_over(f"{DEST}\n".encode())):
         stream, _ = router.entrance.stream()
         session = router.entrance.opened.session
-        assert session._streams == 1
+        assert session.streams == 1
         stream.close()
-        assert session._streams == 0
+        assert session.streams == 0
 
 
 def test_the_end_of_the_session_is_the_failure_of_its_streams(router):
@@ -322,7 +322,7 @@ def test_a_refusal_is_told_and_asked_again(enter, scripted):
     for _ in range(3):
         error = entrance.on_ready.get(timeout=WAIT)
         assert isinstance(error, SAMError)
-        assert str(error) == "the session: the router hands no streams over (I2P_ERROR: no more)"
+        assert str(error) == "the session: the router refuses to deliver streams (I2P_ERROR: no more)"
     assert entrance.on_ready.get(timeout=WAIT) is None
 
 
@@ -330,7 +330,7 @@ def test_a_router_that_does_not_know_the_session_ends_it(enter, scripted, opened
     scripted.answers.append("STREAM STATUS RESULT=INVALID_ID")
     entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
-    assert "does not know the session" in str(opened.lost.get(timeout=WAIT))
+    assert "no longer knows the session" in str(opened.lost.get(timeout=WAIT))
 
 
 def test_an_accept_that_is_ended_after_a_while_is_mended_without_a_word(enter, scripted, monkeypatch):
@@ -347,7 +347,7 @@ def test_an_accept_that_is_ended_at_once_again_and_again_is_told(enter, scripted
     entrance = enter(AcceptStreams)
     entrance.call(entrance.way.begin)
     for _ in range(3):
-        assert "ended the conversation" in str(entrance.trouble())
+        assert "closed the connection" in str(entrance.trouble())
 
 
 def test_of_the_end_of_the_session_nothing_is_told_here(enter, scripted, opened):
@@ -374,12 +374,12 @@ def test_silence_is_not_waited_for_without_end(enter, scripted, monkeypatch):
 def test_while_it_is_held_no_more_are_asked_for(enter, scripted):
     scripted.answers.extend([hand_over(scripted)] * 2)
     entrance = enter(AcceptStreams).begin()
-    entrance.call(entrance.way.hold, True)
+    entrance.call(entrance.way.pause, True)
     with contextlib.closing(scripted.stream()) as end:
         end.say(DEST)
         entrance.stream()[0].close()
         assert entrance.asked() == 1
-        entrance.call(entrance.way.hold, False)
+        entrance.call(entrance.way.pause, False)
         assert entrance.on_ready.get(timeout=WAIT) is None
         assert entrance.asked() == 2
 
@@ -493,4 +493,4 @@ def test_what_is_under_a_stream_is_let_go_of_with_it(enter):
         entrance.way._pass_on(under, Peer(DEST))
         entrance.stream()[0].close()
     assert over == ["channel"]
-    assert entrance.opened.session._streams == 0
+    assert entrance.opened.session.streams == 0

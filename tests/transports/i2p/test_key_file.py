@@ -99,7 +99,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(tmp_path / "me.dat", "cannot be written: No space left on device", lambda: KEY)
+    refused(tmp_path / "me.dat", "cannot write: No space left on device", lambda: KEY)
     assert os.listdir(tmp_path) == []
 
 
@@ -112,11 +112,11 @@ def test_a_failure_to_make_a_key_leaves_nothing(tmp_path):
 
 def test_nothing_is_ever_overwritten(tmp_path):
     path = saved(tmp_path / "me.dat", b"precious")
-    with pytest.raises(relay.SAMError, match="is there already, and a key is never overwritten"):
+    with pytest.raises(relay.SAMError, match="file exists; a key is never overwritten, so choose another name"):
         write(path, KEY)
     dangling = tmp_path / "link"
     dangling.symlink_to("nowhere")
-    with pytest.raises(relay.SAMError, match="is there already"):
+    with pytest.raises(relay.SAMError, match="file exists"):
         write(dangling, KEY)
     assert path.read_bytes() == b"precious"
     assert sorted(os.listdir(tmp_path)) == ["link", "me.dat"]
@@ -165,17 +165,17 @@ def test_i2plib_reads_what_is_written_here(tmp_path):
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"", "it is empty"),
+        (b"", "empty"),
         (b"\0" * 679, "base64"),
         (KEY.data[:400], "400 bytes; a private key of this destination has 679"),
         (KEY.data + b"x", "680 bytes"),
         (KEY.data[:391], "this is the destination alone"),
         (KEY.destination.encode(), "this is the destination alone"),
         (KEY.base64.encode()[:-2] + b"!!", "not of I2P's base64"),
-        (KEY.data[:-32] + OTHER.data[-32:], "its signing key is not that of its destination"),
+        (KEY.data[:-32] + OTHER.data[-32:], "its signing key does not match its destination"),
         (
             KEY.data[:660] + bytes([KEY.data[660] ^ 1]) + KEY.data[661:],
-            "its signing key is not that of its destination",
+            "its signing key does not match its destination",
         ),
         (KEY.data[:-32] + bytes(32), "signing private key is empty"),
         (b"-----BEGIN PRIVATE KEY-----\n", "base64"),
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_an_error_and_no_new_identity(tmp_path, data, problem)
     path = saved(tmp_path / "me.dat", data)
     before = path.stat()
     text = refused(path, problem)
-    assert "no private key of I2P" in text and "was not touched" in text
+    assert "not an I2P private key" in text and "is unchanged" in text
     assert path.read_bytes() == data and path.stat().st_mtime_ns == before.st_mtime_ns
     assert os.listdir(tmp_path) == ["me.dat"]
 
@@ -216,13 +216,13 @@ def test_one_may_also_be_read_only_for_oneself(tmp_path):
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    refused(tmp_path / "fifo", "cannot be read: not a regular file")
-    refused(tmp_path, "cannot be read: not a regular file")
+    refused(tmp_path / "fifo", "cannot read: not a regular file")
+    refused(tmp_path, "cannot read: not a regular file")
     refused(tmp_path / "none" / "me.dat", "No such file or directory", lambda: KEY)
     for wrong in ("nul\0", "\ud800"):
         with pytest.raises(relay.SAMError, match="not a path"):
             KeyFile.open(tmp_path / wrong, never)
-    with pytest.raises(relay.SAMError, match="there is no such file"):
+    with pytest.raises(relay.SAMError, match="no such file"):
         read(tmp_path / "none")
 
 
@@ -243,7 +243,7 @@ def test_the_same_keys_twice_at_once_are_refused(tmp_path):
     link.symlink_to(path)
     file = KeyFile.open(path, lambda: KEY)
     for again in (path, link):
-        refused(again, "these keys are in use by another session")
+        refused(again, "the key is in use by another session")
     file.close()
     file.close()
     with KeyFile.open(link, never):
@@ -390,13 +390,13 @@ def test_where_no_file_can_be_made_the_key_file_itself_is_locked(tmp_path, monke
     KeyFile.open(path, never).close()
     os.close(copy)
     path.unlink()
-    refused(path, r"cannot be locked by .*/\.me\.dat\.lock: Read-only file system", lambda: KEY)
+    refused(path, r"cannot lock by .*/\.me\.dat\.lock: Read-only file system", lambda: KEY)
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     path = saved(tmp_path / "me.dat")
     (tmp_path / ".me.dat.lock").symlink_to(tmp_path / "elsewhere")
-    refused(path, "cannot be locked")
+    refused(path, "cannot lock")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -407,7 +407,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     path = saved(tmp_path / "me.dat")
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
-        refused(path, "cannot be locked: No locks available")
+        refused(path, "cannot lock: No locks available")
     KeyFile.open(path, never).close()
 
 
@@ -449,7 +449,7 @@ def test_without_a_place_of_its_own_it_is_in_the_home(tmp_path, monkeypatch, tol
 def test_a_user_without_a_home_is_told(monkeypatch):
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(relay.SAMError, match="no home directory .*; name a file"):
+    with pytest.raises(relay.SAMError, match="no home directory; name a file"):
         path_of_session("web")
 
 

@@ -21,7 +21,7 @@ from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, RelayError, SAMError
 from relay.testing import SAMBridge
 from relay.transports.chain import network
-from relay.transports.i2p import inbound, listener
+from relay.transports.i2p import inbound, listener, receiver
 from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
 from relay.transports.i2p.listener import I2PListener
 from relay.transports.i2p.messages import stream_connect, stream_forward
@@ -140,14 +140,14 @@ def test_no_bridge_is_an_error_at_once(listen):
 
 def test_a_session_that_is_refused_is_an_error_at_once(listen, bridge):
     bridge.refuse_sessions(9, "INVALID_KEY")
-    with pytest.raises(SAMError, match="does not take the private key") as caught:
+    with pytest.raises(SAMError, match="rejects the private key") as caught:
         listen()
     assert caught.value.result == "INVALID_KEY"
 
 
 def test_forward_that_is_refused_is_an_error_at_once_where_it_was_asked_for(listen, bridge, monkeypatch):
     monkeypatch.setattr(inbound, "stream_forward", lambda session, number: stream_connect(session, "nobody.i2p"))
-    with pytest.raises(SAMError, match="hands no streams over"):
+    with pytest.raises(SAMError, match="refuses to deliver streams"):
         listen(accept="forward")
 
 
@@ -179,7 +179,7 @@ def test_a_file_of_keys_is_made_once_and_names_the_destination(listen, tmp_path)
     path = tmp_path / "me.dat"
     there = listen(keys=str(path))
     assert PrivateKey.from_bytes(path.read_bytes()).destination == there.dest
-    with pytest.raises(SAMError, match=r"me\.dat: these keys are in use"):
+    with pytest.raises(SAMError, match=r"me\.dat: the key is in use"):
         listen(keys=str(path))
 
 
@@ -192,7 +192,7 @@ def test_a_broken_file_of_keys_is_an_error_and_is_not_touched(listen, tmp_path):
     path = tmp_path / "me.dat"
     path.write_bytes(b"no key")
     path.chmod(0o600)
-    with pytest.raises(SAMError, match=r"me\.dat: this is no private key"):
+    with pytest.raises(SAMError, match=r"me\.dat: not an I2P private key"):
         listen(keys=str(path))
     assert path.read_bytes() == b"no key"
 
@@ -201,7 +201,7 @@ def test_a_broken_file_of_keys_is_an_error_and_is_not_touched(listen, tmp_path):
 
 
 def way_of(there):
-    return type(there._incoming)
+    return type(there._receiver._incoming)
 
 
 def test_forward_where_the_router_can_reach_us(listen):
@@ -218,17 +218,17 @@ def no_users(monkeypatch):
     def unknown():
         raise OSError("not on this system")
 
-    monkeypatch.setattr(listener, "PeerUidLookup", unknown)
+    monkeypatch.setattr(receiver, "PeerUidLookup", unknown)
 
 
 def test_accept_where_the_system_does_not_report_users(listen, no_users):
     assert way_of(listen()) is AcceptStreams
-    with pytest.raises(SAMError, match="accept='forward' needs the users of connections.*use 'accept'"):
+    with pytest.raises(SAMError, match="accept='forward' requires the user IDs of connections.*use 'accept'"):
         listen(accept="forward")
 
 
 def test_forward_elsewhere_where_you_ask_for_it_and_no_list_depends_on_it(listen, no_users, monkeypatch):
-    monkeypatch.setattr(listener.sys, "platform", "darwin")
+    monkeypatch.setattr(receiver.sys, "platform", "darwin")
     assert way_of(listen()) is AcceptStreams
     assert way_of(listen(accept="forward")) is ForwardStreams
     with pytest.raises(SAMError, match="use 'accept'"):
@@ -236,22 +236,22 @@ def test_forward_elsewhere_where_you_ask_for_it_and_no_list_depends_on_it(listen
 
 
 def test_accept_where_the_kernel_does_not_report_users_of_closed_connections(listen, monkeypatch):
-    monkeypatch.setattr(listener.PeerUidLookup, "_find_closed", lambda self: False)
+    monkeypatch.setattr(receiver.PeerUidLookup, "_find_closed", lambda self: False)
     assert way_of(listen()) is AcceptStreams
     assert way_of(listen(accept="forward")) is ForwardStreams
 
 
 def test_accept_where_the_user_of_the_bridge_is_not_known(listen, monkeypatch):
-    monkeypatch.setattr(listener.PeerUidLookup, "of", lambda self, connection: None)
+    monkeypatch.setattr(receiver.PeerUidLookup, "of", lambda self, connection: None)
     assert way_of(listen()) is AcceptStreams
-    with pytest.raises(SAMError, match="accept='forward' needs the user of the router"):
+    with pytest.raises(SAMError, match="accept='forward' requires the router's user ID"):
         listen(accept="forward")
 
 
 def test_accept_where_the_bridge_is_not_on_the_loopback(listen, monkeypatch):
-    monkeypatch.setattr(listener, "is_local", lambda session: False)
+    monkeypatch.setattr(receiver, "is_local", lambda session: False)
     assert way_of(listen()) is AcceptStreams
-    with pytest.raises(SAMError, match="accept='forward' has the router connect to us"):
+    with pytest.raises(SAMError, match="accept='forward' requires a router on this machine"):
         listen(accept="forward")
 
 
@@ -270,7 +270,7 @@ def test_accept_where_forwarded_streams_do_not_arrive(listen, monkeypatch, clien
     there = listen()
     assert there.wait_published(WAIT)
     assert way_of(there) is AcceptStreams
-    assert "streams do not come" in caplog.text
+    assert "streams do not arrive" in caplog.text
     with clients.connect(there):
         accept(there)[0].close()
 
@@ -324,7 +324,7 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
         stack.enter_context(clients.connect(there, b"a"))
         factory = clients._factories[-1]
         more = [Thread(clients.connect, factory, text) for text in (b"b", b"c", b"d", b"e", b"f", b"g", b"h", b"i")]
-        wait_until(lambda: there._incoming.held)
+        wait_until(lambda: there._receiver._incoming.paused)
         held = len(there._queue)
         assert 4 <= held <= 4 + inbound.SEVERAL
         texts = set()
@@ -335,7 +335,7 @@ def test_what_nobody_accepts_waits_at_the_router_and_nobody_is_dropped(listen, c
         assert b"".join(sorted(texts)) == b"abcdefghi"
         for thread in more:
             stack.enter_context(thread.result())
-        wait_until(lambda: not there._incoming.held)
+        wait_until(lambda: not there._receiver._incoming.paused)
 
 
 def test_accept_ends_with_the_listener(listen):
@@ -428,7 +428,7 @@ def test_what_has_failed_is_tried_again_after_a_while(listen, bridge, monkeypatc
 
 
 def test_a_way_in_that_cannot_be_made_for_now_is_made_later(listen, bridge, monkeypatch, caplog, clients):
-    monkeypatch.setattr(listener, "AGAIN", 0.01)
+    monkeypatch.setattr(receiver, "AGAIN", 0.01)
     states = States()
     there = listen(states=states)
     states.wait_for("published")
@@ -444,7 +444,7 @@ def test_a_way_in_that_cannot_be_made_for_now_is_made_later(listen, bridge, monk
     bridge.cut()
     states.wait_for("published")
     assert not failures
-    assert "here: streams cannot come for now: [Errno 24] Too many open files" in caplog.text
+    assert "here: cannot receive streams: [Errno 24] Too many open files" in caplog.text
     with clients.connect(there):
         accept(there)[0].close()
 
@@ -572,7 +572,7 @@ def test_a_limit_of_connections_holds(listen, clients, echo):
 def test_without_a_limit_streams_are_accepted_in_the_relay_thread(listen, clients, echo):
     there = listen(accept="forward")
     with relay.Tunnel(there, echo()) as tunnel:
-        wait_until(lambda: there._incoming._port._watching is tunnel._relay.loop)
+        wait_until(lambda: there._receiver._incoming._port._watching is tunnel._relay.loop)
         with clients.connect(there, b"x") as stream:
             assert receive_exactly(stream.socket, 1) == b"x"
     with pytest.raises(OSError, match=CLOSED):
@@ -599,7 +599,7 @@ def test_a_tunnel_shows_who_was_denied(listen, clients, echo, caplog):
         (record,) = tunnel.recent()
         assert (record.reason, record.peer) == ("denied", clients.dest)
         assert tunnel.stats().failed == {"denied": 1}
-    assert "not among those who are allowed" in caplog.text
+    assert "is not allowed" in caplog.text
 
 
 def test_the_session_is_gone_when_the_tunnel_is(listen, clients, echo, bridge, tmp_path):

@@ -78,16 +78,16 @@ def test_the_text_of_a_ping_is_taken_as_it_is(line, text):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b"", "this is no SAM"),
-        (b"HTTP/1.1 400 Bad Request\r\n", "no SAM: 'HTTP/1.1 400 Bad Request'"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "no SAM"),
-        (b"hello reply RESULT=OK", "no SAM"),
-        (b" STREAM STATUS", "no SAM"),
-        (b"STREAM STATUS =OK", "STREAM STATUS: a value without a name"),
+        (b"", "not SAM"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "not SAM: 'HTTP/1.1 400 Bad Request'"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not SAM"),
+        (b"hello reply RESULT=OK", "not SAM"),
+        (b" STREAM STATUS", "not SAM"),
+        (b"STREAM STATUS =OK", "STREAM STATUS: an option without a name"),
         (b'SESSION STATUS M="a b', "SESSION STATUS: a quoted value that does not end"),
-        (b'SESSION STATUS M="a"b', "goes on after its quotes"),
+        (b'SESSION STATUS M="a"b', "continues after its closing quote"),
         (b'SESSION STATUS M="a\\"', "does not end"),
-        (b"STREAM STATUS M=\xff", "not in UTF-8"),
+        (b"STREAM STATUS M=\xff", "not valid UTF-8"),
         (b"STREAM STATUS M=a\0b", "control characters"),
         (b"STREAM STATUS M=\x1b[31m", "control characters"),
         (b"STREAM STATUS M=\x7f", "control characters"),
@@ -165,20 +165,20 @@ def test_a_message_is_one_line(message, line):
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        (naming_lookup("a\nb"), "NAME holds a newline or another control character"),
-        (naming_lookup("a\0b"), "NAME holds"),
+        (naming_lookup("a\nb"), "NAME: has a control character"),
+        (naming_lookup("a\0b"), "NAME: has"),
         (naming_lookup("a\udc80"), "half a surrogate pair"),
         (naming_lookup("x" * LONGEST), f"a line of {LONGEST + 20} bytes"),
-        (ping("a\r"), "PING holds"),
-        (Message(()), "no SAM command"),
-        (Message(("a",)), "no SAM command"),
-        (Message(("A", "B", "C")), "no SAM command"),
+        (ping("a\r"), "PING: has"),
+        (Message(()), "not a SAM command"),
+        (Message(("a",)), "not a SAM command"),
+        (Message(("A", "B", "C")), "not a SAM command"),
         (Message(("PING", "B")), "a text, no second word"),
         (Message(("PING",), {"A": "B"}), "no options"),
         (Message(("A", "B"), text="x"), "options and no text"),
-        (Message(("A", "B"), {"": "x"}), "the name of an option is ''"),
-        (Message(("A", "B"), {"a b": "x"}), "the name of an option is 'a b'"),
-        (Message(("A", "B"), {"a\n": "x"}), "the name of an option holds"),
+        (Message(("A", "B"), {"": "x"}), "option '': expected"),
+        (Message(("A", "B"), {"a b": "x"}), "option 'a b': expected"),
+        (Message(("A", "B"), {"a\n": "x"}), "option name: has"),
     ],
 )
 def test_what_no_line_can_say_is_refused(message, problem):
@@ -196,7 +196,7 @@ def test_the_longest_line_is_both_written_and_read():
 
 
 def test_the_head_of_a_session_is_no_option():
-    with pytest.raises(ValueError, match="ID is no option"):
+    with pytest.raises(ValueError, match="ID: not a session option"):
         session_create(id="s", options={"ID": "t"})
 
 
@@ -262,23 +262,23 @@ def test_who_connected_is_read(ports, port, to_port, end):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("", "instead of the destination of who connected came ''"),
-        ("example.i2p", "came 'example.i2p'"),
-        (KEY.b32, "instead of the destination"),
-        pytest.param(KEY.base64, "instead of the destination", id="private key"),
-        pytest.param(KEY.destination[:-4], "instead of the destination", id="cut"),
+        ("", "expected the peer's destination, got ''"),
+        ("example.i2p", "got 'example.i2p'"),
+        (KEY.b32, "expected the peer's destination"),
+        pytest.param(KEY.base64, "expected the peer's destination", id="private key"),
+        pytest.param(KEY.destination[:-4], "expected the peer's destination", id="cut"),
         *(
             pytest.param(f"{KEY.destination} {option}", problem, id=option)
             for option, problem in [
-                ("FROM_PORT=x", "FROM_PORT of who connected is 'x'"),
-                ("TO_PORT=65536", "TO_PORT of who connected is '65536'"),
+                ("FROM_PORT=x", "FROM_PORT of the peer: expected .* got 'x'"),
+                ("TO_PORT=65536", "TO_PORT of the peer: expected .* got '65536'"),
                 ("TO_PORT=-1", "TO_PORT"),
                 ("TO_PORT=²", "TO_PORT"),
                 ("=", "without a name"),
             ]
         ),
-        ("HTTP/1.1 200 OK", "instead of"),
-        ("STREAM STATUS =", "a value without a name"),
+        ("HTTP/1.1 200 OK", "expected the peer"),
+        ("STREAM STATUS =", "an option without a name"),
     ],
 )
 def test_who_connected_may_be_nobody(line, problem):
@@ -289,7 +289,7 @@ def test_who_connected_may_be_nobody(line, problem):
 
 
 def test_an_accept_that_fails_late_says_why():
-    with pytest.raises(MessageError, match="the accept failed: I2P_ERROR") as raised:
+    with pytest.raises(MessageError, match="STREAM ACCEPT failed: I2P_ERROR") as raised:
         parse_peer(b'STREAM STATUS RESULT=I2P_ERROR MESSAGE="gone"\n')
     assert raised.value.result == "I2P_ERROR"
 

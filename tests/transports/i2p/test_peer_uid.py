@@ -104,8 +104,8 @@ def test_what_is_closed_is_nobodys_once_its_fin_is_acknowledged(owners):
         there = far.family, far.getpeername(), far.getsockname()
         near.close()
         assert far.recv(1) == b""
-        wait_until(lambda: owners._ask(*there)[2] in (5, 6))
-        assert owners._ask(*there)[:2] == (0, 0)
+        wait_until(lambda: owners._query(*there)[2] in (5, 6))
+        assert owners._query(*there)[:2] == (0, 0)
         assert owners.of(far) is None
 
 
@@ -181,7 +181,7 @@ def test_threads_are_told_their_own_answers(owners):
 def test_an_answer_that_was_left_behind_is_not_taken_for_the_next(owners):
     with connected("127.0.0.1") as (near, _):
         nobody = peer_uid._ID.pack(b"\0" * 4, b"\0" * 32, 0, b"\xff" * 8)
-        request = peer_uid._ASKED.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, peer_uid._ANY) + nobody
+        request = peer_uid._QUERY.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, peer_uid._ANY) + nobody
         head = peer_uid._HEAD.pack(peer_uid._HEAD.size + len(request), peer_uid._BY_FAMILY, peer_uid._REQUEST, 12345, 0)
         owners._netlink.send(head + request)
         assert owners.of(near) == ME

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import queue
 import socket
-import struct
 import threading
 import time
 
 import pytest
 from helpers import WAIT, Thread, exchange, wait_until
 from listener_rig import Clients, Listening, States, accept, make_prompt
+from state_tables import rows
 
 from relay.addresses.destinations import Peer, PrivateKey
 from relay.addresses.i2p import I2PRouter
@@ -21,16 +21,17 @@ from relay.carriers.link import CarrierState
 from relay.streams.stream import Stream
 from relay.testing import SAMBridge
 from relay.transports.chain import network
-from relay.transports.i2p import reachability
+from relay.transports.i2p import probe, reachability
 from relay.transports.i2p.connector import make_carrier
-from relay.transports.i2p.reachability import ReachabilityMonitor, silence
+from relay.transports.i2p.probe import OwnStreams
+from relay.transports.i2p.reachability import ReachabilityMonitor
 
 
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     make_prompt(monkeypatch)
-    monkeypatch.setattr(reachability, "ANSWER", 0.5)
-    monkeypatch.setattr(reachability, "REACH", 2.0)
+    monkeypatch.setattr(probe, "ANSWER", 0.5)
+    monkeypatch.setattr(probe, "REACH", 2.0)
 
 
 @pytest.fixture
@@ -75,17 +76,17 @@ def creations(bridge):
 def break_proofs(monkeypatch, there, answer=b"", times=1000):
     """Have no proof be answered, or with this, so many times."""
     left = [times]
-    real = there._prover.keeps
+    real = there._monitor.answers
 
-    def keeps(stream, peer):
-        if peer not in there._prover._peers or not left[0]:
+    def answers(stream, peer):
+        if peer not in there._monitor._own._peers or not left[0]:
             return real(stream, peer)
         left[0] -= 1
         stream.socket.send(answer)
         stream.close()
         return True
 
-    monkeypatch.setattr(there._prover, "keeps", keeps)
+    monkeypatch.setattr(there._monitor, "answers", answers)
 
 
 # -- what is proved, and when --
@@ -153,12 +154,10 @@ def test_while_others_come_nothing_more_is_proved(bridge, listen, clients, soon)
 
 def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch):
     """That word is for what was seen to work, there and back."""
-    monkeypatch.setattr(reachability, "ANSWER", 0.05)
+    monkeypatch.setattr(probe, "ANSWER", 0.05)
     there = listen(start=False)
     with monkeypatch.context() as broken:
-        broken.setattr(
-            ReachabilityMonitor, "keeps", lambda self, stream, peer: peer in self._peers and (stream.close() or True)
-        )
+        broken.setattr(OwnStreams, "reply_to", lambda self, stream, peer: peer in self._peers)
         there.start(WAIT)
         near = clients.connect(there)
         far, _ = accept(there)
@@ -214,8 +213,8 @@ def test_a_destination_that_cannot_be_found_for_a_while_is_waited_for(bridge, li
 def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, clients, caplog, monkeypatch):
     """Trap 1: of the keys of a session that has just ended another one comes at once, and is dead soon."""
     monkeypatch.setattr(reachability, "AFTER", (0.1, 0.2, 0.2))
-    monkeypatch.setattr(reachability, "ANSWER", 0.2)
-    monkeypatch.setattr(reachability, "REACH", 0.3)
+    monkeypatch.setattr(probe, "ANSWER", 0.2)
+    monkeypatch.setattr(probe, "REACH", 0.3)
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.05, 4.0))
     bridge.settings.remember = 0.15
     bridge.settings.zombie_life = 0.05
@@ -224,7 +223,7 @@ def test_a_session_that_only_seems_to_be_there_is_made_again(bridge, listen, cli
     (ours,) = [one for one in bridge.sessions if one.destination == there.dest]
     bridge.cut(ours.id)
     wait_until(lambda: "session is not reachable from I2P" in caplog.text)
-    wait_until(lambda: there.state == "published" and there._prover._times > 3)
+    wait_until(lambda: there.state == "published" and there._monitor._schedule.successes > 3)
     with clients.connect(there) as near:
         far, _ = accept(there)
         with far:
@@ -268,16 +267,16 @@ def test_the_session_of_the_proof_is_doubted_first(bridge, listen, monkeypatch, 
     assert there.wait_published(WAIT)
     before = creations(bridge)
     break_proofs(monkeypatch, there, b"somebody else's words\n", times=1)
-    there._call(lambda: there._prover._prove(time.monotonic()))
-    wait_until(lambda: there._prover._times > 1)
-    assert "a stream ended before it was answered" in caplog.text
+    there._call(lambda: there._monitor._due(time.monotonic()))
+    wait_until(lambda: there._monitor._schedule.successes > 1)
+    assert "a stream ended before its reply" in caplog.text
     assert creations(bridge)[1] == before[1] + 1
     assert creations(bridge)[0] == before[0]
     assert there.state == "published"
 
 
 def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, monkeypatch, soon):
-    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    monkeypatch.setattr(probe, "ANSWER", 0.1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
@@ -293,7 +292,7 @@ def test_a_session_whose_streams_move_is_not_given_up(bridge, listen, clients, m
 
 def test_without_them_it_is(bridge, listen, monkeypatch, soon):
     """So that the test before can fail."""
-    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    monkeypatch.setattr(probe, "ANSWER", 0.1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
@@ -301,13 +300,13 @@ def test_without_them_it_is(bridge, listen, monkeypatch, soon):
 
 
 def test_while_nobody_accepts_it_is_not_judged(bridge, listen, clients, monkeypatch, soon):
-    monkeypatch.setattr(reachability, "ANSWER", 0.1)
+    monkeypatch.setattr(probe, "ANSWER", 0.1)
     monkeypatch.setattr("relay.streams.accept_queue.MOST", 1)
     there = listen()
     assert there.wait_published(WAIT)
     break_proofs(monkeypatch, there)
     with clients.connect(there):
-        wait_until(lambda: there._incoming.held)
+        wait_until(lambda: there._receiver._incoming.paused)
         begun = proofs(bridge)
         wait_until(lambda: proofs(bridge) > begun + 2)
         assert creations(bridge)[0] == 1
@@ -330,8 +329,8 @@ def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, mon
     there = listen()
     assert there.wait_published(WAIT)
     kept = []
-    monkeypatch.setattr(reachability, "ANSWER", WAIT)
-    monkeypatch.setattr(there._prover, "keeps", lambda stream, peer: kept.append(stream) or True)
+    monkeypatch.setattr(probe, "ANSWER", WAIT)
+    monkeypatch.setattr(there._monitor, "answers", lambda stream, peer: kept.append(stream) or True)
     wait_until(lambda: kept)
     monkeypatch.undo()
     make_prompt(monkeypatch)
@@ -348,7 +347,7 @@ def test_its_end_in_the_middle_of_a_proof_says_nothing(bridge, listen, soon, mon
 
 
 def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, caplog, monkeypatch):
-    monkeypatch.setattr(reachability, "HEAD_START", WAIT)
+    monkeypatch.setattr(probe, "HEAD_START", WAIT)
     bridge.settings.publish_time = 0.2
     there = listen()
     bridge.refuse_sessions(1000, "I2P_ERROR")
@@ -364,12 +363,12 @@ def test_a_bridge_that_makes_no_second_session_leaves_it_up(bridge, listen, capl
 
 
 def test_it_is_asked_for_ever_more_rarely_then(bridge, listen, monkeypatch):
-    monkeypatch.setattr(reachability, "HEAD_START", WAIT)
+    monkeypatch.setattr(probe, "HEAD_START", WAIT)
     monkeypatch.setattr(reachability, "AGAIN", 0.1)
     monkeypatch.setattr(reachability, "RARELY", 100.0)
-    monkeypatch.setattr(reachability, "make_carrier", make_none)
+    monkeypatch.setattr(probe, "make_carrier", make_none)
     there = listen()
-    wait_until(lambda: there._prover._delay > 0.3)
+    wait_until(lambda: there._monitor._schedule._delay > 0.3)
     assert there.state == "up"
 
 
@@ -388,30 +387,35 @@ def test_it_ends_at_any_moment(bridge, listen):
 # -- the prover by itself --
 
 
-class Subject:
-    """What a prover tells, and is told."""
+class Target:
+    """What a monitor asks and reports."""
 
     def __init__(self):
         self.told = queue.SimpleQueue()
-        self.turns = self.held = self.alive = False
+        self.switches = self.paused = self.traffic = False
 
-    def proved(self):
-        self.told.put("proved")
+    def on_reachable(self):
+        self.told.put("reachable")
 
-    def turn(self, why):
+    def switch_to_accept(self, why):
         self.told.put(why)
-        return self.turns
+        return self.switches
 
-    def was_held(self, since):
-        return self.held
+    def was_paused(self, since):
+        return self.paused
 
-    def was_alive(self, since):
-        return self.alive
+    def had_traffic(self, since):
+        return self.traffic
+
+
+def make_monitor(bridge, name="here"):
+    target = Target()
+    return ReachabilityMonitor(name, I2PRouter(sam=parse_sam(bridge.sam)), network(), target, target.on_reachable)
 
 
 @pytest.fixture
 def prover(bridge):
-    made = ReachabilityMonitor("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), Subject())
+    made = make_monitor(bridge)
     yield made
     done = threading.Event()
     made._pump.loop.call(lambda: (made.close(), done.set()))
@@ -420,86 +424,73 @@ def prover(bridge):
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monkeypatch):
-    monkeypatch.setattr(reachability, "ANSWER", 0.1)
-    prover._subject.alive = alive
+    monkeypatch.setattr(probe, "ANSWER", 0.1)
+    prover._target.traffic = alive
     lost = threading.Event()
     carrier = make_carrier("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), lambda: None)
     carrier.begin()
     try:
         session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
         carrier.subscribe(lambda state, error: state is CarrierState.BACKING_OFF and lost.set())
-        prover._pump.loop.call(lambda: prover.prove(session))
+        prover._pump.loop.call(lambda: prover.watch(session))
         if alive:
-            wait_until(lambda: prover._times)
+            wait_until(lambda: prover._schedule.successes)
             assert not lost.is_set()
         else:
             assert lost.wait(WAIT)
             prover._pump.loop.call(prover.forget)
-        assert "no answer" in prover._subject.told.get(timeout=WAIT) if not alive else prover._subject.told.empty()
+        assert "no reply" in prover._target.told.get(timeout=WAIT) if not alive else prover._target.told.empty()
     finally:
         carrier.close()
         assert carrier.join(WAIT)
 
 
-def test_strangers_are_not_kept(prover):
-    ours, theirs = socket.socketpair()
-    with theirs, Stream(ours) as stream:
-        assert not prover.keeps(stream, Peer(PrivateKey.generate().destination))
-        assert stream.fileno() >= 0
-
-
-def test_its_own_are_answered_also_when_they_come_late(prover):
-    dests = [PrivateKey.generate().destination for _ in range(reachability.PEERS)]
-    for dest in dests:
-        prover._know(dest)
-    for dest in dests:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            assert prover.keeps(Stream(ours), Peer(dest))
-            assert theirs.recv(100) == prover._answer
-            assert theirs.recv(1) == b""
-    prover._know(PrivateKey.generate().destination)
-    ours, theirs = socket.socketpair()
-    with theirs, Stream(ours) as stream:
-        assert not prover.keeps(stream, Peer(dests[0])), "there is a bound"
-
-
-def test_one_that_has_ended_already_hurts_nobody(prover):
+def test_it_answers_its_own_streams_and_closes_them(prover):
     dest = PrivateKey.generate().destination
-    prover._know(dest)
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    assert prover.keeps(Stream(ours), Peer(dest))
+    prover._own.add(dest)
+    for peer, is_own in ((dest, True), (PrivateKey.generate().destination, False)):
+        ours, theirs = socket.socketpair()
+        with theirs, Stream(ours) as stream:
+            assert prover.answers(stream, Peer(peer)) is is_own
+            assert (stream.fileno() == -1) is is_own
 
 
-def test_the_answer_is_not_to_be_guessed(prover, bridge):
-    other = ReachabilityMonitor("there", I2PRouter(sam=parse_sam(bridge.sam)), network(), Subject())
-    assert len(prover._answer) > 30
-    assert other._answer != prover._answer
-    other._pump.loop.call(other.close)
+# -- its table --
+
+NAMES = [state.value for state in reachability.State]
+TABLE = rows(reachability.__doc__, NAMES)
 
 
-def test_silence_is_how_long_nothing_has_come():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        near = socket.create_connection(listening.getsockname())
-        far, _ = listening.accept()
-        with near, far:
-            near.sendall(b"x")
-            assert far.recv(1) == b"x"
-            assert silence(far) < 1.0
-            threading.Event().wait(0.2)
-            assert 0.1 < silence(far) < 5.0
-            near.sendall(b"x")
-            assert far.recv(1) == b"x"
-            assert silence(far) < 0.1
-        assert silence(far) == float("inf")
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert silence(ours) == float("inf")
+@pytest.fixture
+def table(prover, monkeypatch):
+    """A monitor that only records its actions."""
+    performed = []
+    monkeypatch.setattr(prover, "_perform", lambda action, problem: performed.append((action.value, problem)))
+    yield prover, performed
+    monkeypatch.undo()
 
 
-def test_the_place_of_the_time_in_what_the_kernel_tells():
-    """linux/tcp.h: eight bytes, then words of 32 bits, of which tcpi_last_data_recv is the twelfth."""
-    assert reachability._LAST.size == 8 + 4 * 12
-    assert reachability._LAST.unpack(bytes(52) + struct.pack("=I", 7)) == (7,)
-    assert os.name == "posix"
+@pytest.mark.parametrize(("state", "event", "following", "action"), TABLE)
+def test_every_row(table, state, event, following, action):
+    monitor, performed = table
+    monitor.state = reachability.State(state)
+    monitor._handle(reachability.Event(event), "the problem")
+    assert monitor.state.value == following
+    assert performed == [(action, "the problem")]
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    sorted(set(itertools.product(NAMES, [event.value for event in reachability.Event])) - {row[:2] for row in TABLE}),
+)
+def test_what_is_not_in_the_table_changes_nothing(table, state, event):
+    monitor, performed = table
+    monitor.state = reachability.State(state)
+    monitor._handle(reachability.Event(event))
+    assert monitor.state.value == state
+    assert not performed
+
+
+def test_the_table_is_whole():
+    assert {row[:2] for row in TABLE} == {(state.value, event.value) for state, event in reachability.TRANSITIONS}
+    assert {action for _, action in reachability.TRANSITIONS.values()} == set(reachability.Action)

@@ -36,7 +36,7 @@ ENDED = "the session: the router has ended the session"
 
 def test_it_knows_who_it_is(opened):
     session = opened.session
-    assert session.destination == KEY.destination and session.b32 == KEY.b32
+    assert session.destination == KEY.destination
     assert repr(session) == f"<SAM session ours of {KEY.b32}>"
     assert KEY.base64 not in repr(vars(session))
 
@@ -157,24 +157,24 @@ def test_a_flood_of_pings_is_survived(opened):
 def test_a_bridge_that_answers_pings_is_pinged(opened):
     session, asked = opened.session, opened.scripted.asked
     session.check()
-    wait_until(lambda: session._can_ping)
+    wait_until(lambda: session._keepalive.can_ping)
     assert asked[1:] == ["PING relay", "PING relay"], "twice, on a conversation that nobody needs"
-    for _ in range(2 * module._SILENT):
+    for _ in range(2 * module._MISSED):
         session.check()
-        wait_until(lambda: session._pinged == 0)
+        wait_until(lambda: session._keepalive._missed == 0)
     assert asked[-1] == "PING ours" and opened.lost.empty()
 
 
 def test_one_that_answers_no_more_is_dead(opened):
     session = opened.session
     session.check()
-    wait_until(lambda: session._can_ping)
+    wait_until(lambda: session._keepalive.can_ping)
     opened.scripted.pongs = False
-    for _ in range(module._SILENT):
+    for _ in range(module._MISSED):
         session.check()
         assert opened.lost.empty()
     session.check()
-    assert str(opened.lost.get(timeout=WAIT)) == "the session: the router does not answer any more"
+    assert str(opened.lost.get(timeout=WAIT)) == "the session: the router does not respond"
     session.check()
 
 
@@ -191,7 +191,7 @@ def test_one_that_does_not_know_pings_is_not_pinged(opened, end):
     wait_until(lambda: "PING relay" in opened.scripted.asked)
     for _ in range(9):
         session.check()
-    assert session._can_ping is False and opened.lost.empty()
+    assert session._keepalive.can_ping is False and opened.lost.empty()
     assert "PING ours" not in opened.scripted.asked
 
 
@@ -268,7 +268,7 @@ def test_an_answer_that_is_none(opened, answer):
 def test_a_look_up_that_ends_without_an_answer(opened, monkeypatch):
     opened.scripted.answers.append(lambda far: far.close())
     assert isinstance(looked_up(opened.session, "x.i2p"), OSError)
-    monkeypatch.setattr(module, "_LOOK_UP", 0.05)
+    monkeypatch.setattr(module, "_LOOKUP_TIMEOUT", 0.05)
     opened.scripted.answers.append("")
     assert "no answer in time" in str(looked_up(opened.session, "x.i2p"))
 
@@ -287,8 +287,15 @@ def test_nothing_is_left_of_a_look_up(opened):
 def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
     monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", 0.05)
     silent, answered = queue.SimpleQueue(), queue.SimpleQueue()
-    opened.session.on_silence = lambda session, dest: silent.put((session, dest))
-    opened.session.on_answer = answered.put
+
+    class Observer:
+        def on_silence(self, session, dest):
+            silent.put((session, dest))
+
+        def on_reply(self, dest):
+            answered.put(dest)
+
+    opened.session.observer = Observer()
     with opened.open().stream():
         assert silent.get(timeout=WAIT) == (opened.session, DEST)
         opened.scripted.stream()

@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.unconfirmed``: whether anybody answers on a stream that is said to be there."""
+"""``relay.transports.i2p.unconfirmed``: open streams on which no byte has come yet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class World:
         unconfirmed = UnconfirmedStream(self.unconfirmed, dest, read, lambda: self.left.append(dest))
         stream = relay.Stream(near)
         stream.answered = False
-        self.unconfirmed.begin(unconfirmed, stream, self.now)
+        self.unconfirmed.add(unconfirmed, stream, self.now)
         return unconfirmed, stream, far
 
     def wait(self, seconds):
@@ -100,7 +100,7 @@ def test_one_that_is_over_is_not_looked_at(world):
     stream.received = lambda: pytest.fail("it is over") if world.left else 0
     _, other, _ = world.begin("b")
     other.received = lambda: 0
-    unconfirmed.over()
+    unconfirmed.end()
     assert world.left == ["a"] and len(world.clock.due) == 1
     world.wait(SILENT)
     assert world.silent == ["b"] and not world.clock.due
@@ -109,17 +109,17 @@ def test_one_that_is_over_is_not_looked_at(world):
 def test_one_that_ends_with_bytes_is_an_answer(world):
     unconfirmed, stream, _ = world.begin("a")
     stream.received = lambda: 1
-    unconfirmed.over()
+    unconfirmed.end()
     unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    unconfirmed.over()
+    unconfirmed.end()
     unconfirmed, stream, _ = world.begin("c")
-    unconfirmed.over()
+    unconfirmed.end()
     assert world.answered == ["a", "b"]
 
 
 def test_one_that_never_became_a_stream_is_nothing(world):
-    UnconfirmedStream(world.unconfirmed, "a", 0, lambda: world.left.append("a")).over()
+    UnconfirmedStream(world.unconfirmed, "a", 0, lambda: world.left.append("a")).end()
     assert world.left == ["a"] and not world.answered
 
 
@@ -148,8 +148,8 @@ def in_vain(world, dest, seconds):
     """A client waits for so long and gives up."""
     unconfirmed, stream, _ = world.begin(dest)
     stream.received = lambda: 0
-    unconfirmed.begun -= seconds
-    unconfirmed.over()
+    unconfirmed.opened -= seconds
+    unconfirmed.end()
 
 
 def test_clients_who_give_up_sooner_are_counted_together(world):
@@ -169,11 +169,11 @@ def test_an_answer_makes_up_for_those_who_gave_up(world):
     in_vain(world, "a", SILENT)
     unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    unconfirmed.over()
+    unconfirmed.end()
     in_vain(world, "b", SILENT - 1)
     unconfirmed, stream, _ = world.begin("b")
     stream.answered = True
-    unconfirmed.over()
+    unconfirmed.end()
     in_vain(world, "b", 2.0)
     world.begin("b")
     assert not world.silent
@@ -183,4 +183,4 @@ def test_destinations_that_are_remembered_are_bounded(world, monkeypatch):
     monkeypatch.setattr(module, "MOST", 3)
     for number in range(20):
         in_vain(world, str(number), 1.0)
-    assert len(world.unconfirmed._in_vain) <= 4
+    assert len(world.unconfirmed._waited) <= 4

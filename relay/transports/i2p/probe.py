@@ -1,0 +1,232 @@
+"""Probes of reachability: a session for them, and streams from it that must bring a secret reply."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from ...addresses.destinations import Peer
+from ...addresses.i2p import I2PRouter
+from ...carriers.carrier import Carrier
+from ...eventloop.background import Pump
+from ...eventloop.loop import Timer
+from ...eventloop.poller import IN
+from ...streams.dialer import Network
+from ...streams.stream import Stream
+from .connector import make_carrier
+from .messages import UnreachableError
+from .opening import SETTLE, open_stream
+from .session import Session
+
+__all__ = ["OwnStreams", "Probe", "ProbeSession"]
+
+logger = logging.getLogger("relay")
+
+HEAD_START = 1.0  # seconds after which the probe session is created beside a session that is being created
+REACH = 75.0  # seconds for the router to find the destination: its lease set spreads for some time
+ANSWER = 15.0  # seconds for a stream to bring the reply
+PEERS = 8  # probe destinations that are remembered, because a stream may come late
+_TUNNELS = {"inbound.quantity": "2", "outbound.quantity": "2"}
+
+# Options, and their values, with which some clients cannot reach the destination by its own name.
+_HIDING = {
+    "i2cp.leaseSetType": ("5", "7"),
+    "i2cp.dontPublishLeaseSet": ("true",),
+    "i2cp.enableAccessList": ("true",),
+    "i2cp.enableBlackList": ("true",),
+}
+
+
+class ProbeSession:
+    """The session from which probes come: of the same router and depths, with keys and a name of its own."""
+
+    def __init__(self, pump: Pump, name: str, router: I2PRouter, below: Network) -> None:
+        options = {**dict(router.options), **_TUNNELS}
+        self.is_possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
+        own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
+        self._make = functools.partial(make_carrier, f"{name} (self-check)", own, below, _no_keys, quiet=True)
+        self._carrier: Carrier[Session] | None = None
+        self._begin = Timer(pump.loop.timers, self._make_early)
+
+    def prepare(self) -> None:
+        """Create the session after :data:`HEAD_START`."""
+        if self.is_possible and self._carrier is None:
+            now = time.monotonic()
+            self._begin.start(now + HEAD_START, now)
+
+    def cancel_preparation(self) -> None:
+        """Revoke :meth:`prepare`."""
+        self._begin.stop()
+
+    def carrier(self) -> Carrier[Session]:
+        """Return the supervised session, created on the first call.
+
+        :raises OSError: if no thread or descriptor is available.
+        """
+        if self._carrier is None:
+            self._carrier = self._make()
+            self._carrier.begin()
+        return self._carrier
+
+    def close(self) -> None:
+        """End the session. Idempotent; :meth:`carrier` creates another one."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close(wait=False)
+
+    def _make_early(self, now: float) -> None:
+        with contextlib.suppress(OSError):  # the first probe reports it
+            self.carrier()
+
+
+class OwnStreams:
+    """Recognizes the streams of probes among those of clients, and has the reply to them."""
+
+    def __init__(self) -> None:
+        self.reply = f"relay {secrets.token_hex(16)}\n".encode()
+        self._peers: tuple[str, ...] = ()  # destinations of probe sessions, the newest first
+
+    def add(self, peer: str) -> None:
+        """Expect a stream from this destination (base64)."""
+        if peer not in self._peers:
+            self._peers = (peer, *self._peers)[:PEERS]
+
+    def reply_to(self, stream: Stream, peer: Peer) -> bool:
+        """Send the reply on a stream of a probe; in any thread.
+
+        :returns: whether it is one.
+        """
+        if peer not in self._peers:
+            return False
+        try:
+            stream.socket.send(self.reply)
+        except OSError as error:
+            logger.debug("cannot reply to a reachability check: %s", error)
+        return True
+
+
+class Probe:
+    """One stream to a session, and the reply that it must bring. Everything runs on the I/O thread.
+
+    :param pump: the I/O thread.
+    :param carrier: the probe session.
+    :param dest: the destination to check, in base64.
+    :param own: learns the probe's destination, and has the reply.
+    :param on_result: called once with the probe; the problem, ``None`` if the reply has come; and whether the problem
+        is about the session that is checked.
+    """
+
+    def __init__(
+        self,
+        pump: Pump,
+        carrier: Carrier[Session],
+        dest: str,
+        own: OwnStreams,
+        on_result: Callable[[Probe, str | None, bool], object],
+    ) -> None:
+        self._pump = pump
+        self._carrier = carrier
+        self._dest = dest
+        self._own = own
+        self._on_result: Callable[[Probe, str | None, bool], object] | None = on_result
+        self._cancel: Callable[[], object] = _nothing
+        self._stream: Stream | None = None
+        self._got = b""
+        self._problem = "no reply"
+        self._timer = Timer(pump.loop.timers, self._expired)
+
+    def begin(self) -> None:
+        """Open the stream once the probe session is up."""
+        cancel = self._carrier.when_up(
+            functools.partial(self._pass_on, self._on_session), None, wait_for_reconnect=False
+        )
+        if self._cancel is _nothing:
+            self._cancel = cancel
+
+    def end(self) -> None:
+        """Cancel the probe, without a result."""
+        self._on_result = None
+        self._cancel()
+        self._close()
+
+    def crashed(self, now: float) -> None:
+        """End the probe after a bug in a handler: it shows nothing."""
+        self._finish("a bug in relay; the log has it", is_conclusive=False)
+
+    def _pass_on(self, then: Callable[[object], object], outcome: object) -> None:
+        """Continue on the I/O thread; in any thread."""
+        if not self._pump.loop.call(functools.partial(then, outcome)) and isinstance(outcome, Stream):
+            outcome.close()
+
+    def _on_session(self, outcome: object) -> None:
+        if self._on_result is None:
+            return
+        if not isinstance(outcome, Session):
+            return self._finish(str(outcome), is_conclusive=False)
+        outcome.observer = None  # the monitor decides what a stream without a reply means
+        self._own.add(outcome.destination)
+        until = time.monotonic() + REACH
+        self._cancel = open_stream(outcome, self._dest, None, until, functools.partial(self._pass_on, self._on_stream))
+        return None
+
+    def _on_stream(self, outcome: object) -> None:
+        if self._on_result is None:
+            if isinstance(outcome, Stream):
+                outcome.close()
+        elif isinstance(outcome, Stream):
+            self._stream = outcome
+            self._pump.loop.watch(outcome.fileno(), IN, self._on_event)
+            now = time.monotonic()
+            self._timer.start(now + ANSWER, now)
+        else:  # any error but the router's word is about the probe session
+            self._finish(str(outcome), is_conclusive=isinstance(outcome, UnreachableError))
+
+    def _on_event(self, event: int, now: float) -> None:
+        assert self._stream is not None
+        reply = self._own.reply
+        try:
+            data = self._stream.socket.recv(len(reply))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._got += data
+        if self._got == reply:
+            self._stream.answered = True
+            self._finish(None)
+        elif not data or not reply.startswith(self._got):
+            self._problem = "a stream ended before its reply"
+            self._pump.loop.forget(self._stream.fileno())
+            self._timer.start(now + SETTLE, now)  # until it is known whether the probe session has ended
+
+    def _expired(self, now: float) -> None:
+        stream = self._stream
+        assert stream is not None
+        failure = stream.failure() if stream.failure is not None else None
+        self._finish(str(failure or self._problem), is_conclusive=failure is None)
+
+    def _finish(self, problem: str | None, *, is_conclusive: bool = True) -> None:
+        on_result, self._on_result = self._on_result, None
+        self._close()
+        if on_result is not None:
+            on_result(self, problem, is_conclusive)
+
+    def _close(self) -> None:
+        self._timer.stop()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._pump.loop.forget(stream.fileno())
+            self._pump.loop.call(stream.close)  # after this turn: its events may still come
+
+
+def _nothing() -> None:
+    pass
+
+
+def _no_keys() -> None:
+    return None

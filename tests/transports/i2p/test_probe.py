@@ -1,0 +1,62 @@
+"""``relay.transports.i2p.probe``: which streams are those of probes; see also :mod:`test_reachability`."""
+
+from __future__ import annotations
+
+import socket
+
+from relay.addresses.destinations import Peer, PrivateKey
+from relay.streams.stream import Stream
+from relay.transports.i2p import probe
+from relay.transports.i2p.probe import OwnStreams
+
+
+def new_dest():
+    return PrivateKey.generate().destination
+
+
+def reply(own, dest):
+    """Let a stream from ``dest`` come; return what is sent on it, or ``None`` if it is a client's."""
+    ours, theirs = socket.socketpair()
+    with theirs, Stream(ours) as stream:
+        is_own = own.reply_to(stream, Peer(dest))
+        theirs.setblocking(False)
+        return theirs.recv(100) if is_own else None
+
+
+def test_the_streams_of_clients_are_not_answered():
+    assert reply(OwnStreams(), new_dest()) is None
+
+
+def test_a_late_stream_of_an_earlier_probe_session_is_answered_within_a_bound():
+    own = OwnStreams()
+    dests = [new_dest() for _ in range(probe.PEERS)]
+    for dest in dests:
+        own.add(dest)
+    assert [reply(own, dest) for dest in dests] == [own.reply] * probe.PEERS
+    own.add(new_dest())
+    assert reply(own, dests[0]) is None
+
+
+def test_the_same_destination_counts_once():
+    own = OwnStreams()
+    first = new_dest()
+    own.add(first)
+    second = new_dest()
+    for _ in range(probe.PEERS):
+        own.add(second)
+    assert reply(own, first) == own.reply
+
+
+def test_a_stream_that_has_ended_already_is_still_one_of_a_probe():
+    own = OwnStreams()
+    dest = new_dest()
+    own.add(dest)
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with Stream(ours) as stream:
+        assert own.reply_to(stream, Peer(dest))
+
+
+def test_the_reply_cannot_be_guessed():
+    assert len(OwnStreams().reply) > 30
+    assert OwnStreams().reply != OwnStreams().reply

@@ -1,7 +1,5 @@
-"""The relay and its peers under the same load, side by side in one run: ``python -m benchmarks --help``.
+"""Measures relay beside its peers: ``python -m benchmarks``, or ``make bench``.
 
-``peers`` says how each is started, ``loads`` what load there is, ``rows`` what is measured of whom and what is to be
-reached, ``report`` and ``picture`` how it is told. ``sshpeers`` and ``sshrows`` are the same for SSH, over the server
-of ``sshd``. ``machine`` holds what the operating system knows of a process, ``jobs`` and ``goals`` the words that the
-others are said in.
+``peers`` starts each relay, ``loads`` makes the load, ``rows`` has the measurements with their goals, ``report`` and
+``picture`` write the results.
 """

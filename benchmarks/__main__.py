@@ -43,7 +43,7 @@ def positive(given: str) -> int:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure relay beside its peers. Whole tables go into benchmarks/results and docs/performance.md.",

@@ -1,4 +1,4 @@
-"""What a row is: a load, what is measured under it, and what is to be reached."""
+"""Rows of the tables: a load, the figures measured under it, and the goals."""
 
 from __future__ import annotations
 

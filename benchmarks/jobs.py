@@ -1,4 +1,4 @@
-"""What a peer is, and what it is asked to do."""
+"""Peers and their jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIRECT = "direct"  # the peer that is none
 
 @dataclass(frozen=True)
 class Target:
-    """Where a relay is to lead.
+    """The target of a relay.
 
     :param port: on 127.0.0.1.
     :param ca: the file of the authority that signed its certificate for ``localhost``, if it speaks TLS.
@@ -31,12 +31,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Job:
-    """What a peer is asked to do.
+    """The job of a peer.
 
     :param directory: its own, for its configuration.
     :param port: where to listen on 127.0.0.1.
     :param target: where to lead.
-    :param core: a core that nobody else uses, for the busy thread of the programs that have one.
+    :param core: an idle core, for the busy thread of the programs that have one.
     """
 
     directory: Path

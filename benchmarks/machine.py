@@ -144,7 +144,7 @@ def _memory(pid: int) -> int:
 
 
 def _listens(port: int) -> bool:
-    """Whether 127.0.0.1:port is in the table of listening ports, which stand first in it."""
+    """Return true if 127.0.0.1:port is in the table of listening ports, which stand first in it."""
     wanted = f"{int.from_bytes(socket.inet_aton(LOOPBACK), 'little'):08X}:{port:04X}"
     with open("/proc/net/tcp") as table:
         next(table)
@@ -180,7 +180,7 @@ def relay_command() -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
+    """A free port of 127.0.0.1."""
     with socket.create_server((LOOPBACK, 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -210,7 +210,7 @@ def run(arguments: list[str], seconds: float) -> str:
 
 
 def compiled(source: Path, directory: Path) -> str:
-    """The path of a C program of ours, compiled into ``directory`` when first asked for.
+    """The path of one of the C programs, compiled into ``directory`` when first asked for.
 
     :raises UnavailableError: without a compiler.
     :raises MeasurementError: if it does not compile.

@@ -59,7 +59,7 @@ class Results:
         return Results(data)
 
     def date(self, table: str) -> str:
-        """When a table was measured."""
+        """The date of a table."""
         head = self.data.get("later", {}).get(table, self.data)
         return f"{head['date']}, {head['rounds']} rounds of {head['seconds']} s"
 
@@ -73,7 +73,7 @@ class Results:
 
     @property
     def failed(self) -> bool:
-        """Whether a measurement failed for another reason than an absent peer."""
+        """``True`` if a measurement failed for another reason than an absent peer."""
         return any(reason.startswith("failed") for row in self.data["missing"].values() for reason in row.values())
 
     def rows(self) -> list[str]:
@@ -104,7 +104,7 @@ def number(value: float | None) -> str:
 
 
 def verdict(goal: Goal, value: float, more: bool) -> str:
-    """Whether a ratio (or a figure) reaches its goal."""
+    """Compare a ratio (or a figure) with its goal."""
 
     def reaches(bound: float) -> bool:
         return value >= bound if more else value <= bound
@@ -115,7 +115,7 @@ def verdict(goal: Goal, value: float, more: bool) -> str:
 
 
 def judge(results: Results, row: str, metric: Metric, goal: Goal, peer: str) -> tuple[str, str] | None:
-    """What a goal says of a peer: the ratio with its goal, and the verdict; ``None`` if a figure is missing."""
+    """Compare a peer with a goal: the ratio with its goal, and the verdict; ``None`` if a figure is missing."""
     ours = results.median(row, peer, metric)
     theirs = results.median(row, goal.of, metric) if goal.of else 1.0
     if ours is None or not theirs:

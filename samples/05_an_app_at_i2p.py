@@ -34,7 +34,7 @@ with (
     with relay.TunnelServer("guestbook", app.server_address[1], router.sam, nconnect=100, keys=keys) as server:
         print("the guestbook is at", server.b32)
 
-        # What somebody else runs, far away.
+        # The program of another user, far away.
         with relay.TunnelClient("visitor", 0, server.b32, router.sam) as tunnel:
             with socket.create_connection(tunnel.address) as visitor:
                 visitor.sendall(b"Ada\n")

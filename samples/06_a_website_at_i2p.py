@@ -18,7 +18,7 @@ with (
     threading.Thread(target=web.serve_forever).start()
     site = relay.listen(f"i2p:?sam={router.sam}&in_depth=2&out_depth=2")
     with relay.Tunnel(site, relay.tcp(*web.server_address), timeout=None, connect_timeout=90, linger=5):
-        site.wait_published()  # until somebody else could connect
+        site.wait_published()  # until others can connect
         print("published", site.b32)
 
         client = http.client.HTTPConnection("website.i2p")

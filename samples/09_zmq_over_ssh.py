@@ -12,7 +12,7 @@ with zmq.Context() as context, SSHServer() as server, context.socket(zmq.REP) as
     port = service.bind_to_random_port("tcp://127.0.0.1")
 
     with context.socket(zmq.REQ) as client:
-        # No port is opened here: the socket connects over a private path, and nobody else can ride on it.
+        # No port is opened here: the socket connects over a private path, which no other user can open.
         with ssh.tunnel_connection(client, f"tcp://127.0.0.1:{port}", server.url, paramiko=True):
             client.send(b"how are you?")
             print("asked:   ", service.recv().decode())

@@ -27,7 +27,7 @@ with socket.create_server(("127.0.0.1", 0)) as service, SSHServer() as server:
                 here.sendall(b"hello from here\n")
             print(visitor.makefile().readline().strip())
 
-        tunnel.pause()  # the port is closed, and whoever is connected is cut off
+        tunnel.pause()  # closes the port and the open connections
         tunnel.resume()
         tunnel.stop_thread()
         print("the transport is", "active" if client.get_transport().is_active() else "gone")

@@ -15,7 +15,7 @@ with (
     http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as web,
 ):
     threading.Thread(target=web.serve_forever).start()
-    rules = [f"127.0.0.0/8={bastion.url}", "*.example=direct"]  # the first that matches wins; all else is refused
+    rules = [f"127.0.0.0/8={bastion.url}", "*.example=direct"]  # the first that matches wins; the rest is refused
     with relay.Tunnel(relay.listen("socks5://127.0.0.1:0"), relay.dynamic(rules=rules), timeout=None) as tunnel:
         proxy = "socks5://{}:{}".format(*tunnel.address)
 

@@ -1,1 +1,1 @@
-"""What loads them: public tools, and programs of our own."""
+"""Loads: public tools, and own programs."""

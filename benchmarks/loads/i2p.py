@@ -168,7 +168,7 @@ def ping(connect: Connect, seconds: float) -> dict[str, float]:
 
 
 def until_served(connect: Connect, patience: float) -> dict[str, float]:
-    """Call again and again until somebody answers: the seconds that took; ``served`` is 0 if nobody ever did."""
+    """Call until a service answers: the seconds that took; ``served`` is 0 if none did."""
     start = time.monotonic()
     while time.monotonic() < start + patience:
         trying = threading.Event()
@@ -204,7 +204,7 @@ def main() -> None:
         "until": lambda: until_served(connect, float(rest[0])),
     }[word]()
     print(json.dumps(figures), flush=True)
-    os._exit(0)  # a call that nobody answers may still hang
+    os._exit(0)  # a call without an answer may still hang
 
 
 def _sam(place: str) -> tuple[int, str, str]:

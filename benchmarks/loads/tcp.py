@@ -78,7 +78,7 @@ class Relay:
 
 
 class Lab:
-    """Where the measurements are made: starts targets and peers, each afresh, and ends them.
+    """The place of the measurements: starts targets and peers, each afresh, and ends them.
 
     :param directory: for configurations, logs and compiled programs.
     :param seconds: of load in one measurement.
@@ -106,7 +106,7 @@ class Lab:
         return self._world
 
     def close(self) -> None:
-        """End what has been kept up."""
+        """End the peers that stay up between measurements."""
         world, self._world = self._world, None
         if world is not None:
             world.close()
@@ -128,7 +128,7 @@ class Lab:
             yield Relay(job.port, process)
 
     def command(self, name: str, target: Target) -> list[str]:
-        """How one peer is started that takes standard input and output to ``target``."""
+        """Return the command of a peer that connects standard input and output to ``target``."""
         return PEERS[name].start(self._job(target))
 
     @contextmanager
@@ -265,7 +265,7 @@ def warm_iperf3(port: int) -> None:
 
 
 def warm_wrk(port: int) -> None:
-    """One request to the web server, likewise."""
+    """One request to the web server, the same way."""
     run(["curl", "-sSf", "-o", "/dev/null", f"http://{LOOPBACK}:{port}/"], ANSWERS)
 
 

@@ -47,7 +47,7 @@ def original(sock: Any, address: str) -> Any:
 
 
 def configure(folder: Path, port: str, user: str, key: str, known_hosts: str) -> None:
-    """What the user has: a configuration, which the original finds by an ``ssh`` of that name, and no hang-ups.
+    """Set up the user: a configuration, which the original finds by an ``ssh`` of that name, and no hang-ups.
 
     Its ssh is in a terminal of pexpect's, whose end may hang it up on its way to the background.
     """

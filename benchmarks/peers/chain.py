@@ -1,4 +1,4 @@
-"""Who takes standard input and output somewhere, and who goes over two SSH servers; and how each is started."""
+"""Peers that connect standard input and output, and peers that go over two SSH servers."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class World:
         return program
 
     def place(self, peer: str) -> str:
-        """Where a load finds the way that a peer offers."""
+        """Return the address of a peer for a load."""
         ports = {"i2p-relay": RELAY_PORT, "i2pd": ROUTER_PORT}
         return str(ports[peer]) if peer in ports else self.raw.place
 

@@ -46,7 +46,7 @@ def beside(port: int, core: int) -> None:
 
 
 def stay_busy(core: int) -> None:
-    """Start a thread that never lets go of the interpreter by itself."""
+    """Start a thread that never releases the interpreter by itself."""
 
     def spin() -> None:
         os.sched_setaffinity(0, {core})  # of this thread alone

@@ -1,4 +1,4 @@
-"""Who relays over SSH, and how each is started."""
+"""Peers that relay over SSH."""
 
 from __future__ import annotations
 

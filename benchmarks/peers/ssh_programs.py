@@ -34,7 +34,7 @@ def with_asyncssh(port: int, target: int, server_port: int, user: str, key: str,
 
 
 def with_sshtunnel(port: int, target: int, server_port: int, user: str, key: str) -> None:
-    """A local forward of sshtunnel, which asks for no host key unless told one."""
+    """A local forward of sshtunnel, which checks no host key unless it is given one."""
     from sshtunnel import SSHTunnelForwarder
 
     with SSHTunnelForwarder(

@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started."""
+"""The peers, and how each is started."""
 
 from __future__ import annotations
 

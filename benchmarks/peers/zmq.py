@@ -1,4 +1,4 @@
-"""Who connects ØMQ sockets over SSH; each is in the program that sends."""
+"""Peers that connect ØMQ sockets over SSH; each is in the program that sends."""
 
 from __future__ import annotations
 

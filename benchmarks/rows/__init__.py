@@ -1,1 +1,1 @@
-"""What is measured: one row of the table each."""
+"""Measurements: each is one row of a table."""

@@ -1,4 +1,4 @@
-"""What is measured of ``relay pipe``, and of the way over two SSH servers."""
+"""Measurements of ``relay pipe``, and of the way over two SSH servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def piped(lab: Lab, peer: str, target: Target, source: int | IO[bytes]) -> Itera
 
 
 def poured(answer: bytes, process: subprocess.Popen[bytes], peer: str) -> Sample:
-    """What pour.c says of a transfer, and what it cost the peer, which has ended."""
+    """The result of pour.c for a transfer, with the cost of the peer, which has ended."""
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if not answer or process.returncode:
@@ -111,7 +111,7 @@ def bulk(lab: Lab, peer: str, down: bool) -> Sample:
 
 
 def first_byte(lab: Lab, peer: str) -> Sample:
-    """How long it takes from the start of a command to the first byte that a server says behind two others."""
+    """The time from the start of a command to the first byte of a server behind two others."""
     with lab.opening_server("greet") as greeting, two_servers(lab, greeting.port) as target:
         taken: list[float] = []
         end = time.monotonic() + lab.seconds

@@ -1,4 +1,4 @@
-"""What is measured over I2P: of us, of the router's own tunnels, and of SAM with nothing between."""
+"""Measurements over I2P: of relay, of the router's own tunnels, and of plain SAM."""
 
 from __future__ import annotations
 

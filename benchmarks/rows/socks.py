@@ -1,4 +1,4 @@
-"""What is measured of proxies whose clients name their targets: of ours, microsocks, dante and ``ssh -D``."""
+"""Measurements of proxies whose clients name their targets: relay, microsocks, dante and ``ssh -D``."""
 
 from __future__ import annotations
 

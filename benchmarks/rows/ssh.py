@@ -1,4 +1,4 @@
-"""What is measured over SSH: of us over both backends, of ``ssh -L``, and of what there is in Python."""
+"""Measurements over SSH: of relay over both backends, of ``ssh -L``, and of Python packages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def requests(lab: Lab, peer: str, keep: bool) -> Sample:
 
 
 def first_byte(lab: Lab, peer: str, server: str, client: str) -> Sample:
-    """How long a new stream takes to its first byte, one after another."""
+    """The time of a new stream to its first byte, one after another."""
     with lab.opening_server(server) as target, carried(lab, peer, target) as relay:
         done = lab.first_bytes(relay.port, client)
         return {"p50": done["p50"], "p99": done["p99"]}

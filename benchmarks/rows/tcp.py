@@ -1,4 +1,4 @@
-"""What is measured of whom, and what is to be reached."""
+"""The rows of all tables: peers, measurements and goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of ``relay up``: how soon many tunnels are there, and what they cost while nobody comes."""
+"""Measurements of ``relay up``: the time until many tunnels listen, and their cost without clients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTLED = 0.5  # seconds until what was begun is over
 
 
 def idle_tunnels(lab: Lab, peer: str) -> Sample:
-    """The command with a file of tunnels to which nobody connects."""
+    """The command with a file of tunnels without clients."""
     with tempfile.TemporaryDirectory(dir=lab.directory) as folder:
         path, log, port = Path(folder, "relay.toml"), Path(folder, "log"), free_port()
         listen = [f'listen = "{LOOPBACK}:{0 if number else port}"' for number in range(TUNNELS)]

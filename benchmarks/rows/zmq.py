@@ -1,4 +1,4 @@
-"""What is measured of ØMQ sockets over SSH: of ``relay.compat.zmqssh``, and of the original, which takes ``ssh -L``."""
+"""Measurements of ØMQ sockets over SSH: ``relay.compat.zmqssh``, and the original, which uses ``ssh -L``."""
 
 from __future__ import annotations
 

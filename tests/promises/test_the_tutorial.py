@@ -59,8 +59,8 @@ class Shell:
                 raise AssertionError(f"$ {command}: still missing: {missing}; printed: {seen}") from None
             if seen[-1] == end:
                 ended = True
-            elif missing and re.fullmatch(missing[0], seen[-1]):
-                missing.pop(0)
+            elif found := next((line for line in missing if re.fullmatch(line, seen[-1])), None):
+                missing.remove(found)
 
     def close(self):
         """End every job and the shell."""

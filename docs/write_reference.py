@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from relay import config
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import Option, options_of, written
 from relay.addresses.ssh import SSHServer
 from relay.api.signatures import annotation
 
 ROOT = Path(__file__).parents[1]
+_TYPES = {
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "integer",
+    "number": "number",
+    "array": "list of texts",
+    "object": "table",
+}
 _MARKED = re.compile(r"(<!-- made by docs/write_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
@@ -65,11 +76,55 @@ def _sentences(option: Option) -> str:
     return text.replace("``", "`")
 
 
+def configuration() -> str:
+    """The reference of relay.toml, from its schema."""
+    schema = config.schema()
+    tables = schema["$defs"]
+    defaults = set(tables["Defaults"]["properties"])
+    own = {name: key for name, key in tables["Tunnel"]["properties"].items() if name not in defaults}
+    hop = "`[hops]` has the address of each hop under its name. A hop with options is a table:"
+    return "\n\n".join(
+        [
+            "### `[defaults]`",
+            f"{tables['Defaults']['description']} All keys are optional.",
+            _keys(tables["Defaults"]["properties"], ()),
+            "### `[hops]` and `[hops.NAME]`",
+            hop,
+            _keys(tables["Hop"]["properties"], tables["Hop"]["required"]),
+            "### `[tunnels.NAME]`",
+            f"{tables['Tunnel']['description']} The keys of `[defaults]` are allowed here as well.",
+            _keys(own, tables["Tunnel"]["required"]),
+        ]
+    )
+
+
+def _keys(keys: Mapping[str, Any], required: Sequence[str]) -> str:
+    rows = ["| key | type | meaning | default |", "| --- | --- | --- | --- |"]
+    for name, key in keys.items():
+        text, _, default = " ".join(key["description"].split()).partition(" Default: ")
+        shown = "required" if name in required else _code(default.removesuffix("."))
+        rows.append(f"| `{name}` | {_type(key)} | {text} | {shown} |")
+    return "\n".join(rows)
+
+
+def _code(default: str) -> str:
+    return f"`{default}`" if default and not set(" `") & set(default) else default
+
+
+def _type(key: Mapping[str, Any]) -> str:
+    """The type of a key in words."""
+    if "enum" in key:
+        return " or ".join(f'`"{one}"`' for one in key["enum"])
+    kinds = [key] if "type" in key else key["anyOf"]
+    return " or ".join(f'`"{kind["const"]}"`' if "const" in kind else _TYPES[kind["type"]] for kind in kinds)
+
+
 def files() -> dict[Path, str]:
     """The files with what they should hold."""
     return {
         ROOT / "relay/api/keywords.py": keywords(),
         ROOT / "docs/ssh.md": _page("ssh.md", parameters(SSHServer)),
+        ROOT / "docs/configuration.md": _page("configuration.md", configuration()),
         ROOT / "docs/i2p.md": _page("i2p.md", parameters(I2PRouter, I2PListen)),
     }
 

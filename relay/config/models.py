@@ -1,4 +1,4 @@
-"""What may be written in a ``relay.toml``: the tables, their keys and what each may be."""
+"""The tables of ``relay.toml``: their keys and the type of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "d
 
 
 def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A validator of a function that says what is wrong with an argument."""
+    """Return a validator that calls a function, which raises if a value is not allowed."""
 
     def validate(value: Any) -> Any:
         try:
@@ -95,66 +95,68 @@ class _Table(BaseModel):
 
 
 class Defaults(_Table):
-    """What holds for every tunnel that does not say otherwise."""
+    """Values for all tunnels; a tunnel can override them."""
 
     nconnect: Count | None = None
-    """Maximum number of open connections; -1 for no limit. Further clients wait."""
+    """Maximum number of open connections; further clients wait. -1 is no limit. Default: -1."""
     timeout: Seconds | None = None
-    """Seconds after which a connection is ended, whatever it does; 'none' for no limit, as it is without this."""
+    """Maximum lifetime of a connection in seconds. Default: none."""
     connect_timeout: Seconds | None = None
-    """Seconds for the target to be connected, hops included; 'none' for no limit. Without this 30, over I2P 90."""
+    """Maximum time in seconds to connect to the target, hops included. Default: 30, over I2P 90."""
     idle_timeout: Seconds | None = None
-    """Seconds without a byte after which a connection is ended; 'none' for no limit, as it is without this."""
+    """Seconds without traffic after which relay closes a connection. Default: none."""
     linger: SecondsOrZero | None = None
-    """Seconds to wait for bytes of one direction after the other's end. Without this 60, over I2P 5."""
+    """The same after a half-close. Default: 60, over I2P 5."""
     drain: SecondsOrZero | None = None
-    """Seconds that connections may take to finish when relay is told to stop. Without this 30."""
+    """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
     sam: str | None = None
-    """Where the I2P router's SAM bridge is, for what leads over I2P. Without this 127.0.0.1:7656."""
+    """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
     required: bool | None = None
-    """Whether all of relay up ends, with status 1, if the tunnel cannot start. Without this it does not."""
+    """Whether relay up ends with status 1 if the tunnel cannot start. Default: false."""
 
 
 class Tunnel(Defaults):
-    """One tunnel: where it listens, and where that leads."""
+    """One tunnel, from where it listens to its target."""
 
     listen: Address
-    """Where it listens: 8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE, ssh://HOST?listen=HOST:PORT or
-    i2p:; as a proxy socks5://HOST:PORT or http://HOST:PORT."""
+    """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?cert=FILE`, `ssh://HOST?listen=HOST:PORT`
+    or `i2p:`; for a proxy `socks5://HOST:PORT` or `http://HOST:PORT`."""
     listen_via: list[str] | None = None
-    """The hops to an ssh:// or i2p: address of listen, the nearest first: names of [hops], or addresses."""
+    """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
     target: str | None = None
-    """What it leads to: HOST:PORT, unix:///PATH, tls://HOST:PORT?ca=FILE, i2p://NAME.i2p or exec:COMMAND; 'anywhere' is
-    a proxy for SOCKS, which at socks5:// and http:// goes without saying."""
+    """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
+    `exec:COMMAND`. A proxy has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS proxy
+    too."""
     via: list[str] | None = None
-    """The hops to the target, the nearest first: names of [hops], or addresses."""
+    """Hops to the target, nearest first: names of `[hops]`, or addresses."""
     rule: list[str] | None = None
-    """Of a proxy: PATTERN=WAY, the first that matches wins. WAY is direct, refuse, or hops with commas between them."""
+    """For a proxy: `PATTERN=WAY`, the first match wins. `WAY` is direct, `refuse`, or hops with commas between them."""
     user: str | None = None
-    """Of a proxy: who alone is let in, with a password."""
+    """For a proxy: the only user that is allowed, with a password."""
     password: str | None = None
-    """Of a proxy: the password; allowed only in a file that nobody else can read."""
+    """For a proxy: password of the user. Allowed only in a file that is owner-only (mode 0600)."""
     password_file: str | None = None
-    """Of a proxy: the file with the password."""
+    """For a proxy: file with the password. It must be owner-only (mode 0600)."""
     password_env: str | None = None
-    """Of a proxy: the environment variable with the password."""
+    """For a proxy: environment variable with the password."""
     keys: str | None = None
-    """Of i2p: as listen: the file of the destination's private key."""
+    """For `listen = "i2p:"`: file with the private key of the destination."""
     session: str | None = None
-    """Of i2p: as listen: the name under which the destination is kept. Without this the text of target."""
+    """For `listen = "i2p:"`: name under which the destination is stored. Default: the text of target."""
     transient: bool | None = None
-    """Of i2p: as listen: whether the destination is kept nowhere."""
+    """For `listen = "i2p:"`: whether the destination is new and not stored. Default: false."""
     allow: list[str] | None = None
-    """Of i2p: as listen: who alone is let in: destinations, or files of them."""
+    """For `listen = "i2p:"`: only these may connect: destinations, or files of them."""
     deny: list[str] | None = None
-    """Of i2p: as listen: who is not let in: destinations, or files of them."""
+    """For `listen = "i2p:"`: these may not connect: destinations, or files of them."""
 
 
 class _Hop(_Table):
     """A hop with its options, which may also be in the address."""
 
     address: str
-    """ssh://[USER@]HOST[:PORT], i2p:, socks5://[USER@]HOST:PORT, http://[USER@]HOST:PORT or exec:COMMAND %h %p."""
+    """`ssh://[USER@]HOST[:PORT]`, `i2p:`, `socks5://[USER@]HOST:PORT`, `http://[USER@]HOST:PORT` or
+    `exec:COMMAND %h %p`."""
 
 
 _SCHEMES: dict[type, str] = {SSHServer: "ssh", I2PRouter: "i2p", Proxy: "socks5 and http"}
@@ -162,7 +164,7 @@ _SESSION = {"inbound": "such as quantity", "outbound": "such as quantity", "i2cp
 
 
 def _hop_keys() -> dict[str, Any]:
-    """The keys of a hop: the options of every kind of hop, and the tables of further options of an I2P session."""
+    """Return the keys of a hop: the options of every kind, and the tables of further options of an I2P session."""
     owners: dict[str, list[type]] = {}
     for owner in _SCHEMES:
         for name in options_of(owner):
@@ -179,11 +181,13 @@ def _hop_key(option: Option, owners: Sequence[type]) -> tuple[Any, Any]:
     kind = Literal[plain] if isinstance(plain, tuple) else Seconds if plain is float else plain
     description = f"For {', '.join(_SCHEMES[owner] for owner in owners)} hops: {option.help}."
     if option.details and len(owners) == 1:
-        description += f" {option.details.replace('``', '')}"
+        description += f" {option.details.replace('``', '`')}"
     if option.is_secret:
         description += " Allowed only in a file that is owner-only (mode 0600)."
-    if default := option.usual or (json.dumps(option.default) if option.kind.plain is not str else option.default):
-        description += "" if default == "null" else f" Default: {default}."
+    default = option.usual or option.default
+    if default not in (None, ""):
+        shown = default if option.kind.plain is str or option.usual else json.dumps(default).removesuffix(".0")
+        description += f" Default: {shown}."
     return kind | None, Field(default=None, description=description)
 
 
@@ -201,15 +205,15 @@ class File(_Table):
     """A file of tunnels, for relay up and relay check."""
 
     defaults: Defaults = Defaults()
-    """What holds for every tunnel that does not say otherwise."""
+    """Values for all tunnels; a tunnel can override them."""
     hops: dict[str, Annotated[Annotated[str, Tag("text")] | Annotated[Hop, Tag("table")], Discriminator(_kind)]] = {}
-    """Hops by their names, which via, listen_via and rule may use: an address, or a table."""
+    """Hops by name, for via, listen_via and rule: an address, or a table."""
     tunnels: dict[str, Tunnel] = {}
-    """The tunnels by their names."""
+    """Tunnels by name."""
 
 
 def keys_at(path: Path) -> Iterable[str]:
-    """The keys that are known in the table at a path."""
+    """Return the known keys of the table at a path."""
     tables: dict[str, type[_Table]] = {"defaults": Defaults, "hops": Hop, "tunnels": Tunnel}
     return (tables[str(path[0])] if path else File).model_fields
 
@@ -223,7 +227,7 @@ def hop_options(hop: Hop) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a file, for editors. TOML has no null: what may be left out just may be left out."""
+    """Return the JSON schema of a file, for editors. TOML has no null, so that it has none either."""
     made: dict[str, Any] = _without_nulls(File.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made, "title": "relay.toml"}
 
@@ -233,7 +237,7 @@ def _without_nulls(node: Any) -> Any:
         return [_without_nulls(each) for each in node if each != {"type": "null"}]
     if not isinstance(node, dict):
         return node
-    found = {name: _without_nulls(value) for name, value in node.items() if name != "default" or value is not None}
+    found = {name: _without_nulls(value) for name, value in node.items() if name != "default"}
     if isinstance(found.get("title"), str):
         del found["title"]
     if len(found.get("anyOf", ())) == 1:

@@ -125,8 +125,8 @@ class Tunnel(Defaults):
     """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
     target: str | None = None
     """Address to connect to: `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?ca=FILE`, `i2p://NAME.i2p` or
-    `exec:COMMAND`. A proxy has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS proxy
-    too."""
+    `exec:COMMAND`. A proxy has none; with `"anywhere"`, other listeners than `socks5://` and `http://` are a SOCKS
+    proxy too."""
     via: list[str] | None = None
     """Hops to the target, nearest first: names of `[hops]`, or addresses."""
     rule: list[str] | None = None

@@ -49,7 +49,6 @@ WORDS_LEFT = (
     "relay/addresses/",
     "relay/cli/",
     "relay/config/",
-    "relay/engine/",
     "relay/streams/",
     "relay/transports/proxies/",
     "relay/transports/ssh/",

@@ -50,7 +50,6 @@ abandoned   client asks           abandoned   the client gets an error
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
@@ -63,10 +62,10 @@ from ..errors import CarrierError, can_retry
 from ..eventloop.background import Pump
 from ..eventloop.loop import Timer, Timers
 from .blocking import BlockingCalls
-from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, strip_prefix
+from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, is_reported, strip_prefix
 from .retry import RetryPolicy
 
-__all__ = ["Carrier", "mark_reported"]
+__all__ = ["Carrier"]
 
 logger = logging.getLogger("relay")
 
@@ -305,7 +304,7 @@ class Carrier(Generic[AnyLink]):
         if not self._waiters:  # else the clients that wait get the error
             trace = None if isinstance(error, OSError) else error
             why = strip_prefix(self.name, error)
-            level = logging.DEBUG if _is_reported(error) else logging.ERROR
+            level = logging.DEBUG if is_reported(error) else logging.ERROR
             self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
         return self._resolve_waiters(error)
 
@@ -366,7 +365,7 @@ class Carrier(Generic[AnyLink]):
     def _back_off(self, error: Exception) -> None:
         delay = self._retries.next_delay(error, has_waiters=bool(self._waiters))
         is_same = str(error) == str(self.error)
-        is_known = _is_reported(error) or (is_same and self._retries.has_logged_enough())
+        is_known = is_reported(error) or (is_same and self._retries.has_logged_enough())
         why = strip_prefix(self.name, error).removesuffix(getattr(error, "advice", "") if is_same else "")
         self._log(logging.DEBUG if is_known else logging.WARNING, "%s: %s; trying again in %.1f s", why, delay)
         self._change(CarrierState.BACKING_OFF, error)
@@ -386,19 +385,6 @@ class Carrier(Generic[AnyLink]):
 
     def _closed_error(self) -> CarrierError:
         return CarrierError(f"{self.name}: the connection was closed")
-
-
-def mark_reported(error: Exception) -> None:
-    """Mark an error that the caller reports, so that no carrier logs it as well; for a watcher of the state."""
-    with contextlib.suppress(AttributeError):  # not every exception takes a mark
-        error.said = True  # type: ignore[attr-defined]
-
-
-def _is_reported(error: Exception) -> bool:
-    """Return whether a carrier below, to which the error belongs, has logged it; from now on it counts as logged."""
-    is_reported = getattr(error, "said", False)
-    mark_reported(error)
-    return bool(is_reported)
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import logging
@@ -14,7 +15,19 @@ from ..errors import CarrierError, ConnectError, RelayError
 from ..eventloop.loop import Timer, Timers
 from ..streams.cancellation import Cancel
 
-__all__ = ["AnyLink", "CarrierState", "Connector", "Link", "Links", "Lost", "Waiter", "Watcher", "strip_prefix"]
+__all__ = [
+    "AnyLink",
+    "CarrierState",
+    "Connector",
+    "Link",
+    "Links",
+    "Lost",
+    "Waiter",
+    "Watcher",
+    "is_reported",
+    "mark_reported",
+    "strip_prefix",
+]
 
 logger = logging.getLogger("relay")
 
@@ -259,3 +272,16 @@ class Waiter(Generic[Outcome]):
 def strip_prefix(name: str, error: Exception) -> str:
     """Return the text of an error without the name at its beginning, for a line that begins with the name."""
     return str(error).removeprefix(f"{name}: ")
+
+
+def mark_reported(error: Exception) -> None:
+    """Mark an error that the caller reports, so that no carrier logs it as well; for a watcher of the state."""
+    with contextlib.suppress(AttributeError):  # not every exception takes a mark
+        error.said = True  # type: ignore[attr-defined]
+
+
+def is_reported(error: Exception) -> bool:
+    """Return whether a carrier below, to which the error belongs, has logged it; from now on it counts as logged."""
+    is_reported = getattr(error, "said", False)
+    mark_reported(error)
+    return bool(is_reported)

@@ -1,4 +1,4 @@
-"""Who lets clients in: the relay thread itself at a listening socket, a thread of its own at a listener object."""
+"""Acceptors of clients: in the relay thread from a listening socket, on a thread of its own from a listener object."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 logger = logging.getLogger("relay")
 
 _BATCH = 32  # clients accepted in one turn, at most
-_PATIENCE = 4  # turns in a row that used the whole batch before it is doubled
+_FULL_BATCHES = 4  # turns in a row that used the whole batch before it is doubled
 _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -43,44 +43,44 @@ class AcceptorOwner(Protocol):
 
     @property
     def unlimited(self) -> bool:
-        """Whether the number of connections has no limit."""
+        """True if the number of connections has no limit."""
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
-        """A client is here."""
+        """Take a client."""
 
     def on_handshake_client(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float, /) -> None:
-        """A client is here that first sends a request."""
+        """Take a client that first sends a request."""
 
     def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
-        """A listener object has accepted a client, perhaps while there is no room for it."""
+        """Take a client that a listener object has accepted, perhaps while there is no room for it."""
 
     def has_spare_fd(self) -> bool:
-        """Whether there is a spare descriptor; opens one if there is none."""
+        """Return whether there is a spare descriptor; open one if there is none."""
 
     def make_room(self, now: float, /) -> None:
         """End some half-open connections."""
 
     def is_on_relay_thread(self) -> bool:
-        """Whether the current thread is the relay thread."""
+        """Return whether the current thread is the relay thread."""
 
 
 class Acceptor(Protocol):
-    """What a tunnel wants of whoever lets clients in. All of it is called in the relay thread."""
+    """The acceptor, as the relay thread sees it. Every method is called in the relay thread."""
 
     listening: bool
 
-    def listen(self, wanted: bool) -> None:
-        """Let clients in from now on, or no longer. Idempotent."""
+    def listen(self, enabled: bool) -> None:
+        """Accept clients from now on, or no longer. Idempotent."""
 
     def close(self) -> None:
-        """Never again; closes the listener."""
+        """Accept no client any more, and close the listener."""
 
     def join(self, seconds: float) -> None:
-        """Wait for whatever still accepts, but not for longer."""
+        """Wait at most so many seconds for a thread that still accepts."""
 
 
 def check_listener(receive: Any, name: str = "receive") -> None:
-    """Refuse what cannot be a listener.
+    """Check that an argument can be a listener.
 
     :param name: of the argument, for the error.
     :raises TypeError: if it is a TLS socket, or neither a socket nor an object with ``accept`` and ``close``.
@@ -102,7 +102,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
 
 
 def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
-    """The acceptor for this kind of listener."""
+    """Return the acceptor for this kind of listener."""
     if isinstance(receive, (socket.socket, HearingListener)):
         return SocketAcceptor(owner, receive)
     if getattr(receive, "delivers", False) and owner.unlimited:
@@ -114,7 +114,7 @@ class SocketAcceptor:
     """Accepts in the relay thread.
 
     :param owner: the relay thread.
-    :param listener: a listening socket, or one whose clients say first where they want to be led.
+    :param listener: a listening socket, or a listener whose clients send a request first.
     """
 
     def __init__(self, owner: AcceptorOwner, listener: socket.socket | HearingListener) -> None:
@@ -137,27 +137,27 @@ class SocketAcceptor:
         if self._family_is_ip and self._hands_on:
             receive.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def listen(self, wanted: bool) -> None:
-        """Let clients in from now on, or no longer."""
-        if wanted == self.listening:
+    def listen(self, enabled: bool) -> None:
+        """Accept clients from now on, or no longer."""
+        if enabled == self.listening:
             return
-        self.listening = wanted
-        if wanted:
+        self.listening = enabled
+        if enabled:
             self._try_again(time.monotonic())
         else:
             self._retry.stop()
             self._forget()
 
     def close(self) -> None:
-        """Never again."""
+        """Accept no client any more."""
         self.listen(False)
         self._listener.close()
 
     def join(self, seconds: float) -> None:
-        """Nothing to wait for."""
+        """Return at once: the relay thread accepts."""
 
     def _ready(self, event: int, now: float) -> None:
-        # An accept that finds nobody costs more than another turn of the loop, so a batch grows only under a storm.
+        # An accept that finds no client costs more than another turn of the loop, so a batch grows only under a storm.
         accept, owner = self._accept, self._owner
         for _ in range(self._batch):
             try:
@@ -184,11 +184,11 @@ class SocketAcceptor:
                 return
         self._backoff = _BACKOFF[0]
         self._whole_batches += 1
-        if self._whole_batches == _PATIENCE and self._batch < _BATCH:
+        if self._whole_batches == _FULL_BATCHES and self._batch < _BATCH:
             self._batch, self._whole_batches = self._batch * 2, 0
 
     def _forget(self) -> None:
-        # Once somebody else has closed the listening socket, its number may be a connection's.
+        # Once other code of the program has closed the listening socket, its number may be a connection's.
         if self._owner.loop.handlers.get(self._descriptor) == self._ready:
             self._owner.loop.forget(self._descriptor)
 
@@ -203,7 +203,7 @@ class SocketAcceptor:
             self._back_off(now)
 
     def _exhausted(self, now: float) -> None:
-        """There are no descriptors left; half-open clients give theirs to others."""
+        """End half-open connections, because no descriptor is left, and accept again after a while."""
         self._owner.make_room(now)
         self._back_off(now)
 
@@ -215,20 +215,20 @@ class SocketAcceptor:
     def _try_again(self, now: float) -> None:
         if self._receive.fileno() < 0:
             name = self._owner.name
-            logger.error("%s: the listening socket was closed by somebody else; nobody is let in any more", name)
+            logger.error("%s: the listening socket was closed by other code; no client is accepted any more", name)
         elif self._owner.has_spare_fd():
             self._owner.loop.watch(self._descriptor, IN, self._ready)
         else:
             self._exhausted(now)
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: go on accepting after a while."""
+        """Accept again after a while, after a bug in a handler."""
         if self.listening:
             self._back_off(now)
 
 
 class ObjectAcceptor:
-    """Accepts on a daemon thread, for ``accept`` of a listener object may block and cannot be waited for.
+    """Accepts on a daemon thread, because ``accept`` of a listener object may block and has no descriptor to wait for.
 
     :param owner: the relay thread.
     :param receive: an object with ``accept() -> (stream, peer)`` and ``close()``.
@@ -240,19 +240,19 @@ class ObjectAcceptor:
         self._changed = threading.Condition()
         self.listening = False
         self._closed = False
-        # Ours also hand out the clients that they deny, each with the reason, so that there is a record of them.
+        # relay's own listeners also return the clients that they reject, each with its reason, for the records.
         self._accept_any = getattr(receive, "accept_any", receive.accept)
         self.thread = threading.Thread(target=self._work, name=f"{owner.name} accept", daemon=True)
         self.thread.start()
 
-    def listen(self, wanted: bool) -> None:
-        """Let clients in from now on, or no longer."""
+    def listen(self, enabled: bool) -> None:
+        """Accept clients from now on, or no longer."""
         with self._changed:
-            self.listening = wanted
+            self.listening = enabled
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Never again. A thread that ``accept`` does not let go is abandoned."""
+        """Accept no client any more. If ``accept`` still blocks, its thread is abandoned."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -262,14 +262,14 @@ class ObjectAcceptor:
             logger.exception("%s: closing the listener failed", self._owner.name)
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread, but not for longer, and for what a listener of ours has to end after its streams."""
+        """Wait at most so many seconds for the thread, and for what the listener ends after its streams."""
         until = time.monotonic() + seconds
         self.thread.join(seconds)
         _join(self._receive, until - time.monotonic())
 
     def _work(self) -> None:
         backoff = _BACKOFF[0]
-        while self._wait_until_wanted():
+        while self._wait_until_listening():
             try:
                 stream = self._accept()
             except BaseException as error:
@@ -302,7 +302,7 @@ class ObjectAcceptor:
         finally:
             answered.set()
 
-    def _wait_until_wanted(self) -> bool:
+    def _wait_until_listening(self) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self.listening or self._closed)
             return not self._closed
@@ -313,9 +313,9 @@ class ObjectAcceptor:
 
 
 class PushAcceptor:
-    """Has each stream delivered by a listener object of ours, in the relay thread if it can: the shortest way.
+    """Takes the streams that one of relay's own listeners pushes, in the relay thread if that is possible.
 
-    It is for tunnels without a limit of connections, for others must say of each whether there is room for the next.
+    It is for tunnels without a limit of connections: with a limit, each accept has to wait for room.
 
     :param owner: the relay thread.
     :param receive: an object with ``deliver(taker, loop)``, ``accept()`` and ``close()``.
@@ -326,26 +326,26 @@ class PushAcceptor:
         self._receive = receive
         self.listening = False
 
-    def listen(self, wanted: bool) -> None:
-        """Let clients in from now on, or no longer."""
-        if wanted != self.listening:
-            self.listening = wanted
+    def listen(self, enabled: bool) -> None:
+        """Accept clients from now on, or no longer."""
+        if enabled != self.listening:
+            self.listening = enabled
             loop = self._owner.loop
-            self._receive.deliver(self._take, loop) if wanted else self._receive.deliver(None)
+            self._receive.deliver(self._take, loop) if enabled else self._receive.deliver(None)
 
     def close(self) -> None:
-        """Never again."""
+        """Accept no client any more."""
         try:
             self._receive.close()
         except Exception:
             logger.exception("%s: closing the listener failed", self._owner.name)
 
     def join(self, seconds: float) -> None:
-        """Wait for what the listener has to end after its streams."""
+        """Wait at most so many seconds for what the listener ends after its streams."""
         _join(self._receive, seconds)
 
     def _take(self, stream: Stream, peer: Any) -> None:
-        """In the relay thread, or in one of the listener's."""
+        """Take a stream, in the relay thread or in one of the listener's."""
         if self._owner.is_on_relay_thread():
             self._offer(stream, peer)
         elif not self._owner.loop.call(functools.partial(self._offer, stream, peer)):
@@ -356,7 +356,7 @@ class PushAcceptor:
 
 
 def _join(receive: Any, seconds: float) -> None:
-    """Wait until a listener is over that ends with its last stream, as those of ours do that say so."""
+    """Wait until a listener has ended that ends with its last stream, as some of relay's own do."""
     join = getattr(receive, "join", None) if hasattr(receive, "accept_any") else None
     if join is not None:
         join(max(0.0, seconds))

@@ -29,7 +29,7 @@ __all__ = ["Attempt", "Plan", "keywords_of"]
 
 
 def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
-    """Which of ``peer``, ``destination``, ``deadline`` and ``cancel`` a factory names; ``**kwargs`` alone: none."""
+    """Return which of ``peer``, ``destination``, ``deadline`` and ``cancel`` a factory names; none for ``**kwargs``."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
@@ -39,7 +39,7 @@ def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
 
 
 class Plan:
-    """How the streams of one factory are made.
+    """The way in which the streams of one factory are made.
 
     :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
     """
@@ -62,23 +62,23 @@ class Maker(Protocol):
     workspace: Workspace
 
     def open(self, endpoint: Endpoint, /) -> tuple[socket.SocketType, int]:
-        """Begin a connect."""
+        """Start a connect."""
 
     def failed(self, connection: Connection, error: BaseException, now: float, /) -> None:
-        """No stream can be made for a connection."""
+        """End a connection that gets no stream."""
 
     def too_late(self, connection: Connection, plan: Plan, /) -> None:
-        """No stream was made in time."""
+        """Log why no stream was made in time."""
 
     def submit(self, job: Callable[[], object], /) -> None:
-        """Have a job run on a thread that may block."""
+        """Run a job on a thread that may block."""
 
     def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream that came too late, or reset it."""
 
 
 class Attempt:
-    """What makes the outgoing stream of one connection. Belongs to the relay thread."""
+    """The making of the outgoing stream of one connection. Belongs to the relay thread."""
 
     __slots__ = ("connection", "plan", "cancel", "_connector", "_race", "_connecting", "_give_up")
 
@@ -92,12 +92,12 @@ class Attempt:
         self._give_up: Callable[[], object] | None = None  # what was begun: a dialed stream, a look-up
 
     def deadline(self) -> float | None:
-        """When the stream must be there, monotonic seconds."""
+        """Return when the stream must be connected, monotonic seconds; ``None`` for no limit."""
         limit = self.connection.deadline.limits.connect_limit
         return self.connection.summary.started + limit if limit is not None else None
 
     def abandon(self) -> None:
-        """Nobody waits for it any more."""
+        """Give it up."""
         race, self._race = self._race, None
         if race is not None:
             race.give_up()
@@ -110,22 +110,22 @@ class Attempt:
             give_up()
 
     def too_late(self) -> None:
-        """The time for it is over."""
+        """Log why it was not there in time, if that is known."""
         self._connector.too_late(self.connection, self.plan)
 
     def is_awaited(self) -> bool:
-        """Whether its connection still waits for it."""
+        """Return whether its connection still waits for it."""
         return self.connection.pending is self
 
     def finished(self, outcome: Stream | BaseException, now: float) -> None:
-        """A call has returned a stream, or raised."""
+        """Take the stream that a call has returned, or the exception that it has raised."""
         if isinstance(outcome, BaseException):
             self._connector.failed(self.connection, outcome, now)
         else:
             self._on_stream(outcome, now)
 
     def look_up(self, lookups: Lookups, dialer: SocketDialer) -> None:
-        """Have the target's addresses looked up, then connect."""
+        """Look up the target's addresses, then connect."""
         connection, name = self.connection, dialer.name
         source = source_of(connection.client, connection.summary.peer)
         if name is None:
@@ -149,7 +149,7 @@ class Attempt:
             self._connector.failed(self.connection, error, now)
 
     def dial(self, factory: Dialer, now: float) -> None:
-        """Begin to make the stream; it is there at once, or another thread tells."""
+        """Start to dial; the stream is there at once, or comes later from another thread."""
         here = threading.get_ident()
         early: list[Stream | OSError] = []
 
@@ -206,7 +206,7 @@ class Attempt:
             self._connector.loop.forget(sock.fileno())
             self._opened(sock, stream, now)
 
-    # -- a race that is run here ----------------------------------------------------------------------------------
+    # -- a race on the relay thread ----------------------------------------------------------------------------------
 
     def race(self, endpoints: Sequence[Endpoint], now: float) -> None:
         """Connect to the first address that answers."""
@@ -228,10 +228,10 @@ class Attempt:
         else:
             self._opened(outcome, None, now)
 
-    # -- a stream that is begun here and comes later --------------------------------------------------------------
+    # -- a stream that comes later --------------------------------------------------------------
 
     def _on_result(self, outcome: Stream | OSError) -> None:
-        """What was begun is done, or has failed; in any thread."""
+        """Pass the outcome to the relay thread; from any thread."""
         if not self._connector.loop.call(functools.partial(self._finish_begun, outcome)) and isinstance(
             outcome, Stream
         ):
@@ -248,10 +248,10 @@ class Attempt:
         self.connection.open(sock, stream, self._connector.workspace, now)
 
     def after_fork(self) -> None:
-        """Close a forked child's copies of the sockets."""
+        """Close the sockets, in a forked child."""
         if self._race is not None:
             self._race.after_fork()
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end the connection."""
+        """End the connection after a bug in a handler."""
         self.connection.close("factory_error", now)

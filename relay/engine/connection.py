@@ -40,7 +40,7 @@ half-closed limit                             closed      reset both; ``linger``
 discarding  EOF                               closed      ``done``: close both
 discarding  limit                             closed      ``done``: close both
 any         close                             closed      reset both, with the reason
-any         fork                              closed      in the child: close the descriptors and nothing else
+any         fork                              closed      in the child: only close the descriptors
 =========== ================================= =========== =============================================================
 """
 
@@ -352,7 +352,7 @@ class Connection:
             self.owner.loop.discard(sock)
 
     def after_fork(self) -> None:
-        """Close the descriptors and nothing else, in a forked child: the peers notice nothing."""
+        """Only close the descriptors, in a forked child: the peers notice nothing."""
         self.state = ConnectionState.CLOSED
         self.client.close()
         if self.target is not None:

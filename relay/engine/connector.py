@@ -33,12 +33,12 @@ logger = logging.getLogger("relay")
 
 MOST_CALLS = 1024  # calls of a factory at one time
 _YOUNG = 0.005  # seconds that a call may take before its client is watched
-_LONGEST = 2000  # characters of an error in the log; programs say much
+_LONGEST = 2000  # characters of an error in the log; those of programs may be long
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def reason_of(error: BaseException) -> str:
-    """The word for what a factory raised."""
+    """Return the reason for a record, given what a factory has raised."""
     if isinstance(error, RelayError):
         return getattr(error, "reason", "factory_error")
     if isinstance(error, ConnectionRefusedError):
@@ -61,7 +61,7 @@ class ConnectorOwner(Protocol):
 
     @property
     def listening(self) -> bool:
-        """Whether clients are accepted at this moment."""
+        """True while clients are accepted."""
 
     def update_listening(self) -> None:
         """Accept clients if and only if there is room for one more."""
@@ -74,7 +74,7 @@ class ConnectorOwner(Protocol):
 
 
 class Connector:
-    """The way out of one tunnel. Belongs to the relay thread, but for what runs in :meth:`_run_call`.
+    """Makes the outgoing streams of one tunnel. Belongs to the relay thread, except :meth:`_run_call`.
 
     :param owner: the relay thread.
     :param factory: its ``make_send``.
@@ -135,7 +135,7 @@ class Connector:
             self.failed(connection, connect_error(str(plan.target), OSError(status, os.strerror(status))), now)
 
     def open(self, endpoint: Endpoint) -> tuple[socket.SocketType, int]:
-        """Begin a connect; the tunnel's spare descriptor is spent on it where there is no other."""
+        """Start a connect; it gets the tunnel's spare descriptor if the system has no other one."""
         try:
             return open_socket(endpoint, socket.SocketType)
         except OSError as error:
@@ -144,13 +144,13 @@ class Connector:
             raise
 
     def failed(self, connection: Connection, error: BaseException, now: float) -> None:
-        """There will be no stream: reset the client or answer it, and say why."""
+        """End a connection that gets no stream: log the error, and reset the client or send it a reply."""
         name, peer, reason = self._owner.name, format_address(connection.summary.peer), reason_of(error)
         if reason == "factory_error":
-            expected = isinstance(error, OSError)  # it says all in its line; a bug needs the traceback
-            told = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
+            expected = isinstance(error, OSError)  # its text is enough; a bug needs the traceback
+            text = printable(str(error) if expected else f"{type(error).__name__}: {error}", _LONGEST)
             trace = None if expected and not logger.isEnabledFor(logging.DEBUG) else error
-            logger.error("%s: the factory failed for the client %s: %s", name, peer, told, exc_info=trace)
+            logger.error("%s: the factory failed for the client %s: %s", name, peer, text, exc_info=trace)
         else:
             logger.warning("%s: %s (client %s)", name, printable(str(error), _LONGEST), peer)
         connection.fail(reason, now)
@@ -160,7 +160,7 @@ class Connector:
         self._owner.close_stream(stream, clean)
 
     def too_late(self, connection: Connection, plan: Plan) -> None:
-        """There was no stream in time: say why, if the factory knows."""
+        """Log why there was no stream in time, if the factory knows."""
         problem = plan.dialer.problem if plan.dialer is not None else None
         if problem is not None:
             name, peer = self._owner.name, format_address(connection.summary.peer)
@@ -183,7 +183,7 @@ class Connector:
         return functools.partial(factory, **given) if given else factory
 
     def _outcome(self, function: Callable[[], Any]) -> Any:
-        """Call, and return what it returned as a stream, or the exception."""
+        """Call a function; return its result as a stream, or the exception."""
         try:
             return as_stream(function())
         except BaseException as error:  # noqa: BLE001  (SystemExit included: a factory ends its own connection only)
@@ -200,7 +200,7 @@ class Connector:
             self._watch.start(now + _YOUNG, now)
 
     def _watch_clients(self, now: float) -> None:
-        """Watch the clients whose call takes longer than most; for a quick one it would cost more than it tells."""
+        """Watch the clients whose call takes longer than most; for a quick one this would not pay."""
         young, self._young = self._young, []
         for attempt in young:
             if attempt.connection.pending is attempt:
@@ -227,7 +227,7 @@ class Connector:
             self._owner.update_listening()
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Have ``job`` called on a thread that may block."""
+        """Call ``job`` on a thread that may block."""
         self.workers.submit(functools.partial(self._run_job, job))
 
     def _run_job(self, job: Callable[[], object]) -> None:

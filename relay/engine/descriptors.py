@@ -1,8 +1,8 @@
-"""Moving bytes from one descriptor to another without waiting, and without changing what others share of either.
+"""Copying between descriptors without waiting, and without changing a state that other programs share.
 
 What a descriptor refers to may be shared with other programs, as standard input and output are, so that ``O_NONBLOCK``
 must be neither set nor cleared on it. It need not be: ``splice`` and ``recv`` have a flag of their own for a call that
-does not wait, and a terminal or a pipe can be opened anew.
+does not wait, and a terminal or a pipe can be opened again.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import socket
 import stat
 from collections.abc import Callable
 from enum import Enum, auto
 
-__all__ = ["Mover", "SinkError", "SourceError", "WaitFor"]
+__all__ = ["Direction", "FdCopier", "Readiness", "SinkError", "SourceError"]
 
 _PIECE = 1 << 17  # bytes that are copied at once, and held at most
 _WIDE = 1 << 18  # bytes of a pipe that bulk is read from
 _BULK_AFTER = 4  # reads in a row that empty a full pipe
 _MOST = 1 << 20  # bytes that one call moves inside the kernel
 _ROOM = 4096  # bytes that a pipe takes at once if it takes any: PIPE_BUF of pipe(7)
-_VAIN = 8  # splices in a row that move nothing, after which bytes are copied
+_EMPTY_SPLICES = 8  # splices in a row that move nothing, after which bytes are copied
 
 # What the system says where it cannot do it inside the kernel, or cannot read a file; a copy tells which end it is.
 _UNFIT = (errno.EINVAL, errno.ENOSYS, errno.EBADF, errno.EIO, errno.EOPNOTSUPP)
@@ -30,8 +31,8 @@ _DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
-class WaitFor(Enum):
-    """What must be ready before the next step."""
+class Readiness(Enum):
+    """The descriptor that must be ready before the next step."""
 
     SOURCE = auto()
     SINK = auto()
@@ -46,12 +47,12 @@ class SinkError(Exception):
     """Writing failed; the cause tells why. What was read already is lost."""
 
 
-class Mover:
-    """One direction, in the fastest way that there is.
+class FdCopier:
+    """Copies one direction, in the fastest way that the descriptors allow.
 
     Bytes that go from a socket into a pipe, or from a file into a socket, stay in the kernel; others are copied. From a
-    pipe into a socket, a copy was measured to be 1.4 times as fast as a splice, for whoever writes into the pipe finds
-    its pages in the cache, and twice as fast with a pipe of 256 KiB.
+    pipe into a socket, a copy was measured to be 1.4 times as fast as a splice, and twice as fast with a pipe of
+    256 KiB: the program that writes into the pipe finds its pages in the cache.
 
     :param source: the descriptor that is read from.
     :param sink: the one that is written to. Both stay open.
@@ -61,18 +62,18 @@ class Mover:
         self.moved = 0  # bytes that were written
         self._source = source
         self._sink = sink
-        self._waited_for = WaitFor.SOURCE
-        self._vain = 0
+        self._waited_for = Readiness.SOURCE
+        self._empty = 0
         self._copy: _Copy | None = None
         self._step = self._first_step()
 
-    def move(self) -> WaitFor:
+    def move(self) -> Readiness:
         """Move what can be moved now. To be called when what it waits for is ready: the source, in the beginning.
 
         :returns: what to wait for before the next call.
         :raises SourceError: if reading failed.
         :raises SinkError: if writing failed.
-        :raises OSError: if there is no descriptor to be had.
+        :raises OSError: if the system has no descriptor left.
         """
         self._waited_for = wait_for = self._step()
         return wait_for
@@ -82,9 +83,9 @@ class Mover:
         if self._copy is not None:
             self._copy.close()
 
-    def _first_step(self) -> Callable[[], WaitFor]:
+    def _first_step(self) -> Callable[[], Readiness]:
         source, sink = os.fstat(self._source).st_mode, os.fstat(self._sink).st_mode
-        # While a splice waits for a socket, whoever uses the pipe's other end is stuck in the kernel, too.
+        # While a splice waits for a socket, the program at the pipe's other end is blocked in the kernel as well.
         if (
             stat.S_ISSOCK(source)
             and not os.get_blocking(self._source)
@@ -96,41 +97,41 @@ class Mover:
             return self._send_file
         return self._copy_some
 
-    def _splice(self) -> WaitFor:
+    def _splice(self) -> Readiness:
         try:
             size = os.splice(self._source, self._sink, _MOST, flags=_NONBLOCK)
         except BlockingIOError:
             # It does not tell which end is not ready: the one that was not waited for.
-            self._vain += 1
-            if self._vain < _VAIN:
-                return WaitFor.SOURCE if self._waited_for is WaitFor.SINK else WaitFor.SINK
-            return self._rather_copy()
+            self._empty += 1
+            if self._empty < _EMPTY_SPLICES:
+                return Readiness.SOURCE if self._waited_for is Readiness.SINK else Readiness.SINK
+            return self._switch_to_copy()
         except OSError as error:
             if error.errno in _UNFIT:
-                return self._rather_copy()
-            # A pipe fails in one way alone.
+                return self._switch_to_copy()
+            # A pipe fails in one way only.
             raise (SinkError if isinstance(error, BrokenPipeError) else SourceError) from error
         self.moved += size
-        self._vain = 0
-        return WaitFor.SOURCE if size else WaitFor.NOTHING
+        self._empty = 0
+        return Readiness.SOURCE if size else Readiness.NOTHING
 
-    def _send_file(self) -> WaitFor:
+    def _send_file(self) -> Readiness:
         try:
             size = os.sendfile(self._sink, self._source, None, _MOST)  # from where the file is
         except BlockingIOError:
-            return WaitFor.SINK
+            return Readiness.SINK
         except OSError as error:
             if error.errno in _UNFIT:
-                return self._rather_copy()
+                return self._switch_to_copy()
             raise SinkError from error
         self.moved += size
-        return WaitFor.SINK if size else WaitFor.NOTHING
+        return Readiness.SINK if size else Readiness.NOTHING
 
-    def _rather_copy(self) -> WaitFor:
+    def _switch_to_copy(self) -> Readiness:
         self._step = self._copy_some
-        return WaitFor.SOURCE
+        return Readiness.SOURCE
 
-    def _copy_some(self) -> WaitFor:
+    def _copy_some(self) -> Readiness:
         copy = self._copy
         if copy is None:
             copy = self._copy = _Copy(self._source, self._sink)
@@ -139,6 +140,29 @@ class Mover:
             return copy.step()
         finally:
             self.moved += copy.written - before
+
+
+class Direction:
+    """One direction between two descriptors, and the event that it waits for.
+
+    :param source: the descriptor that is read from.
+    :param sink: the one that is written to.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        self.copier = FdCopier(source, sink)
+        self.source = source
+        self.sink = sink
+        self.wait_for = Readiness.SOURCE
+        self.ended: float | None = None  # the time of its end, monotonic seconds
+
+    def interest(self, descriptor: int) -> int:
+        """Return the events of a descriptor that it waits for, for ``poll``."""
+        if self.ended is not None:
+            return 0
+        if self.wait_for is Readiness.SOURCE:
+            return select.POLLIN if descriptor == self.source else 0
+        return select.POLLOUT if descriptor == self.sink else 0
 
 
 class _Copy:
@@ -155,31 +179,31 @@ class _Copy:
         self._read = self._reader(source)
         self._write = self._writer(sink)
 
-    def step(self) -> WaitFor:
-        """See :meth:`Mover.move`."""
+    def step(self) -> Readiness:
+        """See :meth:`FdCopier.move`."""
         if not self._held:
             try:
                 size = self._read(self._buffer)
             except BlockingIOError:
-                return WaitFor.SOURCE
+                return Readiness.SOURCE
             except OSError as error:
                 raise SourceError from error
             if not size:
-                return WaitFor.NOTHING
+                return Readiness.NOTHING
             self._held = self._buffer[:size]
             if self._pipe is not None:
                 self._pipe.widen(size)
             if self._most < _PIECE:
-                return WaitFor.SINK
+                return Readiness.SINK
         try:
             size = self._write(self._held[: self._most])
         except BlockingIOError:
-            return WaitFor.SINK
+            return Readiness.SINK
         except OSError as error:
             raise SinkError from error
         self.written += size
         self._held = self._held[size:]
-        return WaitFor.SINK if self._held else WaitFor.SOURCE
+        return Readiness.SINK if self._held else Readiness.SOURCE
 
     def close(self) -> None:
         """Close what was opened here. Idempotent."""
@@ -196,7 +220,7 @@ class _Copy:
         if stat.S_ISSOCK(mode):
             sock = self._as_socket(source)
             return lambda buffer: sock.recv_into(buffer, 0, _DONTWAIT)
-        own = self._anew(source, os.O_RDONLY) if _may_wait(source, mode) else source
+        own = self._reopen(source, os.O_RDONLY) if _may_wait(source, mode) else source
         return lambda buffer: os.readv(source if own is None else own, [buffer])
 
     def _writer(self, sink: int) -> Callable[[memoryview], int]:
@@ -204,7 +228,7 @@ class _Copy:
         if stat.S_ISSOCK(mode):
             sock = self._as_socket(sink)
             return lambda data: sock.send(data, _DONTWAIT)
-        own = self._anew(sink, os.O_WRONLY) if _may_wait(sink, mode) else sink
+        own = self._reopen(sink, os.O_WRONLY) if _may_wait(sink, mode) else sink
         if own is None:
             self._most = _ROOM
         return lambda data: os.write(sink if own is None else own, data)
@@ -213,7 +237,7 @@ class _Copy:
         self._sockets.append(socket.socket(fileno=os.dup(descriptor)))
         return self._sockets[-1]
 
-    def _anew(self, descriptor: int, mode: int) -> int | None:
+    def _reopen(self, descriptor: int, mode: int) -> int | None:
         """The same thing with flags of its own, where the system and the permissions allow it."""
         try:
             own = os.open(f"/proc/self/fd/{descriptor}", mode | os.O_NONBLOCK | os.O_NOCTTY)
@@ -232,13 +256,13 @@ class _Pipe:
         self._size = self._wide = self._resized(fcntl.F_GETPIPE_SZ) if hasattr(fcntl, "F_GETPIPE_SZ") else _WIDE
 
     def widen(self, size: int) -> None:
-        """So many bytes came out at once."""
+        """Note that so many bytes came out at once."""
         if self._wide >= _WIDE:
             return
         self._streak = self._streak + 1 if size >= min(self._size, _PIECE) else 0
         if self._streak >= _BULK_AFTER:
             self._resized(fcntl.F_SETPIPE_SZ, _WIDE)
-            self._wide = _WIDE  # also where it was not to be had: do not ask again
+            self._wide = _WIDE  # also where it was refused: do not ask again
 
     def restore(self) -> None:
         """Make it as it was, unless there is more in it now."""

@@ -9,27 +9,26 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
+from ..eventloop.loop import Loop
+from ..eventloop.pipes import Pipe, PipePool
 from ..eventloop.poller import END, ERR, HUP, IN, OUT, READ
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..eventloop.loop import Loop
-    from ..eventloop.pipes import Pipe, PipePool
 
 __all__ = ["BUFFER", "Flow", "FlowOwner", "Workspace"]
 
 BUFFER = 65536  # bytes that one step copies at most
 _BULK_AFTER = 3  # full buffers in a row that make a flow splice
 _SMALL = 16384  # a splice below this many bytes costs more than copying them
-_LAST_WORDS = 16  # buffers that are still passed on after a reset
+_REST = 16  # buffers that are still passed on after a reset
 _COPY_AFTER = 8  # small splices in a row that make a flow copy again
+_MORE = getattr(socket, "MSG_MORE", 0)
+_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 
 
 class Workspace:
-    """What all flows of one thread share.
+    """The loop and the pipes that all flows of one thread share.
 
     :param loop: the thread's loop.
     :param pipes: its pipes, or ``None`` where there is no ``splice``.
@@ -63,10 +62,9 @@ class FlowOwner(Protocol):
 
 
 class Flow:
-    """One direction. It ends by an end of file at its source, which it passes on to its sink.
+    """One direction. It ends with the EOF of its source, which it passes on to its sink.
 
-    The interest in a socket's events is kept by the flow that reads from it; the flow that writes to it asks its
-    :attr:`reverse`.
+    The flow that reads from a socket sets the interest in its events; the flow that writes to it asks its ``reverse``.
     """
 
     __slots__ = (
@@ -116,14 +114,14 @@ class Flow:
 
     # -- the hot path ---------------------------------------------------------------------------------------------
     #
-    # One read, one write, and back to the loop, which serves everybody else before it comes again. A read that does not
-    # fill the buffer has drained the source; a second one would only say so at the price of a system call. Measured for
-    # 50 bytes: recv and send, recv_into a shared buffer and send of a slice of it, and os.read and os.write cost the
-    # same within a per cent, and so does all of it written into the loop. The sockets' own methods fail on a socket
-    # that somebody else has closed, where its descriptor could be anybody's.
+    # One read, one write, and back to the loop, which serves all other flows before the next turn. A read that does
+    # not fill the buffer has drained the source; a second one would only cost a system call. Measured for 50 bytes:
+    # recv and send, recv_into a shared buffer and send of a slice of it, and os.read and os.write cost the same within
+    # a per cent, and so does all of it written into the loop. The sockets' own methods fail on a socket that other code
+    # has closed, where its descriptor could be that of another one.
 
     def copy(self, event: int, now: float) -> None:
-        """Move what the source has, by way of this process."""
+        """Copy the bytes of the source by way of this process."""
         if event != IN:
             return self.on_other_event(event, now)
         try:
@@ -183,7 +181,7 @@ class Flow:
             self.end(now)
 
     def splice(self, event: int, now: float) -> None:
-        """Move what the source has without bringing it into this process."""
+        """Move the bytes of the source inside the kernel."""
         if event != IN:
             return self.on_other_event(event, now)
         pipes = self.work.pipes
@@ -226,17 +224,17 @@ class Flow:
     # -- back pressure --------------------------------------------------------------------------------------------
 
     def queue(self, data: memoryview) -> None:
-        """Keep what the sink did not take."""
+        """Keep the bytes that the sink did not take."""
         self.pending = data
         self.block()
 
     def block(self) -> None:
-        """The sink takes no more: stop reading, wait until it does."""
+        """Stop reading, and wait until the sink takes more."""
         self.set_interest(max(self.mask, 0) & ~READ)
         self.reverse.set_interest(max(self.reverse.mask, 0) | OUT)
 
     def drain(self, now: float) -> None:
-        """The sink takes bytes again."""
+        """Write what is pending, now that the sink takes bytes again."""
         try:
             if self.pending is not None:
                 sent = self.send(self.pending)
@@ -262,7 +260,7 @@ class Flow:
                 self.set_interest(max(self.mask, 0) | READ)
 
     def on_other_event(self, event: int, now: float) -> None:
-        """Whatever is not simply "the source has bytes"."""
+        """Handle every event but "the source has bytes"."""
         if event & OUT:
             self.reverse.drain(now)
             if self.owner.is_closed:
@@ -279,7 +277,7 @@ class Flow:
             self.set_interest(-1)
 
     def _take_error(self) -> int:
-        """Why the source failed, if what it said before is lost by that; 0 else.
+        """Return the error number of the source if its bytes before that are lost; else 0.
 
         A reset of a Unix socket stands behind the bytes that came before it, which are here and are read first.
         """
@@ -304,59 +302,55 @@ class Flow:
         self.mask = mask
 
     def is_watched(self) -> bool:
-        """Whether the loop watches the source, and not another socket that has its number because it was closed."""
+        """Return whether the loop watches the source, and not another socket that has got its number since."""
         return self.work.loop.handlers.get(self.descriptor) == self.handler
 
-    # -- which engine ---------------------------------------------------------------------------------------------
-
     def use(self, handler: Callable[[int, float], None]) -> None:
-        """Move bytes in another way from now on."""
+        """Use another handler from now on."""
         if self.mask >= 0 and self.is_watched():
             self.work.loop.handlers[self.descriptor] = handler
         self.handler = handler
         self.streak = 0
 
     def full(self) -> None:
-        """A read filled the buffer: several in a row are a bulk transfer."""
+        """Count a read that filled the buffer: several in a row are a bulk transfer."""
         self.streak += 1
         if self.streak >= _BULK_AFTER and self.spliceable:
             self.use(self.splice)
 
     def small(self) -> None:
-        """A splice moved little: several in a row are not a bulk transfer any more."""
+        """Count a splice that moved little: several in a row are no bulk transfer."""
         self.streak += 1
         if self.streak >= _COPY_AFTER:
             self.use(self.copy)
 
     def never_splice(self, event: int, now: float) -> None:
-        """These sockets cannot be spliced."""
+        """Copy from now on: these sockets cannot be spliced."""
         self.spliceable = False
         self.use(self.copy)
         self.copy(event, now)
 
-    # -- ends -----------------------------------------------------------------------------------------------------
-
     def end(self, now: float) -> None:
-        """The source came to its end. It is data that travels: it ends this direction only."""
+        """Pass on the EOF of the source, which ends this direction only."""
         self.ended = now
         self.owner.flow_ended(self, now)
         if not self.owner.is_closed and self.mask >= 0:
             self.set_interest(self.mask & ~READ)
 
     def source_failed(self, error: OSError, now: float) -> None:
-        """Reading failed."""
+        """Take an error of reading."""
         if not isinstance(error, BlockingIOError):
             self.owner.on_socket_error(self.source, now)
 
     def sink_failed(self, error: OSError, now: float) -> None:
-        """Writing failed. What the sink's peer said before it reset is still passed on, as the kernel does."""
-        self.reverse.last_words()
+        """Take an error of writing; bytes that the sink's peer sent before are still passed on, as by the kernel."""
+        self.reverse.pass_on_rest()
         self.owner.on_socket_error(self.sink, now)
 
-    def last_words(self) -> None:
-        """Pass on what has arrived, as far as that needs no waiting."""
+    def pass_on_rest(self) -> None:
+        """Pass on the bytes that have arrived, without waiting."""
         try:
-            for _ in range(_LAST_WORDS):
+            for _ in range(_REST):
                 if self.pending is not None or self.pipe is not None or self.ended:
                     return
                 data = self.receive(BUFFER)
@@ -370,7 +364,7 @@ class Flow:
             pass  # either end is gone: nothing more can be passed on
 
     def discard(self, event: int, now: float) -> None:
-        """Read and drop, until the source ends: what a peer still sends to a stream that has ended."""
+        """Read and drop, until EOF, what a peer still sends to a stream that has ended."""
         try:
             if self.receive(BUFFER):
                 return
@@ -381,16 +375,16 @@ class Flow:
         self.owner.close("done", now)
 
     def drop(self) -> None:
-        """Forget what the sink did not take."""
+        """Forget the bytes that the sink did not take."""
         if self.pipe is not None:
             self.work.pipes.destroy(self.pipe)  # type: ignore[union-attr]
         self.pending = self.pipe = None
         self.piped = 0
 
     def release(self, own: bool) -> None:
-        """Let everything go but the figures.
+        """Release everything but the figures.
 
-        :param own: whether the source was made here, so that nobody else can hold a copy of it.
+        :param own: whether the source was made by the engine, so that no other code can hold a copy of it.
         """
         if self.mask >= 0 and self.is_watched():
             self.work.loop.forget(self.descriptor, closing=own)
@@ -398,13 +392,9 @@ class Flow:
         del self.reverse, self.handler, self.receive, self.send, self.source, self.sink
 
     def count(self) -> int:
-        """Bytes that have been moved; safe from any thread."""
+        """Return the bytes that were moved; safe from any thread."""
         return self.moved
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end the connection."""
+        """End the connection after a bug in a handler."""
         self.owner.close("factory_error", now)
-
-
-_MORE = getattr(socket, "MSG_MORE", 0)
-_NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)

@@ -17,7 +17,7 @@ draining close                   closing   reset the connections; stop the loop
 draining close with drain        draining  let the drain timer fire sooner, if that is sooner
 closing  loop has stopped        closed    wait for the threads, close the factory, report the last records
 closed   pause, resume or close  closed    nothing
-any      fork                    abandoned in the child: close the descriptors and nothing else
+any      fork                    abandoned in the child: only close the descriptors
 ======== ======================= ========= ============================================================================
 """
 

@@ -40,7 +40,7 @@ class Limits:
 
 
 class Pending(Protocol):
-    """What a connection waits for before it is open: the client's request, its stream, or the end of a last reply."""
+    """The thing that a connection waits for before it is open: a request, its stream, or the end of a last reply."""
 
     def abandon(self) -> None:
         """Give it up."""
@@ -49,7 +49,7 @@ class Pending(Protocol):
         """Log, if it knows, why it was not there in time."""
 
     def after_fork(self) -> None:
-        """Close its descriptors and nothing else, in a forked child."""
+        """Only close its descriptors, in a forked child."""
 
 
 class LimitedConnection(Protocol):

@@ -22,7 +22,7 @@ _PATIENCE = 5.0  # seconds that the end of a tunnel waits for the callable
 
 
 def check_callback(callback: Any, name: str = "on_end") -> None:
-    """Reject what cannot be called from a thread.
+    """Check that an argument can be called from a thread.
 
     :param callback: the argument; ``None`` is allowed.
     :param name: of the argument, for the error.
@@ -55,7 +55,7 @@ class Observer:
         self._thread: threading.Thread | None = None
 
     def put(self, record: ConnectionRecord) -> None:
-        """Have the callable called with a record. Never blocks."""
+        """Call the callable with a record, later. Never blocks."""
         # Once full, it drops until it is half empty: two lines in the log for many records, not for each.
         if self._records.qsize() >= (_LIMIT // 2 if self._dropped else _LIMIT):
             if not self._dropped:
@@ -73,7 +73,7 @@ class Observer:
             self._start()
         if self._thread is None:
             if left := self._records.qsize():
-                logger.error("%s: on_end: no thread to be had, %d records were dropped", self._name, left)
+                logger.error("%s: on_end: no thread available, %d records were dropped", self._name, left)
             return
         self._records.put(None)
         self._thread.join(_PATIENCE)
@@ -83,7 +83,7 @@ class Observer:
             logger.warning(text, self._name, _PATIENCE, max(0, left - 1))
 
     def is_on_its_thread(self) -> bool:
-        """Whether the current thread is the one that calls the callable."""
+        """Return whether the current thread is the one that calls the callable."""
         return threading.current_thread() is self._thread
 
     def _start(self) -> None:

@@ -14,13 +14,13 @@ from ..errors import ConnectError, RelayError
 from ..streams.cancellation import Cancel, Cancellation
 from ..streams.checks import check_time
 from ..streams.stream import Stream
-from .descriptors import Mover, SinkError, SourceError, WaitFor
+from .descriptors import Direction, Readiness, SinkError, SourceError
 
 __all__ = ["carry"]
 
 _ROOM = 1 << 19  # bytes for a Unix socket, so that it takes a whole piece at once: measured to spare a sixth of the CPU
-_UNREAD = "standard output: nobody reads it any more"
-_LAST_WORDS = 0.3  # seconds for the input to end, once nobody reads the output: whoever ends closes both
+_NO_READER = "standard output: its reader has closed it"
+_INPUT_TIMEOUT = 0.3  # seconds for the input to end, once the output's reader is gone: a program that ends closes both
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 _READABLE = select.POLLIN | _GONE
@@ -36,37 +36,37 @@ def carry(
     linger: float | None = None,
     cancel: Cancel | None = None,
 ) -> bool:
-    """Carry what comes from one descriptor to a stream, and what comes from the stream to another descriptor.
+    """Copy from one descriptor to a stream, and from the stream to another descriptor.
 
-    Blocks until both directions have ended, and what was sent has left this process. The end of the input is passed on
-    as a half-close, and the answer still comes; the end of the stream closes the output. It also ends when the stream
-    takes no more and says no more, when nobody reads the output any more, and, if the input is a terminal, with the
-    stream.
+    Blocks until both directions have ended, and the bytes that were sent have left this process. The EOF of the input
+    is passed on as a half-close, and the answer still arrives; the EOF of the stream closes the output. The copy also
+    ends when the stream has failed in both directions, when the output's reader is gone, and, if the input is a
+    terminal, with the stream.
 
-    What the descriptors refer to is left as it is, and may be of any kind: a pipe, a socket, a file, a terminal.
+    The descriptors may refer to a pipe, a socket, a file or a terminal; its state is not changed.
 
-    :param stream: it is owned from now on: closed in the end, by a reset if it was cut.
+    :param stream: is closed at the end, by a reset if the transfer was cut.
     :param source: the descriptor of the input; it stays open.
-    :param sink: that of the output; it refers to nothing once the stream has ended.
+    :param sink: that of the output; it refers to the null device once the stream has ended.
     :param idle_timeout: seconds without a byte in either direction after which it is cut; ``None`` for no limit.
     :param linger: seconds without a byte in one direction after the other one has ended; ``None`` for no limit. A
-        stream without half-close is not told of the input's end, so that its answer needs one.
-    :param cancel: cuts it when set.
-    :returns: whether it came to its end; ``False`` if it was cancelled.
-    :raises ConnectError: if it turned out that the stream leads nowhere; ``.reason`` tells.
-    :raises RelayError: why else it was cut, in one line: the carrier was lost, there was a reset, a limit was reached,
-        the output takes no more.
-    :raises BrokenPipeError: if nobody reads the output any more, and bytes are lost, or the input goes on.
+        stream without half-close does not learn of the input's EOF, so its answer needs a limit.
+    :param cancel: resets the stream when set.
+    :returns: ``False`` if it was cancelled.
+    :raises ConnectError: if the target turned out to be unreachable; see ``.reason``.
+    :raises RelayError: if the transfer was cut: by the loss of the carrier, a reset, a limit, or an error of the
+        output.
+    :raises BrokenPipeError: if the output's reader is gone, and bytes are lost or the input goes on.
     :raises ValueError: if a time is negative or not a number.
     :raises TypeError: if it is no number at all.
     """
     try:
         limits = check_time("idle_timeout", idle_timeout), check_time("linger", linger, zero=True)
-        conversation = _Conversation(stream, source, sink, *limits)
+        exchange = _Exchange(stream, source, sink, *limits)
         try:
-            ended = conversation.run(cancel) and conversation.drain(cancel)
+            ended = exchange.run(cancel) and exchange.drain(cancel)
         finally:
-            conversation.close()
+            exchange.close()
     except BaseException:
         stream.reset()
         raise
@@ -77,30 +77,7 @@ def carry(
     return ended
 
 
-class _Way:
-    """One direction.
-
-    :param source: the descriptor that it reads.
-    :param sink: the one that it writes.
-    """
-
-    def __init__(self, source: int, sink: int) -> None:
-        self.mover = Mover(source, sink)
-        self.source = source
-        self.sink = sink
-        self.wait_for = WaitFor.SOURCE
-        self.ended: float | None = None  # when it did
-
-    def interest(self, descriptor: int) -> int:
-        """The events of a descriptor that it waits for."""
-        if self.ended is not None:
-            return 0
-        if self.wait_for is WaitFor.SOURCE:
-            return select.POLLIN if descriptor == self.source else 0
-        return select.POLLOUT if descriptor == self.sink else 0
-
-
-class _Conversation:
+class _Exchange:
     """Both directions, in one thread.
 
     :param stream: the stream.
@@ -120,28 +97,28 @@ class _Conversation:
         self._socket = stream.socket.fileno()
         self._source = source
         self._sink = sink
-        self._up = _Way(source, self._socket)
-        self._down = _Way(self._socket, sink)
+        self._up = Direction(source, self._socket)
+        self._down = Direction(self._socket, sink)
         self._poller = select.poll()
         self._watched: dict[int, int] = {}
         self._last = time.monotonic()  # when a byte was moved
-        self._queued = 0  # what the stream had not passed on when that was last looked at
-        self._refused: BaseException | None = None  # why the stream takes no more
-        self._unread: float | None = None  # since when nobody reads the output
+        self._queued = 0  # the unsent bytes of the stream at the last look
+        self._write_error: BaseException | None = None  # why the stream takes no more
+        self._reader_gone_at: float | None = None  # since when the output has no reader
         self._lost = False  # whether bytes were lost by that
         self._done = False
         if not stream.answered:
-            stream.received = lambda: self._down.mover.moved
+            stream.received = lambda: self._down.copier.moved
 
     def close(self) -> None:
         """Close what was opened here."""
-        self._up.mover.close()
-        self._down.mover.close()
-        if self._down.mover.moved:
+        self._up.copier.close()
+        self._down.copier.close()
+        if self._down.copier.moved:
             self._stream.answered = True
 
     def run(self, cancel: Cancel | None) -> bool:
-        """Carry; see :func:`carry`."""
+        """Copy; see :func:`carry`."""
         stop = -1 if cancel is None else cancel.fileno()
         if cancel is not None:
             self._poller.register(stop, select.POLLIN)
@@ -151,13 +128,13 @@ class _Conversation:
             events = dict(self._poller.poll(_until(due)))
             if stop in events:
                 return False
-            self._heed(events)
+            self._move(events)
             if due is not None and time.monotonic() >= due:
                 self._look_at_limits()
         return True
 
     def drain(self, cancel: Cancel | None) -> bool:
-        """Wait until what was sent has left this process, for a command exits next.
+        """Wait until the bytes that were sent have left this process, because a command exits next.
 
         Both directions may have ended before: the target ends its own, and reads the rest slowly.
 
@@ -166,7 +143,7 @@ class _Conversation:
         if self._stream.drained is None:
             return True
         self._shut_down(self._socket)
-        self._done, self._unread = False, None
+        self._done, self._reader_gone_at = False, None
         with contextlib.closing(Cancellation()) as drained:
             poller = select.poll()
             poller.register(drained.fileno(), select.POLLIN)
@@ -184,18 +161,18 @@ class _Conversation:
     # -- waiting --------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Wait for what the directions wait for.
+        """Watch the descriptors that the directions wait for.
 
-        A descriptor for which nobody waits is not watched, for a hang-up is told without end; but the output always is,
-        to see its reader go, and so is the socket once it has ended, to see it take no more.
+        No other descriptor is watched, because a hang-up is reported without end. Exceptions are the output, to see its
+        reader leave, and the socket after its EOF, to see it fail.
         """
         up, down = self._up, self._down
         own = up.interest(self._socket) | down.interest(self._socket)
-        self._want(self._socket, own if own or down.ended is not None else -1)
-        self._want(self._source, up.interest(self._source) or -1)
-        self._want(self._sink, down.interest(self._sink) if down.ended is None else -1)
+        self._set_interest(self._socket, own if own or down.ended is not None else -1)
+        self._set_interest(self._source, up.interest(self._source) or -1)
+        self._set_interest(self._sink, down.interest(self._sink) if down.ended is None else -1)
 
-    def _want(self, descriptor: int, mask: int) -> None:
+    def _set_interest(self, descriptor: int, mask: int) -> None:
         before = self._watched.get(descriptor, -1)
         if mask == before:
             return
@@ -206,8 +183,8 @@ class _Conversation:
             self._poller.register(descriptor, mask)
 
     def _due(self) -> float | None:
-        """When the next limit is reached if no byte moves until then."""
-        limits = [self._unread + _LAST_WORDS] if self._unread is not None else []
+        """Return the time of the next limit if no byte moves until then."""
+        limits = [self._reader_gone_at + _INPUT_TIMEOUT] if self._reader_gone_at is not None else []
         if self._idle is not None:
             limits.append(self._last + self._idle)
         if self._linger is not None and (ended := self._half_ended()) is not None:
@@ -215,78 +192,79 @@ class _Conversation:
         return min(limits, default=None)
 
     def _half_ended(self) -> float | None:
-        """When the one direction has ended, if the other one has not."""
+        """Return the time at which one direction has ended, if the other one has not."""
         return self._up.ended if self._down.ended is None else self._down.ended
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
-    def _heed(self, events: dict[int, int]) -> None:
-        """Do what can be done now."""
+    def _move(self, events: dict[int, int]) -> None:
+        """Move what can be moved now."""
         up, down = self._up, self._down
         on_socket = events.get(self._socket, 0)
         if down.ended is None and (
-            on_socket & _READABLE if down.wait_for is WaitFor.SOURCE else events.get(self._sink, 0)
+            on_socket & _READABLE if down.wait_for is Readiness.SOURCE else events.get(self._sink, 0)
         ):
             self._move_down()
         elif events.get(self._sink, 0) & _GONE:
             self._reader_gone()
         if up.ended is None and not self._done:
-            if events.get(self._source, 0) if up.wait_for is WaitFor.SOURCE else on_socket & _WRITABLE:
+            if events.get(self._source, 0) if up.wait_for is Readiness.SOURCE else on_socket & _WRITABLE:
                 self._move_up()
             elif down.ended is not None and on_socket & _GONE:
-                self._takes_no_more()
+                self._on_hang_up()
 
     def _move_up(self) -> None:
-        before = self._up.mover.moved
+        before = self._up.copier.moved
         try:
-            self._up.wait_for = self._up.mover.move()
+            self._up.wait_for = self._up.copier.move()
         except SourceError as error:
             raise RelayError(f"standard input: {_text(error.__cause__)}") from error
         except SinkError as error:
-            self._refuse(error.__cause__)
+            self._on_write_error(error.__cause__)
         else:
-            if self._up.wait_for is WaitFor.NOTHING:
+            if self._up.wait_for is Readiness.NOTHING:
                 self._input_ended()
-        if self._up.mover.moved != before:
+        if self._up.copier.moved != before:
             self._last = time.monotonic()
 
     def _move_down(self) -> None:
-        before = self._down.mover.moved
+        before = self._down.copier.moved
         try:
-            self._down.wait_for = self._down.mover.move()
+            self._down.wait_for = self._down.copier.move()
         except SourceError as error:
-            raise self._broken(error.__cause__) from error
+            raise self._failure_or(error.__cause__) from error
         except SinkError as error:
             self._cannot_write(error.__cause__)
         else:
-            if self._down.wait_for is WaitFor.NOTHING:
+            if self._down.wait_for is Readiness.NOTHING:
                 self._stream_ended()
-        if self._down.mover.moved != before:
+        if self._down.copier.moved != before:
             self._last = time.monotonic()
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
     def _input_ended(self) -> None:
         self._up.ended = time.monotonic()
-        if self._unread is not None:
-            self._leave()
+        if self._reader_gone_at is not None:
+            self._end_without_reader()
         elif self._down.ended is not None:
             self._done = True
         elif self._stream.half_close:
             self._shut_down(self._socket)
 
     def _stream_ended(self) -> None:
-        """The stream has come to its end; it may be known that this was none."""
+        """Take the EOF of the stream, which may turn out to be a failure."""
         stream = self._stream
         if stream.settle:
-            select.select([], [], [], stream.settle)  # until then nobody knows
+            select.select([], [], [], stream.settle)  # until then the cause is not known
         if (failure := _failure(stream)) is not None:
             raise failure
-        was_told = self._up.ended is not None and stream.half_close  # that the input is over: then it may say nothing
-        if not (stream.answered or self._down.mover.moved or was_told):
+        # A target that has received an EOF may send nothing.
+        has_eof = self._up.ended is not None and stream.half_close
+        if not (stream.answered or self._down.copier.moved or has_eof):
             raise ConnectError(f"{self._name}: closed before sending any data; check that the service is running")
-        if self._refused is not None:
-            raise self._broken(self._refused)
+        if self._write_error is not None:
+            raise self._failure_or(self._write_error)
         self._down.ended = time.monotonic()
         if self._up.ended is not None or not stream.half_close or os.isatty(self._source):
             self._done = True
@@ -294,13 +272,13 @@ class _Conversation:
             self._close_output()
 
     def _close_output(self) -> None:
-        """Have whoever reads the output see its end, while the input goes on."""
-        self._want(self._sink, -1)
-        self._down.mover.close()
+        """Close the output, so that its reader sees EOF, while the input goes on."""
+        self._set_interest(self._sink, -1)
+        self._down.copier.close()
         if _is_same_socket(self._source, self._sink):
             self._shut_down(self._sink)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, self._sink, inheritable=False)  # so that nothing else gets the number
+        os.dup2(nothing, self._sink, inheritable=False)  # so that no other file gets the number
         os.close(nothing)
 
     @staticmethod
@@ -311,27 +289,27 @@ class _Conversation:
             except OSError:
                 pass  # it was reset, which the other direction sees
 
-    def _broken(self, error: BaseException | None) -> BaseException:
-        """Why the stream failed, as far as it knows."""
+    def _failure_or(self, error: BaseException | None) -> BaseException:
+        """Return why the stream failed, as far as it knows."""
         return _failure(self._stream) or RelayError(f"{self._name}: {_reset_text(error)}")
 
-    def _refuse(self, error: BaseException | None) -> None:
-        """The stream takes no more; what it has said before is still passed on."""
+    def _on_write_error(self, error: BaseException | None) -> None:
+        """Take an error of writing to the stream; bytes that it has sent are still passed on."""
         self._up.ended = time.monotonic()
-        self._refused = error
-        if self._unread is not None:
-            self._leave()
+        self._write_error = error
+        if self._reader_gone_at is not None:
+            self._end_without_reader()
         elif self._down.ended is not None:
-            raise self._broken(error)
+            raise self._failure_or(error)
 
-    def _takes_no_more(self) -> None:
-        """The stream hung up, and has said everything."""
-        if self._unread is not None:
-            return self._leave()
+    def _on_hang_up(self) -> None:
+        """Take a hang-up of the stream after its EOF."""
+        if self._reader_gone_at is not None:
+            return self._end_without_reader()
         with socket.socket(fileno=os.dup(self._socket)) as shared:
             number = shared.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
-            raise self._broken(OSError(number, os.strerror(number)))
+            raise self._failure_or(OSError(number, os.strerror(number)))
         self._done = True
 
     def _cannot_write(self, error: BaseException | None) -> None:
@@ -341,15 +319,15 @@ class _Conversation:
         self._reader_gone()
 
     def _reader_gone(self) -> None:
-        """Nobody reads the output: whoever has ended has closed the input as well, or is about to."""
-        self._unread = self._down.ended = time.monotonic()
+        """Note that the output has no reader. A program that has ended closes the input as well, now or soon."""
+        self._reader_gone_at = self._down.ended = time.monotonic()
         if self._up.ended is not None:
-            self._leave()
+            self._end_without_reader()
 
-    def _leave(self) -> None:
-        """Nobody reads the output, and the input is over."""
+    def _end_without_reader(self) -> None:
+        """End, because the output has no reader and the input has ended."""
         if self._lost:
-            raise BrokenPipeError(errno.EPIPE, _UNREAD)
+            raise BrokenPipeError(errno.EPIPE, _NO_READER)
         self._done = True
 
     # -- limits ---------------------------------------------------------------------------------------------------
@@ -358,8 +336,8 @@ class _Conversation:
         now = time.monotonic()
         if self._done or (due := self._due()) is None or now < due:
             return
-        if self._unread is not None:
-            raise BrokenPipeError(errno.EPIPE, _UNREAD)
+        if self._reader_gone_at is not None:
+            raise BrokenPipeError(errno.EPIPE, _NO_READER)
         if self._still_sends(now):
             return
         if self._idle is not None and now >= self._last + self._idle:
@@ -369,7 +347,7 @@ class _Conversation:
         self._done = True  # that was the answer
 
     def _still_sends(self, now: float) -> bool:
-        """Whether what the stream was sent has moved on since the last look; the first one counts as if it had."""
+        """Return whether the stream has sent queued bytes since the last look; the first look counts as if it had."""
         queued = self._stream.queued()
         if queued and queued != self._queued and (self._idle or self._linger):
             self._queued, self._last = queued, now
@@ -378,7 +356,7 @@ class _Conversation:
 
 
 def _until(due: float | None) -> float | None:
-    """Milliseconds to wait, for a poller."""
+    """Return the milliseconds to wait, for a poller."""
     return None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
 
 
@@ -387,9 +365,9 @@ def _failure(stream: Stream) -> BaseException | None:
 
 
 def _is_same_socket(source: int, sink: int) -> bool:
-    """Whether both are one socket, whose end nobody sees while the other descriptor is open."""
-    ours, theirs = os.fstat(source), os.fstat(sink)
-    return stat.S_ISSOCK(theirs.st_mode) and (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    """Return whether both are one socket: its peer sees no EOF while the other descriptor is open."""
+    first, second = os.fstat(source), os.fstat(sink)
+    return stat.S_ISSOCK(second.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
 def _text(error: BaseException | None) -> str:

@@ -1,4 +1,4 @@
-"""What users see of a relay: :class:`Tunnel`. What it does is in :mod:`relay.engine.relay_thread`."""
+"""The public class of a relay, :class:`Tunnel`; the work is done in :mod:`relay.engine.relay_thread`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _numbers = iter(range(1, 1 << 62))
 class Tunnel:
     """Relays connections from a listener to streams that a factory makes; resets each connection after 60 s by default.
 
-    ``timeout=60.0`` limits the whole lifetime of a connection, whatever moves on it: a database session or a WebSocket
-    is reset after a minute, too. Pass ``timeout=None`` for connections that may last. The limit keeps a client that
-    sends a byte now and then from occupying a place for ever; ``idle_timeout`` and ``nconnect`` are other ways. The
-    first connection that it ends is a WARNING in the log; the reason in the records is ``lifetime``.
+    ``timeout=60.0`` limits the whole lifetime of a connection, also while bytes move: a database session or a
+    WebSocket is reset after a minute as well. Pass ``timeout=None`` for connections that may last. The limit keeps a
+    client that sends a byte now and then from occupying a slot for ever; ``idle_timeout`` and ``nconnect`` are other
+    ways. The first connection that it ends is a WARNING in the log; the reason in the records is ``lifetime``.
 
     A daemon thread accepts from ``receive``, calls ``make_send()`` once for every connection, and moves bytes both
     ways until both directions have ended, a limit is hit, or :meth:`close`. An end of file ends its own direction
@@ -42,13 +42,13 @@ class Tunnel:
         name the keywords ``peer``, ``deadline`` (monotonic seconds), ``cancel``, and ``destination``: an object with
         ``host`` and ``port``, if the listener's clients name their targets themselves, else ``None``. Closed with the
         tunnel if it has a ``close``.
-    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit callers
+    :param nconnect: the most connections at one time, connecting ones included; −1 for no limit. At the limit clients
         wait in the listen backlog. Half-open ones do not count: a proxy's clients that have not named their target.
-    :param timeout: seconds that a connection may last from its acceptance, whatever it does; ``None`` for ever.
-    :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for ever.
-    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
+    :param timeout: seconds that a connection may last from its acceptance, also while bytes move; ``None`` for none.
+    :param connect_timeout: seconds to get the outgoing stream, every handshake included; ``None`` for no limit.
+    :param idle_timeout: seconds without a byte moved in either direction; ``None`` for no limit.
     :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
-        ever.
+        no limit.
     :param name: in the log, in ``repr`` and of the thread.
     :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
         the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
@@ -59,7 +59,7 @@ class Tunnel:
     :raises ValueError: if ``receive`` does not listen, or a number is out of range.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
 
-    Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are ours.
+    Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are additions.
     """
 
     def __init__(
@@ -92,35 +92,35 @@ class Tunnel:
         self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end)
 
     def _start(self, *arguments: Any) -> RelayThread:
-        """Make the relay thread; kinds of tunnels have kinds of relay threads."""
+        """Make the relay thread; a subclass makes another kind."""
         return RelayThread(*arguments)
 
     @property
     def address(self) -> Any:
-        """Where it listens: ``receive.getsockname()``, else the listener object's ``address``, else ``None``."""
+        """The listener's address: ``receive.getsockname()``, else the listener object's ``address``, else ``None``."""
         return self._address
 
     def connections(self) -> list[ConnectionRecord]:
-        """The connections that live, oldest first."""
+        """Return the records of the open connections, oldest first."""
         return self._relay.connections()
 
     def recent(self) -> list[ConnectionRecord]:
-        """The last 100 connections that ended, oldest first, each with its reason."""
+        """Return the records of the last 100 connections that ended, oldest first, each with its reason."""
         return self._relay.recent()
 
     def stats(self) -> Stats:
-        """Figures since the tunnel was made."""
+        """Return the figures since the tunnel was made."""
         return self._relay.stats()
 
     def pause(self, close: bool = False) -> None:
-        """Let nobody in until :meth:`resume`; callers wait in the listen backlog. In force when it returns.
+        """Accept no client until :meth:`resume`; clients wait in the listen backlog. In force when it returns.
 
-        :param close: whether to end the connections that live, by a reset.
+        :param close: whether to reset the open connections.
         """
         self._relay.pause(close)
 
     def resume(self) -> None:
-        """Let clients in again. In force when it returns."""
+        """Accept clients again. In force when it returns."""
         self._relay.resume()
 
     def close(self, drain: float = 0.0) -> None:
@@ -138,7 +138,7 @@ class Tunnel:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the tunnel has ended.
 
-        :param timeout: seconds to wait at most; ``None`` for ever.
+        :param timeout: seconds to wait at most; ``None`` for no limit.
         """
         self._relay.join(timeout)
 

@@ -11,7 +11,7 @@ import socket
 import pytest
 from helpers import BLOCK
 
-from relay.engine.descriptors import Mover, SinkError, SourceError, WaitFor
+from relay.engine.descriptors import FdCopier, Readiness, SinkError, SourceError
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def sockets(stack):
 @pytest.fixture
 def make(stack):
     def mover(source, sink):
-        made = Mover(source, sink)
+        made = FdCopier(source, sink)
         stack.callback(made.close)
         return made
 
@@ -58,14 +58,14 @@ def test_it_tells_what_it_waits_for(make, pipe, sockets):
     near, far = sockets
     mover = make(pipe[0], near.fileno())
     os.write(pipe[1], b"abc")
-    assert mover.move() is WaitFor.SOURCE
+    assert mover.move() is Readiness.SOURCE
     assert far.recv(10) == b"abc"
     assert mover.moved == 3
     with contextlib.suppress(BlockingIOError):
         while True:
             near.send(BLOCK)
     os.write(pipe[1], b"more")
-    assert mover.move() is WaitFor.SINK
+    assert mover.move() is Readiness.SINK
 
 
 def test_a_splice_in_vain_again_and_again_makes_it_copy(make, pipe, sockets, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_pipe_that_bulk_comes_from_is_wider_for_as_long(make, pipe, sockets):
     assert fcntl.fcntl(pipe[0], fcntl.F_GETPIPE_SZ) == before
     for _ in range(10):
         os.write(pipe[1], bytes(before))
-        while mover.move() is not WaitFor.SOURCE:
+        while mover.move() is not Readiness.SOURCE:
             far.recv(1 << 20)
         with contextlib.suppress(BlockingIOError):
             far.recv(1 << 20)
@@ -101,7 +101,7 @@ def test_a_pipe_that_cannot_be_wider_will_do(make, pipe, sockets, monkeypatch):
     mover = make(pipe[0], near.fileno())
     for _ in range(10):
         os.write(pipe[1], bytes(65536))
-        while mover.move() is not WaitFor.SOURCE:
+        while mover.move() is not Readiness.SOURCE:
             far.recv(1 << 20)
         with contextlib.suppress(BlockingIOError):
             far.recv(1 << 20)
@@ -117,7 +117,7 @@ def test_where_the_kernel_cannot_it_copies(make, pipe, sockets, monkeypatch, tmp
     far.send(b"abc")
     with open(tmp_path / "file", "rb") as file:
         mover = make(file.fileno(), near.fileno()) if call == "sendfile" else make(near.fileno(), pipe[1])
-        assert mover.move() is WaitFor.SOURCE
+        assert mover.move() is Readiness.SOURCE
         mover.move()
     assert (far.recv(10) if call == "sendfile" else os.read(pipe[0], 10)) == b"abc"
     assert mover.moved == 3
@@ -142,7 +142,7 @@ def test_a_socket_that_blocks_is_not_spliced(make, pipe, sockets, monkeypatch):
     sockets[0].setblocking(True)
     monkeypatch.setattr(os, "splice", refuse(errno.ENOTCONN))
     sockets[1].send(b"abc")
-    assert make(sockets[0].fileno(), pipe[1]).move() is WaitFor.SOURCE
+    assert make(sockets[0].fileno(), pipe[1]).move() is Readiness.SOURCE
     assert os.read(pipe[0], 10) == b"abc"
     assert sockets[0].getblocking()
 
@@ -155,10 +155,10 @@ def test_a_copy_into_a_full_pipe_does_not_wait(make, pipe, sockets, monkeypatch)
         while True:
             far.send(BLOCK)
     steps = [mover.move() for _ in range(10)]
-    assert steps[-1] is WaitFor.SINK
+    assert steps[-1] is Readiness.SINK
     assert os.get_blocking(pipe[1])
     size = mover.moved
-    while mover.move() is not WaitFor.SINK or mover.moved == size:
+    while mover.move() is not Readiness.SINK or mover.moved == size:
         os.read(pipe[0], 1 << 16)
 
 

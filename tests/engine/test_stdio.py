@@ -505,7 +505,7 @@ def test_it_ends_when_nobody_reads_the_output_and_the_input_has_ended(rig):
 def test_it_is_cut_when_nobody_reads_the_output_though_the_input_goes_on(rig):
     one = rig().begin()
     one.close(one.read)
-    with pytest.raises(BrokenPipeError, match="standard output: nobody reads it any more"):
+    with pytest.raises(BrokenPipeError, match="standard output: its reader has closed it"):
         one.over()
     assert ending(one.far) == "reset"
 
@@ -519,7 +519,7 @@ def test_bytes_that_nobody_reads_are_an_error(rig, monkeypatch, system):
     one.close(one.read)
     one.far.sendall(b"lost")
     one.begin()
-    with pytest.raises(BrokenPipeError, match="standard output: nobody reads it any more"):
+    with pytest.raises(BrokenPipeError, match="standard output: its reader has closed it"):
         one.over()
 
 
@@ -679,7 +679,7 @@ def test_what_leaves_the_kernel_for_a_slow_target_has_moved(limit):
         with contextlib.suppress(BlockingIOError):
             for _ in range(64):
                 near.send(BLOCK[: 1 << 16])
-        conversation = stdio._Conversation(stream, reader, writer, *((1000, None) if limit == "idle" else (None, 1000)))
+        conversation = stdio._Exchange(stream, reader, writer, *((1000, None) if limit == "idle" else (None, 1000)))
         conversation._up.ended = conversation._last if limit == "linger" else None
 
         def look():

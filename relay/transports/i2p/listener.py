@@ -14,9 +14,9 @@ from types import TracebackType
 
 from ...addresses.destinations import Peer, PrivateKey, b32_of
 from ...addresses.i2p import I2PListen, I2PRouter
-from ...carriers.carrier import Carrier, mark_reported
+from ...carriers.carrier import Carrier
 from ...carriers.dialer import as_oserror, wait_until_up
-from ...carriers.link import CarrierState
+from ...carriers.link import CarrierState, mark_reported
 from ...carriers.pool import CarrierRef
 from ...errors import CarrierError, ConnectError, can_retry
 from ...eventloop.loop import Loop, Timer

@@ -13,9 +13,9 @@ from typing import Any
 from ...addresses.hops import Route
 from ...addresses.ssh import SSHServer
 from ...addresses.values import TCPAddress, UnixAddress
-from ...carriers.carrier import Carrier, mark_reported
+from ...carriers.carrier import Carrier
 from ...carriers.dialer import as_oserror, wait_until_up
-from ...carriers.link import CarrierState, Watcher
+from ...carriers.link import CarrierState, Watcher, mark_reported
 from ...errors import CarrierError, ForwardError, can_retry
 from ...streams.accept_queue import AcceptQueue
 from ...streams.dialer import Network

@@ -1,7 +1,7 @@
-"""Reverse forwarding over an SSH transport that is there already, under the names of ``x2go.rforward``.
+"""Reverse forwarding over an open SSH transport, under the names of ``x2go.rforward``.
 
 ``from relay.compat import rforward``, or ``from relay.compat.rforward import …``, is all that a program written for it
-changes. The native form, which makes and mends its own connection, is :func:`relay.ssh_listen`.
+changes. The native form, with a supervised connection of its own, is :func:`relay.ssh_listen`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import paramiko
 
 from ..engine.tunnel import Tunnel
 from ..transports.tcp import tcp
-from ._rforward.channels import Reception
+from ._rforward.channels import ChannelQueue
 from ._rforward.forwards import Forwards
 from ._rforward.log import INFO, WARN, Log
 from ._rforward.tunnel import RevFwTunnel
@@ -34,7 +34,7 @@ class RevFwChannelThread(threading.Thread):
     """A thread for one channel of a reverse tunnel.
 
     :param channel: the channel.
-    :param remote: where it leads to, ``(host, port)``.
+    :param remote: the target, ``(host, port)``.
     :param kwargs: as for :class:`threading.Thread`; without a ``target`` it does what
         :func:`rev_forward_channel_handler` does.
 
@@ -59,24 +59,24 @@ def rev_forward_channel_handler(
     parent_thread: RevFwTunnel | None = None,
     logger: Any = None,
 ) -> None:
-    """Connect to a place and relay between it and a channel, until both have ended or the parent is paused.
+    """Connect to a target and relay between it and a channel, until both have ended or the parent is paused.
 
     :param chan: the channel, or anything with the socket interface. It is closed in the end.
-    :param addr: where it leads to: an address or a name.
+    :param addr: host of the target: an address or a name.
     :param port: its port.
     :param parent_thread: the tunnel whose :meth:`RevFwTunnel.pause` ends it.
     :param logger: as for :class:`RevFwTunnel`, without a mask; ``None`` for none.
     :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if ``addr`` or ``port`` cannot be right.
+    :raises ValueError: if ``addr`` or ``port`` is invalid.
 
     Source: ``x2go.rforward.x2go_rev_forward_channel_handler`` of Python X2Go.
     """
     factory = tcp(addr, port)
     say = Log(logger, -1) if logger is not None else _silence
     origin = getattr(chan, "origin_addr", None)
-    reception = Reception(say)
+    channels = ChannelQueue(say)
     over = threading.Event()
-    with Tunnel(reception, factory, timeout=None, name=f"rforward channel to {factory.target}") as tunnel:
+    with Tunnel(channels, factory, timeout=None, name=f"rforward channel to {factory.target}") as tunnel:
 
         def end() -> None:
             tunnel.pause(close=True)
@@ -84,7 +84,7 @@ def rev_forward_channel_handler(
 
         wanted = parent_thread is None or parent_thread.adopt(end)
         try:
-            if reception.put(chan, origin, over.set) and wanted:
+            if channels.put(chan, origin, over.set) and wanted:
                 over.wait()
             else:
                 end()
@@ -109,15 +109,15 @@ def transport_tcp_handler(chan: paramiko.Channel, origin: tuple[str, int], serve
     queue. Tunnels do not need it: they get their channels whatever the handler.
 
     :param chan: the channel.
-    :param origin: who has connected, ``(host, port)``.
-    :param server: where to, ``(host, port)``.
+    :param origin: address of the client, ``(host, port)``.
+    :param server: forwarded address, ``(host, port)``.
 
     Source: ``x2go.rforward.x2go_transport_tcp_handler`` of Python X2Go.
     """
     transport = chan.get_transport()
     forwards = Forwards.known(transport)
-    ours, owner = forwards.find(*server) if forwards is not None else (False, None)
-    if not ours:
+    is_known, owner = forwards.find(*server) if forwards is not None else (False, None)
+    if not is_known:
         transport._queue_incoming_channel(chan)
     elif owner is not None:
         owner.take(chan)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..addresses.parse import parse_ssh_server, parse_target
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import AddressError, AuthenticationError
-from ._zmq.tunnel import Password, SSHTunnel, Way, backend_of, ssh_exceptions
+from ._zmq.tunnel import Password, ServerRoute, SSHTunnel, backend_of, ssh_exceptions
 
 if TYPE_CHECKING:
     import zmq
@@ -56,11 +56,11 @@ def __getattr__(name: str) -> Any:
 
 
 def select_random_ports(n: int) -> list[int]:
-    """Ports that are free at this moment. Another program may take one at the next: port 0 is the better choice.
+    """Return ports that are free now. Another program may take one at any moment, so prefer port 0.
 
-    :param n: how many.
+    :param n: number of ports.
     :returns: the ports, all different.
-    :raises OSError: if there are not as many.
+    :raises OSError: if there are not enough free ports.
     """
     with contextlib.ExitStack() as bound:
         made = [bound.enter_context(sockets.socket()) for _ in range(n)]
@@ -72,23 +72,23 @@ def select_random_ports(n: int) -> list[int]:
 def try_passwordless_ssh(
     server: str, keyfile: Path | None = None, paramiko: bool | None = None, *, via: Sequence[str] = ()
 ) -> bool:
-    """Log in to find out if a server needs no password.
+    """Log in to find out whether a server requires a password.
 
-    Use it before many tunnels to one server, to prompt for the password once.
+    Use it before you open many tunnels to one server, to prompt for the password only once.
 
-    :param server: and the others: as for :func:`tunnel_connection`.
-    :returns: ``False`` if the server refuses the keys, or there are none. The original's two ways differed for a server
-        that cannot be reached or is not trusted; here that is an exception, because no password would help.
+    :param server: and all others as for :func:`tunnel_connection`.
+    :returns: ``False`` if the server rejects the keys, or there are none. An unreachable or untrusted server is an
+        exception, because a password would not help; the backends of the original differed here.
     :raises SSHException: if the server cannot be reached or is not trusted, or a hop rejects the connection.
-    :raises ValueError: if an argument cannot be right.
+    :raises ValueError: if an argument is invalid.
     :raises TypeError: if one has the wrong type.
     """
-    way = Way.made(server, backend_of(paramiko), keyfile, None, via)
+    route = ServerRoute.made(server, backend_of(paramiko), keyfile, None, via)
     with ssh_exceptions():
         try:
-            way.ready()
+            route.ready()
         except AuthenticationError as error:
-            if way.is_refused(error):
+            if route.is_refused(error):
                 return False
             raise
     return True
@@ -115,32 +115,32 @@ def tunnel_connection(
     *,
     via: Sequence[str] = (),
 ) -> SSHTunnel:
-    """Connect a ØMQ socket to an address that an SSH server reaches.
+    """Connect a ØMQ socket to an address that is reachable from an SSH server.
 
     The socket connects over ``ipc://`` in an owner-only directory: no port is in use, and no other user of this machine
     can use the tunnel. relay prompts only for a password that is needed and missing, once, and only on a terminal.
 
-    :param socket: any ØMQ socket. What it sends is not lost if it is closed, with its linger, before the tunnel.
+    :param socket: any ØMQ socket. No message is lost if you close it, with its linger, before the tunnel.
     :param addr: ``tcp://host:port`` as the server sees it; IPv6 in brackets.
     :param server: ``[user@]host[:port]`` (IPv6 in brackets), an alias of the user's SSH configuration, or an ``ssh://``
-        address with parameters, as for :func:`relay.ssh`. The user's configuration, agent and keys are used.
+        address with parameters, as for :func:`relay.ssh`. relay uses the SSH configuration, agent and keys of
+        the user.
     :param keyfile: a private key that is tried before those.
-    :param password: of the user at the server; it decrypts ``keyfile``, too. It goes to the child over a socket.
+    :param password: of the user at the server; it also decrypts ``keyfile``. relay passes it over a socket.
         ``None``: prompt for it if needed; ``False``: never prompt.
     :param paramiko: ``None`` for the OpenSSH client where it is installed, else paramiko; ``True`` for paramiko,
         ``False`` for the client.
-    :param timeout: seconds without any connection, also after the last one has gone, after which the tunnel ends by
-        itself; ``None`` for never.
-    :param via: the hops on the way to the server, the nearest first, as for :func:`relay.target`.
-    :returns: the tunnel, once the server has let us in. It ends with the program at the latest.
-    :raises SSHException: if the server cannot be reached, is not known or not to be trusted, or does not let us in. It
-        is paramiko's own class; a login that fails is its ``AuthenticationException``.
-    :raises ValueError: if an argument cannot be right, such as a key file that is not there.
+    :param timeout: seconds without any connection after which the tunnel ends; ``None`` for no limit.
+    :param via: the hops to the server, nearest first, as for :func:`relay.target`.
+    :returns: the tunnel, after the login. It ends with the program at the latest.
+    :raises SSHException: if the server is unreachable, unknown or untrusted, or rejects the login. It is paramiko's own
+        class; a rejected login is its ``AuthenticationException``.
+    :raises ValueError: if an argument is invalid, such as a key file that does not exist.
     :raises TypeError: if an argument has the wrong type.
-    :raises OSError: if there is no room for another process or socket.
+    :raises OSError: if no process or socket is available.
     """
-    way = Way.made(server, backend_of(paramiko), keyfile, password, via)
-    tunnel = way.tunnel(None, _place(addr), timeout)
+    route = ServerRoute.made(server, backend_of(paramiko), keyfile, password, via)
+    tunnel = route.tunnel(None, _address(addr), timeout)
     try:
         socket.connect(f"ipc://{tunnel.address}")
     except BaseException:
@@ -162,13 +162,13 @@ def open_tunnel(
 ) -> tuple[str, SSHTunnel]:
     """Open a tunnel to a ØMQ address.
 
-    :param addr: and the others: as for :func:`tunnel_connection`.
-    :returns: what to connect to in its place, ``tcp://127.0.0.1:port``, and the tunnel. The port was never anybody
-        else's: the tunnel chose it by listening there.
-    :raises SSHException: and the others: as for :func:`tunnel_connection`.
+    :param addr: and all others as for :func:`tunnel_connection`.
+    :returns: the address to connect to, ``tcp://127.0.0.1:port``, and the tunnel. The tunnel chose the port by
+        listening on it, so no other program ever had it.
+    :raises SSHException: and all others as for :func:`tunnel_connection`.
     """
-    way = Way.made(server, backend_of(paramiko), keyfile, password, via)
-    tunnel = way.tunnel("127.0.0.1:0", _place(addr), timeout)
+    route = ServerRoute.made(server, backend_of(paramiko), keyfile, password, via)
+    tunnel = route.tunnel("127.0.0.1:0", _address(addr), timeout)
     return f"tcp://127.0.0.1:{tunnel.address[1]}", tunnel
 
 
@@ -183,15 +183,15 @@ def openssh_tunnel(
     *,
     via: Sequence[str] = (),
 ) -> SSHTunnel:
-    """Forward a port of 127.0.0.1 to a port that an SSH server reaches, with the OpenSSH client.
+    """Forward a port of 127.0.0.1 to a port that is reachable from an SSH server, with the OpenSSH client.
 
-    :param lport: the port here; 0 for any, which is then in ``address`` of what is returned.
+    :param lport: the port here; 0 for any free one, which is in ``address`` of the result.
     :param rport: the port there, from 1 to 65535.
     :param server: as for :func:`tunnel_connection`.
     :param remoteip: the host there, as the server sees it: an address or a name.
-    :param keyfile: and the others: as for :func:`tunnel_connection`.
-    :returns: the tunnel, once the server has let us in.
-    :raises SSHException: and the others: as for :func:`tunnel_connection`; also if the client is not installed.
+    :param keyfile: and all others as for :func:`tunnel_connection`.
+    :returns: the tunnel, after the login.
+    :raises SSHException: and all others as for :func:`tunnel_connection`; also if the OpenSSH client is not installed.
     :raises OSError: if the port is taken.
     """
     return _port_tunnel("openssh", lport, rport, server, remoteip, keyfile, password, timeout, via)
@@ -208,11 +208,11 @@ def paramiko_tunnel(
     *,
     via: Sequence[str] = (),
 ) -> SSHTunnel:
-    """Forward a port of 127.0.0.1 to a port that an SSH server reaches, with paramiko.
+    """Forward a port of 127.0.0.1 to a port that is reachable from an SSH server, with paramiko.
 
-    :param lport: and the others: as for :func:`openssh_tunnel`.
-    :returns: the tunnel, once the server has let us in.
-    :raises SSHException: and the others: as for :func:`openssh_tunnel`.
+    :param lport: and all others as for :func:`openssh_tunnel`.
+    :returns: the tunnel, after the login.
+    :raises SSHException: and all others as for :func:`openssh_tunnel`.
     """
     return _port_tunnel("paramiko", lport, rport, server, remoteip, keyfile, password, timeout, via)
 
@@ -234,7 +234,7 @@ def _port_tunnel(
     here, there = TCPAddress("127.0.0.1", lport), TCPAddress(remoteip, rport)
     check_host_port(here.host, here.port, least=0)
     check_host_port(there.host, there.port)
-    return Way.made(server, backend, keyfile, password, via).tunnel(str(here), there, timeout)
+    return ServerRoute.made(server, backend, keyfile, password, via).tunnel(str(here), there, timeout)
 
 
 def _paramiko_tunnel(
@@ -245,19 +245,19 @@ def _paramiko_tunnel(
     keyfile: Path | None = None,
     password: Password = None,
 ) -> None:
-    """Be a tunnel for as long as this process lives, as ``multiprocessing.Process(target=_paramiko_tunnel)`` wants it.
+    """Run a tunnel until this process ends, for ``multiprocessing.Process(target=_paramiko_tunnel)``.
 
-    :param lport: and the others: as for :func:`paramiko_tunnel`. It never prompts for a password.
-    :raises SSHException: and the others: as for :func:`paramiko_tunnel`.
+    :param lport: and all others as for :func:`paramiko_tunnel`. It never prompts for a password.
+    :raises SSHException: and all others as for :func:`paramiko_tunnel`.
     """
     check_host_port(remoteip, rport)
-    Way.made(server, "paramiko", keyfile, password, ()).stay(f"127.0.0.1:{lport}", TCPAddress(remoteip, rport))
+    ServerRoute.made(server, "paramiko", keyfile, password, ()).stay(f"127.0.0.1:{lport}", TCPAddress(remoteip, rport))
 
 
 def _split_server(server: str) -> tuple[str, str, int]:
-    """The user, the host and the port of ``[user@]host[:port]``; without them who runs this program, and 22.
+    """Return user, host and port of ``[user@]host[:port]``; by default the current user, and 22.
 
-    :raises ValueError: if it cannot be understood.
+    :raises ValueError: if the text is invalid.
     """
     found = parse_ssh_server(server)
     return found.user or getpass.getuser(), found.host, found.port or 22
@@ -266,15 +266,15 @@ def _split_server(server: str) -> tuple[str, str, int]:
 def _stop_tunnel(cmd: SSHTunnel) -> None:
     """End a tunnel.
 
-    :param cmd: what the other functions return; the original had a command line here.
+    :param cmd: a tunnel that another function returned; the original had a command line here.
     """
     cmd.close()
 
 
-def _place(addr: str) -> TCPAddress:
-    """The place of a ØMQ address.
+def _address(addr: str) -> TCPAddress:
+    """Return host and port of a ØMQ address.
 
-    :raises ValueError: if it is not of the kind that can be tunnelled.
+    :raises ValueError: if it is not a ``tcp://`` address.
     """
     if not isinstance(addr, str) or not addr.startswith("tcp://"):
         raise AddressError(f"addr: {addr!r:.100} cannot be tunnelled; tcp://HOST:PORT can")

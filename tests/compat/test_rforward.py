@@ -33,7 +33,7 @@ import relay
 from relay.compat import rforward
 from relay.compat._rforward import channels
 from relay.compat._rforward import tunnel as reversetunnel
-from relay.compat._rforward.channels import _InOrder
+from relay.compat._rforward.channels import _OrderedSender
 from relay.compat._rforward.forwards import Forwards
 from relay.compat.rforward import RevFwChannelThread, RevFwTunnel, rev_forward_channel_handler, transport_tcp_handler
 from relay.testing import check_stream
@@ -266,7 +266,7 @@ def test_the_mask(world, caplog, mask, told):
         receive_all(client)
     tunnel.pause()  # which waits for what is told of the client
     tunnel.resume()
-    wait_until(lambda: not tunnel._reception._living)
+    wait_until(lambda: not tunnel._channels._living)
     world.transport.close()
     tunnel.join(WAIT)
     assert sorted({record.levelname for record in caplog.records if record.name == logger.name}) == told
@@ -434,7 +434,7 @@ def test_more_than_there_is_room_for_is_refused(world, monkeypatch):
     exchange(*pairs[0])
     for end in pairs[1]:
         end.close()
-    wait_until(lambda: tunnel._reception.has_room())
+    wait_until(lambda: tunnel._channels.has_room())
     exchange(world.client(tunnel), world.accept(listening))
 
 
@@ -513,14 +513,14 @@ def message(kind):
 
 def test_nothing_of_a_channel_follows_its_close():
     transport = Transport()
-    order = _InOrder(transport)
+    order = _OrderedSender(transport)
     for kind in (94, 93, CLOSE, 96, 94, CLOSE):
         order._send_user_message(message(kind))
     assert transport.messages == [94, 93, CLOSE]
 
 
 def test_the_transports_thread_does_not_wait_for_one_that_sends():
-    transport, order = (made := Transport()), _InOrder(made)
+    transport, order = (made := Transport()), _OrderedSender(made)
     transport.work = lambda: order._send_user_message(message(CLOSE))
     sending, go_on = threading.Event(), threading.Event()
     transport.before = lambda: (sending.set(), go_on.wait(WAIT))
@@ -535,7 +535,7 @@ def test_the_transports_thread_does_not_wait_for_one_that_sends():
 
 
 def test_the_transports_thread_does_not_wait_for_the_keys_that_it_exchanges():
-    transport, order = (made := Transport()), _InOrder(made)
+    transport, order = (made := Transport()), _OrderedSender(made)
     transport.work = lambda: order._send_user_message(message(CLOSE))
     transport.clear_to_send.clear()
     transport.start()
@@ -572,7 +572,7 @@ def test_last_bytes_that_nobody_reads_do_not_outlive_a_pause(world):
     listening = world.listener()
     tunnel = world.tunnel(listening)
     channel = Unread(world.transport)
-    tunnel._reception.take(channel)
+    tunnel._channels.take(channel)
     far = world.accept(listening)
     assert receive_all(far) == b""
     far.sendall(b"the last bytes")
@@ -580,7 +580,7 @@ def test_last_bytes_that_nobody_reads_do_not_outlive_a_pause(world):
     assert channel.sending.wait(WAIT)
     wait_until(lambda: tunnel._engine.stats().active == 0)
     tunnel.pause()
-    wait_until(lambda: not tunnel._reception._living, 1)
+    wait_until(lambda: not tunnel._channels._living, 1)
 
 
 # -- the handlers --

@@ -281,12 +281,12 @@ def is_there(port):
 )
 def test_who_may_be_asked_for_a_password(password, known, asks):
     """``False`` is what programs give that have found out that none is needed."""
-    way = zmqtunnel.Way.made("me@far", "paramiko", None, password, [])
+    way = zmqtunnel.ServerRoute.made("me@far", "paramiko", None, password, [])
     assert (way.server.password, way.server.passphrase, way.asks) == (known, known, asks)
 
 
 def test_whose_a_refusal_is():
-    way = zmqtunnel.Way.made("me@far", "paramiko", None, None, ["ssh://near"])
+    way = zmqtunnel.ServerRoute.made("me@far", "paramiko", None, None, ["ssh://near"])
     assert hop_of("ssh://me@far: no", way.hops) == 2
     assert way.is_refused(relay.AuthenticationError("hop 2 of 2 (ssh://me@far): not let in"))
     assert not way.is_refused(relay.AuthenticationError("hop 1 of 2 (ssh://near): not let in"))
@@ -294,6 +294,6 @@ def test_whose_a_refusal_is():
 
 def test_what_the_child_is_told_over_i2p():
     """Everything takes longer there."""
-    way = zmqtunnel.Way.made("me@far", "paramiko", None, None, ["i2p:"])
+    way = zmqtunnel.ServerRoute.made("me@far", "paramiko", None, None, ["i2p:"])
     request = way._request(None, TCPAddress("127.0.0.1", 1), 60.0)
     assert (request["ready"], request["options"]["connect_timeout"], request["unused"]) == (120.0, 90.0, 60.0)

@@ -17,7 +17,7 @@ from ...streams.stream import Stream
 from ...transports.ssh.paramiko.messages import CLOSE
 from .log import DEBUG, INFO, WARN
 
-__all__ = ["Reception", "stream_of"]
+__all__ = ["ChannelQueue", "stream_of"]
 
 _MOST = 1000  # channels of one tunnel at one time; more are refused
 
@@ -29,7 +29,7 @@ def stream_of(channel: Any, over: Callable[[], object]) -> Stream:
     :param over: called when the stream is over, on a thread that may block.
     :returns: the stream; it owns the channel.
     """
-    stream = as_stream(_End(channel) if isinstance(channel, paramiko.Channel) else channel)
+    stream = as_stream(_ChannelSocket(channel) if isinstance(channel, paramiko.Channel) else channel)
     close = stream.on_close
 
     def on_close() -> None:
@@ -43,12 +43,12 @@ def stream_of(channel: Any, over: Callable[[], object]) -> Stream:
     return stream
 
 
-class _End:
+class _ChannelSocket:
     """A channel with the faults of its socket interface gone: it tells an end from a cut, and ends in order."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
-        self._order = _InOrder(channel.transport)
+        self._order = _OrderedSender(channel.transport)
         channel.transport = self._order
         channel.settimeout(None)
 
@@ -73,7 +73,7 @@ class _End:
         self._order.flush()
 
 
-class _InOrder:
+class _OrderedSender:
     """The transport as one channel sees it: nothing of the channel is sent after its close.
 
     paramiko decides what to send under the channel's lock and sends it after that, so an end of file or data of one
@@ -116,7 +116,7 @@ class _InOrder:
             self._transport._send_user_message(message)
 
 
-class Reception:
+class ChannelQueue:
     """A listener object for :class:`relay.Tunnel`: accepts the channels that its callers pass in; safe from any thread.
 
     :param say: called with each message for the log, and with X2Go's bit for its level.
@@ -126,10 +126,10 @@ class Reception:
 
     def __init__(self, say: Callable[[str, int], object]) -> None:
         self._say = say
-        self._lock = threading.RLock()  # for all that follows; a taker may end a stream at once
+        self._lock = threading.RLock()  # guards the following; reentrant, because a taker may end a stream at once
         self._queue: AcceptQueue[Any] = AcceptQueue()
         self._open = True
-        self._living: set[Any] = set()  # channels that are not over
+        self._living: set[Any] = set()  # open channels
 
     def has_room(self) -> bool:
         """Return true if there is room for another channel."""
@@ -137,7 +137,7 @@ class Reception:
             return self._open and len(self._living) < _MOST
 
     def take(self, channel: paramiko.Channel) -> None:
-        """Own a channel, which is closed if it cannot be relayed; does not block."""
+        """Take ownership of a channel, and close it if it cannot be relayed. Never blocks."""
         origin = channel.origin_addr
         try:
             taken = self.put(channel, origin, lambda: self._say(f"reverse tunnel closed from {origin!r}", INFO))
@@ -150,15 +150,15 @@ class Reception:
             channel.close()
 
     def put(self, channel: Any, peer: Any, over: Callable[[], object]) -> bool:
-        """Hand a channel in.
+        """Add a channel.
 
         :param channel: as for :func:`stream_of`.
-        :param peer: who has connected.
-        :param over: called when it is over, on a thread that may block.
-        :returns: whether it was taken; else it is still the caller's.
+        :param peer: address of the client.
+        :param over: called when the channel has ended, on a thread that may block.
+        :returns: whether it was taken; if not, the caller still owns it.
         :raises TypeError: if it cannot be a stream.
-        :raises OSError: if there is no descriptor for it.
-        :raises RuntimeError: if there is no thread for it.
+        :raises OSError: if no descriptor is available.
+        :raises RuntimeError: if no thread is available.
         """
 
         def left() -> None:
@@ -175,7 +175,7 @@ class Reception:
         return True
 
     def refuse(self) -> None:
-        """Take none from now on."""
+        """Refuse further channels, and reset the waiting ones."""
         with self._lock:
             self._open = False
         self._queue.reset_waiting()
@@ -188,14 +188,14 @@ class Reception:
             threading.Thread(target=_close_all, args=(left,), name="relay rforward cut", daemon=True).start()
 
     def allow(self) -> None:
-        """Take them again."""
+        """Take channels again."""
         with self._lock:
             self._open = True
 
     # -- for the tunnel --
 
     def deliver(self, taker: Taker | None, loop: Loop | None = None) -> None:
-        """Hand streams to ``taker`` from now on; with ``None`` they wait."""
+        """Pass streams on to ``taker`` from now on; ``None`` queues them."""
         with self._lock:
             self._queue.deliver(taker)
 
@@ -204,7 +204,7 @@ class Reception:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End who waits."""
+        """Refuse further channels, and reset the waiting ones."""
         self.refuse()
 
 

@@ -1,8 +1,8 @@
 """The forwarded ports of all tunnels on one transport of the caller, and the owners of their channels.
 
-paramiko has one handler of forwarded channels for a transport: setting it takes the channels of all, and cancelling one
-forward removes it. And it takes the answer to one global request for that to another, where two are under way. So both
-kinds of messages are looked at here before paramiko sees them; other messages go on to it unchanged.
+A transport of paramiko has one handler for forwarded channels: setting it takes the channels of all forwards, and
+cancelling one forward removes it. paramiko also confuses the answers to concurrent global requests. So relay handles
+both kinds of messages before paramiko sees them; other messages pass unchanged.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["Forwards", "Owner"]
 
 check(COMPAT, "relay.compat.rforward")
 
-_HELD = 1024  # channels that wait for the answer that tells whose they are
+_HELD = 1024  # channels that wait for the answer with the port that the server chose
 
 
 @dataclass(frozen=True, slots=True)
 class _Incoming:
     """A channel that the server opens for a client of a forwarded port."""
 
-    sender: int  # the server's number of it
+    sender: int  # the server's channel number
     window: int
     packet: int
     place: TCPAddress
@@ -44,7 +44,7 @@ class _Incoming:
 
 
 _making = threading.Lock()
-# Each is held by its transport and holds it, so an id that is here is that of a transport which is still there.
+# Forwards and transport reference each other, so an ID in here always belongs to a live transport.
 _known: weakref.WeakValueDictionary[int, Forwards] = weakref.WeakValueDictionary()
 
 
@@ -55,20 +55,20 @@ class Owner(Protocol):
         """Return true if there is room for another channel."""
 
     def take(self, channel: paramiko.Channel) -> object:
-        """Own the channel."""
+        """Take ownership of the channel."""
 
 
 class Forwards:
-    """The forwards on one live transport; there is one for each transport, see :meth:`of`. Safe from any thread.
+    """The forwards on one open transport; see :meth:`of`. Safe from any thread.
 
     Once installed it stays, and passes on the messages of other users of the transport.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
-        self._lock = threading.Lock()  # for all that follows; never held while foreign code runs
-        self._places: dict[TCPAddress, Owner | None] = {}  # None: cancelled, and the server has not confirmed it yet
-        self._choosing = 0  # requests under way whose port the server chooses
+        self._lock = threading.Lock()  # guards the following; never held while foreign code runs
+        self._places: dict[TCPAddress, Owner | None] = {}  # None: cancelled, but not confirmed by the server
+        self._choosing = 0  # pending requests whose port the server chooses
         self._held: list[tuple[_Incoming, Any]] = []
         self._announced: deque[Owner] = deque()
         self._before = transport._handler_table[OPEN]
@@ -77,7 +77,7 @@ class Forwards:
 
     @classmethod
     def of(cls, transport: paramiko.Transport) -> Forwards:
-        """Those of this transport."""
+        """Return the forwards of this transport, created on the first call."""
         with _making:
             found = _known.get(id(transport))
             if found is None:
@@ -86,18 +86,18 @@ class Forwards:
 
     @staticmethod
     def known(transport: object) -> Forwards | None:
-        """Those of this transport, if there have been any."""
+        """Return the forwards of this transport, if there are any."""
         return _known.get(id(transport))
 
     # -- forwards --
 
     def listen(self, place: TCPAddress, owner: Owner, seconds: float) -> TCPAddress | None:
-        """Ask the server to listen. Who connects at once is served: the place is ours before the server is asked.
+        """Ask the server to listen. The owner is registered before, so a client that connects at once is served.
 
-        :param place: with port 0 the server chooses one.
-        :param owner: gets what comes, from now on.
-        :param seconds: for the answer; what is granted later is given back.
-        :returns: where it listens; ``None`` if that was denied.
+        :param place: address to listen on; with port 0 the server chooses a port.
+        :param owner: takes the channels from now on.
+        :param seconds: timeout of the answer; a later grant is cancelled.
+        :returns: the address on which the server listens; ``None`` if it has denied the request.
         :raises CarrierError: if the connection has ended.
         :raises ForwardError: if there was no answer in time, or another user of this transport listens there.
         """
@@ -114,14 +114,16 @@ class Forwards:
             granted = request.outcome.get(timeout=seconds)
         except Empty:
             if self._give_up(request):
-                raise ForwardError(f"{place}: no answer from the SSH server in {seconds:g} s; is it alive?") from None
+                raise ForwardError(
+                    f"{place}: no answer from the SSH server in {seconds:g} s; check that it is running"
+                ) from None
             granted = request.outcome.get()
         if granted is None and self.requests.ended:
             raise self.requests.lost()
         return granted
 
     def _listening(self, request: _Request, answer: paramiko.Message | None) -> None:
-        """In the transport's thread: the server has answered."""
+        """Handle the server's answer; on the transport's thread."""
         place = request.place
         granted = _granted(place, answer)
         with self._lock:
@@ -155,10 +157,10 @@ class Forwards:
         return True
 
     def cancel(self, place: TCPAddress, seconds: float) -> bool:
-        """Ask the server to listen no more; what still comes is refused.
+        """Ask the server to stop listening; further channels are refused.
 
-        :param place: as it was asked for.
-        :param seconds: for the answer.
+        :param place: as in :meth:`listen`.
+        :param seconds: timeout of the answer.
         :returns: whether there was an answer.
         """
         answer: SimpleQueue[None] = SimpleQueue()
@@ -199,7 +201,7 @@ class Forwards:
         return False, None
 
     def _settle(self) -> None:
-        """The port is known, or there will be none: give out what was held."""
+        """Pass on the waiting channels, once the port is known or denied."""
         with self._lock:
             self._choosing -= 1
             if self._choosing:
@@ -214,15 +216,15 @@ class Forwards:
         incoming = _parsed(message)
         if incoming is not None:
             with self._lock:
-                ours, _ = self._find(incoming.place.host, incoming.place.port)
-                if not ours and self._choosing and len(self._held) < _HELD:
+                is_known, _ = self._find(incoming.place.host, incoming.place.port)
+                if not is_known and self._choosing and len(self._held) < _HELD:
                     self._held.append((incoming, message))
                     return
         self._give(incoming, message)
 
     def _give(self, incoming: _Incoming | None, message: Any) -> None:
-        ours, owner = self.find(incoming.place.host, incoming.place.port) if incoming is not None else (False, None)
-        if incoming is None or not ours:
+        is_known, owner = self.find(incoming.place.host, incoming.place.port) if incoming is not None else (False, None)
+        if incoming is None or not is_known:
             message.rewind()
             self._before(message)
             self._hand_out(incoming.sender if incoming is not None else None)
@@ -234,9 +236,9 @@ class Forwards:
             guarded(owner.take, self._open(incoming))
 
     def _hand_out(self, newest: int | None) -> None:
-        """Give the channels of the accept queue to those to whom they were announced.
+        """Give the channels of the accept queue to the announced owners.
 
-        :param newest: the server's number of the channel that was just put there, if one was.
+        :param newest: the server's number of a channel that was just queued; ``None`` if there is none.
         """
         while True:
             with self._lock, self._transport.lock:
@@ -294,7 +296,7 @@ def _granted(place: TCPAddress, answer: paramiko.Message | None) -> TCPAddress |
 
 
 def _parsed(message: Any) -> _Incoming | None:
-    """A request to open a forwarded channel (RFC 4254, section 7.2); ``None`` for another kind."""
+    """Parse a request to open a forwarded channel (RFC 4254, section 7.2); ``None`` for another kind."""
     if message.get_string() != b"forwarded-tcpip":
         return None
     sender, window, packet = message.get_int(), message.get_int(), message.get_int()

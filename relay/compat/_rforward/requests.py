@@ -1,4 +1,4 @@
-"""Global requests over a live transport of the caller's (RFC 4254, section 4), and its end."""
+"""Global requests over an open transport of the caller (RFC 4254, section 4), and its end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Answered = Callable[["paramiko.Message | None"], object]
 
 
 class Requests:
-    """All requests that are under way on one transport, from relay and from other code; safe from any thread.
+    """All pending requests on one transport, from relay and from other code; safe from any thread.
 
-    Answers carry no name and come in the order of asking; paramiko gives each to all who wait.
+    Answers have no ID and come in the order of the requests; paramiko gives each to all waiting threads.
     """
 
     def __init__(self, transport: paramiko.Transport) -> None:
         self._transport = transport
-        self._lock = threading.Lock()  # for what follows
-        self._waiting: deque[Answered | None] = deque()  # None: paramiko's own, from before us
+        self._lock = threading.Lock()  # guards the following
+        self._waiting: deque[Answered | None] = deque()  # None: a request of paramiko from before
         self._watchers: set[Callable[[], object]] = set()
         self._ended = False
         self._sending = threading.Lock()  # requests are sent in the order of _waiting
@@ -43,7 +43,7 @@ class Requests:
             if under_way is not None and not under_way.is_set() and not transport.in_kex:
                 self._waiting.append(None)
         transport.global_request = self._global_request
-        transport.packetizer.close = self._on_close  # which is how every end of a transport begins
+        transport.packetizer.close = self._on_close  # every end of a transport begins with it
         if not transport.is_active():
             self._end()
 
@@ -63,7 +63,7 @@ class Requests:
             watcher()
 
     def unwatch(self, watcher: Callable[[], object]) -> None:
-        """Do not call it."""
+        """Revoke :meth:`watch`."""
         with self._lock:
             self._watchers.discard(watcher)
 

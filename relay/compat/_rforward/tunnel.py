@@ -1,4 +1,4 @@
-"""The reverse tunnel of :mod:`relay.compat.rforward`: one port of an SSH server that is connected to already."""
+"""The reverse tunnel of :mod:`relay.compat.rforward`: one forwarded port of a connected SSH server."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ...addresses.values import TCPAddress, check_host_port, check_port
 from ...engine.tunnel import Tunnel
 from ...errors import CarrierError, ForwardError
 from ...transports.tcp import tcp
-from .channels import Reception
+from .channels import ChannelQueue
 from .forwards import Forwards
 from .log import DEBUG, DEFAULT, WARN, Log
 
 __all__ = ["RevFwTunnel"]
 
-_HOST = "127.0.0.1"  # where the server listens
+_HOST = "127.0.0.1"  # address on which the server listens
 _ANSWER = 10.0  # seconds for the server to answer one request
-_SLACK = 1.0  # seconds more that others wait for the thread that waits for the answer
+_SLACK = 1.0  # seconds that callers wait longer than the thread that waits for the answer
 _PATIENCE = 3 * _ANSWER + _SLACK
 
 _Outcome = SimpleQueue[Exception | None]
@@ -32,25 +32,25 @@ class _DeniedError(ForwardError):
 
 
 class RevFwTunnel(threading.Thread):
-    """Relays what connects to a port of the SSH server to a place that this program can reach.
+    """Relays connections to a port of the SSH server to a target that this program can reach.
 
-    The server listens on its 127.0.0.1. Any number of tunnels, and forwards of the caller's own, share one transport:
-    each gets its own connections, whichever of them is paused or stopped. The thread ends with :meth:`stop_thread`, or
-    when the transport does. None of the methods may be called in the transport's thread but :meth:`notify`,
-    :meth:`pause` and :meth:`stop_thread`, which do not wait for the server's answer there.
+    The server listens on its 127.0.0.1. Any number of tunnels, and other forwards of the caller, can share one
+    transport: each gets its own connections, even if others are paused or stopped. The thread ends with
+    :meth:`stop_thread`, or when the transport ends. On the transport's thread call only :meth:`notify`, :meth:`pause`
+    and :meth:`stop_thread`, which do not wait for the server's answer there.
 
-    :param server_port: where the server listens; 0 lets it choose, and the attribute follows.
-    :param remote_host: where the connections lead to: an address or a name, looked up for every connection.
-    :param remote_port: its port.
-    :param ssh_transport: a connection that is logged in. It stays the caller's.
+    :param server_port: port on which the server listens; 0 lets it choose, and then the attribute has the port.
+    :param remote_host: host of the target: an address or a name, which is resolved for every connection.
+    :param remote_port: port of the target.
+    :param ssh_transport: a transport after the login. The caller still owns it.
     :param session_instance: its ``HOOK_rforward_request_denied(server_port=…)``, if it has one, is called instead of
         an error when the server has denied the forward twice.
     :param logger: a :class:`logging.Logger`, or a logger of X2Go, which is called with ``(message, loglevel=…)``;
         ``None`` for the logger ``relay.rforward``.
-    :param loglevel: what is logged, a mask of X2Go's bits (8 errors, 16 warnings, 32 notices, 64 information, 128
+    :param loglevel: a mask of X2Go's bits (8 errors, 16 warnings, 32 notices, 64 information, 128
         details); a logger of X2Go has its own.
     :raises TypeError: if an argument has the wrong type.
-    :raises ValueError: if an argument cannot be right.
+    :raises ValueError: if an argument is invalid.
 
     Source: ``x2go.rforward.X2GoRevFwTunnel`` of Python X2Go; RFC 4254, section 7.
     """
@@ -87,7 +87,7 @@ class RevFwTunnel(threading.Thread):
         self._lock = threading.Lock()  # for what follows
         self._serving = False
         self._wards: set[Callable[[], object]] = set()  # each ends a channel handler whose parent this is
-        self._reception = Reception(self.logger)
+        self._channels = ChannelQueue(self.logger)
         self._engine: Tunnel | None = None
 
     # -- public -------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class RevFwTunnel(threading.Thread):
         except BaseException:
             self._end()
             raise
-        error = self._have_followed(_PATIENCE)
+        error = self._apply_state_and_wait(_PATIENCE)
         if error is not None:
             if not self._survives(error):
                 self._asked.put(None)
@@ -123,7 +123,7 @@ class RevFwTunnel(threading.Thread):
         try:
             if threading.current_thread() is not self:
                 self._begin()
-                if (error := self._try_to_follow()) is not None:
+                if (error := self._try_to_apply_state()) is not None:
                     self._report(error)
             self._serve()
         finally:
@@ -139,7 +139,7 @@ class RevFwTunnel(threading.Thread):
                 return
             self._paused = True
             self._cut()
-        if (error := self._have_followed(_ANSWER + _SLACK)) is not None:
+        if (error := self._apply_state_and_wait(_ANSWER + _SLACK)) is not None:
             self.logger(str(error), loglevel=WARN)
         self.logger(f"paused thread: {self!r}", loglevel=DEBUG)
 
@@ -154,7 +154,7 @@ class RevFwTunnel(threading.Thread):
             if self.problem is not None:
                 raise self.problem
             self._allow()
-        if (error := self._have_followed(_PATIENCE)) is not None:
+        if (error := self._apply_state_and_wait(_PATIENCE)) is not None:
             self._report(error)
         else:
             self.logger(f"resumed thread: {self!r}", loglevel=DEBUG)
@@ -167,7 +167,7 @@ class RevFwTunnel(threading.Thread):
         """
         self.logger(f"notifying thread of incoming channel: {self!r}", loglevel=DEBUG)
         if self._serving:
-            self._forwards().announce(self._reception)
+            self._forwards().announce(self._channels)
 
     def stop_thread(self) -> None:
         """End it for good: as :meth:`pause`, and the thread ends. The transport stays open. Idempotent."""
@@ -201,22 +201,22 @@ class RevFwTunnel(threading.Thread):
     def _begin(self) -> None:
         """Make the engine."""
         factory = tcp(self.remote_host, self.remote_port)
-        self._engine = Tunnel(self._reception, factory, timeout=None, name=self.name)
+        self._engine = Tunnel(self._channels, factory, timeout=None, name=self.name)
         if self._paused:
             self._cut()
         self._serving = True
         self._forwards().requests.watch(self._on_loss)
 
-    def _try_to_follow(self) -> Exception | None:
+    def _try_to_apply_state(self) -> Exception | None:
         try:
-            self._follow()
+            self._apply_state()
         except OSError as error:
             return error
         return None
 
     def _serve(self) -> None:
         while (outcome := self._asked.get()) is not None:
-            outcome.put(self._try_to_follow())
+            outcome.put(self._try_to_apply_state())
         requests = self._forwards().requests
         if requests.ended and not self._stopped:
             self.problem = requests.lost()
@@ -236,7 +236,7 @@ class RevFwTunnel(threading.Thread):
         except Empty:
             pass
 
-    def _follow(self) -> None:
+    def _apply_state(self) -> None:
         """Apply the current state: paused, or listening at the server."""
         if self._paused:
             self._cancel()
@@ -253,14 +253,14 @@ class RevFwTunnel(threading.Thread):
         """Ask the server; where it denies that, once more after cancelling what a dead session may hold."""
         forwards = self._forwards()
         wanted = TCPAddress(_HOST, self.server_port)
-        granted = forwards.listen(wanted, self._reception, _ANSWER)
+        granted = forwards.listen(wanted, self._channels, _ANSWER)
         if granted is None:
             forwards.cancel(wanted, _ANSWER)
-            granted = forwards.listen(wanted, self._reception, _ANSWER)
+            granted = forwards.listen(wanted, self._channels, _ANSWER)
         if granted is None:
             raise _DeniedError(
-                f"{wanted}: the SSH server does not listen there; is the port in use, "
-                "and does it allow that (AllowTcpForwarding, PermitListen)?"
+                f"{wanted}: the SSH server does not listen there; check that the port is free "
+                "and that the server allows it (AllowTcpForwarding, PermitListen)"
             )
         self._listening = granted
         self.server_port = granted.port
@@ -277,10 +277,10 @@ class RevFwTunnel(threading.Thread):
 
     def _cut(self) -> None:
         """Accept no client, and reset the open connections."""
-        self._reception.refuse()
+        self._channels.refuse()
         if self._engine is not None:
             self._engine.pause(close=True)
-            self._reception.cut()
+            self._channels.cut()
         with self._lock:
             wards = list(self._wards)
         for end in wards:
@@ -288,7 +288,7 @@ class RevFwTunnel(threading.Thread):
 
     def _allow(self) -> None:
         self._paused = False
-        self._reception.allow()
+        self._channels.allow()
         if self._engine is not None:
             self._engine.resume()
 
@@ -309,7 +309,7 @@ class RevFwTunnel(threading.Thread):
     def _must_not_wait(self) -> bool:
         return threading.current_thread() in (self, self.ssh_transport)
 
-    def _have_followed(self, seconds: float) -> Exception | None:
+    def _apply_state_and_wait(self, seconds: float) -> Exception | None:
         """Apply the current state on the thread that may block, and wait for it, but not for ever.
 
         :returns: what went wrong.
@@ -324,7 +324,7 @@ class RevFwTunnel(threading.Thread):
         try:
             return outcome.get(timeout=seconds)
         except Empty:
-            return ForwardError(f"{self!r}: the SSH connection takes nothing more; is the server alive?")
+            return ForwardError(f"{self!r}: the SSH connection takes nothing more; check that the server is running")
 
     def _forwards(self) -> Forwards:
         return Forwards.of(self.ssh_transport)

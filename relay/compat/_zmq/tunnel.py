@@ -1,4 +1,4 @@
-"""SSH tunnels in child processes, as :mod:`relay.compat.zmqssh` makes them: starting one, and what it is then."""
+"""SSH tunnels in child processes for :mod:`relay.compat.zmqssh`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ...spawning.spawn import start_child
 from ...streams.checks import check_time
 from ...transports.chain import chain
 
-__all__ = ["Password", "SSHTunnel", "Way", "backend_of", "ssh_exceptions"]
+__all__ = ["Password", "SSHTunnel", "ServerRoute", "backend_of", "ssh_exceptions"]
 
-_DRAIN = 30.0  # seconds; what relay's command takes, too
+_DRAIN = 30.0  # seconds, as in the command
 _ACCEPTED = 1.0  # seconds for a ØMQ socket to connect on this machine
-_READY = (30.0, 120.0)  # seconds to log in; over I2P, where a session may have to be made first
+_READY = (30.0, 120.0)  # seconds to log in: directly; over I2P, where relay may have to create a session first
 
 Password = str | Literal[False] | None
 
@@ -38,20 +38,19 @@ _living: weakref.WeakSet[SSHTunnel] = weakref.WeakSet()
 
 
 class SSHTunnel(ChildTunnel):
-    """A tunnel over SSH in a child process, which ends with the program; also when that is killed.
+    """A tunnel over SSH in a child process, which ends with the program, even if that is killed.
 
-    It has the members of a :class:`relay.Tunnel`, and :attr:`pid`. At the end of the program it is closed as by
-    :meth:`close`.
+    It has the members of a :class:`relay.Tunnel`, and :attr:`pid`. When the program exits, it calls :meth:`close`.
     """
 
     def close(self, drain: float = _DRAIN) -> None:
-        """Stop listening at once, let through what is under way, and wait for the child to end. Idempotent.
+        """Stop listening, drain the open connections, and wait for the child to end. Idempotent.
 
-        Nothing is lost of what a ØMQ socket sent that was closed before, with its linger: the socket's connection ends
-        with its last message, and the tunnel's when the other side has taken that. The connection of a socket that is
-        still open ends as soon as nothing has come from it for half a second.
+        No message of a ØMQ socket is lost if you close the socket before, with its linger: its connection ends after
+        the last message, and the tunnel's connection once the other side has received it. The connection of an open
+        socket ends once it has been idle for half a second.
 
-        :param drain: seconds that all of this may take; what is left then is reset.
+        :param drain: seconds for this; connections that are still open then are reset.
         :raises TypeError: if ``drain`` is not a number.
         :raises ValueError: if it is negative.
         """
@@ -68,12 +67,12 @@ class SSHTunnel(ChildTunnel):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Way:
-    """The way to an SSH server, and the login there.
+class ServerRoute:
+    """The route to an SSH server, and the login there.
 
     :param server: the server.
-    :param before: the hops on the way to it, as they were written.
-    :param asks: ``True`` to prompt for a password.
+    :param before: the hops to it, as text.
+    :param asks: prompt for a password if the server requires one.
     """
 
     server: SSHServer
@@ -83,12 +82,12 @@ class Way:
     @classmethod
     def made(
         cls, server: str, backend: str, keyfile: str | os.PathLike[str] | None, password: Password, via: Sequence[str]
-    ) -> Way:
-        """Make the way that a caller describes; with ``False`` as password, relay does not prompt for one.
+    ) -> ServerRoute:
+        """Return the route for the arguments of :mod:`relay.compat.zmqssh`; with ``False`` as password, never prompt.
 
-        :raises AddressError: if an address cannot be understood.
+        :raises AddressError: if an address is invalid.
         :raises TypeError: if an argument has the wrong type.
-        :raises ValueError: if one cannot be right.
+        :raises ValueError: if an argument is invalid.
         """
         if not (password is None or password is False or isinstance(password, str)):
             raise TypeError(f"password: expected a str, got {type(password).__name__}")
@@ -100,21 +99,21 @@ class Way:
         made = cls(named, tuple(via), asks=password is None)
         return made.with_password(password) if password else made
 
-    def with_password(self, password: str) -> Way:
-        """The same with a password, which decrypts the key file, too, as the original's did."""
+    def with_password(self, password: str) -> ServerRoute:
+        """Return the route with a password, which also decrypts the key file, as in the original."""
         return dataclasses.replace(
             self, server=dataclasses.replace(self.server, password=password, passphrase=password)
         )
 
     @property
     def hops(self) -> Route:
-        """All of it."""
+        """All hops, including the server."""
         return (*parse_hops(self.before, str(self.server)), self.server)
 
     def ready(self) -> None:
-        """Log in, once, from this process.
+        """Log in once, from this process.
 
-        :raises OSError: what came of it.
+        :raises OSError: if that fails.
         """
         factory = chain(self.hops, TCPAddress("localhost", 1))
         try:
@@ -128,10 +127,10 @@ class Way:
         return str(error).startswith(f"{self.server}: " if count == 1 else f"hop {count} of {count} (")
 
     def tunnel(self, listen: str | None, place: TCPAddress, timeout: float | None) -> SSHTunnel:
-        """Start a tunnel, and ask for a password if one is needed that was not given.
+        """Start a tunnel, and prompt for a password that is required and missing.
 
-        :param listen: where it listens; ``None`` for a private Unix socket.
-        :param place: where it leads to, as seen from the server.
+        :param listen: address to listen on; ``None`` for an owner-only Unix socket.
+        :param place: the target, as seen from the server.
         :param timeout: seconds without any connection after which it ends.
         :raises paramiko.SSHException: if the server cannot be reached, is not trusted or rejects the login.
         :raises ValueError: if the configuration, or a file that it names, cannot be used.
@@ -149,19 +148,19 @@ class Way:
             return _started(request)
 
     def stay(self, listen: str, place: TCPAddress) -> None:
-        """Be a tunnel, in this process, until it is killed.
+        """Run a tunnel in this process until it is killed.
 
-        :param listen: and the others: as for :meth:`tunnel`.
+        :param listen: and all others as for :meth:`tunnel`.
         :raises Exception: as for :meth:`tunnel`.
         """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # which in a terminal is for the program that started this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # in a terminal it is meant for the parent process
         with listen_at(listen) as receive, contextlib.closing(chain(self.hops, place)) as make_send:
             with ssh_exceptions():
                 make_send.ready(_READY[over_i2p(self.hops)])
             with Tunnel(receive, make_send, timeout=None) as tunnel:
                 tunnel.join()
 
-    def _with_password(self, refusal: AuthenticationError) -> Way:
+    def _with_password(self, refusal: AuthenticationError) -> ServerRoute:
         password = _ask_password(str(self.server).removeprefix("ssh://"))
         if not password:
             why = "none was typed" if password is not None else "there is no terminal to ask for one at"
@@ -169,7 +168,7 @@ class Way:
         return self.with_password(password)
 
     def _request(self, listen: str | None, place: TCPAddress, unused: float | None) -> dict[str, Any]:
-        """The request to the child, over its control socket: it may hold a password."""
+        """Return the request for the child's control socket; it may contain a password."""
         hops = self.hops
         far = over_i2p(hops, place)
         options = {
@@ -186,7 +185,7 @@ class Way:
 
 
 def backend_of(paramiko: bool | None) -> str:
-    """The backend that a caller asks for: the OpenSSH client where it is installed, else paramiko."""
+    """Return the chosen backend; by default the OpenSSH client if it is installed, else paramiko."""
     if paramiko is None:
         return "openssh" if shutil.which("ssh") else "paramiko"
     return "paramiko" if paramiko else "openssh"
@@ -194,7 +193,7 @@ def backend_of(paramiko: bool | None) -> str:
 
 @contextlib.contextmanager
 def ssh_exceptions() -> Iterator[None]:
-    """Raise what fails at a server, or on the way to it, as paramiko's exceptions."""
+    """Raise failures at the server or a hop as paramiko's exceptions."""
     try:
         yield
     except AddressError:
@@ -214,23 +213,23 @@ def _started(request: dict[str, Any]) -> SSHTunnel:
 
 
 def _ask_password(login: str) -> str | None:
-    """Prompt on the program's terminal; ``None`` if there is none, or the program is in the background."""
+    """Prompt on the program's terminal; return ``None`` without one, or if the program is in the background."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:
         return None
     try:
-        is_ours = os.tcgetpgrp(terminal) == os.getpgrp()
+        is_foreground = os.tcgetpgrp(terminal) == os.getpgrp()
     finally:
         os.close(terminal)
     try:
-        return getpass.getpass(f"{login}'s password: ") if is_ours else None
+        return getpass.getpass(f"{login}'s password: ") if is_foreground else None
     except EOFError:
         return ""
 
 
 def _close_all() -> None:
-    """At the program's end: all at once, so that it takes no longer than one."""
+    """Close all tunnels concurrently when the program exits."""
     living = [tunnel for tunnel in list(_living) if not tunnel._closing]
     for tunnel in living:
         with contextlib.suppress(RelayError):

@@ -208,6 +208,27 @@ def test_every_package_is_in_the_page_about_the_architecture():
     assert {name for name in entries if f"**`relay.{name}`**" not in PAGES["architecture"]} == set()
 
 
+def test_the_site_needs_no_network(tmp_path):
+    build = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "--fail-on-warning",
+        "--nitpicky",
+        str(ROOT / "docs"),
+        str(tmp_path),
+    ]
+    subprocess.run(build, capture_output=True, text=True, timeout=WAIT, check=True)
+    for page in tmp_path.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|img|iframe)[^>]*\ssrc=\"([^\"]*)|<link[^>]*\shref=\"([^\"]*)", page.read_text()
+        )
+        assert not [name for names in loaded for name in names if name.startswith(("http:", "https:", "//", "/"))], page
+    styles = "".join(path.read_text() for path in tmp_path.rglob("*.css"))
+    assert not re.findall(r"@import|url\([\"']?(?:https?:)?//", styles)
+
+
 @pytest.fixture(scope="module")
 def check_words():
     spec = importlib.util.spec_from_file_location("check_words", ROOT / "docs" / "check_words.py")

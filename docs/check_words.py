@@ -49,8 +49,6 @@ WORDS_LEFT = (
     "relay/addresses/",
     "relay/cli/",
     "relay/config/",
-    "relay/streams/",
-    "relay/transports/proxies/",
     "relay/transports/ssh/",
 )
 OPENINGS_LEFT = WORDS_LEFT

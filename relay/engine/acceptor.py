@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import IN
 from ..streams.adapter import as_stream
-from ..streams.introduction import Greeting, HearingListener
+from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.stream import Stream
 
 __all__ = [
@@ -48,7 +48,9 @@ class AcceptorOwner(Protocol):
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float, /) -> None:
         """Take a client."""
 
-    def on_handshake_client(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float, /) -> None:
+    def on_handshake_client(
+        self, client: socket.SocketType, handshake: ProxyHandshake, peer: Any, now: float, /
+    ) -> None:
         """Take a client that first sends a request."""
 
     def offered(self, stream: Stream, peer: Any, now: float, /) -> None:
@@ -103,7 +105,7 @@ def check_listener(receive: Any, name: str = "receive") -> None:
 
 def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
     """Return the acceptor for this kind of listener."""
-    if isinstance(receive, (socket.socket, HearingListener)):
+    if isinstance(receive, (socket.socket, HandshakeListener)):
         return SocketAcceptor(owner, receive)
     if getattr(receive, "delivers", False) and owner.unlimited:
         return PushAcceptor(owner, receive)
@@ -117,12 +119,12 @@ class SocketAcceptor:
     :param listener: a listening socket, or a listener whose clients send a request first.
     """
 
-    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HearingListener) -> None:
-        receive = listener.listening if isinstance(listener, HearingListener) else listener
+    def __init__(self, owner: AcceptorOwner, listener: socket.socket | HandshakeListener) -> None:
+        receive = listener.listening if isinstance(listener, HandshakeListener) else listener
         self._owner = owner
         self._listener = listener
         self._receive = receive
-        self._greeting = listener.greeting if isinstance(listener, HearingListener) else None
+        self._handshake = listener.handshake if isinstance(listener, HandshakeListener) else None
         self._descriptor = receive.fileno()
         self.listening = False
         self._backoff = _BACKOFF[0]
@@ -173,10 +175,10 @@ class SocketAcceptor:
             client.setblocking(False)
             if self._family_is_ip and not self._hands_on:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._greeting is None:
+            if self._handshake is None:
                 owner.accepted(client, None, peer, now)
             else:
-                owner.on_handshake_client(client, self._greeting(), peer, now)
+                owner.on_handshake_client(client, self._handshake(), peer, now)
             if not self.listening:
                 return
             if not owner.has_spare_fd():

@@ -58,9 +58,9 @@ from ..eventloop.loop import Loop
 from ..eventloop.poller import ERR, HUP, READ
 from ..eventloop.sockets import format_address, keep_alive, set_to_reset
 from ..streams.fairness import source_of
-from ..streams.introduction import Farewell, Greeting, Introduction, watch
+from ..streams.proxy_handshake import FinalReply, HandshakeReader, ProxyHandshake, watch
 from ..streams.rate_limited_log import RateLog
-from ..streams.request import Refusal, Request
+from ..streams.request import RejectedRequest, Request
 from ..streams.stream import Stream
 from .flow import Workspace
 from .flow_pair import FlowPair
@@ -156,12 +156,12 @@ class Connection:
 
     # -- before it is open ------------------------------------------------------------------------------------------
 
-    def read_request(self, greeting: Greeting, now: float) -> None:
+    def read_request(self, handshake: ProxyHandshake, now: float) -> None:
         """Read the client's proxy request; the owner then dials the requested target."""
         self.state = ConnectionState.REQUESTING
         self.deadline.start_request(now)
         self.owner.awaiting_request[self] = None
-        self.pending = introduction = Introduction(self.client, self.owner.loop, greeting, self._on_request)
+        self.pending = introduction = HandshakeReader(self.client, self.owner.loop, handshake, self._on_request)
         introduction.begin(now)
 
     def source(self) -> Hashable:
@@ -170,24 +170,24 @@ class Connection:
 
     def give_way(self, now: float) -> None:
         """End a half-open connection, because others need its room."""
-        if isinstance(self.pending, Farewell):
+        if isinstance(self.pending, FinalReply):
             self.pending.finish(now)
         else:
             self.close("overloaded", now)
 
-    def _on_request(self, outcome: Request | Refusal | OSError, now: float) -> None:
+    def _on_request(self, outcome: Request | RejectedRequest | OSError, now: float) -> None:
         self.pending = None
         if isinstance(outcome, Request):
             self.state = ConnectionState.CONNECTING
             self.summary.request = outcome
             self.owner.on_request(self, now)
-        elif isinstance(outcome, Refusal):
+        elif isinstance(outcome, RejectedRequest):
             self._log_refusal(outcome, now)
             self._reply_and_close(outcome.last, outcome.reason, now)
         else:
             self.close("client_reset", now)
 
-    def _log_refusal(self, refusal: Refusal, now: float) -> None:
+    def _log_refusal(self, refusal: RejectedRequest, now: float) -> None:
         if not refusal.problem:
             return
         values = self.owner.name, printable(refusal.problem, _LONGEST), format_address(self.summary.peer)
@@ -223,7 +223,7 @@ class Connection:
         if self.request is None or self.is_closed:
             self.close(reason, now)
         else:
-            self._reply_and_close(self.request.refused(reason), reason, now)
+            self._reply_and_close(self.request.failure_reply(reason), reason, now)
 
     def _reply_and_close(self, last: bytes, reason: str, now: float) -> None:
         if self.pending is not None:
@@ -235,7 +235,7 @@ class Connection:
         self.deadline.stop()
         self.owner.on_last_reply(self, now)
         replied = functools.partial(self.close, reason, clean=True)
-        self.pending = farewell = Farewell(self.client, self.owner.loop, last, replied)
+        self.pending = farewell = FinalReply(self.client, self.owner.loop, last, replied)
         farewell.begin(now)
 
     # -- open -------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class Connection:
         request = self.summary.request
         if request is not None:
             try:
-                client.send(request.granted)  # it fits, because little was sent before
+                client.send(request.success_reply)  # it fits, because little was sent before
             except OSError:
                 return self.close("client_reset", now)
         self.state = ConnectionState.OPEN

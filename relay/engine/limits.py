@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..eventloop.loop import Timers
 from ..streams.checks import FIRST_BYTE, HANDSHAKE
-from ..streams.introduction import Introduction
+from ..streams.proxy_handshake import HandshakeReader
 from ..streams.stream import Stream
 from .flow_pair import FlowPair
 from .records import ConnectionState, ConnectionSummary
@@ -159,7 +159,7 @@ class ConnectionDeadline:
         if limits.lifetime is not None:
             found.append((summary.started + limits.lifetime, "lifetime"))
         if state is ConnectionState.REQUESTING:
-            begun = isinstance(connection.pending, Introduction) and connection.pending.begun
+            begun = isinstance(connection.pending, HandshakeReader) and connection.pending.begun
             seconds = limits.handshake if begun else min(FIRST_BYTE, limits.handshake)
             found.append((summary.started + seconds, "connect_timeout"))
         elif state in _BEFORE_OPEN:

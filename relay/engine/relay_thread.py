@@ -15,7 +15,7 @@ from ..eventloop.loop import Timer
 from ..eventloop.pipes import PipePool
 from ..eventloop.sockets import format_address
 from ..streams.fairness import ROOM, crowding
-from ..streams.introduction import Greeting, HearingListener
+from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
 from .acceptor import make_acceptor
@@ -136,11 +136,11 @@ class RelayThread(LoopThread):
             self.update_listening()
         self.make_stream(connection, now)
 
-    def on_handshake_client(self, client: socket.SocketType, greeting: Greeting, peer: Any, now: float) -> None:
+    def on_handshake_client(self, client: socket.SocketType, handshake: ProxyHandshake, peer: Any, now: float) -> None:
         """Read the request of a client."""
         if len(self.awaiting_request) >= _MAX_HALF_OPEN:
             self.make_room(now)
-        self._admit(client, None, peer, now).read_request(greeting, now)
+        self._admit(client, None, peer, now).read_request(handshake, now)
 
     @property
     def awaiting_request(self) -> dict[Connection, None]:
@@ -331,7 +331,7 @@ class RelayThread(LoopThread):
         if self._pipes is not None:
             self._pipes.close()
         self.loop.close()
-        if isinstance(self._receive, HearingListener):
+        if isinstance(self._receive, HandshakeListener):
             self._receive.listening.close()
         elif isinstance(self._receive, socket.socket):
             self._receive.close()

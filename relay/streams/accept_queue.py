@@ -44,7 +44,7 @@ class AcceptQueue(Generic[Peer]):
 
     @property
     def is_full(self) -> bool:
-        """Whether no more streams should be put in."""
+        """If ``True``, no more streams should be put in."""
         return len(self._waiting) >= MOST
 
     def put(self, stream: Stream, peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""Anything with the socket interface becomes a kernel socket here, once, at the edge."""
+"""Adapters: objects with the socket interface as streams over a kernel socket."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def as_stream(made: Any) -> Stream:
     :raises ValueError: if it is a socket that is closed or not a stream socket.
     """
     if isinstance(made, Stream):
-        if type(made) is Stream:  # ours are prepared
+        if type(made) is Stream:  # the subclasses of transports are prepared
             _prepared(made.socket)
         return made
     if is_tls(made):
@@ -60,7 +60,7 @@ def _can(made: Any, name: str) -> bool:
 
 
 def _prepared(made: socket.socket) -> socket.socket:
-    """The socket, non-blocking, if it is one for streams."""
+    """Return the socket, non-blocking, if it is a stream socket."""
     if made.fileno() < 0:
         raise ValueError("the socket is closed; return a connected or connecting one")
     if made.type != socket.SOCK_STREAM:
@@ -74,7 +74,7 @@ def _prepared(made: socket.socket) -> socket.socket:
 
 
 class _BridgedStream(Stream):
-    """The engine's end of a bridge; a reset of it is told to the bridge, for a socketpair cannot carry one."""
+    """The engine's end of a bridge, whose ``reset()`` marks the bridge: a socketpair cannot carry a reset."""
 
     __slots__ = ("_bridge",)
 
@@ -83,7 +83,7 @@ class _BridgedStream(Stream):
         self._bridge = bridge
 
     def reset(self) -> None:
-        """Close, and have the far end cut rather than ended."""
+        """Close, and reset the far end."""
         self._bridge.cut = True
         reset(self.socket)
         self.close()
@@ -127,7 +127,7 @@ class Bridge:
                 send(data)
             self._inner.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the engine closed its end: the outward thread sees that, too
+            pass  # the engine closed its end: the outward thread also sees that
         self._thread_over()
 
     def _receive(self, receive: Callable[[int], Any]) -> bytes:
@@ -155,7 +155,7 @@ class Bridge:
         self._thread_over()
 
     def finish(self) -> None:
-        """The engine has closed its end: let the object go, at once if it was cut, else when it has taken the rest."""
+        """Close the object, whose other end is closed: at once after a reset, else when it has taken the rest."""
         passed = -1
         while not (self.cut or self._sent.is_set() or passed == self._passed):
             passed = self._passed
@@ -226,7 +226,7 @@ class Bridge:
 
 
 def _count(made: Any, sent: Any, most: int) -> int:
-    """What ``send`` returned, if it can be the number of bytes that it took.
+    """Return what ``send`` returned, if it can be the number of bytes that it took.
 
     :raises OSError: if it took none, as paramiko's does on a closed channel.
     :raises ConnectError: if it is no such number.
@@ -252,7 +252,7 @@ def _close(made: Any) -> None:
 
 
 def _end_output(made: Any) -> Callable[[], object] | None:
-    """How the object ends its output and goes on receiving, if it can."""
+    """Return the function that half-closes the object, if it has one."""
     if _can(made, "shutdown_write"):
         return made.shutdown_write  # type: ignore[no-any-return]
     if _can(made, "shutdown"):
@@ -271,7 +271,7 @@ class _SSLBridge:
         self.cut = False
         self._made: ssl.SSLSocket = made
         made.setblocking(False)
-        made.suppress_ragged_eofs = False  # an end without close_notify is a truncation, and must be told apart
+        made.suppress_ragged_eofs = False  # an end without close_notify is a truncation, and not an end of file
         ours, self._inner = _small_pair()
         self._inner.setblocking(False)
         self._to_engine = memoryview(b"")
@@ -372,18 +372,18 @@ class _SSLBridge:
                 self._hung_up = True  # reported without end: what is left is to flush, or to stop if it was cut
 
     def finish(self) -> None:
-        """The engine has closed its end, which the thread sees for itself."""
+        """Do nothing: the thread sees that the engine has closed its end."""
 
     def _finish(self) -> None:
         if self.cut or self.error is not None:
             reset(self._made)
         else:
-            self._say_goodbye()
+            self._send_close_notify()
             self._made.close()
         self._inner.close()
 
-    def _say_goodbye(self) -> None:
-        """Send close_notify, without which the peer finds the end cut; its own is not waited for."""
+    def _send_close_notify(self) -> None:
+        """Send close_notify, without which the end is a truncation for the peer; do not wait for the peer's."""
         import ssl
 
         poller = select.poll()

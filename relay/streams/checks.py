@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["FIRST_BYTE", "HANDSHAKE", "check_count", "check_time"]
 
-FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: whoever connects to speak does so at once
+FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: a client that is going to speak does so at once
 HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
 
 

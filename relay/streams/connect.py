@@ -269,7 +269,7 @@ class _Lookup:
         found: Found
         try:
             found = self._dialer.resolve()
-        except BaseException as error:  # noqa: BLE001  (every dial is told of it)
+        except BaseException as error:  # noqa: BLE001  (every dial gets it)
             found = error
         self._report(waiting, found)
 
@@ -315,7 +315,7 @@ class _BackgroundConnect:
             self._pump.loop.call(functools.partial(self._finish, None))
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: only close the descriptors."""
         self._race.after_fork()
 
     def _submit(self, function: Callable[[], object]) -> None:

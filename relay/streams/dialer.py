@@ -1,4 +1,4 @@
-"""Factories that begin at once and tell later, so that an engine needs no thread for each stream."""
+"""Dialers: factories that return at once and call back later, so that a tunnel needs no thread for each stream."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]
 
 
 class Dialer:
-    """A factory whose streams are made without blocking.
+    """A factory whose streams are made without blocking; :func:`relay.target` and its kind return one.
 
     :param target: the name of the target in records, such as ``db.internal:5432``.
     """
 
     route: Route = ()
-    """The hops on the way, the nearest first."""
+    """The hops on the route, the nearest first."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -56,22 +56,22 @@ class Dialer:
         return self
 
     def __call__(self, *, peer: Any = None, deadline: float | None = None, cancel: Cancel | None = None) -> Stream:
-        """Make a stream, and wait for it.
+        """Dial, and wait for the stream.
 
         :param peer: the client's address; it changes nothing here.
-        :param deadline: monotonic seconds, until which a lost connection on the way is waited for; ``None`` for one
-            attempt, as long as it takes.
+        :param deadline: monotonic seconds; until then a call waits for a lost connection on the route. ``None`` for one
+            attempt without a limit.
         :param cancel: gives the attempt up when set.
         :returns: a connected stream.
         :raises ConnectError: refused, unreachable, timed out, denied or given up; ``.reason`` tells.
-        :raises RelayError: why the way there cannot be had: a host key, credentials.
+        :raises RelayError: why a hop on the route cannot be used: its host key, the credentials.
         """
         return self._wait(deadline, cancel, wait_for_reconnect=deadline is not None)
 
     def connect(self, deadline: float | None) -> socket.socket:
-        """Make a stream whose socket alone keeps what lies under it, and wait for it; one attempt.
+        """Dial a stream and return its socket; closing it releases what is under it. One attempt.
 
-        The factory then holds nothing but for the sake of its streams, until it is used again.
+        Until it is used again, the dialer then holds a shared connection only as long as its streams are open.
 
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
         :returns: a connected, non-blocking socket.
@@ -84,35 +84,35 @@ class Dialer:
 
     @property
     def state(self) -> str:
-        """What the connection under the streams does: ``connecting``, ``up``, ``backing off``, ``failed``, ``closed``.
+        """The state of the shared connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``.
 
-        Where each stream has its own, this is ``up``.
+        It is ``up`` where each stream has a connection of its own.
         """
         return "up"
 
     @property
     def problem(self) -> str | None:
-        """Why streams cannot be made for now, as far as that is known."""
+        """The reason that there is no shared connection, if there is one and it is known."""
         return None
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change of the connection under the streams; it must not block.
+        """Call ``watcher(state, error)`` at each change of the shared connection; it must not block.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if no thread or descriptor is available.
         """
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open what the streams ride on, if that is not done yet, and wait for it: one attempt.
+        """Open the shared connection, if that is not done yet, and wait for it: one attempt.
 
         :param timeout: seconds; ``None`` for as long as it takes.
-        :raises OSError: why it cannot be had.
+        :raises OSError: if it cannot be opened.
         """
 
     def release(self) -> None:
-        """Hold nothing any longer than a stream needs it. Does not wait."""
+        """Release the shared connection once it has no streams. Does not wait."""
 
     def close(self) -> None:
-        """Let go of what the streams ride on. Idempotent; the next call takes it up anew."""
+        """Release the shared connection. Idempotent; the next call opens it again."""
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +205,7 @@ class Upgrade(Dialer):
         return told
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Open the connection under the streams, and wait for it; see :meth:`Dialer.ready`."""
+        """Open the shared connection, and wait for it; see :meth:`Dialer.ready`."""
         try:
             self.inner.ready(timeout)
         except OSError as error:
@@ -215,23 +215,23 @@ class Upgrade(Dialer):
 
     @property
     def state(self) -> str:
-        """What the connection under the streams does; see :attr:`Dialer.state`."""
+        """The state of the shared connection; see :attr:`Dialer.state`."""
         return self.inner.state
 
     @property
     def problem(self) -> str | None:
-        """Why streams cannot be made for now; see :attr:`Dialer.problem`."""
+        """The reason that there is no shared connection; see :attr:`Dialer.problem`."""
         problem = self.inner.problem
         if problem is None or self._explain is None:
             return problem
         return str(self._explain(OSError(problem)))
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change; see :meth:`Dialer.subscribe`."""
+        """Call ``watcher(state, error)`` at each change; see :meth:`Dialer.subscribe`."""
         self.inner.subscribe(watcher)
 
     def release(self) -> None:
-        """Hold nothing any longer than a stream needs it."""
+        """Release the shared connection once it has no streams; see :meth:`Dialer.release`."""
         self.inner.release()
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class HappyEyeballs:
         self.error: OSError | None = None
 
     def next(self, now: float) -> Endpoint | None:
-        """The address to try now, or ``None`` if it is not yet time or none is left."""
+        """Return the address to try now, or ``None`` if it is not yet time or none is left."""
         if not self._waiting or (self.again is not None and now < self.again):
             return None
         endpoint = self._waiting.pop()
@@ -51,9 +51,9 @@ class HappyEyeballs:
         return endpoint
 
     def failed(self, error: OSError) -> None:
-        """One attempt failed, and the next may begin at once.
+        """Note that one attempt failed: the next may begin at once.
 
-        The first error is kept, for it belongs to the address that the resolver likes best.
+        The first error is kept, for it belongs to the address that the resolver prefers.
         """
         self._running -= 1
         self.again = None
@@ -62,5 +62,5 @@ class HappyEyeballs:
 
     @property
     def lost(self) -> bool:
-        """Whether no attempt runs and no address is left."""
+        """If ``True``, no attempt runs and no address is left."""
         return not self._running and not self._waiting

@@ -45,7 +45,7 @@ A :class:`socket.socket` (connected, or non-blocking with its connect in progres
 
 
 class Listener(Protocol):
-    """What a tunnel accepts from: a listening :class:`socket.socket`, or any object with these two methods."""
+    """A listener for a tunnel: a listening :class:`socket.socket`, or any object with these two methods."""
 
     def accept(self) -> tuple[StreamLike, Any]:
         """Wait for the next client; returns its stream and where it comes from."""

@@ -90,7 +90,7 @@ class Lookups:
         return functools.partial(self._give_up, search, token)
 
     def _hangs(self, search: _Search) -> bool:
-        """Whether a look-up has run for so long that another one is to be started."""
+        """Return whether a look-up has run for so long that the next client starts another one."""
         is_late = search.running and time.monotonic() - search.started >= _PATIENCE
         return is_late and self._attempts[search.name] < _ATTEMPTS
 
@@ -128,7 +128,7 @@ class Lookups:
         now = time.monotonic()
         for search in crowding(waiting, lambda one: one.source, max(1, _WAITING // ROOM)):
             if search.running or self._searches.get(search.name) is not search:
-                continue  # a client that heard of another one has made room for the next, or has given this one up
+                continue  # the error of another client has made room for the next, or has given this one up
             self._unqueue(search)
             text = "too many DNS lookups are waiting; check the name server"
             self._end(search, ConnectError(f"{search.name}: {text}", reason="overloaded"), now)

@@ -84,7 +84,7 @@ class PairEnd:
         self._loop.discard(self.socket)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: only close the descriptors."""
         self.socket.close()
         if self._holder is not None:
             self._holder.close()

@@ -19,11 +19,11 @@ Error = TypeVar("Error", bound=Exception)
 OnResult = Callable[[Stream | OSError], object]
 Abort = Callable[[], object]
 
-LATE = 1.0  # seconds after the deadline until whoever waits no longer trusts that it is told
+LATE = 1.0  # seconds after the deadline until a waiting thread stops relying on the callback
 
 
 class Promise(Generic[Value]):
-    """One outcome, for a thread that waits for it or for something else. A stream that comes too late is closed."""
+    """One outcome, for a thread that waits for it or does something else. A stream that comes too late is closed."""
 
     def __init__(self) -> None:
         self._there = Cancellation()
@@ -34,9 +34,9 @@ class Promise(Generic[Value]):
         """Whether the wait has ended because it was cancelled."""
 
     def put(self, outcome: Value | Exception) -> bool:
-        """Tell the outcome; from any thread.
+        """Set the outcome; from any thread.
 
-        :returns: whether anybody waits for it still.
+        :returns: ``False`` if the wait has ended.
         """
         with self._lock:
             unwanted = self._unwanted
@@ -50,7 +50,7 @@ class Promise(Generic[Value]):
     def get(self, deadline: float | None, cancel: Cancel | None) -> Value | None:
         """Wait for the outcome; this is called once.
 
-        :param deadline: monotonic seconds, a moment after which it is waited for no longer; ``None`` for ever.
+        :param deadline: monotonic seconds, the wait ends soon after; ``None`` for no limit.
         :param cancel: ends the wait when set.
         :returns: the value; ``None`` if nothing came in time.
         :raises Exception: if that is the outcome.
@@ -63,7 +63,7 @@ class Promise(Generic[Value]):
         return self.take()
 
     def take(self) -> Value | None:
-        """The outcome as it is now; it is waited for no longer.
+        """Return the outcome as it is now, and end the wait.
 
         :returns: the value; ``None`` if there is none.
         :raises Exception: if that is the outcome.
@@ -74,7 +74,7 @@ class Promise(Generic[Value]):
         return outcome
 
     def refuse(self) -> None:
-        """Wait for it no longer, and close it if it is a stream."""
+        """End the wait, and close the outcome if it is a stream."""
         outcome = self._end()
         if isinstance(outcome, Stream):
             outcome.close()
@@ -98,17 +98,17 @@ class Promise(Generic[Value]):
 
 
 def copy_error(error: Error) -> Error:
-    """An error that several were told, for one of them to raise or to change."""
+    """Return a copy of an error that several callers get, for one of them to raise or to change."""
     try:
         made = copy.copy(error)
-    except Exception:  # noqa: BLE001  (an exception that does not know how to be made anew)
+    except Exception:  # noqa: BLE001  (an exception that cannot be copied)
         return error
     made.__cause__ = error.__cause__
     return made
 
 
 class CallbackChain:
-    """Things that are begun one after the other until there is an outcome, and can be given up in the meantime.
+    """Steps that are begun one after the other until there is an outcome, and that can be given up.
 
     Every method may be called from any thread.
 
@@ -127,7 +127,8 @@ class CallbackChain:
     def begin(self, begin: Callable[[Callable[[Any], object]], Abort], then: Callable[[Any], object]) -> bool:
         """Begin the next step.
 
-        :param begin: takes whom to tell the step's outcome, perhaps at once; returns what gives the step up.
+        :param begin: takes a callback for the outcome of the step, which it may call at once; returns a function that
+            gives the step up.
         :param then: called with the outcome, unless all was given up: begins the next step, or finishes.
         :returns: whether it was begun: ``False`` if all was given up, and if ``begin`` raised, which is the outcome.
         """
@@ -154,9 +155,9 @@ class CallbackChain:
         return True
 
     def _keep(self, number: int, undo: Abort) -> bool:
-        """Keep what gives a step up, if that is still under way.
+        """Keep the function that gives a step up, if the step is still under way.
 
-        :returns: whether nobody has given it up meanwhile.
+        :returns: ``False`` if it was given up meanwhile.
         """
         with self._lock:
             if number != self._number:
@@ -165,7 +166,7 @@ class CallbackChain:
             return not self._given_up
 
     def finish(self, outcome: Stream | OSError) -> None:
-        """There is an outcome, and no further step."""
+        """Call ``done``; there is no further step."""
         with self._lock:
             done, self._done = self._done, None
             self._number += 1
@@ -176,7 +177,7 @@ class CallbackChain:
             outcome.close()
 
     def give_up(self) -> None:
-        """End it; nobody is told any more. Idempotent, and without effect once it is finished."""
+        """Give up: ``done`` is not called any more. Idempotent, and without effect once it is finished."""
         with self._lock:
             self._given_up = True
             self._done = None

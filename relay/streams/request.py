@@ -1,33 +1,33 @@
-"""What a client of a proxy asks for, as values."""
+"""Requests of proxy clients, as values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Refusal", "Request"]
+__all__ = ["RejectedRequest", "Request"]
 
 
 class Request:
-    """What a client asks for: a stream to a place that it names itself.
+    """A client's request for a stream to an address that it names.
 
     :param host: a name, or an IPv4 or IPv6 address without brackets; the listener has checked it.
     :param port: from 1 to 65535.
-    :param granted: what is sent to the client when there is the stream, before anything else.
-    :param refused: tells what is sent when there is none, given the reason: ``refused``, ``unreachable``,
-        ``connect_timeout``, ``denied`` or another word of a connection's record.
-    :param early: what the client has said already to whom it will be connected to.
+    :param success_reply: bytes for the client once there is the stream, before any other byte.
+    :param failure_reply: returns the bytes for the client if there is no stream, given the reason: ``refused``,
+        ``unreachable``, ``connect_timeout``, ``denied`` or another word of a connection's record.
+    :param early: bytes that the client has sent already for the target.
     """
 
-    __slots__ = ("host", "port", "granted", "refused", "early")
+    __slots__ = ("host", "port", "success_reply", "failure_reply", "early")
 
     def __init__(
-        self, host: str, port: int, granted: bytes, refused: Callable[[str], bytes], early: bytes = b""
+        self, host: str, port: int, success_reply: bytes, failure_reply: Callable[[str], bytes], early: bytes = b""
     ) -> None:
         self.host = host
         self.port = port
-        self.granted = granted
-        self.refused = refused
+        self.success_reply = success_reply
+        self.failure_reply = failure_reply
         self.early = early
 
     def __str__(self) -> str:
@@ -37,14 +37,14 @@ class Request:
         return f"<request for {self}>"
 
 
-class Refusal(NamedTuple):
-    """Why a client gets no stream before one was even begun."""
+class RejectedRequest(NamedTuple):
+    """The answer to a client that gets no stream, before one was dialed."""
 
     last: bytes
-    """What is sent to it; nothing follows."""
+    """The last bytes for the client."""
     problem: str
-    """What is wrong, for the log; empty where that is nobody's business."""
+    """The problem, for the log; empty if it is not worth a line."""
     reason: str = "denied"
     """The word for it in the connection's record."""
     guessed: bool = False
-    """Whether the client has shown a wrong user or password, which may be somebody who guesses."""
+    """``True`` for a wrong user or password: the client may be guessing."""

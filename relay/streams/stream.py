@@ -1,4 +1,4 @@
-"""What a factory returns and a listener accepts: a kernel socket, and what a socket cannot say of itself."""
+"""Streams: a kernel socket, and the facts about its transport that a socket cannot report."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 class Stream:
-    """A kernel socket with what else is to be known of it.
+    """A kernel socket with the facts about its transport.
 
     :param socket: a connected stream socket, or a non-blocking one whose connect is in progress. The stream owns it.
-    :param half_close: whether its transport can end one direction alone (TCP, Unix and our TLS can; SAM cannot).
+    :param half_close: whether its transport can end one direction alone (TCP, Unix and TLS can; SAM cannot).
     :param target: its name in records and log lines, such as ``db.internal:5432``.
     :param failure: called without argument at the end of file; returns an exception if that end was a failure (a lost
         carrier, a truncated TLS stream) and ``None`` if it was a clean one. Must not block.
@@ -28,7 +28,6 @@ class Stream:
     :raises TypeError: if ``socket`` is not a :class:`socket.socket`, or is an :class:`ssl.SSLSocket`: the engine would
         move its bytes past the encryption.
 
-    Source: ``Stream`` of the project's API, section 1.
     """
 
     __slots__ = (
@@ -63,25 +62,25 @@ class Stream:
         self.target = target
         self.failure = failure
         self.on_close = on_close
-        # What a transport may set, and an engine reads or (the first two) tells.
-        self.answered = True  # False until the first byte, where being connected does not mean that anybody is there
+        # Set by transports and read by the engine, which sets the first two.
+        self.answered = True  # False until the first byte, if being connected proves no peer
         self.received: Callable[[], int] | None = None  # bytes that came from it so far, while it is relayed
         self.unsent: Callable[[], int] | None = None  # bytes that left the socket and wait in its transport
         # Calls what it is given, from any thread, once all that was sent has left this process after the end of output,
         # or never will; ``None`` if the kernel alone moves it.
         self.drained: Callable[[Callable[[], object]], object] | None = None
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
-        self.denied: Exception | None = None  # why its client is not to be let in
-        self.request: Request | None = None  # where its client wants to be led, which it has not been answered yet
+        self.denied: Exception | None = None  # the reason to reject its client
+        self.request: Request | None = None  # the request of its client, which is not answered yet
 
     def fileno(self) -> int:
-        """The descriptor of the socket; −1 once it is closed."""
+        """Return the descriptor of the socket; −1 once it is closed."""
         return self.socket.fileno()
 
     def queued(self) -> int:
-        """How much of what was sent is still on its way in this machine, as far as that is known; see :func:`unsent`.
+        """Return how many sent bytes are still on this machine, as far as that is known; see :func:`unsent`.
 
-        A number that changes means that bytes move. 0 means that the next system has taken all of them.
+        A number that changes means that bytes move. 0 means that the next machine has taken all of them.
         """
         beyond = self.unsent
         return unsent(self.socket) + (beyond() if beyond is not None else 0)
@@ -94,7 +93,7 @@ class Stream:
             on_close()
 
     def reset(self) -> None:
-        """Close so that the far end learns that the transfer was cut, where its transport can say so. Idempotent."""
+        """Close, and reset the far end where the transport has resets. Idempotent."""
         reset(self.socket)
         self.close()
 

@@ -183,9 +183,7 @@ class Dynamic(Dialer):
         :raises ConnectError: if it is refused, or there cannot be such a place.
         """
         if request is None:
-            text = (
-                "a client does not say where it wants to be led; relay.socks_listen and http_listen have those who do"
-            )
+            text = "the client names no target; use a listener of relay.socks_listen or relay.http_listen"
             raise ConnectError(text, reason="denied")
         key = request.host, request.port
         with self._lock:
@@ -384,7 +382,7 @@ def _named(host: str, port: int) -> TCPAddress:
         # With its scheme, so that no client's text is ever read as another kind of address, such as a command.
         found = parse_target(f"tcp://{host.removesuffix('.') if is_i2p(host) else host}:{port}")
     except AddressError as error:
-        raise ConnectError(f"a client asks for what cannot be: {error}", reason="denied") from None
+        raise ConnectError(f"a client asks for an invalid target: {error}", reason="denied") from None
     if isinstance(found, I2PTarget):
         return TCPAddress(found.dest, port)
     assert isinstance(found, TCPAddress)

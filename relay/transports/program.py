@@ -386,7 +386,7 @@ def _signal_group(process: Process, number: int) -> None:
 def _missing(program: str) -> str:
     if os.path.dirname(program):
         if os.path.exists(program):
-            return f"{program} is no program that may be run; is it the right file (chmod +x)?"
+            return f"{program} is not an executable file; check the path, or run chmod +x"
         return f"there is no {program}; check the spelling"
     return f"there is no {program} in PATH; install it, or give its whole path"
 

@@ -19,22 +19,22 @@ from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
-from relay.streams.introduction import Greeting
+from relay.streams.proxy_handshake import ProxyHandshake
 from relay.streams.rate_limited_log import RateLog
-from relay.streams.request import Refusal, Request
+from relay.streams.request import RejectedRequest, Request
 from relay.testing import FakeListener, pair
 
 GONE = relay.CarrierError("i2p: gone")
 
 
-class Words(Greeting):
+class Words(ProxyHandshake):
     """A proxy's language of two words."""
 
     def feed(self, data):
         if data == b"ask":
             self.outcome = Request("host", 1, b"yes", lambda reason: f"no: {reason}".encode())
         else:
-            self.outcome = Refusal(b"what?", "a bad request")
+            self.outcome = RejectedRequest(b"what?", "a bad request")
         return b""
 
 

@@ -174,7 +174,7 @@ def test_a_host_that_cannot_be_one_goes_no_further(host):
 
 
 def test_a_destination_is_wanted():
-    with pytest.raises(relay.ConnectError, match="does not say where") as raised:
+    with pytest.raises(relay.ConnectError, match="names no target") as raised:
         dynamic()()
     assert raised.value.reason == "denied"
 

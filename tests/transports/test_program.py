@@ -88,8 +88,8 @@ def test_the_socket_is_a_kernel_socket_that_does_not_block():
     [
         (["no-such-program"], "there is no no-such-program in PATH; install it, or give its whole path"),
         (["/no/such/program"], "there is no /no/such/program; check the spelling"),
-        ([__file__], f"{__file__} is no program that may be run; is it the right file (chmod +x)?"),
-        (["/"], "/ is no program that may be run; is it the right file (chmod +x)?"),
+        ([__file__], f"{__file__} is not an executable file; check the path, or run chmod +x"),
+        (["/"], "/ is not an executable file; check the path, or run chmod +x"),
     ],
     ids=["no name", "no path", "no mode", "a directory"],
 )

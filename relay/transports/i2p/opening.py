@@ -11,8 +11,8 @@ from ...addresses.destinations import b32_of, is_base64
 from ...errors import CarrierError, ConnectError
 from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
-from ...streams.detached import passage
 from ...streams.promise import Abort, CallbackChain, OnResult
+from ...streams.socket_proxy import self_contained
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
@@ -213,7 +213,9 @@ class _PendingStream:
         )
         try:
             made = (
-                passage(stream, unconfirmed.end) if self._self_contained else _on_same_socket(stream, unconfirmed.end)
+                self_contained(stream, unconfirmed.end)
+                if self._self_contained
+                else _on_same_socket(stream, unconfirmed.end)
             )
         except OSError as error:
             unconfirmed.end()

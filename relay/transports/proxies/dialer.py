@@ -1,4 +1,4 @@
-"""The way out through a SOCKS5 or an HTTP proxy: a stream to the proxy, which becomes one to the place behind it."""
+"""Dialer through a SOCKS5 or an HTTP proxy: a stream to the proxy becomes one to the target behind it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Proxied(Upgrade):
     :param proxy: which.
     :param place: where the streams lead to, as the proxy sees it.
     :param before: the hops on the way to the proxy, whose errors keep their names.
-    :raises AddressError: if no proxy can be told of the place: a zone, or a name that is too long.
+    :raises AddressError: if the address cannot be sent to a proxy: a zone, or a name that is too long.
     """
 
     def __init__(self, below: Dialer, proxy: Proxy, place: TCPAddress, before: Route) -> None:
@@ -167,12 +167,12 @@ def _login(proxy: Proxy) -> Login | OSError:
 
 
 def _check(place: TCPAddress) -> None:
-    """Refuse what no proxy can be told."""
+    """Raise :class:`AddressError` for an address that cannot be sent to a proxy."""
     host, name = place.host, shown(str(place))
     if "%" in host:
-        raise AddressError(f"{name}: a zone means nothing to a proxy; leave out what follows the %")
+        raise AddressError(f"{name}: a proxy does not know zones; remove the % and the text after it")
     if not host.isascii() or not host.isprintable() or " " in host or (":" in host and not is_ipv6(host)):
-        raise AddressError(f"{name}: that is no name that a proxy can be told; one is of ASCII (IDNA)")
+        raise AddressError(f"{name}: proxies take only ASCII names; write it in its IDNA form")
     if len(host) > LONGEST_HOST:
         shorter = "a name in .b32.i2p is shorter than a destination"
         raise AddressError(f"{host[:16]}…: a proxy takes no name of more than {LONGEST_HOST} bytes; {shorter}")

@@ -1,4 +1,4 @@
-"""What is said to an HTTP proxy: CONNECT (RFC 9110, section 9.3.6), with Basic credentials (RFC 7617)."""
+"""The client side of an HTTP proxy: CONNECT (RFC 9110, section 9.3.6), with Basic credentials (RFC 7617)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def connect(proxy: Proxy, place: TCPAddress, login: tuple[bytes, bytes] | None) 
 
 
 def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
-    """Nothing can be said before it is known where to."""
+    """Do nothing: HTTP has no request without a target."""
     yield from ()
 
 
@@ -120,9 +120,9 @@ def _wanted(response: h11.Response | h11.InformationalResponse, has_login: bool)
         return f"it wants a login by {_said(offers[0].split()[0])}, and only Basic is supported"
     if has_login:
         return "it does not accept the user and the password; check both"
-    return "it wants a user and a password; user@ names the one, password_file= or password_env= tells the other"
+    return "it requires a user and a password; set user@, and password_file= or password_env="
 
 
 def _said(text: bytes) -> str:
-    """What a proxy says, fit to be shown."""
+    """Return the text of a proxy, safe to log."""
     return shown(bytes(text).decode("utf-8", "replace")[:_SHOWN])

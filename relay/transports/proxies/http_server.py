@@ -1,4 +1,4 @@
-"""The way in for clients of an HTTP proxy that ask for CONNECT (RFC 9110, section 9.3.6): they name their targets."""
+"""Listener for clients of an HTTP proxy that ask for CONNECT (RFC 9110, section 9.3.6)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from http import HTTPStatus
 import h11
 
 from ...addresses.options import Secret
-from ...streams.introduction import Greeting
-from ...streams.request import Refusal, Request
+from ...streams.proxy_handshake import ProxyHandshake
+from ...streams.request import RejectedRequest, Request
 from ..tcp import listen_tcp
-from .listener import GreetingListener, Login, checked_host, login_of
+from .listener import Login, ProxyListener, checked_host, login_of
 
-__all__ = ["HTTPGreeting", "HTTPListener", "http_listen"]
+__all__ = ["HTTPHandshake", "HTTPListener", "http_listen"]
 
 _LONGEST = 16384  # bytes of a request with its header; RFC 6585, section 5, names the answer to more
 _WORDS = {
@@ -57,16 +57,16 @@ def http_listen(
 
     :param host: an IPv4 or IPv6 address (no brackets) or a name; only the loopback keeps others from using it.
     :param port: from 0 to 65535; 0 picks a free one.
-    :param user: who alone is let in, by the Basic scheme; ``None`` for everybody who can reach it.
+    :param user: the only user that is allowed, by the Basic scheme; ``None`` to allow every client that can connect.
     :param password: text, or a callable that returns it; it is asked for once, here.
-    :param password_file: a file that holds it, and that nobody else can read.
+    :param password_file: an owner-only file that holds it.
     :param password_env: an environment variable that holds it.
     :returns: a listener for :class:`relay.Tunnel`, whose factory then is asked for a ``destination``, as
         :func:`relay.dynamic` is; the caller owns it.
-    :raises AuthenticationError: if the password is not where it is said to be.
+    :raises AuthenticationError: if the file or variable has no password.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument cannot be right.
-    :raises OSError: if the address cannot be had.
+    :raises OSError: if it cannot listen at the address.
 
     Source: RFC 9110, sections 9.3.6, 11.7 and 15.5; RFC 7617.
     """
@@ -74,10 +74,10 @@ def http_listen(
     return HTTPListener(listen_tcp(host, port), login)
 
 
-class HTTPGreeting(Greeting):
+class HTTPHandshake(ProxyHandshake):
     """One client's request to an HTTP proxy.
 
-    :param login: who is let in; ``None`` for everybody.
+    :param login: the only user that is allowed; ``None`` to allow every client.
     """
 
     __slots__ = ("_login", "_parser", "_begun")
@@ -89,9 +89,9 @@ class HTTPGreeting(Greeting):
         self._begun = False
 
     def feed(self, data: bytes) -> bytes:
-        """Read on; see :meth:`Greeting.feed`."""
+        """Read on; see :meth:`ProxyHandshake.feed`."""
         if not data and not self._begun:
-            self.outcome = Refusal(b"", "", "done")  # it had nothing to say
+            self.outcome = RejectedRequest(b"", "", "done")  # it had nothing to say
             return b""
         self._begun = True
         try:
@@ -107,7 +107,7 @@ class HTTPGreeting(Greeting):
 
     def _refuse(self, status: HTTPStatus, problem: str, *headers: str, guessed: bool = False) -> None:
         words = _WORDS.get(status) or status.description or status.phrase
-        self.outcome = Refusal(_answer(status, words, *headers), problem, guessed=guessed)
+        self.outcome = RejectedRequest(_answer(status, words, *headers), problem, guessed=guessed)
 
     def _take(self, request: h11.Request) -> None:
         if request.method != b"CONNECT":
@@ -133,7 +133,7 @@ class HTTPGreeting(Greeting):
 
 
 def _admits(login: Login, request: h11.Request) -> bool:
-    """Whether a request has the right credentials in the Basic scheme (RFC 7617)."""
+    """Return whether a request has the right credentials in the Basic scheme (RFC 7617)."""
     given = [value for name, value in request.headers if name == b"proxy-authorization"]
     scheme, _, encoded = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
     try:
@@ -143,7 +143,7 @@ def _admits(login: Login, request: h11.Request) -> bool:
     return scheme.lower() == b"basic" and bool(colon) and login.admits(user, password)
 
 
-class HTTPListener(GreetingListener):
-    """Accepts clients of an HTTP proxy that ask for CONNECT; see :class:`GreetingListener`."""
+class HTTPListener(ProxyListener):
+    """Accepts clients of an HTTP proxy that ask for CONNECT; see :class:`ProxyListener`."""
 
-    language = HTTPGreeting
+    handshake_class = HTTPHandshake

@@ -1,4 +1,4 @@
-"""What the listeners have in common whose clients say where they want to be led: who may, and who is heard."""
+"""The common part of the listeners for proxy clients: the login, and handshakes without a tunnel."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from ...eventloop.poller import IN
 from ...eventloop.sockets import format_address
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
-from ...streams.introduction import Farewell, Greeting, HearingListener, Introduction
+from ...streams.proxy_handshake import FinalReply, HandshakeListener, HandshakeReader, ProxyHandshake
 from ...streams.rate_limited_log import RateLog
-from ...streams.request import Refusal, Request
+from ...streams.request import RejectedRequest, Request
 from ...streams.stream import Stream
 from ..credentials import secret_of
 
-__all__ = ["GreetingListener", "Login", "checked_host", "login_of"]
+__all__ = ["ProxyListener", "Login", "checked_host", "login_of"]
 
 logger = logging.getLogger("relay")
 
 _HOST = re.compile(rb"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,254}")  # as long as SOCKS allows: RFC 1928, section 4
 _LONGEST_LOGIN = 255  # bytes; RFC 1929, section 2
-_MOST = 1024  # clients under way: half-open ones, which are heard or sent away, and those that wait for accept()
+_MOST = 1024  # clients under way: half-open ones, rejected ones, and those that wait for accept()
 _BATCH = 32  # clients taken in one turn
 _PAUSE = 0.25  # seconds without accepting when there are no descriptors left
 
 
 class Login:
-    """The one user who is let in.
+    """The only user that is allowed.
 
     :param user: the name.
-    :param password: and what proves it.
+    :param password: the password.
     """
 
     def __init__(self, user: str, password: str) -> None:
@@ -53,7 +53,7 @@ class Login:
         self._password = _digest(password.encode("utf-8", "surrogateescape"))
 
     def admits(self, user: bytes, password: bytes) -> bool:
-        """Whether this is the user. How long it takes to tell says nothing of how much was right."""
+        """Return whether this is the user, in a time that does not depend on how much is right."""
         same_user = hmac.compare_digest(_digest(user), self._user)
         same_password = hmac.compare_digest(_digest(password), self._password)
         return same_user & same_password
@@ -73,21 +73,21 @@ class _Password(Password):
 def login_of(
     user: str | None, password: Secret | None, password_file: str | None, password_env: str | None
 ) -> Login | None:
-    """Who is let in.
+    """Return the only user that is allowed.
 
-    :param user: the name; ``None`` for everybody.
+    :param user: the name; ``None`` to allow every client.
     :param password: text or a callable.
-    :param password_file: a file that holds it, and that nobody else can read.
+    :param password_file: an owner-only file that holds it.
     :param password_env: an environment variable that holds it.
-    :returns: the login; ``None`` for everybody.
-    :raises AuthenticationError: if the password is not where it is said to be.
+    :returns: the login; ``None`` to allow every client.
+    :raises AuthenticationError: if the file or variable has no password.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if one cannot be right, or one of the two is missing.
     """
     source = _Password(password=password, password_file=password_file, password_env=password_env)
     if user is None:
         if source.has_password:
-            raise ValueError("password: there is no user; a listener that wants a password wants both")
+            raise ValueError("password: user missing; set both or neither")
         return None
     _check_user(user)
     if not source.has_password:
@@ -107,50 +107,50 @@ def _check_user(user: str) -> None:
 
 
 def checked_host(name: bytes) -> str | None:
-    """The host that a client has named, as text; ``None`` if it cannot be one, and then it goes no further."""
+    """Return the host that a client has named, as text; ``None`` if it cannot be one."""
     if not _HOST.fullmatch(name):
         return None
     host = name.decode("ascii")
     return host if ":" not in host or is_ipv6(host) else None
 
 
-class GreetingListener(HearingListener):
-    """Accepts clients that say first where they want to be led.
+class ProxyListener(HandshakeListener):
+    """Accepts proxy clients.
 
-    A tunnel hears them in its own thread. Alone, each is heard while somebody is in :meth:`accept`. The stream's
-    ``request`` has ``host`` and ``port``; whoever relays it by other means than a tunnel sends ``request.granted`` or
-    ``request.refused(reason)`` to the client, and passes ``request.early`` on.
+    A tunnel reads their handshakes in its own thread. Without a tunnel, :meth:`accept` reads them. The stream's
+    ``request`` has ``host`` and ``port``. A caller that relays it without a tunnel sends ``request.success_reply`` or
+    ``request.failure_reply(reason)`` to the client, and ``request.early`` to the target.
 
     :param listening: a listening stream socket, TCP or Unix. The listener owns it.
-    :param login: who is let in; ``None`` for everybody.
+    :param login: the only user that is allowed; ``None`` to allow every client.
     """
 
-    language: ClassVar[type[Any]]
-    """The greeting; its only argument is the login."""
+    handshake_class: ClassVar[type[Any]]
+    """The class of the handshakes; its only argument is the login."""
 
     def __init__(self, listening: socket.socket, login: Login | None = None) -> None:
         self.handshake_timeout: float | None = 30.0
-        """Seconds that a client has to introduce itself; ``None`` for ever. It must begin within 10 s.
+        """Seconds that a handshake may take; ``None`` for no limit. The client must begin it within 10 s.
 
         A tunnel uses the smaller of its ``timeout`` and ``connect_timeout``, or 30 where both are ``None``.
         """
         self.address = listening.getsockname()
-        """Where it listens, as :meth:`socket.socket.getsockname` told it."""
+        """The address at which it listens, as :meth:`socket.socket.getsockname` returned it."""
         self.listening = listening
         self.protected = login is not None
-        """Whether a password is required."""
+        """``True`` if a password is required."""
         self._login = login
-        self._alone: _Reception | None = None
+        self._alone: _PendingClients | None = None
         self._turn = threading.Lock()
         self._closed = False
 
-    def greeting(self) -> Greeting:
-        """What hears the next client."""
-        made: Greeting = self.language(self._login)
+    def handshake(self) -> ProxyHandshake:
+        """Return the handshake for the next client."""
+        made: ProxyHandshake = self.handshake_class(self._login)
         return made
 
     def accept(self) -> tuple[Stream, Any]:
-        """Wait for the next client that has said where it wants to be led.
+        """Wait for the next client that has finished its handshake.
 
         :returns: its stream, with its ``request``, and the address that it came from.
         :raises OSError: ``EBADF`` once the listener is closed.
@@ -158,7 +158,7 @@ class GreetingListener(HearingListener):
         with self._turn:
             while not self._closed:
                 if self._alone is None:
-                    self._alone = _Reception(self)
+                    self._alone = _PendingClients(self)
                 elif self._alone.heard:
                     return self._alone.take()
                 else:
@@ -166,7 +166,7 @@ class GreetingListener(HearingListener):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def close(self) -> None:
-        """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""
+        """Stop listening, wake :meth:`accept`, reset the other clients. Idempotent, from any thread."""
         self._closed = True
         if (alone := self._alone) is not None:
             alone.loop.call(_nothing)
@@ -177,10 +177,10 @@ class GreetingListener(HearingListener):
             self.listening.close()
 
     def getsockname(self) -> Any:
-        """Where it listens: :attr:`address`."""
+        """Return :attr:`address`."""
         return self.address
 
-    def __enter__(self) -> GreetingListener:
+    def __enter__(self) -> ProxyListener:
         return self
 
     def __exit__(
@@ -197,15 +197,15 @@ def _nothing() -> None:
     pass
 
 
-class _Reception:
-    """Who is heard where there is no tunnel. Belongs to whoever is in :meth:`GreetingListener.accept`."""
+class _PendingClients:
+    """The clients whose handshakes are read without a tunnel, in the thread of :meth:`ProxyListener.accept`."""
 
-    def __init__(self, listener: GreetingListener) -> None:
+    def __init__(self, listener: ProxyListener) -> None:
         self.loop = Loop()
         self.heard: deque[tuple[Stream, Any]] = deque()
         self._listener = listener
         self._socket = listener.listening
-        self._guests: dict[_Guest, None] = {}  # the oldest first
+        self._clients: dict[_PendingClient, None] = {}  # the oldest first
         self._crowded = RateLog(logger, logging.WARNING)
         self._guesses = RateLog(logger, logging.WARNING)
         self._pause = Timer(self.loop.timers, self._go_on)
@@ -213,23 +213,23 @@ class _Reception:
         self.loop.watch(self._socket.fileno(), IN, self._on_clients)
 
     def take(self) -> tuple[Stream, Any]:
-        """The next who was heard."""
+        """Return the next client that has finished its handshake."""
         taken = self.heard.popleft()
         self._go_on(0.0)
         return taken
 
     def close(self) -> None:
-        """Reset everybody."""
+        """Reset every client."""
         for stream, _ in self.heard:
             stream.reset()
-        for guest in self._guests:
-            guest.stream.reset()
+        for pending in self._clients:
+            pending.stream.reset()
         self.loop.close()
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
-            full = len(self._guests) + len(self.heard) >= _MOST
-            if full and not self._guests:
+            full = len(self._clients) + len(self.heard) >= _MOST
+            if full and not self._clients:
                 return self.loop.poller.modify(self._socket.fileno(), 0)
             try:
                 client, peer = self._socket.accept()
@@ -245,25 +245,25 @@ class _Reception:
             self._hear(client, peer, now)
 
     def _make_room(self, now: float) -> None:
-        if not self._guests:
+        if not self._clients:
             return
-        leaving = crowding(self._guests, _Guest.source, max(1, _MOST // ROOM))
+        leaving = crowding(self._clients, _PendingClient.source, max(1, _MOST // ROOM))
         text = "%r: %d clients at a time are half-open; the oldest of the largest source are reset (%s)"
         peer = format_address(leaving[0].peer) or "a local client"
-        self._crowded.log(now, text, self._listener, len(self._guests), peer)
-        for guest in leaving:
-            guest.give_way(now)
+        self._crowded.log(now, text, self._listener, len(self._clients), peer)
+        for pending in leaving:
+            pending.give_way(now)
 
     def _hear(self, client: socket.socket, peer: Any, now: float) -> None:
         client.setblocking(False)
-        guest = _Guest(Stream(client), peer, self.loop, self._guesses, self._over)
-        self._guests[guest] = None
-        guest.hear(self._listener.greeting(), self._listener.handshake_timeout, now)
+        pending = _PendingClient(Stream(client), peer, self.loop, self._guesses, self._over)
+        self._clients[pending] = None
+        pending.hear(self._listener.handshake(), self._listener.handshake_timeout, now)
 
-    def _over(self, guest: _Guest) -> None:
-        del self._guests[guest]
-        if guest.stream.request is not None:
-            self.heard.append((guest.stream, guest.peer))
+    def _over(self, pending: _PendingClient) -> None:
+        del self._clients[pending]
+        if pending.stream.request is not None:
+            self.heard.append((pending.stream, pending.peer))
         self._go_on(0.0)
 
     def _go_on(self, now: float) -> None:
@@ -271,11 +271,11 @@ class _Reception:
             self.loop.poller.modify(self._socket.fileno(), IN)
 
 
-class _Guest:
-    """One client who is heard, or sent away."""
+class _PendingClient:
+    """One client whose handshake is read, or that is rejected."""
 
     def __init__(
-        self, stream: Stream, peer: Any, loop: Loop, guesses: RateLog, over: Callable[[_Guest], object]
+        self, stream: Stream, peer: Any, loop: Loop, guesses: RateLog, over: Callable[[_PendingClient], object]
     ) -> None:
         self.stream = stream
         self.peer = peer
@@ -284,27 +284,27 @@ class _Guest:
         self._over = over
         self._timer = Timer(loop.timers, self._too_late)
         self._last: float | None = None  # when it must be done; monotonic seconds
-        self._under_way: Introduction | Farewell | None = None
+        self._under_way: HandshakeReader | FinalReply | None = None
 
     def source(self) -> Hashable:
-        """Where it comes from; see :func:`relay.streams.fairness.source_of`."""
+        """Return the source of the client; see :func:`relay.streams.fairness.source_of`."""
         return source_of(self.stream.socket, self.peer)
 
-    def hear(self, greeting: Greeting, seconds: float | None, now: float) -> None:
-        """Read what it says of itself."""
+    def hear(self, handshake: ProxyHandshake, seconds: float | None, now: float) -> None:
+        """Read its handshake."""
         self._last = None if seconds is None else now + seconds
         self._timer.start(now + min(FIRST_BYTE, FIRST_BYTE if seconds is None else seconds), now)
-        self._under_way = introduction = Introduction(self.stream.socket, self._loop, greeting, self._heard)
+        self._under_way = introduction = HandshakeReader(self.stream.socket, self._loop, handshake, self._heard)
         introduction.begin(now)
 
-    def _heard(self, outcome: Request | Refusal | OSError, now: float) -> None:
+    def _heard(self, outcome: Request | RejectedRequest | OSError, now: float) -> None:
         self._timer.stop()
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, RejectedRequest):
             if outcome.guessed:
                 self._guesses.log(now, "a client is refused: %s (%s)", outcome.problem, format_address(self.peer))
             elif outcome.problem:
                 logger.info("a client is refused: %s", printable(outcome.problem))
-            self._under_way = farewell = Farewell(self.stream.socket, self._loop, outcome.last, self._left)
+            self._under_way = farewell = FinalReply(self.stream.socket, self._loop, outcome.last, self._left)
             return farewell.begin(now)
         self._loop.forget(self.stream.fileno())
         if isinstance(outcome, Request):
@@ -319,7 +319,7 @@ class _Guest:
         self._over(self)
 
     def _too_late(self, now: float) -> None:
-        if isinstance(self._under_way, Introduction) and self._under_way.begun:
+        if isinstance(self._under_way, HandshakeReader) and self._under_way.begun:
             if self._last is None:
                 return
             if now < self._last:
@@ -327,8 +327,8 @@ class _Guest:
         self._reset()
 
     def give_way(self, now: float) -> None:
-        """Others need its room."""
-        if isinstance(self._under_way, Farewell):
+        """Make room for another client."""
+        if isinstance(self._under_way, FinalReply):
             return self._under_way.finish(now)
         self._timer.stop()
         self._reset()

@@ -1,4 +1,4 @@
-"""What is said to a proxy before its stream is of use: in the pump's thread, and no byte is read beyond the answer."""
+"""The dialogue with a proxy before its stream can be used; no byte is read beyond the last answer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Length = Callable[[bytes | bytearray], int]
 
 
 class Question(NamedTuple):
-    """What is said, and what is known of its answer.
+    """A question for the proxy, and the form of its answer.
 
-    :param data: what is sent; nothing where another answer to the last question is to come.
-    :param length: tells of the bytes that have come how many of them are the answer; 0 as long as it is not whole.
+    :param data: the bytes to send; empty to wait for another answer to the last question.
+    :param length: returns how many of the bytes that have come are the answer; 0 while it is incomplete.
     :param late: the text of the error if it does not come in time.
     """
 
@@ -38,21 +38,22 @@ class Question(NamedTuple):
 
 
 Dialogue = Generator[Question, bytes, None]
-"""Yields questions, is sent the answers, returns if the stream is of use and raises an :class:`OSError` if not."""
+"""Yields questions, is sent the answers, returns if the stream can be used and raises an :class:`OSError` if not."""
 
 
 class Negotiation:
-    """One under way. The constructor may be called in any thread; all else happens in the pump's.
+    """A dialogue under way. The constructor may be called in any thread; the rest runs in the background loop's.
 
-    What follows the last answer stays in the socket, for whoever takes the stream.
+    The bytes after the last answer stay in the socket, for the holder of the stream.
 
-    :param stream: the way to the proxy; non-blocking.
-    :param dialogue: what is said.
+    :param stream: to the proxy; non-blocking.
+    :param dialogue: the questions.
     :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-    :param done: called once, in the pump's thread: with the stream; or with the error, when the stream is closed.
+    :param done: called once, in the background loop's thread: with the stream, or with the error and the
+        stream closed.
     :param lost: makes the error of how the stream has ended meanwhile: its ``failure``, or what its socket said, or an
         :class:`EOFError`.
-    :raises OSError: if there is no thread or descriptor to be had; the stream is still the caller's then.
+    :raises OSError: if no thread or descriptor is available; the stream is still the caller's then.
     """
 
     __slots__ = (
@@ -95,19 +96,19 @@ class Negotiation:
             loop.call(self._begin)
 
     def give_up(self) -> None:
-        """End it, by a reset of the stream, and tell nobody; from any thread, and without effect once it is done."""
+        """Reset the stream without a call of ``done``; from any thread, and without effect once it is done."""
         if self._done is not None:
             self._pump.loop.call(self._abort)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor and nothing else."""
+        """In a forked child: only close the descriptor."""
         self._stream.socket.close()
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: give it up."""
         self._fail(OSError(errno.EIO, "a bug in relay; the log has it"))
 
-    # -- in the pump's thread -----------------------------------------------------------------------------------------
+    # -- in the background loop's thread -------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         if self._deadline is not None:
@@ -198,7 +199,7 @@ class Negotiation:
         done, self._done = self._done, None
         self._timer.stop()
         self._dialogue.close()
-        self._pump.loop.forget(self._stream.fileno())  # it stays open, so nothing else takes it out of the poller
+        self._pump.loop.forget(self._stream.fileno())  # it stays open, so it must be taken out of the poller here
         self._watch.end()
         try:
             if done is not None and outcome is not None:

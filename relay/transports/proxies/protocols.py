@@ -1,4 +1,4 @@
-"""The way in for clients that name their targets themselves, by the protocol of an address."""
+"""Listeners for proxy clients, by the protocol of an address."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from ...addresses.options import Secret
 from .http_server import http_listen
-from .listener import GreetingListener
+from .listener import ProxyListener
 from .socks_server import socks_listen
 
 __all__ = ["listen_proxy"]
@@ -20,8 +20,8 @@ def listen_proxy(
     password: Secret | None = None,
     password_file: str | None = None,
     password_env: str | None = None,
-) -> GreetingListener:
-    """Be a proxy.
+) -> ProxyListener:
+    """Listen for proxy clients.
 
     :param protocol: ``socks5`` or ``http``.
     :param host: and the others: as for :func:`relay.socks_listen`.

@@ -1,4 +1,4 @@
-"""What is said to a SOCKS5 proxy (RFC 1928), with a user and a password where there are any (RFC 1929)."""
+"""The client side of SOCKS5 (RFC 1928), with a user and a password if they are given (RFC 1929)."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
 
 def _no_method(has_login: bool) -> str:
     if has_login:
-        return "it lets nobody in by user and password, nor without (RFC 1929 is what relay knows)"
-    return "it wants a user and a password; user@ names the one, password_file= or password_env= tells the other"
+        return "it accepts neither a user and a password (RFC 1929) nor a client without them"
+    return "it requires a user and a password; set user@, and password_file= or password_env="
 
 
 def _show_password(proxy: Proxy, login: tuple[bytes, bytes], late: str) -> Dialogue:

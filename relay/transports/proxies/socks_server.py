@@ -1,4 +1,4 @@
-"""The way in for clients that speak SOCKS5 (RFC 1928, RFC 1929), SOCKS4 or SOCKS4a: they name their targets."""
+"""Listener for clients of SOCKS5 (RFC 1928, RFC 1929), SOCKS4 and SOCKS4a."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import socket
 from collections.abc import Callable
 
 from ...addresses.options import Secret
-from ...streams.introduction import Greeting
-from ...streams.request import Refusal, Request
+from ...streams.proxy_handshake import ProxyHandshake
+from ...streams.request import RejectedRequest, Request
 from ..tcp import listen_tcp
-from .listener import GreetingListener, Login, checked_host, login_of
+from .listener import Login, ProxyListener, checked_host, login_of
 
-__all__ = ["SOCKSGreeting", "SOCKSListener", "socks_listen"]
+__all__ = ["SOCKSHandshake", "SOCKSListener", "socks_listen"]
 
 _CONNECT = 1
 _NO_LOGIN, _USER_AND_PASSWORD, _NO_METHOD = 0, 2, 255  # RFC 1928, section 3
@@ -33,7 +33,7 @@ _REFUSED_4 = bytes([0, 91, *bytes(6)])
 
 
 def _reply(code: int) -> bytes:
-    """A reply of SOCKS5; where the stream comes from is told to nobody."""
+    """Return a reply of SOCKS5; it does not reveal the local address of the stream."""
     return bytes([5, code, 0, 1, *bytes(6)])
 
 
@@ -63,16 +63,16 @@ def socks_listen(
 
     :param host: an IPv4 or IPv6 address (no brackets) or a name; only the loopback keeps others from using it.
     :param port: from 0 to 65535; 0 picks a free one.
-    :param user: who alone is let in; ``None`` for everybody who can reach it.
+    :param user: the only user that is allowed; ``None`` to allow every client that can connect.
     :param password: text, or a callable that returns it; it is asked for once, here.
-    :param password_file: a file that holds it, and that nobody else can read.
+    :param password_file: an owner-only file that holds it.
     :param password_env: an environment variable that holds it.
     :returns: a listener for :class:`relay.Tunnel`, whose factory then is asked for a ``destination``, as
         :func:`relay.dynamic` is; the caller owns it.
-    :raises AuthenticationError: if the password is not where it is said to be.
+    :raises AuthenticationError: if the file or variable has no password.
     :raises TypeError: if an argument has the wrong type.
     :raises ValueError: if an argument cannot be right.
-    :raises OSError: if the address cannot be had.
+    :raises OSError: if it cannot listen at the address.
 
     Source: RFC 1928, RFC 1929; "SOCKS: A protocol for TCP proxy across firewalls" and "SOCKS 4A: A Simple Extension to
     SOCKS 4 Protocol", both by Ying-Da Lee.
@@ -81,10 +81,10 @@ def socks_listen(
     return SOCKSListener(listen_tcp(host, port), login)
 
 
-class SOCKSGreeting(Greeting):
-    """One client's introduction in any version of SOCKS.
+class SOCKSHandshake(ProxyHandshake):
+    """The handshake of one client in any version of SOCKS.
 
-    :param login: who is let in; ``None`` for everybody.
+    :param login: the only user that is allowed; ``None`` to allow every client.
     """
 
     __slots__ = ("_login", "_held", "_read")
@@ -96,7 +96,7 @@ class SOCKSGreeting(Greeting):
         self._read: Callable[[], bytes | None] = self._read_version  # returns an answer; None while more is needed
 
     def feed(self, data: bytes) -> bytes:
-        """Read on; see :meth:`Greeting.feed`."""
+        """Read on; see :meth:`ProxyHandshake.feed`."""
         if not data:
             begun = self._held or self._read != self._read_version
             return self._refuse(b"", "it ended before it had said what it wants") if begun else self._leave()
@@ -107,11 +107,11 @@ class SOCKSGreeting(Greeting):
         return answer
 
     def _leave(self) -> bytes:
-        self.outcome = Refusal(b"", "", "done")  # it had nothing to say, as what only looks whether somebody listens
+        self.outcome = RejectedRequest(b"", "", "done")  # such as a program that only checks the port
         return b""
 
     def _refuse(self, last: bytes, problem: str) -> bytes:
-        self.outcome = Refusal(last, problem)
+        self.outcome = RejectedRequest(last, problem)
         return b""
 
     def _read_version(self) -> bytes | None:
@@ -151,7 +151,7 @@ class SOCKSGreeting(Greeting):
             return None
         assert self._login is not None
         if held[0] != 1 or not self._login.admits(held[2:user_end], held[user_end + 1 : end]):
-            self.outcome = Refusal(b"\1\1", "a wrong user or password", guessed=True)
+            self.outcome = RejectedRequest(b"\1\1", "a wrong user or password", guessed=True)
             return b""
         self._held = held[end:]
         self._read = self._read_request
@@ -202,7 +202,7 @@ class SOCKSGreeting(Greeting):
         return b""
 
 
-class SOCKSListener(GreetingListener):
-    """Accepts clients of SOCKS5, SOCKS4 and SOCKS4a; see :class:`GreetingListener`."""
+class SOCKSListener(ProxyListener):
+    """Accepts clients of SOCKS5, SOCKS4 and SOCKS4a; see :class:`ProxyListener`."""
 
-    language = SOCKSGreeting
+    handshake_class = SOCKSHandshake

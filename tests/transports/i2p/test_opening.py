@@ -377,7 +377,7 @@ def test_no_descriptor_for_a_passage_is_told(opened, monkeypatch):
         stream.close()
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(module, "passage", refuse)
+    monkeypatch.setattr(module, "self_contained", refuse)
     assert opened.open(self_contained=True).error().errno == errno.EMFILE
     assert opened.session.streams == 0
     assert opened.scripted.stream().recv(1) == b""

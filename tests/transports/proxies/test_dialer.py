@@ -183,7 +183,7 @@ def test_a_wrong_password(proxies, name):
 def test_no_password(proxies, name):
     error = failure_of(proxies[name].to(("127.0.0.1", 9), user=None))
     assert isinstance(error, AuthenticationError)
-    assert str(error).startswith(f"{proxies[name].address}: it wants a user and a password; user@ names the one")
+    assert str(error).startswith(f"{proxies[name].address}: it requires a user and a password; set user@")
 
 
 def test_a_password_that_nobody_asked_for(proxies, echo_server):
@@ -715,13 +715,13 @@ def test_secrets_stay_secret(way, proxy, caplog):
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("fe80::1%eth0", "[fe80::1%eth0]:80: a zone means nothing to a proxy"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:80: a proxy does not know zones"),
         ("x" * 256, f"{'x' * 16}…: a proxy takes no name of more than 255 bytes; a name in .b32.i2p is shorter"),
         ("A" * 516 + ".i2p", f"{'A' * 16}…: a proxy takes no name of more than 255 bytes"),
-        ("bücher.example", "bücher.example:80: that is no name that a proxy can be told"),
-        ("a b", "a b:80: that is no name that a proxy can be told"),
-        ("a\r\nHost", "that is no name that a proxy can be told"),
-        ("a:b", "[a:b]:80: that is no name that a proxy can be told"),
+        ("bücher.example", "bücher.example:80: proxies take only ASCII names"),
+        ("a b", "a b:80: proxies take only ASCII names"),
+        ("a\r\nHost", "proxies take only ASCII names"),
+        ("a:b", "[a:b]:80: proxies take only ASCII names"),
     ],
 )
 @pytest.mark.parametrize("proxy", [SOCKS, HTTP], ids=["SOCKS5", "HTTP"])

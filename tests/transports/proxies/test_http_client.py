@@ -122,8 +122,13 @@ def test_what_a_proxy_says_of_itself(line, words):
 @pytest.mark.parametrize(
     ("line", "headers", "login", "words"),
     [
-        ("407 No", ['Proxy-Authenticate: Basic realm="x"'], None, "proxy:3128: it wants a user and a password; user@"),
-        ("407 No", [], None, "proxy:3128: it wants a user and a password; user@ names the one"),
+        (
+            "407 No",
+            ['Proxy-Authenticate: Basic realm="x"'],
+            None,
+            "proxy:3128: it requires a user and a password; set user@",
+        ),
+        ("407 No", [], None, "proxy:3128: it requires a user and a password; set user@"),
         ("407 No", ["Proxy-Authenticate: basic"], LOGIN, "me@proxy:3128: it does not accept the user and the password"),
         ("401 No", [], LOGIN, "me@proxy:3128: it does not accept the user and the password; check both (401 No)"),
         ("407 No", ["Proxy-Authenticate: NTLM"], LOGIN, "me@proxy:3128: it wants a login by NTLM, and only Basic"),

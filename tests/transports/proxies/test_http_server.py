@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 
 import relay
 from relay.engine.attempt import Attempt
-from relay.streams.request import Refusal, Request
+from relay.streams.request import RejectedRequest, Request
 from relay.transports.dynamic import dynamic
-from relay.transports.proxies.http_server import HTTPGreeting, HTTPListener, http_listen
+from relay.transports.proxies.http_server import HTTPHandshake, HTTPListener, http_listen
 from relay.transports.proxies.listener import Login
 from relay.transports.unix import listen_unix
 
@@ -50,7 +50,7 @@ def basic(text="me:sec:ret", scheme="Basic"):
 
 
 def heard(text, who=None, size=None):
-    greeting = HTTPGreeting(who)
+    greeting = HTTPHandshake(who)
     for start in range(0, len(text), size or len(text)):
         if greeting.outcome is None:
             assert greeting.feed(text[start : start + (size or len(text))]) == b""
@@ -75,7 +75,7 @@ def heard(text, who=None, size=None):
 def test_a_request_is_understood_however_it_is_cut(text, who, place, size):
     outcome = heard(text, who, size)
     assert isinstance(outcome, Request), outcome
-    assert (str(outcome), outcome.early, outcome.granted) == (place, b"", GRANTED)
+    assert (str(outcome), outcome.early, outcome.success_reply) == (place, b"", GRANTED)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_request_is_understood_however_it_is_cut(text, who, place, size):
 )
 def test_what_cannot_be_is_answered_by_the_book(text, who, status):
     outcome = heard(text, who, 4096)
-    assert isinstance(outcome, Refusal), outcome
+    assert isinstance(outcome, RejectedRequest), outcome
     head, _, body = outcome.last.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0].startswith(f"HTTP/1.1 {status} ")
@@ -134,14 +134,14 @@ def test_what_follows_the_request_is_kept_whatever_its_header_says():
     [("refused", 502), ("unreachable", 502), ("connect_timeout", 504), ("denied", 403), ("carrier_lost", 502)],
 )
 def test_a_failure_is_told_by_its_number(reason, status):
-    assert heard(connect_to("a:1")).refused(reason).startswith(f"HTTP/1.1 {status} ".encode())
+    assert heard(connect_to("a:1")).failure_reply(reason).startswith(f"HTTP/1.1 {status} ".encode())
 
 
 def test_a_client_that_says_nothing_is_no_failure():
-    greeting = HTTPGreeting()
+    greeting = HTTPHandshake()
     greeting.feed(b"")
-    assert greeting.outcome == Refusal(b"", "", "done")
-    cut = HTTPGreeting()
+    assert greeting.outcome == RejectedRequest(b"", "", "done")
+    cut = HTTPHandshake()
     cut.feed(b"CONN")
     cut.feed(b"")
     assert cut.outcome.reason == "denied"
@@ -153,7 +153,7 @@ def test_a_client_that_says_nothing_is_no_failure():
     who=st.sampled_from([None, LOGIN]),
 )
 def test_garbage_in_any_pieces_is_understood_or_ended(start, pieces, who):
-    greeting = HTTPGreeting(who)
+    greeting = HTTPHandshake(who)
     for piece in [start, *filter(None, pieces), b""]:
         if greeting.outcome is None:
             assert greeting.feed(piece) == b""

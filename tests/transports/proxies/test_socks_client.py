@@ -113,8 +113,8 @@ def test_a_refusal_needs_no_address():
 @pytest.mark.parametrize(
     ("data", "login", "words"),
     [
-        (b"\x05\xff", None, "socks5://proxy:1080: it wants a user and a password; user@ names the one"),
-        (b"\x05\xff", LOGIN, "socks5://me@proxy:1080: it lets nobody in by user and password, nor without"),
+        (b"\x05\xff", None, "socks5://proxy:1080: it requires a user and a password; set user@"),
+        (b"\x05\xff", LOGIN, "socks5://me@proxy:1080: it accepts neither a user and a password"),
         (WELCOME_LOGIN + b"\x01\x01", LOGIN, "socks5://me@proxy:1080: it does not accept the user and the password"),
         (WELCOME_LOGIN + b"\x01\xff", LOGIN, "socks5://me@proxy:1080: it does not accept the user and the password"),
     ],

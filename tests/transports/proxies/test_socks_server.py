@@ -38,14 +38,14 @@ from hypothesis import strategies as st
 import relay
 from relay.engine import relay_thread
 from relay.engine.attempt import Attempt
-from relay.streams import introduction as greeting_module
-from relay.streams.request import Refusal, Request
+from relay.streams import proxy_handshake as handshake_module
+from relay.streams.request import RejectedRequest, Request
 from relay.testing import FakeListener
 from relay.transports.dynamic import dynamic
 from relay.transports.proxies import listener as module
 from relay.transports.proxies.http_server import http_listen
 from relay.transports.proxies.listener import Login, login_of
-from relay.transports.proxies.socks_server import SOCKSGreeting, SOCKSListener, socks_listen
+from relay.transports.proxies.socks_server import SOCKSHandshake, SOCKSListener, socks_listen
 from relay.transports.unix import listen_unix
 
 LONG = 1000.0  # seconds of a limit that comes when the test says so
@@ -82,13 +82,13 @@ def request_4(address, user=b"me", name=b"", command=1):
 
 def heard(text, who=None, size=None):
     """What is answered to a text that comes in pieces of a size, and the outcome."""
-    greeting = SOCKSGreeting(who)
+    greeting = SOCKSHandshake(who)
     size = size or len(text) or 1
     said = b""
     for start in range(0, len(text), size):
         piece = text[start : start + size]
         if greeting.outcome is not None:
-            assert isinstance(greeting.outcome, Refusal) or greeting.outcome.early is not None
+            assert isinstance(greeting.outcome, RejectedRequest) or greeting.outcome.early is not None
             break
         said += greeting.feed(piece)
     return said, greeting.outcome
@@ -115,7 +115,7 @@ def test_a_request_is_understood_however_it_is_cut(text, who, said, place, size)
     assert isinstance(outcome, Request)
     assert (str(outcome), repr(outcome)) == (place, f"<request for {place}>")
     assert outcome.early == b""
-    assert outcome.granted == (GRANTED_4 if text[0] == 4 else GRANTED)
+    assert outcome.success_reply == (GRANTED_4 if text[0] == 4 else GRANTED)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_request_is_understood_however_it_is_cut(text, who, said, place, size)
 def test_what_cannot_be_is_answered_by_the_book(text, who, said, last):
     answer, outcome = heard(text, who)
     assert answer == said
-    assert isinstance(outcome, Refusal)
+    assert isinstance(outcome, RejectedRequest)
     assert (outcome.last, outcome.reason) == (last, "denied")
     assert outcome.problem
     assert "secret" not in outcome.problem and "guess" not in outcome.problem
@@ -172,10 +172,10 @@ def test_what_follows_the_request_is_kept(size):
 
 
 def test_a_client_that_says_nothing_is_no_failure():
-    greeting = SOCKSGreeting()
+    greeting = SOCKSHandshake()
     assert greeting.feed(b"") == b""
-    assert greeting.outcome == Refusal(b"", "", "done")
-    cut = SOCKSGreeting()
+    assert greeting.outcome == RejectedRequest(b"", "", "done")
+    cut = SOCKSHandshake()
     cut.feed(b"\5")
     cut.feed(b"")
     assert cut.outcome.reason == "denied"
@@ -187,7 +187,7 @@ def test_a_client_that_says_nothing_is_no_failure():
     who=st.sampled_from([None, LOGIN]),
 )
 def test_garbage_in_any_pieces_is_understood_or_ended_and_never_kept(start, pieces, who):
-    greeting = SOCKSGreeting(who)
+    greeting = SOCKSHandshake(who)
     said = b""
     for piece in [start, *pieces, b""]:
         if greeting.outcome is None:
@@ -206,9 +206,9 @@ def test_garbage_in_any_pieces_is_understood_or_ended_and_never_kept(start, piec
 )
 def test_a_failure_is_told_by_its_number(reason, code):
     _, outcome = heard(HELLO + request(("a", 1)))
-    assert outcome.refused(reason) == reply(code)
+    assert outcome.failure_reply(reason) == reply(code)
     _, outcome = heard(request_4(("127.0.0.1", 1)))
-    assert outcome.refused(reason) == b"\0\x5b" + bytes(6)
+    assert outcome.failure_reply(reason) == b"\0\x5b" + bytes(6)
 
 
 # -- with a tunnel ----------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_refusal_arrives_though_the_client_goes_on_talking(proxy, connect):
 
 
 def test_a_client_that_stays_after_a_refusal_is_ended(proxy, connect, monkeypatch):
-    monkeypatch.setattr(greeting_module, "_PARTING", 0.05)
+    monkeypatch.setattr(handshake_module, "_PARTING", 0.05)
     tunnel = proxy()
     client = connect(tunnel, b"garbage")
     assert ended(tunnel) == ["denied"]
@@ -534,7 +534,7 @@ def test_without_limits_a_greeting_still_has_one(proxy, connect, monkeypatch):
 
 
 def test_five_hundred_who_are_never_done_cost_little_and_are_gone_in_time(proxy, connect, echo_server, monkeypatch):
-    monkeypatch.setattr(greeting_module, "_PARTING", LONG)  # whoever is sent away stays until the test leaves
+    monkeypatch.setattr(handshake_module, "_PARTING", LONG)  # whoever is sent away stays until the test leaves
     texts = [b"\5", HELLO, b"\4\1" + b"x" * 200, HELLO + b"\5\1\0\3\xff" + b"x" * 200, b"garbage" * 100]
     tunnel = proxy(connect_timeout=LONG, timeout=None)
     process = psutil.Process()
@@ -624,7 +624,7 @@ def test_a_factory_of_destinations_without_one(caplog):
     with relay.Tunnel(relay.listen(":0"), dynamic(), name="t") as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["denied"]
-    assert "a client does not say where it wants to be led" in caplog.text
+    assert "the client names no target" in caplog.text
 
 
 def test_a_stream_of_another_listener_may_carry_a_request(serve):
@@ -652,7 +652,7 @@ def test_a_stream_of_another_listener_may_carry_a_request(serve):
 def test_a_bug_in_the_language_ends_one_client_only(proxy, connect, echo_server, monkeypatch, caplog):
     tunnel = proxy()
     with monkeypatch.context() as patch:
-        patch.setattr(SOCKSGreeting, "feed", lambda self, data: 1 // 0)
+        patch.setattr(SOCKSHandshake, "feed", lambda self, data: 1 // 0)
         client = connect(tunnel, HELLO)
         assert receive_all(client) == b""
         client.close()
@@ -751,7 +751,7 @@ def test_where_a_password_may_be(tmp_path, monkeypatch):
     ("options", "error", "text"),
     [
         ({"user": "me"}, ValueError, "user: password missing"),
-        ({"password": "secret"}, ValueError, "password: there is no user"),
+        ({"password": "secret"}, ValueError, "password: user missing"),
         ({"user": "", "password": "secret"}, ValueError, "user: it is empty"),
         ({"user": "m:e", "password": "secret"}, ValueError, "no colon"),
         ({"user": "me", "password": "secret" * 50}, ValueError, "password: it is empty or too long"),
@@ -791,7 +791,7 @@ def test_accept_gives_who_has_said_what_it_wants(alone):
         with stream:
             assert peer == client.getsockname()
             assert (str(stream.request), stream.request.early) == ("a:1", b"early")
-            stream.socket.sendall(stream.request.granted)
+            stream.socket.sendall(stream.request.success_reply)
             assert receive_exactly(client, 12) == NO_LOGIN + GRANTED
             stream.socket.settimeout(WAIT)
             exchange(client, stream.socket)
@@ -835,7 +835,7 @@ def test_half_open_clients_give_way_alone_where_there_are_no_descriptors_left(al
     alone.listening = Flaky(fileno=alone.listening.detach())
     with talk(alone, b"\5") as first:
         accepting = Thread(alone.accept)
-        wait_until(lambda: alone._alone is not None and any(guest._under_way.begun for guest in alone._alone._guests))
+        wait_until(lambda: alone._alone is not None and any(guest._under_way.begun for guest in alone._alone._clients))
         failures.append(OSError(errno.EMFILE, "no more"))
         with talk(alone, HELLO + request(("a", 1))):
             assert ending(first) == "reset"
@@ -846,7 +846,7 @@ def test_the_oldest_half_open_clients_give_way_alone(alone, monkeypatch, caplog)
     monkeypatch.setattr(module, "_MOST", 2)
     with talk(alone, b"\5") as first, talk(alone, b"garbage") as second:
         accepting = Thread(alone.accept)
-        wait_until(lambda: alone._alone is not None and len(alone._alone._guests) == 2)
+        wait_until(lambda: alone._alone is not None and len(alone._alone._clients) == 2)
         with talk(alone, HELLO + request(("a", 1))), talk(alone, b"\5"):
             accepting.result()[0].close()
             assert ending(first) == "reset"

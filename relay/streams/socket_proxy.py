@@ -1,4 +1,4 @@
-"""A stream behind a socket that its holder may close whenever he likes, and nobody needs to be told."""
+"""Streams behind a socketpair, whose holder needs nothing but the socket."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..eventloop.sockets import set_to_reset
 from ..eventloop.unix_reset import socketpair
 from .stream import Stream
 
-__all__ = ["passage"]
+__all__ = ["self_contained"]
 
 _PIECE = 65536  # bytes that are read at once, and held at most in each direction
 
 
-def passage(stream: Stream, over: Callable[[], object]) -> Stream:
-    """Another stream that leads to this one, for whoever closes its socket and tells nobody.
+def self_contained(stream: Stream, over: Callable[[], object]) -> Stream:
+    """Return a stream over a socket whose holder may close it without a call of the stream's methods.
 
-    The end of the stream is the end of the other one, and a reset if the stream then knows of a failure. An end of file
-    from the other one is passed on where the stream has half-close, and else kept until the holder closes.
+    The end of ``stream`` is its end, and a reset if ``failure()`` of ``stream`` then returns an error. An end of file
+    from the holder is passed on if ``stream`` has half-close; else it is kept until the holder closes the socket.
 
-    :param stream: it is owned from now on; its ``failure`` and its ``settle`` are heeded.
-    :param over: called once when it is over, in the pump's thread; must not block.
-    :returns: a stream over a non-blocking kernel socket; its ``received`` tells how many bytes have come.
-    :raises OSError: if there is no descriptor or thread to be had; the stream is closed then.
+    :param stream: the stream behind it, which is owned from now on; its ``failure`` and ``settle`` are used.
+    :param over: called once at the end, in the background loop's thread; must not block.
+    :returns: a stream over a non-blocking kernel socket; its ``received`` returns how many bytes have come.
+    :raises OSError: if no descriptor or thread is available; the stream is closed then.
     """
     try:
         ours, theirs = socketpair()
@@ -35,7 +35,7 @@ def passage(stream: Stream, over: Callable[[], object]) -> Stream:
         stream.close()
         raise
     try:
-        made = _Passage(stream, ours, over)
+        made = _SocketProxy(stream, ours, over)
     except OSError:
         stream.close()
         ours.close()
@@ -46,8 +46,8 @@ def passage(stream: Stream, over: Callable[[], object]) -> Stream:
     return outer
 
 
-class _Way:
-    """One direction. It reads only when all that it read before is written."""
+class _Direction:
+    """One direction. It reads only when everything that it read before is written."""
 
     __slots__ = ("source", "sink", "held", "moved", "ended", "cut")
 
@@ -61,11 +61,11 @@ class _Way:
 
     @property
     def over(self) -> bool:
-        """Whether all that will ever come has been passed on, or was lost."""
+        """``True`` once everything has been passed on, or was lost."""
         return self.ended and not self.held
 
     def move(self) -> None:
-        """Move what there is, as far as that needs no waiting."""
+        """Move the bytes that have come, as far as that needs no waiting."""
         try:
             if not self.held and not self.ended:
                 data = self.source.recv(_PIECE)
@@ -81,17 +81,17 @@ class _Way:
             self.ended = self.cut = True
 
 
-class _Passage:
-    """Belongs to the pump's thread."""
+class _SocketProxy:
+    """The bytes between the holder's socket and a stream. Belongs to the background loop's thread."""
 
     def __init__(self, stream: Stream, outer: socket.socket, over: Callable[[], object]) -> None:
         self._stream = stream
         self._outer = outer
         self._over: Callable[[], object] | None = over
-        self.up = _Way(outer, stream.socket)
-        self.down = _Way(stream.socket, outer)
-        self._settling: Timer | None = None  # until it is known what the end of the stream was
-        self._told = False  # whether the end of the holder's bytes was passed on
+        self.up = _Direction(outer, stream.socket)
+        self.down = _Direction(stream.socket, outer)
+        self._settling: Timer | None = None  # until the stream knows whether its end was a failure
+        self._ended = False  # the holder's end of file was passed on
         self._pump = Pump.hold(self)
         loop = self._pump.loop
         self._inside = Watch(stream.socket, loop, self._on_inside)
@@ -99,12 +99,12 @@ class _Passage:
         loop.call(self._settle)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: only close the descriptors."""
         self._stream.socket.close()
         self._outer.close()
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end it."""
+        """End it because of a bug in a handler."""
         self._finish(clean=False)
 
     def _on_inside(self, event: int, now: float) -> None:
@@ -113,7 +113,7 @@ class _Passage:
     def _on_outside(self, event: int, now: float) -> None:
         self._on_event(self._outside, event, self.up, self.down)
 
-    def _on_event(self, watch: Watch, event: int, reads: _Way, writes: _Way) -> None:
+    def _on_event(self, watch: Watch, event: int, reads: _Direction, writes: _Direction) -> None:
         if event & HUP:
             watch.hung = True
         if event & OUT:
@@ -127,22 +127,22 @@ class _Passage:
         if self._settling is not None:
             return None
         down, up = self.down, self.up
-        if down.over:  # also where its holder takes no more; what the stream still says when it takes none is passed on
+        if down.over:  # also if the holder takes no more
             return self._end()
-        if up.over and self._outside.hung:  # its holder has closed it, and all that he sent is on its way
+        if up.over and self._outside.hung:  # the holder has closed it, and everything that it sent is on its way
             return self._finish(clean=True)
-        if up.over and not self._told and self._stream.half_close:
-            self._told = True
+        if up.over and not self._ended and self._stream.half_close:
+            self._ended = True
             try:
                 self._stream.socket.shutdown(socket.SHUT_WR)
             except OSError:
-                pass  # it was reset, which shows in the other direction
+                pass  # it was reset: the other direction sees that
         self._inside.want(_interest(down, up))
         self._outside.want(_interest(up, down))
         return None
 
     def _end(self) -> None:
-        """The stream has ended, or failed: pass that on once it is known which."""
+        """Pass on that the stream has ended or failed, once it is known which."""
         settle, self._stream.settle = self._stream.settle, 0.0
         if settle:
             self._inside.end()
@@ -171,5 +171,5 @@ class _Passage:
             self._pump.let_go(self)
 
 
-def _interest(reads: _Way, writes: _Way) -> int:
+def _interest(reads: _Direction, writes: _Direction) -> int:
     return (IN if not reads.held and not reads.ended else 0) | (OUT if writes.held else 0)

@@ -1,4 +1,4 @@
-"""``relay.streams.detached``: a stream behind a socket that its holder closes whenever he likes."""
+"""``relay.streams.socket_proxy``: a stream behind a socket that its holder closes whenever he likes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_all, receive_
 import relay
 from relay.eventloop.background import Pump
 from relay.eventloop.sockets import reset
-from relay.streams.detached import passage
+from relay.streams.socket_proxy import self_contained
 
 
 class Rig:
@@ -30,7 +30,7 @@ class Rig:
         self.overs = []
         self.over = threading.Event()
         self.inner = relay.Stream(near, half_close=half_close, target="the target")
-        self.stream = passage(self.inner, self.ended)
+        self.stream = self_contained(self.inner, self.ended)
         self.near = stack.enter_context(self.stream.socket)
         self.near.settimeout(WAIT)
 
@@ -100,7 +100,7 @@ def test_what_has_come_before_is_there():
     with far:
         far.sendall(b"early")
         near.setblocking(False)
-        with passage(relay.Stream(near), lambda: None).socket as end:
+        with self_contained(relay.Stream(near), lambda: None).socket as end:
             end.settimeout(WAIT)
             assert receive_exactly(end, 5) == b"early"
 
@@ -281,7 +281,7 @@ def test_without_a_socketpair_the_stream_is_closed(monkeypatch):
 
     monkeypatch.setattr(socket, "socketpair", fail)
     with far, pytest.raises(OSError, match="Too many open files"):
-        passage(relay.Stream(near), lambda: None)
+        self_contained(relay.Stream(near), lambda: None)
     assert near.fileno() < 0
 
 
@@ -293,7 +293,7 @@ def test_without_a_pump_all_is_closed(monkeypatch):
 
     monkeypatch.setattr(Pump, "hold", refuse)
     with far, pytest.raises(BlockingIOError):
-        passage(relay.Stream(near), lambda: None)
+        self_contained(relay.Stream(near), lambda: None)
     assert near.fileno() < 0
 
 
@@ -316,7 +316,7 @@ def test_the_streams_own_end_is_told():
     near.setblocking(False)
     closed = threading.Event()
     with far:
-        passage(relay.Stream(near, on_close=closed.set), lambda: None).socket.close()
+        self_contained(relay.Stream(near, on_close=closed.set), lambda: None).socket.close()
         assert closed.wait(WAIT)
 
 
@@ -337,7 +337,7 @@ def test_many_in_a_row_leave_nothing():
         near.setblocking(False)
         with far:
             over = threading.Event()
-            end = passage(relay.Stream(near), over.set).socket
+            end = self_contained(relay.Stream(near), over.set).socket
             far.sendall(b"x")
             end.close()
             assert over.wait(WAIT)

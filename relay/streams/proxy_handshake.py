@@ -1,6 +1,6 @@
-"""What a client says before the bytes that are relayed, where it names its target itself, and how it is answered.
+"""Handshakes of proxy clients, which name their targets before the bytes that are relayed.
 
-The listener knows the language and hands over a :class:`Greeting` for each client; what is here knows none.
+The listener knows the protocol and makes a :class:`ProxyHandshake` for each client; this module knows none.
 """
 
 from __future__ import annotations
@@ -11,45 +11,45 @@ from collections.abc import Callable
 
 from ..eventloop.loop import Handler, Loop, Timer
 from ..eventloop.poller import READ
-from .request import Refusal, Request
+from .request import RejectedRequest, Request
 
-__all__ = ["Farewell", "Greeting", "HearingListener", "Introduction", "watch"]
+__all__ = ["FinalReply", "ProxyHandshake", "HandshakeListener", "HandshakeReader", "watch"]
 
 logger = logging.getLogger("relay")
 
-_PIECE = 4096  # bytes that are read at once while a client introduces itself
-_DROPPED = 65536  # bytes that are read at once, and dropped, after it was refused
+_PIECE = 4096  # bytes that are read at once of a handshake
+_DROPPED = 65536  # bytes that are read at once, and dropped, after a rejection
 _PARTING = 5.0  # seconds that it has to take its last bytes; RFC 1928, section 6, allows 10
 
 
-class Greeting:
-    """One client's introduction, read piece by piece; it does no I/O."""
+class ProxyHandshake:
+    """The handshake of one proxy client, read piece by piece; it does no I/O."""
 
     __slots__ = ("outcome",)
 
     def __init__(self) -> None:
-        self.outcome: Request | Refusal | None = None
+        self.outcome: Request | RejectedRequest | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Read on, until there is an :attr:`outcome`.
 
-        :param data: what the client has said next; empty when it says no more.
-        :returns: what is sent to it at once.
+        :param data: the next bytes of the client; empty at its end of file.
+        :returns: the bytes to send to it at once.
         """
         raise NotImplementedError
 
 
-class HearingListener:
-    """A listener whose clients say first where they want to be led.
+class HandshakeListener:
+    """A listener of proxy clients.
 
-    An engine accepts from its socket and hears them itself.
+    A tunnel accepts from its socket and reads the handshakes itself.
     """
 
     listening: socket.socket
     """A listening stream socket."""
 
-    def greeting(self) -> Greeting:
-        """What hears the next client."""
+    def handshake(self) -> ProxyHandshake:
+        """Return the handshake for the next client."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -57,47 +57,47 @@ class HearingListener:
         raise NotImplementedError
 
 
-class Introduction:
-    """Reads what a client says of itself. Belongs to the loop's thread.
+class HandshakeReader:
+    """Reads a client's handshake. Belongs to the loop's thread.
 
     :param client: a non-blocking socket, which stays with the caller.
     :param loop: watches it from now on; it still does when this is done.
-    :param greeting: reads the bytes.
-    :param done: called once, with the request, the refusal or how the client was lost, and the time.
+    :param handshake: reads the bytes.
+    :param done: called once, with the request, its rejection or the error of the socket, and with the time.
     """
 
-    __slots__ = ("begun", "_client", "_loop", "_greeting", "_done")
+    __slots__ = ("begun", "_client", "_loop", "_handshake", "_done")
 
     def __init__(
         self,
         client: socket.SocketType,
         loop: Loop,
-        greeting: Greeting,
-        done: Callable[[Request | Refusal | OSError, float], object],
+        handshake: ProxyHandshake,
+        done: Callable[[Request | RejectedRequest | OSError, float], object],
     ) -> None:
         self.begun = False
-        """Whether the client has said something."""
+        """``True`` once the client has sent something."""
         self._client = client
         self._loop = loop
-        self._greeting = greeting
+        self._handshake = handshake
         self._done = done
 
     def begin(self, now: float) -> None:
-        """Read what is there; the rest when it comes."""
+        """Read the bytes that have come; the rest when they come."""
         self._loop.watch(self._client.fileno(), READ, self.on_event)
         try:
             self.on_event(READ, now)
         except Exception:
-            logger.exception("a client cannot be heard; this is a bug in relay")
+            logger.exception("reading a handshake failed; this is a bug in relay")
             self.crashed(now)
 
     def on_event(self, event: int, now: float) -> None:
-        """The client has said something, or has gone."""
-        greeting = self._greeting
+        """Read from the client."""
+        handshake = self._handshake
         try:
             said = self._client.recv(_PIECE)
             self.begun = True
-            answer = greeting.feed(said)
+            answer = handshake.feed(said)
             if answer and self._client.send(answer) != len(answer):
                 raise ConnectionResetError("it does not take a few bytes")
         except BlockingIOError:
@@ -105,28 +105,28 @@ class Introduction:
         except OSError as error:
             self._done(error, now)
         else:
-            if greeting.outcome is not None:
-                self._done(greeting.outcome, now)
+            if handshake.outcome is not None:
+                self._done(handshake.outcome, now)
 
     def abandon(self) -> None:
-        """It is waited for no longer."""
+        """Give up: there is nothing to release."""
 
     def too_late(self) -> None:
-        """The time for it is over."""
+        """Note that the time is over."""
 
     def after_fork(self) -> None:
         """In a forked child: there is nothing of its own to close."""
 
     def crashed(self, now: float) -> None:
-        """A bug in the greeting: refuse the client."""
-        self._done(Refusal(b"", "a bug in relay; the log has it", "factory_error"), now)
+        """Reject the client because of a bug in the handshake."""
+        self._done(RejectedRequest(b"", "a bug in relay; the log has it", "factory_error"), now)
 
 
-class Farewell:
-    """Ends a client that gets no stream, so that it does get its last bytes. Belongs to the loop's thread.
+class FinalReply:
+    """Ends a client that gets no stream, so that it receives its last bytes. Belongs to the loop's thread.
 
-    Closing a socket with something unread resets it, which may cost the client what it was sent. So what it still says
-    is read and dropped, until it ends or has had its time.
+    Closing a socket with something unread resets it, which may cost the client what it was sent. So what it still sends
+    is read and dropped, until its end of file or a timeout.
 
     :param client: a non-blocking socket, which stays with the caller.
     :param loop: watches it from now on.
@@ -144,7 +144,7 @@ class Farewell:
         self._timer = Timer(loop.timers, self.finish)
 
     def begin(self, now: float) -> None:
-        """Say the last bytes, and end this direction."""
+        """Send the last bytes and an end of file."""
         try:
             if self._last:
                 self._client.send(self._last)  # they fit, for hardly anything was sent before
@@ -165,27 +165,27 @@ class Farewell:
         self.finish(now)
 
     def finish(self, now: float) -> None:
-        """End it now."""
+        """Call ``over`` now."""
         self._timer.stop()
         self._over(now)
 
     def abandon(self) -> None:
-        """It is waited for no longer."""
+        """Give up: there is nothing to release."""
         self._timer.stop()
 
     def too_late(self) -> None:
-        """The time for it is over."""
+        """Note that the time is over."""
 
     def after_fork(self) -> None:
         """In a forked child: there is nothing of its own to close."""
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end it."""
+        """End it because of a bug in a handler."""
         self.finish(now)
 
 
 def watch(loop: Loop, descriptor: int, mask: int, handler: Handler) -> None:
-    """Have a loop call ``handler`` for a descriptor that it may watch already."""
+    """Watch a descriptor with ``handler``, also if the loop watches it already."""
     if descriptor in loop.handlers:
         loop.poller.modify(descriptor, mask)
         loop.handlers[descriptor] = handler

@@ -21,11 +21,11 @@ from .values import LONGEST_UNIX_PATH, is_i2p
 __all__ = ["KNOWN", "LONGEST_ADDRESS", "AddressParser"]
 
 LONGEST_NAME = 253  # RFC 1035, section 2.3.4, without the root's dot
-LONGEST_ADDRESS = 8192  # characters; as long as a chain of addresses can sensibly be
+LONGEST_ADDRESS = 8192  # characters
 
 KNOWN = ("exec", "http", "i2p", "socks5", "ssh", "tcp", "tls", "unix")
 
-_OVER_TLS = ("https", "wss", "ssl")  # schemes that people write where tls:// belongs
+_OVER_TLS = ("https", "wss", "ssl")  # schemes that users write instead of tls://
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -60,11 +60,11 @@ class AddressParser:
         self.given = given or {}
 
     def part(self, text: str) -> str:
-        """A part of the address for an error; none where it may be a part of a password."""
+        """Return a part of the address for an error, or ``***`` if it may belong to a password."""
         return "***" if self.hidden else shown(text)
 
     def fail(self, problem: str, allowed: str) -> NoReturn:
-        """Refuse the address.
+        """Reject the address.
 
         :raises AddressError: always.
         """
@@ -72,7 +72,7 @@ class AddressParser:
         raise AddressError(f"{self.what} {name}: {problem}; {allowed}")
 
     def split(self) -> tuple[str, str]:
-        """Split off the scheme, which is empty where none is written."""
+        """Split off the scheme, which may be empty."""
         if len(self.text) > LONGEST_ADDRESS:
             self.fail(f"it is {len(self.text)} characters long", f"at most {LONGEST_ADDRESS} are allowed")
         if not self.text:
@@ -90,7 +90,7 @@ class AddressParser:
         return scheme, found[2]
 
     def plain(self) -> tuple[str, str]:
-        """Split an address without ``//``; what looks like another scheme is told apart from ``host:port``."""
+        """Split an address without ``//``; the name of another scheme before the colon is an error."""
         scheme, colon, rest = self.text.partition(":")
         if colon and not rest.isdigit() and scheme.lower() in KNOWN:
             if scheme.lower() == "exec":
@@ -99,13 +99,13 @@ class AddressParser:
         return "", self.text
 
     def unknown(self, scheme: str) -> NoReturn:
-        """Refuse a scheme that is none of :attr:`schemes`."""
+        """Reject a scheme that is none of :attr:`schemes`."""
         is_tls = scheme in _OVER_TLS and "tls" in self.schemes
         near = ["tls"] if is_tls else get_close_matches(scheme, self.schemes, 1)
         self.fail(f"unknown scheme {scheme}://" + (f" (did you mean {near[0]}://?)" if near else ""), self.forms)
 
     def path(self, rest: str) -> str:
-        """Check what follows ``unix://``."""
+        """Parse the path after ``unix://``."""
         path, mark, _ = rest.partition("?")
         if mark:
             self.fail("unix:// takes no parameters", "a ? that belongs to the path is written %3F")
@@ -137,7 +137,7 @@ class AddressParser:
         return self.host(host), self.port(port), query
 
     def without_host(self, port: str) -> str:
-        """The host where none is written."""
+        """Return the default host, or reject an address without one."""
         self.fail("the host is empty", f"write it out: 127.0.0.1:{self.part(port)}")
 
     def bracketed(self, place: str) -> tuple[str, str]:
@@ -164,7 +164,7 @@ class AddressParser:
         return int(text)
 
     def ipv6(self, host: str, *, encoded: bool) -> str:
-        """Check what stands in brackets; in a URL ``%25`` begins the zone (RFC 6874, section 2)."""
+        """Check the address in brackets; in a URL ``%25`` begins the zone (RFC 6874, section 2)."""
         literal, percent, zone = host.partition("%25" if encoded else "%")
         if "%" in literal or (percent and not _ZONE.fullmatch(zone)):
             self.fail("a broken zone", "a zone is an interface: [fe80::1%eth0]:80, in a URL [fe80::1%25eth0]:80")
@@ -189,12 +189,12 @@ class AddressParser:
         return ".".join(labels) + ("." if host.endswith(".") else "")
 
     def refuse_i2p(self, host: str) -> None:
-        """Looked up in the DNS, such a name would tell the resolver whom the user visits."""
+        """Reject a name of I2P: the DNS would learn which site the user visits."""
         if is_i2p(host) and not self.takes_i2p:
             self.fail(f"'{self.part(host)}' is a name of I2P", self.i2p_names)
 
     def ascii(self, host: str) -> str:
-        """A name in another script as its ASCII form (RFC 3490)."""
+        """Return a name in another script in its ASCII form (RFC 3490)."""
         if host.isascii():
             return host
         try:
@@ -254,14 +254,14 @@ class AddressParser:
             self.fail(f"{name}={self.part(text)}", str(error))
 
     def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Iterable[str]) -> NoReturn:
-        """Refuse a parameter that is none of ``names``."""
+        """Reject a parameter that is none of ``names``."""
         near = get_close_matches(name, names, 1)
         problem = f"unknown parameter '{self.part(redacted_name)}'" + (f" (did you mean {near[0]}=?)" if near else "")
         allowed = ", ".join(f"{known}=" for known in names)
         self.fail(problem, f"{scheme} takes {allowed or 'none'}")
 
     def decoded(self, text: str) -> str:
-        """Undo the percent-encoding; bytes that are not UTF-8 become surrogates, as everywhere in Python's paths."""
+        """Undo the percent-encoding; bytes that are not UTF-8 become surrogates, as in Python's paths."""
         if _BROKEN_PERCENT.search(text):
             self.fail("a broken percent-encoding", "% is followed by two hexadecimal digits; % itself is %25")
         value = unquote_to_bytes(text).decode("utf-8", "surrogateescape")

@@ -48,10 +48,10 @@ _ALLOWED = "a destination is base64 of 516 characters or more, an address that e
 
 
 class Peer(str):
-    """The destination of who connected, in base64; equal to that text.
+    """The destination of a client, in base64; equal to that text.
 
-    :param destination: it.
-    :param port: the port that the stream comes from; 0 if it was not told.
+    :param destination: the destination.
+    :param port: the port that the stream comes from; 0 if unknown.
     :param to_port: the port that it goes to.
     """
 
@@ -74,7 +74,7 @@ class Peer(str):
 
     @property
     def place(self) -> str:
-        """How a log shows it: its address, with the port if there is one."""
+        """The address for logs, with the port if there is one."""
         return f"{self.b32}:{self.port}" if self.port else self.b32
 
 
@@ -131,7 +131,7 @@ class PrivateKey:
 
     @property
     def destination(self) -> str:
-        """The destination alone, in base64, which everybody may know."""
+        """The destination without the private key, in base64; it is public."""
         return _encoded(self.data[: _destination_length(self.data)])
 
     @property
@@ -141,9 +141,9 @@ class PrivateKey:
 
     @property
     def consistent(self) -> bool:
-        """Whether the signing key is that of the destination, as far as can be told: of others than Ed25519 it is not.
+        """``True`` if the signing key is that of the destination, or is not an Ed25519 key, which is not checked.
 
-        A router signs with another one without a word, and then nobody can reach the destination.
+        A router signs with another key without an error, and then the destination is unreachable.
         """
         signing, encryption = _types(self.data)
         start = _destination_length(self.data) + _ENCRYPTION[encryption]
@@ -172,7 +172,7 @@ def b32_of(destination: str) -> str:
 
 
 def is_base64(text: str) -> bool:
-    """Whether a text is a whole destination in base64, and no name of one."""
+    """Return whether a text is a whole destination in base64, and not a name."""
     try:
         _public(text)
     except ValueError:
@@ -213,7 +213,7 @@ def _check_base32(label: str) -> None:
 
 
 def _is_b33(label: str) -> bool:
-    """Whether this is the address of an encrypted lease set; its checksum lies over the flags and the types of keys."""
+    """Return whether this is the address of an encrypted lease set: a checksum covers the flags and the key types."""
     try:
         data = base64.b32decode(label.upper() + "=" * (-len(label) % 8))
     except ValueError:
@@ -240,12 +240,12 @@ def _public(text: str) -> bytes:
     length = _destination_length(data)
     if len(data) > length:
         problem = f"these are {len(data)} bytes of base64, and the destination ends after {length}"
-        raise ValueError(f"{problem}; what follows may be a private key, which nobody else is to see")
+        raise ValueError(f"{problem}; the rest may be a private key, which must stay secret")
     return data
 
 
 def _destination_length(data: bytes) -> int:
-    """How many of these bytes are the destination."""
+    """Return how many of these bytes are the destination."""
     if len(data) < SHORTEST:
         raise ValueError(f"these are {len(data)} bytes; a destination has at least {SHORTEST}")
     kind, size = struct.unpack_from(">BH", data, KEYS)

@@ -22,10 +22,10 @@ _I2P = re.compile(r"i2p:?(//)?(\?.*)?", re.IGNORECASE)
 
 
 class SSHParser(AddressParser):
-    """An address with an SSH server in it."""
+    """The parser of addresses with an SSH server."""
 
     def server(self, user: str | None, place: str, options: dict[str, Any]) -> SSHServer:
-        """An SSH server of its parts; the value itself checks them."""
+        """Return an SSH server from its parts, which it checks itself."""
         if "/" in place or "#" in place:
             self.fail("something follows the host", "parameters begin with a question mark: ssh://host?keyfile=FILE")
         host, colon, port = self.ssh_place(place)
@@ -66,9 +66,9 @@ class SSHParser(AddressParser):
 
 
 class HopParser(SSHParser):
-    """A hop.
+    """The parser of hops.
 
-    :param follows: what comes after it, for errors.
+    :param follows: the address after it, for errors.
     """
 
     example = "ssh://bastion"
@@ -90,20 +90,20 @@ class HopParser(SSHParser):
         return super().plain()
 
     def unknown(self, scheme: str) -> NoReturn:
-        """Refuse a scheme that is no hop's."""
+        """Reject a scheme that no hop has."""
         if scheme in KNOWN and scheme not in HopParser.schemes:
             last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
             self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
         super().unknown(scheme)
 
     def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Any) -> NoReturn:
-        """Refuse a parameter that is no hop's."""
+        """Reject a parameter that no hop has."""
         if name in ("listen", "accept", "allow", "deny"):
             self.fail(f"{name}= makes it a place to listen at, not a hop", "listen there, or leave the parameter out")
         super().unknown_parameter(scheme, name, redacted_name, names)
 
     def read(self) -> Hop:
-        """Read it."""
+        """Parse the address."""
         scheme, rest = self.split()
         if scheme == "ssh":
             return self.ssh_url(rest)[0]
@@ -116,11 +116,11 @@ class HopParser(SSHParser):
         return make(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
 
     def bare(self, text: str) -> SSHServer:
-        """A hop without a scheme."""
+        """Parse a hop without a scheme."""
         self.fail("it has no scheme", self.forms)
 
     def router(self, rest: str) -> I2PRouter:
-        """The router of ``i2p:``."""
+        """Parse the router of ``i2p:``."""
         if rest and not rest.startswith("?"):
             self.fail(
                 "i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one"
@@ -129,19 +129,19 @@ class HopParser(SSHParser):
 
 
 class ServerParser(HopParser):
-    """An SSH server as people name it."""
+    """The parser of names of SSH servers."""
 
     example = "user@host"
     schemes = ("ssh",)
     forms = "allowed are [user@]host[:port], an alias of the SSH configuration and ssh://[user@]host[:port]"
 
     def read(self) -> SSHServer:
-        """Read it."""
+        """Parse the address."""
         scheme, rest = self.split()
         return self.ssh_url(rest)[0] if scheme else self.bare(rest)
 
     def bare(self, text: str) -> SSHServer:
-        """A server without a scheme."""
+        """Parse a server without a scheme."""
         user, sign, place = text.rpartition("@")
         if "?" in text or ":" in user:
             self.fail("a parameter or a password", "only the form with ssh:// has them")
@@ -151,7 +151,7 @@ class ServerParser(HopParser):
 
 
 def read_proxy(parser: AddressParser, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
-    """Read what follows ``socks5://`` or ``http://``.
+    """Parse a proxy, after ``socks5://`` or ``http://``.
 
     :returns: the parameters of :class:`relay.addresses.hops.Proxy`, which checks them; see :func:`make`.
     :raises AddressError: in one line: what, where, and what is allowed.
@@ -183,7 +183,7 @@ def make(parser: AddressParser, create: Callable[..., Value], **given: Any) -> V
 
 
 def read_command(parser: AddressParser, text: str) -> Command:
-    """Read what follows ``exec:``.
+    """Parse a program, after ``exec:``.
 
     :raises AddressError: in one line: what, where, and what is allowed.
     """

@@ -1,6 +1,6 @@
-"""Hops as values: what other streams lead through; :mod:`relay.addresses.parse` reads them.
+"""Hops as values: the servers, routers, proxies and programs on a route; :mod:`relay.addresses.parse` reads them.
 
-Pure: nothing here does I/O. Every value is frozen and checked when it is made, equal values lead the same way, and
+Pure: nothing here does I/O. Every value is frozen and checked when it is made, equal values are the same route, and
 ``str`` of one is its name, without secrets, for errors and the log.
 """
 
@@ -65,7 +65,7 @@ class Password:
 
     @property
     def has_password(self) -> bool:
-        """Whether there is a password, or a place that has it."""
+        """``True`` if there is a password, or a place that has it."""
         return any((self.password, self.password_file, self.password_env))
 
 
@@ -126,14 +126,14 @@ class ProxyListen(_ProxyAddress):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``exec:command %h %p``: a program whose standard input and output is the stream; no shell ever sees it.
+    """``exec:command %h %p``: a program whose standard input and output is the stream; relay uses no shell.
 
-    As a hop, ``%h`` and ``%p`` are the host and the port that it is to lead to, as in the ``ProxyCommand`` of
-    ssh_config(5); ``%%`` is a percent sign. Behind an SSH server it runs there.
+    As a hop, ``%h`` and ``%p`` are the host and the port to connect to, as in the ``ProxyCommand`` of
+    ssh_config(5); ``%%`` is a percent sign. After an SSH server it runs there.
 
-    :param text: the words, quoted as in a POSIX shell, but nothing else of a shell: no variables, pipes or globs.
-    :raises TypeError: if it is no text.
-    :raises ValueError: if it is empty, too long, or not quoted right, or has a percent sign with anything else.
+    :param text: the words, quoted as in a POSIX shell, but without its variables, pipes or globs.
+    :raises TypeError: if it is not text.
+    :raises ValueError: if it is empty, too long or badly quoted, or has an unknown percent sequence.
     """
 
     text: str
@@ -156,13 +156,13 @@ class Command:
 
     @property
     def is_hop(self) -> bool:
-        """Whether it is told where to lead."""
+        """``True`` if it has ``%h`` or ``%p``."""
         return any(_fill(word, "x", "x") != _fill(word, "", "") for word in self.argv)
 
     def to(self, place: TCPAddress) -> Command:
-        """The command that leads to a place: with its host and port filled in.
+        """Return the command with the host and the port of an address filled in.
 
-        :raises ValueError: if the place could be taken for an option.
+        :raises ValueError: if the host could be taken for an option.
         """
         check_host_port("host" if is_i2p(place.host) else place.host, place.port)
         argv = [_fill(word, place.host, str(place.port)).replace("%", "%%") for word in self.argv]
@@ -170,11 +170,11 @@ class Command:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What is run: the argument list, percent signs as they are meant. Of a hop, of what :meth:`to` returns."""
+        """The argument list, with ``%%`` as a percent sign. For a hop, use that of :meth:`to`."""
         return tuple(_fill(word, "", "") for word in self.argv)
 
     def __str__(self) -> str:
-        # Only the program: what follows may hold a secret.
+        # Only the program: its arguments may hold a secret.
         return f"exec:{os.path.basename(self.argv[0])}{' …' if len(self.argv) > 1 else ''}"
 
 
@@ -185,16 +185,16 @@ Place = TCPAddress | UnixAddress | Command
 
 
 def over_i2p(route: Sequence[Hop], *places: object) -> bool:
-    """Whether a way leads over I2P, where everything takes longer.
+    """Return whether a route uses I2P, which takes longer.
 
     :param route: the hops.
-    :param places: what else is on it.
+    :param places: the other addresses on it.
     """
     return any(isinstance(one, I2PRouter) or is_i2p(getattr(one, "host", "")) for one in (*route, *places))
 
 
 def to_i2p(route: Route, place: object) -> bool:
-    """Whether the stream to a target is one of SAM, which has no half-close.
+    """Return whether the stream to a target is a SAM stream, which has no half-close.
 
     :param route: the hops.
     :param place: the target.
@@ -209,7 +209,7 @@ def to_i2p(route: Route, place: object) -> bool:
 
 
 def hop_of(error: object, route: Sequence[object]) -> int | None:
-    """Which hop an error, or its text, belongs to, from 1: it begins with the hop's name and a colon."""
+    """Return the number of the hop, from 1, that an error begins with; ``None`` if it names no hop."""
     text = str(error)
     for number, hop in enumerate(route, 1):
         if text.startswith(f"{hop}: "):
@@ -218,13 +218,13 @@ def hop_of(error: object, route: Sequence[object]) -> int | None:
 
 
 def check_way(route: Route, place: object) -> None:
-    """Refuse a chain in which a hop cannot lead to what comes after it, before anything is opened.
+    """Reject a chain in which a hop cannot lead to the next address. Opens nothing.
 
-    An alias of an SSH configuration behind ``i2p:`` is not known before it is looked up.
+    An alias of an SSH configuration after ``i2p:`` is accepted, because its host is not known yet.
 
     :param route: the hops, the nearest first.
-    :param place: what comes after the last one.
-    :raises AddressError: if it makes no sense; it names the two places.
+    :param place: the address after the last one.
+    :raises AddressError: if the chain is impossible; it names the two addresses.
     """
     if not route:
         return
@@ -237,7 +237,7 @@ def check_way(route: Route, place: object) -> None:
 
 
 def _misfit(hop: Hop, place: object) -> str:
-    """Why a hop cannot lead to what comes after it, with ``{}`` for the hop; empty if it can."""
+    """Return why a hop cannot lead to an address, with ``{}`` for the hop; empty if it can."""
     here = "is on this machine, or on a server directly behind an ssh:// hop;"
     if isinstance(place, (Command, UnixAddress)) and not isinstance(hop, SSHServer):
         what = "a command" if isinstance(place, Command) else "a Unix socket"
@@ -256,7 +256,7 @@ def _may_be_i2p(place: object) -> bool:
 
 
 def on_the_way(error: OSError, hop: Hop, before: Route) -> OSError:
-    """An error on the way to a hop: it is that hop's, unless it belongs to one before it."""
+    """Return an error with the name of its hop: a hop before it, if the error names one."""
     if not isinstance(error, ConnectError) or hop_of(error, (*before, hop)) is not None:
         return error
     return ConnectError(f"{hop}: {error}", reason=error.reason)
@@ -272,7 +272,7 @@ def _check_user(user: str, protocol: str) -> None:
 
 
 def _fill(word: str, host: str, port: str) -> str:
-    """A word of a command with its percent signs replaced."""
+    """Return a word of a command with its percent sequences replaced."""
     parts = word.split("%")
     found = [parts[0]]
     pending = iter(parts[1:])
@@ -284,5 +284,5 @@ def _fill(word: str, host: str, port: str) -> str:
         elif not part and (rest := next(pending, None)) is not None:
             found.append(f"%{rest}")
         else:
-            raise ValueError(f"exec: %{part[:1]} is not known; %h is the host, %p the port, %% a percent sign")
+            raise ValueError(f"exec: %{part[:1]} is unknown; %h is the host, %p the port, %% a percent sign")
     return "".join(found)

@@ -123,11 +123,11 @@ class I2PRouter:
 class I2PTarget:
     """``i2p://name.i2p[:port]?sam=…``, ``….b32.i2p`` or a full base64 destination.
 
-    :param dest: where to; see :func:`relay.addresses.destinations.check_destination`.
-    :param port: the virtual port there (SAM's ``TO_PORT``); ``None`` to say nothing.
-    :param router: through which router and session.
+    :param dest: the destination; see :func:`relay.addresses.destinations.check_destination`.
+    :param port: the virtual port there (SAM's ``TO_PORT``); ``None`` for none.
+    :param router: the router and the session.
     :raises TypeError: if one has the wrong type; it names the argument.
-    :raises ValueError: if one has a value that cannot be right; likewise, and it says what is wrong.
+    :raises ValueError: if one has a value that is not allowed; the error names the argument and the problem.
     """
 
     dest: str
@@ -140,7 +140,7 @@ class I2PTarget:
         if not isinstance(self.dest, str):
             raise TypeError(f"dest: expected a str, got {type(self.dest).__name__}")
         try:
-            # The dot of the DNS's root means nothing here.
+            # The dot of the DNS root has no meaning here.
             dest = self.dest.removesuffix(".") if is_i2p(self.dest) else self.dest
             object.__setattr__(self, "dest", check_destination(dest))
         except ValueError as error:
@@ -197,7 +197,7 @@ class I2PListen:
 
 
 def is_option(name: str) -> bool:
-    """Whether this is the name of an option of a session: ``i2cp.…``, ``inbound.…`` or ``outbound.…``."""
+    """Return whether this is the name of an option of a session: ``i2cp.…``, ``inbound.…`` or ``outbound.…``."""
     return _OPTION.fullmatch(name) is not None
 
 

@@ -15,7 +15,7 @@ __all__ = ["parse_sam", "read_i2p_hop", "read_i2p_listen", "read_i2p_target", "r
 
 
 def parse_sam(text: str) -> TCPAddress | TLSTarget:
-    """Read where a SAM bridge is.
+    """Parse the address of a SAM bridge.
 
     :param text: ``host:port``, ``tcp://host:port`` or ``tls://host:port?servername=…&ca=…&cert=…&key=…``.
     :returns: the address as a value.
@@ -61,7 +61,7 @@ def router_of(options: Mapping[str, Any]) -> I2PRouter:
 
 
 def _written(name: str, value: Any) -> str:
-    """The value of an option as SAM has it."""
+    """Return the value of an option as SAM has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, (str, int, float)):
@@ -70,9 +70,9 @@ def _written(name: str, value: Any) -> str:
 
 
 def read_i2p_target(parser: AddressParser, rest: str) -> I2PTarget:
-    """Read what follows ``i2p://`` in an address to connect to.
+    """Parse an address to connect to, after ``i2p://``.
 
-    :param parser: of the whole address.
+    :param parser: the parser of the whole address.
     :param rest: ``name.i2p``, ``….b32.i2p`` or a destination in base64, perhaps a port, perhaps parameters.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
@@ -93,15 +93,15 @@ def read_i2p_target(parser: AddressParser, rest: str) -> I2PTarget:
 
 
 def read_i2p_listen(parser: AddressParser, rest: str) -> I2PListen:
-    """Read what follows ``i2p:`` in an address to listen at.
+    """Parse an address to listen on, after ``i2p:``.
 
-    :param parser: of the whole address.
-    :param rest: nothing, or parameters after a question mark.
+    :param parser: the parser of the whole address.
+    :param rest: the parameters after a question mark, if any.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     place, _, query = rest.partition("?")
     if place:
-        parser.fail("what others connect to is told by the keys", "i2p: listens there, or i2p:?keys=FILE")
+        parser.fail("something follows i2p:", "the keys give the destination: i2p: or i2p:?keys=FILE")
     given = parser.options("i2p:", query, {**options_of(I2PRouter), **options_of(I2PListen)}, is_option)
     own = {name: given.pop(name) for name in options_of(I2PListen) if name in given}
     router = _router(parser, given)
@@ -112,10 +112,10 @@ def read_i2p_listen(parser: AddressParser, rest: str) -> I2PListen:
 
 
 def read_i2p_hop(parser: AddressParser, rest: str) -> I2PRouter:
-    """Read what follows ``i2p:`` in a hop.
+    """Parse a hop, after ``i2p:``.
 
-    :param parser: of the whole address.
-    :param rest: nothing, or parameters after a question mark.
+    :param parser: the parser of the whole address.
+    :param rest: the parameters after a question mark, if any.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
     query = rest.removeprefix("?")

@@ -98,12 +98,12 @@ class Option:
 
     @property
     def is_secret(self) -> bool:
-        """Whether the value is a secret, which is never shown."""
+        """``True`` if the value is a secret, which relay never shows."""
         return self.kind is SECRET
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in help texts: for a flag, the choice that is not the default."""
+        """The text that stands for the value in help; for a flag, the choice that is not the default."""
         if self.kind is FLAG and self.default is not None:
             return "no" if self.default else "yes"
         return self.example or self.kind.placeholder

@@ -21,7 +21,7 @@ _I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
 
 
 def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | Command:
-    """Read the address of something to connect to.
+    """Parse the address of a target.
 
     :param text: ``host:port``, ``port`` (of 127.0.0.1), ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` or
@@ -29,7 +29,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
         ``out_depth=…&user=…&password_file=…&password_env=…&inbound.quantity=…`` (any ``i2cp.``, ``inbound.`` and
         ``outbound.`` option); IPv6 in brackets. ``NAME`` ends in ``.i2p``, and then ``i2p://`` may be left out, or is a
         destination in base64. ``sam`` is ``host:port`` or ``tls://host:port?ca=…``, an ``&`` in it written ``%26``.
-    :param before: the hop that leads to it; a name in ``.i2p`` behind a proxy or a command is that one's business.
+    :param before: the hop that leads to it; a name in ``.i2p`` after a proxy or a command is resolved there.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -38,7 +38,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
 
 
 def parse_listen(text: str) -> Listen:
-    """Read an address to listen at: on the loopback unless another host is written out.
+    """Parse an address to listen on; without a host, it is on the loopback.
 
     :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
@@ -55,10 +55,10 @@ def parse_listen(text: str) -> Listen:
 
 
 def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
-    """Read an address to listen at that is not on this machine.
+    """Parse an address to listen on that is not on this machine.
 
     :param text: ``ssh://[user@]host[:port]?listen=…`` or ``i2p:``, as in :func:`parse_listen`.
-    :param what: what it is for, in errors.
+    :param what: its role, for errors.
     :returns: the address as a value.
     :raises AddressError: in one line: what, where, and what is allowed.
     :raises TypeError: if ``text`` is not a ``str``.
@@ -67,7 +67,7 @@ def parse_elsewhere(text: str, what: str) -> SSHListen | I2PListen:
 
 
 def parse_hop(text: str, given: Mapping[str, Any] | None = None) -> Hop:
-    """Read the address of a hop, something that other streams lead through.
+    """Parse the address of a hop.
 
     :param text: one of
 
@@ -100,7 +100,7 @@ def parse_hops(via: Sequence[str | Hop], target: object = None) -> Route:
 
 
 def parse_ssh_server(text: str) -> SSHServer:
-    """Read an SSH server as people name it.
+    """Parse the name of an SSH server.
 
     :param text: ``[user@]host[:port]``, an alias of the user's SSH configuration, or an ``ssh://`` URL, as in
         :func:`parse_hop`.
@@ -151,7 +151,7 @@ class _Target(AddressParser):
         return TLSTarget(host, port, **given)
 
     def command(self, text: str) -> Command:
-        """A program, which is told nothing: it is the target itself."""
+        """Parse a program, which is the target itself and gets no host or port."""
         command = read_command(self, text)
         if command.is_hop:
             self.fail("%h and %p have no meaning in a target", "a percent sign is written %%; as a hop it has both")
@@ -164,7 +164,7 @@ class _Listen(SSHParser):
         "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
         "socks5://host:port and http://host:port"
     )
-    i2p_names = "nobody listens there but the owner of its keys; i2p: listens at I2P"
+    i2p_names = "relay listens only on destinations of its own; use i2p: for that"
     least_port = 0
 
     def plain(self) -> tuple[str, str]:
@@ -205,7 +205,7 @@ class _Listen(SSHParser):
 
 
 class _Elsewhere(_Listen):
-    """An address to listen at where only one that is not on this machine will do."""
+    """An address to listen on that is not on this machine."""
 
     example = "ssh://server"
     schemes = ("ssh", "i2p")
@@ -226,7 +226,7 @@ class _Elsewhere(_Listen):
 
 
 class _Place(_Listen):
-    """Where an SSH server listens for us."""
+    """The address on which an SSH server listens."""
 
     schemes = ("tcp", "unix")
     forms = "allowed are host:port, port, /path and unix:///path"

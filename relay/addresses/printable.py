@@ -9,7 +9,7 @@ LONGEST_HOST = 255  # characters; no host name is longer: RFC 1035, section 2.3.
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    """Return a text with every character escaped that is not printable: terminals act upon them, logs break at them.
+    """Return a text with every unprintable character escaped: terminals interpret them, and they break log lines.
 
     :param text: may come from a peer.
     :param longest: characters after which it is cut; ``None`` for no limit.
@@ -22,7 +22,7 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def originator(host: str) -> str:
-    """Return where a client of an SSH server comes from, as the server says; it may say anything (RFC 4254, 7.2)."""
+    """Return the host of a client that an SSH server reports, or ``unknown``: it may be any text (RFC 4254, 7.2)."""
     return host if host.isprintable() and len(host) <= LONGEST_HOST else "unknown"
 
 

@@ -153,7 +153,7 @@ class SSHServer:
 
     @property
     def has_password(self) -> bool:
-        """Whether there is a password, or a place that has it."""
+        """``True`` if there is a password, or a place that has it."""
         return any((self.password, self.password_file, self.password_env))
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TLSTarget:
-    """``tls://host:port``; files are paths of PEM files, and without ``ca`` the system's authorities are trusted."""
+    """``tls://host:port``; files are paths of PEM files, without ``ca``, relay trusts the authorities of the system."""
 
     host: str
     port: int
@@ -91,7 +91,7 @@ def check_host_port(host: str, port: int, *, least: int = 1) -> None:
     :param port: from ``least`` to 65535.
     :param least: 1 to connect, 0 to listen.
     :raises TypeError: if one has the wrong type; it names the argument.
-    :raises ValueError: if one has a value that cannot be right; it names the argument.
+    :raises ValueError: if one has a value that is not allowed; the error names the argument.
     """
     if not isinstance(host, str):
         raise TypeError(f"host: expected a str, got {type(host).__name__}")
@@ -103,12 +103,12 @@ def check_host_port(host: str, port: int, *, least: int = 1) -> None:
 
 
 def is_i2p(host: str) -> bool:
-    """Whether a host is a name of I2P; looked up in the DNS, it would tell the resolver whom the user visits."""
+    """Return whether a host is a name of I2P, which must not be looked up in the DNS."""
     return host.lower().rstrip(".").rpartition(".")[2] == "i2p"
 
 
 def unix_path(path: str | os.PathLike[str]) -> str:
-    """The absolute path of a Unix socket; a relative one is taken from the working directory of now.
+    """Return the absolute path of a Unix socket; a relative one starts at the current working directory.
 
     :raises TypeError: if ``path`` is not a path.
     :raises ValueError: if it is empty, holds a control character or is longer than a Unix socket's may be (unix(7)).
@@ -129,7 +129,7 @@ def check_port(port: int, least: int) -> None:
     """Check a port.
 
     :param least: the lowest that is allowed.
-    :raises TypeError: if it is no number; it names the argument.
+    :raises TypeError: if it is not an integer; the error names the argument.
     :raises ValueError: if it is out of range.
     """
     if not isinstance(port, int) or isinstance(port, bool):

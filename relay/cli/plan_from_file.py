@@ -1,4 +1,4 @@
-"""The tunnels of a file as plans: what is written there means what the same words mean on a command line."""
+"""The tunnels of a file as plans. A key has the meaning of the option with its name."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .options import Options
 from .output import complain, reason
 from .plan import Plan, plan, plan_of_proxy
 
-__all__ = ["complain_of", "note", "noted", "plan_of", "plans_of"]
+__all__ = ["print_problems", "note", "collect_problems", "plan_of", "plans_of"]
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
 
 def plans_of(config: Config, shown: Options) -> list[tuple[Entry, Plan]]:
-    """The plans of all tunnels in a file that are right; what is wrong with others is noted in it.
+    """Return the plans of all tunnels without problems; problems of others are added to the file.
 
-    :param shown: what is to be printed.
+    :param shown: the options of output.
     """
     found: list[tuple[Entry, Plan]] = []
     for entry in config.entries:
         path = ("tunnels", entry.name)
         if not config.problems.about(*path):
-            with noted(config, *path):
+            with collect_problems(config, *path):
                 found.append((entry, plan_of(entry, shown)))
     return found
 
 
 @contextmanager
-def noted(config: Config, *path: str) -> Iterator[None]:
-    """Note a failure as a problem of what is at a path."""
+def collect_problems(config: Config, *path: str) -> Iterator[None]:
+    """Add a failure to the problems of the value at a path."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
@@ -47,21 +47,21 @@ def noted(config: Config, *path: str) -> Iterator[None]:
 
 
 def note(config: Config, path: tuple[str, ...], error: Exception) -> None:
-    """Add a failure to the problems of what is at a path."""
-    config.problems.add(path, in_words_of_a_file(reason(error)), is_wrong=not can_retry(error))
+    """Add a failure to the problems of the value at a path."""
+    config.problems.add(path, options_to_keys(reason(error)), is_config_error=not can_retry(error))
 
 
-def in_words_of_a_file(text: str) -> str:
-    """What is an option on a command line is a key in a file."""
+def options_to_keys(text: str) -> str:
+    """Return a message with the keys of a file instead of the options of a command line."""
     return _OPTION.sub(lambda found: found[1].replace("-", "_"), text)
 
 
 def plan_of(entry: Entry, shown: Options) -> Plan:
-    """The plan of a tunnel.
+    """Return the plan of a tunnel.
 
-    :param entry: what is written of it.
-    :param shown: what is to be printed.
-    :raises ValueError: if something is wrong with it.
+    :param entry: its table.
+    :param shown: the options of output.
+    :raises ValueError: if it has a problem.
     """
     tunnel = entry.tunnel
     options = limits(entry, shown)
@@ -97,20 +97,20 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
 
 
 def limits(entry: Entry, shown: Options) -> Options:
-    """The limits of a tunnel, where something is said of them."""
+    """Return the options with the limits of a tunnel."""
     said = {name: value for name in LIMITS if (value := getattr(entry.tunnel, name)) is not None}
     unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # as they usually are
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited))
 
 
-def complain_of(config: Config) -> None:
-    """Print all that is wrong with a file.
+def print_problems(config: Config) -> None:
+    """Print the problems of a file.
 
     :raises click.exceptions.Exit: if there is anything: with status 2 if the user has to change something, 1 if there
         are only host names that cannot be looked up.
     """
     problems = config.problems.in_order()
     for problem in problems:
-        complain(config.problems.told(problem))
+        complain(config.problems.format(problem))
     if problems:
-        raise click.exceptions.Exit(2 if any(problem.is_wrong for problem in problems) else 1)
+        raise click.exceptions.Exit(2 if any(problem.is_config_error for problem in problems) else 1)

@@ -1,4 +1,4 @@
-"""``relay.toml``: many tunnels, their hops and what they have in common in one file."""
+"""``relay.toml``: tunnels, their hops and their defaults in one file."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ NAME = "relay.toml"
 _LONGEST = 1 << 22  # bytes of a file that are read; some ten thousand tunnels
 _DEEPEST = 32  # parts of a key: the time that tomllib takes grows with their square
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*(?:"|$)|\'[^\'\n]*(?:\'|$)')  # up to the end of the line where it has none
-_MOST_DIGITS = sys.get_int_max_str_digits() or math.inf  # that Python reads
+_MOST_DIGITS = sys.get_int_max_str_digits() or math.inf  # the limit of Python
 _DIGITS = re.compile("[0-9_]+")
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What a file, or a command line, says.
+    """The contents of a file, or of a command line.
 
-    :param folder: what paths in it are relative to.
-    :param file: the tables that have the right shape.
+    :param folder: paths in it are relative to this.
+    :param file: the tables without errors of type.
     :param hops: the hops by name, as values.
     :param entries: the tunnels, in the order of the file; use only those without :attr:`problems`.
-    :param problems: what is wrong.
+    :param problems: its problems.
     """
 
     folder: str
@@ -53,7 +53,7 @@ class Config:
 
 
 def find() -> str:
-    """The file that is meant where none is named.
+    """Return the default file.
 
     :returns: ``relay.toml`` here, or the one in the user's directory for configuration.
     :raises ValueError: if there is none.
@@ -70,13 +70,13 @@ def find() -> str:
 
 
 def read(path: str) -> Config:
-    """Read a file and check all that is in it.
+    """Read a file and check it.
 
-    A file that somebody else may write is refused: it can name programs to start. One that others may read holds no
-    secrets.
+    A file that others can write is rejected, because it can name programs to start. A file that others can read must
+    not have secrets.
 
     :param path: of the file.
-    :returns: what it says, and what is wrong with it.
+    :returns: its contents and its problems.
     :raises OSError: if it cannot be read.
     """
     problems = Problems(shown(path))
@@ -95,17 +95,17 @@ def read(path: str) -> Config:
 
 
 def of_command_line(name: str, tunnel: dict[str, Any]) -> Config:
-    """What a command line says, as if it were a file.
+    """Return a command line as if it were a file.
 
     :param name: of the tunnel.
     :param tunnel: its table.
     """
-    no_secrets = "everybody on this machine can read a command line"
+    no_secrets = "all users of this machine can read a command line"
     return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets)
 
 
 def _distrust(status: os.stat_result) -> str:
-    """Why a file is not to be trusted; empty if it is."""
+    """Return why a file is not trusted; empty if it is."""
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o022:
         return f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
@@ -115,7 +115,7 @@ def _distrust(status: os.stat_result) -> str:
 
 
 def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
-    """The tables of a file; empty if it is not TOML, which is noted."""
+    """Return the tables of a file; empty if it is not TOML, which adds a problem."""
     try:
         text = data.decode()
         if deep := _deep_line(text):
@@ -130,7 +130,7 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
         place = _PLACE.search(str(error))
         line = int(place[1]) if place and place[1] else len(data.splitlines())
         problems.add((), f"this is not TOML: {_PLACE.sub('', str(error))}", line=line)
-    except ValueError:  # the one that tomllib does not make its own
+    except ValueError:  # of int(), which tomllib does not catch
         line = _line_of_digits(data.decode())
         problems.add((), f"a number of more than {_MOST_DIGITS} digits, which are allowed", line=line)
     except RecursionError:
@@ -139,7 +139,7 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
 
 
 def _deep_line(text: str) -> int:
-    """The first line with a key that is too deep, from 1; 0 if there is none."""
+    """Return the first line with a key that is too deep, from 1; 0 if there is none."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.count(".") >= _DEEPEST and _QUOTED.sub("", line).partition("#")[0].count(".") >= _DEEPEST:
             return number
@@ -147,7 +147,7 @@ def _deep_line(text: str) -> int:
 
 
 def _line_of_digits(text: str) -> int:
-    """The first line with a number that is too long, from 1; 0 if there is none."""
+    """Return the first line with a number that is too long, from 1; 0 if there is none."""
     for number, line in enumerate(text.split("\n"), 1):
         if any(len(found.replace("_", "")) > _MOST_DIGITS for found in _DIGITS.findall(line)):
             return number

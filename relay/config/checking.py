@@ -1,4 +1,4 @@
-"""What the addresses of a file of tunnels say, beyond the shape of its tables."""
+"""Checks of a file of tunnels beyond the types of its keys; the addresses become values here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import Target, TCPAddress, TLSTarget, UnixAddress
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
-from .listen_conflicts import Taken
+from .listen_conflicts import ListenTable
 from .models import LIMITS, File, Hop, Tunnel, hop_options
 from .problems import Problems, near
 
@@ -27,10 +27,10 @@ __all__ = ["ANYWHERE", "Checker", "Entry"]
 
 Value = TypeVar("Value")
 
-ANYWHERE = "anywhere"  # the target of a proxy: each client says where it wants to be led
+ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
 _OF_A_DESTINATION = ("keys", "session", "transient", "allow", "deny")
-_WAYS = ("direct", "refuse")  # what a rule may say beside hops
+_WAYS = ("direct", "refuse")  # the words of a rule that are not hops
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -64,7 +64,7 @@ class Entry:
 
 
 class Checker:
-    """Checks a file whose tables have the right shape.
+    """The check of a file whose keys have the right types.
 
     :param file: the tables; those without it are left out.
     :param problems: takes what is wrong.
@@ -75,12 +75,12 @@ class Checker:
         self.file = file
         self.problems = problems
         self.hops: dict[str, HopValue] = {}
-        self.taken = Taken()
+        self.listens = ListenTable()
         self.bridge: TCPAddress | TLSTarget | None = None
         self._no_secrets = no_secrets
 
     def entries(self) -> list[Entry]:
-        """Check everything.
+        """Check the file.
 
         :returns: the tunnels, in the order of the file.
         """
@@ -109,33 +109,33 @@ class Checker:
             self.check_secrets(path, [value])
 
     def check_name(self, path: Path) -> None:
-        """Refuse a name that would not look well in a log line."""
+        """Reject a name that does not fit into a log line."""
         if not _NAME.fullmatch(str(path[-1])):
             self.problems.add(path, "that is no name; one has up to 64 letters, digits, dots, - and _")
 
     def check_secrets(self, path: Path, values: Iterable[object]) -> None:
-        """Refuse secrets in addresses, where others can read them."""
+        """Reject secrets in addresses if others can read them."""
         for name in dict.fromkeys(name for value in values for name in inline_secrets(value)):
             self.check_secret(path, name)
 
     def check_secret(self, path: Path, name: str) -> None:
-        """Refuse a secret, where others can read it."""
+        """Reject a secret if others can read it."""
         if self._no_secrets:
             allowed = f"{name}_file and {name}_env tell where it is"
             self.problems.add(path, f"a {name} is written there, and {self._no_secrets}; {allowed}")
 
     def read(self, path: Path, parse: Callable[..., Value], *arguments: Any) -> Value | None:
-        """What is read of a text; ``None`` if it cannot be, which is noted."""
+        """Return the value of a text; ``None`` if it cannot be parsed, which adds a problem."""
         try:
             return parse(*arguments)
         except ValueError as error:
             self.problems.add(path, str(error))
         except OSError:
-            pass  # a file that it names: whoever starts the tunnel says so
+            pass  # a file that it names: the start of the tunnel reports it
         return None
 
     def is_known(self, path: Path, word: str) -> bool:
-        """Whether a word is a hop, as far as that is known here; else it is noted."""
+        """Return whether a word is a hop, by its name or as an address; otherwise add a problem."""
         if word in self.hops:
             return not self.problems.about("hops", word)
         if self.problems.about("hops", word):
@@ -149,7 +149,7 @@ class Checker:
 
 
 class _One:
-    """One tunnel while it is checked."""
+    """The check of one tunnel."""
 
     def __init__(self, checker: Checker, name: str, tunnel: Tunnel) -> None:
         self._checker = checker
@@ -161,7 +161,7 @@ class _One:
         self._is_proxy = isinstance(self._listen, ProxyListen) or tunnel.target == ANYWHERE
 
     def entry(self) -> Entry:
-        """Check everything."""
+        """Check the tunnel."""
         tunnel, read = self._tunnel, self._checker.read
         self._checker.check_name(self._path)
         before, route = self._route("listen_via", tunnel.listen), self._route("via", tunnel.target)
@@ -185,7 +185,7 @@ class _One:
         self._problems.add((*self._path, name), text)
 
     def _route(self, name: str, end: str | None) -> Route:
-        """The hops of ``via`` or ``listen_via``; none if something is wrong with them."""
+        """Return the hops of ``via`` or ``listen_via``; none if they have a problem."""
         words: Sequence[str] = getattr(self._tunnel, name) or ()
         path = (*self._path, name)
         known = [self._checker.is_known((*path, number), word) for number, word in enumerate(words)]
@@ -210,25 +210,25 @@ class _One:
             self._problems.add(self._path, f"there is no target, which it needs; {proxies}")
             return None
         if self._tunnel.via and not route:
-            return None  # what leads there is wrong, and with it what is allowed
+            return None  # the hops are wrong, and they decide what is allowed
         place = self._checker.read(path, parse_target, target, route[-1] if route else None)
         self._checker.check_secrets(path, [place])
         return place
 
     def _server(self) -> object:
-        """What leads to where it listens, if that is elsewhere."""
+        """Return the server or router on which it listens; ``None`` for this machine."""
         if isinstance(self._listen, SSHListen):
             return self._listen.server
         return self._listen.router if isinstance(self._listen, I2PListen) else None
 
     def _somewhere(self, place: object, route: Route) -> object:
-        """What is behind the last hop."""
+        """Return the address after the last hop; for a proxy, one that its hops can lead to."""
         if not self._is_proxy or not route:
             return place
         return TCPAddress("somewhere.i2p" if isinstance(route[-1], I2PRouter) else "localhost", 1)
 
     def _check_listen(self) -> None:
-        """What is wrong with where it listens, beyond its spelling."""
+        """Check the address to listen on."""
         listen, server = self._listen, self._server()
         if listen is None:
             return
@@ -239,12 +239,12 @@ class _One:
             allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
             self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
         line = self._problems.line((*self._path, "listen"))
-        other = self._checker.taken.by(listen, self._name, line, self._tunnel)
+        other = self._checker.listens.claim(listen, self._name, line, self._tunnel)
         if other is not None:
             self._refuse("listen", f"{other.name} listens there already{f', line {other.line}' if other.line else ''}")
 
     def _check_words(self) -> None:
-        """What is written of proxies and destinations, and of no other tunnels; and what does not go together."""
+        """Check the keys that only proxies and destinations have, and those that exclude each other."""
         given = {name for name in Tunnel.model_fields if getattr(self._tunnel, name) is not None}
         is_destination = isinstance(self._listen, I2PListen) or self._listen is None
         for name in _OF_A_PROXY:

@@ -1,4 +1,4 @@
-"""Where everything is in a TOML file: :mod:`tomllib` tells what a file holds, but not on which line."""
+"""The lines of the keys in a TOML file, which :mod:`tomllib` does not report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SCALAR = re.compile(r"[^,\]}#\n]*")
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """The line of every table, key and element of an array.
+    """Return the line of every table, key and element of an array.
 
-    :param text: TOML that :mod:`tomllib` has read without an error; of anything else the answer means nothing.
-    :returns: path → line, from 1. What is written in several places has the first of them.
+    :param text: TOML that :mod:`tomllib` reads without an error; for other text the result is undefined.
+    :returns: path → line, from 1; the first line of a table that is written in several places.
 
     Source: TOML v1.0.0.
     """
@@ -34,7 +34,7 @@ def lines_of(text: str) -> dict[Path, int]:
 
 
 class _Scan:
-    """One pass over a file, which knows its structure and looks into no value but arrays and inline tables."""
+    """One pass over a file; of the values, it reads only arrays and inline tables."""
 
     def __init__(self, text: str) -> None:
         self.lines: dict[Path, int] = {}
@@ -50,14 +50,14 @@ class _Scan:
                 self._pair(table)
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:
-        """Go on behind what matches; whether anything is left."""
+        """Skip the text that matches; return whether any is left."""
         found = pattern.match(self._text, self._at)
         assert found is not None, "every pattern here matches the empty string, or what is known to be there"
         self._at = found.end()
         return self._at < len(self._text)
 
     def _take(self, literal: str) -> bool:
-        """Go on behind a literal, if it is here."""
+        """Skip a literal if it comes next; return whether it did."""
         here = self._text.startswith(literal, self._at)
         self._at += len(literal) if here else 0
         return here
@@ -66,7 +66,7 @@ class _Scan:
         self.lines.setdefault(path, bisect.bisect_left(self._breaks, self._at) + 1)
 
     def _header(self) -> Path:
-        """``[a.b]`` or ``[[a.b]]``; the path of the table."""
+        """Read ``[a.b]`` or ``[[a.b]]``; return the path of the table."""
         start = self._at
         self._at += 1
         array = self._take("[")
@@ -85,7 +85,7 @@ class _Scan:
         return path
 
     def _pair(self, table: Path) -> None:
-        """``a.b = value``."""
+        """Read ``a.b = value``."""
         start = self._at
         keys = self._keys()
         self._at, end = start, self._at
@@ -98,7 +98,7 @@ class _Scan:
         self._value(path)
 
     def _keys(self) -> list[str]:
-        """The parts of a dotted key, and what space follows them."""
+        """Read a dotted key and the space after it; return its parts."""
         keys: list[str] = []
         while True:
             self._skip(_SPACE)
@@ -124,7 +124,7 @@ class _Scan:
         self._value(path)
 
     def _items(self, end: str, item: Callable[[int], None]) -> None:
-        """What stands between commas, up to the closing bracket."""
+        """Read items between commas, up to the closing bracket."""
         number = 0
         while True:
             self._skip(_BLANK)

@@ -1,4 +1,4 @@
-"""Where the tunnels of a file listen: no two of them at one address."""
+"""The addresses on which the tunnels of a file listen: each has one tunnel."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["Taken", "Who"]
+__all__ = ["Claim", "ListenTable"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
 
 
-class Who(NamedTuple):
-    """A tunnel that listens somewhere, and the line that says so."""
+class Claim(NamedTuple):
+    """The tunnel of an address, and the line of the file."""
 
     name: str
     line: int
 
 
-class Taken:
-    """The addresses at which something listens."""
+class ListenTable:
+    """The addresses that have a tunnel."""
 
     def __init__(self) -> None:
-        self._places: dict[object, Who] = {}
-        self._ports: dict[int, list[tuple[str, Who]]] = {}
+        self._places: dict[object, Claim] = {}
+        self._ports: dict[int, list[tuple[str, Claim]]] = {}
 
-    def by(self, listen: object, name: str, line: int, tunnel: Tunnel) -> Who | None:
-        """Who listens at an address already; if nobody does, this tunnel does from now on."""
-        who = Who(name, line)
+    def claim(self, listen: object, name: str, line: int, tunnel: Tunnel) -> Claim | None:
+        """Claim an address for a tunnel, or return the tunnel that has it already."""
+        claim = Claim(name, line)
         if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
-            return self._at_port(listen.host, listen.port, who) if listen.port else None
+            return self._at_port(listen.host, listen.port, claim) if listen.port else None
         key = _key(listen, tunnel)
-        return None if key is None or self._places.setdefault(key, who) == who else self._places[key]
+        return None if key is None or self._places.setdefault(key, claim) == claim else self._places[key]
 
-    def _at_port(self, host: str, port: int, who: Who) -> Who | None:
+    def _at_port(self, host: str, port: int, claim: Claim) -> Claim | None:
         others = self._ports.setdefault(port, [])
-        for other, whose in others:
+        for other, their_claim in others:
             if _overlap(host, other):
-                return whose
-        others.append((host, who))
+                return their_claim
+        others.append((host, claim))
         return None
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether two hosts cannot have the same port: they are equal, or one is every interface, ``::`` for IPv4, too."""
+    """Return whether two hosts share their ports: they are equal, or one is all interfaces (``::`` also for IPv4)."""
     if one == other or "::" in (one, other):
         return True
     return _EVERY_IPV4 in (one, other) and ":" not in one + other
 
 
 def _key(listen: object, tunnel: Tunnel) -> object:
-    """What is the same for two that listen at one address; ``None`` if nothing can be."""
+    """Return a key that is equal for equal addresses; ``None`` for an address that is never shared."""
     if isinstance(listen, UnixAddress):
         return listen
     if isinstance(listen, SSHListen):

@@ -1,4 +1,4 @@
-"""What is wrong with a file of tunnels: every problem with its line, and all of them at once."""
+"""The problems of a file of tunnels, each with its line; all are reported at once."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a file.
+    """One problem of a file.
 
-    :param line: where, from 1; 0 for the file as a whole.
-    :param text: what, and what is allowed, in one line.
-    :param is_wrong: whether the user has to change something; else a retry may succeed.
+    :param line: its line, from 1; 0 for the file as a whole.
+    :param text: the problem and the remedy, in one line.
+    :param is_config_error: whether the user must change something; otherwise a retry may succeed.
     """
 
     line: int
     text: str
-    is_wrong: bool = True
+    is_config_error: bool = True
 
 
 class Problems:
-    """Collects what is wrong with a file.
+    """The problems of a file.
 
     :param name: of the file, as the user named it; empty for a command line.
-    :param root: the path that goes without saying.
+    :param root: the path that messages leave out.
     """
 
     def __init__(self, name: str, root: Path = ()) -> None:
@@ -57,35 +57,35 @@ class Problems:
         self.lines: Mapping[Path, int] = {}
         self._found: list[tuple[Problem, Path]] = []
 
-    def add(self, path: Path, text: str, *, line: int | None = None, is_wrong: bool = True) -> None:
-        """Note a problem with what is at a path, or in a line."""
+    def add(self, path: Path, text: str, *, line: int | None = None, is_config_error: bool = True) -> None:
+        """Add a problem of the value at a path, or of a line."""
         shown = path[len(self._root) :] if path[: len(self._root)] == self._root else path
         where = f"{dotted(shown)}: " if shown else ""
         number = self.line(path) if line is None else line
-        self._found.append((Problem(number, f"{where}{' '.join(text.split())}", is_wrong), path))
+        self._found.append((Problem(number, f"{where}{' '.join(text.split())}", is_config_error), path))
 
     def line(self, path: Path) -> int:
-        """The line of what is at a path, or of what it would be in."""
+        """Return the line of a path, or of the table that it would be in."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 0)
 
     def about(self, *path: str | int) -> bool:
-        """Whether something is wrong with what is at a path, or in it."""
+        """Return whether the value at a path, or a part of it, has a problem."""
         return any(found[: len(path)] == path for _, found in self._found)
 
     def in_order(self) -> list[Problem]:
-        """All of them, each once, as they come in the file."""
+        """Return all problems, each once, in the order of the file."""
         return sorted(dict.fromkeys(problem for problem, _ in self._found), key=lambda problem: problem.line)
 
-    def told(self, problem: Problem) -> str:
-        """A problem as one line, with its place."""
+    def format(self, problem: Problem) -> str:
+        """Return a problem as one line, with the file and its line."""
         line = f"{problem.line}:" if problem.line else ""
         return f"{self.name}:{line} {problem.text}" if self.name else problem.text
 
 
 def dotted(path: Path) -> str:
-    """A path as TOML writes it, and as it may be printed."""
+    """Return a path as TOML writes it, safe to print."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in path)
     return "".join(parts).removeprefix(".")
 
@@ -95,15 +95,15 @@ def _key(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """A hint for a word that is unknown, if there is one that is spelled like it."""
+    """Return a hint for an unknown word if a known one is spelled like it."""
     found = get_close_matches(word, list(known), 1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def shape_problems(model: type[BaseModel], document: Any, keys: Keys, problems: Problems) -> None:
-    """Note everything in a document that does not have the shape of a model.
+    """Add the problems of a document that does not have the types of a model.
 
-    :param keys: the names that are known in the table at a path.
+    :param keys: returns the known keys of the table at a path.
     """
     try:
         model.model_validate(document)
@@ -115,11 +115,11 @@ def shape_problems(model: type[BaseModel], document: Any, keys: Keys, problems: 
             elif found["type"] == "missing":
                 problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
             else:
-                problems.add(path, _told(found))
+                problems.add(path, _problem(found))
 
 
 def _path_of(where: Iterable[str | int], document: Any) -> Path:
-    """The path of an error: with the key that is missing, and without what Pydantic calls the kinds of a value."""
+    """Return the path of an error: with a missing key, and without the tags that Pydantic adds."""
     *inner, last = where
     path: Path = ()
     for part in inner:
@@ -133,8 +133,8 @@ def _unknown(key: str, known: list[str]) -> str:
     return f"there is no such key{near(key, known)}; allowed are {', '.join(known)}"
 
 
-def _told(found: Any) -> str:
-    """What is wrong with a value. It is not repeated: it may be a secret."""
+def _problem(found: Any) -> str:
+    """Return the problem of a value; the value is not repeated, because it may be a secret."""
     if found["type"] == "value_error":
         return str(found["ctx"]["error"])
     if found["type"] == "literal_error":

@@ -1,4 +1,4 @@
-"""What holds in the end, as a file: the defaults in every tunnel, and no secrets."""
+"""The effective settings as a file: the defaults are in each tunnel, and secrets are hidden."""
 
 from __future__ import annotations
 

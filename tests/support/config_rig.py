@@ -16,7 +16,7 @@ def read_text(folder, text, mode=0o600):
 def problems_of(folder, text, mode=0o600):
     """What is wrong with such a file, a line each: ``number: text``."""
     found = read_text(folder, text, mode).problems
-    return [found.told(problem).removeprefix(f"{folder}/relay.toml:") for problem in found.in_order()]
+    return [found.format(problem).removeprefix(f"{folder}/relay.toml:") for problem in found.in_order()]
 
 
 def only(found):

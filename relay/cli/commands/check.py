@@ -80,12 +80,12 @@ def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> Non
 
 def _tell(config: Config, *, as_file: bool) -> None:
     from ...config import LIMITS, as_toml
-    from ..plan_from_file import complain_of, plans_of
+    from ..plan_from_file import plans_of, print_problems
     from ..preflight import Preflight
 
     plans = plans_of(config, Options())
     if as_file:
-        complain_of(config)
+        print_problems(config)
         settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
         say(as_toml(config.file.hops, config.hops, settled).rstrip())
         return
@@ -93,7 +93,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
         say(line)
-    complain_of(config)
+    print_problems(config)
 
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:

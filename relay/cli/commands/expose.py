@@ -10,11 +10,11 @@ import click
 from ...addresses.i2p import I2PListen
 from ...addresses.i2p_parser import parse_sam
 from ...errors import AddressError
+from ..addresses import read_hops, read_server, read_target
 from ..i2p_options import sam, with_bridge, with_session
 from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
-from ..secrets import read_hops, read_server, read_target
 
 __all__ = ["EXAMPLES", "expose"]
 

@@ -11,11 +11,11 @@ from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.i2p_parser import parse_sam
 from ...addresses.values import Target, TCPAddress
 from ...errors import AddressError
+from ..addresses import read_hops, read_listen, read_target
 from ..i2p_options import sam, with_bridge, with_bridges
 from ..options import Options, via, with_options
 from ..output import failures_reported
 from ..run import serve
-from ..secrets import read_hops, read_listen, read_target
 
 __all__ = ["EXAMPLES", "forward"]
 

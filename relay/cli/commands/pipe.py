@@ -21,9 +21,9 @@ from ...streams.dialer import Dialer
 from ...streams.promise import Promise
 from ...streams.stream import Stream
 from .. import startup
+from ..addresses import read_hops, read_target
 from ..options import SECONDS, connect_timeout, debug, seconds, seconds_or_zero, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr
-from ..secrets import read_hops, read_target
 from ..signals import Signals, die_of
 
 __all__ = ["EXAMPLES", "pipe"]

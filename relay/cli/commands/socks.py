@@ -9,12 +9,12 @@ import click
 
 from ...addresses.i2p_parser import parse_sam
 from ...transports.dynamic import Rule, parse_rule
+from ..addresses import read_hops, read_listen, without_secrets
 from ..i2p_options import sam
 from ..options import Options, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import plan_of_proxy
 from ..run import raise_descriptor_limit, relay_until_signal
-from ..secrets import read_hops, read_listen, without_secrets
 from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]

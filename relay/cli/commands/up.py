@@ -79,14 +79,14 @@ def up(
     ):
         from ...config import find, read
         from ..fleet import Fleet, Member
-        from ..plan_from_file import complain_of, plans_of
+        from ..plan_from_file import plans_of, print_problems
 
         raise_descriptor_limit()
         with configuration_read():
             config = read(str(file) if file else find())
         with contextlib.chdir(config.folder):
             plans = plans_of(config, shown)
-            complain_of(config)
+            print_problems(config)
             members = [Member(plan, bool(entry.tunnel.required)) for entry, plan in plans]
             status = Fleet(members, signals).run(watch=watch)
     if status:

@@ -280,7 +280,7 @@ def test_nothing_is_looked_at_to_print():
         ("forward 1 db:5432 --nconnect 0", 2, "'--nconnect': must be at least 1, or -1 for no limit"),
         ("forward 1 db:5432 --linger -5", 2, "'--linger': must not be negative, got -5"),
         ("forward 1 db:5432 --sam 127.0.0.1:1", 2, "sam: nothing of this tunnel is at I2P"),
-        ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "everybody on this machine can read a command line"),
+        ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "all users of this machine can read a command line"),
         ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: cannot resolve the host name"),
         ("forward socks5://:1 a:1", 2, "the clients of a proxy name their targets themselves"),
         ("expose 127.0.0.1:1 --on 127.0.0.1:2", 2, "it has no scheme"),

@@ -277,9 +277,9 @@ def test_the_limits_of_a_connection(place, accept, start):
         (["127.0.0.1:1", "--idle-timeout", "0"], "'--idle-timeout': must be greater than 0, got 0"),
         (["127.0.0.1:1", "--connect-timeout", "0"], "'--connect-timeout': must be greater than 0, got 0"),
         (["127.0.0.1:1", "--via", "127.0.0.1:2"], "127.0.0.1:2"),
-        (["127.0.0.1:1", "--via", "ssh://me@host?password=secret"], "everybody on this machine can read a password"),
+        (["127.0.0.1:1", "--via", "ssh://me@host?password=secret"], "all users of this machine can read a password"),
         (["127.0.0.1:1", "--via", "ssh://me:secret@host"], "ssh://"),
-        (["i2p://name.i2p?user=me&password=secret"], "everybody on this machine can read a password"),
+        (["i2p://name.i2p?user=me&password=secret"], "all users of this machine can read a password"),
         ([], "TARGET"),
     ],
 )

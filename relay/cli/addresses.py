@@ -65,7 +65,7 @@ def without_secrets(what: str, text: str, value: Value) -> Value:
     """
     for name in inline_secrets(value):
         raise AddressError(
-            f"{what} '{redact(text)}': everybody on this machine can read a {name} that is on a command line; "
+            f"{what} '{redact(text)}': all users of this machine can read a {name} that is on a command line; "
             f"use {name}_file=FILE or {name}_env=NAME"
         )
     return value

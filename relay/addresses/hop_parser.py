@@ -194,18 +194,18 @@ def read_command(parser: AddressParser, text: str) -> Command:
         parser.fail(problem, allowed)
 
 
-def read_hops(via: Sequence[str | Hop], target: object) -> Route:
+def read_hops(via: Sequence[str], target: str | None, named: Mapping[str, Hop]) -> Route:
     """Parse a chain of hops, the nearest first; see :func:`relay.addresses.parse.parse_hops`."""
     if isinstance(via, str) or not isinstance(via, Sequence):
         raise TypeError(f"via: expected a list of addresses, got {type(via).__name__}")
     count = len(via)
     found: list[Hop] = []
-    for number, hop in enumerate(via, 1):
-        if isinstance(hop, Hop):
-            found.append(hop)
+    for number, text in enumerate(via, 1):
+        if isinstance(text, str) and text in named:
+            found.append(named[text])
             continue
         behind = via[number] if number < count else target
-        follows = redact(behind) if isinstance(behind, str) else str(behind or "")
-        what = f"hop {number} of {count}" if count > 1 else "hop"
-        found.append(HopParser(hop, what, follows=follows).read())
+        follows = redact(behind) if isinstance(behind, str) else ""
+        parser = HopParser(text, f"hop {number} of {count}" if count > 1 else "hop", follows=follows)
+        found.append(parser.read())
     return tuple(found)

@@ -15,7 +15,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
+
+from ..errors import AddressError
 
 __all__ = [
     "CONTROL",
@@ -40,8 +42,11 @@ __all__ = [
     "option",
     "options_of",
     "secret_variables",
+    "set_options",
     "written",
 ]
+
+Owner = TypeVar("Owner")
 
 Secret = str | Callable[..., str]
 """A secret: text, or a callable that returns it."""
@@ -159,6 +164,21 @@ def changed_options(value: Any) -> dict[str, Any]:
     """Return the options of a value that do not have their default, by name."""
     declared = options_of(type(value))
     return {name: given for name, one in declared.items() if (given := getattr(value, name)) != one.default}
+
+
+def set_options(value: Owner, **given: Any) -> Owner:
+    """Return a value with options that it does not have yet.
+
+    :raises AddressError: if it has one of them, or if one is empty.
+    """
+    declared = options_of(type(value))
+    for name, one in given.items():
+        if getattr(value, name) != declared[name].default:
+            raise AddressError(f"{name}= is written twice; once is enough")
+        if one == "":
+            raise AddressError(f"{name}= is empty; give it a value or leave it out")
+    changed: Owner = replace(value, **given)  # type: ignore[type-var]  # it has fields
+    return changed
 
 
 def inline_secrets(value: object) -> tuple[str, ...]:

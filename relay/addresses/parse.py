@@ -88,15 +88,16 @@ def parse_hop(text: str, given: Mapping[str, Any] | None = None) -> Hop:
     return HopParser(text, "hop", given=given).read()
 
 
-def parse_hops(via: Sequence[str | Hop], target: object = None) -> Route:
+def parse_hops(via: Sequence[str], target: str | None = None, named: Mapping[str, Hop] | None = None) -> Route:
     """Parse a chain of hops; an error names the number of the hop.
 
-    :param via: the hops, the nearest first: texts, or values of hops that are parsed already.
+    :param via: the hops, the nearest first.
     :param target: the address after them, for errors.
+    :param named: hops that ``via`` may name, instead of their addresses.
     :raises AddressError: if one cannot be understood, or cannot be where it is.
     :raises TypeError: if ``via`` is not a list of ``str``.
     """
-    return read_hops(via, target)
+    return read_hops(via, target, named or {})
 
 
 def parse_ssh_server(text: str) -> SSHServer:

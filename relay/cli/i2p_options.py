@@ -12,6 +12,7 @@ import click
 
 from ..addresses.hops import Command, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ..addresses.options import set_options
 from ..addresses.values import Target, TCPAddress, TLSTarget
 from ..errors import AddressError
 from .output import say
@@ -36,9 +37,7 @@ def with_bridge(bridge: Bridge | None, address: Address) -> Address:
     router: Any = address if isinstance(address, I2PRouter) else getattr(address, "router", None)
     if bridge is None or router is None:
         return address
-    if router.sam != I2PRouter().sam:
-        raise AddressError(f"--sam: sam= is written twice, also in {router}; once is enough")
-    router = replace(router, sam=bridge)
+    router = set_options(router, sam=bridge)
     changed: Any = router if isinstance(address, I2PRouter) else replace(cast("Any", address), router=router)
     return cast("Address", changed)
 
@@ -71,17 +70,10 @@ def with_session(
     :param transient: whether the destination is not stored.
     :param allow: further destinations that may connect.
     :param deny: further destinations that may not.
-    :raises AddressError: if an option is in the address already, or the destination is to be stored and not stored.
+    :raises AddressError: if an option is empty or in the address already, or a transient destination has a name.
     """
-    router = place.router
-    for name, value in (("keys", keys), ("session", session)):
-        if value is None:
-            continue
-        if not value or getattr(router, name):
-            problem = f"{name}= is written twice; once is enough" if value else "it is empty; leave it out"
-            raise AddressError(f"--{name}: {problem}")
-        given: dict[str, Any] = {name: value}
-        router = replace(router, **given)
+    given = {name: value for name, value in (("keys", keys), ("session", session)) if value is not None}
+    router = set_options(place.router, **given)
     stored = router.keys or router.session
     if transient and stored:
         raise AddressError("--transient: a destination that is kept nowhere has no keys and no session; leave one out")

@@ -191,7 +191,7 @@ class _One:
         known = [self._checker.is_known((*path, number), word) for number, word in enumerate(words)]
         if not all(known):
             return ()
-        route = self._checker.read(path, parse_hops, [self._checker.hops.get(word, word) for word in words], end) or ()
+        route = self._checker.read(path, parse_hops, words, end, self._checker.hops) or ()
         for number, (word, hop) in enumerate(zip(words, route, strict=False)):
             if word not in self._checker.hops:
                 self._checker.check_secrets((*path, number), [hop])

@@ -122,7 +122,7 @@ def _way(text: str, what: str, named: Mapping[str, Hop]) -> Route | None:
         return ()
     try:
         words = text.split(",") if named and ":" not in text else _BETWEEN_HOPS.split(text)
-        route = parse_hops([named.get(word, word) for word in words])
+        route = parse_hops(words, named=named)
         chain(route, _somewhere(route))  # what cannot be is refused now
     except AddressError as error:
         raise AddressError(f"{what}: {error}") from None

@@ -75,7 +75,7 @@ def test_a_destination_is_known_by_the_hash_of_its_bytes(data):
         (encoded(HEAD + b"\x05\0\x03abc"), "key certificate has 3 bytes"),
         (encoded(certified(7)[:-1]), "certificate has 4 bytes, and 3 are there"),
         (encoded(certified(7) + b"x"), "392 bytes of base64, and the destination ends after 391"),
-        (KEY.base64, "may be a private key, which nobody else is to see"),
+        (KEY.base64, "may be a private key, which must stay secret"),
     ],
 )
 def test_what_is_no_destination_is_said(text, problem):

@@ -22,10 +22,12 @@ from relay.addresses.options import (
     option,
     options_of,
     secret_variables,
+    set_options,
     written,
 )
 from relay.addresses.ssh import SSHListen, SSHServer
 from relay.addresses.values import TCPAddress, TLSListen, TLSTarget
+from relay.errors import AddressError
 
 OWNERS = [SSHServer, I2PRouter, I2PListen, Proxy, ProxyListen, TLSTarget, TLSListen]
 
@@ -119,3 +121,11 @@ def test_secrets_of_what_leads_to_an_address_are_found():
     for value in (server, SSHListen(server), router, I2PTarget("a.i2p", None, router), I2PListen(router)):
         assert inline_secrets(value) == ("password",)
     assert inline_secrets(TCPAddress("h", 1)) == inline_secrets(None) == ()
+
+
+def test_an_option_is_set_once():
+    server = SSHServer("h", keepalive=5.0)
+    assert set_options(server, keyfile="f") == SSHServer("h", keyfile="f", keepalive=5.0)
+    for name, value, said in (("keepalive", 6.0, "keepalive= is written twice"), ("keyfile", "", "keyfile= is empty")):
+        with pytest.raises(AddressError, match=said):
+            set_options(server, **{name: value})

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = ("relay", "samples", "benchmarks")
+CODE = ("relay", "samples", "benchmarks", "tests/support")
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "samples/README.md")
 
 # What is forbidden, and what to write instead.

@@ -219,7 +219,7 @@ def test_the_site_needs_no_network(tmp_path):
         str(ROOT / "docs"),
         str(tmp_path),
     ]
-    subprocess.run(build, capture_output=True, text=True, timeout=WAIT, check=True)
+    subprocess.run(build, capture_output=True, text=True, timeout=4 * WAIT, check=True)
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(
             r"<(?:script|img|iframe)[^>]*\ssrc=\"([^\"]*)|<link[^>]*\shref=\"([^\"]*)", page.read_text()

@@ -26,7 +26,7 @@ from sshd import Sshd, server_url
 import relay
 
 SIZE = 5 << 20  # bytes each way
-KEEPALIVE = 3  # seconds: nothing else tells that a router at the far end has gone
+KEEPALIVE = 3  # seconds: only this shows that a router at the far end has gone
 LATEST = 600.0  # seconds
 DEPTH = "in_depth=0&out_depth=0"
 
@@ -161,8 +161,8 @@ def a_bridge_behind_sshd(ground: Ground) -> Recoveries:
         in_python(relay_b32(published), server.url, hop(sam)) as way,
     ):
         carry(way, half_close=False)
-        for nobody in (router.inside, router.sam):
-            assert is_refused(nobody), f"the bridge can be reached directly, at {nobody}"
+        for other in (router.inside, router.sam):
+            assert is_refused(other), f"the bridge can be reached directly, at {other}"
         return {
             "sshd": recovery(way, server.kill, server.start),
             "the router": recovery(way, router.kill, router.start),
@@ -177,7 +177,7 @@ def relay_b32(published: relay.TunnelServer) -> str:
 
 
 def is_refused(address: tuple[str, int]) -> bool:
-    """Whether nobody lets us in there."""
+    """Return true if the address refuses connections."""
     with socket.socket() as probe:
         probe.settimeout(DEADLINE)
         try:
@@ -196,7 +196,7 @@ SCENARIOS: dict[str, Callable[[Ground], Recoveries]] = {
 def _outcome(scenario: Callable[[Ground], Recoveries], ground: Ground) -> tuple[Recoveries | None, str]:
     try:
         return scenario(ground), ""
-    except BaseException:  # noqa: BLE001 - it is told
+    except BaseException:  # noqa: BLE001 - it is reported
         return None, traceback.format_exc()
 
 

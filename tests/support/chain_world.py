@@ -1,4 +1,4 @@
-"""What chains lead through and to, in a process of its own, so that a test's own process holds the chain and no more.
+"""The hops and targets of chains, in a process of their own, so that a test's own process holds the chain and no more.
 
 ``python chain_world.py FOLDER`` prints one line of JSON, where everything is, and ends with its standard input.
 """
@@ -42,32 +42,32 @@ Way = Sequence[str]  # the kinds of its hops, the nearest first
 
 
 def fits(way: Way) -> bool:
-    """Whether each of its hops can lead to the next: a command runs here, or on a server that SSH leads to."""
+    """Return true if each of its hops reaches the next: a command runs here, or on a server that SSH leads to."""
     return all(kind != "exec" or way[place - 1] in SSH for place, kind in enumerate(way) if place)
 
 
 def leads_to(way: Way, target: str) -> bool:
-    """Whether its last hop can lead to a target: Unix sockets and commands are here, or on such a server."""
+    """Return true if its last hop reaches a target: Unix sockets and commands are here, or on such a server."""
     return target not in ("unix", "exec") or not way or way[-1] in SSH
 
 
 def keeps_half_close(way: Way, target: str) -> bool:
-    """Whether both directions can end alone: neither I2P's streams nor these proxies' have that."""
+    """Return true if both directions can end alone: neither I2P's streams nor these proxies' have that."""
     return target != "i2p" and not {"i2p", "socks5", "http"}.intersection(way)
 
 
 class World:
     """Addresses of hops and targets: each as it is after what comes before it.
 
-    :param told: what the process has said.
+    :param message: the message of the process.
     """
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self._ports: dict[str, int] = told["ports"]
-        self._names: dict[str, str] = told["names"]  # at I2P, where nothing has another address
-        self._servers: dict[str, list[str]] = told["servers"]
-        self._path: str = told["path"]
-        self._ca: str = told["ca"]
+    def __init__(self, message: dict[str, Any]) -> None:
+        self._ports: dict[str, int] = message["ports"]
+        self._names: dict[str, str] = message["names"]  # at I2P, where nothing has another address
+        self._servers: dict[str, list[str]] = message["servers"]
+        self._path: str = message["path"]
+        self._ca: str = message["ca"]
 
     def via(self, way: Way) -> list[str]:
         """The hops of a way."""
@@ -168,7 +168,7 @@ def _listens(port: int) -> bool:
 
 
 def _reserved(stack: contextlib.ExitStack) -> int:
-    """A port that nobody else gets; a program that sets SO_REUSEADDR can listen there."""
+    """A port that no other program gets; a program that sets SO_REUSEADDR can listen there."""
     bound = stack.enter_context(socket.socket())
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((LOOPBACK, 0))

@@ -42,7 +42,7 @@ class Command:
         self.said = ""
 
     def address(self):
-        """Where it says that it listens, on its first line."""
+        """The address from its first line."""
         line = self.process.stdout.readline()
         match = LISTENING.fullmatch(line)
         assert match, f"{line!r}, then {self.process.communicate(timeout=WAIT)}"

@@ -6,7 +6,7 @@ from relay import config
 
 
 def read_text(folder, text, mode=0o600):
-    """What a file of this text and mode says."""
+    """Read a file of this text and mode."""
     path = folder / "relay.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     path.chmod(mode)
@@ -14,7 +14,7 @@ def read_text(folder, text, mode=0o600):
 
 
 def problems_of(folder, text, mode=0o600):
-    """What is wrong with such a file, a line each: ``number: text``."""
+    """Return the problems of such a file, a line each: ``number: text``."""
     found = read_text(folder, text, mode).problems
     return [found.format(problem).removeprefix(f"{folder}/relay.toml:") for problem in found.in_order()]
 

@@ -134,7 +134,7 @@ class Peer(NamedTuple):
     :param server: makes one.
     :param packages: what has to be installed.
     :param needs: files of these packages.
-    :param limits: what it does not support, a column → the words of the table; all else it does.
+    :param limits: what it does not support, a column → the words of the table; it supports the rest.
     """
 
     server: Callable[[Path, Path], ForeignServer]
@@ -143,11 +143,11 @@ class Peer(NamedTuple):
     limits: Mapping[str, str] = {}
 
     def is_there(self) -> bool:
-        """Whether it is installed."""
+        """Return true if it is installed."""
         return all(one is not None and Path(one).exists() for one in self.needs)
 
     def supports(self, column: str) -> bool:
-        """Whether it does what a column of the table is about."""
+        """Return true if it supports a column of the table."""
         assert column in COLUMNS
         return column not in self.limits
 

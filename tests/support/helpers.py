@@ -56,7 +56,7 @@ def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
 
 
 def expire(tunnel: relay.Tunnel, moment: float) -> None:
-    """Have every live connection see which of its limits are reached at a moment, in monotonic seconds."""
+    """Let every open connection check its limits at a moment, in monotonic seconds."""
 
     def look() -> None:
         for connection in list(tunnel._relay._slots.connections):
@@ -118,7 +118,7 @@ def receive_exactly(end: Any, size: int) -> bytes:
 
 
 def ending(end: Any) -> str:
-    """How a stream ends: ``end of file`` or ``reset``. What comes before is dropped."""
+    """Return the end of a stream: ``end of file`` or ``reset``. What comes before is dropped."""
     try:
         receive_all(end)
     except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
@@ -141,7 +141,7 @@ def flood(end: Any, blocks: int = 128) -> None:
 
 
 def fate_of_client(address: Any, text: bytes = b"") -> str:
-    """How a new client ends that says ``text``; a reset may come before its connect is over."""
+    """Return the end of a new client that says ``text``; a reset may come before its connect is over."""
     try:
         with socket.create_connection(address, timeout=WAIT) as client:
             client.sendall(text)
@@ -151,7 +151,7 @@ def fate_of_client(address: Any, text: bytes = b"") -> str:
 
 
 def is_gone(address: tuple[str, int]) -> bool:
-    """Whether nobody listens there; asked without connecting, which would be one more client."""
+    """Return true if no program listens there; asked without connecting, which would be one more client."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -199,7 +199,7 @@ class Thread(threading.Thread):
             self._outcome = (None, error)
 
     def result(self, timeout: float = WAIT) -> Any:
-        """What the function returned; raises what it raised, or fails if it still runs."""
+        """Return the result of the function; raises what it raised, or fails if it still runs."""
         self.join(timeout)
         assert not self.is_alive(), f"{self.name} still runs after {timeout} s"
         value, error = self._outcome
@@ -371,7 +371,7 @@ class Relayed:
         return made
 
     def accept(self) -> Any:
-        """What the target accepts next."""
+        """Return the next stream that the target accepts."""
         made = self._keep(self.target.accept()[0])
         if self._way_out == "tls":
             assert self._certificates is not None
@@ -421,12 +421,12 @@ def black_hole() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[tuple[str, int]]:
-    """An address that refuses connections, and that nobody can take meanwhile."""
+    """An address that refuses connections, and that no program can take meanwhile."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()
 
 
 def steady(value: object) -> str:
-    """What a value is called in the name of a test, which must be the same in every process."""
+    """Name a value in the name of a test, which must be the same in every process."""
     return repr(value).partition(" at 0x")[0]

@@ -1,6 +1,6 @@
 """Applications of others at I2P: a SAM client that gives no options, and npm's ``@diva.exchange/i2p-sam``.
 
-Each is a client of ours and a server for ours, over two real routers. Making their sessions takes half a minute, so it
+Each is a client and a server for relay, over two real routers. Making their sessions takes half a minute, so it
 runs as a program beside the other tests: ``python i2p_peers.py FOLDER`` prints one line of JSON: a scenario → the
 seconds that it took, and what went wrong or nothing.
 """
@@ -87,7 +87,7 @@ class PlainSAM:
 
 
 def a_plain_sam_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -> None:
-    """What i2pd gives a session without options must be able to reach us."""
+    """A session with the default options of i2pd must be able to reach relay."""
     with contextlib.closing(PlainSAM(network.router(2), "plain-client")) as session:
 
         def is_answered() -> bool:
@@ -112,7 +112,7 @@ def we_reach_a_plain_sam_server(network: i2pd.Network, server: relay.TunnelServe
 
 def npm_s_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -> None:
     """The library makes a session for each stream."""
-    assert server.wait_published(DEADLINE), "nobody can reach us yet"
+    assert server.wait_published(DEADLINE), "the destination is not published yet"
     with npm_peer(network, "client", network.router(2), server.dest) as said:
         assert said.readline() == f"answered {TEXT.decode()}\n"
 

@@ -40,19 +40,19 @@ def place(router: i2pd.Router) -> str:
 
 
 def serve(router: i2pd.Router | str, service: str, **options: Any) -> relay.TunnelServer:
-    """Publish a service; the session is made in 20 seconds, as everybody's."""
+    """Publish a service; the session is made in 20 seconds, as for every client."""
     sam = router if isinstance(router, str) else place(router)
     given = {"accept": "accept", **SHORT, **options}  # a router in another network cannot connect to us
     return relay.TunnelServer("", int(service.rpartition(":")[2]), sam, **given)
 
 
 def reach(router: i2pd.Router, dest: str) -> relay.TunnelClient:
-    """Have a port that leads to a destination."""
+    """Open a port that leads to a destination."""
     return relay.TunnelClient("", 0, dest, place(router), **SHORT)
 
 
 def is_served(tunnel: relay.TunnelClient) -> bool:
-    """Whether a new client gets an answer."""
+    """Return true if a new client gets an answer."""
     try:
         with socket.create_connection(tunnel.address, ATTEMPT) as client:
             client.sendall(b"anybody?")
@@ -126,7 +126,7 @@ def the_control_socket_is_cut(network: i2pd.Network, service: str) -> float:
 
 
 def the_router_cannot_connect_to_the_program(network: i2pd.Network, service: str) -> float:
-    """It promises to do so, and nobody comes: streams are accepted one by one then."""
+    """It promises to do so, and no stream comes: streams are accepted one by one then."""
     with (
         serve(network.router(4), service, accept=None) as server,
         reach(network.router(2), server.dest) as client,
@@ -159,7 +159,7 @@ def _started_again(network: i2pd.Network, service: str, number: int) -> float:
 
 
 def until_served_for(seconds: float, tunnel: relay.TunnelClient) -> float:
-    """When everybody is served from then on, and that for so long; in monotonic seconds."""
+    """Return the moment from which every client is served for so long; in monotonic seconds."""
     since: float = time.monotonic()
     deadline = since + DEADLINE
     while time.monotonic() < since + seconds:
@@ -203,7 +203,7 @@ SCENARIOS: dict[str, Scenario] = {
 def _outcome(scenario: Scenario, network: i2pd.Network, service: str) -> tuple[float | None, str]:
     try:
         return scenario(network, service), ""
-    except BaseException:  # noqa: BLE001 - it is told
+    except BaseException:  # noqa: BLE001 - it is reported
         return None, traceback.format_exc()
 
 

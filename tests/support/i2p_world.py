@@ -1,4 +1,4 @@
-"""Where I2P is tested: an embedded bridge or real routers, and tunnels between two destinations there."""
+"""Networks for tests of I2P: an embedded bridge or real routers, and tunnels between two destinations there."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class World:
 
     @contextlib.contextmanager
     def deaf(self) -> Iterator[str]:
-        """A destination at the servers' bridge that nobody accepts streams for."""
+        """A destination at the servers' bridge without a program that accepts its streams."""
         keys = self.server_keys()
         private = PrivateKey.from_bytes(keys.read_bytes()) if keys is not None else PrivateKey.generate()
         with socket.create_connection(address_of(self.server), WAIT) as control:
@@ -103,7 +103,7 @@ class Double(World):
     def __init__(self, personality: str, **options: Any) -> None:
         self.servers = SAMBridge(personality=personality)
         self.clients = SAMBridge(personality=personality, network=self.servers)
-        if personality == "i2pd":  # which ends what nobody accepts; the Java router waits with its answer
+        if personality == "i2pd":  # which ends streams without acceptor; the Java router waits with its answer
             self.servers.settings.silence = self.clients.settings.silence = 1.0
         self.personality = personality
         super().__init__(self.servers.sam, self.clients.sam, **options)
@@ -155,7 +155,7 @@ class Routers(World):
         return self._files[which].pop()
 
     def lend(self, count: int) -> dict[str, str]:
-        """What a program in the network needs to have :func:`inside` with so many destinations: its environment."""
+        """The environment in which a program can have :func:`inside`, with so many destinations."""
         files = [[str(self._take(which)) for _ in range(count)] for which in (0, 1)]
         return {**os.environ, INSIDE: json.dumps([*self.inside, files, self._pid])}
 
@@ -190,7 +190,7 @@ class OverI2P(Relayed):
 
 
 class Cable:
-    """What is between a program and a bridge, until it is cut."""
+    """A connection between a program and a bridge, until it is cut."""
 
     def __init__(self, sam: str) -> None:
         self._bridge = address_of(sam)
@@ -330,7 +330,7 @@ class Networks:
         return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
 
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
-        """What a program says in the end: a scenario → what was measured, and what went wrong or nothing.
+        """The last message of a program: a scenario → what was measured, and what went wrong or nothing.
 
         :param name: of :data:`PROGRAMS`.
         """
@@ -357,7 +357,7 @@ def wanted_by(item: Any) -> set[str]:
 
 
 def is_real(nodeid: str) -> bool:
-    """Whether a test's id tells that it is about real routers; some that are about their doubles tell so, too."""
+    """Return true if a test's id says that it needs real routers; so do some for their doubles."""
     return "i2pd" in nodeid or "real_router" in nodeid
 
 

@@ -164,12 +164,12 @@ class Router:
 
     @property
     def runs(self) -> bool:
-        """Whether it does."""
+        """Return true while it runs."""
         return self._pid is not None and Path(f"/proc/{self._pid}").exists()
 
     @property
     def crashed(self) -> bool:
-        """Whether it has ended and nobody here has ended it."""
+        """Return true if it has ended by itself."""
         return self._pid is not None and not self.runs
 
     def configure(self, *tunnels: Section) -> None:
@@ -178,7 +178,7 @@ class Router:
         self._write_tunnels()
 
     def keep_ready(self, count: int, hops: int = 0) -> None:
-        """Have more destinations for :meth:`ready_keys`, from its next start on."""
+        """Keep more destinations for :meth:`ready_keys`, from its next start on."""
         for number in range(len(self._ready), len(self._ready) + count):
             self._ready.append(self.folder / f"ready-{number}.dat")
             make_keys(self._ready[-1])
@@ -188,7 +188,7 @@ class Router:
         """The private keys of a destination that the router has tunnels for, twelve seconds after its start.
 
         A session with them is made at once, and not after 20 seconds; it has the tunnels that are there, whatever its
-        options. Each is good for one session: when that ends, the router lets the tunnels go, too. (The destination is
+        options. Each is good for one session: when that ends, the router drops the tunnels as well. (The destination is
         that of a UDP tunnel of the router's own, which is public and does not accept streams itself.)
         """
         return self._ready.pop()
@@ -218,7 +218,7 @@ class Router:
             self._door.open()
 
     def hide(self) -> None:
-        """Let nobody from outside the network through to its SAM bridge, from now on."""
+        """Block its SAM bridge for programs outside the network, from now on."""
         self._hidden = True
         self._door.shut()
 
@@ -277,11 +277,11 @@ class Router:
         stop(self.pid)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         os.kill(self.pid, signal.SIGCONT)
 
     def log(self) -> str:
-        """What it has written so far."""
+        """Its log so far."""
         files = (self.folder / "log", self.folder / "output")
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
 

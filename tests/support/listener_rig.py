@@ -1,4 +1,4 @@
-"""Listeners at an embedded bridge, those who connect to them, and the states that are told."""
+"""Listeners at an embedded bridge, their clients, and the reported states."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from relay.transports.i2p.listener import I2PListener
 
 
 def make_prompt(monkeypatch: Any) -> None:
-    """Have nothing wait that waits for the sake of real routers."""
+    """Remove the pauses that only real routers need."""
     monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.05))
     monkeypatch.setattr(
         "relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0)
-    )  # this bridge forgets at once, unless it is told
+    )  # this bridge forgets at once, unless it is set otherwise
     monkeypatch.setattr("relay.transports.i2p.session._REST", 0.0)
     monkeypatch.setattr("relay.transports.i2p.inbound.AGAIN", (0.01, 0.05))
     monkeypatch.setattr("relay.transports.i2p.probe.HEAD_START", 0.01)
@@ -33,7 +33,7 @@ def make_prompt(monkeypatch: Any) -> None:
 
 
 class States:
-    """The states that are told, in order."""
+    """The reported states, in order."""
 
     def __init__(self) -> None:
         self._told: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()
@@ -69,7 +69,7 @@ class Listening:
         deny: Any = (),
         **router: Any,
     ) -> I2PListener:
-        """One that is started, unless it is not to be."""
+        """One that is started, unless the caller wants to start it."""
         place = I2PListen(I2PRouter(sam=parse_sam(sam or self._bridge.sam), **router), accept, allow, deny)
         made = I2PListener(place, network(), "here")
         self._made.append(made)

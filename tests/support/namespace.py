@@ -84,7 +84,7 @@ class Namespace:
         return self._programs[-1]
 
     def spawn(self, argv: Sequence[str], output: Path) -> int:
-        """Start a program inside, as a child of the holder: whoever starts it again in a test leaves nothing behind.
+        """Start a program inside, as a child of the holder: a test that starts it again leaves nothing behind.
 
         :param argv: the program and its arguments.
         :param output: a file that takes what it says, after what is there.
@@ -98,7 +98,7 @@ class Namespace:
         return Door(self, port)
 
     def ask(self, *request: object, pass_fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
-        """Have the holder do something; returns what it answers, and the descriptors that it has made."""
+        """Send the holder a request; returns what it answers, and the descriptors that it has made."""
         with self._lock:
             socket.send_fds(self._control, [json.dumps(request).encode()], list(pass_fds))
             return self._receive()
@@ -111,7 +111,7 @@ class Namespace:
         return result, descriptors
 
     def close(self) -> None:
-        """Kill what runs inside, with all that it has started, and let the namespace go. Idempotent."""
+        """Kill what runs inside, with all that it has started, and release the namespace. Idempotent."""
         for process in [*self._programs, self._holder]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -130,7 +130,7 @@ class Namespace:
 class Door:
     """A port of the machine's 127.0.0.1 that leads inside, byte for byte: ends as ends, resets as resets.
 
-    Shut, it refuses connections, and nobody else can take it. Open, it resets those that the port inside refuses.
+    Shut, it refuses connections, and no other program can take it. Open, it resets those that the port inside refuses.
     """
 
     def __init__(self, namespace: Namespace, inside: int) -> None:
@@ -157,7 +157,7 @@ class Door:
 def enter(pid: int) -> None:
     """Move this process, which has one thread, into the network of another.
 
-    Where root may do that, it stays what it is: in the other's user namespace it could become nobody else, and a server
+    Where root may do that, it stays what it is: in the other's user namespace it could become no other, and a server
     such as sshd must.
 
     :param pid: of the holder.

@@ -28,7 +28,7 @@ from relay.transports.ssh.paramiko import backend
 
 
 class Lost(queue.SimpleQueue):
-    """What a connection tells when it is lost."""
+    """The report of a connection that is lost."""
 
     def __init__(self) -> None:
         self.told = threading.Event()
@@ -79,13 +79,13 @@ def open_stream(connection: Any, place: Any, seconds: float | None = WAIT) -> St
 
 
 def asleep(thread: threading.Thread) -> int:
-    """How often a thread has gone to sleep by itself."""
+    """Return how often a thread has gone to sleep by itself."""
     with open(f"/proc/self/task/{thread.native_id}/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("voluntary_ctxt_switches"))
 
 
 class ScriptedServer(paramiko.ServerInterface):
-    """An SSH server that lets everybody in; from then on the test says what it sends, and sees what it gets."""
+    """An SSH server that accepts every login; from then on the test says what it sends, and sees what it gets."""
 
     def __init__(self, **options: Any) -> None:
         self.received: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
@@ -117,7 +117,7 @@ class ScriptedServer(paramiko.ServerInterface):
     @property
     def settings(self) -> Settings:
         host, port = self.listener.getsockname()
-        server = SSHServer(host, "somebody", port, config=os.devnull, hostkey=self.key.fingerprint)
+        server = SSHServer(host, "user", port, config=os.devnull, hostkey=self.key.fingerprint)
         return settle(server)
 
     def connect(self, lost: Any = None, **more: Any) -> backend.Connection:
@@ -148,7 +148,7 @@ class ScriptedServer(paramiko.ServerInterface):
             return content
 
     def expect_open(self) -> int:
-        """An open of ours; returns our number of it."""
+        """Open a channel; returns the near end's number of it."""
         content = self.expect(90)
         (length,) = struct.unpack_from(">I", content)
         return struct.unpack_from(">I", content, 4 + length)[0]

@@ -36,12 +36,12 @@ class Service:
     """
 
     def __init__(self, user: str | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="relay-"))  # not below pytest's, where nobody else may look
+        self.folder = Path(tempfile.mkdtemp(prefix="relay-"))  # not below pytest's, which no other user may read
         self._user = user if os.geteuid() == 0 else None
         if self._user is not None:
             entry = getpwnam(self._user)
             os.chown(self.folder, entry.pw_uid, entry.pw_gid)
-        # Bound and never listening: the port is nobody else's.
+        # Bound and never listening: it reserves the port.
         self._reservation = socket.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reservation.bind((LOOPBACK, 0))
@@ -50,7 +50,7 @@ class Service:
 
     @property
     def address(self) -> str:
-        """Where it serves over TCP."""
+        """Its TCP address."""
         return f"{LOOPBACK}:{self.port}"
 
     def as_user(self, *argv: str) -> list[str]:
@@ -84,7 +84,7 @@ class Service:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What it runs with, which is nothing of the user's own."""
+        """Its environment, with nothing of the user's own."""
         return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)}
 
     def _read(self, pipe: object, ready: str, is_ready: threading.Event) -> None:
@@ -95,7 +95,7 @@ class Service:
                     is_ready.set()
 
     def stop(self) -> None:
-        """End it, whoever is connected, and remove its files."""
+        """End it with all connections, and remove its files."""
         self._process.send_signal(signal.SIGINT)
         end(self._process, WAIT)
         for reader in self._readers:
@@ -203,7 +203,7 @@ class GitDaemon(Service):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What git runs with, which is nothing of the user's own."""
+        """The environment of git, with nothing of the user's own."""
         return {**super().environment, "GIT_CONFIG_NOSYSTEM": "1"}
 
 

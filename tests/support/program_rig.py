@@ -1,4 +1,4 @@
-"""What is tried with a program's standard input and output as a stream, wherever the program runs."""
+"""Trials with a program's standard input and output as a stream, wherever the program runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _send(end: socket.socket, data: bytes) -> None:
 
 
 def failure(stream: Stream) -> Any:
-    """Why it has ended; ``None`` for a clean end."""
+    """Return the error that ended it; ``None`` for a clean end."""
     assert stream.failure is not None
     return stream.failure()
 
@@ -176,7 +176,7 @@ class Remote:
     def open(self, *words: str, **options: Any) -> Stream:
         """A stream to a command, blocking with a deadline; raises why there is none."""
         stream = self.begin(*words, **options)[0].get(time.monotonic() + WAIT, None)
-        assert stream is not None, "nothing was told"
+        assert stream is not None, "nothing was reported"
         stream.socket.settimeout(WAIT)
         return stream
 

@@ -57,7 +57,7 @@ class RealProxy:
         self.name = argv[0]
         self.scheme = scheme
         self.login = login
-        # A socket that is bound and never listens: the port is nobody else's, and connections to it are refused.
+        # A socket that is bound and never listens: it reserves the port, and connections to it are refused.
         self._reservation = socket.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reservation.bind((LOOPBACK, 0))
@@ -69,11 +69,11 @@ class RealProxy:
 
     @property
     def address(self) -> str:
-        """The proxy as a hop, without what it wants to be told."""
+        """The proxy as a hop, without the login that it wants."""
         return f"{self.scheme}://{LOOPBACK}:{self.port}"
 
     def hop(self, **login: Any) -> Proxy:
-        """The proxy as a hop, with what it wants to be told, or something else."""
+        """The proxy as a hop, with the login that it wants, or another one."""
         if not login and self.login is not None:
             login = dict(zip(("user", "password"), self.login, strict=True))
         return Proxy(self.scheme, LOOPBACK, self.port, **login)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ class Way(Dialer):
         self.asked: list[tuple[float | None, bool, bool]] = []
         self.streams: list[Stream] = []
         self.calls: list[object] = []  # of what is handed on
-        self.silent = False  # whether nothing is told
+        self.silent = False  # True: no replies
         self.over: list[str] = []  # of its streams
         self.prepare: Callable[[Stream], object] = lambda stream: None
         self._ends: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
@@ -241,7 +241,7 @@ class Begun:
         self.give_up = proxied.dial(self.deadline, self._told.put, **how)
 
     def outcome(self) -> Stream | OSError:
-        """What is told."""
+        """Wait for the result."""
         return self._told.get(timeout=WAIT)
 
     def stream(self) -> Stream:
@@ -261,12 +261,12 @@ class Begun:
 
     @property
     def told(self) -> bool:
-        """Whether anybody was told, so far."""
+        """Return true if there is a result so far."""
         return not self._told.empty()
 
 
 def hear(far: socket.socket, data: bytes) -> None:
-    """What the proxy is to be told next."""
+    """Return the next message for the proxy."""
     assert receive_exactly(far, len(data)) == data
 
 
@@ -281,13 +281,13 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def members() -> int:
-    """How many hold the pump."""
+    """The number of users of the pump."""
     pump = Pump._current
     return len(pump._members) if pump is not None else 0
 
 
 def converse(dialogue, data, step=1):
-    """Let a proxy say ``data``, so many bytes at a time; returns what it was told and what nobody has read.
+    """Let a proxy say ``data``, so many bytes at a time; returns the bytes it received and those left unread.
 
     This is how :class:`relay.transports.proxies.negotiation.Negotiation` reads.
     """

@@ -62,7 +62,7 @@ class World:
         return tunnel
 
     def client(self, tunnel: RevFwTunnel | int) -> socket.socket:
-        """Somebody who connects on the server's side."""
+        """A client on the server's side."""
         port = tunnel if isinstance(tunnel, int) else tunnel.server_port
         return self._open.enter_context(socket.create_connection((LOOPBACK, port), WAIT))
 
@@ -73,7 +73,7 @@ class World:
         return listening
 
     def accept(self, listening: socket.socket) -> socket.socket:
-        """What has come through."""
+        """Return the next stream that came through."""
         made = self._open.enter_context(listening.accept()[0])
         made.settimeout(WAIT)
         return made
@@ -101,7 +101,7 @@ class Scripted:
         host, port = self.server.listener.getsockname()
         self.transport = paramiko.Transport(socket.create_connection((host, port), WAIT))
         self.transport.start_client(timeout=WAIT)
-        self.transport.auth_none("somebody")
+        self.transport.auth_none("user")
         self.server._thread.join(WAIT)
 
     def expect_request(self) -> tuple[str, bytes]:
@@ -112,7 +112,7 @@ class Scripted:
         return content[4 : 4 + length].decode(), content[5 + length :]
 
     def open(self, number: int, port: int, host: str = LOOPBACK) -> None:
-        """Somebody has connected to where the client wants the server to listen."""
+        """A client has connected to the forwarded port of the server."""
         self.server.send(90, "forwarded-tcpip", number, 1 << 20, 32768, host, port, "192.0.2.1", 4321)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A bridge that says what the test tells it to: plain sockets and nothing of ours, so that it can also be wrong."""
+"""A bridge that says what the test scripts: plain sockets without relay, so that it can also be wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from relay.transports.tcp import tcp
 HELLO = "HELLO REPLY RESULT=OK VERSION=3.3"
 OK = "STREAM STATUS RESULT=OK"
 KEY = PrivateKey.generate()  # of the sessions
-DEST = PrivateKey.generate().destination  # somebody to connect to
+DEST = PrivateKey.generate().destination  # a peer to connect to
 
 
 class End:
@@ -48,7 +48,7 @@ class End:
         self.socket.sendall("".join(f"{line}\n" for line in lines).encode() + more)
 
     def recv(self, size: int) -> bytes:
-        """What the stream brings, for the helpers."""
+        """Read from the stream, for the helpers."""
         return self._file.read1(size)
 
     def sendall(self, data: bytes) -> None:
@@ -75,7 +75,7 @@ class End:
 
 
 class ScriptedBridge:
-    """A bridge that does what it is asked unless it is told otherwise.
+    """A bridge that does what it is asked unless the test says otherwise.
 
     The streams are played by the test, which finds the far end of each in ``streams``.
     """
@@ -183,7 +183,7 @@ class Opened:
         return outcome
 
     def ask(self, conversation: Conversation, request: Message) -> Message:
-        """What the bridge answers."""
+        """Return the answer of the bridge."""
         told: queue.SimpleQueue[Message | OSError] = queue.SimpleQueue()
         conversation.ask(request, time.monotonic() + WAIT, told.put)
         outcome = told.get(timeout=WAIT)
@@ -209,7 +209,7 @@ class Begun:
         self.give_up = open_stream(session, dest, port, deadline, self.told.put, **options)
 
     def outcome(self) -> Stream | OSError:
-        """What is told."""
+        """Wait for the result."""
         return self.told.get(timeout=WAIT)
 
     def stream(self) -> Stream:

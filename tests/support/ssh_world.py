@@ -119,7 +119,7 @@ class World:
         return SimpleNamespace(connect=connect)
 
     def here(self, place):
-        """In place of what this machine reaches itself."""
+        """Replace the places that this machine reaches itself."""
         return _Reached(self, place)
 
 

@@ -67,7 +67,7 @@ class RealServer:
         self.user = getpass.getuser()
         self.keyfile = folder / "client_key"
         self.known_hosts = folder / "known_hosts"
-        # A socket that is bound and never listens: the port is nobody else's, and connections to it are refused.
+        # A socket that is bound and never listens: it reserves the port, and connections to it are refused.
         self._reservation = socket.socket() if namespace is None else namespace.socket()
         self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._reservation.bind((LOOPBACK, port))
@@ -92,7 +92,7 @@ class RealServer:
         raise NotImplementedError
 
     def environment(self) -> dict[str, str] | None:
-        """What it runs with; ``None`` for the environment of the tests."""
+        """Its environment; ``None`` for that of the tests."""
         return None
 
     @property
@@ -150,7 +150,7 @@ class RealServer:
             self._lines.clear()
 
     def log(self) -> str:
-        """What it has written so far."""
+        """Its log so far."""
         return "\n".join(self._lines)
 
     def processes(self) -> list[int]:
@@ -166,7 +166,7 @@ class RealServer:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -252,12 +252,12 @@ class Sshd(RealServer):
 
     @property
     def logins(self) -> int:
-        """How many clients have logged in."""
+        """The number of clients that have logged in."""
         return sum(re.match(r"Accepted [a-z/-]+ for ", line) is not None for line in self._lines)
 
 
 def embedded(rig: Any, **more: Any) -> SSHServer:
-    """How to reach a server of relay.testing, as a value."""
+    """The address of a server of relay.testing, as a value."""
     files = {"keyfile": rig.keyfile, "known_hosts": rig.known_hosts, "config": os.devnull}
     return SSHServer(rig.address[0], rig.user, rig.address[1], **{**files, **more})
 
@@ -287,7 +287,7 @@ class FarEnd:
 
     @property
     def logins(self) -> int:
-        """How many clients have logged in."""
+        """The number of clients that have logged in."""
         return int(self.rig.logins)
 
     def down(self) -> None:
@@ -321,7 +321,7 @@ class OverSSH(Relayed):
         return self.factory
 
     def wait_for_loss(self) -> None:
-        """Wait until the loss of the connection is known: whoever comes from then on waits for the next one."""
+        """Wait until the loss of the connection is known: later streams wait for the next one."""
         wait_until(lambda: self.factory.state != "up")
 
 

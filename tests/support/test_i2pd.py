@@ -102,7 +102,7 @@ def test_frozen_it_says_nothing_and_its_connections_stay(router):
         router.freeze()
         client.socket.settimeout(0.1)
         with pytest.raises(TimeoutError):
-            client.ask("NAMING LOOKUP NAME=nobody.i2p")
+            client.ask("NAMING LOOKUP NAME=unknown.i2p")
         router.thaw()
         client.socket.settimeout(WAIT)
         assert client.socket.recv(100).startswith(b"NAMING REPLY RESULT=INVALID_KEY")

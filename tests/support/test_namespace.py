@@ -56,7 +56,7 @@ def ends(door, inside):
 
 
 def python(namespace, code, *arguments):
-    """What a Python program says that runs inside."""
+    """Return the output of a Python program inside."""
     argv = [sys.executable, "-c", code, *arguments]
     with namespace.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         said, failed = process.communicate(timeout=WAIT)
@@ -139,7 +139,7 @@ def test_all_of_it_ends_when_the_program_is_killed(namespace):
 
 
 def _lives(pid):
-    """Whether it is there, and not only waiting for somebody to wait for it."""
+    """Return true if it runs, and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):

@@ -131,8 +131,8 @@ def curve(make: Make, connect: Connect) -> None:
     connect(client, bound(server))
     client.send(b"secret")
     assert server.recv() == b"secret"
-    server.send(b"told")
-    assert client.recv() == b"told"
+    server.send(b"reply")
+    assert client.recv() == b"reply"
 
 
 PATTERNS = {"req-rep": req_rep, "push-pull": push_pull, "pub-sub": pub_sub, "pair": pair, "curve": curve}

@@ -1,4 +1,4 @@
-"""An SSH server of asyncssh for the tests: it forwards TCP both ways and does nothing else.
+"""An SSH server of asyncssh for the tests: it only forwards TCP, both ways.
 
 Arguments: the folder with host_key, authorized_keys and password; the user; the port of 127.0.0.1.
 """

@@ -60,6 +60,23 @@ def clogged_pair(family: int = socket.AF_UNIX) -> tuple[socket.socket, socket.so
     return clogged, reader
 
 
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a bound TCP socket that does not listen: it reserves the port for another socket of this process.
+
+    :param host: IP address.
+    :param port: port; 0 for any free one.
+    :raises OSError: if the address cannot be bound.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
 def _fill(clogged: socket.socket) -> None:
     for size in (4096, 1):
         with contextlib.suppress(BlockingIOError):

@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import os
 import signal
-import socket
 import stat
 import sys
 import threading
 from types import TracebackType
 
+from .pairs import bound_socket
 from .sam.i2pd import I2pdConversation
 from .sam.java import JavaConversation
 from .sam.router import Network, Router
@@ -123,7 +123,7 @@ class SAMBridge:
         self._closed = False
         self._alive = False
         with contextlib.ExitStack() as undo:
-            self._reservation = undo.enter_context(_bound(host, port))
+            self._reservation = undo.enter_context(bound_socket(host, port))
             #: Host and port on which it listens.
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
             self._network: Network = network._network if network is not None else Network()
@@ -160,7 +160,7 @@ class SAMBridge:
         """
         with self._lock:
             if not self._alive:
-                listening = _bound(*self._reservation.getsockname()[:2])
+                listening = bound_socket(*self._reservation.getsockname()[:2])
                 with contextlib.ExitStack() as undo:
                     undo.enter_context(listening)
                     listening.listen(1024)
@@ -265,18 +265,6 @@ def _login(personality: str, user: str | None, password: str | None) -> tuple[st
     if user is None or password is None:
         raise ValueError("user, password: give both or neither")
     return user, password
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen: it reserves the port for another socket of this process."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except BaseException:
-        bound.close()
-        raise
-    return bound
 
 
 def _main() -> None:

@@ -21,6 +21,7 @@ import paramiko
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from .pairs import bound_socket
 from .ssh.login import Rules
 from .ssh.session import LOG, Session, State
 
@@ -101,7 +102,7 @@ class SSHServer:
         self._listening: socket.socket | None = None
         self._thread: threading.Thread | None = None
         with contextlib.ExitStack() as undo:
-            self._reservation = undo.enter_context(_bound(host, port))
+            self._reservation = undo.enter_context(bound_socket(host, port))
             self.address: tuple[str, int] = self._reservation.getsockname()[:2]
             self.start()
             undo.callback(self.stop)
@@ -196,7 +197,7 @@ class SSHServer:
         with self._lock:
             if self._listening is not None:
                 return
-            listening = _bound(*self._reservation.getsockname()[:2])
+            listening = bound_socket(*self._reservation.getsockname()[:2])
             listening.listen(128)
             self._listening = listening
             self._thread = threading.Thread(target=self._accept, args=(listening,), name="ssh server", daemon=True)
@@ -290,18 +291,6 @@ def _permission(permit: Callable[[str], object] | Collection[str] | None) -> Cal
     if permit is None:
         return lambda target: True
     return permit if callable(permit) else frozenset(permit).__contains__
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen: it reserves the port for another socket of this process."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except BaseException:
-        bound.close()
-        raise
-    return bound
 
 
 def _new_key() -> tuple[paramiko.PKey, str]:

@@ -301,8 +301,9 @@ class _KeyUse:
 
     def wait_until_forgotten(self, cancel: Cancel) -> None:
         left = self.remembered_for()
-        text = "%s: waiting %.0f s, until the router has forgotten the last session of these keys"
-        logger.info(text, self._name, left)
+        logger.info(
+            "%s: waiting %.0f s, until the router has forgotten the last session of these keys", self._name, left
+        )
         if _cancelled(cancel, left):
             raise CarrierError(f"{self._name}: the session was closed")
 

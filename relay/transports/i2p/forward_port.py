@@ -1,13 +1,32 @@
-"""Local port for STREAM FORWARD (SAM v3): the router opens one connection for each incoming stream."""
+"""Local port for STREAM FORWARD (SAM v3): the router opens one connection for each incoming stream.
+
+====== ====== ========== ============================================================================================
+state  event  next state action
+====== ====== ========== ============================================================================================
+bound  open   open       accept connections
+held   open   paused     none: connections stay in the backlog
+bound  pause  held       none
+open   pause  paused     stop accepting; connections stay in the backlog
+held   resume bound      none
+paused resume open       accept connections
+bound  close  closed     close the port
+held   close  closed     close the port
+open   close  closed     close the port, and reset the connections whose first line has not come
+paused close  closed     the same
+====== ====== ========== ============================================================================================
+
+In any state but ``open`` the port accepts nothing. A combination that is not in the table changes nothing.
+"""
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ...addresses.destinations import Peer
@@ -22,7 +41,7 @@ from .peer_uid import PeerUidLookup, hold_end, release_end
 if TYPE_CHECKING:
     from .session import Session
 
-__all__ = ["OnStream", "ForwardPort"]
+__all__ = ["TRANSITIONS", "ForwardPort", "OnStream", "PortEvent", "PortState"]
 
 logger = logging.getLogger("relay")
 
@@ -39,13 +58,44 @@ _peer_of = functools.lru_cache(maxsize=256)(parse_peer)
 _DEFER = getattr(socket, "TCP_DEFER_ACCEPT", None)
 
 
+class PortState(enum.Enum):
+    """States of a port."""
+
+    BOUND = "bound"
+    HELD = "held"
+    OPEN = "open"
+    PAUSED = "paused"
+    CLOSED = "closed"
+
+
+class PortEvent(enum.Enum):
+    """Events of a port."""
+
+    OPEN = "open"
+    PAUSE = "pause"
+    RESUME = "resume"
+    CLOSE = "close"
+
+
+#: The table above.
+TRANSITIONS: Mapping[tuple[PortState, PortEvent], PortState] = {
+    (PortState.BOUND, PortEvent.OPEN): PortState.OPEN,
+    (PortState.HELD, PortEvent.OPEN): PortState.PAUSED,
+    (PortState.BOUND, PortEvent.PAUSE): PortState.HELD,
+    (PortState.OPEN, PortEvent.PAUSE): PortState.PAUSED,
+    (PortState.HELD, PortEvent.RESUME): PortState.BOUND,
+    (PortState.PAUSED, PortEvent.RESUME): PortState.OPEN,
+    **{(state, PortEvent.CLOSE): PortState.CLOSED for state in PortState if state is not PortState.CLOSED},
+}
+
+
 class ForwardPort:
     """Listens for the router. The first line on each connection names the peer's destination.
 
     Every program on the machine can connect to the port and claim to be any destination. So the port rejects a
     connection unless the kernel reports that it belongs to the router's user.
 
-    Every public method is safe from any thread; everything else runs on the loop's thread.
+    The public methods are for the I/O thread; everything else runs on the loop's thread.
 
     :param session: the session of the streams.
     :param on_stream: called with each stream and its peer, on the loop's thread.
@@ -57,42 +107,34 @@ class ForwardPort:
     def __init__(self, session: Session, on_stream: OnStream, lookup: PeerUidLookup | None, *, loop: Loop) -> None:
         self.on_stream = on_stream
         self.name = session.name
-        self._lookup = lookup
-        self._user: int | None = None  # of the router
-        self._warned = False
+        self._state = PortState.BOUND
         self._loop = loop
         self._watching: Loop | None = None
-        self._open = self._paused = self._closed = False
         self._pending: set[_ForwardedConnection] = set()
         self._retry: Timer | None = None
         control = session.control_socket
-        self._family = control.family
         # The router connects to the address from which the conversation comes.
         self._socket = socket.create_server((control.getsockname()[0], 0), family=control.family, backlog=BACKLOG)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it on Linux
         if _DEFER is not None:  # the kernel reports a connection once it has data
             self._socket.setsockopt(socket.IPPROTO_TCP, _DEFER, int(LINE_TIMEOUT))
-        self._holds_ends = lookup is not None and lookup.knows_closed
-        if self._holds_ends:
+        self._check = _RouterCheck(session.name, lookup, self._socket)
+        if self._check.holds_ends:
             hold_end(self._socket)
-        self._address: tuple[str, int] = self._socket.getsockname()[:2]
-        self.number = self._address[1]
+        self.number: int = self._socket.getsockname()[1]
 
     def open(self, conversation: socket.socket) -> None:
         """Accept connections from now on.
 
         :param conversation: a socket to the bridge; the user at its other end may connect.
         """
-        if self._lookup is not None:
-            self._user = self._lookup.of(conversation)
-        self._open = True
-        self._update_there()
+        self._check.learn(conversation)
+        self._handle(PortEvent.OPEN)
 
     def pause(self, paused: bool) -> None:
         """Keep further connections in the backlog, or accept them again."""
-        self._paused = paused
-        self._update_there()
+        self._handle(PortEvent.PAUSE if paused else PortEvent.RESUME)
 
     def move(self, loop: Loop) -> None:
         """Accept further connections on another loop's thread."""
@@ -108,8 +150,8 @@ class ForwardPort:
 
     def close(self) -> None:
         """Accept no more connections, and reset the pending ones. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if self._state is not PortState.CLOSED:
+            self._state = TRANSITIONS[self._state, PortEvent.CLOSE]
             if not self._loop.call(self._close):
                 self.abandon()
 
@@ -119,6 +161,10 @@ class ForwardPort:
         for connection in tuple(self._pending):
             connection.socket.close()
 
+    def _handle(self, event: PortEvent) -> None:
+        self._state = TRANSITIONS.get((self._state, event), self._state)
+        self._update_there()
+
     # -- on the loop's thread -----------------------------------------------------------------------------------------
 
     def _update_there(self) -> None:
@@ -127,7 +173,7 @@ class ForwardPort:
 
     def _update(self, loop: Loop) -> None:
         """Watch the port if and only if it may accept; on the thread of this loop."""
-        wanted = self._open and not self._paused and not self._closed and loop is self._loop
+        wanted = self._state is PortState.OPEN and loop is self._loop
         wanted = wanted and len(self._pending) < MAX_PENDING and self._retry is None
         if wanted and self._watching is None:
             self._watching = loop
@@ -161,9 +207,9 @@ class ForwardPort:
         return None
 
     def _take(self, accepted: socket.socket, address: tuple[str, int], now: float) -> None:
-        if self._lookup is not None and self._is_foreign(address, self._lookup):
+        if not self._check.is_router(address):
             return reset(accepted)
-        if self._holds_ends:
+        if self._check.holds_ends:
             release_end(accepted)
         accepted.setblocking(False)
         connection = _ForwardedConnection(self, accepted, self._loop)
@@ -185,21 +231,47 @@ class ForwardPort:
         self._retry = None
         self._update_there()
 
-    def _is_foreign(self, address: tuple[str, int], lookup: PeerUidLookup) -> bool:
-        user = lookup.between(self._family, address, self._address)
-        if user is not None and user == self._user:
-            return False
-        client = "a program of unknown user" if user is None else f"user {user}"
-        level = logging.DEBUG if self._warned else logging.WARNING
-        self._warned = True
-        text = "%s: %s connected to the port for the router's streams; rejected, because the router's user is %s"
-        logger.log(level, text, self.name, client, "unknown" if self._user is None else self._user)
-        return True
-
     def on_settled(self, connection: _ForwardedConnection) -> None:
         """Stop waiting for the first line of a connection."""
         self._pending.discard(connection)
         self._update_there()
+
+
+class _RouterCheck:
+    """Recognizes the router's connections by their user.
+
+    :param name: of the session, in the log.
+    :param lookup: finds the user of a connection; ``None`` to accept every connection.
+    :param listening: the socket of the port.
+    """
+
+    def __init__(self, name: str, lookup: PeerUidLookup | None, listening: socket.socket) -> None:
+        self.holds_ends = lookup is not None and lookup.knows_closed
+        self._name = name
+        self._lookup = lookup
+        self._family = listening.family
+        self._address = listening.getsockname()[:2]
+        self._user: int | None = None  # of the router
+        self._has_warned = False
+
+    def learn(self, conversation: socket.socket) -> None:
+        """Learn the router's user from a connection to the bridge."""
+        if self._lookup is not None:
+            self._user = self._lookup.of(conversation)
+
+    def is_router(self, address: tuple[str, int]) -> bool:
+        """Return whether a connection from this address is the router's; log if it is not."""
+        if self._lookup is None:
+            return True
+        user = self._lookup.between(self._family, address, self._address)
+        if user is not None and user == self._user:
+            return True
+        client = "a program of unknown user" if user is None else f"user {user}"
+        level = logging.DEBUG if self._has_warned else logging.WARNING
+        self._has_warned = True
+        text = "%s: %s connected to the port for the router's streams; rejected, because the router's user is %s"
+        logger.log(level, text, self._name, client, "unknown" if self._user is None else self._user)
+        return False
 
 
 class _ForwardedConnection:

@@ -13,7 +13,7 @@ from ...eventloop.background import Pump
 from ...eventloop.loop import Timer
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.socket_proxy import self_contained
-from ...streams.stream import Stream
+from ...streams.stream import Stream, nonblocking
 from .conversation import Conversation
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
 from .session import Session
@@ -88,8 +88,7 @@ class _PendingStream:
         self._delay = _AGAIN[0]
         self._refusal: OSError | None = None  # of the last try
         self._unconfirmed: UnconfirmedStream | None = None  # once the stream is open
-        self._has_left = False
-        self._lock = threading.Lock()
+        self._leave = _once(session.leave)
         _request(session.id, self._resolved, to_port)  # raises ValueError for an impossible destination
         session.enter()
         self._steps = CallbackChain(functools.partial(self._on_outcome, done))
@@ -103,12 +102,6 @@ class _PendingStream:
         self._steps.give_up()
         if self._unconfirmed is None:  # else the stream does that when it ends
             self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            left, self._has_left = self._has_left, True
-        if not left:
-            self._session.leave()
 
     def _on_outcome(self, done: OnResult, outcome: Stream | OSError) -> None:
         if isinstance(outcome, OSError):
@@ -230,6 +223,18 @@ class _PendingStream:
     @property
     def _target(self) -> str:
         return _target(self._dest, self._to_port)
+
+
+def _once(call: Callable[[], object]) -> Callable[[], object]:
+    """Return a function that calls ``call`` the first time; in any thread."""
+    is_called = threading.Lock()
+
+    @nonblocking
+    def first() -> None:
+        if is_called.acquire(blocking=False):
+            call()
+
+    return first
 
 
 def _on_same_socket(stream: Stream, over: Callable[[], object]) -> Stream:

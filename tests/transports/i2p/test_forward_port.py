@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import socket
@@ -12,13 +13,14 @@ import threading
 import pytest
 from helpers import WAIT, ending, receive_all, wait_until
 from sam_rig import DEST
+from state_tables import rows
 
 from relay.addresses.destinations import PrivateKey
 from relay.eventloop.background import Pump
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.transports.i2p import forward_port
-from relay.transports.i2p.forward_port import ForwardPort
+from relay.transports.i2p.forward_port import TRANSITIONS, ForwardPort, PortState
 from relay.transports.i2p.messages import LONGEST
 from relay.transports.i2p.peer_uid import PeerUidLookup
 
@@ -480,3 +482,56 @@ def test_no_port_to_be_had_is_an_error(monkeypatch):
     with pytest.raises(OSError, match="already in use"):
         ForwardPort(session, print, None, loop=None)
     session.close()
+
+
+# -- its table --------------------------------------------------------------------------------------------------------
+
+NAMES = [state.value for state in PortState]
+TABLE = rows(forward_port.__doc__, NAMES)
+
+
+@pytest.fixture
+def port_in(enter):
+    """Makes a port in this state."""
+    gate = enter()
+
+    def make(state):
+        gate.port._state = PortState(state)
+        gate.call(gate.port._update_there)
+        return gate.port
+
+    yield make
+    if gate.port._state is PortState.CLOSED:
+        gate.port._state = PortState.BOUND  # so that it closes its socket
+
+
+def send(port, event):
+    {
+        "open": lambda: port.open(port._socket),
+        "pause": lambda: port.pause(True),
+        "resume": lambda: port.pause(False),
+    }.get(event, port.close)()
+
+
+@pytest.mark.parametrize(("state", "event", "following", "action"), TABLE)
+def test_every_row(port_in, state, event, following, action):
+    port = port_in(state)
+    send(port, event)
+    assert port._state.value == following
+    if following == "closed":
+        wait_until(lambda: port._socket.fileno() < 0)
+    else:
+        wait_until(lambda: (port._watching is not None) == (following == "open"))
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), sorted(set(itertools.product(NAMES, ["open", "pause", "resume"])) - {row[:2] for row in TABLE})
+)
+def test_what_is_not_in_the_table_changes_nothing(port_in, state, event):
+    port = port_in(state)
+    send(port, event)
+    assert port._state.value == state
+
+
+def test_the_table_is_whole():
+    assert {row[:3] for row in TABLE} == {(a.value, b.value, c.value) for (a, b), c in TRANSITIONS.items()}

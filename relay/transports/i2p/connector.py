@@ -131,8 +131,6 @@ class _SessionConnector:
             self._dialer.close()
         self._keys.close(had_session=self._was_up)
 
-    # -- one attempt --------------------------------------------------------------------------------------------------
-
     def _attempt(self, deadline: float, cancel: Cancel, lost: Lost) -> Session:
         if self._dialer is None:
             self._dialer = self._below.to(self._router.sam)
@@ -214,8 +212,6 @@ class _SessionConnector:
         error = SAMError(f"{self._name}: {text}", result=result)
         error.passing = result != "INVALID_KEY"
         return error
-
-    # -- what a session reports ---------------------------------------------------------------------------------------
 
     def _on_loss(self, bridge: Bridge, lost: Lost, error: CarrierError) -> None:
         """Note the time: a router that still runs remembers the session, and would end another of its keys with it."""

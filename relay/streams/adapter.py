@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import logging
-import os
 import select
 import socket
 import threading
@@ -13,19 +12,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectError
-from ..eventloop.sockets import is_tls, reset, unsent
+from ..eventloop.sockets import is_tls, reset
+from .bridged import CHUNK, PATIENCE, BridgedStream, small_pair
+from .ssl_bridge import SSLBridge
 from .stream import Stream
 
 if TYPE_CHECKING:
-    import ssl
+    pass
 
 __all__ = ["Bridge", "as_stream"]
 
 logger = logging.getLogger("relay")
-
-_CHUNK = 65536  # bytes that a pump moves at once
-_PATIENCE = 10.0  # seconds without progress that the rest of what was sent may take after a clean end
-_BUFFER = 65536  # bytes of each of the socketpair's buffers, so that a bridge adds little to what is under way
 
 
 def as_stream(made: Any) -> Stream:
@@ -42,7 +39,7 @@ def as_stream(made: Any) -> Stream:
             _prepared(made.socket)
         return made
     if is_tls(made):
-        return _SSLBridge(made).stream
+        return SSLBridge(made).stream
     if isinstance(made, socket.socket):
         return Stream(_prepared(made))
     if _can(made, "recv") and _can(made, "close") and (_can(made, "sendall") or _can(made, "send")):
@@ -73,22 +70,6 @@ def _prepared(made: socket.socket) -> socket.socket:
     return made
 
 
-class _BridgedStream(Stream):
-    """The engine's end of a bridge, whose ``reset()`` marks the bridge: a socketpair cannot carry a reset."""
-
-    __slots__ = ("_bridge",)
-
-    def __init__(self, sock: socket.socket, bridge: Bridge | _SSLBridge, *, half_close: bool) -> None:
-        super().__init__(sock, half_close=half_close, failure=lambda: bridge.error, on_close=bridge.finish)
-        self._bridge = bridge
-
-    def reset(self) -> None:
-        """Close, and reset the far end."""
-        self._bridge.cut = True
-        reset(self.socket)
-        self.close()
-
-
 class Bridge:
     """Two threads between a socket-like object that may block and one end of a socketpair.
 
@@ -111,11 +92,11 @@ class Bridge:
         try:
             if _can(made, "settimeout"):
                 made.settimeout(None)
-            ours, self._inner = _small_pair()
+            ours, self._inner = small_pair()
         except BaseException:
             _close(made)
             raise
-        self.stream = _BridgedStream(ours, self, half_close=self._end_output is not None)
+        self.stream = BridgedStream(ours, self, half_close=self._end_output is not None)
         name = type(made).__name__
         for work in (self._inward, self._outward):
             threading.Thread(target=work, name=f"relay bridge {name} {work.__name__[1:]}", daemon=True).start()
@@ -132,7 +113,7 @@ class Bridge:
 
     def _receive(self, receive: Callable[[int], Any]) -> bytes:
         try:
-            data = receive(_CHUNK)
+            data = receive(CHUNK)
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise _wrong(self._made, "recv", "bytes", data)
             return bytes(data)
@@ -142,7 +123,7 @@ class Bridge:
 
     def _outward(self) -> None:
         try:
-            while data := self._inner.recv(_CHUNK):
+            while data := self._inner.recv(CHUNK):
                 if not self._send(data):
                     break
         except OSError:
@@ -159,7 +140,7 @@ class Bridge:
         passed = -1
         while not (self.cut or self._sent.is_set() or passed == self._passed):
             passed = self._passed
-            self._sent.wait(_PATIENCE)
+            self._sent.wait(PATIENCE)
         self._close()
 
     def _send(self, data: bytes) -> bool:
@@ -258,152 +239,3 @@ def _end_output(made: Any) -> Callable[[], object] | None:
     if _can(made, "shutdown"):
         return lambda: made.shutdown(socket.SHUT_WR)
     return None
-
-
-class _SSLBridge:
-    """One thread between an :class:`ssl.SSLSocket` and one end of a socketpair.
-
-    An SSLSocket is not for two threads at a time, and it has no half-close: its ``shutdown`` drops the encryption.
-    """
-
-    def __init__(self, made: Any) -> None:
-        self.error: BaseException | None = None
-        self.cut = False
-        self._made: ssl.SSLSocket = made
-        made.setblocking(False)
-        made.suppress_ragged_eofs = False  # an end without close_notify is a truncation, and not an end of file
-        ours, self._inner = _small_pair()
-        self._inner.setblocking(False)
-        self._to_engine = memoryview(b"")
-        self._to_peer = memoryview(b"")
-        self._peer_ended = False
-        self._hung_up = False
-        self._made_waits_for = 0
-        self.stream = _BridgedStream(ours, self, half_close=False)
-        threading.Thread(target=self._work, name="relay bridge SSLSocket", daemon=True).start()
-
-    def _work(self) -> None:
-        poller = select.poll()
-        try:
-            while self._turn():
-                self._wait(poller)
-        except OSError as error:
-            self.error = error
-        self._finish()
-
-    def _turn(self) -> bool:
-        """Move what can be moved.
-
-        :returns: whether to go on.
-        """
-        import ssl
-
-        if self._hung_up and self.cut:
-            return False
-        self._made_waits_for = 0
-        moved = True
-        while moved:
-            moved = False
-            try:
-                if not self._to_engine and not self._peer_ended:
-                    data = self._made.recv(_CHUNK)
-                    self._to_engine, moved = memoryview(data), True
-                    if not data:
-                        self._peer_ended = True
-                        self._inner.shutdown(socket.SHUT_WR)
-            except ssl.SSLWantReadError:
-                self._made_waits_for |= select.POLLIN
-            except ssl.SSLWantWriteError:
-                self._made_waits_for |= select.POLLOUT
-            if self._to_engine and (sent := self._send_inner()):
-                self._to_engine, moved = self._to_engine[sent:], True
-            if not self._to_peer:
-                received = self._receive_inner()
-                if received == b"":
-                    return False
-                if received:
-                    self._to_peer, moved = memoryview(received), True
-            if self._to_peer:
-                try:
-                    self._to_peer, moved = self._to_peer[self._made.send(self._to_peer) :], True
-                except ssl.SSLWantReadError:
-                    self._made_waits_for |= select.POLLIN
-                except ssl.SSLWantWriteError:
-                    self._made_waits_for |= select.POLLOUT
-        return True
-
-    def _send_inner(self) -> int:
-        try:
-            return self._inner.send(self._to_engine)
-        except BlockingIOError:
-            return 0
-        except BrokenPipeError:  # the engine is gone; what it sent before is still flushed
-            return len(self._to_engine)
-
-    def _receive_inner(self) -> bytes | None:
-        try:
-            return self._inner.recv(_CHUNK)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
-
-    def _wait(self, poller: select.poll) -> None:
-        inner, made = self._inner.fileno(), self._made.fileno()
-        wanted = (select.POLLOUT if self._to_engine else 0) | (0 if self._to_peer else select.POLLIN)
-        for descriptor, mask, watched in (
-            (inner, wanted, not self._hung_up),
-            (made, self._made_waits_for, self._made_waits_for != 0),
-        ):
-            try:
-                poller.unregister(descriptor)
-            except KeyError:
-                pass
-            if watched:
-                poller.register(descriptor, mask)
-        queued = unsent(self._made)
-        while not (events := poller.poll(_PATIENCE * 1000 if self._hung_up else None)):
-            # Nothing is sent in this loop, so that a queue as long as before is one of which the peer takes nothing.
-            before, queued = queued, unsent(self._made)
-            if queued == before:
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        for descriptor, event in events:
-            if descriptor == inner and event & select.POLLHUP:
-                self._hung_up = True  # reported without end: what is left is to flush, or to stop if it was cut
-
-    def finish(self) -> None:
-        """Do nothing: the thread sees that the engine has closed its end."""
-
-    def _finish(self) -> None:
-        if self.cut or self.error is not None:
-            reset(self._made)
-        else:
-            self._send_close_notify()
-            self._made.close()
-        self._inner.close()
-
-    def _send_close_notify(self) -> None:
-        """Send close_notify, without which the end is a truncation for the peer; do not wait for the peer's."""
-        import ssl
-
-        poller = select.poll()
-        poller.register(self._made, select.POLLOUT)
-        try:
-            while True:
-                try:
-                    self._made.unwrap()
-                    return
-                except ssl.SSLWantWriteError:
-                    if not poller.poll(_PATIENCE * 1000):
-                        return
-        except (OSError, ValueError):
-            pass  # it is sent, or the connection is lost
-
-
-def _small_pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(None)  # whatever the default
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-    ours.setblocking(False)
-    return ours, theirs

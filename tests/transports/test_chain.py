@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from typing import get_args
 
 import pytest
 from helpers import WAIT, receive_exactly, wait_until
 from ssh_world import World
 
 import relay
-from relay.addresses.hops import Command, Proxy
+from relay.addresses.hops import Command, Hop, Proxy
 from relay.addresses.i2p import I2PRouter, I2PTarget
 from relay.addresses.i2p_parser import parse_sam
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress, UnixAddress
-from relay.transports.chain import chain, network, numbered
+from relay.transports.chain import KINDS, chain, network, numbered
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.program_dialer import Local
 from relay.transports.proxies.dialer import Proxied
@@ -30,6 +31,17 @@ SOCKS = Proxy("socks5", "127.0.0.1", 1)
 @pytest.fixture
 def world(monkeypatch):
     return World(monkeypatch)
+
+
+def test_the_table_has_every_kind_of_hop():
+    assert set(KINDS) == set(get_args(Hop))
+
+
+def test_a_network_is_dialed_from_its_last_hop():
+    there = network((SSH, SOCKS))
+    assert there.route == (SSH, SOCKS)
+    assert there.beyond(Command("nc %h %p")).route == (SSH, SOCKS, Command("nc %h %p"))
+    assert there.to(DB).route == there.route and there.to(DB).target == "127.0.0.1:5432"
 
 
 def test_an_error_says_which_hop_it_belongs_to():

@@ -45,8 +45,9 @@ class Slots:
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended."""
         del self.connections[connection]
-        self.half_open.pop(connection, None)
-        self.queued.pop(connection, None)
+        if self.half_open or self.queued:
+            self.half_open.pop(connection, None)
+            self.queued.pop(connection, None)
 
 
 class SpareDescriptor:

@@ -248,7 +248,7 @@ class Connection:
         :param work: what the flows share.
         :param now: monotonic seconds.
         """
-        client = self.client
+        client, owner = self.client, self.owner
         loop = work.loop
         self.target = target
         self.target_stream = stream
@@ -278,7 +278,7 @@ class Connection:
         self.deadline.start_open(now)
         if self.pending is not None or request is not None:
             self.pending = None
-            if self.summary.started <= self.owner.keepalive_enabled_until:  # it was not open then
+            if self.summary.started <= owner.keepalive_enabled_until:  # it was not open then
                 self.enable_keepalive()
 
     def enable_keepalive(self) -> None:

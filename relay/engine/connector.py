@@ -84,7 +84,9 @@ class Connector:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
-        self._dialer = factory if isinstance(factory, Dialer) else None
+        # Only a dialer that selects another one for each request needs more than one plan.
+        is_fixed = not isinstance(factory, Dialer) or type(factory).select is Dialer.select
+        self._selector: Any = None if is_fixed else factory
         self._plan = Plan(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
@@ -95,7 +97,7 @@ class Connector:
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
         plan = self._plan
-        if self._dialer is not None and (chosen := self._dialer.select(connection.request)) is not self._dialer:
+        if self._selector is not None and (chosen := self._selector.select(connection.request)) is not self._selector:
             plan = Plan(chosen)
         connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
         if len(plan.endpoints) == 1:

@@ -44,9 +44,7 @@ class Workspace:
 class FlowOwner(Protocol):
     """The connection that a flow belongs to, as the flow sees it."""
 
-    @property
-    def is_closed(self) -> bool:
-        """True once the connection has ended."""
+    is_closed: bool  # True once the connection has ended
 
     def passes_end_of(self, flow: Flow, /) -> bool:
         """Return whether the EOF of this flow's source is passed on to its sink at once."""

@@ -51,10 +51,6 @@ class FlowPairOwner(Protocol):
     def deadline(self) -> Deadline:
         """Its limits."""
 
-    @property
-    def is_closed(self) -> bool:
-        """True once it has ended."""
-
     def close(self, reason: str, now: float, /) -> None:
         """End it."""
 
@@ -68,7 +64,7 @@ class FlowPair:
     :param target: the socket of the outgoing stream.
     """
 
-    __slots__ = ("connection", "upstream", "downstream", "_work")
+    __slots__ = ("connection", "upstream", "downstream", "is_closed")
 
     upstream: Flow  # from the client to the target
     downstream: Flow  # from the target to the client
@@ -77,16 +73,11 @@ class FlowPair:
         self, connection: FlowPairOwner, work: Workspace, client: socket.SocketType, target: socket.SocketType
     ) -> None:
         self.connection = connection
-        self._work = work
+        self.is_closed = False
         up = self.upstream = Flow(self, work, client, target)
         down = self.downstream = Flow(self, work, target, client)
         up.reverse = down
         down.reverse = up
-
-    @property
-    def is_closed(self) -> bool:
-        """True once the connection has ended."""
-        return self.connection.is_closed
 
     def close(self, reason: str, now: float) -> None:
         """End the connection."""
@@ -95,6 +86,7 @@ class FlowPair:
     def release(self) -> None:
         """Stop the flows, and forget them."""
         connection, up, down = self.connection, self.upstream, self.downstream
+        self.is_closed = True
         up.release(own=connection.client_stream is None)
         down.release(own=connection.target_stream is None)
         del self.upstream, self.downstream
@@ -165,13 +157,13 @@ class FlowPair:
     def _wait_for_cause(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
         """Wait until ``failure()`` of a stream knows whether its end is an EOF; only the first end starts the wait."""
         if stream.settle > 0:
-            timer = Timer(self._work.loop.timers, functools.partial(self._cause_is_known, stream, then))
+            timer = Timer(self.upstream.work.loop.timers, functools.partial(self._cause_is_known, stream, then))
             timer.start(now + stream.settle, now)
             stream.settle = -1.0
 
     def _cause_is_known(self, stream: Stream, then: Callable[[float], object], now: float) -> None:
         stream.settle = 0.0
-        if not self.connection.is_closed:
+        if not self.is_closed:
             then(now)
 
     def _is_unconfirmed(self) -> bool:

@@ -71,19 +71,19 @@ class Stats(NamedTuple):
 class ConnectionSummary:
     """The part of a connection that stays after its end: its record."""
 
-    __slots__ = ("peer", "target", "request", "started", "opened", "finished", "received", "sent", "spliced", "reason")
+    # Class attributes as defaults, because most are set once or never, and each new connection pays for its own.
+    target: Any = None  # its name, or its address, which becomes a text only when a record is made
+    request: Request | None = None  # of a proxy client
+    opened = 0.0  # monotonic seconds
+    finished = 0.0
+    received = 0
+    sent = 0
+    spliced = False
+    reason: str | None = None
 
     def __init__(self, peer: Any, started: float) -> None:
         self.peer = peer
-        self.target: Any = None  # its name, or its address, which becomes a text only when a record is made
-        self.request: Request | None = None  # of a proxy client
-        self.started = started  # monotonic seconds, as the next two
-        self.opened = 0.0
-        self.finished = 0.0
-        self.received = 0
-        self.sent = 0
-        self.spliced = False
-        self.reason: str | None = None
+        self.started = started  # monotonic seconds
 
     def record(self, now: float, state: ConnectionState) -> ConnectionRecord:
         """Return the record of a connection whose figures are those noted here."""

@@ -132,7 +132,8 @@ class RelayThread(LoopThread):
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """Make a stream for a client."""
         connection = self._admit(client, stream, peer, now)
-        if self._slots.used() == self._slots.limit:
+        slots = self._slots
+        if slots.limit >= 0 and slots.used() == slots.limit:
             self.update_listening()
         self.make_stream(connection, now)
 
@@ -193,15 +194,11 @@ class RelayThread(LoopThread):
 
     def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
         self.on_admit()
-        connection = self._add(client, stream, peer, now)
-        if self._keepalive_timer.due == math.inf:
-            self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
-        return connection
-
-    def _add(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
         self._statistics.accepted += 1
         connection = Connection(self, client, stream, peer, now)
         self._slots.connections[connection] = None
+        if self._keepalive_timer.due == math.inf:
+            self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
         return connection
 
     def make_stream(self, connection: Connection, now: float) -> None:
@@ -219,20 +216,25 @@ class RelayThread(LoopThread):
             self.close_stream(stream, clean=False)
         elif stream.denied is not None:
             logger.warning("%s: %s", self.name, stream.denied)
-            self._add(stream.socket, stream, peer, now).close("denied", now)
+            self._statistics.accepted += 1
+            connection = Connection(self, stream.socket, stream, peer, now)
+            self._slots.connections[connection] = None
+            connection.close("denied", now)
         else:
             self.accepted(stream.socket, stream, peer, now)
 
     def connection_over(self, connection: Connection) -> None:
         """Count a connection that has ended, and use its slot."""
-        self._slots.remove(connection)
+        slots = self._slots
+        slots.remove(connection)
         self._statistics.add(connection)
-        if self._slots.queued:
+        if slots.queued:
             self._serve_queue(connection.summary.finished)
-        if self.is_closing:
-            self.look_drained()
-        elif not self.listening:
-            self.update_listening()
+        if not self._acceptor.listening:
+            if self.is_closing:
+                self.look_drained()
+            else:
+                self.update_listening()
         self.on_over(connection)
 
     def close_stream(self, stream: Stream, clean: bool) -> None:

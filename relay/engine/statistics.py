@@ -42,7 +42,7 @@ class Statistics:
         self._recent.append(connection)
         self._received += summary.received
         self._sent += summary.sent
-        reason = str(summary.reason)
+        reason = summary.reason or ""
         if reason not in ("done", "closed"):
             if reason == "lifetime" and not self._failed["lifetime"]:
                 self._warn_of_lifetime(connection)

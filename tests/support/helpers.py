@@ -67,7 +67,10 @@ def expire(tunnel: relay.Tunnel, moment: float) -> None:
 
 def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:
     """The reasons of the last ``count`` connections, once no connection is live and so many have ended."""
-    wait_until(lambda: tunnel.stats().active == 0 and len(tunnel.recent()) >= count)
+    try:
+        wait_until(lambda: tunnel.stats().active == 0 and len(tunnel.recent()) >= count)
+    except AssertionError:
+        raise AssertionError(f"open: {tunnel.connections()}; ended: {tunnel.recent()}") from None
     return [record.reason for record in tunnel.recent()[-count:]]
 
 

@@ -5,8 +5,8 @@ Everything here runs on the I/O thread, except that forwarded streams may come o
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import ipaddress
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ...addresses.destinations import Peer
 from ...errors import CarrierError, ConnectError, SAMError
 from ...eventloop.background import Pump
-from ...eventloop.loop import Loop, Timer
+from ...eventloop.loop import Loop, Timer, Timers
 from ...streams.stream import Stream
 from .conversation import Conversation
 from .forward_port import ForwardPort, OnStream
@@ -23,7 +23,7 @@ from .opening import SETTLE
 from .peer_uid import PeerUidLookup
 from .session import Session
 
-__all__ = ["AcceptStreams", "OnReady", "ForwardStreams", "IncomingStreams", "is_local"]
+__all__ = ["AcceptStreams", "OnReady", "ForwardStreams", "IncomingStreams"]
 
 OnReady = Callable[["IncomingStreams", "OSError | None"], object]
 
@@ -52,11 +52,8 @@ class IncomingStreams:
         self._on_stream = on_stream
         self._on_ready = on_ready
         self._requests: set[_Request] = set()
-        self._delay = AGAIN[0]
-        self._granted: float | None = None  # when the router agreed, monotonic seconds
-        self._error: OSError | None = None  # why the request is repeated, if on_ready is to know
         self.pump = Pump.hold(self)
-        self._again = Timer(self.pump.loop.timers, self._retry)
+        self._repetition = _Repetition(self.pump.loop.timers, self._repeat)
 
     def begin(self) -> None:
         """Request streams."""
@@ -72,7 +69,7 @@ class IncomingStreams:
     def close(self) -> None:
         """Request no more streams. Open streams continue. Idempotent."""
         self.is_over = True
-        self._again.stop()
+        self._repetition.timer.stop()
         for request in list(self._requests):
             request.end()
         self._requests.clear()
@@ -81,15 +78,13 @@ class IncomingStreams:
     def abandon(self) -> None:
         """Do nothing: in a forked child the conversations close their own descriptors."""
 
-    # -- events of a request ------------------------------------------------------------------------------------------
-
     def request(self) -> Message:
         """Return the message that requests streams."""
         raise NotImplementedError
 
     def on_grant(self, request: _Request) -> None:
         """Handle the router's agreement to deliver streams."""
-        self._granted = time.monotonic()
+        self._repetition.on_grant()
         self._on_ready(self, None)
 
     def on_line(self, request: _Request, line: bytes) -> None:
@@ -101,22 +96,13 @@ class IncomingStreams:
         if isinstance(error, SAMError) and error.result == "INVALID_ID":
             self.session.lose(CarrierError(f"{self.session.name}: the router no longer knows the session"))
         elif not self._requests and not self.is_over:
-            self._retry_later(error, time.monotonic())
+            self._repetition.begin(error)
 
-    def _retry_later(self, error: OSError, now: float) -> None:
-        steady = self._granted is not None and now - self._granted > STEADY
-        delay = AGAIN[0] if steady else self._delay
-        self._granted = None
-        self._delay = min(delay * 2, AGAIN[1])
-        self._error = None if steady else error
-        self._again.start(now + delay, now)
-
-    def _retry(self, now: float) -> None:
+    def _repeat(self, error: OSError | None) -> None:
         """Repeat the request.
 
         The error is reported only now: often it was the end of the session, which the session itself reports.
         """
-        error, self._error = self._error, None
         if error is not None and self.session.failure() is None:
             self._on_ready(self, error)
         if not self.is_over:
@@ -130,13 +116,48 @@ class IncomingStreams:
     def _pass_on(self, under: Stream, peer: Peer) -> None:
         """Pass a stream on; in any thread."""
         self.delivered = True
-        self._delay = AGAIN[0]
+        self._repetition.on_stream()
         session = self.session
         session.enter()
         on_close = session.leave if under.on_close is None else functools.partial(_close, under, session.leave)
         stream = Stream(under.socket, half_close=False, failure=session.failure, on_close=on_close)
         stream.settle = SETTLE
         self._on_stream(stream, peer)
+
+
+class _Repetition:
+    """Repeats a request with back-off.
+
+    :param timers: of the I/O thread.
+    :param repeat: called with the error of the request; with ``None`` if that was granted for :data:`STEADY` seconds.
+    """
+
+    def __init__(self, timers: Timers, repeat: Callable[[OSError | None], object]) -> None:
+        self._repeat = repeat
+        self._delay = AGAIN[0]
+        self._granted: float | None = None  # when the router agreed, monotonic seconds
+        self._error: OSError | None = None
+        self.timer = Timer(timers, self._expired)
+
+    def on_grant(self) -> None:
+        self._granted = time.monotonic()
+
+    def on_stream(self) -> None:
+        self._delay = AGAIN[0]
+
+    def begin(self, error: OSError) -> None:
+        """Repeat the request later."""
+        now = time.monotonic()
+        steady = self._granted is not None and now - self._granted > STEADY
+        delay = AGAIN[0] if steady else self._delay
+        self._granted = None
+        self._delay = min(delay * 2, AGAIN[1])
+        self._error = None if steady else error
+        self.timer.start(now + delay, now)
+
+    def _expired(self, now: float) -> None:
+        error, self._error = self._error, None
+        self._repeat(error)
 
 
 class AcceptStreams(IncomingStreams):
@@ -280,7 +301,7 @@ class _Request:
     def __init__(self, incoming: IncomingStreams) -> None:
         self.conversation: Conversation | None = None
         self._incoming = incoming
-        self._give_up: Callable[[], object] = _nothing
+        self._give_up: Callable[[], object] | None = None
         self._granted = False
         self._early_line = b""  # the peer's line, if it came before the OK
         self._over = False
@@ -314,7 +335,8 @@ class _Request:
         """End the conversation without calling the owner."""
         self._over = True
         self._timer.stop()
-        self._give_up()
+        if self._give_up is not None:
+            self._give_up()
         if self.conversation is not None:
             self.conversation.close()
 
@@ -368,27 +390,11 @@ class _Request:
 
 
 def _is_peer(line: bytes) -> bool:
-    try:
-        parse_peer(line)
-    except MessageError:
-        return False
-    return True
-
-
-def is_local(session: Session) -> bool:
-    """Return whether the bridge is on this machine and connected directly, so that it can connect to a local port."""
-    control = session.control_socket
-    try:
-        host = control.getpeername()[0] if control.family in (socket.AF_INET, socket.AF_INET6) else ""
-        return bool(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except OSError:
-        return False
+    with contextlib.suppress(MessageError):
+        return bool(parse_peer(line))
+    return False
 
 
 def _close(under: Stream, leave: Callable[[], object]) -> None:
     under.close()
     leave()
-
-
-def _nothing() -> None:
-    pass

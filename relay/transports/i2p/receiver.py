@@ -6,6 +6,7 @@ Everything here runs on the I/O thread, unless a docstring names another.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import math
 import socket
@@ -21,7 +22,7 @@ from ...carriers.link import strip_prefix
 from ...errors import SAMError
 from ...eventloop.loop import Loop, Timer, Timers
 from .forward_port import OnStream
-from .inbound import AcceptStreams, ForwardStreams, IncomingStreams, is_local
+from .inbound import AcceptStreams, ForwardStreams, IncomingStreams
 from .peer_uid import PeerUidLookup
 from .session import Session
 
@@ -233,6 +234,16 @@ class Receiver:
         logger.warning("%s; switching from STREAM FORWARD to STREAM ACCEPT", why)
         self._try_forward = False
         incoming.end(lambda: self.open(incoming.session) if incoming is self._incoming else None)
+
+
+def is_local(session: Session) -> bool:
+    """Return whether the bridge is on this machine and connected directly, so that it can connect to a local port."""
+    control = session.control_socket
+    try:
+        host = control.getpeername()[0] if control.family in (socket.AF_INET, socket.AF_INET6) else ""
+        return bool(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except OSError:
+        return False
 
 
 def _knows_router(lookup: PeerUidLookup, session: Session) -> bool:

@@ -17,7 +17,7 @@ from relay.addresses.destinations import Peer
 from relay.errors import ConnectError, SAMError
 from relay.streams.stream import Stream
 from relay.transports.i2p import inbound
-from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams, is_local
+from relay.transports.i2p.inbound import AcceptStreams, ForwardStreams
 from relay.transports.i2p.messages import LONGEST, MessageError
 
 PEER = f"{DEST} FROM_PORT=7 TO_PORT=80"
@@ -410,7 +410,7 @@ def test_it_can_be_closed_at_any_time(enter, scripted, kind, when, monkeypatch):
     if when == "open":
         entrance.on_ready.get(timeout=WAIT)
     elif when == "between two tries":
-        wait_until(lambda: entrance.way._again.due < math.inf)
+        wait_until(lambda: entrance.way._repetition.timer.due < math.inf)
     talks = [request.conversation for request in entrance.way._requests if request.conversation is not None]
     entrance.call(entrance.way.close)
     asked = entrance.asked()
@@ -454,33 +454,6 @@ def test_a_burst_is_taken_whole(enter):
                 assert receive_exactly(stream.socket, 3) == f"{peer.port:03}".encode()
             seen.add(peer.port)
         assert seen == set(range(200))
-
-
-# -- where the bridge is --
-
-
-def test_a_bridge_is_near_on_the_loopback_alone(opened, monkeypatch):
-    assert is_local(opened.session)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        stream = opened.session._control.stream
-        monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: ours))
-        assert not is_local(opened.session), "over SSH or TLS"
-        monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: Far(stream.socket)))
-        assert not is_local(opened.session)
-    with socket.socket() as closed:
-        monkeypatch.setattr(type(opened.session), "control_socket", property(lambda session: closed))
-        assert not is_local(opened.session)
-
-
-class Far:
-    """A socket that is connected to another machine."""
-
-    def __init__(self, connection):
-        self.family = connection.family
-
-    def getpeername(self):
-        return ("192.0.2.1", 7656)
 
 
 def test_what_is_under_a_stream_is_let_go_of_with_it(enter):

@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.receiver``: traffic of clients; :mod:`test_listener` has the choice of FORWARD or ACCEPT."""
+"""``relay.transports.i2p.receiver``: traffic of clients, and local bridges; see also :mod:`test_listener`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ import socket
 import struct
 import time
 
+import pytest
 from helpers import wait_until
+from sam_rig import Opened, ScriptedBridge
 
 from relay.transports.i2p import receiver
-from relay.transports.i2p.receiver import Traffic, seconds_idle
+from relay.transports.i2p.receiver import Traffic, is_local, seconds_idle
+
+
+@pytest.fixture
+def session():
+    scripted = ScriptedBridge()
+    opened = Opened(scripted)
+    yield opened.session
+    opened.close()
+    scripted.close()
 
 
 def pass_a_byte(near, far):
@@ -63,3 +74,30 @@ def test_the_place_of_the_time_in_what_the_kernel_tells():
     assert receiver._LAST.size == 8 + 4 * 12
     assert receiver._LAST.unpack(bytes(52) + struct.pack("=I", 7)) == (7,)
     assert os.name == "posix"
+
+
+# -- where the bridge is --
+
+
+def test_only_a_bridge_on_the_loopback_is_local(session, monkeypatch):
+    assert is_local(session)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = session._control.stream
+        monkeypatch.setattr(type(session), "control_socket", property(lambda self: ours))
+        assert not is_local(session), "over SSH or TLS"
+        monkeypatch.setattr(type(session), "control_socket", property(lambda self: Far(stream.socket)))
+        assert not is_local(session)
+    with socket.socket() as closed:
+        monkeypatch.setattr(type(session), "control_socket", property(lambda self: closed))
+        assert not is_local(session)
+
+
+class Far:
+    """A socket that is connected to another machine."""
+
+    def __init__(self, connection):
+        self.family = connection.family
+
+    def getpeername(self):
+        return ("192.0.2.1", 7656)

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from ...addresses.values import is_ipv6
 from ...eventloop.loop import Loop, Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import format_address
+from ...streams.accept_queue import AcceptQueue
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.proxy_handshake import FinalReply, HandshakeListener, HandshakeReader, ProxyHandshake
@@ -202,7 +202,7 @@ class _PendingClients:
 
     def __init__(self, listener: ProxyListener) -> None:
         self.loop = Loop()
-        self.heard: deque[tuple[Stream, Any]] = deque()
+        self.heard: AcceptQueue[Any] = AcceptQueue()
         self._listener = listener
         self._socket = listener.listening
         self._clients: dict[_PendingClient, None] = {}  # the oldest first
@@ -214,14 +214,14 @@ class _PendingClients:
 
     def take(self) -> tuple[Stream, Any]:
         """Return the next client that has finished its handshake."""
-        taken = self.heard.popleft()
+        taken = self.heard.take()
+        assert taken is not None  # there is no limit of time
         self._go_on(0.0)
         return taken
 
     def close(self) -> None:
         """Reset every client."""
-        for stream, _ in self.heard:
-            stream.reset()
+        self.heard.close()
         for pending in self._clients:
             pending.stream.reset()
         self.loop.close()
@@ -263,7 +263,7 @@ class _PendingClients:
     def _over(self, pending: _PendingClient) -> None:
         del self._clients[pending]
         if pending.stream.request is not None:
-            self.heard.append((pending.stream, pending.peer))
+            self.heard.put(pending.stream, pending.peer)
         self._go_on(0.0)
 
     def _go_on(self, now: float) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import queue
 import ssl
 from collections.abc import Callable
 
 from ...addresses.values import TCPAddress, check_host_port, is_i2p
 from ...errors import ConnectError
-from ...streams.cancellation import Cancel
 from ...streams.dialer import Upgrade
 from ...streams.promise import OnResult
 from ...streams.stream import Stream
@@ -21,7 +19,7 @@ from .handshake import Handshake
 from .records import is_denial
 from .session import Session
 
-__all__ = ["Client", "TLS", "tls", "wrap"]
+__all__ = ["TLS", "Client", "tls"]
 
 _VAIN = 3  # tickets in a row that were of no use until none is offered any more
 
@@ -80,7 +78,7 @@ class Client:
         def explain(outcome: Stream | OSError) -> None:
             done(_explained(self.name, outcome) if isinstance(outcome, OSError) else outcome)
 
-        return Handshake(self.session(stream), deadline, None, explain).cancel
+        return Handshake(self.session(stream), deadline, explain).cancel
 
     def session(self, stream: Stream) -> Session:
         """A session over a connected stream, whose handshake is to be made."""
@@ -121,29 +119,6 @@ class TLS(Upgrade):
         super().__init__(direct, begin=client.upgrade)
 
 
-def wrap(
-    stream: Stream,
-    context: ssl.SSLContext,
-    servername: str,
-    *,
-    deadline: float | None = None,
-    cancel: Cancel | None = None,
-) -> Stream:
-    """Speak TLS over a stream, such as the last one of a chain.
-
-    :param stream: a connected stream; it is closed if this fails.
-    :param context: from :func:`client_context`.
-    :param servername: the name or address that the server's certificate must be for.
-    :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-    :param cancel: gives the attempt up when set.
-    :returns: a connected stream; closing it closes what is under it.
-    :raises ConnectError: lost, timed out, given up or not trusted; ``.reason`` tells.
-    """
-    name = f"tls://{stream.target or servername}"
-    session = Session(stream, context, peer="target", name=name, servername=servername)
-    return shake_hands(session, deadline, cancel)
-
-
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:
     """Make the TLS context of a client; the parameters and errors are those of :func:`tls`."""
     context = trusting(ssl.Purpose.SERVER_AUTH, "ca", ca)
@@ -165,19 +140,6 @@ def _checked(servername: str) -> str:
     except (ValueError, ssl.SSLError):  # a UnicodeError is a ValueError
         raise ValueError(f"servername: {servername!r} is neither a name nor an address") from None
     return name
-
-
-def shake_hands(session: Session, deadline: float | None, cancel: Cancel | None) -> Stream:
-    """Make a stream of a session, within the deadline.
-
-    :raises ConnectError: lost, timed out, given up or not trusted; the transport is closed then.
-    """
-    answer: queue.SimpleQueue[Stream | OSError] = queue.SimpleQueue()
-    Handshake(session, deadline, cancel, answer.put)
-    outcome = answer.get()
-    if isinstance(outcome, OSError):
-        raise _explained(session.name, outcome) from outcome
-    return outcome
 
 
 def _explained(name: str, error: OSError) -> ConnectError:

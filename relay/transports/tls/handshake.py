@@ -10,7 +10,6 @@ from collections.abc import Callable
 from ...eventloop.background import Pump, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
-from ...streams.cancellation import Cancel
 from .session import Session, TLSStream
 
 __all__ = ["Handshake"]
@@ -23,7 +22,6 @@ class Handshake:
 
     :param session: whose; it belongs to the handshake until that is done.
     :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-    :param cancel: gives it up when set.
     :param done: called once, in the pump's thread: with the stream; or with the error, when the transport is closed:
         :class:`ssl.SSLError` (the peer got an alert), :class:`TimeoutError`, ``ECANCELED``, or how the connection
         was lost. Must not block.
@@ -31,20 +29,18 @@ class Handshake:
     :raises OSError: if the system has no thread or descriptor left; the transport is closed then.
     """
 
-    __slots__ = ("session", "_pump", "_deadline", "_first", "_cancel", "_done", "_timer", "_watch")
+    __slots__ = ("session", "_pump", "_deadline", "_first", "_done", "_timer", "_watch")
 
     def __init__(
         self,
         session: Session,
         deadline: float | None,
-        cancel: Cancel | None,
         done: OnResult,
         first: float | None = None,
     ) -> None:
         self.session = session
         self._deadline = deadline
         self._first = first
-        self._cancel = cancel
         self._done: OnResult | None = done
         try:
             self._pump = Pump.hold(self)
@@ -64,7 +60,7 @@ class Handshake:
         """End it, by a reset of the connection."""
         if self._done is not None:
             self._watch.end()
-            self._stop()
+            self._timer.stop()
             self._pump.loop.call(self.session.transport.reset)  # after this turn, for its events may still come
             self._finish(error)
 
@@ -79,12 +75,7 @@ class Handshake:
     def _begin(self) -> None:
         if self._done is None:
             return
-        loop, now = self._pump.loop, time.monotonic()
-        try:
-            if self._cancel is not None:
-                loop.watch(self._cancel.fileno(), IN, self._on_cancel)
-        except OSError as error:
-            return self.give_up(error)
+        now = time.monotonic()
         due = [at for at in (self._deadline, self._first) if at is not None]
         if due:
             self._timer.start(min(due), now)
@@ -98,15 +89,12 @@ class Handshake:
             stream = self.session.open(self._watch)
         except OSError as error:
             self._watch.end()
-            self._stop()
+            self._timer.stop()
             self.session.transport.close()
             self._finish(error)
         else:
-            self._stop()
+            self._timer.stop()
             self._finish(stream)
-
-    def _on_cancel(self, event: int, now: float) -> None:
-        self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
 
     def _expired(self, now: float) -> None:
         if self.session.records.begun and (self._deadline is None or now < self._deadline):
@@ -114,11 +102,6 @@ class Handshake:
                 self._timer.start(self._deadline, now)
             return
         self.give_up(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-
-    def _stop(self) -> None:
-        self._timer.stop()
-        if self._cancel is not None:
-            self._pump.loop.forget(self._cancel.fileno())
 
     def _finish(self, outcome: TLSStream | OSError) -> None:
         done, self._done = self._done, None

@@ -186,7 +186,7 @@ class TLSListener:
             session = Session(stream, self._context, peer="client", name=str(Endpoint(client.family, peer)))
             deadline = None if self.handshake_timeout is None else now + self.handshake_timeout
             done = functools.partial(self._shaken, session, peer)
-            handshake = Handshake(session, deadline, None, done, first=now + FIRST_BYTE)
+            handshake = Handshake(session, deadline, done, first=now + FIRST_BYTE)
         except OSError as error:  # it has gone already
             logger.info("%r: %s", self, error)
             stream.close()

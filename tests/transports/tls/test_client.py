@@ -30,7 +30,8 @@ from helpers import (
 from tls_rig import VERSIONS, Rig, only
 
 import relay
-from relay.transports.tls.client import client_context, wrap
+from relay.streams.promise import Promise
+from relay.transports.tls.client import Client
 
 
 @pytest.fixture(params=VERSIONS)
@@ -345,6 +346,14 @@ def encrypted(key):
 # -- over other streams ----------------------------------------------------------------------------------------------
 
 
+def wrap(transport, certificates):
+    """TLS over a stream, as the last one of a chain is upgraded."""
+    client, made = Client("localhost", 443, None, certificates.ca, None, None), Promise()
+    deadline = time.monotonic() + WAIT
+    client.upgrade(transport, deadline, made.put)
+    return made.get(deadline, None)
+
+
 def test_it_wraps_the_last_stream_of_a_chain(certificates):
     near, far = socket.socketpair()
     near.setblocking(False)
@@ -352,7 +361,7 @@ def test_it_wraps_the_last_stream_of_a_chain(certificates):
     over = threading.Event()
     transport = relay.Stream(near, target="the chain", on_close=over.set)
     server = Thread(TLSEnd, far, certificates.server(), True)
-    stream = wrap(transport, client_context(certificates.ca, None, None), "localhost")
+    stream = wrap(transport, certificates)
     with far, stream:
         end = server.result()
         stream.socket.settimeout(WAIT)
@@ -373,7 +382,7 @@ def test_an_end_beside_a_close_notify_that_was_not_read_is_a_failure(certificate
     near.setblocking(False)
     far.settimeout(WAIT)
     server = Thread(TLSEnd, far, certificates.server(), True)
-    with far, wrap(relay.Stream(near), client_context(certificates.ca, None, None), "localhost") as stream:
+    with far, wrap(relay.Stream(near), certificates) as stream:
         stream.socket.settimeout(WAIT)
         end = server.result()
         stream.socket.shutdown(socket.SHUT_WR)
@@ -389,8 +398,7 @@ def test_a_failure_under_it_is_told_as_it_is(certificates):
     far.settimeout(WAIT)
     lost = relay.errors.CarrierError("the carrier was lost")
     server = Thread(TLSEnd, far, certificates.server(), True)
-    context = client_context(certificates.ca, None, None)
-    with wrap(relay.Stream(near, failure=lambda: lost), context, "localhost") as stream:
+    with wrap(relay.Stream(near, failure=lambda: lost), certificates) as stream:
         stream.socket.settimeout(WAIT)
         server.result().close()
         assert receive_until_reset(stream.socket) == b""

@@ -10,9 +10,9 @@ def main() -> int:
 
     :returns: the exit status: 0 done, 1 a failure at run time, 2 a wrong command line.
     """
-    from . import startup
+    from .startup import defer_invoke
 
-    startup.quicken()
+    defer_invoke()
     from .app import run
 
     return run()

@@ -1,18 +1,17 @@
-"""The commands, and how their errors are told."""
+"""The group of commands, and the one line for an error of the command line."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any
 
 import click
 
 from .commands import COMMANDS, command
-from .output import complain, drop_stdout, reason, set_format, show_help
+from .output import describe_error, drop_stdout, print_error, set_format, show_help
 
 __all__ = ["app", "run"]
 
@@ -50,7 +49,7 @@ def _show_version(context: click.Context, parameter: click.Parameter, is_given: 
 
 @click.group(
     cls=_Commands,
-    epilog="relay help COMMAND tells more of each; relay help hops and relay help exit-status are for all of them.",
+    epilog="relay help COMMAND describes one of them; relay help hops and relay help exit-status apply to all.",
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -66,28 +65,52 @@ def app(context: click.Context) -> None:
 
 
 def _masked(message: str) -> str:
-    """A message that may repeat a word of the command line, with the secrets of an address masked."""
+    """Mask the secrets of addresses in a message that may repeat words of the command line."""
     from ..addresses.redact import redact
 
-    for word in sorted(sys.argv[1:], key=len, reverse=True):  # one may be a part of another
+    for word in sorted(sys.argv[1:], key=len, reverse=True):  # a word may be a part of another
         message = message.replace(word, redact(word))
     return message
 
 
-def _told(error: Any) -> str:
-    """What is wrong with a command line, and where its help is."""
-    near = get_close_matches(getattr(error, "option_name", None) or "", getattr(error, "possibilities", None) or (), 1)
-    text = f"{error.message.rstrip('.')}; did you mean {near[0]}?" if near else error.format_message()
-    problem = " ".join(_masked(text).split()).rstrip(".")
-    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "relay"
-    where = f"relay {path.removeprefix('relay').strip()} --help".replace("  ", " ")
-    return f"{problem} See {where}" if problem.endswith("?") else f"{problem}; see {where}"
+def _problem(error: click.ClickException) -> str:
+    """Return what is wrong with a command line, as ``<what>: <problem>``."""
+    match error:
+        case click.MissingParameter(param=click.Parameter() as parameter):
+            return f"{_name(parameter)}: missing"
+        case click.BadParameter(param=click.Parameter() as parameter):
+            return f"{_name(parameter)}: {error.message}"
+        case click.NoSuchOption():
+            return f"{error.option_name}: no such option"
+        case click.exceptions.NoSuchCommand():
+            return f"{error.command_name}: no such command"
+        case click.BadOptionUsage() if "requires an argument" in error.message:
+            return f"{error.option_name}: value missing"
+    found = re.fullmatch(r"Got unexpected extra arguments? \((.*)\)\.?", error.message, re.DOTALL)
+    return f"{found[1]}: unexpected argument" if found else error.format_message()
+
+
+def _name(parameter: click.Parameter) -> str:
+    """Return the name of a parameter as help shows it."""
+    return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.metavar)
+
+
+def _describe(error: click.ClickException) -> str:
+    """Describe what is wrong with a command line, and name the command that shows its help."""
+    problem = " ".join(_masked(_problem(error)).split()).rstrip(".")
+    context = getattr(error, "ctx", None)  # Click's parser gives none
+    path = (
+        context.command_path if context else " ".join(["relay", *(word for word in sys.argv[1:2] if word in COMMANDS)])
+    )
+    see = f"see {path} --help"
+    near = getattr(error, "possibilities", None)
+    return f"{problem}; did you mean {near[0]}? {see.capitalize()}" if near else f"{problem}; {see}"
 
 
 def _log_format(words: Sequence[str]) -> str:
-    """How failures are printed, which must be known before the command line is understood."""
-    said = [*itertools.takewhile(lambda word: word != "--", words)]
-    is_json = "--log-format=json" in said or ("--log-format", "json") in itertools.pairwise(said)
+    """Find the format of errors before the command line is parsed: parsing may fail."""
+    words_before = [*itertools.takewhile(lambda word: word != "--", words)]
+    is_json = "--log-format=json" in words_before or ("--log-format", "json") in itertools.pairwise(words_before)
     return "json" if is_json else "text"
 
 
@@ -98,22 +121,22 @@ def run() -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # where an arrow cannot be written, a question mark can
+            stream.reconfigure(errors="replace")  # an encoding without arrows gets question marks
     set_format(_log_format(sys.argv[1:]))
     try:
         status = app(standalone_mode=False, prog_name="relay")
         if sys.stdout is not None:
             sys.stdout.flush()
     except click.ClickException as error:
-        complain(_told(error))
+        print_error(_describe(error))
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 1
     except BrokenPipeError:
         drop_stdout()
         return 1
-    except OSError as error:  # a command reports its own
+    except OSError as error:  # a command reports its own errors; this one is of standard output
         drop_stdout()
-        complain(f"standard output: {reason(error)}")
+        print_error(f"standard output: {describe_error(error)}")
         return 1
     return status if isinstance(status, int) else 0

@@ -1,6 +1,6 @@
 """The part of ``relay demo`` that goes over I2P: a bridge, ``relay expose`` and ``relay forward``, each a process.
 
-They talk nothing but SAM over TCP, so that a real router may take the bridge's place.
+They use only SAM over TCP, so that a real router can replace the bridge.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO
 
 from ..addresses.i2p_parser import parse_sam
 from ..process import PIPE, Process, end, start
-from .output import say
+from .output import print_line
 
 __all__ = ["PATIENCE", "Program", "few", "program", "published", "reached", "router"]
 
-PATIENCE = 300.0  # seconds for a line to come: sessions have to be made, and to be found by others
-END = 10.0  # seconds for a program to end by itself
-MOST = 10  # pages that are fetched over a real network
+PATIENCE = 300.0  # seconds for a line: sessions are created, published and found
+END = 10.0  # seconds for a program to exit
+MOST = 10  # most pages that are fetched over a real network
 LARGEST = 1 << 20  # bytes of one of them
 ONCE = ("--drain", "0", "--fail-fast")  # a demo ends where a service would retry
 
@@ -32,10 +32,10 @@ RELAY = ("-c", "import sys; from relay.cli import main; sys.exit(main())")
 
 
 class Program:
-    """A program in Python that runs in a process of its own and says things.
+    """A Python program in its own process, and the lines that it prints.
 
-    :param process: it; its standard output is a pipe.
-    :param complaints: what is its standard error.
+    :param process: the process; its standard output is a pipe.
+    :param complaints: the file that is its standard error.
     """
 
     def __init__(self, process: Process, complaints: IO[bytes]) -> None:
@@ -46,9 +46,9 @@ class Program:
     def hear(self, pattern: str) -> re.Match[str]:
         """Wait for its next line.
 
-        :param pattern: what the line is to be.
+        :param pattern: the expected line, a regular expression.
         :returns: the match.
-        :raises OSError: if it is something else, or does not come; with what the program says of it.
+        :raises OSError: if another line comes, or none; with the last line of the program's errors.
         """
         line = self._line(time.monotonic() + PATIENCE)
         found = re.fullmatch(pattern, line)
@@ -66,7 +66,7 @@ class Program:
         while b"\n" not in self._said and poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
             piece = os.read(self._process.stdout.fileno(), 4096)
             if not piece:
-                self._process.wait()  # so that all its complaints are there
+                self._process.wait()  # so that all its errors are written
                 break
             self._said += piece
         line, _, self._said = self._said.partition(b"\n")
@@ -75,7 +75,7 @@ class Program:
 
 @contextmanager
 def program(*arguments: str) -> Iterator[Program]:
-    """Run this interpreter with these arguments; it ends with the block."""
+    """Run this interpreter with these arguments until the end of the block."""
     with tempfile.TemporaryFile() as complaints:
         with start([sys.executable, "-P", *arguments], stdin=PIPE, stdout=PIPE, stderr=complaints) as process:
             try:
@@ -86,25 +86,25 @@ def program(*arguments: str) -> Iterator[Program]:
 
 @contextmanager
 def router(sam: str | None) -> Iterator[str]:
-    """The SAM bridge of a router, and say so.
+    """Print the SAM bridge that is used; start an embedded one if none is given.
 
-    :param sam: where it is; ``None`` for one of our own.
-    :returns: where it is.
-    :raises OSError: if our own does not start.
+    :param sam: the address of a bridge; ``None`` for an embedded one.
+    :returns: the address.
+    :raises OSError: if the embedded one does not start.
     """
     if sam is not None:
-        say(f"\ni2p router   {parse_sam(sam)}; it may take some minutes to build tunnels and to find them")
+        print_line(f"\ni2p router   {parse_sam(sam)}; it may take some minutes to build tunnels and to find them")
         yield sam
         return
     with program("-m", "relay.testing.sambridge") as bridge:
         own = bridge.hear(r".*?(\S+:\d+)")[1]
-        say(f"\nsam bridge   {own}, in a process of its own; it takes the place of an I2P router")
+        print_line(f"\nsam bridge   {own}, in a process of its own; it takes the place of an I2P router")
         yield own
 
 
 @contextmanager
 def published(service: str, sam: str) -> Iterator[str]:
-    """Publish a service at I2P, and say so.
+    """Publish a service on I2P, and print its address.
 
     :param service: its address.
     :param sam: the SAM bridge.
@@ -114,13 +114,13 @@ def published(service: str, sam: str) -> Iterator[str]:
     with program(*RELAY, "expose", service, "--on", "i2p", "--sam", sam, "--transient", *ONCE) as exposed:
         address = exposed.hear(r"(\S+\.b32\.i2p) .*")[1]
         exposed.hear("published .*")
-        say(f"relay        {address} → {service}, in a process of its own; reached from outside")
+        print_line(f"relay        {address} → {service}, in a process of its own; reached from outside")
         yield address
 
 
 @contextmanager
 def reached(address: str, sam: str) -> Iterator[tuple[str, int]]:
-    """Have a way to a destination, and say so.
+    """Forward a local port to a destination, and print that.
 
     :param address: of the destination.
     :param sam: the SAM bridge.
@@ -129,12 +129,12 @@ def reached(address: str, sam: str) -> Iterator[tuple[str, int]]:
     """
     with program(*RELAY, "forward", ":0", f"i2p://{address}", "--sam", sam, *ONCE) as forwarded:
         found = forwarded.hear(r"listening on (\S+):(\d+) .*")
-        say(f"relay        {found[1]}:{found[2]} → i2p://{address}, in a process of its own")
+        print_line(f"relay        {found[1]}:{found[2]} → i2p://{address}, in a process of its own")
         yield found[1], int(found[2])
 
 
 def few(pages: Mapping[str, Path]) -> dict[str, Path]:
-    """Some of the pages, for a network that carries less than loopback: the largest that will do, and small ones."""
+    """Choose some pages for a slow network: the largest below the limit, and small ones."""
     names = sorted(pages, key=lambda name: pages[name].stat().st_size)
     fitting = [name for name in names if pages[name].stat().st_size <= LARGEST]
     return {name: pages[name] for name in [*fitting[-1:], *fitting[: MOST - 1]]}

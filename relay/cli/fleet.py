@@ -1,4 +1,7 @@
-"""Many tunnels in one process: opened side by side, watched, and drained together."""
+"""Tunnels in one process: opened side by side, watched, and drained together.
+
+A command line is a group of one tunnel (:class:`SingleTunnel`), which differs in what is printed.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,22 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import startup
 from .i2p_options import tell_published
-from .output import closing, complain, reason, say, status_of, summary, total
+from .output import closing, describe_error, print_error, print_line, status_of, summary, total
 from .plan import Opened, Plan
 from .preflight import Preflight
-from .probes import Attempt, Trial
+from .probes import SLOW, BackgroundCall, HopProbe, report_slow
 from .signals import Signals
 
-if TYPE_CHECKING:
-    from .live import LiveTable
-    from .views import FleetView, Watched
+if TYPE_CHECKING:  # a command starts in half the time without them
+    from .live import LiveTable, View
+    from .views import Watched
 
-__all__ = ["Fleet", "Member"]
+__all__ = ["Member", "SingleTunnel", "TunnelGroup"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -40,8 +42,8 @@ class Member:
     """
 
     plan: Plan
-    is_required: bool
-    attempt: Attempt | None = None
+    is_required: bool = False
+    attempt: BackgroundCall | None = None
     opened: Opened | None = None
     problem: str = ""
     """Why it is not open."""
@@ -55,12 +57,12 @@ class Member:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """True if it has ended."""
         return self.status != 0
 
 
-class Fleet:
-    """Tunnels that run until a signal. What happens elsewhere is put in a queue and handled in the main thread.
+class TunnelGroup:
+    """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
 
     :param members: the tunnels.
     :param signals: those that end it.
@@ -72,13 +74,13 @@ class Fleet:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
-        self._unheard = len(members)  # of those that have not said yet how they began
-        self._trials: dict[Hashable, tuple[Trial, list[Member]]] = {}
-        self._draining = False
-        self._drained = 0
+        self._without_result = len(members)  # those that have neither opened nor failed yet
+        self._trials: dict[Hashable, tuple[HopProbe, list[Member]]] = {}
+        self._draining: int | None = None  # tunnels that still drain; None before the first signal
         self._done = False
         self._status = 0
-        self._view: FleetView | None = None
+        self._terminal = ExitStack()  # restores the terminal
+        self._table: LiveTable | None = None
 
     def run(self, *, watch: bool) -> int:
         """Open all, and relay until a signal.
@@ -87,54 +89,63 @@ class Fleet:
         :returns: the exit status: 0 after a signal; else 2 if the user has to change the configuration of what failed
             (of every tunnel, if none is left), 1 for another failure.
         """
-        with self._live_table() if watch else nullcontext() as table:
+        with self._terminal:
+            if watch:
+                from .views import FleetView
+
+                self._show(FleetView(self._watched))
             for member in self._members:
                 self._begin(member)
-            startup.is_over()
             while not self._done:
-                heard = self._signals.wait(REFRESH if table is not None else None)
+                heard = self._wait()
                 if heard:
                     self._on_signal(heard)
-                self._handle_events()
-                if table is not None and heard != 0:
-                    table.refresh()
+                while not self._events.empty():
+                    self._events.get()()
+                if self._table is not None and heard != 0:
+                    self._table.refresh()
         self._close()
-        stats = total(member.opened.tunnel.stats() for member in self._members if member.opened)
-        logger.info("%s", summary(stats), extra={"stats": stats})
+        self._log_summary()
         return self._status
 
-    def _handle_events(self) -> None:
-        while not self._events.empty():
-            self._events.get()()
+    def _show(self, view: View) -> None:
+        from .live import live_table
+
+        table = live_table(view)
+        if table is not None:
+            self._table = self._terminal.enter_context(table)
+
+    def _wait(self) -> int | None:
+        return self._signals.wait(REFRESH if self._table is not None else None)
 
     def _later(self, event: Callable[..., None], *arguments: Any) -> None:
-        """Have something done in the main thread; from any thread."""
+        """Call something in the main thread; from any thread."""
         self._events.put(functools.partial(event, *arguments))
         self._signals.wake()
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def _begin(self, member: Member) -> None:
-        tried = functools.partial(self._later, self._tried, member)
-        postponed = functools.partial(self._later, self._postponed, member)
+        opened = functools.partial(self._later, self._on_outcome, member)
+        postponed = functools.partial(self._later, self._on_postponed, member)
         try:
             opening = functools.partial(member.plan.open, self._preflight)
-            member.attempt = Attempt(opening, tried, postponed)
-        except RuntimeError as error:  # there is no thread to be had
+            member.attempt = BackgroundCall(opening, opened, postponed)
+        except RuntimeError as error:  # the system has no thread left
             self._give_up(member, error)
-            self._heard_of(member)
+            self._on_first_result()
 
-    def _postponed(self, member: Member, error: Exception) -> None:
+    def _on_postponed(self, member: Member, error: Exception) -> None:
         """A tunnel waits for the server at which it is to listen."""
         if member.attempt is None or self._ending.is_set():
             return
-        is_news, member.problem = not member.problem, f"{reason(error)}; trying again"
+        is_news, member.problem = not member.problem, f"{describe_error(error)}; trying again"
         if is_news:
-            complain(f"{member.name}: {member.problem}")
-            self._heard_of(member)
+            print_error(f"{member.name}: {member.problem}")
+            self._on_first_result()
 
-    def _tried(self, member: Member) -> None:
-        """A tunnel is open, or will not be."""
+    def _on_outcome(self, member: Member) -> None:
+        """A tunnel has opened or has failed."""
         assert member.attempt is not None, "it has begun"
         is_news, attempt, member.attempt = not member.problem, member.attempt, None
         try:
@@ -143,42 +154,40 @@ class Fleet:
             if not self._ending.is_set():
                 self._give_up(member, error)
         else:
-            self._up(member, opened)
+            if self._ending.is_set():
+                opened.close()
+            else:
+                member.opened, member.problem = opened, ""
+                self._on_opened(member, opened)
         if is_news:
-            self._heard_of(member)
+            self._on_first_result()
 
-    def _up(self, member: Member, opened: Opened) -> None:
-        if self._ending.is_set():
-            opened.close()
-            return
-        member.opened, member.problem = opened, ""
-        say(f"{member.name}: listening on {opened.title}")
+    def _on_opened(self, member: Member, opened: Opened) -> None:
+        print_line(f"{member.name}: listening on {opened.title}")
         tell_published(opened.receive, f"{member.name}: ")
         self._try_hops(member, opened)
 
-    def _heard_of(self, member: Member) -> None:
-        """The first news of a tunnel; with the last of these all have begun."""
-        self._unheard -= 1
-        if self._unheard or self._ending.is_set():
-            return
+    def _on_first_result(self) -> None:
+        """A tunnel has opened, has failed or waits; after the last of these all have begun."""
+        self._without_result -= 1
+        if not self._without_result and not self._ending.is_set():
+            self._log_count()
+
+    def _log_count(self) -> None:
         count = sum(member.opened is not None for member in self._members)
         failed = len(self._members) - count
         logger.info("%d of %d tunnels listen%s", count, len(self._members), f"; {failed} do not" if failed else "")
 
-    def _fail(self, member: Member, problem: str) -> None:
-        member.problem = problem
-        complain(f"{member.name}: {problem}")
-
     def _give_up(self, member: Member, error: Exception) -> None:
-        """End a tunnel for what a retry cannot fix, and all of them if that is asked for."""
-        member.status = status_of(error)
+        """End a tunnel that a retry cannot help, and all of them if it is required."""
+        member.status, member.problem = status_of(error), describe_error(error)
         if member.opened is not None:
             member.opened.close()
-        self._fail(member, reason(error))
+        print_error(f"{member.name}: {member.problem}")
         if member.is_required or member.plan.options.fail_fast:
             self._end(member.status)
         elif all(other.is_over for other in self._members):
-            complain("there is no tunnel left")
+            print_error("there is no tunnel left")
             self._end(min(other.status for other in self._members))
 
     def _try_hops(self, member: Member, opened: Opened) -> None:
@@ -190,15 +199,15 @@ class Fleet:
             trial, members = self._trials[key]
             members.append(member)
             if trial.error is not None:
-                self._later(self._refused, key)
+                self._later(self._on_refused, key)
             return
         options = member.plan.options
-        failed = functools.partial(self._later, self._refused, key)
+        failed = functools.partial(self._later, self._on_refused, key)
         trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
         self._trials[key] = trial, [member]
 
-    def _refused(self, key: Hashable) -> None:
-        """A hop does not let us in, and never will."""
+    def _on_refused(self, key: Hashable) -> None:
+        """A hop has failed, and a retry cannot help."""
         trial, members = self._trials[key]
         assert trial.error is not None, "that is what it failed with"
         for member in members:
@@ -208,20 +217,19 @@ class Fleet:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        """The first one drains, the second one ends."""
-        if self._draining:
+        """The first signal drains, the second one ends."""
+        if self._draining is not None:
             self._done = True
             return
-        self._draining = True
         self._ending.set()
         opened = [member for member in self._members if member.opened is not None]
         live = sum(member.opened.tunnel.stats().active for member in opened if member.opened)
         longest = max((member.plan.options.drain for member in opened), default=0)
         wait = closing(live, longest)
         logger.info("%s: %s", signal.Signals(number).name, wait)
-        if self._view is not None:
-            self._view.closing = wait
-        self._drained = len(opened)
+        if self._table is not None:
+            self._table.view.closing = wait
+        self._draining = len(opened)
         self._done = not opened
         for member in opened:
             threading.Thread(target=self._drain, args=(member,), name="relay-drain", daemon=True).start()
@@ -229,11 +237,12 @@ class Fleet:
     def _drain(self, member: Member) -> None:
         assert member.opened is not None, "only those that are open are drained"
         member.opened.tunnel.close(member.plan.options.drain)
-        self._later(self._one_drained)
+        self._later(self._on_drained)
 
-    def _one_drained(self) -> None:
-        self._drained -= 1
-        self._done = self._done or self._drained == 0
+    def _on_drained(self) -> None:
+        assert self._draining is not None, "a signal has come"
+        self._draining -= 1
+        self._done = self._done or self._draining == 0
 
     def _end(self, status: int) -> None:
         """End all at once."""
@@ -249,18 +258,79 @@ class Fleet:
             if member.opened is not None:
                 member.opened.close()
 
-    # -- the live table -----------------------------------------------------------------------------------------------
-
-    def _live_table(self) -> AbstractContextManager[LiveTable | None]:
-        from .live import live_table
-        from .views import FleetView
-
-        self._view = FleetView(self._watched)
-        return live_table(self._view) or nullcontext()
+    def _log_summary(self) -> None:
+        stats = total(member.opened.tunnel.stats() for member in self._members if member.opened)
+        logger.info("%s", summary(stats), extra={"stats": stats})
 
     def _watched(self) -> list[Watched]:
         """The tunnels, for the live table."""
         return [_watched(member) for member in self._members]
+
+
+class SingleTunnel(TunnelGroup):
+    """The tunnel of a command line: no name in what is printed, and its failure is raised.
+
+    :param plan: how it is opened.
+    :param signals: those that end it.
+    :param title: printed before where it listens and where that leads to.
+    """
+
+    def __init__(self, plan: Plan, signals: Signals, title: str) -> None:
+        super().__init__([Member(plan)], signals)
+        self._title = title
+        self._explains_wait = plan.at_i2p  # until it is open, or the log says what it waits for
+        self._error: Exception | None = None
+
+    def relay(self) -> None:
+        """Open it, relay until a signal, and drain.
+
+        :raises Exception: what a retry cannot fix, or the first failure if the options say so.
+        """
+        self.run(watch=False)
+        if self._error is not None:
+            raise self._error
+
+    def _wait(self) -> int | None:
+        if not self._explains_wait:
+            return super()._wait()
+        heard = self._signals.wait(SLOW)
+        if heard is None:
+            self._explains_wait = False
+            report_slow()
+        return heard
+
+    def _on_postponed(self, member: Member, error: Exception) -> None:
+        self._explains_wait = False  # the log does
+
+    def _on_opened(self, member: Member, opened: Opened) -> None:
+        self._explains_wait = False
+        line = f"{self._title}{opened.title}"
+        print_line(line)
+        tell_published(opened.receive)
+        self._try_hops(member, opened)
+        if member.plan.options.watch:
+            from .views import TunnelView, hop_state
+
+            hops = functools.partial(hop_state, opened.receive, opened.make_send)
+            self._show(TunnelView(opened.tunnel, line, hops))
+
+    def _log_count(self) -> None:
+        pass
+
+    def _give_up(self, member: Member, error: Exception) -> None:
+        self._error = error
+        self._end(status_of(error))
+
+    def _on_signal(self, number: int) -> None:
+        if self._members[0].opened is not None:
+            super()._on_signal(number)
+            return
+        logger.info("%s: closing before there was an answer", signal.Signals(number).name)
+        self._end(0)
+
+    def _log_summary(self) -> None:
+        if self._error is None and self._members[0].opened is not None:
+            super()._log_summary()
 
 
 def _watched(member: Member) -> Watched:

@@ -14,17 +14,17 @@ from ..addresses.printable import printable
 __all__ = ["Column", "Content", "Line", "lay_out"]
 
 _GAP = 2  # columns between two columns of the table; one where there is no room
-_SMALLEST = 6  # what is left of a column that gives way, on a terminal that is narrower than all of it
+_SMALLEST = 6  # width of a shrunk column on a very narrow terminal
 _ERROR_LINES = 2  # of one error
 
 
 class Line(NamedTuple):
-    """A line of the picture."""
+    """A line on the terminal."""
 
     text: str
     """No wider than the terminal."""
     style: str = ""
-    """In the words of Rich, such as ``bold``."""
+    """A style of Rich, such as ``bold``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Column:
     """A column of the table.
 
     :param title: its first line.
-    :param least: the width to which it gives way; ``None`` if it is always shown whole.
-    :param optional: whether it is left out where there is no room; the last one of these first.
+    :param least: the width to which it may shrink; ``None`` for a fixed width.
+    :param optional: whether it is left out on a narrow terminal; the last of these first.
     :param is_figure: whether it is aligned to the right.
     """
 
@@ -45,10 +45,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is to be seen.
+    """Content of the live table.
 
     :param head: sentences above the table.
-    :param columns: the columns, the widest of those that give way last.
+    :param columns: the columns.
     :param rows: the cells of each row, the most important row first.
     :param errors: sentences below the table.
     :param ended: a line for each of the last connections that ended, the newest first.
@@ -64,9 +64,9 @@ class Content:
 
 
 def lay_out(content: Content, width: int, height: int) -> list[Line]:
-    """The picture for a terminal of this size.
+    """Lay out the content for a terminal of this size.
 
-    :param content: what is to be seen.
+    :param content: the content.
     :param width: columns of the terminal.
     :param height: lines that may be used. Where it is too small, rows, errors and ended connections are left out, and a
         line says how many.
@@ -100,14 +100,14 @@ def _table(content: Content, width: int, room: int) -> list[Line]:
 
 
 def _first(items: Sequence[Sequence[str]], room: int) -> tuple[Sequence[Sequence[str]], int]:
-    """Those for which there is room, and how many are left out, which takes a line of its own."""
+    """Return the items that fit, and the number of the others, which takes a line of its own."""
     if len(items) <= room:
         return items, 0
     return items[: room - 1], len(items) - (room - 1)
 
 
 def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], dict[int, int], int]:
-    """Which columns are shown, how wide, and the gap between them."""
+    """Choose the columns, their widths and the gap between them."""
     natural = {
         number: max(cell_len(column.title), *(cell_len(row[number]) for row in rows), 0)
         for number, column in enumerate(columns)
@@ -131,7 +131,7 @@ def _fit(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -
         if least[widest] <= _SMALLEST:
             break
         least[widest] -= 1
-    for number in giving:  # the first one gets the room that is left, for it gives way last
+    for number in giving:  # the first one gets the remaining room
         least[number] += max(0, min(natural[number] - least[number], width - needed()))
     return shown, least, gap
 

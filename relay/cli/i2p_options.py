@@ -15,7 +15,7 @@ from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.options import set_options
 from ..addresses.values import Target, TCPAddress, TLSTarget
 from ..errors import AddressError
-from .output import say
+from .output import print_line
 
 __all__ = ["Bridge", "sam", "tell_published", "with_bridge", "with_bridges", "with_session"]
 
@@ -76,7 +76,7 @@ def with_session(
     router = set_options(place.router, **given)
     stored = router.keys or router.session
     if transient and stored:
-        raise AddressError("--transient: a destination that is kept nowhere has no keys and no session; leave one out")
+        raise AddressError("--transient: a destination that is not saved has no keys and no session; leave one out")
     if not (transient or stored):
         router = replace(router, session=str(target))
     allowed = (*(place.allow or ()), *allow) or None
@@ -84,10 +84,10 @@ def with_session(
 
 
 def tell_published(listener: Any, prefix: str = "") -> None:
-    """Say when a listener at I2P has been reached from outside, the first time on standard output.
+    """Report when a listener at I2P has been reached from outside: first on standard output, later in the log.
 
-    :param listener: one that is not at I2P says nothing.
-    :param prefix: what the line begins with.
+    :param listener: any listener; ignored if it is not at I2P.
+    :param prefix: the beginning of the line.
     """
     if hasattr(listener, "wait_published"):
         threading.Thread(target=_tell, args=(listener, prefix), name="relay-published", daemon=True).start()
@@ -96,5 +96,5 @@ def tell_published(listener: Any, prefix: str = "") -> None:
 def _tell(listener: Any, prefix: str) -> None:
     if not listener.wait_published(None):
         return
-    say(f"{prefix}published {listener.b32}")
+    print_line(f"{prefix}published {listener.b32}")
     listener.subscribe(lambda state, _: logger.info("%spublished again", prefix) if state == "published" else None)

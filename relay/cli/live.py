@@ -1,13 +1,12 @@
-"""The live table on a terminal: drawn in place at its end, below the lines that are printed meanwhile."""
+"""The live table on a terminal, drawn in place below the lines that are printed."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import threading
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,23 +14,33 @@ from rich.text import Text
 
 from .fleet_table import Content, Line, lay_out
 
-__all__ = ["LiveTable", "live_table"]
+__all__ = ["LiveTable", "View", "live_table"]
 
 logger = logging.getLogger("relay.cli")
 
-_LEFT = 2  # lines of the terminal that are left to what is printed
+_LEFT = 2  # lines of the terminal above the table, for what is printed
 
-# A terminal that knows this mode shows all that is written between the two at once; any other ignores them.
+# Synchronized output: a terminal with this mode shows everything between the two at once; others ignore them.
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 _ERASE_BELOW = "\x1b[J"
 
 
-def live_table(view: Callable[[], Content]) -> LiveTable | None:
-    """What shows a live table on standard error; use it with ``with``.
+class View(Protocol):
+    """The content of the table; :attr:`closing` is shown in it once a signal has come."""
 
-    :param view: returns what is to be seen now.
-    :returns: ``None`` if that is no terminal, or one that cannot move its cursor; a line in the log says so.
+    closing: str
+
+    def __call__(self) -> Content:
+        """Return the current content."""
+        ...
+
+
+def live_table(view: View) -> LiveTable | None:
+    """Make a live table on standard error, a context manager.
+
+    :param view: the content.
+    :returns: ``None`` if that is no terminal, or one that cannot move its cursor; the log says why.
     """
     console = Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -42,16 +51,16 @@ def live_table(view: Callable[[], Content]) -> LiveTable | None:
 
 
 class LiveTable:
-    """Keeps a table at the end of a terminal, and what is printed meanwhile above it.
+    """A table at the end of a terminal; lines that are printed appear above it.
 
     :param console: the terminal.
-    :param view: returns what is to be seen now.
+    :param view: the content.
     """
 
-    def __init__(self, console: Console, view: Callable[[], Content]) -> None:
+    def __init__(self, console: Console, view: View) -> None:
         self._console = console
-        self._view = view
-        self._lock = threading.RLock()  # one writes at a time: what is erased must be what was drawn last
+        self.view = view
+        self._lock = threading.RLock()  # one thread writes at a time: it erases what was drawn last
         self._drawn: list[Line] = []
         self._stderr: TextIO = sys.stderr
         self._stdout: TextIO | None = None
@@ -59,7 +68,7 @@ class LiveTable:
     def __enter__(self) -> Self:
         self._stderr = sys.stderr
         sys.stderr = _Above(self, self._stderr)
-        if sys.stdout is not None and sys.stdout.isatty():  # else what is printed goes where it is meant to
+        if sys.stdout is not None and sys.stdout.isatty():  # a redirected standard output is left alone
             self._stdout = sys.stdout
             sys.stdout = _Above(self, self._stdout)
         self._write(_HIDE)
@@ -77,8 +86,8 @@ class LiveTable:
             self._drawn = []
 
     def refresh(self) -> None:
-        """Show how it is now."""
-        content = self._view()
+        """Draw the current content."""
+        content = self.view()
         with self._lock:
             width, height = self._console.size
             lines = lay_out(content, width, max(1, height - _LEFT))
@@ -100,7 +109,7 @@ class LiveTable:
         self._write(f"{_BEGIN}{erased}{above}{captured.get()}{_END}")
 
     def _erased(self) -> str:
-        """What erases the table. On a terminal that has become narrower its lines may have been broken."""
+        """Return what erases the table. A terminal that has become narrower may have wrapped its lines."""
         if not self._drawn:
             return ""
         width, height = self._console.size
@@ -118,12 +127,12 @@ class LiveTable:
 
 
 class _Above:
-    """In the place of a stream: what is written goes above the table, in whole lines."""
+    """Replacement of a stream: whole lines are written above the table."""
 
     def __init__(self, table: LiveTable, stream: TextIO) -> None:
         self._table = table
         self._stream = stream
-        self._begun = threading.local()  # what each thread has written of its next line
+        self._begun = threading.local()  # the unfinished line of each thread
 
     def write(self, text: str) -> int:
         whole, newline, rest = (getattr(self._begun, "text", "") + text).rpartition("\n")
@@ -133,7 +142,7 @@ class _Above:
         return len(text)
 
     def flush(self) -> None:
-        pass  # every line is
+        pass  # each line is flushed when it is printed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

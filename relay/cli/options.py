@@ -1,4 +1,4 @@
-"""The options that every relaying command has."""
+"""The options that the relaying commands share."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(value: Any) -> float:
-    """Read a time of the command line: seconds, or a number with ms, s, m, h or d after it.
+    """Parse a duration: a number of seconds, or a number followed by ms, s, m, h or d.
 
     :param value: the text, or a default.
-    :raises click.BadParameter: if it is not more than zero.
+    :raises click.BadParameter: if it is not greater than 0.
     """
     number = seconds_or_zero(value)
     if number == 0:
@@ -50,9 +50,9 @@ def seconds(value: Any) -> float:
 
 
 def seconds_or_zero(value: Any) -> float:
-    """The same where zero is allowed.
+    """Parse a duration that may be 0.
 
-    :raises click.BadParameter: if it is not a time, or negative.
+    :raises click.BadParameter: if it is not a duration, or negative.
     """
     found = _TIME.fullmatch(str(value))
     try:
@@ -67,9 +67,9 @@ def seconds_or_zero(value: Any) -> float:
 
 
 def count(value: Any) -> int:
-    """Read a limit of connections.
+    """Parse a maximum number of connections.
 
-    :raises click.BadParameter: if it is not a number that is allowed.
+    :raises click.BadParameter: if it is neither positive nor -1.
     """
     try:
         return check_count(int(value))
@@ -134,7 +134,7 @@ debug = click.option("--debug", is_flag=True, help="Log at debug level, with tra
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says of the connections and of what is printed about them."""
+    """The limits of the connections, and the options for what is printed."""
 
     nconnect: int = -1
     timeout: float | None = None
@@ -149,10 +149,10 @@ class Options:
     debug: bool = False
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
-        """The same, with the limits that were not given as they are usual.
+        """Return the same with the defaults of the limits that were not given.
 
-        :param over_i2p: whether something on the way is reached over I2P.
-        :param at_i2p: whether one of the two ends is itself at I2P; ``None`` for the same.
+        :param over_i2p: whether a hop, the target or the listener is at I2P.
+        :param at_i2p: whether the target or the listener is; ``None`` for the same as ``over_i2p``.
         """
         connect_timeout = CONNECT_TIMEOUT if over_i2p else 30.0
         linger = LINGER if (over_i2p if at_i2p is None else at_i2p) else 60.0

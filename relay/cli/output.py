@@ -1,4 +1,4 @@
-"""What the commands print: the address, log lines, the live table, one line for an error."""
+"""Output of the commands: lines on standard output, the log and errors on standard error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = [
     "carriers_quiet",
     "closing",
-    "complain",
+    "print_error",
     "configuration_read",
     "drop_stdout",
     "failures_reported",
     "logged_to_stderr",
-    "reason",
-    "say",
+    "describe_error",
+    "print_line",
     "set_format",
     "show_help",
     "size",
@@ -41,14 +41,14 @@ __all__ = [
     "total",
 ]
 
-MOST_LINES = 10_000  # that wait for a reader of standard error
-PATIENCE = 2.0  # seconds that it has for the last ones
+MOST_LINES = 10_000  # queued for standard error
+PATIENCE = 2.0  # seconds to write the last of them at the end
 
 _format = "text"
 
 
-def say(line: str) -> None:
-    """Print a line on standard output at once; it is no failure if nobody reads there (``| head``)."""
+def print_line(line: str) -> None:
+    """Print a line on standard output at once. A closed pipe (``| head``) is no failure."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -56,38 +56,38 @@ def say(line: str) -> None:
 
 
 def drop_stdout() -> None:
-    """Nobody reads standard output any more: what is left in its buffer must not fail when the interpreter ends."""
+    """Replace a standard output that has no reader, so that flushing its buffer at exit does not fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def set_format(log_format: str) -> None:
-    """Set how :func:`complain` writes: ``text``, or ``json`` like the log."""
+    """Set how :func:`print_error` writes: ``text``, or ``json`` like the log."""
     global _format  # noqa: PLW0603  (a failure may come before there is a log)
     _format = log_format
 
 
-def complain(problem: str, error: BaseException | None = None) -> None:
+def print_error(problem: str, error: BaseException | None = None) -> None:
     """Print one line about a failure on standard error.
 
-    :param problem: what has failed.
-    :param error: whose traceback is shown before it; ``None`` for none.
+    :param problem: the line.
+    :param error: printed with its traceback before that; ``None`` for no traceback.
     """
     text = printable(" ".join(problem.split()))
     if _format == "json":
         cause = (type(error), error, error.__traceback__) if error is not None else None
-        note(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
+        print_notice(_JSON().format(logging.LogRecord("relay.cli", logging.ERROR, __file__, 0, text, None, cause)))
         return
     if error is not None:
-        note("\n".join(map(printable, "".join(traceback.format_exception(error)).splitlines())))
-    note(f"relay: {text}")
+        print_notice("\n".join(map(printable, "".join(traceback.format_exception(error)).splitlines())))
+    print_notice(f"relay: {text}")
 
 
-def note(line: str) -> None:
-    """Print a line on standard error; where that is closed, nowhere."""
+def print_notice(line: str) -> None:
+    """Print a line on standard error, if that is open."""
     if sys.stderr is None:
-        return  # print() would take standard output
+        return  # print() would write to standard output
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -105,39 +105,39 @@ def show_help(context: click.Context) -> NoReturn:
 
 @contextmanager
 def failures_reported(*, debug: bool) -> Iterator[None]:
-    """End the command by one line on standard error: status 2 for a wrong value, 1 for what the system said.
+    """End the command with one line on standard error: status 2 for a wrong value, 1 for an error of the system.
 
     :param debug: whether a traceback is printed before it.
     """
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
-        complain(reason(error), error if debug else None)
+        print_error(describe_error(error), error if debug else None)
         raise click.exceptions.Exit(status_of(error)) from error
 
 
 @contextmanager
 def configuration_read() -> Iterator[None]:
-    """Take a file that cannot be read, or the like, for a mistake of the user's, before anything is opened.
+    """Treat an unreadable file and the like as a mistake of the user, before anything is opened.
 
     :raises ValueError: for an error that a retry cannot fix.
     """
     try:
         yield
     except OSError as error:
-        raise error if can_retry(error) else ValueError(reason(error)) from error
+        raise error if can_retry(error) else ValueError(describe_error(error)) from error
 
 
 def status_of(error: Exception) -> int:
-    """The exit status that stands for an error.
+    """Return the exit status for an error.
 
     :returns: 2 if the user has to change the command line, a file or the environment; 1 for a failure at run time.
     """
     return 2 if isinstance(error, (ValueError, TypeError)) else 1
 
 
-def reason(error: Exception) -> str:
-    """An exception as one sentence, without its number."""
+def describe_error(error: Exception) -> str:
+    """Return an exception as one sentence, without its error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
@@ -148,9 +148,9 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
     """Send the ``relay`` log to standard error.
 
     :param log_format: ``text`` or ``json``.
-    :param verbose: whether there is a line for each finished connection.
-    :param debug: whether there is everything, with tracebacks.
-    :param named: whether such a line begins with the name of the tunnel.
+    :param verbose: whether each finished connection is logged.
+    :param debug: whether debug messages and tracebacks are logged.
+    :param named: whether the line of a finished connection begins with the name of the tunnel.
     """
     handler = _Lines(_JSON() if log_format == "json" else _Text(debug=debug, named=named))
     logger = logging.getLogger("relay")
@@ -170,34 +170,34 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
 
 @contextmanager
 def carriers_quiet(level: int, names: Collection[str] | None = None) -> Iterator[list[logging.LogRecord]]:
-    """Leave out what the connections under the streams say of their failures, for the command is to say it itself.
+    """Hold back what carriers log of their failures, because the command reports these itself.
 
-    :param level: from which level on.
+    :param level: the lowest level that is held back.
     :param names: of the carriers; ``None`` for all.
-    :returns: what was left out.
+    :returns: the records that were held back.
     """
-    left_out: list[logging.LogRecord] = []
+    held_back: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:
         if record.module != "carrier" or record.levelno < level:
             return True
         if names is not None and not (isinstance(record.args, tuple) and str(record.args[0]) in names):
             return True
-        left_out.append(record)
+        held_back.append(record)
         return False
 
     logger = logging.getLogger("relay")
     logger.addFilter(keep)
     try:
-        yield left_out
+        yield held_back
     finally:
         logger.removeFilter(keep)
 
 
 class _Lines(logging.Handler):
-    """Writes lines on a thread of its own: a reader of standard error that stops must not stop the relay.
+    """Handler that writes on its own thread, so that a reader of standard error that stops does not stop the relay.
 
-    Beyond a limit of lines that wait, further ones are dropped and counted.
+    Lines beyond the limit of the queue are dropped and counted.
     """
 
     def __init__(self, formatter: logging.Formatter) -> None:
@@ -209,7 +209,7 @@ class _Lines(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put the record in the queue, or count it."""
+        """Queue the record, or count it as dropped."""
         if self._records.qsize() >= MOST_LINES:
             self._dropped += 1
             return
@@ -220,7 +220,7 @@ class _Lines(logging.Handler):
         self._records.put(record)
 
     def close(self) -> None:
-        """Wait until all is written, but not long for a reader that has stopped."""
+        """Wait until the queue is written, at most :data:`PATIENCE` seconds."""
         self._records.put(None)
         self._thread.join(PATIENCE)
         super().close()
@@ -236,23 +236,23 @@ class _Lines(logging.Handler):
 
 
 def _write_line(line: str) -> None:
-    """Write to what ``sys.stderr`` is at the time: the live table takes its place, to stay below the lines.
+    """Write to the current ``sys.stderr``: the live table replaces it, to stay below the lines.
 
-    To the system's own not through its buffer, whose lock the end of the interpreter would wait for.
+    The original one is written without its buffer, because the interpreter waits for the buffer's lock at exit.
     """
     if sys.stderr is not sys.__stderr__:
-        note(line)
+        print_notice(line)
     elif sys.stderr is not None:
         data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
         try:
             while data:
                 data = data[os.write(sys.stderr.fileno(), data) :]
         except OSError:
-            pass  # nobody reads there any more
+            pass  # standard error has no reader any more
 
 
 class _Text(logging.Formatter):
-    """Lines for people; tracebacks only for those who debug."""
+    """Formatter for people: one line for each record, tracebacks only at debug level."""
 
     def __init__(self, *, debug: bool, named: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -266,7 +266,7 @@ class _Text(logging.Formatter):
         plain = {**record.__dict__, "msg": " ".join(message.splitlines()), "args": None}
         if not self._debug:
             plain |= {"exc_info": None, "exc_text": None, "stack_info": None}
-        # Whatever a peer may have brought into a message: nothing that a terminal acts upon reaches it.
+        # A message may contain text of a peer: no control character reaches the terminal.
         return "\n".join(map(printable, super().format(logging.makeLogRecord(plain)).splitlines()))
 
 
@@ -299,7 +299,7 @@ class _JSON(logging.Formatter):
 
 
 def size(count: float) -> str:
-    """Bytes, in powers of a thousand, three digits at most: ``0 B``, ``999 B``, ``1.2 kB``, ``120 MB``."""
+    """Format a number of bytes with at most three digits: ``0 B``, ``999 B``, ``1.2 kB``, ``120 MB``."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -310,7 +310,7 @@ def size(count: float) -> str:
 
 
 def summary(stats: Stats) -> str:
-    """What a tunnel has done, as one line."""
+    """Format the statistics of a tunnel as one line."""
     failed = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.failed.items()))
     return (
         f"{stats.accepted} connection{'' if stats.accepted == 1 else 's'}, {size(stats.received)} received, "
@@ -319,10 +319,10 @@ def summary(stats: Stats) -> str:
 
 
 def closing(live: int, seconds: float) -> str:
-    """What is said when the first signal has come.
+    """Return the message for the first signal.
 
-    :param live: connections that are live.
-    :param seconds: that these have to finish.
+    :param live: the number of open connections.
+    :param seconds: the time that they have to finish.
     """
     if not live or not seconds:
         return "closing"
@@ -330,7 +330,7 @@ def closing(live: int, seconds: float) -> str:
 
 
 def total(all_stats: Iterable[Stats]) -> Stats:
-    """What several tunnels have done together."""
+    """Add up the statistics of several tunnels."""
     from ..engine.records import Stats
 
     failed: Counter[str] = Counter()

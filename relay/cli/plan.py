@@ -1,4 +1,4 @@
-"""What is to be opened, whichever command or file asks for it, and its opening."""
+"""Plans of tunnels, from command lines and files, and their opening."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from ..eventloop.sockets import format_address
 from .i2p_options import Bridge, with_bridge
 from .options import Options
 from .output import carriers_quiet, configuration_read
-from .probes import SessionTrial, Trial
-from .routes import Routes
+from .probes import HopProbe, SessionProbe
 
 if TYPE_CHECKING:  # a command starts faster without them
     from ..transports.dynamic import Rule
-    from .preflight import Preflight
+    from .preflight import Preflight, Routes
 
-__all__ = ["Opened", "Opening", "Plan", "over", "plan", "plan_of_proxy"]
+__all__ = ["Opened", "Opening", "Plan", "over", "make_plan", "make_proxy_plan"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -37,12 +36,12 @@ Opening = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A tunnel that is open.
+    """An open tunnel.
 
     :param tunnel: the tunnel.
     :param receive: its listener.
     :param make_send: its factory.
-    :param title: where it listens, and where that leads to.
+    :param title: its listening address and its target.
     """
 
     tunnel: Tunnel
@@ -51,26 +50,26 @@ class Opened:
     title: str
 
     def close(self) -> None:
-        """End it."""
+        """Close the tunnel."""
         self.tunnel.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A tunnel that is to be. Making one opens nothing, and opening it may take a while.
+    """A tunnel before it is opened. Making a plan opens nothing; opening it may take a while.
 
     :param name: of the tunnel.
-    :param options: the limits, all of them settled, and what is printed.
-    :param listen: makes the listener; called with what :func:`relay.api.urls.listener` calls it ``opening``.
+    :param options: the limits, with their defaults, and what is printed.
+    :param listen: makes the listener; gets the ``opening`` of :func:`relay.api.urls.listener`.
     :param make_send: makes the factory.
-    :param routes: what it leads over.
-    :param on: what is said after the address at which it listens, such as the server where that is.
-    :param over: what is said after the target: the hops.
-    :param at_i2p: whether it listens at I2P, which may take a minute.
-    :param trial: how the hops are tried in the beginning.
-    :param way: what is equal for those whose hops are tried together.
-    :param elsewhere: the names of what leads to where it listens, if that is not on this machine.
-    :param configured: the title as far as it is known before it is open: the addresses as they are written.
+    :param routes: its hops and its ends.
+    :param on: the text after the listening address in titles, such as the server.
+    :param over: the text after the target in titles: the hops.
+    :param at_i2p: whether it listens on I2P, which may take a minute.
+    :param trial: the probe of the hops at the start.
+    :param way: a key; tunnels with the same key share one probe.
+    :param elsewhere: the names of the carriers under the listener.
+    :param configured: the title before it is open: the addresses as they are written.
     """
 
     name: str
@@ -81,20 +80,20 @@ class Plan:
     on: str = ""
     over: str = ""
     at_i2p: bool = False
-    trial: type[Trial] = Trial
+    trial: type[HopProbe] = HopProbe
     way: Hashable = None
     elsewhere: tuple[str, ...] = ()
     configured: str = ""
 
-    def open(self, preflight: Preflight | None = None, opening: Opening | None = None) -> Opened:
-        """Check what can be checked on this machine; then listen, and relay from then on.
+    def open(self, preflight: Preflight, opening: Opening | None = None) -> Opened:
+        """Check what can be checked on this machine, then listen and relay.
 
-        A server at which it listens and that cannot be reached is retried, unless the options say ``fail_fast``.
+        A listener on a server that cannot be reached retries, unless the options have ``fail_fast``.
 
         :param preflight: does the check; several plans may share it.
         :param opening: called with the listener before it starts, if that retries; closing the listener ends that.
         :raises ValueError: if the user has to change something first.
-        :raises OSError: if it cannot be had.
+        :raises OSError: if it cannot be opened.
         """
         self._check(preflight)
         make_send = self.make_send()
@@ -104,20 +103,16 @@ class Plan:
         tunnel = _tunnel(receive, make_send, self.options, self.name)
         return Opened(tunnel, receive, make_send, self.title(format_address(tunnel.address), make_send.target))
 
-    def _check(self, preflight: Preflight | None) -> None:
-        """Check the files, the keys and the secrets that it names, before anything is opened or connected to."""
-        if preflight is None:
-            from .preflight import Preflight
-
-            preflight = Preflight(names=False)
+    def _check(self, preflight: Preflight) -> None:
+        """Check the files, keys and secrets before anything is opened or connected to."""
         try:
             with configuration_read():
                 preflight.check(self.routes, self.make_send)
-        except ConnectError as error:  # which a retry can fix
+        except ConnectError as error:  # a retry can fix it
             logger.debug("%s: %s", self.name, error)
 
     def _listen(self, opening: Opening | None) -> Any:
-        """Listen. What the carriers under the listener log of the failure that ends it, the error says as well."""
+        """Listen. The error repeats what the carriers under the listener would log, so that is held back."""
         if self.options.fail_fast:
             with carriers_quiet(logging.WARNING, self.elsewhere):
                 return self.listen(None)
@@ -125,11 +120,11 @@ class Plan:
             return self.listen(opening or _nothing)
 
     def title(self, address: str, target: str) -> str:
-        """Where it listens, and where that leads to."""
+        """Return the title: the listening address and the target."""
         return f"{address}{self.on} → {target}{self.over}"
 
 
-def plan(
+def make_plan(
     where: Listen,
     end: Target | I2PTarget | Command,
     options: Options,
@@ -147,6 +142,8 @@ def plan(
     :param via: the hops on the way to the target, the nearest first.
     :param listen_via: those on the way to where it listens.
     """
+    from .preflight import Routes
+
     at_i2p = isinstance(where, I2PListen)
     is_i2p = isinstance(end, I2PTarget) or to_i2p(via, end)
     return Plan(
@@ -158,7 +155,7 @@ def plan(
         f" on {where.server}{over(listen_via)}" if isinstance(where, SSHListen) else over(listen_via),
         over(via),
         at_i2p,
-        SessionTrial if is_i2p else Trial,
+        SessionProbe if is_i2p else HopProbe,
         (via, getattr(end, "router", None), end if isinstance(end, Command) else None),
         tuple(map(str, (*listen_via, getattr(where, "server", where))))
         if isinstance(where, SSHListen | I2PListen)
@@ -167,7 +164,7 @@ def plan(
     )
 
 
-def plan_of_proxy(
+def make_proxy_plan(
     where: Listen,
     options: Options,
     *,
@@ -194,6 +191,7 @@ def plan_of_proxy(
     :raises ValueError: if the user or the password is missing, or given twice.
     """
     from ..transports.dynamic import Dynamic
+    from .preflight import Routes
 
     address, opener = _proxy(where, user, password, password_file, password_env)
     routes = dict.fromkeys([via, *(rule.route for rule in rules)])
@@ -216,14 +214,14 @@ def over(via: Route) -> str:
 
 
 def _by(rules: int) -> str:
-    """The rules, for a title."""
+    """Return the number of rules, for a title."""
     return f" by {rules} rule{'s' if rules > 1 else ''}" if rules else ""
 
 
 def _proxy(
     address: Listen, user: str | None, password: str | None, password_file: str | None, password_env: str | None
 ) -> tuple[UnixAddress | ProxyListen, Callable[[], Any]]:
-    """Where a proxy listens, and what does."""
+    """Return the address of a proxy, and a function that makes its listener."""
     login: dict[str, Any] = {
         "user": user,
         "password": password,
@@ -231,8 +229,8 @@ def _proxy(
         "password_env": password_env,
     }
     if (user is None) != (password is None and password_file is None and password_env is None):
-        problem = "user missing" if user is None else "password missing"
-        raise ValueError(f"{problem}; --user NAME goes with --password-file FILE or --password-env NAME")
+        problem = "--user: user missing" if user is None else "--user: password missing"
+        raise ValueError(f"{problem}; set --user NAME and --password-file FILE or --password-env NAME")
     if isinstance(address, UnixAddress):
         path = address.path
 
@@ -281,13 +279,13 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
 
 
 def warn_if_unsure(where: Any) -> None:
-    """Say so if an SSH server may listen at another address than it was asked for."""
+    """Log that an SSH server may listen on another address than requested."""
     if isinstance(where, SSHListen) and isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
         logger.info("%s listens on its loopback alone unless its sshd has GatewayPorts; it does not say", where.server)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is the loopback by its name or number."""
+    """Return whether a host is the loopback, by its name or number."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -295,7 +293,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _warn_if_open(listener: Any) -> None:
-    """Say so if others than those on this machine are let in to a proxy without a password, or send it in the clear."""
+    """Warn if other machines can use a proxy without a password, or send one unencrypted."""
     address = listener.address if hasattr(listener, "protected") else None
     if not isinstance(address, tuple) or ipaddress.ip_address(address[0]).is_loopback:
         return

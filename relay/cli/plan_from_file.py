@@ -15,10 +15,10 @@ from ..config import LIMITS, Config, Entry
 from ..errors import can_retry
 from .i2p_options import with_bridge, with_bridges, with_session
 from .options import Options
-from .output import complain, reason
-from .plan import Plan, plan, plan_of_proxy
+from .output import describe_error, print_error
+from .plan import Plan, make_plan, make_proxy_plan
 
-__all__ = ["print_problems", "note", "collect_problems", "plan_of", "plans_of"]
+__all__ = ["add_problem", "collect_problems", "plan_of", "plans_of", "print_problems"]
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
@@ -43,12 +43,12 @@ def collect_problems(config: Config, *path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        note(config, path, error)
+        add_problem(config, path, error)
 
 
-def note(config: Config, path: tuple[str, ...], error: Exception) -> None:
+def add_problem(config: Config, path: tuple[str, ...], error: Exception) -> None:
     """Add a failure to the problems of the value at a path."""
-    config.problems.add(path, options_to_keys(reason(error)), is_config_error=not can_retry(error))
+    config.problems.add(path, options_to_keys(describe_error(error)), is_config_error=not can_retry(error))
 
 
 def options_to_keys(text: str) -> str:
@@ -67,7 +67,7 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
     options = limits(entry, shown)
     assert entry.listen is not None, "a tunnel without problems has an address to listen on"
     if entry.is_proxy:
-        return plan_of_proxy(
+        return make_proxy_plan(
             entry.listen,
             options,
             name=entry.name,
@@ -93,24 +93,24 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
             deny=tunnel.deny or (),
         )
     listen_via = tuple(with_bridge(entry.bridge, hop) for hop in entry.listen_via)
-    return plan(listen, target, options, name=entry.name, via=via, listen_via=listen_via)
+    return make_plan(listen, target, options, name=entry.name, via=via, listen_via=listen_via)
 
 
 def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
     said = {name: value for name in LIMITS if (value := getattr(entry.tunnel, name)) is not None}
-    unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # as they usually are
+    unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # None is no limit
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited))
 
 
 def print_problems(config: Config) -> None:
     """Print the problems of a file.
 
-    :raises click.exceptions.Exit: if there is anything: with status 2 if the user has to change something, 1 if there
-        are only host names that cannot be looked up.
+    :raises click.exceptions.Exit: if there are any: with status 2 if the user has to change something, 1 if
+        host names cannot be resolved.
     """
     problems = config.problems.in_order()
     for problem in problems:
-        complain(config.problems.format(problem))
+        print_error(config.problems.format(problem))
     if problems:
         raise click.exceptions.Exit(2 if any(problem.is_config_error for problem in problems) else 1)

@@ -1,4 +1,4 @@
-"""What can be known of a tunnel before it is opened, and without connecting to anything."""
+"""Checks of a tunnel before it is opened, without connecting to anything."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 from ..addresses.hops import Command, Proxy, ProxyListen, Route
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
@@ -17,23 +17,35 @@ from ..addresses.values import TCPAddress, TLSListen, TLSTarget, is_i2p
 from ..errors import AuthenticationError, ConnectError, RelayError
 from ..transports.credentials import passphrase_of, secret_of
 from ..transports.tls.context import load_chain, trusting
-from .routes import Routes
 
-__all__ = ["Preflight"]
+__all__ = ["Preflight", "Routes"]
 
 Note = Callable[[Exception], object]
 
 
-class Preflight:
-    """Looks at tunnels, in any thread, and once at what several of them have in common.
+class Routes(NamedTuple):
+    """The hops and the ends of a planned tunnel.
 
-    :param names: whether host names are looked up, which may block for seconds.
+    :param where: the address to listen on.
+    :param before: the hops to that.
+    :param out: the hops to each target, and the target; ``None`` for the targets that clients request.
+    """
+
+    where: Any
+    before: Route = ()
+    out: Sequence[tuple[Route, Any]] = ()
+
+
+class Preflight:
+    """Checks tunnels, on any thread; what several of them share is checked once.
+
+    :param names: whether host names are resolved, which may block for seconds.
     """
 
     def __init__(self, *, names: bool = True) -> None:
         self._names = names
         self._lock = threading.Lock()  # for what follows
-        self._seen: dict[Hashable, Exception | None] = {}  # what was looked at → what is wrong with it
+        self._seen: dict[Hashable, Exception | None] = {}  # what was checked → its error
         self._note: Note | None = None
         self._all_well = True
 
@@ -42,8 +54,8 @@ class Preflight:
 
         :param routes: its hops and its ends.
         :param make_send: makes its factory.
-        :param note: called with each problem that no other tunnel had; by default the first problem is raised.
-        :returns: the address at which it would listen; ``None`` if there is a problem.
+        :param note: called with each new problem; by default the first problem is raised.
+        :returns: the address it would listen on; ``None`` if there is a problem.
         """
         with self._lock:
             self._note, self._all_well = note, True
@@ -60,7 +72,7 @@ class Preflight:
         return address if self._all_well else None
 
     def _try(self, what: Hashable, look: Callable[[], Any]) -> Any:
-        """Look at something, unless that was done; ``None`` if there is a problem."""
+        """Check something once; return ``None`` if there is a problem."""
         if what in self._seen:
             error = self._seen[what]
             if error is not None and self._note is None:
@@ -100,7 +112,7 @@ class Preflight:
     # -- where it leads -----------------------------------------------------------------------------------------------
 
     def _way(self, route: Route, end: Any) -> None:
-        """What is behind the hops; where there are some, its name is looked up there."""
+        """Check a target; behind hops, its name is resolved there."""
         if isinstance(end, Command) and not route:
             self._try(end, lambda: _find(end))
         elif isinstance(end, I2PTarget):
@@ -123,9 +135,9 @@ class Preflight:
 
 
 def _hop(hop: Any, *, is_first: bool) -> str:
-    """Look at a hop.
+    """Check a hop.
 
-    :returns: the name that is looked up here; empty if none is.
+    :returns: the name that this machine resolves; empty if there is none.
     """
     name = ""
     if isinstance(hop, SSHServer):
@@ -144,9 +156,9 @@ def _hop(hop: Any, *, is_first: bool) -> str:
 
 
 def _server(server: SSHServer, *, is_first: bool) -> str:
-    """Look at what the user's configuration says of a server, at the key and the passwords.
+    """Check the configuration, the key and the passwords of a server.
 
-    :returns: the name that is looked up here; empty if none is.
+    :returns: the name that this machine resolves; empty if there is none.
     """
     from ..transports.ssh.config.settings import settle
 
@@ -178,12 +190,12 @@ def _resolve(host: str, what: str = "") -> None:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         problem = f"cannot resolve the host name ({error.args[-1]}); check the spelling"
-        raise ConnectError(f"{what}{host}: {problem}") from error  # which time may fix
+        raise ConnectError(f"{what}{host}: {problem}") from error  # a retry may help
 
 
 def _find(command: Command) -> None:
     if shutil.which(command.words[0]) is None:
-        raise RelayError(f"{command}: there is no such program")
+        raise RelayError(f"{command}: program not found; install it, or give its path")
 
 
 def _chain(where: TLSListen) -> None:
@@ -197,7 +209,7 @@ def _access(where: I2PListen) -> None:
 
 
 def _key(path: str) -> str:
-    """The address of the destination in a file; empty if it is still to be made."""
+    """Return the address of the destination in a file; empty if the file does not exist yet."""
     from ..transports.i2p.key_file import read
 
     return read(path).b32 if os.path.lexists(os.path.expanduser(path)) else ""

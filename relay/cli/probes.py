@@ -1,4 +1,4 @@
-"""What a command tries beside its work, in threads: to listen, and to go over the hops of a way."""
+"""Calls and probes on background threads: open a tunnel, connect the hops of a route."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ..carriers.link import CarrierState
 from ..errors import ConnectError, can_retry
 from .output import carriers_quiet
 
-__all__ = ["Attempt", "SLOW", "SessionTrial", "Trial", "say_slow"]
+__all__ = ["BackgroundCall", "SLOW", "SessionProbe", "HopProbe", "report_slow"]
 
 logger = logging.getLogger("relay.cli")
 
-SLOW = 3.0  # seconds after which a user who waits reads what for
-RETRIES = (CarrierState.BACKING_OFF.value, CarrierState.CONNECTING.value)  # of a listener, with an error
+SLOW = 3.0  # seconds before relay explains what the user waits for
+RETRIES = (CarrierState.BACKING_OFF.value, CarrierState.CONNECTING.value)  # with an error: it retries
 
 
-class Attempt:
-    """A call that opens something, in a thread of its own.
+class BackgroundCall:
+    """A call that opens something, on its own thread.
 
-    :param call: is given what it calls with a listener that it begins to open, which may take as long as a server
-        cannot be reached; returns what has a ``close``.
-    :param over: called in the thread when there is an outcome.
-    :param postponed: called in any thread with each error after which that listener retries.
+    :param call: gets a function to call with a listener that it starts to open, which takes until a server can be
+        reached; returns an object with ``close``.
+    :param over: called on that thread when there is an outcome.
+    :param postponed: called on any thread with each error after which that listener retries.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Attempt:
             self._postponed(error)
 
     def outcome(self) -> Any:
-        """What was opened, once it is over.
+        """Return what was opened, after ``over`` was called.
 
         :raises Exception: what the call raised.
         """
@@ -75,23 +75,23 @@ class Attempt:
         return self._made
 
     def give_up(self) -> None:
-        """Wait no longer, and close what was opened, now or when it is."""
+        """Close what was opened, now or as soon as it is."""
         self._given_up.set()
         for one in (self._opening, self._made):
             if one is not None:
                 one.close()
 
 
-class Trial:
-    """Tries the hops while the tunnel already listens, so that a wrong key is known before the first client comes.
+class HopProbe:
+    """A probe of the hops while the tunnel already listens: a wrong key is reported before the first client connects.
 
-    A server that cannot be reached is not the end: its carrier logs that and retries. What it finds out before it was
-    up for the first time counts as the start, too.
+    It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error counts as one
+    of the start until the carrier was up for the first time.
 
     :param make_send: the factory; one without ``ready`` has no hops.
-    :param timeout: seconds; ``None`` for as long as it takes.
-    :param failed: called, in a thread, at a failure that a retry cannot fix; :attr:`error` has it.
-    :param fail_fast: whether every failure counts as one of those.
+    :param timeout: seconds; ``None`` for no limit.
+    :param failed: called on another thread after an error that a retry cannot fix; :attr:`error` has it.
+    :param fail_fast: whether every error counts as one of those.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Trial:
         self._timeout = timeout
         self._failed = failed
         self._fail_fast = fail_fast
-        self._waits = False  # until the carrier is up or has failed for good
+        self._waits = False  # until the carrier is up or has failed permanently
         self._has_waited = False
         if hasattr(make_send, "ready"):
             self._begin()
@@ -111,20 +111,20 @@ class Trial:
         threading.Thread(target=self._try, name="relay-trial", daemon=True).start()
 
     def _try(self) -> None:
-        left_out: list[logging.LogRecord] = []
+        held_back: list[logging.LogRecord] = []
         try:
-            with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as left_out:
+            with carriers_quiet(logging.WARNING if self._fail_fast else logging.ERROR) as held_back:
                 self._ready(self._make_send, self._timeout)
         except (OSError, ValueError, TypeError) as error:
             if self._fail_fast or not can_retry(error):
                 self.error = error
                 self._failed()
                 return
-            # A carrier logs it when it retries; where each stream has its own connection, there is none.
+            # A carrier logs it when it retries; without a carrier, each stream has its own connection.
             logger.log(logging.WARNING if self._state == "up" else logging.DEBUG, "%s", error)
             if not self._has_waited:
                 self._wait()
-        for record in left_out:  # it was no failure after all, or one after which the carrier retries
+        for record in held_back:  # the carrier retries, or has succeeded
             logging.getLogger(record.name).handle(record)
 
     def _ready(self, make_send: Any, timeout: float | None) -> None:
@@ -135,10 +135,10 @@ class Trial:
         return str(getattr(self._make_send, "state", ""))
 
     def _wait(self) -> None:
-        """Try again once the carrier has failed for good, unless it was up before that."""
+        """Probe again once the carrier has failed permanently, unless it was up before."""
         self._waits = self._has_waited = True
         self._make_send.subscribe(self._on_state)
-        if self._state == CarrierState.FAILED.value:  # since before that
+        if self._state == CarrierState.FAILED.value:  # before the subscription
             self._on_state(CarrierState.FAILED, None)
 
     def _on_state(self, state: CarrierState, _: Exception | None) -> None:
@@ -148,8 +148,8 @@ class Trial:
                 self._begin()
 
 
-class SessionTrial(Trial):
-    """The same for a session at a SAM bridge: it takes as long as it takes, and says so."""
+class SessionProbe(HopProbe):
+    """A probe of a SAM session, without a time limit; it explains a long wait."""
 
     def _ready(self, make_send: Any, timeout: float | None) -> None:
         try:
@@ -157,11 +157,11 @@ class SessionTrial(Trial):
         except ConnectError as error:
             if error.reason != "connect_timeout":
                 raise
-            say_slow()
+            report_slow()
             make_send.ready(None)
             logger.info("the session is up")
 
 
-def say_slow() -> None:
-    """Say why nothing happens yet."""
+def report_slow() -> None:
+    """Explain a long wait for an I2P session."""
     logger.info("the router makes a session and builds tunnels for it, which may take a minute")

@@ -14,7 +14,7 @@ __all__ = ["Signals", "die_of"]
 class Signals:
     """Catches SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP while it is entered, in the main thread.
 
-    A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait hears both.
+    A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait covers both.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Signals:
         self._writer.close()
 
     def is_set(self) -> bool:
-        """Whether something was heard for which nobody has waited yet. With :meth:`fileno` this cancels an attempt."""
+        """Return whether a signal or a wake is still unread. With :meth:`fileno` this is a ``cancel=`` for dialing."""
         return bool(select.select([self._reader], [], [], 0)[0])
 
     def fileno(self) -> int:
@@ -49,21 +49,21 @@ class Signals:
         try:
             self._writer.send(b"\0")
         except OSError:
-            pass  # it is full, and so wakes already, or nobody waits any more
+            pass  # a full buffer wakes as well; a closed one has no reader
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for a signal or for :meth:`wake`.
 
         :param timeout: seconds, or ``None`` for as long as it takes.
-        :returns: the signal's number, 0 for :meth:`wake`, ``None`` if the time is over.
+        :returns: the signal's number, 0 for :meth:`wake`, ``None`` after the timeout.
         """
         ready, _, _ = select.select([self._reader], [], [], timeout)
         return self._reader.recv(1)[0] if ready else None
 
 
 def die_of(number: int) -> NoReturn:
-    """End this program as if nothing had caught the signal, so that its parent knows: a shell's loop ends, too."""
+    """End this process by the signal itself, so that the parent sees it: a loop of the shell ends as well."""
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # it is ignored, or stopped from outside
+    os._exit(128 + number)  # the signal was ignored or blocked

@@ -1,4 +1,4 @@
-"""What the live table shows: the values of one tunnel, or of many, as they are now."""
+"""Content of the live table: the current state of one tunnel or of many."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .output import size, summary, total
 
 __all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state"]
 
-_BETWEEN = 0.4  # seconds between two samples at least: a shorter time makes no rate
-_ENDED = 8  # connections that are remembered when they have ended
-_SAME = 1.0  # seconds by which the beginnings of a connection differ that is computed twice, at most
+_BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
+_ENDED = 8  # finished connections that are shown
+_SAME = 1.0  # seconds; the start of a connection, computed from two samples, differs by less
 
 _LIVE = (
     Column("client", least=21),
@@ -45,9 +45,9 @@ _TUNNELS = (
 
 
 class Rates:
-    """Bytes a second, received and sent, of things that are looked at again and again.
+    """Bytes per second, received and sent, from samples of totals.
 
-    :param clock: tells the time in seconds.
+    :param clock: returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,7 +57,7 @@ class Rates:
         self._rates: dict[Any, tuple[float, float]] = {}
 
     def look(self, figures: Mapping[Any, tuple[int, int]]) -> None:
-        """Take a sample: the bytes that each thing has received and sent so far."""
+        """Take a sample: the bytes that each key has received and sent so far."""
         now = self._clock()
         passed = now - self._taken
         if passed < _BETWEEN:
@@ -70,40 +70,40 @@ class Rates:
         }
 
     def of(self, key: Any) -> tuple[str, str]:
-        """The rates of a thing as text; empty if it is new."""
+        """Return the rates of a key as text; empty if it is new."""
         return (size(self._rates[key][0]), size(self._rates[key][1])) if key in self._rates else ("", "")
 
 
 class _Ended:
-    """The last connections that ended, of one tunnel or of many."""
+    """The latest finished connections of one tunnel or of many."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._last: collections.deque[tuple[str, ConnectionRecord]] = collections.deque(maxlen=_ENDED)
 
     def look(self, name: str, stats: Stats, recent: Callable[[], Sequence[ConnectionRecord]]) -> None:
-        """Remember those of a tunnel that have ended since the last look."""
+        """Add the connections of a tunnel that have finished since the last call."""
         count = stats.accepted - stats.active
         new = min(_ENDED, count - self._counts.get(name, 0))
         self._counts[name] = count
         if new > 0:
-            # One that ends between the two questions comes again with the next look.
+            # A connection that finishes between the two calls is returned again next time.
             self._last.extend(one for record in recent()[-new:] if (one := (name, record)) not in self._last)
 
     def lines(self, *, named: bool) -> list[str]:
-        """One for each, the newest first."""
+        """Return a line for each, the newest first."""
         return [f"{name}: {ended(record)}" if named else ended(record) for name, record in reversed(self._last)]
 
 
 def ended(record: ConnectionRecord) -> str:
-    """A connection that has ended, on one line; its reason comes first."""
+    """Format a finished connection as one line; its reason comes first."""
     who, target = format_address(record.peer) or "a local client", record.target or "nowhere"
     figures = f"{size(record.received)} received, {size(record.sent)} sent"
     return f"{record.reason} after {age(record.age)}: {who} → {target}, {figures}"
 
 
 def age(seconds: float) -> str:
-    """A time as short as may be."""
+    """Format a duration briefly."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 600:
@@ -113,9 +113,9 @@ def age(seconds: float) -> str:
 
 
 def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
-    """What the connections under a tunnel's streams do, and why they do not work, as far as it is known.
+    """Return the state of the carriers under a tunnel, and the last error of one that is not up.
 
-    :returns: ``up`` if there is nothing to tell.
+    :returns: ``up`` and an empty text if all are up.
     """
     for end in (make_send, receive):
         state = getattr(end, "state", "up")
@@ -128,9 +128,9 @@ class TunnelView:
     """One tunnel and its connections.
 
     :param tunnel: the tunnel.
-    :param title: where it listens and where that leads to.
-    :param hops: returns the state of the hops, and what is wrong with them; see :func:`hop_state`.
-    :param clock: tells the time in seconds.
+    :param title: its listening address and its target.
+    :param hops: returns the state of the hops and their problem; see :func:`hop_state`.
+    :param clock: returns the time in seconds.
     """
 
     def __init__(
@@ -141,19 +141,19 @@ class TunnelView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing = ""
-        """What is said about its end, while it is closing."""
+        """The message about its end, while it is closing."""
         self._tunnel = tunnel
         self._title = title
         self._hops = hops
         self._clock = clock
         self._rates = Rates(clock)
         self._ended = _Ended()
-        self._numbers: dict[int, ConnectionRecord] = {}  # those of the last look, by a number that each keeps
+        self._numbers: dict[int, ConnectionRecord] = {}  # of the last call, by a number that each keeps
         self._looked = 0.0
         self._count = 0
 
     def __call__(self) -> Content:
-        """What is to be seen now."""
+        """Return the current content."""
         stats = self._tunnel.stats()
         self._ended.look(self._tunnel.name, stats, self._tunnel.recent)
         records = self._numbered(self._tunnel.connections())
@@ -177,7 +177,7 @@ class TunnelView:
         return [format_address(record.peer) or "a local client", record.state, *target, *figures]
 
     def _numbered(self, records: Iterable[ConnectionRecord]) -> dict[int, ConnectionRecord]:
-        """A record has no number by which to know it again. But both lists are in the order of their beginnings."""
+        """Number the records. A record has no identity, but both lists are ordered by start."""
         now = self._clock()
         passed, self._looked = now - self._looked, now
         before = iter(self._numbers.items())
@@ -198,12 +198,12 @@ def _is_same(old: ConnectionRecord, new: ConnectionRecord, passed: float) -> boo
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """One of many tunnels, as it is now.
+    """The current state of one of many tunnels.
 
     :param name: its name.
-    :param state: what it does, in a word.
-    :param title: where it listens and where that leads to, as it is written in the configuration while it is not open.
-    :param problem: what is wrong; empty if nothing is.
+    :param state: its state, in a word.
+    :param title: its listening address and its target; those of the configuration while it is not open.
+    :param problem: its problem; empty if it has none.
     :param tunnel: the tunnel, if it is open.
     """
 
@@ -217,19 +217,19 @@ class Watched:
 class FleetView:
     """Many tunnels.
 
-    :param look: returns them as they are now.
-    :param clock: tells the time in seconds.
+    :param look: returns their current states.
+    :param clock: returns the time in seconds.
     """
 
     def __init__(self, look: Callable[[], Sequence[Watched]], clock: Callable[[], float] = time.monotonic) -> None:
         self.closing = ""
-        """What is said about their end, while they are closing."""
+        """The message about their end, while they are closing."""
         self._look = look
         self._rates = Rates(clock)
         self._ended = _Ended()
 
     def __call__(self) -> Content:
-        """What is to be seen now: the tunnels first that have most to tell."""
+        """Return the current content: tunnels with a problem first, then by open connections."""
         members = self._look()
         stats = {member.name: member.tunnel.stats() for member in members if member.tunnel is not None}
         for member in members:

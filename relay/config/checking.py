@@ -254,7 +254,7 @@ class _One:
             if name in given and not is_destination:
                 self._refuse(name, "it goes with an i2p: address of listen alone")
         if self._tunnel.transient and given & {"keys", "session"}:
-            self._refuse("transient", "a destination that is kept nowhere has no keys and no session; leave one out")
+            self._refuse("transient", "a destination that is not saved has no keys and no session; leave one out")
         if self._is_proxy:
             self._check_login(given)
         if "password" in given:

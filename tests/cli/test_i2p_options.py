@@ -22,7 +22,7 @@ from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.cli.i2p_options import with_bridge, with_bridges, with_session
 from relay.cli.options import Options
-from relay.cli.probes import SessionTrial
+from relay.cli.probes import SessionProbe
 from relay.cli.run import serve
 from relay.testing import SAMBridge
 
@@ -299,13 +299,19 @@ def test_keys_in_use(router, expose, target):
 WRONG = {
     ("expose", "h:1", "--on", "i2p", "--sam", "h"): "sam 'h': no port",
     ("expose", "h:1", "--on", "i2p:?keys=a", "--keys", "b"): "keys= is written twice",
-    ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is kept nowhere has no",
+    ("expose", "h:1", "--on", "i2p:?keys=a", "--transient"): "--transient: a destination that is not saved has no",
     ("expose", "h:1", "--on", "i2p", "--session", "a", "--transient"): "--transient: a destination",
     ("expose", "h:1", "--on", "i2p", "--allow", "name.i2p"): "allow: 'name.i2p' is neither a destination nor a file",
     ("expose", "h:1", "--on", "i2p", "--deny", "nowhere"): "deny: 'nowhere' is neither a destination nor a file",
-    ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: it goes with --on i2p alone",
-    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "--allow: it goes with --on i2p alone",
-    ("expose", "h:1", "--on", "ssh://h", "--transient"): "--transient: it goes with --on i2p alone",
+    ("expose", "h:1", "--on", "ssh://h", "--sam", "h:1"): "--sam: only for --on i2p; an ssh:// address has its own",
+    ("expose", "h:1", "--on", "ssh://h", "--allow", "x"): "--allow: only for --on i2p; an ssh:// address has its own",
+    (
+        "expose",
+        "h:1",
+        "--on",
+        "ssh://h",
+        "--transient",
+    ): "--transient: only for --on i2p; an ssh:// address has its own",
     ("expose", "h:1", "--on", "i2p:?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
     ("forward", ":0", "i2p://x.i2p?user=me&password=hunter2"): "use password_file=FILE or password_env=NAME",
     ("forward", "i2p:?user=me&password=hunter2", "h:1"): "use password_file=FILE or password_env=NAME",
@@ -393,7 +399,7 @@ SLOW = relay.ConnectError("slow", reason="connect_timeout")
 def test_a_trial_of_a_session_takes_its_time(outcomes):
     ended = threading.Event()
     factory = Slow(*outcomes)
-    trial = SessionTrial(factory, 90, ended.set)
+    trial = SessionProbe(factory, 90, ended.set)
     wait_until(lambda: not factory.outcomes)
     assert factory.asked == [3.0, None][: len(outcomes)]
     assert not ended.wait(0.05)
@@ -404,7 +410,7 @@ def test_a_trial_of_a_session_takes_its_time(outcomes):
 def test_a_trial_of_a_session_that_cannot_be_made_is_the_end(before):
     error = relay.SAMError("x")
     ended = threading.Event()
-    trial = SessionTrial(Slow(*before, error), 90, ended.set)
+    trial = SessionProbe(Slow(*before, error), 90, ended.set)
     assert ended.wait(WAIT)
     assert trial.error is error
 
@@ -421,7 +427,7 @@ def test_what_a_carrier_says_meanwhile_is_heard_unless_it_is_the_end(caplog, err
             super().ready(timeout)
 
     ended = threading.Event()
-    trial = SessionTrial(Factory(error), 90, ended.set)
+    trial = SessionProbe(Factory(error), 90, ended.set)
     if heard:
         wait_until(lambda: "lost; not again" in caplog.messages)
         assert trial.error is None

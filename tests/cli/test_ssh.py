@@ -21,7 +21,7 @@ from relay.addresses.parse import parse_listen
 from relay.addresses.redact import redact
 from relay.carriers.link import CarrierState
 from relay.cli.plan import warn_if_unsure
-from relay.cli.probes import Attempt, Trial
+from relay.cli.probes import BackgroundCall, HopProbe
 from relay.testing.ssh.login import LoginHandler
 
 VIA = re.compile(r"listening on (\S+):(\d+) → (\S+) via (.+)\n")
@@ -361,7 +361,7 @@ class Opened:
 def test_what_was_opened_is_the_outcome():
     over = threading.Event()
     opened = Opened()
-    attempt = Attempt(lambda _: opened, over.set, pytest.fail)
+    attempt = BackgroundCall(lambda _: opened, over.set, pytest.fail)
     assert over.wait(WAIT)
     assert attempt.outcome() is opened
     assert opened.closed == 0
@@ -369,7 +369,7 @@ def test_what_was_opened_is_the_outcome():
 
 def test_an_error_is_the_outcome():
     over = threading.Event()
-    attempt = Attempt(lambda _: 1 / 0, over.set, pytest.fail)
+    attempt = BackgroundCall(lambda _: 1 / 0, over.set, pytest.fail)
     assert over.wait(WAIT)
     with pytest.raises(ZeroDivisionError):
         attempt.outcome()
@@ -379,7 +379,7 @@ def test_an_error_is_the_outcome():
 def test_what_is_opened_and_not_wanted_is_closed(when):
     go, over = threading.Event(), threading.Event()
     opened = Opened()
-    attempt = Attempt(lambda _: go.wait(WAIT) and opened, over.set, pytest.fail)
+    attempt = BackgroundCall(lambda _: go.wait(WAIT) and opened, over.set, pytest.fail)
     if when == "before":
         attempt.give_up()
     go.set()
@@ -410,7 +410,7 @@ class Factory:
 @pytest.mark.parametrize("error", [relay.HostKeyError("x"), relay.AuthenticationError("x"), relay.RelayError("no ssh")])
 def test_a_trial_ends_with_what_another_try_would_not_mend(error):
     ended = []
-    trial = Trial(Factory(error), 3, lambda: ended.append(True))
+    trial = HopProbe(Factory(error), 3, lambda: ended.append(True))
     wait_until(lambda: ended)
     assert trial.error is error
 
@@ -419,7 +419,7 @@ def test_a_trial_ends_with_what_another_try_would_not_mend(error):
 def test_a_trial_leaves_the_rest_to_the_carrier(error):
     ended = []
     factory = Factory(error)
-    trial = Trial(factory, 3, lambda: ended.append(True))
+    trial = HopProbe(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.timeout == 3)
     assert (trial.error, ended) == (None, [])
 
@@ -427,7 +427,7 @@ def test_a_trial_leaves_the_rest_to_the_carrier(error):
 def test_a_trial_goes_on_until_the_carrier_was_up_once():
     ended = []
     factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
-    trial = Trial(factory, 3, lambda: ended.append(True))
+    trial = HopProbe(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
     factory.watchers[0](CarrierState.CONNECTING, None)
     assert not ended
@@ -439,7 +439,7 @@ def test_a_trial_goes_on_until_the_carrier_was_up_once():
 def test_a_trial_is_over_once_the_carrier_was_up():
     ended = []
     factory = Factory(relay.ConnectError("away"), relay.HostKeyError("it is another server now"))
-    Trial(factory, 3, lambda: ended.append(True))
+    HopProbe(factory, 3, lambda: ended.append(True))
     wait_until(lambda: factory.watchers)
     for state in (CarrierState.UP, CarrierState.FAILED):
         factory.watchers[0](state, None)
@@ -450,14 +450,14 @@ def test_a_trial_finds_a_failure_that_was_faster_than_its_watch():
     factory = Factory(relay.ConnectError("away"), relay.AuthenticationError("refused"))
     factory.state = "failed"
     ended = threading.Event()
-    trial = Trial(factory, 3, ended.set)
+    trial = HopProbe(factory, 3, ended.set)
     assert ended.wait(WAIT)
     assert str(trial.error) == "refused"
 
 
 def test_a_trial_that_must_not_fail_ends_with_any_failure():
     ended = threading.Event()
-    trial = Trial(Factory(relay.ConnectError("away")), 3, ended.set, fail_fast=True)
+    trial = HopProbe(Factory(relay.ConnectError("away")), 3, ended.set, fail_fast=True)
     assert ended.wait(WAIT)
     assert str(trial.error) == "away"
 
@@ -465,7 +465,7 @@ def test_a_trial_that_must_not_fail_ends_with_any_failure():
 def test_a_trial_leaves_a_carrier_that_has_failed_with_what_passes():
     factory = Factory(relay.ConnectError("away"), relay.CarrierError("three times"))
     factory.state = "failed"
-    trial = Trial(factory, 3, pytest.fail)
+    trial = HopProbe(factory, 3, pytest.fail)
     wait_until(lambda: not factory.errors)
     assert (trial.error, len(factory.watchers)) == (None, 1)
 
@@ -495,7 +495,7 @@ def test_an_attempt_reports_the_retries_of_its_listener_until_it_is_over():
         assert goes_on.wait(WAIT)
         return listener
 
-    attempt = Attempt(call, over.set, errors.append)
+    attempt = BackgroundCall(call, over.set, errors.append)
     assert begun.wait(WAIT)
     away = relay.ConnectError("away")
     for state, error in (("backing off", away), ("connecting", away), ("up", None), ("failed", away)):
@@ -522,7 +522,7 @@ def test_an_attempt_that_is_given_up_closes_its_listener(moment):
         assert listener.closed.wait(WAIT)
         raise relay.CarrierError("closed")
 
-    attempt = Attempt(call, over.set, pytest.fail)
+    attempt = BackgroundCall(call, over.set, pytest.fail)
     assert begun.wait(WAIT)
     attempt.give_up()
     goes_on.set()
@@ -532,7 +532,7 @@ def test_an_attempt_that_is_given_up_closes_its_listener(moment):
 
 
 def test_a_trial_of_a_factory_without_hops_is_none():
-    assert Trial(relay.tcp("127.0.0.1", 1), 3, pytest.fail).error is None
+    assert HopProbe(relay.tcp("127.0.0.1", 1), 3, pytest.fail).error is None
 
 
 @pytest.mark.parametrize(("place", "is_said"), [("0.0.0.0:80", True), (":80", False), ("localhost:80", False)])

@@ -164,7 +164,7 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
         ),
         (
             "[tunnels.t]\nlisten = 'i2p:'\ntarget = 'a:1'\ntransient = true\nsession = 's'",
-            "4: tunnels.t.transient: a destination that is kept nowhere has no keys and no session",
+            "4: tunnels.t.transient: a destination that is not saved has no keys and no session",
         ),
         ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: password missing"),
         ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: there is no user"),

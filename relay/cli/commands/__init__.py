@@ -1,4 +1,4 @@
-"""The commands by name; the module of one is imported when that command is used, so that each starts fast."""
+"""The commands of ``relay``, one module each, imported when the command is used."""
 
 from __future__ import annotations
 

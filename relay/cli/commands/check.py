@@ -1,4 +1,4 @@
-"""``relay check``: what a file, or a command line, would do, and all that is wrong with it."""
+"""``relay check``: the tunnels of a file or of a command line, and every problem in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
 from ..options import Options, debug
-from ..output import configuration_read, failures_reported, say
+from ..output import configuration_read, failures_reported, print_line
 from . import command as load_command
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> Non
         from ... import config as files
 
         if schema:
-            say(json.dumps(files.schema(), indent=2, ensure_ascii=False))
+            print_line(json.dumps(files.schema(), indent=2, ensure_ascii=False))
             return
         if words and words[0] in LINES:
             config = _of_line(words[0], words[1:])
         elif words and len(words) > 1:
-            raise ValueError(f"{words[1]}: one file is checked at a time, or one of {', '.join(LINES)} after --")
+            raise ValueError(f"{words[1]}: expected one file, or one of {', '.join(LINES)} after --")
         else:
             with configuration_read():
                 config = files.read(words[0] if words else files.find())
@@ -87,28 +87,30 @@ def _tell(config: Config, *, as_file: bool) -> None:
     if as_file:
         print_problems(config)
         settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
-        say(as_toml(config.file.hops, config.hops, settled).rstrip())
+        print_line(as_toml(config.file.hops, config.hops, settled).rstrip())
         return
     preflight = Preflight()
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
-        say(line)
+        print_line(line)
     print_problems(config)
 
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:
-    """What a tunnel would do; empty if something is wrong with it, which is noted."""
-    from ..plan_from_file import note
+    """Describe a tunnel; return an empty text if it has a problem, which is noted."""
+    from ..plan_from_file import add_problem
 
-    address = preflight.check(plan.routes, plan.make_send, functools.partial(note, config, ("tunnels", entry.name)))
+    address = preflight.check(
+        plan.routes, plan.make_send, functools.partial(add_problem, config, ("tunnels", entry.name))
+    )
     target = "anywhere" if entry.is_proxy else str(plan.routes.out[0][1])
     return "" if address is None else f"{entry.name}: listens on {plan.title(address, target)}"
 
 
 def _of_line(command: str, words: Sequence[str]) -> Config:
-    """A command line as if it were a file with one tunnel, of the command's name.
+    """Convert a command line to a file with one tunnel, of the command's name.
 
-    :raises click.ClickException: if the command does not take it.
+    :raises click.ClickException: if the command rejects it.
     """
     from ...config import of_command_line
     from ...config.models import Tunnel
@@ -129,7 +131,7 @@ def _of_line(command: str, words: Sequence[str]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter of a command as TOML has it."""
+    """Convert a parameter of a command to a value of TOML."""
     if isinstance(value, tuple):
         return list(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

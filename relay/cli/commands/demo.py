@@ -27,7 +27,7 @@ from ...engine.tunnel import Tunnel
 from ...eventloop.sockets import format_address
 from ...process import PIPE, start
 from ..demo_over_i2p import PATIENCE, few, published, reached, router
-from ..output import failures_reported, say
+from ..output import failures_reported, print_line
 
 __all__ = ["demo"]
 
@@ -63,31 +63,32 @@ def demo(directory: Path | None, sam: str | None) -> None:
         if not pages:
             raise FileNotFoundError(2, "no files to serve; name a directory that has some", str(root))
         with web_server(pages) as server:
-            say(f"web server   {format_address(server)}, on the {len(pages)} files of {root}")
+            print_line(f"web server   {format_address(server)}, on the {len(pages)} files of {root}")
             show(format_address(server), [], pages)
             with relay.testing.SSHServer() as bastion:
-                say(f"\nssh server   {format_address(bastion.address)}, inside this program; it sees the web server")
+                there = format_address(bastion.address)
+                print_line(f"\nssh server   {there}, inside this program; it sees the web server")
                 for backend in BACKENDS if shutil.which("ssh") else BACKENDS[:1]:
                     show(format_address(server), [f"{bastion.url}&backend={backend}"], pages, f", by {backend}")
                 with router(sam) as bridge:
                     some = pages if sam is None else few(pages)
                     with published(format_address(server), bridge) as name, reached(name, bridge) as address:
                         fetch_and_say(address, some, PATIENCE)
-                    say("\na chain of hops: the ssh server as an I2P destination, and the web server behind it")
+                    print_line("\na chain of hops: the ssh server as an I2P destination, and the web server behind it")
                     with published(format_address(bastion.address), bridge) as name:
                         ssh = bastion.url.replace(format_address(bastion.address), name)
                         show(format_address(server), [f"i2p:?sam={bridge}", ssh], some, patience=PATIENCE)
-    say("\nNow your own service, for example one on port 8000:\n")
-    say(f"    {command()} forward :0 127.0.0.1:8000")
+    print_line("\nNow your own service, for example one on port 8000:\n")
+    print_line(f"    {command()} forward :0 127.0.0.1:8000")
 
 
 def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience: float = 30) -> None:
-    """Relay the web server and say what happened.
+    """Relay the web server and print the result.
 
     :param server: its address.
     :param via: the hops on the way, if there are any.
     :param pages: what it serves.
-    :param how: what else is said of the hop.
+    :param how: the end of the printed line.
     :param patience: seconds for the hops, and for each answer.
     """
     over = "".join(f" via {hop.partition('?')[0]}" for hop in via)
@@ -95,34 +96,35 @@ def show(server: str, via: Sequence[str], pages: Pages, how: str = "", patience:
     with Tunnel(listen(":0"), make_send, connect_timeout=patience, timeout=None) as tunnel:
         if via:
             make_send.ready(patience)
-        say(f"relay        {format_address(tunnel.address)} → {server}{over}{how}")
+        print_line(f"relay        {format_address(tunnel.address)} → {server}{over}{how}")
         fetch_and_tell(tunnel, pages, patience)
 
 
 def fetch_and_tell(tunnel: Tunnel, pages: Pages, patience: float) -> None:
-    """Fetch every page through the relay and say what happened."""
+    """Fetch every page through the relay, and print what the tunnel counted."""
     fetch_and_say(tunnel.address, pages, patience)
     if shutil.which("curl"):
         name = max(pages, key=lambda page: pages[page].stat().st_size)
         size = compare(name, pages[name], curl(f"http://{format_address(tunnel.address)}{name}"))
-        say(f"curl         {name}, {size:,} bytes; as on disk")
+        print_line(f"curl         {name}, {size:,} bytes; as on disk")
     tunnel.close(drain=10.0)
     stats = tunnel.stats()
     engines = " and ".join(sorted({record.engine for record in tunnel.recent()}))
-    say(
+    print_line(
         f"relayed      {stats.accepted} connections: {stats.received:,} bytes received, {stats.sent:,} sent, "
         f"by {engines}; {sum(stats.failed.values())} failed"
     )
 
 
 def fetch_and_say(address: tuple[str, int], pages: Pages, patience: float = 30) -> None:
-    """Fetch every page through the relay, and say that each is right."""
+    """Fetch and compare every page through the relay, and print the result."""
     total = sum(fetch_all(address, pages, patience))
-    say(f"fetched      {len(pages)} pages, {total:,} bytes, over {CONNECTIONS} connections at once; each is as on disk")
+    pages_and_bytes = f"{len(pages)} pages, {total:,} bytes"
+    print_line(f"fetched      {pages_and_bytes}, over {CONNECTIONS} connections at once; each is as on disk")
 
 
 def find_pages(root: Path) -> dict[str, Path]:
-    """The files below a directory by their path in a URL; no hidden ones, no links, nothing that was built."""
+    """Find the files below a directory, by their path in a URL; no hidden or built files, no links."""
     pages = {}
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")) and "." not in name)
@@ -153,7 +155,7 @@ def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages, patience
     sizes = []
     try:
         for name in names:
-            # The server ends the connection, and not we: over I2P an end of ours would not get there.
+            # The server closes the connection: over I2P a half-close of the client would not arrive.
             client.request("GET", name, headers={"Connection": "close"} if name == names[-1] else {})
             answer = client.getresponse()
             body = answer.read()
@@ -168,7 +170,7 @@ def fetch(address: tuple[str, int], names: Sequence[str], pages: Pages, patience
 
 
 def compare(name: str, path: Path, body: bytes) -> int:
-    """The size of a page that came through the relay.
+    """Compare a page that came through the relay with its file, and return its size.
 
     :raises OSError: if it differs from its file.
     """
@@ -178,7 +180,7 @@ def compare(name: str, path: Path, body: bytes) -> int:
 
 
 def curl(url: str) -> bytes:
-    """What curl fetches."""
+    """Fetch a page with curl."""
     with start(
         ["curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*", url], stdout=PIPE
     ) as client:
@@ -207,7 +209,7 @@ def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        # Python's server looks that often whether it is to end.
+        # Python's server polls for its end at this interval.
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="demo web server", daemon=True)
         thread.start()
         try:
@@ -218,7 +220,7 @@ def web_server(pages: Pages) -> Iterator[tuple[str, int]]:
 
 
 def command() -> str:
-    """How the user calls this ``relay`` from the working directory."""
+    """Return the command by which the user can call this ``relay`` from the working directory."""
     here = Path(sys.executable).parent / "relay"
     found = shutil.which("relay")
     if not here.exists() or (found and Path(found).resolve() == here.resolve()):

@@ -34,7 +34,7 @@ relay expose 127.0.0.1:8000 --on i2p --keys site.dat --allow friends.txt (for fr
 
 relay expose 127.0.0.1:8000 --on 'i2p:?in_depth=1&out_depth=1' --transient (a new destination; shorter tunnels)
 
-relay help hops tells the parameters of hops, SSH servers and I2P routers.
+relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
@@ -97,5 +97,5 @@ def expose(
         elif transient or sam or any(stored.values()) or allow or deny:
             given = [("sam", sam), *stored.items(), ("allow", allow), ("deny", deny)]
             wrong = next((name for name, value in given if value), "transient")
-            raise AddressError(f"--{wrong}: it goes with --on i2p alone; an ssh:// address has its own parameters")
+            raise AddressError(f"--{wrong}: only for --on i2p; an ssh:// address has its own parameters")
     serve(where, end, options, name="expose", title="", listen_via=hops)

@@ -43,7 +43,7 @@ relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out
 
 relay forward 8080 5432 (port 5432 of this machine)
 
-relay help hops tells the parameters of hops, SSH servers and I2P routers.
+relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
@@ -81,7 +81,7 @@ def forward(listen: str, target: str, via: Sequence[str], sam: str | None, optio
 
 
 def is_name(host: str) -> bool:
-    """Whether a host is a name other than that of this machine's loopback."""
+    """Return whether a host is a name other than localhost."""
     return host != "localhost" and ":" not in host and not host.rpartition(".")[2].isdigit()
 
 
@@ -95,11 +95,11 @@ def _addresses(
     hops = read_hops(via, target)
     where = read_listen(listen)
     if isinstance(where, ProxyListen):
-        raise AddressError(
-            f"listen address '{where}': its clients name their targets themselves; relay socks serves them"
-        )
+        raise AddressError(f"listen address '{where}': the clients of a proxy name their targets; use relay socks")
     end = read_target(target, hops)
     bridge = None if sam is None else parse_sam(sam)
     if bridge and not any(isinstance(one, I2PListen | I2PTarget | I2PRouter) for one in (where, end, *hops)):
-        raise AddressError("--sam: neither LISTEN nor TARGET nor a hop is at I2P; i2p: and i2p://NAME.i2p are")
+        raise AddressError(
+            "--sam: neither LISTEN nor TARGET nor a hop is at I2P; leave it out, or use i2p: or i2p://NAME.i2p"
+        )
     return with_bridge(bridge, where), *with_bridges(bridge, end, hops)

@@ -1,4 +1,4 @@
-"""``relay help``: the help of a command, how it looks, and what several commands have in common."""
+"""``relay help``: the help of a command, and topics that several commands share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from ...addresses.i2p import I2PListen, I2PRouter
 from ...addresses.options import FLAG, Option, options_of, written
 from ...addresses.ssh import LISTEN, SSHServer
-from ..output import failures_reported, say
+from ..output import failures_reported, print_line
 
 __all__ = ["TOPICS", "help"]
 
@@ -74,7 +74,7 @@ TOPICS = {"hops": hops(), "exit-status": EXIT_STATUS}
 def help(context: click.Context, words: Sequence[str]) -> None:  # noqa: A001  (each command has the name of its function)
     """Show the help of relay, of COMMAND, or of a TOPIC."""
     if len(words) == 1 and words[0] in TOPICS:
-        say(TOPICS[words[0]].rstrip())
+        print_line(TOPICS[words[0]].rstrip())
         return
     with failures_reported(debug=False):
         root = context.find_root().command

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..output import configuration_read, failures_reported, say, show_help
+from ..output import configuration_read, failures_reported, print_line, show_help
 
 __all__ = ["keys"]
 
@@ -37,7 +37,7 @@ def new(file: Path) -> None:
 
         key = PrivateKey.generate()
         write(file, key)
-        say(f"{key.b32}\nkeys in {file}")
+        print_line(f"{key.b32}\nkeys in {file}")
 
 
 @keys.command
@@ -49,4 +49,4 @@ def show(file: Path) -> None:
 
         with configuration_read():
             key = read(file)
-        say(f"{key.b32}\n{key.destination}")
+        print_line(f"{key.b32}\n{key.destination}")

@@ -38,7 +38,7 @@ ssh -o ProxyCommand='relay pipe %h:%p' me@NAME.b32.i2p (an SSH server that is an
 
 GIT_SSH_COMMAND="ssh -o ProxyCommand='relay pipe %h:%p --via socks5://127.0.0.1:9050'" git fetch
 
-relay help hops tells the parameters of hops, SSH servers and I2P routers.
+relay help hops lists the parameters of hops, SSH servers and I2P routers.
 """
 
 
@@ -80,13 +80,13 @@ def pipe(
     ):
         hops = read_hops(via, target)
         place = read_target(target, hops)
-        startup.begin(hops)
+        startup.preload_backend(hops)
         if connect_timeout is None:
             connect_timeout = CONNECT_TIMEOUT if over_i2p(hops, place) else 30.0
         with configuration_read():
             made = dialer(hops, place)
         with made as factory:
-            with startup.climbing(hops, connect_timeout):
+            with startup.preconnect_hops(hops, connect_timeout):
                 stream = _connected(factory, connect_timeout, signals)
             if stream is not None and linger is None and not stream.half_close:
                 linger = LINGER
@@ -96,20 +96,19 @@ def pipe(
 
 
 def _carried(stream: Stream | None, idle_timeout: float | None, linger: float | None, signals: Signals) -> int | None:
-    """Carry everything; the signal that ended it, if one did."""
-    startup.is_over()
+    """Copy both directions, and return the signal that ended it, if one did."""
     try:
         if stream is not None and carry(stream, idle_timeout=idle_timeout, linger=linger, cancel=signals):
             return None
     except BrokenPipeError:
-        return signal.SIGPIPE  # as of every program whose output nobody reads, and as silently
+        return signal.SIGPIPE  # as for every program whose output has no reader: silently
     return signals.wait()
 
 
 def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stream | None:
-    """The stream, after one attempt; ``None`` if a signal came first.
+    """Dial once; return ``None`` if a signal came first.
 
-    :raises OSError: why there is none.
+    :raises OSError: if the stream cannot be opened.
     """
     limit = check_time("--connect-timeout", timeout)  # which may be infinite
     deadline = None if limit is None else time.monotonic() + limit
@@ -125,9 +124,9 @@ def _connected(factory: Dialer, timeout: float | None, signals: Signals) -> Stre
 
 
 def _fill_gaps() -> None:
-    """Put nothing in the place of a closed standard input, output or error, lest a connection gets its number."""
+    """Open /dev/null for a closed standard input, output or error, so that no connection gets its number."""
     for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, mode)  # it gets the lowest number that is free
+            os.open(os.devnull, mode)  # gets the lowest free number

@@ -13,8 +13,8 @@ from ..addresses import read_hops, read_listen, without_secrets
 from ..i2p_options import sam
 from ..options import Options, via, with_options
 from ..output import failures_reported, logged_to_stderr
-from ..plan import plan_of_proxy
-from ..run import raise_descriptor_limit, relay_until_signal
+from ..plan import make_proxy_plan
+from ..run import raise_descriptor_limit
 from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
@@ -37,7 +37,7 @@ relay socks 0.0.0.0:1080 --user guest --password-file FILE (every interface; a u
 
 curl --proxy socks5h://127.0.0.1:1080 https://intranet.corp.example/ is a client (socks5:// looks names up itself).
 
-relay help hops tells the parameters of hops, SSH servers and I2P routers.
+relay help hops lists the parameters of hops, SSH servers and I2P routers.
 A comma between two hops of a rule is followed by a scheme.
 """
 
@@ -96,7 +96,7 @@ def socks(
         raise_descriptor_limit()
         hops = read_hops(via, "")
         rules = [_rule(text) for text in rule]
-        made = plan_of_proxy(
+        made = make_proxy_plan(
             read_listen(listen),
             options,
             name="socks",
@@ -107,7 +107,9 @@ def socks(
             password_env=password_env,
             bridge=None if sam is None else parse_sam(sam),
         )
-        relay_until_signal(made, signals, "listening on ")
+        from ..fleet import SingleTunnel
+
+        SingleTunnel(made, signals, "listening on ").relay()
 
 
 def _rule(text: str) -> Rule:

@@ -1,4 +1,4 @@
-"""``relay up``: all the tunnels of a file, in one process."""
+"""``relay up``: all tunnels of a file, in one process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ target = "127.0.0.1:8000"
 listen = "socks5://127.0.0.1:1080"
 rule = ["*.corp.example=bastion", "*=direct"]
 
-relay check --schema tells editors all that may be in it, and relay check --print -- forward … writes one.
+relay check --schema prints all keys for editors, and relay check --print -- forward … a file for a command line.
 """
 
 
@@ -78,7 +78,7 @@ def up(
         Signals() as signals,
     ):
         from ...config import find, read
-        from ..fleet import Fleet, Member
+        from ..fleet import Member, TunnelGroup
         from ..plan_from_file import plans_of, print_problems
 
         raise_descriptor_limit()
@@ -88,6 +88,6 @@ def up(
             plans = plans_of(config, shown)
             print_problems(config)
             members = [Member(plan, bool(entry.tunnel.required)) for entry, plan in plans]
-            status = Fleet(members, signals).run(watch=watch)
+            status = TunnelGroup(members, signals).run(watch=watch)
     if status:
         raise click.exceptions.Exit(status)

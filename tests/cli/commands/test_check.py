@@ -16,6 +16,7 @@ from relay import config
 from relay.cli import app
 from relay.cli import run as serving
 from relay.cli.commands import check, socks
+from relay.cli.fleet import SingleTunnel
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plan_of
 
@@ -129,7 +130,7 @@ def test_all_that_cannot_be_had_is_told_at_once(checked, ssh_server, tmp_path):
         (7, "tunnels.ca: missing.pem: ca: No such file or directory"),
         (10, f"tunnels.a: ssh://{host}:{port}: password_file 'missing': No such file or directory"),  # and not b's
         (18, "tunnels.c: socks5://me@localhost:1: password_env: the environment variable 'NOT_SET_AT_ALL' is not set"),
-        (22, "tunnels.d: exec:no-such-program-at-all: there is no such program"),
+        (22, "tunnels.d: exec:no-such-program-at-all: program not found"),
         (25, "tunnels.e: text: not an I2P private key"),
     ]
     assert len(problems) == len(wanted), problems
@@ -203,8 +204,8 @@ LINES = [
 def plan_of_line(monkeypatch):
     """What a command itself would open."""
     found = []
+    monkeypatch.setattr(SingleTunnel, "relay", lambda tunnel: found.append(tunnel._members[0].plan))
     for module in (serving, socks):
-        monkeypatch.setattr(module, "relay_until_signal", lambda made, signals, title: found.append(made))
         monkeypatch.setattr(module, "raise_descriptor_limit", lambda: None)
 
     def make(name, *words):
@@ -274,18 +275,18 @@ def test_nothing_is_looked_at_to_print():
 @pytest.mark.parametrize(
     ("line", "status", "told"),
     [
-        ("forward 5432", 2, "Missing argument 'TARGET'"),
-        ("forward 5432 db:5432 --nope", 2, "No such option '--nope'"),
+        ("forward 5432", 2, "TARGET: missing"),
+        ("forward 5432 db:5432 --nope", 2, "--nope: no such option"),
         ("forward x db:5432", 2, "listen address 'x': no port"),
-        ("forward 1 db:5432 --nconnect 0", 2, "'--nconnect': must be at least 1, or -1 for no limit"),
-        ("forward 1 db:5432 --linger -5", 2, "'--linger': must not be negative, got -5"),
+        ("forward 1 db:5432 --nconnect 0", 2, "--nconnect: must be at least 1, or -1 for no limit"),
+        ("forward 1 db:5432 --linger -5", 2, "--linger: must not be negative, got -5"),
         ("forward 1 db:5432 --sam 127.0.0.1:1", 2, "sam: nothing of this tunnel is at I2P"),
         ("forward 1 db:5432 --via ssh://me:secret@bastion", 2, "all users of this machine can read a command line"),
         ("forward 1 no-such-host.invalid:5432", 1, "no-such-host.invalid: cannot resolve the host name"),
         ("forward socks5://:1 a:1", 2, "the clients of a proxy name their targets themselves"),
         ("expose 127.0.0.1:1 --on 127.0.0.1:2", 2, "it has no scheme"),
         ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: address of listen alone"),
-        ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is kept nowhere"),
+        ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is not saved"),
         ("socks 1080 --user me", 2, "user: password missing"),
         ("socks 1080 --rule '*='", 2, "there is no way"),
         ("socks tls://:1?cert=x", 2, "a proxy does not listen there"),
@@ -301,7 +302,7 @@ def test_a_wrong_command_line_is_one_line(line, status, told):
 
 def test_more_than_one_file_and_none(tmp_path):
     done = run("check", "a", "b")
-    assert (done.returncode, done.stderr.startswith("relay: b: one file is checked at a time")) == (2, True)
+    assert (done.returncode, done.stderr.startswith("relay: b: expected one file, or one of")) == (2, True)
     done = run("check", cwd=tmp_path, env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)})
     assert done.returncode == 2
     assert "there is no relay.toml here" in done.stderr

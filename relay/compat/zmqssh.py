@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..addresses.parse import parse_ssh_server, parse_target
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import AddressError, AuthenticationError
-from ._zmq.tunnel import Password, ServerRoute, SSHTunnel, backend_of, ssh_exceptions
+from ._zmq_tunnel import Password, ServerRoute, SSHTunnel, backend_of, ssh_exceptions
 
 if TYPE_CHECKING:
     import zmq

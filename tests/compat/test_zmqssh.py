@@ -23,8 +23,8 @@ from relay.addresses.hops import hop_of
 from relay.addresses.parse import parse_hop
 from relay.addresses.ssh import SSHServer, full_address
 from relay.addresses.values import TCPAddress
+from relay.compat import _zmq_tunnel as zmqtunnel
 from relay.compat import zmqssh
-from relay.compat._zmq import tunnel as zmqtunnel
 from relay.process import PIPE, start
 
 SHARED = [

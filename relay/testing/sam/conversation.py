@@ -46,7 +46,6 @@ class Conversation(ABC):
         self.over = False
         self._received = b""
         self._paused = False
-        self._silent = False  # SILENT=true: send no status
         self._hides_peer = False  # SILENT=true: do not send the peer's destination
         self._forward_address = ("", 0)  # of the program that receives forwarded streams
         self._wire = Wire(router.network.hub, sock, self)
@@ -152,6 +151,11 @@ class Conversation(ABC):
                 self.unknown(message)
         return None
 
+    @property
+    def _is_silent(self) -> bool:
+        """``True`` if SILENT=true suppresses the status."""
+        return self._hides_peer and self.role != "forward"
+
     def answer(self, *words: str, last: bool = False, text: str = "", **options: str) -> None:
         """Send a message.
 
@@ -161,7 +165,7 @@ class Conversation(ABC):
         :param options: in their order, without the empty ones.
         """
         given = {key: value for key, value in options.items() if value}
-        if not self._silent:
+        if not self._is_silent:
             try:
                 self._wire.send(Message(words, given, text).encode())
             except ValueError:  # a name that no line can hold
@@ -256,7 +260,6 @@ class Conversation(ABC):
     def _join(self, session: Session, role: str, options: Options) -> None:
         self.session, self.role = session, role
         self._hides_peer = options.get("SILENT", "").lower() == "true"
-        self._silent = self._hides_peer and role != "forward"
         session.sockets.add(self)
 
     def _find(self, source: Destination, text: str) -> Destination | Refusal:

@@ -13,18 +13,18 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from ...addresses.hops import Route, over_i2p, to_i2p
-from ...addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ...addresses.parse import parse_hops, parse_ssh_server
-from ...addresses.ssh import SSHServer, full_address
-from ...addresses.values import TCPAddress
-from ...api.urls import listen as listen_at
-from ...engine.tunnel import Tunnel
-from ...errors import AddressError, AuthenticationError, RelayError
-from ...spawning.parent import ChildTunnel
-from ...spawning.spawn import start_child
-from ...streams.checks import check_time
-from ...transports.chain import chain
+from ..addresses.hops import Route, over_i2p, to_i2p
+from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
+from ..addresses.parse import parse_hops, parse_ssh_server
+from ..addresses.ssh import SSHServer, full_address
+from ..addresses.values import TCPAddress
+from ..api.urls import listen as listen_at
+from ..engine.tunnel import Tunnel
+from ..errors import AddressError, AuthenticationError, RelayError
+from ..spawning.parent import ChildTunnel
+from ..spawning.spawn import start_child
+from ..streams.checks import check_time
+from ..transports.chain import chain
 
 __all__ = ["Password", "SSHTunnel", "ServerRoute", "backend_of", "ssh_exceptions"]
 

@@ -1,1 +1,0 @@
-"""The tunnels behind :mod:`relay.compat.zmqssh`."""

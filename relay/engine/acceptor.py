@@ -107,7 +107,7 @@ def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
     """Return the acceptor for this kind of listener."""
     if isinstance(receive, (socket.socket, HandshakeListener)):
         return SocketAcceptor(owner, receive)
-    if getattr(receive, "delivers", False) and owner.unlimited:
+    if getattr(receive, "pushes_streams", False) and owner.unlimited:
         return PushAcceptor(owner, receive)
     return ObjectAcceptor(owner, receive)
 

@@ -82,7 +82,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Watch:
-    """The events of a socket that a member waits for; errors and hang-ups always, from the first :meth:`want` on."""
+    """The events of a socket that a member waits for; after the first :meth:`set_interest` also errors and hang-ups."""
 
     __slots__ = ("mask", "hung", "_descriptor", "_watched", "_loop", "_handler")
 
@@ -94,7 +94,7 @@ class Watch:
         self._loop = loop
         self._handler = handler
 
-    def want(self, mask: int) -> None:
+    def set_interest(self, mask: int) -> None:
         """Wait for these events. A hang-up is reported without end, so after one nothing is waited for in vain."""
         watched = mask != 0 or not self.hung
         if mask == self.mask and watched == self._watched:

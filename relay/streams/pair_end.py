@@ -58,7 +58,7 @@ class PairEnd:
 
     def want(self, mask: int) -> None:
         """Wait for these events; errors and hang-ups always."""
-        self._watch.want(mask)
+        self._watch.set_interest(mask)
 
     def hung_up(self, now: float) -> None:
         """Note that the holder has closed the stream, and begin to look for progress."""

@@ -137,8 +137,8 @@ class _SocketProxy:
                 self._stream.socket.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it was reset: the other direction sees that
-        self._inside.want(_interest(down, up))
-        self._outside.want(_interest(up, down))
+        self._inside.set_interest(_interest(down, up))
+        self._outside.set_interest(_interest(up, down))
         return None
 
     def _end(self) -> None:

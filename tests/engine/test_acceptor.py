@@ -110,9 +110,9 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
 
 
 class Deliverer:
-    """A listener that delivers, in a thread of its own or in the loop's."""
+    """A listener that pushes its streams, in a thread of its own or in the loop's."""
 
-    delivers = True
+    pushes_streams = True
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -216,7 +216,7 @@ def test_with_a_limit_of_connections_each_is_asked_for(echo_server: Server) -> N
 
 def test_a_listener_of_somebody_elses_is_not_joined(echo_server: Server) -> None:
     receive = Deliverer()
-    receive.delivers = False
+    receive.pushes_streams = False
 
     class Plain:
         accept = receive.accept

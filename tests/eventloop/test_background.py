@@ -101,16 +101,16 @@ def test_a_hang_up_is_reported_once_and_what_came_before_it_can_be_read(poller, 
         if event & HUP:
             watch.hung = True
         if watch.mask & IN:
-            watch.want(0)
+            watch.set_interest(0)
             readable.set()
         else:
-            watch.want(0)
+            watch.set_interest(0)
             hung.set()
 
     def begin():
         nonlocal watch
         watch = Watch(near, pump.loop, on_event)
-        watch.want(0)
+        watch.set_interest(0)
 
     watch = None
     with near:
@@ -122,7 +122,7 @@ def test_a_hang_up_is_reported_once_and_what_came_before_it_can_be_read(poller, 
         pump.loop.call(turned.set)
         assert turned.wait(WAIT)
         assert len(events) == 1
-        pump.loop.call(lambda: watch.want(IN))
+        pump.loop.call(lambda: watch.set_interest(IN))
         assert readable.wait(WAIT)
         assert near.recv(10) == b"last words"
         pump.let_go(member)

@@ -122,7 +122,7 @@ class ChannelQueue:
     :param say: called with each message for the log, and with X2Go's bit for its level.
     """
 
-    delivers = True
+    pushes_streams = True
 
     def __init__(self, say: Callable[[str, int], object]) -> None:
         self._say = say

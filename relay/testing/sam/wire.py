@@ -147,7 +147,7 @@ class Wire:
 
     def _want(self) -> None:
         if not self._over:
-            self._watch.want((IN if self._reading else 0) | (OUT if self._queue else 0))
+            self._watch.set_interest((IN if self._reading else 0) | (OUT if self._queue else 0))
 
     def _happened(self, event: int, now: float) -> None:
         if self._queue and event & OUT:

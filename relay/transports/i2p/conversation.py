@@ -163,7 +163,7 @@ class Conversation:
 
     def _watch_it(self) -> None:
         if not self._is_over:
-            self._watch.want(IN)
+            self._watch.set_interest(IN)
 
     def expire(self, now: float) -> None:
         """Fail the request, because its deadline has come."""

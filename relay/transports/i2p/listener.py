@@ -180,7 +180,7 @@ class I2PListener:
         return stream, peer
 
     @property
-    def delivers(self) -> bool:
+    def pushes_streams(self) -> bool:
         """``True`` if :meth:`deliver` may be used: not with access lists, because reading their files may block."""
         return not self._lists
 

@@ -143,7 +143,7 @@ class Negotiation:
             pass
         except OSError as error:
             return self._ended(error)
-        return self._watch.want(OUT if self._unsent else IN)
+        return self._watch.set_interest(OUT if self._unsent else IN)
 
     def _hear(self) -> None:
         assert self._question is not None

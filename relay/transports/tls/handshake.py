@@ -85,7 +85,7 @@ class Handshake:
         try:
             mask = self.session.records.handshake(readable=self._watch.mask == IN)
             if mask:
-                return self._watch.want(mask)
+                return self._watch.set_interest(mask)
             stream = self.session.open(self._watch)
         except OSError as error:
             self._watch.end()

@@ -308,7 +308,7 @@ class Session:
         # What OpenSSL answers by itself (to a flood of key updates) must go out before more is read.
         has_ended = self.incoming is Incoming.ENDING or self.incoming is Incoming.ENDED
         idle = self._plain or has_ended or (records.cipher and records.has_reply)
-        self._watch.want((0 if idle else IN) | (OUT if records.cipher else 0))
+        self._watch.set_interest((0 if idle else IN) | (OUT if records.cipher else 0))
         takes_more = self.outgoing is Outgoing.OPEN and not records.cipher
         pair.want((IN if takes_more else 0) | (OUT if self._plain else 0))
         if self._on_finished is not None:

@@ -92,7 +92,7 @@ class Channel:
         self._theirs: socket.socket | None = theirs
         self._timer: Timer | None = Timer(channels.loop.timers, self._expired)  # until it is over
         self._watch = Watch(inner, channels.loop, self._on_event)
-        self._watch.want(IN if credit else 0)
+        self._watch.set_interest(IN if credit else 0)
         channels.live.add(self)
 
     def hand_over(self) -> ChannelStream:
@@ -280,7 +280,7 @@ class Channel:
         if wanted and self._channels.is_held():
             self._channels.held[self] = None
             wanted = False
-        self._watch.want((IN if wanted else 0) | (OUT if self._pending else 0))
+        self._watch.set_interest((IN if wanted else 0) | (OUT if self._pending else 0))
 
     # -- its end --------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,14 @@ def messages() -> Iterator[Message]:
                     yield Message(f"{name}:{value.lineno}", kind, text)
 
 
+def strings() -> Iterator[str]:
+    """Every string of the package with a space in it: messages are also put together from parts and tables."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant | ast.JoinedStr) and " " in (text := _template(node)):
+                yield text
+
+
 def _values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     if isinstance(node, ast.Call):
         function = ast.unparse(node.func)

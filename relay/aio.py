@@ -51,7 +51,7 @@ async def connect(
     try:
         stream = await _stream(factory, deadline)
     finally:
-        factory.release()
+        factory.close_when_idle()
     return stream.socket
 
 

@@ -396,7 +396,7 @@ class Late(Dialer):
 
         return give_up
 
-    def release(self):
+    def close_when_idle(self):
         self.released = True
 
     def tell(self):

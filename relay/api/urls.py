@@ -107,7 +107,7 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     """
     seconds = check_time("timeout", timeout)
     deadline = None if seconds is None else time.monotonic() + seconds
-    connected = target(url, via).connect(deadline)
+    connected = target(url, via).open_socket(deadline)
     connected.setblocking(True)
     return connected
 

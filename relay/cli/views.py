@@ -120,7 +120,7 @@ def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
     for end in (make_send, receive):
         state = getattr(end, "state", "up")
         if state not in ("up", "published"):
-            return str(state), getattr(end, "problem", None) or ""
+            return str(state), getattr(end, "last_error", None) or ""
     return "up", ""
 
 

@@ -119,7 +119,7 @@ class ServerRoute:
         try:
             factory.ready(_READY[over_i2p(self.hops)])
         finally:
-            factory.release()
+            factory.close_when_idle()
 
     def is_refused(self, error: AuthenticationError) -> bool:
         """Return true if the server itself rejects the login, and not a hop before it."""

@@ -163,7 +163,7 @@ class Connector:
 
     def too_late(self, connection: Connection, plan: Plan) -> None:
         """Log why there was no stream in time, if the factory knows."""
-        problem = plan.dialer.problem if plan.dialer is not None else None
+        problem = plan.dialer.last_error if plan.dialer is not None else None
         if problem is not None:
             name, peer = self._owner.name, format_address(connection.summary.peer)
             logger.warning("%s: %s: not connected in time: %s (client %s)", name, plan.target, problem, peer)

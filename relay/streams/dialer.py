@@ -68,7 +68,7 @@ class Dialer:
         """
         return self._wait(deadline, cancel, wait_for_reconnect=deadline is not None)
 
-    def connect(self, deadline: float | None) -> socket.socket:
+    def open_socket(self, deadline: float | None) -> socket.socket:
         """Dial a stream and return its socket; closing it releases what is under it. One attempt.
 
         Until it is used again, the dialer then holds a shared connection only as long as its streams are open.
@@ -80,7 +80,7 @@ class Dialer:
         try:
             return self._wait(deadline, None, wait_for_reconnect=False).socket
         finally:
-            self.release()
+            self.close_when_idle()
 
     @property
     def state(self) -> str:
@@ -91,7 +91,7 @@ class Dialer:
         return "up"
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         """The reason that there is no shared connection, if there is one and it is known."""
         return None
 
@@ -108,7 +108,7 @@ class Dialer:
         :raises OSError: if it cannot be opened.
         """
 
-    def release(self) -> None:
+    def close_when_idle(self) -> None:
         """Release the shared connection once it has no streams. Does not wait."""
 
     def close(self) -> None:
@@ -219,9 +219,9 @@ class Upgrade(Dialer):
         return self.inner.state
 
     @property
-    def problem(self) -> str | None:
-        """The reason that there is no shared connection; see :attr:`Dialer.problem`."""
-        problem = self.inner.problem
+    def last_error(self) -> str | None:
+        """The reason that there is no shared connection; see :attr:`Dialer.last_error`."""
+        problem = self.inner.last_error
         if problem is None or self._explain is None:
             return problem
         return str(self._explain(OSError(problem)))
@@ -230,9 +230,9 @@ class Upgrade(Dialer):
         """Call ``watcher(state, error)`` at each change; see :meth:`Dialer.subscribe`."""
         self.inner.subscribe(watcher)
 
-    def release(self) -> None:
-        """Release the shared connection once it has no streams; see :meth:`Dialer.release`."""
-        self.inner.release()
+    def close_when_idle(self) -> None:
+        """Release the shared connection once it has no streams; see :meth:`Dialer.close_when_idle`."""
+        self.inner.close_when_idle()
 
     def close(self) -> None:
         """Close the inner dialer."""

@@ -196,7 +196,7 @@ class Dynamic(Dialer):
             self._made[key] = made
             oldest = self._made.popitem(last=False)[1] if len(self._made) > _REMEMBERED else None
         if oldest is not None:
-            oldest.release()
+            oldest.close_when_idle()
         return made
 
     def __call__(
@@ -240,9 +240,9 @@ class Dynamic(Dialer):
             way.ready(None if deadline is None else max(0.001, deadline - time.monotonic()))
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         """The reason why some streams cannot be made for now; empty if none is known."""
-        return next((problem for way in self._written if (problem := way.problem)), None)
+        return next((problem for way in self._written if (problem := way.last_error)), None)
 
     def subscribe(self, watcher: Callable[[Any, Exception | None], object]) -> None:
         """Call ``watcher(state, error)`` at each change of a carrier of a way that the rules name.
@@ -259,7 +259,7 @@ class Dynamic(Dialer):
             self._made.clear()
             self._held.clear()
         for factory in made:
-            factory.release()
+            factory.close_when_idle()
         for way in self._routes.values():
             way.close()
 

@@ -119,7 +119,7 @@ class Dialer:
         self.end = end
         self.deadline = None
 
-    def connect(self, deadline):
+    def open_socket(self, deadline):
         self.deadline = deadline
         self.end.setblocking(False)
         return self.end

@@ -136,7 +136,7 @@ def test_targets_are_shown_where_they_differ():
 
 def test_hops_that_are_not_up_are_told():
     class Dialer:
-        state, problem = "backing off", "ssh://bastion: connection refused"
+        state, last_error = "backing off", "ssh://bastion: connection refused"
 
     class Listener:
         state = "connecting"

@@ -123,10 +123,10 @@ def test_secrets_are_shown_nowhere(world, nowhere, kind, caplog):
     via = [*world.via(["paramiko"]), WITH_SECRETS[kind].format(nowhere)]
     target = AT_I2P if kind == "i2p" else TARGET
     factory = relay.target(target, via)
-    shown = [repr(factory), str(factory.problem)]
+    shown = [repr(factory), str(factory.last_error)]
     with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=1.0) as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
-        shown += [str(factory.problem), repr(factory), *map(repr, tunnel.recent()), *caplog.messages]
+        shown += [str(factory.last_error), repr(factory), *map(repr, tunnel.recent()), *caplog.messages]
     assert SECRET not in "\n".join(shown)
 
 

@@ -158,14 +158,14 @@ def test_an_error_keeps_its_cause_and_may_be_odd(dialer):
 
 def test_the_log_says_why_there_was_no_stream_in_time(dialer, caplog):
     class Troubled(FakeDialer):
-        problem = "ssh://b: connection refused"
+        last_error = "ssh://b: connection refused"
 
     factory = Upgrade(Troubled(None), "better")
     with relay.Tunnel(relay.listen(":0"), factory, connect_timeout=0.05, name="t") as tunnel:
         assert fate_of_client(tunnel.address) == "reset"
         assert ended(tunnel) == ["connect_timeout"]
     assert "t: better: not connected in time: ssh://b: connection refused (client 127.0.0.1:" in caplog.text
-    assert dialer().problem is None
+    assert dialer().last_error is None
 
 
 class Holding(FakeDialer):
@@ -218,7 +218,7 @@ def test_a_call_whose_deadline_nobody_keeps_ends(dialer, monkeypatch):
 
 def test_connect_gives_a_socket_that_lasts(dialer):
     factory = dialer()
-    with factory.connect(None) as made:
+    with factory.open_socket(None) as made:
         assert isinstance(made, socket.socket)
     assert factory.asked == [(None, True, False)]
 

@@ -210,13 +210,13 @@ class Way(Dialer):
         return "backing off"
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         return "there is a problem"
 
     def subscribe(self, watcher: Any) -> None:
         self.calls.append(("subscribe", watcher))
 
-    def release(self) -> None:
+    def close_when_idle(self) -> None:
         self.calls.append("release")
 
     def close(self) -> None:

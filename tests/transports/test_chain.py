@@ -130,7 +130,7 @@ def test_the_same_streams_and_the_state_of_the_last_one(world):
             stream.socket.sendall(b"hello")
             assert receive_exactly(world.connections[-1].far[0], 5) == b"hello"
         assert factory.state == "up" and heard[-1] == "up"
-        factory.release()
+        factory.close_when_idle()
         wait_until(lambda: factory.state == "closed", WAIT)
     wait_until(lambda: all(connection.closed for connection in world.connections), WAIT)
 

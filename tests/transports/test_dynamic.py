@@ -229,12 +229,12 @@ def test_ready_logs_in_and_tells_what_is_wrong(ssh_server, make_ssh_server):
         factory.subscribe(lambda state, error: states.append(state.value))
         factory.ready(WAIT)
         assert (ssh_server.logins, other.logins) == (1, 1)
-        assert factory.problem is None
+        assert factory.last_error is None
         wait_until(lambda: states.count("up") == 2)
     with refusing() as (host, port), contextlib.closing(dynamic([f"ssh://me@{host}:{port}"])) as nobody:
         with pytest.raises(relay.ConnectError, match="connection refused"):
             nobody.ready(WAIT)
-        assert "connection refused" in nobody.problem
+        assert "connection refused" in nobody.last_error
 
 
 def test_an_i2p_name_goes_over_i2p(i2p_double, echo_server):

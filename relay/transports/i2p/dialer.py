@@ -83,7 +83,7 @@ class I2PFactory(Dialer):
         return link.destination if link is not None else ""
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         """Last error of the session; ``None`` if there was none."""
         held = self._holder.current
         return str(held.error) if held is not None and held.error is not None else None
@@ -160,7 +160,7 @@ class I2PFactory(Dialer):
         """
         return self._holder.carrier()
 
-    def release(self) -> None:
+    def close_when_idle(self) -> None:
         """Release the session once no stream uses it, without waiting for that."""
         self._holder.close(drain_timeout=0.0)
 

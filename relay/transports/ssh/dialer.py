@@ -65,7 +65,7 @@ class SSHFactory(Dialer):
         self._holder.subscribe(watcher)
 
     @property
-    def problem(self) -> str | None:
+    def last_error(self) -> str | None:
         """Why there is no connection to the server, as far as that is known."""
         held = self._holder.current
         error = held.error if held is not None else None
@@ -101,7 +101,7 @@ class SSHFactory(Dialer):
             wait_for_reconnect=wait_for_reconnect,
         )
 
-    def release(self) -> None:
+    def close_when_idle(self) -> None:
         """Let the connection go as soon as no stream rides on it, and do not wait for that."""
         self._holder.close(drain_timeout=0.0)
 

@@ -98,14 +98,14 @@ def test_a_call_makes_a_stream(world):
     with factory(deadline=soon()) as stream:
         stream.socket.settimeout(WAIT)
         exchange(stream.socket, world.bridge.stream())
-    assert factory.dest == KEY.destination and factory.state == "up" and factory.problem is None
+    assert factory.dest == KEY.destination and factory.state == "up" and factory.last_error is None
     (session,) = world.sessions()
     assert " STYLE=STREAM " in session and " DESTINATION=TRANSIENT " in session and "SIGNATURE_TYPE=7" in session
 
 
 def test_nothing_is_made_before_it_is_needed(world):
     factory = world.factory()
-    assert (factory.state, factory.dest, factory.problem) == ("closed", "", None)
+    assert (factory.state, factory.dest, factory.last_error) == ("closed", "", None)
     assert factory.target == f"i2p://{b32_of(DEST)}"
     assert not world.bridge.hellos and Pump._current is None
     assert world.factory("echo.i2p", 81).target == "i2p://echo.i2p:81"
@@ -122,7 +122,7 @@ def test_those_who_ask_for_the_same_share_a_session(world):
 
 def test_a_socket_alone_keeps_the_session_and_no_longer(world):
     factory = world.factory()
-    end = factory.connect(soon())
+    end = factory.open_socket(soon())
     far, (control,) = world.bridge.stream(), world.bridge.controls
     end.settimeout(WAIT)
     exchange(end, far)
@@ -134,7 +134,7 @@ def test_a_socket_alone_keeps_the_session_and_no_longer(world):
 
 def test_several_sockets_keep_it(world):
     factory = world.factory()
-    ends = [factory.connect(soon()) for _ in range(5)]
+    ends = [factory.open_socket(soon()) for _ in range(5)]
     (control,) = world.bridge.controls
     for end in ends[:-1]:
         end.close()
@@ -148,7 +148,7 @@ def test_several_sockets_keep_it(world):
 
 def test_a_socket_keeps_it_although_the_session_was_renewed_meanwhile(world, impatient):
     factory = world.factory()
-    end = factory.connect(soon())
+    end = factory.open_socket(soon())
     wait_until(lambda: len(world.bridge.controls) == 2)
     old, new = world.bridge.controls
     end.close()
@@ -385,7 +385,7 @@ def test_ready_says_that_nobody_is_there():
             with pytest.raises(ConnectError, match="no SAM bridge there") as caught:
                 factory.ready(WAIT)
             assert caught.value.reason == "refused"
-            assert "no SAM bridge there" in factory.problem and factory.dest == ""
+            assert "no SAM bridge there" in factory.last_error and factory.dest == ""
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_ready_says_what_is_wrong(world, hello, error, text):
             attempt()
         assert "se cret" not in str(caught.value) and "\n" not in str(caught.value)
     assert factory.state == "failed" and len(world.bridge.hellos) == 1
-    assert "se cret" not in repr(factory) + repr(factory.carrier()) + str(factory.problem)
+    assert "se cret" not in repr(factory) + repr(factory.carrier()) + str(factory.last_error)
 
 
 @pytest.mark.parametrize(("timeout", "error"), [(0, ValueError), (-1, ValueError), ("1", TypeError)])

@@ -377,9 +377,9 @@ def test_lasting_and_patient_are_for_the_way(way):
 def test_the_way_is_handed_on(way):
     made = way()
     factory = socks(made)
-    assert factory.state == "backing off" and factory.problem == "there is a problem"
+    assert factory.state == "backing off" and factory.last_error == "there is a problem"
     factory.subscribe(print)
-    factory.release()
+    factory.close_when_idle()
     with factory:
         pass
     assert made.calls == [("subscribe", print), "release", "close"]

@@ -425,7 +425,7 @@ def test_a_hop_that_is_no_longer_on_the_way_is_let_go(world, factory, monkeypatc
 
 def test_a_socket_alone_keeps_the_connection(world, factory):
     make = factory("bastion")
-    make.connect(None).close()
+    make.open_socket(None).close()
     assert make.state == "closed"
     wait_until(lambda: world.connections[0].closed)
 
@@ -510,12 +510,12 @@ def test_a_forgotten_factorys_watchers_hear_no_more(world, factory):
 
 def test_it_knows_why_there_is_no_connection(world, factory):
     make = factory("first", "second")
-    assert make.problem is None
+    assert make.last_error is None
     make.ready()
-    assert make.problem is None
+    assert make.last_error is None
     world.errors = [relay.ConnectError("ssh://second: refused", reason="refused")] * 500
     world.connections[1].lose()
-    wait_until(lambda: make.problem == "hop 2 of 2 (ssh://second): refused")
+    wait_until(lambda: make.last_error == "hop 2 of 2 (ssh://second): refused")
 
 
 def test_the_log_says_why_a_lost_connection_is_still_away(world, factory, caplog):

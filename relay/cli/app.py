@@ -99,10 +99,8 @@ def _describe(error: click.ClickException) -> str:
     """Describe what is wrong with a command line, and name the command that shows its help."""
     problem = " ".join(_masked(_problem(error)).split()).rstrip(".")
     context = getattr(error, "ctx", None)  # Click's parser gives none
-    path = (
-        context.command_path if context else " ".join(["relay", *(word for word in sys.argv[1:2] if word in COMMANDS)])
-    )
-    see = f"see {path} --help"
+    words = context.command_path.split() if context else [word for word in sys.argv[1:2] if word in COMMANDS]
+    see = " ".join(["see relay", *(word for word in words if word != "relay"), "--help"])
     near = getattr(error, "possibilities", None)
     return f"{problem}; did you mean {near[0]}? {see.capitalize()}" if near else f"{problem}; {see}"
 

@@ -35,8 +35,8 @@ def open_regular(path: str) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError:  # a NUL, or what the file system's encoding does not have
-        raise OSError(errno.EINVAL, "not a path") from None
+        raise OSError(errno.EINVAL, "not a path", path) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file", path)
     return open(descriptor, "rb")

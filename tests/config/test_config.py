@@ -254,6 +254,9 @@ def test_what_is_no_file(tmp_path):
     for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(OSError, match="No such file|not a regular file"):
             config.read(str(path))
+    with pytest.raises(OSError, match="not a regular file") as caught:
+        config.read(str(tmp_path))
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_file_without_an_end(read):

@@ -275,7 +275,7 @@ def test_nothing_is_looked_at_to_print():
 @pytest.mark.parametrize(
     ("line", "status", "told"),
     [
-        ("forward 5432", 2, "TARGET: missing"),
+        ("forward 5432", 2, "TARGET: missing; see relay forward --help"),
         ("forward 5432 db:5432 --nope", 2, "--nope: no such option"),
         ("forward x db:5432", 2, "listen address 'x': no port"),
         ("forward 1 db:5432 --nconnect 0", 2, "--nconnect: must be at least 1, or -1 for no limit"),

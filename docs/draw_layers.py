@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 PACKAGE = Path(__file__).parents[1] / "relay"
 WIDTH, HEIGHT, GAP_X, GAP_Y = 132, 44, 22, 40  # pixels
-PUBLIC = {"aio", "cli", "compat", "testing", "api", "errors"}  # what users import or run
+PUBLIC = {"aio", "cli", "compat", "testing", "types", "api", "errors"}  # what users import or run
 
 
 def parts() -> dict[str, list[Path]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from . import aio as aio
+    from . import types as types
     from .api.i2p import i2p, i2p_listen
     from .api.i2p_tunnels import TunnelClient, TunnelServer
     from .api.local import local
@@ -67,6 +68,8 @@ __all__ = [
     "unix",
 ]
 
+_PUBLIC_MODULES = ("aio", "types")
+
 # No module at this level may have the name of one of these: its import would put it in the name's place.
 _MODULES = {
     "Stream": "streams.stream",
@@ -93,8 +96,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "aio":
-        return import_module(".aio", __name__)
+    if name in _PUBLIC_MODULES:
+        return import_module(f".{name}", __name__)
     if name == "__version__":
         return import_module("importlib.metadata").version("relay-toolkit")
     if name not in __all__:
@@ -105,4 +108,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "aio"])
+    return sorted([*__all__, *_PUBLIC_MODULES])

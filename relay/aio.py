@@ -17,9 +17,9 @@ from .engine.records import ConnectionRecord, Stats
 from .errors import ConnectError
 from .streams.checks import check_time
 from .streams.dialer import Dialer
-from .streams.interfaces import Listener, MakeSend
 from .streams.promise import LATE, Promise
 from .streams.stream import Stream
+from .types import Listener, MakeSend
 
 __all__ = ["Tunnel", "connect"]
 

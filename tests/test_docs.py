@@ -22,6 +22,7 @@ from helpers import WAIT
 from messages import messages, strings
 
 import relay
+from relay import types
 from relay.addresses.i2p import I2PListen, I2PRouter
 from relay.addresses.options import options_of
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
@@ -30,7 +31,6 @@ from relay.cli import output
 from relay.cli.options import Options
 from relay.compat import rforward, zmqssh
 from relay.engine.records import ConnectionRecord, Stats
-from relay.streams import interfaces
 from relay.transports.ssh.config.settings import CLIENT_ONLY
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -124,7 +124,7 @@ API = set(re.findall(r"^\.\. auto(?:function|class|exception|data):: ([\w.]+)$",
 
 
 @pytest.mark.parametrize(
-    "module", [relay, relay.aio, relay.testing, zmqssh, rforward, interfaces], ids=lambda module: module.__name__
+    "module", [relay, relay.aio, relay.testing, zmqssh, rforward, types], ids=lambda module: module.__name__
 )
 def test_the_reference_has_an_entry_for_every_public_name(module):
     if f".. automodule:: {module.__name__}\n   :members:" in PAGES["api"]:

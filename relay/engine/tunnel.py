@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ..eventloop.sockets import format_address
 from ..streams.checks import check_count, check_time
-from ..streams.interfaces import Listener, MakeSend
+from ..types import Listener, MakeSend
 from .acceptor import check_listener
 from .limits import Limits
 from .observer import OnEnd, check_callback
@@ -35,7 +35,7 @@ class Tunnel:
 
     :param receive: a bound, listening stream socket (TCP or Unix), or any object with ``accept() -> (stream, peer)``
         and ``close()``. The tunnel owns it and closes it. Its type, for type checkers, is
-        :class:`relay.streams.interfaces.Listener`, and that of ``make_send`` :data:`relay.streams.interfaces.MakeSend`.
+        :class:`relay.types.Listener`, and that of ``make_send`` :data:`relay.types.MakeSend`.
     :param make_send: called once for every accepted connection; returns a stream: a socket, connected or non-blocking
         with its connect in progress, a :class:`relay.Stream`, or any object with ``recv``, ``send`` or ``sendall``, and
         ``close``. It may block: it is called on a thread of its own unless :func:`relay.nonblocking` marks it. It may

@@ -12,7 +12,7 @@ from ..engine.tunnel import Tunnel
 from ..eventloop.loop import Timer
 from ..eventloop.sockets import unread
 from ..streams.checks import check_time
-from ..streams.interfaces import Listener, MakeSend
+from ..types import Listener, MakeSend
 
 __all__ = ["EphemeralTunnel"]
 

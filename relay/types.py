@@ -1,6 +1,6 @@
-"""The types of what users bring: listeners, streams, and factories of streams.
+"""Types for annotations: listeners, streams, and factories of streams of your own.
 
-They are for type checkers; at run time any object with these methods will do, and none has to be derived from them.
+They are protocols: any object with their methods is accepted, and no class has to derive from them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .stream import Stream
+from .streams.stream import Stream
 
 __all__ = ["Listener", "MakeSend", "Sender", "StreamLike", "WholeSender"]
 

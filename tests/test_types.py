@@ -26,7 +26,7 @@ from typing import Any
 import paramiko
 import relay
 import relay.testing
-from relay.streams.interfaces import Listener, MakeSend, StreamLike
+from relay.types import Listener, MakeSend, StreamLike
 
 plain = socket.create_server(("127.0.0.1", 0))
 to = relay.tcp("127.0.0.1", 1)

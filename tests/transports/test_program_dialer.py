@@ -75,7 +75,7 @@ def test_a_factory_in_a_tunnel(listener):
 
 
 def test_a_socket_for_a_user_leaves_nothing():
-    user = Local(Command("cat")).connect(time.monotonic() + WAIT)
+    user = Local(Command("cat")).open_socket(time.monotonic() + WAIT)
     user.settimeout(WAIT)
     user.sendall(b"word")
     assert user.recv(10) == b"word"
@@ -92,7 +92,7 @@ def test_a_socket_of_connect_leaves_nothing(text, monkeypatch):
 
 
 def test_a_detached_socket_leaves_nothing_either():
-    user = Local(Command("cat")).connect(time.monotonic() + WAIT)
+    user = Local(Command("cat")).open_socket(time.monotonic() + WAIT)
     os.close(user.detach())
 
 

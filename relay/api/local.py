@@ -1,4 +1,4 @@
-"""A private Unix socket that leads elsewhere, for drivers that take a path and not a socket."""
+"""A private Unix socket for any address, for drivers that take a path and not a socket."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ __all__ = ["listen_privately", "local"]
 
 
 def local(url: str, via: Sequence[str] = (), *, name: str = "socket") -> AbstractContextManager[str]:
-    """Make a Unix socket in a directory of its own (mode 0700) that leads to any address.
+    """Make a Unix socket in a directory of its own (mode 0700) that relay connects to any address.
 
-    For drivers that take a path and not a socket: redis, ``uds`` of httpx, ``ipc://`` of ØMQ. What is made with
-    libpq, such as psycopg and psql, takes the directory alone as its ``host``, and looks there for a socket that is
-    called ``.s.PGSQL.`` and the port::
+    For drivers that take a path and not a socket: redis, ``uds`` of httpx, ``ipc://`` of ØMQ. Programs with
+    libpq, such as psycopg and psql, take only the directory as ``host``, and look there for a socket with the name
+    ``.s.PGSQL.`` and the port::
 
         with relay.local("db:5432", via=["ssh://bastion"], name=".s.PGSQL.5432") as path:
             psycopg.connect(host=os.path.dirname(path), port=5432, user="me", dbname="shop")
 
-    On Linux, what uses it from this very program reads ECONNRESET after its bytes where the transfer was cut, unless it
-    has ended its own direction. Another program reads EOF: a Unix socket has no reset for it.
+    On Linux, a client in this process reads ECONNRESET after the last byte of a truncated transfer, unless it has
+    half-closed. Another process reads EOF, because a Unix socket has no reset for it.
 
-    What uses it from this very program must let other threads run while it waits. A call of C that does not, such as
-    psycopg's ``cancel()``, waits for ever (``cancel_safe()`` does not); :func:`relay.spawn` relays in another process.
+    A client in this process must let other threads run while it waits. A C function that holds the GIL, such as
+    psycopg's ``cancel()``, waits for ever (``cancel_safe()`` does not); :func:`relay.spawn` uses a child process.
 
     :param url: as in :func:`relay.target`.
     :param via: as in :func:`relay.target`.
     :param name: of the socket in its directory.
-    :returns: a context manager that gives the path of the socket; leaving it ends what uses it, and removes it.
+    :returns: a context manager that gives the path of the socket; leaving it closes connections and the socket.
     :raises AddressError: if an address cannot be understood or is not available in this version.
-    :raises TypeError: if ``name`` is no text.
-    :raises ValueError: if it is no name of a file, or too long for a Unix socket.
-    :raises OSError: if a file that the address names cannot be read, or there is no place for the socket.
+    :raises TypeError: if ``name`` is not text.
+    :raises ValueError: if it is not a file name, or too long for a Unix socket.
+    :raises OSError: if a file that the address names cannot be read, or the socket cannot be created.
     """
     _check_name(name)
     hops = parse_hops(via, url)
@@ -63,12 +63,12 @@ def _leading(name: str, make_send: Dialer, connect_timeout: float, linger: float
 
 @contextmanager
 def listen_privately(name: str = "socket") -> Iterator[socket.socket]:
-    """Listen at a Unix socket in a directory of its own (mode 0700).
+    """Listen on a Unix socket in a directory of its own (mode 0700).
 
     :param name: of the socket in its directory.
     :returns: a context manager that gives the socket; leaving it removes both.
     :raises ValueError: if the name is too long for a Unix socket.
-    :raises OSError: if there is no place for it.
+    :raises OSError: if it cannot be created.
     """
     with tempfile.TemporaryDirectory(prefix="relay-") as directory:
         with listen_unix(os.path.join(directory, name)) as receive:

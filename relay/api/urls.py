@@ -1,4 +1,4 @@
-"""The table of schemes, and what follows from it: :func:`target`, :func:`connect` and :func:`listen`."""
+"""Functions that take any address: :func:`target`, :func:`connect` and :func:`listen`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..streams.dialer import Dialer
 __all__ = ["connect", "dialer", "listen", "listener", "target"]
 
 
-# The parameters of each function are the fields of the address; those that hops can lead to have ``via`` as well.
-# What is reached over hops, or over a connection of its own, is made by :mod:`relay.transports.chain`.
+# The parameters of each function are the fields of the address; functions that hops can lead to also have ``via``.
+# :mod:`relay.transports.chain` makes the dialers for addresses after hops, and for those that need a carrier.
 SENDERS: dict[type, str] = {
     TCPAddress: "transports.tcp:tcp",
     UnixAddress: "transports.unix:unix",
@@ -39,24 +39,24 @@ LISTENERS: dict[type, str] = {
 
 
 def target(url: str, via: Sequence[str] = ()) -> Dialer:
-    """A factory for any address, behind any chain of hops.
+    """Return a factory for any address, after any chain of hops.
 
     :param url: ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?servername=…&ca=…&cert=…&key=…``, ``exec:command`` (its standard input and output; words are
-        quoted as in a shell, and no shell is asked) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
+        quoted as in a shell, but relay uses no shell) or ``i2p://name.i2p[:port]?sam=…&…``, with the address of a
         destination (``….b32.i2p``), or the whole of it in base64, instead of a name; the parameters are those of
-        :func:`relay.i2p`. ``name.i2p:port`` goes over I2P, too: no such name is looked up in the DNS.
-    :param via: the hops on the way, the nearest first, in any order that makes sense:
+        :func:`relay.i2p`. ``name.i2p:port`` also uses I2P: relay never looks such a name up in the DNS.
+    :param via: the hops on the way, the nearest first, in any order that is possible:
 
         - ``ssh://[user@]host[:port]?…``, an SSH server; the parameters are those of :func:`relay.ssh`;
         - ``i2p:`` or ``i2p:?sam=…``, an I2P router; what follows is a name in ``.i2p``;
         - ``socks5://[user@]host:port`` and ``http://[user@]host:port`` (CONNECT), a proxy; ``password_file=…`` or
-          ``password_env=…`` tells the password;
+          ``password_env=…`` gives the password;
         - ``exec:command %h %p``, a program like a ``ProxyCommand``: on this machine as the first hop, on the server
-          directly behind ``ssh://``.
+          directly after ``ssh://``.
 
-        What is behind the last one is reached from there: its names are looked up there, its Unix paths and commands
-        are there, and so is the bridge to I2P. TLS is spoken from here to the target.
+        The last hop connects to the address: it resolves names, and Unix paths, commands and the SAM bridge are on that
+        machine. TLS runs end to end, from this process to the target.
     :returns: a callable for :class:`relay.Tunnel` that returns a connected :class:`relay.Stream`; its ``target`` is the
         address. A factory of your own can call it with the keywords that it has got itself: ``peer`` (the client's
         address, which changes nothing here), ``deadline`` (monotonic seconds, ``None`` for no limit) and ``cancel``
@@ -85,13 +85,13 @@ def dialer(route: Route, address: Target | I2PTarget | Command) -> Dialer:
 
 
 def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> socket.socket:
-    """Connect to any address, with what must be between hidden.
+    """Connect to any address, after any chain of hops.
 
     :param url: as in :func:`target`.
     :param via: as in :func:`target`.
-    :param timeout: seconds for all of it; ``None`` for as long as the system tries. Over I2P a session may have to be
-        made first, which takes up to a minute: give it 90.
-    :returns: a connected, blocking socket; closing it releases what lies under it. If relay knows that the transfer
+    :param timeout: seconds for the whole attempt; ``None`` for as long as the system tries. Over I2P, a new session may
+        take a minute: give it 90.
+    :returns: a connected, blocking socket; closing it releases its carrier. If relay knows that the transfer
         was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
         after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
         ``SHUT_WR``, and a socket that was passed to another process. When the interpreter exits, it waits up to 10 s
@@ -113,20 +113,20 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
 
 
 def listen(address: str, via: Sequence[str] = ()) -> Any:
-    """Listen at any address: on the loopback unless another host is written out.
+    """Listen on any address; without a host, on 127.0.0.1.
 
     :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
         ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
-        ``/PATH`` at which the server is to listen for us (127.0.0.1:0 unless it is given), ``i2p:?keys=…&…`` with the
+        ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
-        ``http://…`` for clients that name their targets (:func:`relay.dynamic` leads there); port 0 picks a free one.
+        ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.
     :param via: the hops on the way to an SSH server, or to the bridge to I2P, as in :func:`target`.
     :returns: for TCP and Unix a bound, listening :class:`socket.socket`; for TLS, SSH and proxies an object with
         ``accept()``, ``close()``, ``address`` and ``getsockname()``, for I2P one with ``accept()``, ``close()`` and
         ``address``. The caller owns it, until a tunnel takes it over.
     :raises AddressError: if an address cannot be understood or is not available in this version.
-    :raises OSError: if it cannot be had (in use, not this machine's, a name that does not resolve), or a file that it
-        names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
+    :raises OSError: if it is not available (in use, not on this machine, a name that does not resolve), or a file that
+        it names cannot be read. Over SSH: :class:`ConnectError`, :class:`HostKeyError`, :class:`AuthenticationError` or
         :class:`ForwardError`. Over I2P: :class:`ConnectError`, :class:`SAMError` or :class:`AuthenticationError`.
     """
     hops = parse_hops(via, address)

@@ -160,12 +160,12 @@ def _server(server: SSHServer, *, is_first: bool) -> str:
 
     :returns: the name that this machine resolves; empty if there is none.
     """
-    from ..transports.ssh.config.settings import settle
+    from ..transports.ssh.config.settings import resolve_settings
 
-    settings = settle(server, behind=not is_first)
+    settings = resolve_settings(server, behind=not is_first)
     secret_of(server, "password", "")
     if server.keyfile is not None:
-        _keyfile(server, server.keyfile, needs_client=bool(settings.needs_client))
+        _keyfile(server, server.keyfile, needs_client=bool(settings.requires_openssh))
     return settings.hostname if is_first and not settings.jumps and settings.command is None else ""
 
 

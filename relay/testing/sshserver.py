@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from .pairs import bound_socket
-from .ssh.login import Rules
-from .ssh.session import LOG, Session, State
+from .ssh.login import Rules, State
+from .ssh.session import LOG, Session
 
 __all__ = ["SSHServer"]
 

@@ -117,8 +117,8 @@ def test_a_server_that_ends_every_login_is_given_up(start, target, ssh_server, m
 
     monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
     command = start(":0", target, "--via", ssh_server.url)
-    line = command.hear("the OpenSSH client is tried instead")
-    assert "the login was not finished); 3 times in a row; the OpenSSH" in line
+    line = command.hear("trying the OpenSSH client instead")
+    assert "the login was not finished); 3 times in a row; trying the OpenSSH" in line
     assert "ERROR" in command.hear("will not retry until a client connects")
     assert command.end()[0] == 0
 
@@ -138,7 +138,7 @@ def test_expose_at_a_server_that_ends_every_login_tries_the_client_once_and_ends
     *lines, last = said.splitlines()
     assert ["trying again in" in line for line in lines] == [True, True, False]
     assert all(f"WARNING {name_of(ssh_server.url)}: " in line for line in lines)
-    assert lines[-1].endswith("; 3 times in a row; the OpenSSH client is tried instead")
+    assert lines[-1].endswith("; 3 times in a row; trying the OpenSSH client instead")
     assert last.startswith(f"relay: {name_of(ssh_server.url)}: ") and last.endswith("; 4 times in a row")
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_does_not_speak_ssh_is_given_up(start, target, serve):
     place = serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")).address
     command = start(":0", target, "--via", "ssh://me@{}:{}?config=none".format(*place))
     line = command.hear("will not retry until a client connects")
-    assert "ERROR" in line and "is this the right port?; 3 times in a row; will not" in line
+    assert "ERROR" in line and "check the port; 3 times in a row; will not" in line
     assert command.end()[0] == 0
 
 

@@ -162,14 +162,14 @@ def test_there_is_neither_a_terminal_nor_an_agent(far, monkeypatch):
 def test_a_server_that_runs_no_commands(backend, ssh_server):
     with remote(FarEnd("embedded", backend, ssh_server)) as link:
         for self_contained in False, True:
-            with pytest.raises(ConnectError, match="^exec:cat: denied, says ssh://.*MaxSessions") as failed:
+            with pytest.raises(ConnectError, match="^exec:cat: denied by ssh://.*MaxSessions") as failed:
                 link.open("cat", self_contained=self_contained)
             assert failed.value.reason == "denied"
 
 
 def test_a_server_that_has_enough_sessions(backend, make_sshd):
     with remote(FarEnd("sshd", backend, make_sshd("MaxSessions 1"))) as link, link.open("cat") as stream:
-        with pytest.raises(ConnectError, match="^exec:true: denied, says ssh://.*MaxSessions") as failed:
+        with pytest.raises(ConnectError, match="^exec:true: denied by ssh://.*MaxSessions") as failed:
             link.open("true")
         assert failed.value.reason == "denied"
         assert finish(stream, b"still there") == b"still there"
@@ -180,9 +180,7 @@ def test_a_command_that_the_server_does_not_run(backend, make_ssh_server, self_c
     server = make_ssh_server(commands=["true"])
     with remote(FarEnd("embedded", backend, server)) as link:
         for _ in range(3):
-            with pytest.raises(
-                ConnectError, match="exec:cat: denied, says ssh://.*does not run this command"
-            ) as failed:
+            with pytest.raises(ConnectError, match="exec:cat: denied by ssh://.*does not run this command") as failed:
                 link.open("cat", self_contained=self_contained)
             assert failed.value.reason == "denied"
         with link.open("true") as stream:

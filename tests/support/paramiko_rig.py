@@ -22,7 +22,7 @@ from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
-from relay.transports.ssh.config.settings import settle
+from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.paramiko import backend
 
@@ -46,7 +46,9 @@ def settings_for(rig: Any, **more: Any) -> Settings:
     server = rig.server if hasattr(rig, "server") else embedded(rig)
     fields = {field.name for field in dataclasses.fields(SSHServer)}
     server = dataclasses.replace(server, **{name: value for name, value in more.items() if name in fields})
-    return dataclasses.replace(settle(server), **{name: value for name, value in more.items() if name not in fields})
+    return dataclasses.replace(
+        resolve_settings(server), **{name: value for name, value in more.items() if name not in fields}
+    )
 
 
 def connect(settings: Settings, lost: Any = None, *, seconds: float = WAIT, cancel: Any = None) -> backend.Connection:
@@ -118,7 +120,7 @@ class ScriptedServer(paramiko.ServerInterface):
     def settings(self) -> Settings:
         host, port = self.listener.getsockname()
         server = SSHServer(host, "user", port, config=os.devnull, hostkey=self.key.fingerprint)
-        return settle(server)
+        return resolve_settings(server)
 
     def connect(self, lost: Any = None, **more: Any) -> backend.Connection:
         made = connect(dataclasses.replace(self.settings, **more), lost)

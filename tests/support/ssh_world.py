@@ -98,11 +98,11 @@ class World:
         self.refusals = []  # of the next forwards
         monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.01, 0.02))
         monkeypatch.setattr("relay.carriers.retry._MAX_BACKOFF_WITH_WAITERS", 0.02)
-        monkeypatch.setattr(connector, "settle", self.settle)
+        monkeypatch.setattr(connector, "resolve_settings", self.resolve_settings)
         monkeypatch.setattr(connector, "import_module", self.backend)
         monkeypatch.setattr(chain._Here, "to", lambda _, place: self.here(place))
 
-    def settle(self, server, behind=False):
+    def resolve_settings(self, server, behind=False):
         name = self.names.get(server.host, f"{server.host}.example")
         return Settings(server, name, server.port or 22, "me", **self.settings.get(server.host, {}))
 

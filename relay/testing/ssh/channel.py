@@ -1,4 +1,4 @@
-"""Channels for paramiko's server mode: opens with a later reply, every kind of forward, and an orderly end."""
+"""Additions to paramiko's server mode: delayed replies to opens, every kind of forward, and an orderly end."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["GONE", "Channel", "GatedSocket", "Remote", "Transport", "move"]
 check(TESTING, "relay.testing.SSHServer")
 
 GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost
-_CHUNK = 65536  # bytes moved at once
-_OPEN_TIMEOUT = 30.0  # seconds that a client has to answer for a connection that came to its forward
+_CHUNK = 65536  # bytes copied at once
+_OPEN_TIMEOUT = 30.0  # seconds for a client's reply to a channel that its forward opens
 
 
 class Remote(NamedTuple):
-    """The client's end of a channel that it wants (RFC 4254, section 5.1)."""
+    """The client's end of a channel that it requests (RFC 4254, section 5.1)."""
 
     number: int
     window: int
@@ -40,7 +40,7 @@ class Remote(NamedTuple):
 
 
 class GatedSocket(socket.socket):
-    """A connected socket whose reads and writes can be held up while the connection stays."""
+    """A connected socket whose reads and writes can be suspended while the connection stays open."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__(fileno=connected.detach())
@@ -48,38 +48,37 @@ class GatedSocket(socket.socket):
         self._flows.set()
 
     def freeze(self) -> None:
-        """Hold up everything from now on."""
+        """Suspend reads and writes."""
         self._flows.clear()
 
     def thaw(self) -> None:
-        """Go on."""
+        """Resume reads and writes."""
         self._flows.set()
 
     def cut(self) -> None:
-        """End the connection; what waits wakes."""
+        """End the connection, and wake the threads that wait."""
         with contextlib.suppress(OSError):
             self.shutdown(socket.SHUT_RDWR)
         self._flows.set()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Receive; what came while it was frozen comes out later."""
+        """Receive; while the socket is frozen, the data are returned later."""
         data = super().recv(size, flags)
         self._flows.wait()
         return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send, later if it is frozen."""
+        """Send; later, if the socket is frozen."""
         self._flows.wait()
         return super().send(data, flags)
 
 
 class Channel(paramiko.Channel):  # type: ignore[misc]
-    """A channel on which no message follows its EOF: the thread that moves its bytes sends it (RFC 4254, 5.3).
+    """A channel that sends CLOSE last, on the thread that copies its bytes (RFC 4254, section 5.3).
 
-    paramiko answers the peer's CLOSE on the connection's thread, where an EOF may be under way on another: after CLOSE
-    that is an error for which OpenSSH ends the connection. The same holds for its reply to a request: it may be
-    under way there while CLOSE is sent here. PuTTY, which asks in each channel,
-    ends the connection for an answer after CLOSE.
+    paramiko replies to the peer's CLOSE on the connection's thread, while another thread may be sending EOF: OpenSSH
+    ends the connection for an EOF after CLOSE. The same happens with a reply to a request, which paramiko may be
+    sending on the connection's thread while this thread sends CLOSE: PuTTY ends the connection for that.
     """
 
     _target: socket.socket | None = None
@@ -93,18 +92,18 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         self._commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def ask_for_command(self, text: str) -> None:
-        """The client wants a command to run."""
+        """Queue a command that the client requests."""
         self._commands.put(text)
 
     def wait_for_command(self, seconds: float) -> str | None:
-        """Wait for the command to run; ``None`` if the channel was closed, or none came in time."""
+        """Return the command; ``None`` if the channel was closed, or no request has arrived in time."""
         try:
             return self._commands.get(timeout=seconds)
         except queue.Empty:
             return None
 
     def use_signals(self, signalled: Callable[[str], object]) -> None:
-        """Set the callable for signals: it is called on the connection's thread with the name of each."""
+        """Call ``signalled``, on the connection's thread, with the name of each signal that the client sends."""
         self._signalled = signalled
 
     def _handle_request(self, message: Any) -> None:
@@ -134,7 +133,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
             super()._handle_request(message)
 
     def send_exit_signal(self, name: str) -> None:
-        """Tell that a signal has ended the command (RFC 4254, section 6.10)."""
+        """Report that a signal has ended the command (RFC 4254, section 6.10)."""
         message = paramiko.Message()
         message.add_byte(cMSG_CHANNEL_REQUEST)
         message.add_int(self.remote_chanid)
@@ -148,10 +147,10 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def bound(self, target: socket.socket) -> Iterator[None]:
-        """Wake ``target`` when the channel ends; never after the block, when its descriptor may be another socket's.
+        """Shut ``target`` down when the channel ends; never after the block, when its descriptor may be another's.
 
-        Python reads a descriptor's number before it waits for a processor, so that a shutdown and a close in two
-        threads can end a socket that was opened since.
+        Python reads the number of a descriptor before it waits for the GIL. A shutdown and a close in two threads could
+        therefore shut down a socket that was opened in between.
         """
         with self.lock:
             self._target = target
@@ -186,7 +185,7 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
         self.in_buffer.close()
 
     def finish(self) -> None:
-        """Send CLOSE, the last message; called once."""
+        """Send CLOSE; called once, after everything else was sent."""
         with self.lock:
             self._close_sent = True
             is_answering = self._is_answering  # then CLOSE is sent after the answer, on the connection's thread
@@ -203,13 +202,12 @@ class Channel(paramiko.Channel):  # type: ignore[misc]
 class Transport(paramiko.Transport):  # type: ignore[misc]
     """The server's side of one connection.
 
-    :param wanted: called on the connection's thread for each channel that the client wants, with its kind, its
-        client's end and the rest of the message; must not block. What it wants is answered by :meth:`grant` or
-        :meth:`refuse`.
+    :param wanted: called on the connection's thread for each channel that the client requests, with its kind, the
+        client's end and the rest of the message; must not block. The reply is :meth:`grant` or :meth:`refuse`.
     :param over: called on the connection's thread when the connection has ended.
     """
 
-    # The table holds functions and not their names, so that a subclass's are not found by themselves.
+    # paramiko's table contains functions and not their names, so a subclass must replace the entries, too.
     _channel_handler_table = {  # noqa: RUF012
         **paramiko.Transport._channel_handler_table,
         MSG_CHANNEL_CLOSE: Channel._handle_close,
@@ -240,8 +238,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             self._when_over()
 
     def _parse_kex_init(self, message: Any) -> None:
-        """RFC 4253, section 7.1: a client may send its first packet before it knows what is agreed on. A guess that
-        was wrong is not read; paramiko knows nothing of it."""  # noqa: D205, D209
+        """Ignore the first packet after a wrong guess of the client (RFC 4253, section 7.1); paramiko does not."""
         guess = self._really_parse_kex_init(message)
         message.rewind()
         super()._parse_kex_init(message)
@@ -249,7 +246,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             self.packetizer.read_message()
 
     def _is_right(self, guess: dict[str, list[str]]) -> bool:
-        """Both sides have to prefer the same key exchange and the same host key."""
+        """Return whether both sides prefer the same key exchange and the same host key."""
         ours = self._really_parse_kex_init(paramiko.Message(self.local_kex_init), ignore_first_byte=True)
         return all(ours[names][:1] == guess[names][:1] for names in ("kex_algo_list", "server_key_algo_list"))
 
@@ -258,7 +255,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         self._wanted(kind, Remote(message.get_int(), message.get_int(), message.get_int()), message)
 
     def grant(self, remote: Remote) -> Channel:
-        """Open the channel that the client wants."""
+        """Open a channel that the client has requested."""
         window, packet = self.default_window_size, self.default_max_packet_size
         with self.lock:
             channel = self._new_channel(window, packet)
@@ -269,13 +266,13 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         return channel
 
     def refuse(self, remote: Remote, code: int, text: str) -> None:
-        """Do not open it (RFC 4254, section 5.1)."""
+        """Reject a channel (RFC 4254, section 5.1)."""
         self.tell(cMSG_CHANNEL_OPEN_FAILURE, remote.number, code, text, "en")
 
     def ask(self, kind: str, *fields: str | int) -> Channel | None:
-        """Open a channel to the client; waits for its answer.
+        """Open a channel to the client, and wait for its reply.
 
-        :returns: the channel, or ``None`` if the client does not want it.
+        :returns: the channel, or ``None`` if the client has rejected it.
         """
         window, packet = self.default_window_size, self.default_max_packet_size
         answered = threading.Event()
@@ -292,7 +289,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         return None
 
     def tell(self, kind: bytes, *fields: str | int) -> None:
-        """Send a message; not while keys are exchanged, and not at all if the connection is gone."""
+        """Send a message, after a key exchange in progress; do nothing if the connection is lost."""
         message = paramiko.Message()
         message.add_byte(kind)
         for field in fields:
@@ -312,7 +309,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
 
 def move(channel: Channel, target: socket.socket) -> None:
-    """Move bytes both ways until both ends have ended, each in its own time; then close both."""
+    """Copy bytes both ways until both ends have sent EOF; then close both."""
     with target, channel.bound(target):
         inward = threading.Thread(target=_inward, args=(channel, target), name="ssh server channel inward", daemon=True)
         inward.start()
@@ -326,10 +323,10 @@ def _inward(channel: Channel, target: socket.socket) -> None:
     try:
         while data := channel.recv(_CHUNK):
             target.sendall(data)
-        # A channel that was closed without an end of file was cut.
+        # A channel that was closed without an EOF was cut.
         target.shutdown(socket.SHUT_WR if channel.eof_received else socket.SHUT_RDWR)
     except GONE:
-        pass  # the other direction sees it, too
+        pass  # the other direction ends by the same error
 
 
 def _outward(channel: Channel, target: socket.socket) -> None:

@@ -16,16 +16,17 @@ from .channel import GONE, Channel
 
 __all__ = ["kill", "serve_command"]
 
-_CHUNK = 65536  # bytes moved at once
-_ASK_TIMEOUT = 30.0  # seconds for a client to say what is to run
+_CHUNK = 65536  # bytes copied at once
+_ASK_TIMEOUT = 30.0  # seconds for a client to request a command
 
 Kept = Callable[[Process], AbstractContextManager[Process]]
 
 
 def serve_command(channel: Channel, kept: Kept) -> None:
-    """Run what the client asks for, until it has ended, though the client may be gone; then close the channel.
+    """Run the command that the client requests until it has ended, also without the client; then close the channel.
 
-    :param kept: has the process killed when the connection ends.
+    :param channel: the channel.
+    :param kept: registers the process, which is killed when the connection ends.
     """
     text = channel.wait_for_command(_ASK_TIMEOUT)
     try:
@@ -36,7 +37,7 @@ def serve_command(channel: Channel, kept: Kept) -> None:
 
 
 def kill(process: Process) -> None:
-    """Kill it and what it has started; it is not reaped yet, so its number is its own."""
+    """Kill a process and its children; it is not reaped yet, so the process group is its own."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -50,7 +51,7 @@ def _run(channel: Channel, text: str, kept: Kept) -> None:
         with kept(process), channel.bound(ours):
             _relay(channel, ours, process)
     with contextlib.suppress(*GONE):
-        _tell_end(channel, process.returncode)  # also to a client that has closed it, and waits for our answer
+        _tell_end(channel, process.returncode)  # also to a client that has closed it, and waits for the reply
 
 
 def _relay(channel: Channel, ours: socket.socket, process: Process) -> None:
@@ -86,7 +87,7 @@ def _stderr(channel: Channel, pipe: IO[bytes]) -> None:
 
 
 def _signal(process: Process, name: str) -> None:
-    """Send it a signal (RFC 4254, section 6.9), if it has not ended."""
+    """Send a signal to a process (RFC 4254, section 6.9), if it has not ended."""
     number = getattr(signal, f"SIG{name}", None)
     if isinstance(number, signal.Signals) and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Sockets that the embedded SSH server listens at for a client."""
+"""Remote forwards of the embedded SSH server: sockets at which it listens for a client."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Place = TCPAddress | UnixAddress
 
 
 class Forward:
-    """A socket that listens for a client, always on the loopback, whatever it asked for.
+    """A socket that listens for a client; always on the loopback, also for other addresses.
 
-    :param place: what it asked for.
-    :param came: called with the place, each connection and its peer, on the forward's thread.
-    :raises OSError: if it cannot be had.
-    :raises ValueError: if it cannot be right.
+    :param place: the requested address.
+    :param came: called with the address, each connection and its peer, on the forward's thread.
+    :raises OSError: if it cannot listen there.
+    :raises ValueError: if the address is invalid.
     """
 
     def __init__(self, place: Place, came: Callable[[Place, socket.socket, Any], object]) -> None:
@@ -45,7 +45,7 @@ class Forward:
             self._came(self.place, sock, peer)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         hang_up(self._listening)  # wakes accept
         self._thread.join()
         self._listening.close()
@@ -75,13 +75,13 @@ def _listen_on(host: str, port: int) -> socket.socket:
 
 
 def send_at_once(sock: socket.socket) -> None:
-    """Small messages are not to wait for an acknowledgement of the ones before."""
+    """Disable Nagle's algorithm: small messages do not wait for acknowledgements."""
     if sock.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End both directions; who waits for the socket wakes."""
+    """Shut down both directions, and wake the threads that wait for the socket."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

@@ -1,18 +1,20 @@
-"""Logins of the embedded SSH server: users and their methods (RFC 4252)."""
+"""Logins at the embedded SSH server (RFC 4252), and the state that its connections share."""
 
 from __future__ import annotations
 
 import base64
 import hmac
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import paramiko
 from paramiko.auth_handler import AuthHandler
 from paramiko.common import cMSG_DISCONNECT
 
-__all__ = ["Login", "LoginHandler", "Notes", "Rules", "public_blob"]
+__all__ = ["Login", "LoginHandler", "Rules", "State", "public_blob"]
 
 KNOWN = ("publickey", "password", "keyboard-interactive")
 _PROTOCOL_ERROR = 2  # SSH_DISCONNECT_PROTOCOL_ERROR; RFC 4253, section 11.1
@@ -21,7 +23,7 @@ FAILED, PASSED, PARTIAL = paramiko.AUTH_FAILED, paramiko.AUTH_SUCCESSFUL, parami
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The users of a server, and how they log in."""
+    """The users of a server and their credentials."""
 
     users: Mapping[str, str | None]
     keys: frozenset[bytes]
@@ -38,7 +40,7 @@ class Rules:
         methods: Sequence[str] | None,
         banner: str,
     ) -> Rules:
-        """The rules of :class:`SSHServer`'s arguments.
+        """Make the rules from the arguments of :class:`SSHServer`.
 
         :raises ValueError: if a method is unknown, or there is no user.
         """
@@ -50,26 +52,75 @@ class Rules:
         lists = tuple(tuple(one.split(",")) for one in methods)
         unknown = {name for steps in lists for name in steps} - {*KNOWN}
         if unknown or not lists:
-            raise ValueError(f"methods: {methods!r}; each is one or more of {', '.join(KNOWN)}, with commas between")
+            raise ValueError(
+                f"methods: expected one or more of {', '.join(KNOWN)}, separated by commas, got {methods!r}"
+            )
         return cls(users, frozenset(map(public_blob, keys)), tuple(questions), lists, banner)
 
 
-class Notes(Protocol):
-    """Receives each attempt of a client to log in."""
+class State:
+    """The state that all connections of a server share: permissions, faults and counters.
+
+    :param permit: returns whether clients may connect to a target.
+    :param forwarding: the allowed directions (``AllowTcpForwarding`` in sshd_config(5)).
+    :param max_channels: the most channels of one connection.
+    :param rules: the users and their credentials.
+    :param commands: returns whether the server runs a command; ``None`` to run none.
+    :param strict: whether a second request for the login's service ends the connection.
+    """
+
+    def __init__(
+        self,
+        permit: Callable[[str], object],
+        forwarding: bool | str,
+        max_channels: int,
+        rules: Rules,
+        commands: Callable[[str], object] | None,
+        strict: bool,
+    ) -> None:
+        self.permit = permit
+        self.commands = commands
+        self.forwarding = forwarding
+        self.max_channels = max_channels
+        self.rules = rules
+        self.strict = strict
+        self.delay = 0.0
+        self.refusing = False
+        self.lock = threading.Lock()
+        self.logins = 0
+        self.opened = 0
+        self.refused = 0
+        self.attempts: deque[tuple[str, str]] = deque(maxlen=1000)
 
     def tried(self, user: str, method: str) -> None:
-        """A client has sent a credential, or asked whether a key would do."""
+        """Record that a client has sent a credential, or asked whether a key is accepted."""
+        self.attempts.append((user, method))
 
     def logged_in(self, user: str) -> None:
-        """A client has passed every step."""
+        """Count a client that has passed every step."""
+        with self.lock:
+            self.logins += 1
+
+    def count(self, opened: bool) -> None:
+        """Count a channel that was opened or refused."""
+        with self.lock:
+            self.opened += opened
+            self.refused += not opened
+
+    def allows(self, direction: str) -> bool:
+        """Return whether clients may forward in a direction, ``local`` or ``remote``."""
+        return self.forwarding in (True, direction) and not self.refusing
 
 
 class Login(paramiko.ServerInterface):  # type: ignore[misc]
-    """The login of one client, asked by paramiko on the connection's thread."""
+    """The login of one client; paramiko calls it on the connection's thread.
 
-    def __init__(self, rules: Rules, notes: Notes) -> None:
-        self._rules = rules
-        self._notes = notes
+    :param state: the state of the server.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._rules = state.rules
+        self._state = state
         self._done: tuple[str, ...] = ()
         self._user = ""
 
@@ -78,12 +129,12 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         return ",".join(sorted(self._next()))
 
     def get_banner(self) -> tuple[str | None, str | None]:
-        """Return the banner for clients that have not logged in."""
+        """Return the banner and its language."""
         return (self._rules.banner, "en") if self._rules.banner else (None, None)
 
     def check_auth_none(self, username: str) -> int:
-        """Reject the method ``none``, with which clients ask for the others (RFC 4252, section 5.2)."""
-        self._notes.tried(username, "none")
+        """Reject ``none``, with which clients request the list of methods (RFC 4252, section 5.2)."""
+        self._state.tried(username, "none")
         return int(FAILED)
 
     def check_auth_password(self, username: str, password: str | bytes) -> int:
@@ -94,14 +145,14 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         return self._passed("password")
 
     def check_auth_publickey(self, username: str, key: Any) -> int:
-        """Check a public key; paramiko verifies the signature, which proves that the client owns it."""
+        """Return whether a key is accepted. The client has proved to own it only when its signature is verified."""
         if not self._may(username, "publickey") or key.asbytes() not in self._rules.keys:
             return int(FAILED)
         key.verify_ssh_sig = self._verifier(key.verify_ssh_sig)
         return int(PASSED if (*self._done, "publickey") in self._rules.methods else PARTIAL)
 
     def _verifier(self, verify: Callable[[bytes, Any], bool]) -> Callable[[bytes, Any], bool]:
-        # paramiko asks this server twice, for an offer and for the signed request, and tells neither from the other.
+        # paramiko calls this server for an offer and for the signed request, and does not distinguish them.
         def verified(data: bytes, signature: Any) -> bool:
             good = verify(data, signature)
             if good:
@@ -111,7 +162,7 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         return verified
 
     def check_auth_interactive(self, username: str, submethods: str) -> Any:
-        """Ask the questions (RFC 4256)."""
+        """Send the questions (RFC 4256)."""
         if not self._may(username, "keyboard-interactive"):
             return FAILED
         query = paramiko.InteractiveQuery("", "")
@@ -128,12 +179,12 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         return self._passed("keyboard-interactive")
 
     def _may(self, user: str, method: str) -> bool:
-        self._notes.tried(user, method)
+        self._state.tried(user, method)
         self._user = user
         return user in self._rules.users and method in self._next()
 
     def _next(self) -> set[str]:
-        """The steps that bring a client nearer to one of the lists' ends."""
+        """Return the steps that continue one of the lists."""
         done = len(self._done)
         return {steps[done] for steps in self._rules.methods if len(steps) > done and steps[:done] == self._done}
 
@@ -141,15 +192,15 @@ class Login(paramiko.ServerInterface):  # type: ignore[misc]
         self._done = (*self._done, method)
         if self._done not in self._rules.methods:
             return int(PARTIAL)
-        self._notes.logged_in(self._user)
+        self._state.logged_in(self._user)
         return int(PASSED)
 
 
 class LoginHandler(AuthHandler):  # type: ignore[misc]
     """The messages of one client's login.
 
-    :param transport: of the connection.
-    :param strict: whether a second request for the service ends the connection; paramiko accepts any number of them.
+    :param transport: the connection.
+    :param strict: whether a second request for the service ends the connection; paramiko itself accepts any number.
     """
 
     def __init__(self, transport: Any, strict: bool) -> None:
@@ -158,7 +209,7 @@ class LoginHandler(AuthHandler):  # type: ignore[misc]
         self._requests = 0
 
     def _parse_service_request(self, m: Any) -> None:
-        """RFC 4253, section 10."""
+        """Handle a request for the service (RFC 4253, section 10)."""
         self._requests += 1
         if self._strict and self._requests > 1:
             problem = "the service has been requested before"
@@ -173,10 +224,10 @@ def _same(given: str | bytes, wanted: str) -> bool:
 
 
 def public_blob(key: paramiko.PKey | str) -> bytes:
-    """The public key in SSH's form (RFC 4253, section 6.6).
+    """Return a public key in SSH's encoding (RFC 4253, section 6.6).
 
     :param key: a key, or a line as in an authorized_keys file without options.
-    :raises ValueError: if the line is none.
+    :raises ValueError: if the line is malformed.
     """
     if not isinstance(key, str):
         return bytes(key.asbytes())
@@ -184,4 +235,4 @@ def public_blob(key: paramiko.PKey | str) -> bytes:
     try:
         return base64.b64decode(fields[1], validate=True)
     except (IndexError, ValueError):
-        raise ValueError(f"authorized_keys: {key[:60]!r} is not like 'ssh-ed25519 AAAA…'") from None
+        raise ValueError(f"authorized_keys: expected a line such as 'ssh-ed25519 AAAA…', got {key[:60]!r}") from None

@@ -1,4 +1,4 @@
-"""One client's connection to the embedded SSH server: what it may open, and what listens for it (RFC 4254)."""
+"""One client's connection to the embedded SSH server: its channels and its forwards (RFC 4254)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,9 +20,9 @@ from ...transports.unix import unix
 from .channel import GONE, Channel, GatedSocket, Remote, Transport, move
 from .command import kill, serve_command
 from .forward import Forward, Place, hang_up, send_at_once
-from .login import Login, LoginHandler, Rules
+from .login import Login, LoginHandler, State
 
-__all__ = ["Refused", "Session", "State"]
+__all__ = ["LOG", "Refused", "Session"]
 
 PROHIBITED, CONNECT_FAILED, UNKNOWN_KIND, SHORTAGE = 1, 2, 3, 4  # RFC 4254, section 5.1
 CONNECT_TIMEOUT = 30.0  # seconds
@@ -33,7 +32,7 @@ logger = logging.getLogger(LOG)
 
 
 class Refused(Exception):  # noqa: N818  (a reply to the client, and no error of the server)
-    """A channel that is not opened, and why."""
+    """A channel that the server does not open, and the reason."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -41,58 +40,12 @@ class Refused(Exception):  # noqa: N818  (a reply to the client, and no error of
         self.text = text
 
 
-class State:
-    """The state that all connections of a server share: permissions, faults and counters."""
-
-    def __init__(
-        self,
-        permit: Callable[[str], object],
-        forwarding: bool | str,
-        max_channels: int,
-        rules: Rules,
-        commands: Callable[[str], object] | None,
-        strict: bool,
-    ) -> None:
-        self.permit = permit
-        self.commands = commands
-        self.forwarding = forwarding
-        self.max_channels = max_channels
-        self.rules = rules
-        self.strict = strict
-        self.delay = 0.0
-        self.refusing = False
-        self.lock = threading.Lock()
-        self.logins = 0
-        self.opened = 0
-        self.refused = 0
-        self.attempts: deque[tuple[str, str]] = deque(maxlen=1000)
-
-    def tried(self, user: str, method: str) -> None:
-        """A client has sent a credential, or asked whether a key would do."""
-        self.attempts.append((user, method))
-
-    def logged_in(self, user: str) -> None:
-        """A client has passed every step."""
-        with self.lock:
-            self.logins += 1
-
-    def count(self, opened: bool) -> None:
-        """A channel was opened, or refused."""
-        with self.lock:
-            self.opened += opened
-            self.refused += not opened
-
-    def allows(self, direction: str) -> bool:
-        """Return true if clients may forward ``local`` or ``remote`` (``AllowTcpForwarding`` in sshd_config(5))."""
-        return self.forwarding in (True, direction) and not self.refusing
-
-
 class Session:
     """One connection of a client.
 
     :param connected: its socket.
-    :param host_key: what to prove the server's identity with.
-    :param state: what is shared with the other connections.
+    :param host_key: the private key that identifies the server.
+    :param state: the state that all connections share.
     :param over: called with the session, on its own thread, when the connection has ended.
     """
 
@@ -120,7 +73,7 @@ class Session:
     def start(self) -> None:
         """Begin to serve.
 
-        :raises RuntimeError: if the system has no thread left; the connection is closed.
+        :raises RuntimeError: if the system has no threads left; the connection is closed.
         """
         try:
             self.transport.start_server(threading.Event(), Requests(self._state, self))
@@ -128,10 +81,10 @@ class Session:
             self._sock.close()
             raise
 
-    # -- what a client wants --
+    # -- channels that a client requests --
 
     def _wanted(self, kind: str, remote: Remote, message: Any) -> None:
-        """On the connection's thread, which must not block: the rest is done on one of its own."""
+        """Handle a request for a channel; on the connection's thread, which must not block."""
         try:
             if kind == "direct-tcpip":
                 place: Place = TCPAddress(message.get_text(), message.get_int())
@@ -152,7 +105,7 @@ class Session:
         self.transport.refuse(remote, refused.code, refused.text)
 
     def _serve(self, place: Place, remote: Remote) -> None:
-        """Connect to the place, open the channel and move its bytes; a thread for each."""
+        """Connect to the target, open the channel and copy its bytes; on its own thread."""
         try:
             with self._slot():
                 self._delay()
@@ -163,7 +116,7 @@ class Session:
             self._refuse(remote, refused)
 
     def _serve_session(self, remote: Remote) -> None:
-        """Open a channel for one command; a thread for each."""
+        """Open a channel for one command; on its own thread."""
         try:
             with self._slot():
                 self._delay()
@@ -173,7 +126,7 @@ class Session:
             self._refuse(remote, refused)
 
     def runs(self, command: str) -> bool:
-        """Return true if the server runs this command for clients."""
+        """Return whether the server runs a command."""
         try:
             return self._state.commands is not None and bool(self._state.commands(command))
         except Exception:
@@ -206,7 +159,7 @@ class Session:
 
     @contextlib.contextmanager
     def _cancel(self) -> Iterator[Cancellation]:
-        """For a connect that the end of the session gives up."""
+        """Make a token for a connect, which the end of the session cancels."""
         with contextlib.closing(Cancellation()) as cancel:
             with self._lock:
                 self._connecting.add(cancel)
@@ -232,7 +185,7 @@ class Session:
 
     @contextlib.contextmanager
     def _kept(self, sock: socket.socket) -> Iterator[socket.socket]:
-        """A socket that the end of the session ends."""
+        """Register a socket, which the end of the session shuts down."""
         with sock:
             with self._lock:
                 self._sockets.add(sock)
@@ -246,7 +199,7 @@ class Session:
 
     @contextlib.contextmanager
     def _kept_process(self, process: Process) -> Iterator[Process]:
-        """A command that the end of the session ends."""
+        """Register a command, which the end of the session kills."""
         with self._lock:
             self._processes.add(process)
         try:
@@ -275,12 +228,12 @@ class Session:
                 self._threads.discard(thread)
             raise Refused(SHORTAGE, str(error)) from error
 
-    # -- what listens for a client --
+    # -- remote forwards --
 
     def listen(self, place: Place) -> int | None:
         """Listen for the client; on the connection's thread.
 
-        :returns: the port (of a Unix socket 0), or ``None`` if that is not allowed or cannot be had.
+        :returns: the port (of a Unix socket 0), or ``None`` if that is not allowed or has failed.
         """
         if not self._state.allows("remote") or len(self._forwards) >= self._state.max_channels:
             return None
@@ -293,7 +246,7 @@ class Session:
         return forward.place.port if isinstance(forward.place, TCPAddress) else 0
 
     def stop_listening(self, place: Place) -> bool:
-        """Listen there no more; what was accepted goes on."""
+        """Stop listening; accepted connections continue."""
         with self._lock:
             forward = self._forwards.pop(place, None)
         if forward is None:
@@ -302,7 +255,7 @@ class Session:
         return True
 
     def _came(self, place: Place, sock: socket.socket, peer: Any) -> None:
-        """Open a channel for a connection to a forwarded port."""
+        """Open a channel for a connection to a forward of the client."""
         send_at_once(sock)
         try:
             self._run(self._serve_forwarded, place, sock, peer)
@@ -322,7 +275,7 @@ class Session:
             return self.transport.ask("forwarded-streamlocal@openssh.com", place.path, "")
         return self.transport.ask("forwarded-tcpip", place.host, place.port, *peer[:2])
 
-    # -- its end, and what can be done to it --
+    # -- faults, and the end --
 
     @property
     def channels(self) -> int:
@@ -330,21 +283,21 @@ class Session:
         return self._channels
 
     def freeze(self) -> None:
-        """Answer nothing any more; the connection stays."""
+        """Stop all replies; the connection stays open."""
         self._sock.freeze()
 
     def thaw(self) -> None:
-        """Go on."""
+        """Resume after :meth:`freeze`."""
         self._sock.thaw()
 
     def rekey(self) -> None:
-        """Exchange keys anew, and wait for it."""
+        """Exchange new keys, and wait for the end of the exchange."""
         if self.transport.is_authenticated():
             with contextlib.suppress(*GONE):
                 self.transport.renegotiate_keys()
 
     def cut(self) -> None:
-        """End the connection at once; what hangs on it ends by itself."""
+        """End the connection at once; its channels end by themselves."""
         self._sock.cut()
 
     def join(self, deadline: float) -> None:
@@ -363,7 +316,7 @@ class Session:
             connecting = list(self._connecting)
             for process in self._processes:
                 kill(process)
-            for sock in self._sockets:  # not one that is closed since, whose descriptor may be another's
+            for sock in self._sockets:  # a closed one is not here: its descriptor may be another socket's
                 hang_up(sock)
         for cancel in connecting:
             cancel.set()
@@ -373,14 +326,14 @@ class Session:
 
 
 class Requests(Login):
-    """A client's login and its global requests, asked by paramiko on the connection's thread."""
+    """A client's login and its global requests; paramiko calls it on the connection's thread."""
 
     def __init__(self, state: State, session: Session) -> None:
-        super().__init__(state.rules, state)
+        super().__init__(state)
         self._session = session
 
     def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
-        """``exec`` (RFC 4254, section 6.5)."""
+        """Handle ``exec`` (RFC 4254, section 6.5)."""
         text = command.decode("utf-8", "surrogateescape")
         if not self._session.runs(text):
             return False
@@ -388,15 +341,15 @@ class Requests(Login):
         return True
 
     def check_port_forward_request(self, address: str, port: int) -> int:
-        """``tcpip-forward`` (RFC 4254, section 7.1): returns the port, 0 for a refusal."""
+        """Handle ``tcpip-forward`` (RFC 4254, section 7.1): return the port, 0 for a refusal."""
         return self._session.listen(TCPAddress(address, port)) or 0
 
     def cancel_port_forward_request(self, address: str, port: int) -> None:
-        """``cancel-tcpip-forward``."""
+        """Handle ``cancel-tcpip-forward``."""
         self._session.stop_listening(TCPAddress(address, port))
 
     def check_global_request(self, kind: str, message: Any) -> bool:
-        """Those of OpenSSH's PROTOCOL; a keep-alive is answered by a refusal, as sshd does."""
+        """Handle the requests of OpenSSH's PROTOCOL; others, such as a keepalive, are refused as by sshd."""
         if kind == "streamlocal-forward@openssh.com":
             return self._session.listen(UnixAddress(message.get_text())) is not None
         if kind == "cancel-streamlocal-forward@openssh.com":

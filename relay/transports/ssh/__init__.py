@@ -1,1 +1,1 @@
-"""SSH (the Secure Shell, RFC 4251): connections that many streams ride on, by paramiko or by the OpenSSH client."""
+"""SSH (the Secure Shell, RFC 4251): connections with many streams, by paramiko or by the OpenSSH client."""

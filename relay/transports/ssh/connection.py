@@ -1,4 +1,4 @@
-"""What both backends make: one SSH connection that is up. And what is told to them: :class:`Settings`."""
+"""The contract of both backends: the settings of a server, and an open SSH connection."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "OVERLOADED",
     "Accepted",
     "Address",
+    "CLIENT_HINT",
     "Connect",
     "Connection",
     "OnResult",
@@ -30,12 +31,15 @@ __all__ = [
 ]
 
 # How far a connection has come: the ``stage`` of a :class:`CarrierError`.
-GREETING = "it has not said that it speaks SSH"
+GREETING = "it has not sent an SSH version"
 KEY_EXCHANGE = "the key exchange was not finished"
 LOGIN = "the login was not finished"
 
+CLIENT_HINT = "backend='openssh' (in an address: ?backend=openssh)"
+"""The remedy in errors for what only the OpenSSH client supports."""
+
 OVERLOADED = ("Exceeded MaxStartups", "Not allowed at this time")
-"""What sshd(8) says in place of its version to a client that may come back later (MaxStartups, PerSourcePenalties)."""
+"""Texts that sshd(8) sends instead of its version if a client may retry later (MaxStartups, PerSourcePenalties)."""
 
 Address = TCPAddress | UnixAddress
 OnResult = Callable[[Stream | OSError], object]
@@ -51,33 +55,32 @@ class IncompatibleError(RelayError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that is to be known to reach and to trust a server: the caller's wishes over the user's configuration.
+    """The settings for a server: the caller's parameters, then the user's configuration.
 
-    :param server: what the caller asked for.
+    :param server: the server as the caller has given it.
     :param hostname: the name or address to connect to (``HostName``).
     :param port: the port to connect to.
-    :param user: who logs in.
-    :param identities: private key files to offer, in this order; those that are missing are left out when they are
-        the configuration's and not the caller's.
-    :param identities_only: whether the agent's keys are offered only where they are among ``identities``.
-    :param agent: the path of the agent's socket; ``None`` for none.
+    :param user: the user name.
+    :param identities: private key files to offer, in this order. Missing files of the configuration are left out.
+    :param identities_only: whether the agent's keys are offered only if they are among ``identities``.
+    :param agent: the path of the agent's socket; ``None`` for no agent.
     :param certificates: certificate files (``CertificateFile``).
-    :param known_hosts: files to look host keys up in, the user's first.
-    :param host_key_name: what to look up there (``HostKeyAlias``, else ``hostname``, as ``[host]:port`` where the port
-        is not 22).
-    :param accept_new: whether the key of an unknown host is written down and trusted (``accept-new``).
-    :param hash_known_hosts: whether its name is written there as a hash (``HashKnownHosts``).
-    :param jumps: servers on the way that the configuration asks for (``ProxyJump``), the nearest first.
+    :param known_hosts: files with host keys, the user's first.
+    :param host_key_name: the name of the server in these files: ``HostKeyAlias``, else ``hostname``, as ``[host]:port``
+        if the port is not 22.
+    :param accept_new: whether the key of an unknown host is stored and trusted (``accept-new``).
+    :param hash_known_hosts: whether its name is stored as a hash (``HashKnownHosts``).
+    :param jumps: the servers of ``ProxyJump`` in the configuration, the nearest first.
     :param command: the configuration's ``ProxyCommand``, percent signs expanded; ``None`` for none.
     :param ciphers: an OpenSSH list (``Ciphers``), plus and minus resolved; empty for the backend's own order.
-    :param kex: likewise (``KexAlgorithms``).
-    :param macs: likewise (``MACs``).
-    :param host_key_algorithms: likewise (``HostKeyAlgorithms``).
+    :param kex: the same for ``KexAlgorithms``.
+    :param macs: the same for ``MACs``.
+    :param host_key_algorithms: the same for ``HostKeyAlgorithms``.
     :param added: algorithms of all four kinds that the configuration adds to the backend's own (``+…``).
-    :param gssapi_key_exchange: whether Kerberos may prove who the server is, without a host key (``GSSAPIKeyExchange``,
-        of the clients of Debian and Fedora only).
+    :param gssapi_key_exchange: whether Kerberos may identify the server without a host key (``GSSAPIKeyExchange``, only
+        in the clients of Debian and Fedora).
     :param compress: whether to compress.
-    :param needs_client: why only the OpenSSH client will do; empty if paramiko does.
+    :param requires_openssh: why only the OpenSSH client supports the server; empty if paramiko does, too.
     """
 
     server: SSHServer
@@ -101,16 +104,16 @@ class Settings:
     added: tuple[str, ...] = ()
     gssapi_key_exchange: bool = False
     compress: bool = False
-    needs_client: str = ""
+    requires_openssh: str = ""
 
     @property
     def name(self) -> str:
-        """The server in errors and in the log."""
+        """The name of the server in errors and in the log."""
         return str(self.server)
 
     @property
     def host_key_names(self) -> tuple[str, ...]:
-        """The names to look up in ``known_hosts``: a name with a port also without it, as the OpenSSH client does."""
+        """The names of the server in ``known_hosts``: a name with a port also without it, as in the OpenSSH client."""
         name = self.host_key_name
         if name.lower() == f"[{self.hostname}]:{self.port}".lower():
             return name, self.hostname
@@ -118,90 +121,90 @@ class Settings:
 
 
 class Connection(Protocol):
-    """One SSH connection that is up. Every method may be called from any thread."""
+    """An open SSH connection. Every method may be called from any thread."""
 
     def open(
         self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
     ) -> Callable[[], object]:
-        """Begin to make a stream to a place that the server reaches, or to a command that it runs. Never blocks.
+        """Begin to open a stream to a target that the server can reach, or to a command at the server. Never blocks.
 
-        A command runs in a session of its own (RFC 4254, section 6.5), without a terminal, an agent or variables of
-        ours; its words reach it as they are through a POSIX shell of the user there. The stream is its standard input
-        and output, and ends when the command has: a status other than 0, or none, is the failure of the stream
-        (``target_reset``). What it says on its standard error is logged, line by line and bounded. A stream that is
-        reset has it sent SIGTERM, where the backend and the server do that; one that is closed ends its input, and a
-        command that does not heed that runs on there, and holds the connection for a minute more.
+        A command runs in its own session (RFC 4254, section 6.5), without a terminal, agent forwarding or environment
+        variables. Its words are quoted for a POSIX shell. The stream is its standard input and output and ends with it;
+        a status other than 0, or none, is a failure of the stream (``target_reset``). Lines of its standard error are
+        logged, within bounds. After a reset of the stream the command gets SIGTERM, if the backend and the server
+        support that. After a close its input ends; a command that continues keeps the connection for a minute.
 
-        :param place: where to, seen from the server; or what to run there.
+        :param place: the target as seen from the server, or the command.
         :param deadline: monotonic seconds after which ``done`` gets a :class:`ConnectError` (``connect_timeout``).
-        :param done: called exactly once, in any thread, perhaps before this returns; must not block. It gets a
-            connected stream over a non-blocking kernel socket, which its caller then owns (of a command as soon as the
-            server has taken it); or a :class:`ConnectError` whose reason is ``refused``, ``unreachable``,
-            ``connect_timeout`` or ``denied``; or the :class:`CarrierError` of a lost connection. The stream's
-            ``failure`` tells of what came after.
-        :param self_contained: whether the caller uses the socket alone, and neither ``failure`` nor ``on_close`` of the
-            stream: a target that refuses is then an error here, and closing the socket releases what is under it.
-        :returns: gives the attempt up; ``done`` is then not called any more, and nothing is left. Idempotent.
+        :param done: called exactly once, in any thread, perhaps before this method returns; must not block. It gets a
+            connected stream over a non-blocking kernel socket, which the caller then owns (for a command as soon as the
+            server has accepted it); or a :class:`ConnectError` with the reason ``refused``, ``unreachable``,
+            ``connect_timeout`` or ``denied``; or the :class:`CarrierError` of a lost connection. Later failures are
+            returned by the stream's ``failure``.
+        :param self_contained: the caller uses only the stream's socket, and neither its ``failure`` nor its
+            ``on_close``. A target that refuses must be an error here, and closing the socket must release the stream.
+        :returns: cancels the attempt: ``done`` is not called any more, and nothing remains. Idempotent.
         """
 
     def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
-        """Ask the server to listen for us (RFC 4254, section 7.1). Blocks until it has answered.
+        """Request a remote forward (RFC 4254, section 7.1). Blocks until the server has replied.
 
-        :param place: where; port 0 lets the server choose.
-        :param accepted: called with each stream that comes and with its peer (``(host, port)``, or a text where the
-            server does not tell), in any thread; must not block. Called only for streams of this place, and from the
-            first one on: none is lost between the server's answer and this method's return.
+        :param place: the address to listen at; the server chooses a port for port 0.
+        :param accepted: called with each stream and its peer (``(host, port)``, or a text if the server does not report
+            it), in any thread; must not block. No stream is lost between the server's reply and the return of this
+            method.
         :param deadline: monotonic seconds.
-        :returns: where the server listens.
-        :raises ForwardError: if the server does not allow it or cannot bind it.
+        :returns: the address at which the server listens.
+        :raises ForwardError: if the server does not allow it, or cannot bind the address.
         :raises CarrierError: if the connection was lost meanwhile.
         """
 
     def stop_listening(self, place: Address) -> None:
-        """Ask the server to listen there no more; accepted streams go on. Never raises, waits a second at most.
+        """Cancel a remote forward; accepted streams continue. Never raises; waits for a second at most.
 
-        :param place: what :meth:`listen` returned, or a place that a dead session of ours may still hold.
+        :param place: the result of :meth:`listen`, or an address that a lost connection of this process may still hold.
         """
 
     def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called once, in any thread, as soon as no stream is open or being opened; at once if none is.
+        """Call ``call`` once, in any thread, as soon as no stream is open or being opened; perhaps at once.
 
-        A stream is over when its holder has closed its socket and the rest of what was sent has gone out (of streams of
-        :meth:`open` and of :meth:`listen`), and when the connection is lost or closed. ``call`` must not
-        block; a later call of this method takes the earlier one's place.
+        A stream of :meth:`open` or :meth:`listen` is over when its owner has closed its socket and its data were sent,
+        or when the connection is lost or closed.
+
+        :param call: must not block; it replaces that of an earlier call of this method.
         """
 
     def check(self) -> None:
-        """Called by the carrier every ``keepalive`` seconds. Never blocks.
+        """Send a keepalive probe; the carrier calls this every ``keepalive`` seconds. Never blocks.
 
-        It asks the server for a sign of life, and calls ``lost`` if the last one is three times ``keepalive`` old.
+        ``lost`` is called if the server has sent nothing for three times ``keepalive``.
         """
 
     def close(self) -> None:
-        """End the connection and everything on it, within a second. Idempotent; ``lost`` is not called for it."""
+        """Close the connection and its streams, within a second. Idempotent; ``lost`` is not called."""
 
     def abandon(self) -> None:
-        """In a forked child: close this process's descriptors and nothing else; every lock may be held for ever."""
+        """In a forked child: close only the descriptors; every lock may be held for ever."""
 
 
 class Connect(Protocol):
-    """A backend: makes a connection, blocking in a thread of its own."""
+    """The function of a backend that makes a connection; it blocks."""
 
     def __call__(
         self, settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost
     ) -> Connection:
-        """Connect, verify the host's key, and only then log in.
+        """Connect, verify the host key, and log in after that.
 
-        :param settings: whom, how.
-        :param stream: a connected stream to the server, which the connection owns from now on, also if this raises;
-            ``None`` if the backend is to connect itself.
-        :param deadline: monotonic seconds for all of it.
-        :param cancel: ends it at once when set.
-        :param lost: called exactly once, in any thread, when the connection ends and nobody has closed it.
-        :raises HostKeyError: if the host's key is not to be trusted; final.
-        :raises AuthenticationError: if the server takes none of the credentials; final.
-        :raises IncompatibleError: if it and the server have no algorithm in common; final, for this backend.
-        :raises ConnectError: if it cannot be reached or does not answer in time; worth another try.
-        :raises CarrierError: if the connection was lost meanwhile, or what answers does not speak SSH; worth another
-            try.
+        :param settings: the server and how to connect to it.
+        :param stream: a connected stream to the server, which the connection owns, also if this raises an error;
+            ``None`` if the backend connects itself.
+        :param deadline: monotonic seconds for the whole attempt.
+        :param cancel: ends the attempt at once when set.
+        :param lost: called exactly once, in any thread, if the connection ends without :meth:`Connection.close`.
+        :returns: the open connection.
+        :raises HostKeyError: if the host key is not trusted; final.
+        :raises AuthenticationError: if the server accepts none of the credentials; final.
+        :raises IncompatibleError: if backend and server have no algorithm in common; final for this backend.
+        :raises ConnectError: if the server is unreachable or does not reply in time; can be retried.
+        :raises CarrierError: if the connection was lost meanwhile, or the peer is no SSH server; can be retried.
         """

@@ -1,4 +1,4 @@
-"""Streams over an SSH connection that is shared and kept up."""
+"""Dialers for streams over a shared, supervised SSH connection."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class SSHNetwork:
         self._below = below
 
     def to(self, place: Place) -> Dialer:
-        """Return a dialer for a place that the server reaches."""
+        """Return a dialer for a target that the server can reach."""
         return SSHFactory(self._server, self._below, place)
 
 
 class SSHFactory(Dialer):
-    """Streams to one place, as seen from an SSH server; made by :func:`relay.ssh`.
+    """A dialer for one target, as seen from an SSH server; made by :func:`relay.ssh`.
 
     :param server: the SSH server.
     :param below: the network from which it is reached.
@@ -48,39 +48,40 @@ class SSHFactory(Dialer):
 
     @property
     def state(self) -> str:
-        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        """The state of the SSH connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
         held = self._holder.current
         return held.state.value if held is not None else CarrierState.CLOSED.value
 
     def subscribe(self, watcher: Callable[[CarrierState, Exception | None], object]) -> None:
-        """Have ``watcher(state, error)`` called at each change of the connection's state.
+        """Call ``watcher(state, error)`` at each change of the connection's state.
 
-        The connection is held from now on. The call comes in a thread of ours and must not block; what it raises is
-        logged. It ends when this factory is closed, and goes on when it is used again.
+        The connection stays open from now on. Closing this dialer ends the calls; its next use resumes them.
 
-        :param watcher: is given the new state, a member of an enumeration whose ``value`` is that of :attr:`state`, and
-            why the connection is not up (``None`` where there is no reason).
-        :raises OSError: if there is no thread or descriptor to be had.
+        :param watcher: called in a thread of relay with the new state, an enumeration member whose ``value`` is that of
+            :attr:`state`, and with the error, or ``None``. It must not block; an error that it raises is logged.
+        :raises OSError: if the system has no threads or descriptors left.
         """
         self._holder.subscribe(watcher)
 
     @property
     def last_error(self) -> str | None:
-        """Why there is no connection to the server, as far as that is known."""
+        """The last error of the SSH connection; ``None`` if there is none."""
         held = self._holder.current
         error = held.error if held is not None else None
         return str(as_oserror(error)) if error is not None else None
 
     def ready(self, timeout: float | None = 30.0) -> None:
-        """Connect and log in, if that is not done yet, and wait for it: one attempt.
+        """Connect and log in, unless the connection is open, and wait for the result of one attempt.
 
-        :param timeout: seconds; ``None`` for as long as it takes.
-        :raises HostKeyError: if the server's host key is not to be trusted.
-        :raises AuthenticationError: if the server takes none of the credentials.
-        :raises ConnectError: if it cannot be reached or does not answer in time; it is tried again in the background
-            for as long as this factory is open.
-        :raises CarrierError: if the connection was lost meanwhile; likewise.
-        :raises RelayError: if it cannot be tried: the configuration is of no use, or a program is missing.
+        After a :class:`ConnectError` or :class:`CarrierError` relay retries in the background, until this dialer is
+        closed.
+
+        :param timeout: seconds; ``None`` for no limit.
+        :raises HostKeyError: if the server's host key is not trusted.
+        :raises AuthenticationError: if the server accepts none of the credentials.
+        :raises ConnectError: if the server is unreachable or does not reply in time.
+        :raises CarrierError: if the connection was lost meanwhile.
+        :raises RelayError: if the configuration is unusable, or a program is missing.
         :raises TypeError: if ``timeout`` is not a number.
         :raises ValueError: if it is not positive.
         """
@@ -91,7 +92,7 @@ class SSHFactory(Dialer):
     def dial(
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
     ) -> Abort:
-        """Begin to make a stream; see :meth:`Dialer.dial`."""
+        """Begin to open a stream; see :meth:`Dialer.dial`."""
         return dial(
             self._holder.carrier(),
             self._place,
@@ -102,11 +103,11 @@ class SSHFactory(Dialer):
         )
 
     def close_when_idle(self) -> None:
-        """Let the connection go as soon as no stream rides on it, and do not wait for that."""
+        """Release the connection, which closes when its last stream has ended. Does not wait."""
         self._holder.close(drain_timeout=0.0)
 
     def close(self) -> None:
-        """Let the connection go, as soon as no stream rides on it. Idempotent; the next call takes it up anew."""
+        """Release the connection, which closes when its last stream has ended. Idempotent; the next use reconnects."""
         self._holder.close()
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
-"""What relay needs of paramiko beyond its documented interface, and the check that the installed one has it.
+"""The names of paramiko that relay uses beyond its documented interface, and the check that the installed one has them.
 
-A method that paramiko no longer calls, or an attribute that it no longer reads, would fail in silence: limits would not
-hold, keys would not change. So all such names are listed here. Each user checks its list once, when it is imported.
+A method that paramiko no longer calls, or an attribute that it no longer reads, would fail silently: limits would not
+hold, keys would not change. So all such names are listed here. Each user checks its list once, at its import.
+This module imports paramiko only when it is used, because the OpenSSH backend works without it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,16 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import FunctionType
 
-import paramiko
-
 from ...errors import RelayError
 
-__all__ = ["BACKEND", "COMPAT", "REQUIRED", "TESTING", "check"]
+__all__ = ["BACKEND", "COMPAT", "LISTS", "REQUIRED", "TESTING", "check", "supported"]
 
 REQUIRED = "paramiko>=3.5,<6"  # as in pyproject.toml
 
 Names = Mapping[str, str]
-"""Names that are overridden or used, by the class or module of paramiko which must have them."""
+"""Names that are overridden or used, by the class or module of paramiko that must have them."""
 
-# Of the backend and of what chooses it.
+# Of the backend paramiko and of the settings.
 BACKEND: Names = {
     "transport.Transport": """
         _cipher_info _expected_packet _handler_table _kex_info _key_info _log _mac_info _parse_disconnect
@@ -46,7 +45,7 @@ BACKEND: Names = {
     "config.SSHConfig": "TOKENS_BY_CONFIG_KEY _does_match",
 }
 
-# Of relay.compat.rforward, which works on the caller's transport and channels.
+# Of relay.compat.rforward, which uses the caller's transport and channels.
 COMPAT: Names = {
     "transport.Transport": """
         _channels _handler_table _next_channel _queue_incoming_channel _send_message _send_user_message
@@ -58,6 +57,17 @@ COMPAT: Names = {
         _set_remote_channel _set_transport _set_window eof_received origin_addr remote_chanid transport
     """,
 }
+
+# The attribute with the algorithms for each option of ssh_config(5).
+_ATTRIBUTES = {
+    "ciphers": "_preferred_ciphers",
+    "kexalgorithms": "_preferred_kex",
+    "macs": "_preferred_macs",
+    "hostkeyalgorithms": "_preferred_keys",
+    "pubkeyacceptedalgorithms": "_preferred_pubkeys",
+}
+LISTS = tuple(_ATTRIBUTES)
+"""The options of ssh_config(5) that are lists of algorithms, in lower case."""
 
 # Of relay.testing.SSHServer, which is paramiko's server.
 TESTING: Names = {
@@ -76,18 +86,34 @@ TESTING: Names = {
 
 
 def check(names: Names, user: str, instead: str = "") -> None:
-    """Make sure that the installed paramiko has everything.
+    """Check that the installed paramiko has all names.
 
-    :param names: what is needed, separated by white space, by its place in the package.
-    :param user: who needs it.
-    :param instead: what else the user could do.
-    :raises RelayError: if something is missing; the one line names the version that is installed.
+    :param names: the names, separated by white space, by their place in the package.
+    :param user: the part of relay that needs them, for the error.
+    :param instead: an alternative for the error; may be empty.
+    :raises RelayError: if a name is missing; the one line contains the installed version.
     """
+    import paramiko
+
     missing = [f"{place}.{name}" for place, wanted in names.items() for name in wanted.split() if not _has(place, name)]
     if missing:
         some = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
         problem = f"paramiko {paramiko.__version__} has no {some}, which {user} needs"
         raise RelayError(f"{problem}; install {REQUIRED}{instead and f', or {instead}'}")
+
+
+def supported(option: str) -> tuple[str, ...]:
+    """Return the algorithms that the installed paramiko supports, the best first.
+
+    :param option: one of :data:`LISTS`.
+    :returns: their names.
+    :raises RelayError: if the installed paramiko lacks a name of :data:`BACKEND`.
+    """
+    import paramiko
+
+    check(BACKEND, "relay")
+    # `Transport.get_security_options` returns the same, but only for an open connection.
+    return tuple(getattr(paramiko.Transport, _ATTRIBUTES[option]))
 
 
 def _has(place: str, name: str) -> bool:
@@ -104,7 +130,7 @@ def _has(place: str, name: str) -> bool:
 
 @functools.cache
 def _set_by(cls: type) -> set[str]:
-    """The attributes that a class's constructor sets, which are on no class."""
+    """Return the attributes that the constructor of a class sets: they are not in the class."""
     constructor = vars(cls).get("__init__")
     if not isinstance(constructor, FunctionType):
         return set()

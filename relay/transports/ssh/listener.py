@@ -1,4 +1,4 @@
-"""The way in over SSH: a server listens for us (RFC 4254, section 7.1)."""
+"""SSH listeners: an SSH server listens for relay (RFC 4254, section 7.1)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ __all__ = ["SSHListener"]
 
 logger = logging.getLogger("relay.ssh")
 
-_BACKOFF = (0.5, 30.0)  # seconds until it is asked again after a refusal, and at most
-_ANSWER = 10.0  # seconds for the server to answer one request
-_FINAL = 300.0  # seconds after which a login that failed is tried again
-_ATTEMPTS = 4  # connections that may be lost under the first request
-_STOP = 0.4  # seconds that close() waits for the server to have stopped, where others go on using the connection
+_BACKOFF = (0.5, 30.0)  # seconds until the first retry after a rejection, and at most
+_ANSWER = 10.0  # seconds for the server's reply to one request
+_FINAL = 300.0  # seconds after which a rejected login is retried
+_ATTEMPTS = 4  # connections that may be lost during the first request
+_STOP = 0.4  # seconds that close() waits for the reply to the cancellation, if other users keep the connection
 
-_lock = threading.Lock()  # for what follows
+_lock = threading.Lock()  # guards the next variable
 _places: weakref.WeakKeyDictionary[Connection, set[Address]] = weakref.WeakKeyDictionary()  # of all listeners
 
 
 class SSHListener:
-    """Accepts what comes to a place where an SSH server listens for us; made by :func:`relay.ssh_listen`.
+    """Accepts the connections of an address at which an SSH server listens; made by :func:`relay.ssh_listen`.
 
     :param server: the server.
-    :param place: where it is to listen.
+    :param place: the address at which it listens.
     :param below: the network from which the server is reached.
     :param explain: names the hop of a route that an error belongs to.
     """
@@ -55,18 +55,18 @@ class SSHListener:
         self._holder = Holder(server, below)
         self._place = place
         self._queue: AcceptQueue[Any] = AcceptQueue()
-        self._changed = threading.Condition()  # for all that follows
+        self._changed = threading.Condition()  # guards the following attributes
         self._error: Exception | None = None  # of the start, which start_patiently() raises
-        self._link: Connection | None = None  # where the forward is in force
-        self._newest: Connection | None = None  # where it is to be
+        self._link: Connection | None = None  # the connection with the forward
+        self._newest: Connection | None = None  # the last connection of the carrier
         self._closed = False
         self._granted = False
 
     def start(self, deadline: float) -> None:
-        """Connect, and ask for the forward the first time.
+        """Connect, and request the forward for the first time.
 
         :param deadline: monotonic seconds.
-        :raises OSError: if there is none.
+        :raises OSError: if that has failed.
         """
         carrier = self._holder.carrier()
         try:
@@ -74,14 +74,14 @@ class SSHListener:
         except OSError as error:
             raise self._explain(error, self._route) from error
         carrier.subscribe(self._on_state)
-        # It may have been lost, and be up again, before anybody listened.
+        # The connection may have been lost and re-established before the subscription.
         if carrier.link is not link:
             self._on_state(carrier.state, carrier.error)
 
     def start_patiently(self) -> None:
-        """Wait until the server has granted the forward, however long it cannot be reached; its carrier retries.
+        """Wait until the server has granted the forward; its carrier retries while the server is unreachable.
 
-        :raises OSError: if a retry cannot fix it, or if the listener was closed.
+        :raises OSError: if retries cannot succeed, or if the listener was closed.
         """
         self._holder.subscribe(self._on_state)
         carrier = self._holder.carrier()
@@ -91,40 +91,41 @@ class SSHListener:
             error, self._error = self._error, None
             closed = self._closed
         if closed:
-            self._holder.close()  # it may have been taken up after close() had looked
+            self._holder.close()  # it may have been acquired after close() had released it
             raise CarrierError(f"{self._server}: the listener was closed")
         if error is not None:
             raise error
 
     def subscribe(self, watcher: Watcher) -> None:
-        """Call ``watcher(state, error)`` at each change of the connection, in the pump's thread; it must not block.
+        """Call ``watcher(state, error)`` at each change of the connection, in the background thread; it must not block.
 
-        :raises OSError: if there is no thread or descriptor to be had.
+        :raises OSError: if the system has no threads or descriptors left.
         """
         self._holder.subscribe(watcher)
 
     @property
     def address(self) -> Any:
-        """Where the server listens: ``(host, port)``, or the path of a Unix socket on the server."""
+        """The address at which the server listens: ``(host, port)``, or the path of a Unix socket at the server."""
         place = self._place
         return place.path if isinstance(place, UnixAddress) else (place.host, place.port)
 
     def getsockname(self) -> Any:
-        """Where the server listens: :attr:`address`."""
+        """Return :attr:`address`."""
         return self.address
 
     @property
     def state(self) -> str:
-        """What the connection to the server does: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
+        """The state of the SSH connection: ``connecting``, ``up``, ``backing off``, ``failed`` or ``closed``."""
         held = self._holder.current
         return held.state.value if held is not None else CarrierState.CLOSED.value
 
     def accept(self) -> tuple[Stream, Any]:
-        """Wait for the next stream, however often the connection is lost meanwhile.
+        """Wait for the next stream, also while the SSH connection is lost and re-established.
 
-        :returns: the stream, and where it came from: ``(host, port)`` as the server tells it, or a text.
-        :raises HostKeyError: or :class:`relay.AuthenticationError`, once, if the server could not be logged in to
-            again; a later call waits, and has it tried again after five minutes.
+        :returns: the stream, and its peer: ``(host, port)`` as the server reports it, or a text.
+        :raises HostKeyError: once, if the host key was rejected after a loss; a later call waits and retries after five
+            minutes.
+        :raises AuthenticationError: the same for a rejected login.
         :raises OSError: ``EBADF`` once the listener is closed.
         """
         while True:
@@ -137,7 +138,7 @@ class SSHListener:
             held.retry_failed()
 
     def close(self) -> None:
-        """Have the server listen no more, wake :meth:`accept`, end who was not accepted yet. Idempotent."""
+        """Cancel the forward, wake :meth:`accept`, and reset the streams that were not accepted. Idempotent."""
         with self._changed:
             if self._closed:
                 return
@@ -151,7 +152,7 @@ class SSHListener:
         self._holder.close()
         if (
             link is not None and held is not None and held.state is not CarrierState.CLOSED
-        ):  # others need the connection
+        ):  # other users keep the connection
             name = f"relay {self._server} forward's end"
             stopping = threading.Thread(target=self._stop, args=(link, self._place), name=name, daemon=True)
             stopping.start()
@@ -184,7 +185,7 @@ class SSHListener:
         return link
 
     def _ask(self, link: Connection, deadline: float) -> None:
-        """Ask for the forward; where it is refused, once more after cancelling what a dead session of ours may hold."""
+        """Request the forward. After a rejection cancel it, because a lost connection may hold it, and retry once."""
         asked = self._place
         self._take(link, asked)
         try:
@@ -216,7 +217,7 @@ class SSHListener:
         link.stop_listening(place)
         self._leave(link, place)
 
-    # Cancelling what a dead session may hold must not take a place away from another listener of this process.
+    # That cancellation must not affect another listener of this process: it would hold the same address.
 
     def _take(self, link: Connection, place: Address) -> None:
         if isinstance(place, TCPAddress) and not place.port:
@@ -224,7 +225,7 @@ class SSHListener:
         with _lock:
             taken = _places.setdefault(link, set())
             if place in taken:
-                raise ForwardError(f"{self._server}: {place} is listened at already, over this connection")
+                raise ForwardError(f"{self._server}: {place} is in use by another listener of this connection")
             taken.add(place)
 
     def _leave(self, link: Connection, place: Address) -> None:
@@ -232,14 +233,14 @@ class SSHListener:
             _places.setdefault(link, set()).discard(place)
 
     def _on_state(self, state: CarrierState, error: Exception | None) -> None:
-        """In the pump's thread."""
+        """Handle a change of the carrier's state; in the background thread."""
         with self._changed:
             if state is CarrierState.FAILED and error is not None:
                 explained = self._explain(as_oserror(error), self._route)
                 if self._granted:
                     self._queue.fail(explained)
                 else:
-                    mark_reported(error)  # by start_patiently()
+                    mark_reported(error)  # start_patiently() raises it
                     self._error = explained
             held = self._holder.current
             link = held.link if held is not None else None
@@ -252,7 +253,7 @@ class SSHListener:
             threading.Thread(target=self._ask_again, args=(link,), name=name, daemon=True).start()
 
     def _ask_again(self, link: Connection) -> None:
-        """In a thread of its own, for as long as this connection is the one that is up."""
+        """Request the forward on a new connection, in its own thread, until that connection is lost."""
         wait = _BACKOFF[0]
         while True:
             is_first = not self._granted
@@ -261,9 +262,9 @@ class SSHListener:
             except OSError as error:
                 if is_first and not can_retry(error):
                     return self._fail(error)
-                # A lost connection is mended by its carrier, which says so.
+                # The carrier re-establishes a lost connection, and logs that.
                 level = logging.DEBUG if isinstance(error, CarrierError) else logging.WARNING
-                logger.log(level, "%s; asking again in %.1f s", error, wait)
+                logger.log(level, "%s; retrying in %.1f s", error, wait)
             else:
                 if not is_first:
                     logger.warning("%s: listening at %s again", self._server, self._place)
@@ -279,7 +280,7 @@ class SSHListener:
             self._changed.notify_all()
 
     def _on_stream(self, stream: Stream, peer: object) -> None:
-        """In a thread of the connection's."""
+        """Queue a stream; in a thread of the connection."""
         if self._queue.is_full:
             stream.reset()
         else:

@@ -206,7 +206,7 @@ def test_a_server_that_ends_every_login_ends_its_tunnel(start, ssh_server, targe
     monkeypatch.setattr(LoginHandler, "_parse_service_request", hang_up)
     status, said = start(tunnel("late", ssh_server.url, target)).command.wait()
     assert (status, len(logins)) == (1, 4)
-    assert said.count("; 3 times in a row; the OpenSSH client is tried instead") == 1
+    assert said.count("; 3 times in a row; trying the OpenSSH client instead") == 1
     failed, rest = [line for line in said.splitlines() if line.startswith("relay: late: ")]
     assert failed.endswith("; trying again") and rest.endswith("; 4 times in a row")
 

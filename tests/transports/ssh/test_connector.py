@@ -58,7 +58,7 @@ def test_a_stream_of_i2p_that_leads_nowhere_does_not_cost_the_whole_attempt(monk
         with relay.i2p_listen("", sam=bridge.sam) as gone:
             via = [f"i2p:?sam={bridge.sam}", f"ssh://me@{b32_of(gone.dest)}?config={os.devnull}"]
         with contextlib.closing(relay.target(str(TARGET), via)) as make:
-            with pytest.raises(relay.ConnectError, match="hop 2 of 2 .* it has not said that it speaks SSH"):
+            with pytest.raises(relay.ConnectError, match="hop 2 of 2 .* it has not sent an SSH version"):
                 make.ready(WAIT)
 
 
@@ -331,7 +331,7 @@ def test_a_server_that_ends_each_login_with_paramiko_is_left_to_the_client(world
     make = factory("bastion")
     make(deadline=time.monotonic() + WAIT).close()
     assert [one.backend for one in world.connections] == [".openssh.backend"]
-    said = "ssh://bastion: it hung up; 3 times in a row; the OpenSSH client is tried instead"
+    said = "ssh://bastion: it hung up; 3 times in a row; trying the OpenSSH client instead"
     assert [one.getMessage() for one in caplog.records].count(said) == 1
 
 
@@ -360,7 +360,7 @@ def test_a_hop_in_front_that_ends_each_login_is_a_failure_of_its_own(world, fact
     with pytest.raises(relay.CarrierError, match=r"^hop 1 of 2 \(ssh://first\): it hung up; 4 times in a row$"):
         make(deadline=time.monotonic() + WAIT)
     assert make.state == "failed" and len(world.errors) == 5
-    assert caplog.text.count("the OpenSSH client is tried instead") == 1
+    assert caplog.text.count("trying the OpenSSH client instead") == 1
 
 
 @pytest.mark.parametrize(("backend", "client"), [("paramiko", "/usr/bin/ssh"), (None, None)])
@@ -405,13 +405,13 @@ def test_a_proxy_command_is_the_way(world, factory, spawner_thread):
 
 def test_the_client_finds_its_own_way(world, factory, monkeypatch):
     monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
-    world.settings["inner"] = {"jumps": (SSHServer("a"),), "needs_client": "GSSAPIAuthentication"}
+    world.settings["inner"] = {"jumps": (SSHServer("a"),), "requires_openssh": "GSSAPIAuthentication"}
     factory("inner")().close()
     (connection,) = world.connections
     assert connection.backend == ".openssh.backend" and connection.stream is None
 
 
-@pytest.mark.parametrize("change", [{"needs_client": "a token"}, {}])
+@pytest.mark.parametrize("change", [{"requires_openssh": "a token"}, {}])
 def test_a_hop_that_is_no_longer_on_the_way_is_let_go(world, factory, monkeypatch, change):
     monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
     world.settings["inner"] = {"jumps": (SSHServer("a"),)}
@@ -455,12 +455,12 @@ def test_which_backend(monkeypatch):
     monkeypatch.setattr(connector.shutil, "which", lambda name: "/usr/bin/ssh")
     server = SSHServer("h")
     assert backend_for(settings_for(server)) == "paramiko"
-    assert backend_for(settings_for(server, needs_client="a key on a token")) == "openssh"
-    assert backend_for(settings_for(SSHServer("h", backend="paramiko"), needs_client="a token")) == "paramiko"
+    assert backend_for(settings_for(server, requires_openssh="a key on a token")) == "openssh"
+    assert backend_for(settings_for(SSHServer("h", backend="paramiko"), requires_openssh="a token")) == "paramiko"
     assert backend_for(settings_for(SSHServer("h", backend="openssh"))) == "openssh"
     monkeypatch.setattr(connector.shutil, "which", lambda name: None)
     with pytest.raises(relay.RelayError, match="ssh://h: a token needs the OpenSSH client.*install it"):
-        backend_for(settings_for(server, needs_client="a token"))
+        backend_for(settings_for(server, requires_openssh="a token"))
 
 
 def test_the_users_chain_tells_the_hop(world, factory):

@@ -15,6 +15,7 @@ import paramiko
 import pytest
 
 from relay.errors import RelayError
+from relay.transports.ssh import internals
 from relay.transports.ssh.internals import BACKEND, COMPAT, REQUIRED, TESTING, check
 
 ROOT = Path(__file__).parents[3]
@@ -84,11 +85,22 @@ def test_every_name_that_is_used_is_in_the_list(user: str) -> None:
             assert name in everything, f"{file}: {name}"
 
 
+def test_only_these_files_use_private_names_of_paramiko() -> None:
+    """Everything else in the package that imports paramiko keeps to its documented interface."""
+    known = {name for place in CLASSES for name in names_of(place) if name.startswith("_")}
+    users = {path for _, files in USERS.values() for path in files}
+    for path in sorted((ROOT / "relay").rglob("*.py")):
+        text = path.read_text()
+        if path not in users and re.search(r"^\s*(?:import|from) paramiko\b", text, re.MULTILINE):
+            attributes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute))
+            names = {node.attr for node in attributes if node.attr in known and ast.unparse(node.value) != "self"}
+            assert not {name for name in names if not name.startswith("__")}, path
+
+
 @pytest.mark.parametrize("user", USERS)
 def test_every_name_in_the_list_is_used(user: str) -> None:
     listed, files = USERS[user]
-    own = [ROOT / "relay/transports/ssh/config/algorithms.py"] if user == "backend" else []
-    text = "\n".join(path.read_text() for path in (*files, *own))
+    text = "\n".join(path.read_text() for path in files) + repr(internals._ATTRIBUTES)
     for names in listed.values():
         for name in names.split():
             assert re.search(rf"\b{name}\b", text), name

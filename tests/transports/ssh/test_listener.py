@@ -193,7 +193,7 @@ def test_a_port_that_our_dead_session_holds_is_asked_for_until_it_is_free(world,
     world.connections[0].lose()
     wait_until(lambda: len(world.connections) == 2 and world.connections[1].forwards)
     assert world.connections[1].stopped == [GRANTED] * 3
-    assert "port 40001 is taken; asking again" in caplog.text
+    assert "port 40001 is taken; retrying" in caplog.text
     with come(world):
         listener.accept()[0].close()
 
@@ -318,10 +318,10 @@ def test_two_listeners_share_a_connection(world, listen):
 
 def test_two_listeners_do_not_take_a_place_from_each_other(world, listen):
     one = listen(TCPAddress("127.0.0.1", 1001))
-    with pytest.raises(relay.ForwardError, match="ssh://bastion: 127.0.0.1:1001 is listened at already"):
+    with pytest.raises(relay.ForwardError, match="ssh://bastion: 127.0.0.1:1001 is in use by another listener"):
         listen(TCPAddress("127.0.0.1", 1001))
     any_port = listen()
-    with pytest.raises(relay.ForwardError, match="40001 is listened at already"):
+    with pytest.raises(relay.ForwardError, match="40001 is in use by another listener"):
         listen(GRANTED)
     assert world.connections[0].stopped == []
     with come(world, TCPAddress("127.0.0.1", 1001)):

@@ -1,4 +1,4 @@
-"""Public keys: what a key file, a ``.pub`` file or a certificate says of itself without a passphrase."""
+"""Public keys of key files, ``.pub`` files and certificates, read without a passphrase."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 CERTIFICATE = "-cert-v01@openssh.com"  # ends the type of a certificate; OpenSSH's PROTOCOL.certkeys
 LONGEST_FILE = 1 << 20  # bytes of a key file that are read
-NO_PASSPHRASE = "is encrypted and there is no passphrase for it (give passphrase, or ssh-add it)"  # noqa: S105
+NO_PASSPHRASE = "is encrypted and there is no passphrase for it; set passphrase, or run ssh-add"  # noqa: S105
 WRONG_PASSWORD = "the password or the user name is wrong"  # noqa: S105
 
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -33,9 +33,9 @@ _PARTS = {"ssh-ed25519": 1, "sk-ssh-ed25519": 2, "ssh-rsa": 2, "sk-ecdsa-sha2-ni
 
 
 def strings(blob: bytes, count: int) -> list[bytes]:
-    """The first ``count`` strings of an SSH message (RFC 4251, section 5).
+    """Return the first ``count`` strings of an SSH message (RFC 4251, section 5).
 
-    :raises ValueError: if there are not as many.
+    :raises ValueError: if it has fewer.
     """
     found: list[bytes] = []
     at = 0
@@ -51,7 +51,7 @@ def strings(blob: bytes, count: int) -> list[bytes]:
 
 
 def key_type(blob: bytes) -> str:
-    """The type that an encoded public key names first; empty if it is none."""
+    """Return the type of an encoded public key; empty if it is none."""
     try:
         return strings(blob, 1)[0].decode("ascii")
     except ValueError:
@@ -59,10 +59,10 @@ def key_type(blob: bytes) -> str:
 
 
 def public_key(path: str) -> bytes | None:
-    """The public key of a key file: what stands in ``path``, in ``path.pub``, or in the clear part of a private key.
+    """Return the public key of a key file, from ``path``, ``path.pub``, or the unencrypted part of a private key.
 
     :param path: a private key or a ``.pub`` file.
-    :returns: the key (or the certificate) in SSH's encoding; ``None`` if nothing can be learnt.
+    :returns: the key (or the certificate) in SSH's encoding; ``None`` if there is none.
     """
     for candidate in (path, f"{path}.pub"):
         try:
@@ -77,12 +77,12 @@ def public_key(path: str) -> bytes | None:
 
 
 def file_type(path: str) -> str:
-    """The type of a key file's key, such as ``ssh-ed25519``; empty if it does not tell."""
+    """Return the type of the key in a file, such as ``ssh-ed25519``; empty if it is unknown."""
     return key_type(public_key(path) or b"")
 
 
 def certified_key(blob: bytes) -> bytes | None:
-    """The public key that a certificate certifies; ``None`` if it is no certificate."""
+    """Return the public key in a certificate; ``None`` if it is no certificate."""
     name = key_type(blob)
     if not name.endswith(CERTIFICATE):
         return None
@@ -97,7 +97,7 @@ def certified_key(blob: bytes) -> bytes | None:
 
 
 def _public_line(data: bytes) -> bytes | None:
-    """The key of a line ``type base64 comment``."""
+    """Return the key of a line ``type base64 comment``."""
     fields = data.split(None, 2)
     if len(fields) < 2:
         return None
@@ -109,7 +109,7 @@ def _public_line(data: bytes) -> bytes | None:
 
 
 def clear_part(data: bytes) -> bytes | None:
-    """The public key in OpenSSH's private format, which is there in the clear (its PROTOCOL.key)."""
+    """Return the public key in a private key of OpenSSH's format, where it is not encrypted (PROTOCOL.key)."""
     body = data.partition(_BEGIN)[2].partition(_END)[0]
     try:
         content = base64.b64decode(body)

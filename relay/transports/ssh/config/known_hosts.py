@@ -1,4 +1,4 @@
-"""``known_hosts`` files: who has which key (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"), and writing down one more."""
+"""``known_hosts`` files (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"): lookup of host keys, and new entries."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from ...files import home, open_regular
 from .identities import key_type
 
-__all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "write_down"]
+__all__ = ["AUTHORITY", "REVOKED", "Entry", "find", "fingerprint", "open_to_append", "append_entry"]
 
 AUTHORITY = "@cert-authority"
 REVOKED = "@revoked"
-LONGEST_LINE = 1 << 16  # bytes; longer lines are passed over
+LONGEST_LINE = 1 << 16  # bytes; longer lines are ignored
 LOCK_WAIT = 2.0  # seconds to wait for another program that holds the file's lock
 
 _writing = threading.Lock()
@@ -53,14 +53,14 @@ class Entry:
 
 
 def fingerprint(blob: bytes) -> str:
-    """The fingerprint of a public key, as ``ssh-keygen -l`` shows it: ``SHA256:…``."""
+    """Return the fingerprint of a public key in the format of ``ssh-keygen -l``: ``SHA256:…``."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode("ascii").rstrip("=")
 
 
 def find(files: Iterable[str], name: str) -> list[Entry]:
-    """Every line that is about a host, in the order of the files.
+    """Return the lines for a host, in the order of the files.
 
-    Files that are missing, are not regular or cannot be read are passed over, as are lines that make no sense.
+    Files that are missing, unreadable or not regular are ignored, and malformed lines, too.
 
     :param files: paths.
     :param name: a host name or address, or ``[host]:port`` where the port is not 22.
@@ -70,13 +70,13 @@ def find(files: Iterable[str], name: str) -> list[Entry]:
     return [entry for entry in entries if entry is not None]
 
 
-def write_down(file: str, name: str, blob: bytes, *, hashed: bool = False) -> None:
-    """Append one line, unless another thread or program has written the same meanwhile.
+def append_entry(file: str, name: str, blob: bytes, *, hashed: bool = False) -> None:
+    """Append one line, unless another thread or program has added the same key meanwhile.
 
     :param file: as for :func:`open_to_append`.
     :param name: as for :func:`find`.
     :param blob: the public key.
-    :param hashed: whether the name is to be unreadable (``HashKnownHosts``).
+    :param hashed: whether to store a hash of the name (``HashKnownHosts``).
     :raises OSError: if it cannot be written.
     """
     line = f"{_hashed(name) if hashed else name} {key_type(blob)} {base64.b64encode(blob).decode('ascii')}\n"
@@ -86,14 +86,14 @@ def write_down(file: str, name: str, blob: bytes, *, hashed: bool = False) -> No
             return
         size = os.fstat(descriptor).st_size
         unfinished = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        writer.write(("\n" * unfinished + line).encode("utf-8", "surrogateescape"))  # one write: it is whole or not
+        writer.write(("\n" * unfinished + line).encode("utf-8", "surrogateescape"))  # one write: complete or missing
 
 
 def open_to_append(file: str) -> int:
-    """Open a file of host keys to read and to append to.
+    """Open a file of host keys for reading and appending.
 
-    :param file: its path; it is made with mode 0600 if it is missing, and ``~/.ssh`` with 0700, but no other directory.
-    :returns: a descriptor, to be closed by the caller.
+    :param file: its path. A missing file is created with mode 0600, and a missing ``~/.ssh`` with 0700.
+    :returns: a descriptor, which the caller closes.
     :raises OSError: if it cannot be written.
     """
     own = os.path.join(home(), ".ssh")
@@ -105,7 +105,7 @@ def open_to_append(file: str) -> int:
 
 @contextlib.contextmanager
 def _locked(descriptor: int) -> Iterator[None]:
-    """Keep this program's threads apart, and other programs of ours as far as they let go in time."""
+    """Lock the file against other threads, and against other processes as far as they unlock it in time."""
     deadline = time.monotonic() + LOCK_WAIT
     with _writing:
         while time.monotonic() < deadline:
@@ -141,7 +141,7 @@ def _lines(file: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _entry(file: str, number: int, line: bytes, wanted: str) -> Entry | None:
-    """What a line says of the host, ``None`` if it says nothing."""
+    """Parse a line; ``None`` if it is not for the host."""
     fields = line.decode("utf-8", "surrogateescape").split(None, 4)
     marker = fields.pop(0) if fields and fields[0].startswith("@") else ""
     if len(fields) < 3 or fields[0].startswith("#") or marker not in ("", AUTHORITY, REVOKED):
@@ -156,7 +156,7 @@ def _entry(file: str, number: int, line: bytes, wanted: str) -> Entry | None:
 
 
 def _is_about(patterns: str, wanted: str) -> bool:
-    """Whether the first field of a line names the host: a hash, or a list in which ``!`` forbids."""
+    """Return whether the first field of a line matches the host: a hash, or a list in which ``!`` excludes."""
     if patterns.startswith("|"):
         return _is_hash_of(patterns, wanted)
     found = False
@@ -180,7 +180,7 @@ def _is_hash_of(text: str, wanted: str) -> bool:
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Whether a text matches a pattern of ``*`` and ``?`` (ssh_config(5), "PATTERNS"), in linear memory."""
+    """Return whether a text matches a pattern of ``*`` and ``?`` (ssh_config(5), "PATTERNS"), in linear memory."""
     if "*" not in pattern and "?" not in pattern:
         return text == pattern
     place = at = 0

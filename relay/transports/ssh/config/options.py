@@ -1,4 +1,4 @@
-"""What the user's SSH configuration says of a server: by ``ssh -G`` where there is the client, else by paramiko."""
+"""The user's SSH configuration for a server: read by ``ssh -G`` if the client is installed, else by paramiko."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ....addresses.values import is_i2p
 from ....errors import AddressError, ConnectError
 from ....process import DEVNULL, PIPE, start
 from ...files import has_entry, home
-from .algorithms import LISTS, supported
+from ..internals import LISTS, supported
 from .known_hosts import matches
 
 __all__ = ["Options", "local_user", "read"]
 
 Value = TypeVar("Value")
 
-ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may look names up and run the user's `Match exec`
+ANSWER_TIME = 10.0  # seconds for `ssh -G`, which may resolve names and run the user's `Match exec`
 
 _KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
 _MARKS = "+-^"  # change a list instead of replacing it; ssh_config(5), "Ciphers"
 
 logger = logging.getLogger("relay")
 
-# What the client does unless told otherwise, by its path and the time of its file: a new one may come while we run.
+# The defaults of the client, by its path and the time of its file: it may be updated while this process runs.
 _defaults: dict[tuple[str, int], Mapping[str, list[str]]] = {}
 _warned: set[str] = set()
 
@@ -50,29 +50,29 @@ class Options:
         self._defaults = defaults
 
     def all(self, name: str) -> list[str]:
-        """Every value of an option that may be written several times."""
+        """Return all values of an option that may have several."""
         return self._values.get(name, [])
 
     def text(self, name: str) -> str:
-        """The value of an option; empty if it is not set or set to ``none``."""
+        """Return the value of an option; empty if it is not set or set to ``none``."""
         value = self._values.get(name, [""])[0]
         return "" if value.lower() == "none" else value
 
     def is_yes(self, name: str) -> bool:
-        """Whether a switch is on."""
+        """Return whether a switch is on."""
         return self.text(name).lower() in ("yes", "true")
 
     def is_no(self, name: str) -> bool:
-        """Whether a switch is off, and not merely unset."""
+        """Return whether a switch is set to off."""
         return self.text(name).lower() in ("no", "false", "off")
 
     def algorithms(self, name: str) -> tuple[str, ...]:
-        """A list of algorithms; empty if it is the client's own, or only adds to it, and so prefers nothing."""
+        """Return a list of algorithms; empty if it is the default of the client, or only adds to that."""
         value = self.text(name)
         return tuple(value.split(",")) if value and not value.startswith(self._default(name)) else ()
 
     def added(self, name: str) -> tuple[str, ...]:
-        """The algorithms that the user adds to the client's own (``+…``)."""
+        """Return the algorithms that the user adds to the default of the client (``+…``)."""
         value, default = self.text(name), self._default(name)
         return tuple(value[len(default) :].split(",")[1:]) if value.startswith(default) else ()
 
@@ -81,16 +81,17 @@ class Options:
 
 
 def read(server: SSHServer, *, behind: bool = False) -> Options:
-    """Ask for everything that the user's configuration says of a server, anew at each call.
+    """Read the user's configuration for a server; again at each call.
 
-    :param server: whom; its ``config``, a path without ``~``, is read in place of the user's and the system's files.
-    :param behind: whether it is behind hops: its name is then not made canonical, which looks it up in the DNS here.
-    :raises AddressError: if the configuration is broken; with the line that the parser says.
-    :raises ConnectError: if ``ssh -G`` does not answer in time.
+    :param server: the server. Its ``config``, a path without ``~``, replaces the files of the user and the system.
+    :param behind: whether it is behind hops. Then its name is not canonicalized, which would need a DNS query here.
+    :returns: the options.
+    :raises AddressError: if the configuration is malformed; with the parser's message.
+    :raises ConnectError: if ``ssh -G`` does not end in time.
     :raises OSError: if it cannot be started.
 
-    ``Match exec`` is run by both parsers, as by ``ssh`` itself, with every connection. paramiko's parser runs it only
-    where the package ``invoke`` is installed, and otherwise refuses; it does not follow ``Include``.
+    Both parsers run ``Match exec`` at each connection, as ``ssh`` does. paramiko's parser needs the package ``invoke``
+    for that, and does not follow ``Include``.
     """
     program = which("ssh")
     if program is None or not has_entry():
@@ -108,7 +109,7 @@ def read(server: SSHServer, *, behind: bool = False) -> Options:
 
 
 def _meanwhile(function: Callable[..., Value], *arguments: object) -> Future[Value]:
-    """Call a function in a thread; its result can be waited for."""
+    """Call a function in a thread, and return its future result."""
     outcome: Future[Value] = Future()
 
     def call() -> None:
@@ -120,12 +121,12 @@ def _meanwhile(function: Callable[..., Value], *arguments: object) -> Future[Val
     try:
         threading.Thread(target=call, name="relay ssh -G", daemon=True).start()
     except RuntimeError:
-        call()  # there is no thread to be had
+        call()  # the system has no threads left
     return outcome
 
 
 def local_user() -> str:
-    """The user's name on this machine; the number of one who has none."""
+    """Return the user's name on this machine, or the user ID if it has no name."""
     return pwd.getpwuid(os.getuid()).pw_name if has_entry() else str(os.getuid())
 
 
@@ -141,7 +142,7 @@ def _defaults_of(server: SSHServer, program: str) -> Mapping[str, list[str]]:
 
 def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
     """Run ``ssh -G``."""
-    # Not a pipe: a program that `Match exec` leaves behind may hold it open for ever.
+    # Not a pipe: a program that `Match exec` leaves behind may keep it open for ever.
     with tempfile.TemporaryFile() as complaints:
         process = start(argv, stdin=DEVNULL, stdout=PIPE, stderr=complaints)
         late = threading.Event()
@@ -149,7 +150,9 @@ def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
         def end() -> None:
             late.set()
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what `Match exec` runs, too; nobody else has the number yet
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # with the programs of `Match exec`; the process group is its own until it is reaped
 
         timer = threading.Timer(ANSWER_TIME, end)
         timer.daemon = True
@@ -163,8 +166,8 @@ def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
         complaints.seek(0)
         complaint = complaints.read(1 << 16)
     if late.is_set():
-        problem = f"`ssh -G` has not answered in {ANSWER_TIME:.0f} s"
-        hint = "does a Match exec or the look-up of a name in the SSH configuration hang?"
+        problem = f"`ssh -G` has not ended after {ANSWER_TIME:.0f} s"
+        hint = "check Match exec and CanonicalizeHostname in the SSH configuration"
         raise ConnectError(f"{server}: {problem}; {hint}", reason="connect_timeout")
     if status != 0:
         raise AddressError(f"{server}: ssh cannot use its configuration: {_first_line(complaint)}")
@@ -176,7 +179,7 @@ def _first_line(complaint: bytes) -> str:
         shown = "".join(c for c in line.strip() if c.isprintable())
         if shown:
             return shown[:300]
-    return "it does not say why; try ssh -G"
+    return "no reason is known; run ssh -G"
 
 
 def _parsed(output: bytes) -> Mapping[str, list[str]]:
@@ -188,15 +191,15 @@ def _parsed(output: bytes) -> Mapping[str, list[str]]:
 
 
 def _by_paramiko(server: SSHServer) -> Mapping[str, list[str]]:
-    """The same by paramiko's parser, with the client's defaults for what the configuration leaves open."""
+    """Read the configuration by paramiko's parser, and add the defaults of the client."""
     import paramiko
 
     class Parser(paramiko.SSHConfig):  # type: ignore[misc]
-        # Everything else is expanded when the caller's own wishes are known.
+        # Other tokens are expanded later, with the caller's parameters.
         TOKENS_BY_CONFIG_KEY = {"match-exec": paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY["match-exec"]}  # noqa: RUF012
 
         def _does_match(self, match_list: Any, *rest: Any) -> Any:
-            """Spare who has no name, and no ``Match`` that could ask for it."""
+            """Skip an empty list, for which paramiko would need the user's name."""
             return match_list and super()._does_match(match_list, *rest)
 
     parser = Parser()
@@ -227,7 +230,7 @@ def _by_paramiko(server: SSHServer) -> Mapping[str, list[str]]:
 
 
 def _files(server: SSHServer) -> list[str]:
-    """The configuration files to read, the first one's word counting most."""
+    """Return the configuration files; the first one has precedence."""
     if server.config is None:
         own = [os.path.join(home(), ".ssh", "config"), "/etc/ssh/ssh_config"]
         return [file for file in own if os.path.exists(file)]
@@ -247,10 +250,10 @@ def _without_includes(server: SSHServer, file: str, lines: list[str]) -> list[st
 
 
 def _resolved(value: str, own: Sequence[str]) -> list[str]:
-    """A list that may begin with a mark which changes the default list (ssh_config(5), "Ciphers")."""
+    """Resolve a list that may begin with a mark that changes the default list (ssh_config(5), "Ciphers")."""
     named = value.lstrip(_MARKS).split(",")
     if value.startswith("+"):
-        return [*own, *named]  # also what paramiko has and we do not offer by ourselves
+        return [*own, *named]  # also algorithms that relay does not offer by default
     if value.startswith("-"):
         return [name for name in own if not any(matches(name, pattern) for pattern in named)]
     if value.startswith("^"):

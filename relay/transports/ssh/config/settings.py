@@ -1,4 +1,4 @@
-"""What is to be known to reach and to trust a server: the caller's wishes over the user's SSH configuration."""
+"""The settings for a server: the caller's parameters, then the user's SSH configuration."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ....addresses.ssh import SSHServer
 from ....addresses.values import is_ipv6
 from ....errors import AddressError, RelayError
 from ...files import home
-from ..connection import Settings
-from .algorithms import CLIENT_HINT, LISTS, supported
+from ..connection import CLIENT_HINT, Settings
+from ..internals import LISTS, supported
 from .identities import file_type
 from .known_hosts import AUTHORITY, find
 from .options import Options, local_user, read
 
-__all__ = ["CLIENT_ONLY", "ClientOnly", "settle"]
+__all__ = ["CLIENT_ONLY", "ClientOnly", "resolve_settings"]
 
 logger = logging.getLogger("relay")
 
@@ -40,11 +40,11 @@ _warned: set[str] = set()
 
 
 class ClientOnly(NamedTuple):
-    """One thing that paramiko cannot do and the OpenSSH client can.
+    """One feature that the OpenSSH client has and paramiko lacks.
 
-    :param option: the option of ssh_config(5), or what else it is.
-    :param when: when it counts.
-    :param applies: whether it does here.
+    :param option: the option of ssh_config(5), or another name of the feature.
+    :param when: the condition, as text.
+    :param applies: the condition, as a function.
     """
 
     option: str
@@ -52,20 +52,20 @@ class ClientOnly(NamedTuple):
     applies: Callable[[Options, Settings], bool]
 
 
-def settle(server: SSHServer, *, behind: bool = False) -> Settings:
-    """Find out everything that is to be known of a server; called anew for every connection that is tried.
+def resolve_settings(server: SSHServer, *, behind: bool = False) -> Settings:
+    """Resolve the settings for a server; called for every connection attempt.
 
-    The user's configuration is read by ``ssh -G``, and by paramiko where there is no ``ssh``. What the caller said goes
-    before it. Blocks for as long as ``ssh -G`` takes, and ten seconds at most.
+    ``ssh -G`` reads the user's configuration, or paramiko if there is no ``ssh``. The caller's parameters have
+    precedence. Blocks until ``ssh -G`` has ended, for ten seconds at most.
 
-    :param server: what the caller asked for.
-    :param behind: whether it is behind hops, where its name is looked up, and not here.
-    :returns: the settings. Their ``server`` has the paths of files without ``~``; ``needs_client`` tells why only the
-        OpenSSH client will do (see :data:`CLIENT_ONLY`).
-    :raises AddressError: in one line, if the configuration or a file that the caller named is of no use.
-    :raises ConnectError: if ``ssh -G`` does not answer.
-    :raises RelayError: if the caller insists on paramiko, and the way to the server is one that only the client can go.
-    :raises OSError: if it cannot be started.
+    :param server: the server as the caller has given it.
+    :param behind: whether it is behind hops: the last of these then resolves its name.
+    :returns: the settings. The paths in their ``server`` have no ``~``; ``requires_openssh`` is the first of
+        :data:`CLIENT_ONLY` that applies.
+    :raises AddressError: if the configuration, or a file of the caller, is unusable; in one line.
+    :raises ConnectError: if ``ssh -G`` does not end in time.
+    :raises RelayError: if the caller requires paramiko, and only the OpenSSH client can connect to the server.
+    :raises OSError: if ``ssh -G`` cannot be started.
 
     Source: ssh_config(5).
     """
@@ -97,13 +97,13 @@ def settle(server: SSHServer, *, behind: bool = False) -> Settings:
     )
     if server.backend == "paramiko" and settings.command is not None and options.is_yes("proxyusefdpass"):
         problem = "ProxyUseFdpass in the SSH configuration needs the OpenSSH client"
-        raise RelayError(f"{server}: {problem}; take {CLIENT_HINT}")
+        raise RelayError(f"{server}: {problem}; use {CLIENT_HINT}")
     settings = _with_keys(settings, options, expand)
-    return replace(settings, needs_client=_needs_client(options, settings))
+    return replace(settings, requires_openssh=_client_only_reason(options, settings))
 
 
 def _expanded(server: SSHServer) -> SSHServer:
-    """The server with whole paths: what reads them after this need not know of ``~``."""
+    """Return the server with ``~`` expanded in its paths."""
     paths = {name: path for name in _FILES if (path := getattr(server, name)) is not None}
     return replace(server, **{name: os.path.expanduser(path) for name, path in paths.items()})
 
@@ -113,28 +113,28 @@ def _fail(server: SSHServer, problem: str) -> NoReturn:
 
 
 def _hostname(server: SSHServer, host: str) -> str:
-    """A host that holds nothing a shell or ``ssh`` could take for something else."""
+    """Check that a host has no character with a meaning to a shell or ``ssh``."""
     if host.startswith("-") or not _NAME.fullmatch(host):
         literal, percent, zone = host.partition("%")
         if not (percent and is_ipv6(literal) and _ZONE.fullmatch(zone)):
-            _fail(server, f"HostName {host[:80]!r} in the SSH configuration is no host; a name or an address is one")
+            _fail(server, f"HostName {host[:80]!r} in the SSH configuration: expected a host name or an address")
     return host
 
 
 def _port(server: SSHServer, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
-        _fail(server, f"Port {text[:20]!r} in the SSH configuration is not a port; a number from 1 to 65535 is")
+        _fail(server, f"Port {text[:20]!r} in the SSH configuration: expected a number from 1 to 65535")
     return int(text)
 
 
 def _user(server: SSHServer, user: str) -> str:
     if not _USER.fullmatch(user) or not user.isprintable():
-        _fail(server, f"{user[:80]!r} is not a user name; one has no spaces, control characters or %, nor - in front")
+        _fail(server, f"{user[:80]!r} is not a user name: remove a leading -, spaces, control characters and %")
     return user
 
 
 def _jump(server: SSHServer, text: str) -> SSHServer:
-    """One of ``ProxyJump``: ``[user@]host[:port]`` or an ``ssh://`` address. It has the same configuration file."""
+    """Parse one server of ``ProxyJump``: ``[user@]host[:port]`` or an ``ssh://`` address, with the same ``config``."""
     user, at, place = text.strip().removeprefix("ssh://").rstrip("/").rpartition("@")
     bracketed = _BRACKETED.fullmatch(place)
     host, colon, port = bracketed.groups() if bracketed else place.rpartition(":")
@@ -168,7 +168,7 @@ class _Expansion:
         }
 
     def path(self, text: str) -> str:
-        """The path of a file; empty if a variable in it is not set, as the client then does without."""
+        """Expand the path of a file; empty if a variable in it is not set: the client then ignores the file, too."""
         if text == "~" or text.startswith("~/"):
             text = self.home + text[1:]
         names = _VARIABLE.findall(text)
@@ -178,7 +178,7 @@ class _Expansion:
         return os.path.expanduser(_VARIABLE.sub(lambda found: os.environ[found[1]], text))
 
     def paths(self, text: str) -> tuple[str, ...]:
-        """Several paths on one line, where a space may also belong to one of them."""
+        """Expand several paths on one line; a space may separate them or belong to one of them."""
         words = text.split(" ")
         found: list[str] = []
         while words:
@@ -191,25 +191,25 @@ class _Expansion:
         return os.path.exists(self.path(" ".join(words)))
 
     def command(self, text: str) -> str | None:
-        """A command for the shell. Names that could be anything but names in it are refused."""
+        """Expand a command for the shell. Values that could have a meaning to the shell are rejected."""
         if not text:
             return None
         for letter, value in self.asked.items():
             if f"%{letter}" in text and letter != "%" and not (_NAME.fullmatch(value) or _SAFE_USER.fullmatch(value)):
-                _fail(self.server, f"{value[:80]!r} does not go into a ProxyCommand, which a shell reads")
+                _fail(self.server, f"{value[:80]!r} has characters that a shell would interpret in ProxyCommand")
         return self._replaced(text, self.asked)
 
     def _replaced(self, text: str, tokens: Mapping[str, str]) -> str:
         def token(found: re.Match[str]) -> str:
             if found[1] not in tokens:
-                _fail(self.server, f"{found[0]!r} in {text[:80]!r} of the SSH configuration has no meaning")
+                _fail(self.server, f"unknown token {found[0]!r} in {text[:80]!r} of the SSH configuration")
             return tokens[found[1]]
 
         return _TOKEN.sub(token, text)
 
 
 def _agent(options: Options, expand: _Expansion) -> str | None:
-    """The agent's socket: ``IdentityAgent``, else what the environment says."""
+    """Return the agent's socket: ``IdentityAgent``, else that of the environment."""
     wish = options.all("identityagent")
     if not wish or wish[0] == "SSH_AUTH_SOCK":
         return os.environ.get("SSH_AUTH_SOCK") or None
@@ -221,7 +221,7 @@ def _agent(options: Options, expand: _Expansion) -> str | None:
 
 
 def _known_hosts(server: SSHServer, options: Options, expand: _Expansion) -> tuple[str, ...]:
-    """The user's files, then the system's. The first one is written to, so it is nothing rather than the system's."""
+    """Return the user's files, then the system's. New keys go to the first one, which must not be the system's."""
     if server.known_hosts is not None:
         own: tuple[str, ...] = (server.known_hosts,)
     else:
@@ -233,12 +233,12 @@ def _accepts_new(server: SSHServer, options: Options) -> bool:
     wish = options.text("stricthostkeychecking").lower()
     if options.is_no("stricthostkeychecking") and str(server) not in _warned:
         _warned.add(str(server))
-        logger.warning("%s: StrictHostKeyChecking no counts as yes here; accept_new trusts unknown hosts", server)
+        logger.warning("%s: StrictHostKeyChecking no is treated as yes; set accept_new to trust unknown hosts", server)
     return wish == "accept-new"
 
 
 def _with_keys(settings: Settings, options: Options, expand: _Expansion) -> Settings:
-    """The keys to offer: the caller's, alone or before the others, and those of the configuration that are there."""
+    """Add the keys to offer: the caller's, alone or first, and the existing ones of the configuration."""
     certificates = [path for path in map(expand.path, options.all("certificatefile")) if os.path.exists(path)]
     keyfile = settings.server.keyfile
     own = [] if keyfile is None else [keyfile]
@@ -259,8 +259,8 @@ def _with_keys(settings: Settings, options: Options, expand: _Expansion) -> Sett
     )
 
 
-def _needs_client(options: Options, settings: Settings) -> str:
-    """Why paramiko will not do, in a few words; empty if it will."""
+def _client_only_reason(options: Options, settings: Settings) -> str:
+    """Return why paramiko does not support the server, in a few words; empty if it does."""
     for need in CLIENT_ONLY:
         if need.applies(options, settings):
             return f"{need.option} {need.when}"
@@ -272,7 +272,7 @@ def _has_security_key(options: Options, settings: Settings) -> bool:
 
 
 def _without_pin(applies: Callable[[Options, Settings], bool]) -> Callable[[Options, Settings], bool]:
-    """With ``hostkey`` no other source of trust counts."""
+    """Ignore a source of trust if ``hostkey`` is set."""
     return lambda options, settings: settings.server.hostkey is None and applies(options, settings)
 
 
@@ -282,7 +282,7 @@ def _knows_authority_only(options: Options, settings: Settings) -> bool:
 
 
 def _has_ticket(options: Options, settings: Settings) -> bool:
-    """Distributions switch GSSAPI on for everybody; only who has a Kerberos ticket can mean it."""
+    """Return whether GSSAPI is on and usable: distributions enable it by default, also without a Kerberos ticket."""
     ticket = os.environ.get("KRB5CCNAME") or os.path.exists(f"/tmp/krb5cc_{os.getuid()}")  # noqa: S108
     return bool(ticket) and options.is_yes("gssapiauthentication")
 
@@ -308,7 +308,7 @@ def _has_other_provider(options: Options, settings: Settings) -> bool:
     return options.text("securitykeyprovider") not in ("", "internal")
 
 
-# In the order in which they are looked at: the first one that applies is the reason that is told.
+# The first one that applies is the reason in errors and logs.
 CLIENT_ONLY = (
     ClientOnly("a key of a security key (sk-…)", "among the key files", _has_security_key),
     ClientOnly("PKCS11Provider", "is set", _is_set("pkcs11provider")),
@@ -323,7 +323,7 @@ CLIENT_ONLY = (
     ClientOnly("BindInterface", "is set", _is_set("bindinterface")),
     ClientOnly("ProxyUseFdpass", "is on", _is_on("proxyusefdpass")),
     *(
-        ClientOnly(option, "asks for what paramiko lacks: adds it with + or names nothing else", _lacks(option.lower()))
+        ClientOnly(option, "adds algorithms that paramiko lacks, or names only such", _lacks(option.lower()))
         for option in ("Ciphers", "KexAlgorithms", "MACs", "HostKeyAlgorithms", "PubkeyAcceptedAlgorithms")
     ),
 )

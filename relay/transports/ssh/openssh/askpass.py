@@ -1,4 +1,4 @@
-"""The private socket at which ssh's helpers ask: for its connection to the server, and for secrets."""
+"""The private socket for ssh's helper: it requests the connection to the server, and secrets (``SSH_ASKPASS``)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ....eventloop.poller import ERR, HUP, IN
 from ...credentials import passphrase_of, password_of
 from ..connection import Settings
 
-__all__ = ["Desk"]
+__all__ = ["AskpassServer"]
 
 logger = logging.getLogger("relay")
 
 _LONGEST = 4096  # bytes of a question
-_CALLERS = 16  # at one time
-_PATIENCE = 1.0  # seconds to hand an answer over
+_CALLERS = 16  # helpers at one time
+_SEND_TIMEOUT = 1.0  # seconds to send a reply
 
-_LINE_BREAKS = frozenset("\r\n\0")  # ssh would take what is before it
+_LINE_BREAKS = frozenset("\r\n\0")  # ssh would use the text before it
 
 _PASSPHRASE = re.compile(r"Enter passphrase for (?:key )?'?(.*?)'?: ?$")
 _PASSWORD = re.compile(r"(?:\((?P<asks>[^)]*)\) .*|(?P<whose>[^ ]*)'s password: ?)$", re.DOTALL)
 
 
-class Desk:
-    """Answers ssh's helpers, on the loop's thread; secrets are looked up on a thread of their own, for they may block.
+class AskpassServer:
+    """Replies to ssh's helpers, on the loop's thread. A secret is read on its own thread, because that may block.
 
     :param loop: watches the socket.
-    :param path: where, in the private directory.
-    :param settings: what secrets to tell, and to whom.
-    :param connection: what ssh is to speak over; ``None`` if it connects itself.
-    :param failed: called, in any thread, with the error of a secret that could not be had.
+    :param path: the path of the socket, in the private directory.
+    :param settings: the server and its secrets.
+    :param connection: the connection for ssh; ``None`` if ssh connects itself.
+    :param failed: called, in any thread, with the error of a secret that could not be read.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Desk:
         self._callers: set[socket.socket] = set()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
-            # It is not to be seen before it listens: a socket at which nobody listens is a killed program's.
+            # It gets its name when it listens: a socket without a listener is one of a process that was killed.
             self._socket.bind(f"{path}~")
             self._socket.listen(_CALLERS)
             os.rename(f"{path}~", path)
@@ -65,7 +65,7 @@ class Desk:
             raise
 
     def close(self) -> None:
-        """Answer nobody any more; in the loop's thread."""
+        """Close the socket and all connections; on the loop's thread."""
         for one in (self._socket, *self._callers):
             if one.fileno() >= 0:
                 self._loop.forget(one.fileno(), closing=True)
@@ -73,7 +73,7 @@ class Desk:
         self._callers.clear()
 
     def abandon(self) -> None:
-        """In a forked child."""
+        """In a forked child: close only the descriptors."""
         for one in (self._socket, *self._callers):
             one.close()
 
@@ -87,25 +87,25 @@ class Desk:
             return
         caller.setblocking(False)
         self._callers.add(caller)
-        heard = bytearray()
-        self._loop.watch(caller.fileno(), IN, lambda event, now: self._hear(caller, heard, event))
+        received = bytearray()
+        self._loop.watch(caller.fileno(), IN, lambda event, now: self._read_question(caller, received, event))
 
-    def _hear(self, caller: socket.socket, heard: bytearray, event: int) -> None:
+    def _read_question(self, caller: socket.socket, received: bytearray, event: int) -> None:
         try:
             data = caller.recv(_LONGEST)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        heard += data
-        kind, zero, question = bytes(heard).partition(b"\0")
+        received += data
+        kind, zero, question = bytes(received).partition(b"\0")
         if zero and kind == b"connection":
             self._drop(caller)
             self._hand_over(caller)
         elif zero and kind == b"secret" and not data:
             self._drop(caller)
             self._look_up(caller, question.decode("utf-8", "replace"))
-        elif not data or event & (HUP | ERR) or len(heard) > _LONGEST:
+        elif not data or event & (HUP | ERR) or len(received) > _LONGEST:
             self._drop(caller)
             self._loop.discard(caller)
 
@@ -120,7 +120,7 @@ class Desk:
                 try:
                     socket.send_fds(caller, [b"\0"], [connection.fileno()])
                 except OSError as error:
-                    logger.debug("%s: the connection could not be handed to ssh: %s", self._settings.name, error)
+                    logger.debug("%s: the connection could not be passed to ssh: %s", self._settings.name, error)
 
     def _look_up(self, caller: socket.socket, question: str) -> None:
         thread = threading.Thread(target=self._answer, args=(caller, question), name="relay ssh secret", daemon=True)
@@ -134,7 +134,7 @@ class Desk:
             try:
                 secret = self._secret(question)
                 self._check(secret)
-                caller.settimeout(_PATIENCE)
+                caller.settimeout(_SEND_TIMEOUT)
                 if secret is not None:
                     caller.sendall(b"+" + os.fsencode(secret))
             except OSError as error:
@@ -142,24 +142,26 @@ class Desk:
 
     def _check(self, secret: str | None) -> None:
         if secret is not None and not _LINE_BREAKS.isdisjoint(secret):
-            problem = "a password or passphrase with a line break in it cannot be told to ssh"
-            raise AuthenticationError(f"{self._settings.name}: {problem}; take it out, or use the backend paramiko")
+            problem = "ssh does not support a password or passphrase with a line break"
+            raise AuthenticationError(
+                f"{self._settings.name}: {problem}; remove the line break, or use the backend paramiko"
+            )
 
     def _secret(self, question: str) -> str | None:
-        """What to answer; ``None`` for what is not ours to answer: a question about another server or key."""
+        """Return the reply; ``None`` for a question about another server or key."""
         settings = self._settings
         if match := _PASSPHRASE.match(question):
             known = (settings.server.keyfile or "", *settings.identities)
             mine = any(match[1] == path[:100] for path in known if path)
             return passphrase_of(settings.server, match[1]) if mine else None
         match = _PASSWORD.match(question)
-        if match is None or not self._is_us(match["asks"] or match["whose"] or ""):
-            logger.debug("%s: ssh asked something that nobody answers: %.200r", settings.name, question)
+        if match is None or not self._is_own_login(match["asks"] or match["whose"] or ""):
+            logger.debug("%s: ssh asked an unexpected question: %.200r", settings.name, question)
             return None
         return password_of(settings.server, question)
 
-    def _is_us(self, login: str) -> bool:
-        """Whether a question is the server's own, and not that of a server on the way."""
+    def _is_own_login(self, login: str) -> bool:
+        """Return whether a question concerns the login at this server, and not at a server on the way."""
         user, _, host = login.rpartition("@")
         hosts = (self._settings.hostname, self._settings.server.host)
         return user == self._settings.user[:30] and host.casefold() in {name[:128].casefold() for name in hosts}

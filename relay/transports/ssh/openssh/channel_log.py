@@ -1,9 +1,9 @@
-"""Which stream is which channel of ssh, and what has become of it, from the lines on its standard error.
+"""The channels of ssh and their events, from the lines on its standard error.
 
-ssh says that it accepted a connection to one of its listeners, then the number of the channel; it accepts them in the
-order in which they were connected. Likewise it says where it is about to connect a stream that the server has opened.
-From then on each line about the channel tells of that stream. A line is written
-before ssh does what it says, so an end of file without a line before it is ssh's own end.
+ssh logs that it has accepted a connection to one of its listeners, then the number of the channel; it accepts
+connections in their order. It also logs to which path it is about to connect a stream that the server has opened. From
+then on each line about the channel concerns that stream. ssh logs each event before it acts on it, so an EOF without a
+line before it is the end of ssh itself.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Protocol
 from ....addresses.values import TCPAddress
 from ..connection import Address
 
-__all__ = ["UNIX", "Arrival", "Channel", "Channels", "FUNCTIONS", "is_plain", "shown"]
+__all__ = ["UNIX", "Arrival", "ChannelLog", "ChannelObserver", "FUNCTIONS", "SessionObserver", "is_plain", "shown"]
 
-# The lines that are needed beside those of the level DEBUG1 (`LogVerbose`; the same words from 8.5 to 10.5).
+# The functions whose lines relay needs in addition to the level DEBUG1 (`LogVerbose`; the same texts from 8.5 to 10.5).
 FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*,*:chan_obuf_empty():*,*:client_status_confirm():*"
 
-UNIX = -2  # what ssh shows as the port of a Unix socket
-_SHOWN = 100  # bytes of a host or path that ssh shows
+UNIX = -2  # the port that ssh logs for a Unix socket
+_SHOWN = 100  # bytes of a host or path that ssh logs
 _ARRIVALS = 4096  # streams from the server that one listener may have waiting to be accepted
 
 _TAG = rb"(?:debug[123]: )?(?:[\w.]+:\w+\(\):\d+ \([^)]*\): )?"
@@ -40,98 +40,98 @@ Key = tuple[bytes, int]
 Peer = tuple[str, int] | str
 
 
-class Channel(Protocol):
-    """What is told of one stream."""
+class ChannelObserver(Protocol):
+    """The events of one stream's channel."""
 
     def opened(self) -> None:
-        """The far side has taken it."""
+        """Handle the confirmation: the server has opened the channel."""
 
     def refused(self, text: str) -> None:
-        """The far side has not, and why."""
+        """Handle the failure: the server has not opened the channel."""
 
     def ended(self) -> None:
-        """The far side has ended its direction."""
+        """Handle EOF or CLOSE of the server."""
 
     def freed(self) -> None:
-        """Nothing more comes: it is over for ssh."""
+        """Handle the last event: ssh has released the channel."""
 
 
 class Arrival:
-    """A stream that the server has opened, from the moment before ssh connects it to a listener of ours.
+    """A stream that the server has opened; ssh is about to connect it to one of relay's listeners.
 
-    :param peer: who has connected at the server, if that tells.
-    :param channel: told of it.
+    :param peer: the client at the server, if the server reports it.
+    :param channel: the observer of its channel.
     """
 
     __slots__ = ("channel", "peer")
 
-    def __init__(self, peer: Peer, channel: Channel) -> None:
+    def __init__(self, peer: Peer, channel: ChannelObserver) -> None:
         self.peer = peer
         self.channel = channel
 
 
-class Session(Channel, Protocol):
-    """What is told of a command's channel."""
+class SessionObserver(ChannelObserver, Protocol):
+    """The events of a command's channel."""
 
     def accepted(self) -> None:
-        """The far side runs the command."""
+        """Handle the success of the request: the server runs the command."""
 
     def drained(self) -> None:
-        """All of its output has been passed on, and there is no more."""
+        """Handle the end of the output: ssh has passed on all of it."""
 
 
-class _Unclaimed:
-    """What was told of a command's channel before it is known whose it is."""
+class _UnmatchedChannel:
+    """The events of a command's channel before its command is known."""
 
     def __init__(self) -> None:
-        self.told: dict[str, None] = {}  # the names of methods, in their order
+        self.events: dict[str, None] = {}  # the names of methods, in their order
 
     def opened(self) -> None:
-        """Every session is."""
+        """Ignore it: every session is confirmed."""
 
     def refused(self, text: str) -> None:
-        """The answer says so, too."""
+        """Ignore it: ssh's reply reports it, too."""
 
     def accepted(self) -> None:
-        self.told["accepted"] = None
+        self.events["accepted"] = None
 
     def ended(self) -> None:
-        self.told["ended"] = None
+        self.events["ended"] = None
 
     def drained(self) -> None:
-        self.told["drained"] = None
+        self.events["drained"] = None
 
     def freed(self) -> None:
-        self.told["freed"] = None
+        self.events["freed"] = None
 
 
-class Channels:
+class ChannelLog:
     """The channels of one ssh; every method is called with its owner's lock held.
 
-    :param make: makes the :class:`Channel` of a stream that the server opens.
+    :param make: makes the observer of a stream that the server opens.
     """
 
-    def __init__(self, make: Callable[[], Channel]) -> None:
-        self.expected: dict[Key, deque[Channel]] = {}  # of each listener of ssh, in the order of our connects
-        self.arrivals: dict[bytes, deque[Arrival]] = {}  # of each listener of ours, in the order of ssh's connects
+    def __init__(self, make: Callable[[], ChannelObserver]) -> None:
+        self.expected: dict[Key, deque[ChannelObserver]] = {}  # by listener of ssh, in the order of relay's connects
+        self.arrivals: dict[bytes, deque[Arrival]] = {}  # by listener of relay, in the order of ssh's connects
         self._make = make
-        self._numbers: dict[int, Channel] = {}
-        self._sessions: dict[int, Session] = {}  # channels of commands, also those that nobody has claimed yet
-        self._accepting: deque[Channel] | None = None
+        self._numbers: dict[int, ChannelObserver] = {}
+        self._sessions: dict[int, SessionObserver] = {}  # channels of commands, also of unmatched ones
+        self._accepting: deque[ChannelObserver] | None = None
         self._peer: Peer = ""
         self._connecting: tuple[deque[Arrival], Arrival] | None = None
 
     def clear(self) -> None:
-        """Forget all of them: ssh is gone."""
+        """Remove all of them: ssh has ended."""
         self.expected.clear()
         self.arrivals.clear()
         self._numbers.clear()
         self._sessions.clear()
 
     def read(self, line: bytes) -> bool:
-        """Take one line of ssh's standard error.
+        """Handle one line of ssh's standard error.
 
-        :returns: whether it was about channels.
+        :returns: whether it concerns channels.
         """
         match = _CHANNEL(line)
         if match is not None:
@@ -149,17 +149,18 @@ class Channels:
             return True
         return self._is_nodelay(line) or self._reverse(line)
 
-    def claim(self, number: int, session: Session) -> None:
-        """Tell of a channel for a command, from its beginning on.
+    def claim(self, number: int, session: SessionObserver) -> None:
+        """Assign the channel of a command, and report its events from the first one on.
 
-        :param number: what ssh calls it.
+        :param number: ssh's number of it.
+        :param session: the observer.
         """
         before = self._sessions.get(number)
         self._numbers[number] = self._sessions[number] = session
-        if isinstance(before, _Unclaimed):
-            if "freed" in before.told:
+        if isinstance(before, _UnmatchedChannel):
+            if "freed" in before.events:
                 del self._numbers[number], self._sessions[number]
-            for name in before.told:
+            for name in before.events:
                 getattr(session, name)()
 
     @staticmethod
@@ -182,7 +183,7 @@ class Channels:
         return True
 
     def _not_connected(self) -> None:
-        """What ssh was about to connect to us has not become a channel."""
+        """Remove an arrival that did not become a channel."""
         connecting, self._connecting = self._connecting, None
         if connecting is not None:
             arrivals, arrival = connecting
@@ -202,7 +203,7 @@ class Channels:
             channel.refused(rest.lstrip(b": ").decode("utf-8", "replace").strip())
         elif event == b"free":
             del self._numbers[number]
-            if not isinstance(channel, _Unclaimed):
+            if not isinstance(channel, _UnmatchedChannel):
                 self._sessions.pop(number, None)
             channel.freed()
         elif event == b"obuf empty":
@@ -219,18 +220,18 @@ class Channels:
         elif self._accepting and b"direct-" in rest:
             self._numbers[number] = self._accepting.popleft()
         elif b"client-session" in rest:
-            self._numbers[number] = self._sessions[number] = _Unclaimed()
+            self._numbers[number] = self._sessions[number] = _UnmatchedChannel()
         self._accepting = None
 
 
 def shown(place: Address) -> Key:
-    """How ssh shows a place: the first bytes of it, unprintable ones encoded (vis(3))."""
+    """Return an address as ssh logs it: its first bytes, unprintable ones encoded (vis(3))."""
     name, port = (place.host, place.port) if isinstance(place, TCPAddress) else (place.path, UNIX)
     return b"".join(map(_visible, name.encode("utf-8", "surrogateescape")[:_SHOWN])), port
 
 
 def is_plain(place: Address) -> bool:
-    """Whether a place has nothing in it that could pass for a line of ssh's own, or that C cannot hold."""
+    """Return whether an address has no character that could imitate a line of ssh, or end a C string."""
     name = place.host if isinstance(place, TCPAddress) else place.path
     return not any(char < " " or char == "\x7f" for char in name)
 

@@ -1,4 +1,4 @@
-"""The wire protocol of the client's control socket: new forwards and sessions in a connection that is up.
+"""The wire protocol of the client's control socket: new forwards and sessions on an open connection.
 
 Source: ``PROTOCOL.mux`` of OpenSSH, protocol version 4.
 """
@@ -26,30 +26,30 @@ _EXITED, _OPENED = 0x80000004, 0x80000006
 _LOCAL, _REMOTE = 1, 2
 _UNIX = 0xFFFFFFFE  # as a port number: the host is the path of a Unix socket
 
-_LONGEST = 256 << 10  # bytes of one message, as ssh's own client
+_LONGEST = 256 << 10  # bytes of one message; the same as in ssh's own client
 _CHUNK = 64 << 10
 _NO_ESCAPE = 0xFFFFFFFF
 
 
 class ControlError(RelayError):
-    """The client did not do what it was asked to; the text is its own."""
+    """A request that ssh has rejected; the text is its own."""
 
 
 Reply = Callable[[int | RelayError], object]
 
 
 def open_forward(listen: Address, connect: Address, *, remote: bool) -> tuple[int, bytes]:
-    """Type and body of a request to listen and to forward what comes ("Requesting establishment of port forwards").
+    """Return type and body of a request for a forward ("Requesting establishment of port forwards").
 
-    :param listen: where to listen: on this side, or on the server's if ``remote``.
-    :param connect: where to connect to, on the other side.
-    :param remote: the direction.
+    :param listen: the address to listen at: here, or at the server if ``remote``.
+    :param connect: the address to connect to, on the other side.
+    :param remote: whether the server listens.
     """
     return _OPEN_FORWARD, _forward(listen, connect, remote)
 
 
 def close_forward(listen: Address, connect: Address, *, remote: bool) -> tuple[int, bytes]:
-    """Type and body of a request to take back a forward that was asked for with the same arguments."""
+    """Return type and body of a request to cancel a forward; with the arguments of its request."""
     return _CLOSE_FORWARD, _forward(listen, connect, remote)
 
 
@@ -64,16 +64,16 @@ def _place(place: Address) -> bytes:
 
 
 class Control:
-    """One connection to the control socket, driven by a loop; every method is for its thread.
+    """One connection to the control socket, on a loop; every method is for the loop's thread.
 
-    The client answers requests in their order. One for a remote forward holds up those after it until the server has
-    answered.
+    The client replies to requests in their order. A request for a remote forward delays the replies after it until the
+    server has replied.
 
     :param loop: watches the connection.
     :param path: of the control socket.
-    :param broken: called once, with the error, if the connection ends or makes no sense, after every request has got
-        that error.
-    :raises OSError: if nobody listens there.
+    :param broken: called once, with the error, if the connection ends or a message is malformed; after the callbacks
+        of all requests.
+    :raises OSError: if no process listens there.
     """
 
     def __init__(self, loop: Loop, path: str, broken: Callable[[RelayError], object]) -> None:
@@ -98,8 +98,8 @@ class Control:
         """Send a request.
 
         :param message: its type and its body.
-        :param reply: called once: with the port that the server chose for a remote forward, with 0 if there is nothing
-            to tell, or with the error.
+        :param reply: called once: with the port that the server chose for a remote forward, with 0 for other
+            requests, or with the error.
         """
         if self._socket.fileno() < 0:
             reply(_lost())
@@ -111,7 +111,7 @@ class Control:
         self._flush()
 
     def close(self) -> None:
-        """Let the connection go; requests that were not answered get an error."""
+        """Close the connection; pending requests get an error."""
         if self._socket.fileno() >= 0:
             self._loop.forget(self._socket.fileno(), closing=True)
             self._socket.close()
@@ -120,7 +120,7 @@ class Control:
             reply(_lost())
 
     def abandon(self) -> None:
-        """In a forked child."""
+        """In a forked child: close only the descriptor."""
         self._socket.close()
 
     def _on_event(self, event: int, now: float) -> None:
@@ -133,7 +133,7 @@ class Control:
             self._broken(CarrierError(f"the control connection to ssh broke: {error}"))
 
     def _flush(self) -> None:
-        # Requests are small, few and answered at once: a buffer that is full empties before the next answer comes.
+        # Requests are small and few, and get replies at once: a full buffer is empty before the next reply arrives.
         while self._unsent:
             try:
                 del self._unsent[: self._socket.send(self._unsent)]
@@ -159,7 +159,7 @@ class Control:
             self._take(body)
 
     def _take(self, body: bytes) -> None:
-        """Take a message."""
+        """Handle a message."""
         kind, number = struct.unpack_from(">II", body)
         if not self._greeted:
             if (kind, number) != (_HELLO, _VERSION):
@@ -169,31 +169,31 @@ class Control:
         outcome = _outcome(kind, body)
         reply = self._replies.pop(number, None)
         if reply is None:
-            raise ControlError(f"an answer {kind:#x} that nobody waits for")
+            raise ControlError(f"an unexpected reply {kind:#x}")
         reply(outcome)
 
 
 class SessionControl(Control):
-    """A connection to the control socket for one session, which lasts as long as the session does.
+    """A connection to the control socket for one session; ssh closes it at the end of the session.
 
-    It must not be closed while the request has no answer: ssh then keeps the channel for ever, or ends.
+    It must not be closed before the reply to its request: ssh would keep the channel for ever, or end.
 
-    :param loop: and the others: as for :class:`Control`; the connection ends when the session is over.
+    The parameters are those of :class:`Control`.
     """
 
     status: int | None = None
-    """The command's exit status, if it had one; ssh does not tell a signal."""
+    """The command's exit status; ``None`` if it has none. ssh does not report signals."""
 
     def open(self, command: str, descriptors: Sequence[int], reply: Reply) -> None:
-        """Ask for a session in which a command runs ("Requesting a new session").
+        """Request a session that runs a command ("Requesting a new session").
 
-        :param command: for the server's shell.
+        :param command: for the shell at the server.
         :param descriptors: its standard input, output and error; ssh gets copies.
-        :param reply: as for :meth:`Control.request`; gets the number of the channel.
+        :param reply: as for :meth:`Control.request`; called with the number of the channel.
         :raises OSError: if they cannot be sent.
         """
         text = os.fsencode(command)
-        # Neither a terminal nor X11, an agent, a subsystem, an escape character, or variables.
+        # No terminal, X11, agent, subsystem, escape character or variables.
         head = struct.pack(">6I", 0, 0, 0, 0, 0, _NO_ESCAPE)
         self.request((_NEW_SESSION, head + struct.pack(">2I", 0, len(text)) + text), reply)
         for descriptor in descriptors:
@@ -215,8 +215,8 @@ def _outcome(kind: int, body: bytes) -> int | ControlError:
     if kind in (_DENIED, _FAILURE):
         (length,) = struct.unpack_from(">I", body, 8)
         return ControlError(body[12 : 12 + length].decode("utf-8", "replace"))
-    return ControlError(f"ssh answered with an unknown message {kind:#x}")
+    return ControlError(f"ssh replied with an unknown message {kind:#x}")
 
 
 def _lost() -> RelayError:
-    return CarrierError("the control connection to ssh is gone")
+    return CarrierError("the control connection to ssh is closed")

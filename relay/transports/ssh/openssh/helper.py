@@ -1,8 +1,8 @@
-"""What ssh runs to ask us for something; a program of its own, which needs nothing of this package.
+"""A program that ssh runs to request something from relay; it imports nothing of this package.
 
 ``helper.py secret SOCKET PROMPT`` prints the answer to a question (``SSH_ASKPASS``), ``helper.py connection SOCKET``
-passes a connected descriptor on over its standard output (``ProxyUseFdpass``), and ``helper.py hostkey WANTED REASON
-FINGERPRINT HOST TYPE KEY`` prints a line of known_hosts if the key is the wanted one (``KnownHostsCommand``).
+passes a connected descriptor on over its standard output (``ProxyUseFdpass``), and ``helper.py hostkey PIN REASON
+FINGERPRINT HOST TYPE KEY`` prints a line of known_hosts if the key has the pinned fingerprint (``KnownHostsCommand``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Listeners of ssh on this side, one for each target, and how streams are made at them: by a plain connect."""
+"""Local forwards: ssh listens at a Unix socket for each target; a connect to that socket opens a stream."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..connection import Address
 from .channel_log import shown
 from .opening import Opening
 
-__all__ = ["Forward"]
+__all__ = ["LocalForward"]
 
 _NONBLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
-_PATIENCE = 60.0  # seconds for ssh to make room in a backlog that is full
+_BACKLOG_TIMEOUT = 60.0  # seconds for ssh to make room in a full backlog
 
 
-class Forward:
-    """One target, and ssh's listener that leads there.
+class LocalForward:
+    """One target, and ssh's listener for it.
 
     Every method but :meth:`connect_blocking` is called with the owner's lock held.
 
     :param place: the target.
-    :param path: of the listener.
+    :param path: the path of the listener.
     """
 
     def __init__(self, place: Address, path: str) -> None:
@@ -35,23 +35,23 @@ class Forward:
         self.name = str(place)
         self.key = shown(place)
         self.is_ready = False
-        self.is_catching_up = False  # another thread connects what waits, one after another
+        self.is_connecting = False  # a thread connects the waiting streams, one after another
         self.waiting: deque[Opening] = deque()
-        self.expected: deque[Opening] = deque()  # ssh has not said yet that it accepted them; in the order of connects
+        self.expected: deque[Opening] = deque()  # not yet in ssh's log; in the order of their connects
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is under way that needs the listener."""
-        return not self.is_ready or self.is_catching_up or bool(self.waiting or self.expected)
+        """True while a stream is being opened by the listener."""
+        return not self.is_ready or self.is_connecting or bool(self.waiting or self.expected)
 
     @property
     def wants_help(self) -> bool:
-        """Whether its backlog is full, and nobody waits for room."""
-        return self.is_ready and bool(self.waiting) and not self.is_catching_up
+        """True if its backlog is full, and no thread waits for room yet."""
+        return self.is_ready and bool(self.waiting) and not self.is_connecting
 
     def connect(self, opening: Opening) -> socket.socket | None:
-        """Begin a stream; ``None`` if it has failed, or waits for :meth:`connect_blocking`."""
-        if not self.is_ready or self.waiting or self.is_catching_up:
+        """Connect a stream; ``None`` if that has failed, or if it waits for :meth:`connect_blocking`."""
+        if not self.is_ready or self.waiting or self.is_connecting:
             self.waiting.append(opening)
             return None
         try:
@@ -73,33 +73,33 @@ class Forward:
         return None
 
     def next_waiting(self) -> Opening | None:
-        """The next of those that wait, for the thread that catches up; ``None`` and its work is done."""
-        self.is_catching_up = bool(self.waiting)
+        """Return the next waiting stream, for the thread that connects them; ``None`` if there is none."""
+        self.is_connecting = bool(self.waiting)
         if not self.waiting:
             return None
         opening = self.waiting.popleft()
-        self.expected.append(opening)  # before its connect, for ssh may be quicker than we
+        self.expected.append(opening)  # before its connect, because ssh may be faster
         return opening
 
     def connect_blocking(self) -> socket.socket | OSError:
-        """Connect as soon as the backlog has room; without the lock, in the thread that catches up."""
+        """Connect as soon as the backlog has room; without the lock, on the thread for waiting streams."""
         try:
             made = socket.socket(socket.AF_UNIX)
         except OSError as error:
             return error
-        status = connect_blocking(made, Endpoint(socket.AF_UNIX, self.path), time.monotonic() + _PATIENCE)
+        status = connect_blocking(made, Endpoint(socket.AF_UNIX, self.path), time.monotonic() + _BACKLOG_TIMEOUT)
         if status == 0:
             return made
         made.close()
         return OSError(status, os.strerror(status))
 
     def not_connected(self, opening: Opening, error: OSError) -> None:
-        """The connect of one that waited has failed."""
+        """Report that the connect of a waiting stream has failed."""
         self.expected.remove(opening)
         self._failed(opening, error)
 
     def _failed(self, opening: Opening, error: OSError) -> None:
         gone = error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET)
-        text = f"{self.name}: ssh takes no stream: {error.strerror}"
+        text = f"{self.name}: ssh accepts no stream: {error.strerror}"
         opening.fail(CarrierError(text) if gone else ConnectError(text))
         opening.owner.over(opening)

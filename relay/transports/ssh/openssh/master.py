@@ -1,4 +1,4 @@
-"""The process: one ``ssh -N`` with its private directory, its standard error, and the thread that watches it."""
+"""The process ``ssh -N`` with its private directory, its standard error, and the thread that watches it."""
 
 from __future__ import annotations
 
@@ -20,64 +20,67 @@ from ....process import DEVNULL, Process, start
 from ....streams.cancellation import Cancellation
 from ....streams.stream import Stream
 from ..connection import Settings
-from .arguments import DESK, arguments, environment, private_directory
-from .askpass import Desk
+from .arguments import ASKPASS, arguments, environment, private_directory
+from .askpass import AskpassServer
 from .diagnostics import decoded, said, why
+from .host_keys import UNWRITTEN, unwritten_error
 from .quickack import QuickAck
-from .trust import UNWRITTEN, unwritten_error
 
 __all__ = ["Master", "Watcher"]
 
 logger = logging.getLogger("relay")
 
 _READY = b"debug1: Entering interactive session."
-_UNKNOWN = "WARNING: Server requests forwarding for unknown "  # a stream is refused that nobody else tells of
-_WARNINGS = 20  # different ones, for the server says what is in them
+_UNKNOWN = "WARNING: Server requests forwarding for unknown "  # ssh rejects a stream, and logs it only so
+_WARNINGS = 20  # different ones, because the server chooses their text
 _CHUNK = 64 << 10
-_AT_ONCE = 16  # chunks of standard error that are read before something else has its turn
-_LINES, _LAST_LINES = 1000, 50  # that are kept until it is up, and from then on
-_LINE = 2000  # bytes that are kept of one
-_QUIET = 0.02  # seconds for which more lines are let come together before they are read
-_MOMENT = 0.2  # seconds for the thread to end when everything is over
-_FLUSH = 0.4  # seconds for ssh to send what it has and to end by itself
+_AT_ONCE = 16  # chunks of standard error that are read in one turn of the loop
+_LINES, _LAST_LINES = 1000, 50  # lines that are kept during the login, and after it
+_LINE = 2000  # bytes of a line that are kept
+_QUIET = 0.02  # seconds in which lines gather before they are read
+_MOMENT = 0.2  # seconds for the thread to end after the process
+_FLUSH = 0.4  # seconds for ssh to send its data and to end by itself
 
 
 class Watcher(Protocol):
-    """Who wants to know what the master does."""
+    """The connection that handles the events of the master."""
 
     def line(self, line: bytes) -> bool:
-        """A line of standard error; returns whether that was nothing for its user. Called with the lock held."""
+        """Handle a line of standard error. Called with the lock held.
+
+        :returns: whether the line was handled; otherwise it is for the user.
+        """
 
     def is_urgent(self) -> bool:
-        """Whether somebody waits for a line. Called in the loop's thread."""
+        """Return whether a caller waits for a line. Called on the loop's thread."""
 
     def ready(self) -> None:
-        """It has logged in. Called in the loop's thread.
+        """Handle the end of the login. Called on the loop's thread.
 
-        :raises OSError: if its control socket cannot be had, and so it was somebody else who said that.
+        :raises OSError: if there is no control socket: then the line came from another program, such as ProxyCommand.
         """
 
     def ended(self, error: CarrierError) -> None:
-        """The process is gone. Called in the loop's thread."""
+        """Handle the end of the process. Called on the loop's thread."""
 
 
 class Master:
     """One ``ssh -N``.
 
-    :param settings: whom, how.
-    :param stream: the connection that it is to use, owned from now on; ``None`` if it is to make its own.
-    :param watcher: told of everything, once it is started.
-    :raises OSError: if there are no descriptors to be had.
+    :param settings: the server.
+    :param stream: the connection for ssh, which the master owns; ``None`` if ssh connects itself.
+    :param watcher: handles its events, after :meth:`start`.
+    :raises OSError: if there are no descriptors left.
     """
 
     def __init__(self, settings: Settings, stream: Stream | None, watcher: Watcher) -> None:
         self.settings = settings
         self.name = f"relay ssh {settings.hostname}"  # of its threads
-        self.lock = threading.Lock()  # for what is said on standard error, and everything that follows from it
-        self.settled = Cancellation()  # set when it is up, or has ended
+        self.lock = threading.Lock()  # guards the lines of standard error and all state that follows from them
+        self.settled = Cancellation()  # set when it is logged in, or has ended
         self.is_up = False
         self.gone: CarrierError | None = None  # it has ended, or is being closed
-        self.refusal: OSError | None = None  # a secret that could not be had
+        self.refusal: OSError | None = None  # why relay has ended it: a missing secret, an unwritable file
         self._watcher = watcher
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=_LINES)
@@ -91,22 +94,22 @@ class Master:
         self._patience = Timer(self.loop.timers, self._kill)
 
     def start(self, deadline: float) -> None:
-        """Start it, once.
+        """Start ssh, once.
 
         :param deadline: monotonic seconds for the login.
         :raises RelayError: if there is no ``ssh``.
-        :raises OSError: if there are no descriptors, threads or directories to be had; nothing is left then.
+        :raises OSError: if the system has no descriptors, threads or directories left; nothing remains of the start.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.loop.close)
             if self._stream is not None:
                 undo.callback(self._stream.close)
             self.folder = private_directory()
-            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at the latest when we exit
+            self._remove = weakref.finalize(self, _remove, self.folder, os.getpid())  # at the latest at exit
             undo.callback(self._remove)
             connection = None if self._stream is None else self._stream.socket
-            self._desk = Desk(self.loop, self.path(DESK), self.settings, connection, self._refused)
-            undo.callback(self._desk.close)
+            self._askpass = AskpassServer(self.loop, self.path(ASKPASS), self.settings, connection, self._refused)
+            undo.callback(self._askpass.close)
             self._process = self._start(deadline - time.monotonic(), undo)
             self._pid = os.pidfd_open(self._process.pid)
             undo.callback(os.close, self._pid)
@@ -131,25 +134,25 @@ class Master:
                     env=environment(settings, self.folder, given=given),
                 )
         except FileNotFoundError:
-            text = "the backend openssh needs the program ssh, which is not in PATH; install it or use paramiko"
+            text = "the backend openssh needs ssh, which is not in PATH; install it, or use the backend paramiko"
             raise RelayError(f"{settings.name}: {text}") from None
         undo.callback(process.wait)
         undo.callback(process.kill)
         return process
 
     def path(self, name: str) -> str:
-        """A path in the private directory."""
+        """Return a path in the private directory."""
         return os.path.join(self.folder, name)
 
     # -- any thread -----------------------------------------------------------------------------------------------
 
-    def said(self) -> list[str]:
-        """The lines of standard error that were kept."""
+    def stderr_lines(self) -> list[str]:
+        """Return the last lines of standard error."""
         with self.lock:
             return list(self._lines)
 
     def drain(self) -> None:
-        """Take what ssh has said by now; with the lock held. Does not block."""
+        """Read and handle the lines that ssh has written by now; with the lock held. Does not block."""
         for _ in range(_AT_ONCE):
             try:
                 data = os.read(self._stderr, _CHUNK)
@@ -164,22 +167,22 @@ class Master:
                 return
 
     def failure(self) -> OSError | None:
-        """Why it ended before it was up; ``None`` if it has not ended."""
+        """Return why ssh has ended before the login was complete; ``None`` if it has not ended."""
         if self.refusal is not None:
             return self.refusal
         if self.gone is None:
             return None
-        error, stream = why(self.settings, self.said()), self._stream
+        error, stream = why(self.settings, self.stderr_lines()), self._stream
         if isinstance(error, CarrierError) and stream is not None and stream.failure is not None:
-            under = stream.failure()  # ssh has found the connection closed: perhaps it was never there
+            under = stream.failure()  # ssh has found the connection closed: perhaps it never reached the server
             if isinstance(under, ConnectError):
                 return ConnectError(f"{self.settings.name}: {under}", reason=under.reason)
             if under is not None:
-                error.stage = ""  # it was not the server that ended it
+                error.stage = ""  # the server has not ended it
         return error
 
     def close(self) -> None:
-        """End it, and wait for that: what ssh has not sent yet goes out if it can, for a moment. Idempotent."""
+        """End ssh, and wait for its end. It has a moment to send its data. Idempotent."""
         with self.lock:
             self._closing = True
             if self.gone is None:
@@ -193,7 +196,7 @@ class Master:
         """In a forked child: close this process's descriptors; every lock may be held for ever."""
         self._remove.detach()
         self.loop.close()
-        self._desk.abandon()
+        self._askpass.abandon()
         for descriptor in (self._stderr, self._pid):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -208,7 +211,7 @@ class Master:
         self.loop.close()
         self._over.set()
         if self._stream is not None:
-            self._stream.close()  # may block: what lies under it is let go of
+            self._stream.close()  # may block: it releases the carrier below
 
     def _keep(self, line: bytes) -> None:
         if not self.is_up and line.startswith(_READY):
@@ -231,7 +234,7 @@ class Master:
         try:
             self._watcher.ready()
         except OSError as error:
-            logger.debug("%s: not ready after all: %s", self.settings.name, error)
+            logger.debug("%s: not logged in yet: %s", self.settings.name, error)
             return
         self._quick_ack.begin(None if self._stream is None else self._stream.socket, self._pid)
         if self._stream is not None:
@@ -239,11 +242,11 @@ class Master:
         with self.lock:
             self.is_up = True
             self._lines = deque(maxlen=_LAST_LINES)
-        self._desk.close()
+        self._askpass.close()
         self.settled.set()
 
     def expect_end(self) -> None:
-        """It ends, or something is wrong with it: kill it if it is still there in a moment. In the loop's thread."""
+        """Kill ssh if it does not end in a moment. On the loop's thread."""
         now = time.monotonic()
         self._patience.start(now + _FLUSH, now)
 
@@ -255,7 +258,7 @@ class Master:
             return self.loop.forget(self._stderr)
         self._read()
         if self.is_up and not self._watcher.is_urgent():
-            # Lines are read when a stream asks for them, else some at a time: a busy ssh wakes nobody for each.
+            # Lines gather for a moment, unless a caller waits for one: a busy ssh does not wake this thread for each.
             self.loop.poller.modify(self._stderr, 0)
             self._quiet.start(now + _QUIET, now)
 
@@ -264,12 +267,12 @@ class Master:
             self.drain()
 
     def _end_quiet(self, now: float) -> None:
-        """Read the lines that have come together, and wait for the next one."""
+        """Read the lines that have gathered, and wait for the next one."""
         self._read()
-        self.listen_closely()
+        self.read_at_once()
 
-    def listen_closely(self) -> None:
-        """Read lines as they come, for now; in the loop's thread."""
+    def read_at_once(self) -> None:
+        """Read the next line when it arrives; on the loop's thread."""
         self._quiet.stop()
         if self._stderr in self.loop.handlers:
             self.loop.poller.modify(self._stderr, IN)
@@ -284,7 +287,7 @@ class Master:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        """Signal it and what it has started (a ProxyCommand); it is not reaped yet, so its number is its own."""
+        """Signal ssh and its children (ProxyCommand). It is not reaped yet, so the process group is its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -298,15 +301,15 @@ class Master:
             words = said(list(self._lines)) or f"ssh ended with status {self._process.returncode}"
             if self.gone is None:
                 self.gone = CarrierError(f"{self.settings.name}: the connection was lost: {words}")
-        self._let_go()
+        self._release()
         self._watcher.ended(self.gone)
         self.settled.set()
         self.loop.stop()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._patience.stop()
         self._quiet.stop()
-        self._desk.close()
+        self._askpass.close()
         self._quick_ack.close()
         for descriptor in (self._stderr, self._pid):
             self.loop.forget(descriptor)
@@ -320,10 +323,10 @@ class Master:
 
     @property
     def was_closed(self) -> bool:
-        """Whether it was ended by :meth:`close`."""
+        """True if :meth:`close` was called."""
         return self._closing
 
 
 def _remove(folder: str, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child that exits leaves it alone
+    if os.getpid() == pid:  # and not at the exit of a forked child
         shutil.rmtree(folder, ignore_errors=True)

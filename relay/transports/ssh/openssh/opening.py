@@ -1,4 +1,4 @@
-"""One stream, with what is known of it, from its beginning to the end of its channel."""
+"""One stream and its state, from the request to the end of its channel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 from ....errors import CarrierError, ConnectError
 from ....streams.stream import Stream
 from ..connection import OnResult
+from ..open_failures import open_timeout
 from .diagnostics import open_error
 
 __all__ = ["Opening", "Owner"]
@@ -18,33 +19,33 @@ Error = ConnectError | CarrierError
 
 
 class Owner(Protocol):
-    """Whose streams they are."""
+    """The connection to which the streams belong."""
 
     @property
     def server(self) -> str:
         """The name of the server."""
 
     def answered(self, opening: Opening) -> None:
-        """It has no deadline any more. Called with the lock held."""
+        """Stop watching the deadline of a stream. Called with the lock held."""
 
     def over(self, opening: Opening) -> None:
-        """Nothing is left of it. Called with the lock held."""
+        """Stop counting a stream, which has ended. Called with the lock held."""
 
     def soon(self, call: Callable[[], object], /) -> object:
-        """Have this called in the loop's thread, without the lock."""
+        """Call this on the loop's thread, without the lock."""
 
-    def unsaid(self, opening: Opening) -> Error | None:
-        """Read what ssh has said; returns why a stream ends of which it has said nothing. Takes the lock."""
+    def unexplained_error(self, opening: Opening) -> Error | None:
+        """Read ssh's log; return why a stream has ended about which it has logged nothing. Acquires the lock."""
 
 
 class Opening:
     """One stream. Every method but :meth:`failure` is called with the owner's lock held.
 
-    :param owner: whose it is.
-    :param name: the place that it leads to, for errors.
-    :param done: told of the outcome; ``None`` for a stream that the server opened.
-    :param deadline: monotonic seconds until which the far side must have answered.
-    :param patient: whether ``done`` is told only then; else as soon as ssh has it.
+    :param owner: the connection.
+    :param name: the name of the target, for errors.
+    :param done: called with the outcome; ``None`` for a stream that the server has opened.
+    :param deadline: monotonic seconds until which the server must have replied.
+    :param patient: whether ``done`` is called only after that reply; otherwise as soon as ssh has the stream.
     """
 
     __slots__ = (
@@ -76,28 +77,28 @@ class Opening:
         self.deadline = math.inf if deadline is None else deadline
         self.patient = patient
         self.error: Error | None = None
-        self.is_ended = False  # the far side has ended its direction
+        self.is_ended = False  # the server has sent EOF or CLOSE
         self.is_over = False
-        self.is_traced = True  # ssh tells of its channel
+        self.is_traced = True  # ssh logs the events of its channel
         self._is_answered = False
-        self._socket: socket.socket | None = None  # kept until the far side has answered
+        self._socket: socket.socket | None = None  # kept until the server has replied
 
     def stream(self, made: socket.socket) -> Stream:
-        """The stream over a socket to ssh."""
+        """Make the stream over a socket to ssh."""
         return Stream(made, target=self.name, failure=self.failure)
 
     def failure(self) -> Error | None:
-        """Why the stream ended, if that was a failure; asked at its end of file."""
+        """Return why the stream has failed; called at its EOF. ``None`` if it has ended without a failure."""
         if self.error is None and not self.is_ended:
-            self.error = self.owner.unsaid(self)
+            self.error = self.owner.unexplained_error(self)
         return self.error
 
     def connected(self, made: socket.socket) -> OnResult | None:
-        """It is connected to ssh.
+        """Note the socket that is connected to ssh.
 
-        :returns: whom to tell, without the lock, that the stream is there.
+        :returns: the callback to call with the stream, after the lock is released; ``None`` if there is none yet.
         """
-        if self.done is None:  # it has failed, or was given up
+        if self.done is None:  # it has failed, or was cancelled
             made.close()
             return None
         if not self._is_answered:
@@ -108,7 +109,7 @@ class Opening:
         return done
 
     def opened(self) -> None:
-        """The far side has taken it."""
+        """Report the stream: the server has opened it."""
         self._is_answered = True
         self.owner.answered(self)
         made, self._socket = self._socket, None
@@ -119,19 +120,19 @@ class Opening:
             self.owner.soon(lambda: done(stream))
 
     def refused(self, text: str) -> None:
-        """The far side has not, and why."""
+        """Report the error: the server has not opened the stream."""
         self.fail(open_error(self.name, self.owner.server, text))
 
     def ended(self) -> None:
-        """The far side has ended its direction."""
+        """Note the server's EOF or CLOSE."""
         self.is_ended = True
 
     def freed(self) -> None:
-        """It is over for ssh."""
+        """Stop counting the stream: ssh has released its channel."""
         self.owner.over(self)
 
     def fail(self, error: Error) -> None:
-        """It is not made; whoever has its socket already asks for the reason at its end."""
+        """Report an error; if the caller has the stream already, its ``failure`` returns the error at EOF."""
         if self.error is None:
             self.error = error
         done = self.done
@@ -140,7 +141,7 @@ class Opening:
             self.owner.soon(lambda: done(error))
 
     def give_up(self) -> None:
-        """Nobody waits for it any more."""
+        """Cancel: the caller does not wait any more."""
         self.owner.answered(self)
         waited, self.done = self.done is not None, None
         made, self._socket = self._socket, None
@@ -148,12 +149,11 @@ class Opening:
             made.close()
 
     def expire(self) -> None:
-        """The far side has not answered in time."""
+        """Fail the stream: the server has not replied before the deadline."""
         made = self._socket if self.done is None else None
-        problem = f"no answer in time through {self.owner.server}; is the host up and the port open?"
-        self.fail(ConnectError(f"{self.name}: {problem}", reason="connect_timeout"))
+        self.fail(open_timeout(self.name, self.owner.server))
         if made is not None:
             try:
                 made.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # its holder has closed it
+                pass  # its owner has closed it

@@ -70,7 +70,7 @@ class QuickAck:
             self._loop.discard(copy)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor and nothing else."""
+        """In a forked child: close only the descriptor."""
         if self._socket is not None:
             self._socket.close()
 

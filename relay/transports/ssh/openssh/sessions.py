@@ -1,8 +1,8 @@
-"""Commands on the server: sessions that are asked for at ssh's control socket, one connection to it for each.
+"""Commands on the server: sessions that relay requests at ssh's control socket, on one connection for each.
 
-ssh gets one end of a socketpair as the command's standard input and output. We keep a copy of it, as
-:mod:`relay.transports.program` does: it shows when the holder of the stream is gone, and keeps the end of
-file back until it is known how the command has ended.
+ssh gets one end of a socketpair as the command's standard input and output. relay keeps a copy of it, as in
+:mod:`relay.transports.program`: it reports when the owner has closed the stream, and it delays the EOF until the exit
+status of the command is known.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ from ....eventloop.sockets import set_to_reset
 from ....eventloop.unix_reset import socketpair
 from ....process import StandardError, program_error
 from ...program import empty
-from .channel_log import Channels
+from ..open_failures import command_rejected, session_rejected
+from .channel_log import ChannelLog
 from .control import ControlError, SessionControl
 from .master import Master
 from .opening import Error, Opening
 
 __all__ = ["Sessions"]
 
-_AT_ONCE = 32  # sessions that are being asked for; ssh has room for 64 in the backlog of its control socket
+_AT_ONCE = 32  # pending requests; the backlog of ssh's control socket is 64
 _CHUNK = 64 << 10  # bytes of standard error that are read at once
 _AT_THE_END = 16  # such chunks that are read of a command that has ended
-_SETTLE = 1.0  # seconds after the end of its output for a command to end, so that it is known how
-_MOMENT = 1.0  # seconds after the holder is gone, for a command to end by itself
-_LINGER = 60.0  # seconds without progress until what such a holder has sent is given up
+_SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
+_MOMENT = 1.0  # seconds after the owner has closed the stream, for a command to end by itself
+_LINGER = 60.0  # seconds without progress after which the data that such an owner has sent are dropped
 
 
 class _Owner(Protocol):
     def begun(self, opening: Opening) -> None:
-        """It is counted, and has a deadline. Called with the lock held."""
+        """Count a stream and watch its deadline. Called with the lock held."""
 
     def over(self, opening: Opening) -> None:
-        """Nothing is left of it. Called with the lock held."""
+        """Stop counting a stream. Called with the lock held."""
 
-    def unsaid(self, opening: Opening) -> Error | None:
-        """Why a stream ends of which ssh has said nothing. Takes the lock."""
+    def unexplained_error(self, opening: Opening) -> Error | None:
+        """Return why a stream has ended about which ssh has logged nothing. Acquires the lock."""
 
 
 class Sessions:
-    """All commands over one ssh; everything but :meth:`open` is for the loop's thread.
+    """The commands of one ssh; everything but :meth:`open` is for the loop's thread.
 
     :param master: the process.
-    :param channels: what it says of its channels.
-    :param owner: told when a command is over.
+    :param channels: its log of channels.
+    :param owner: counts the commands.
     """
 
-    def __init__(self, master: Master, channels: Channels, owner: _Owner) -> None:
+    def __init__(self, master: Master, channels: ChannelLog, owner: _Owner) -> None:
         self.master = master
         self.channels = channels
         self.owner = owner
@@ -71,7 +72,10 @@ class Sessions:
         self._sessions: set[_Session] = set()
 
     def open(self, command: Command, opening: Opening) -> Callable[[], object]:
-        """Have the server run a command, and tell its opening; the result gives it up. Any thread."""
+        """Request a command; its opening gets the outcome. Any thread.
+
+        :returns: a function that cancels the request.
+        """
         with self.master.lock:
             error = self.master.gone
             if error is None:
@@ -98,30 +102,34 @@ class Sessions:
             session.ask()
 
     def answered(self, session: _Session) -> None:
-        """It does not wait for ssh's answer any more."""
+        """Send the next request: ssh has replied to one."""
         if session in self._asking:
             self._asking.remove(session)
             self.master.loop.call(self._ask_next)
 
     def forget(self, session: _Session) -> None:
-        """It is over."""
+        """Remove a session that is over."""
         self.answered(session)
         self._sessions.discard(session)
 
     def ended(self, error: Error) -> None:
-        """The process is gone."""
+        """End all sessions: ssh has ended."""
         self._waiting.clear()
         for session in list(self._sessions):
             session.lost(error)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
         for session in list(self._sessions):
             session.abandon()
 
 
 class _Session:
-    """One command; see :class:`relay.transports.ssh.openssh.channel_log.Channel` for what is told of its channel."""
+    """One command; an observer of its channel (:class:`.channel_log.SessionObserver`).
+
+    It ends when its control connection ends: ssh closes that after the channel. Until ssh has replied to the request
+    the connection must stay open, because ssh would keep the channel for ever.
+    """
 
     def __init__(self, sessions: Sessions, command: Command, opening: Opening) -> None:
         self._all = sessions
@@ -136,8 +144,8 @@ class _Session:
         self._control: SessionControl | None = None
         self._theirs: socket.socket | None = None
         self._stderr = -1
-        self._is_asked = False  # and not answered: ssh would keep the channel if its connection were closed now
-        self._is_left = False  # nobody wants it any more
+        self._is_asked = False  # and ssh has not replied
+        self._is_left = False  # the owner has closed the stream, and its data were sent
         self._is_ended = False  # the server has ended the channel
         self._is_freed = False
         self._unread, self._until = -1, 0.0
@@ -145,20 +153,20 @@ class _Session:
     # -- its beginning --------------------------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Ask ssh for a session."""
+        """Send the request to ssh."""
         if self._opening.done is None:
-            return self._finish(None)  # it was given up
+            return self._finish(None)  # it was cancelled
         try:
             self._ask()
         except OSError as error:
             gone = error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET, errno.EPIPE)
-            text = f"{self._opening.name}: ssh takes no command: {error.strerror or error}"
+            text = f"{self._opening.name}: ssh accepts no command: {error.strerror or error}"
             self._fail(CarrierError(text) if gone else ConnectError(text))
         return None
 
     def _ask(self) -> None:
         self._theirs, ours = socketpair()
-        self._theirs.setblocking(True)  # as ssh, with which it is shared, found it
+        self._theirs.setblocking(True)  # ssh shares it and expects that
         try:
             self._stderr, their_stderr = os.pipe()
             with os.fdopen(their_stderr, "wb") as pipe:
@@ -174,17 +182,15 @@ class _Session:
         self._loop.watch(self._stderr, IN, self._on_stderr)
         self._loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
         with self._lock:
-            self._opening.connected(ours)  # tells nobody yet
+            self._opening.connected(ours)
 
     def _answered(self, answer: int | RelayError) -> None:
         self._is_asked = False
         self._all.answered(self)
         if isinstance(answer, ControlError):
-            server = self._all.master.settings.name
-            problem = f"denied, says {server} ({answer}); may this user run commands there, and is MaxSessions enough?"
-            return self._fail(ConnectError(f"{self._opening.name}: {problem}", reason="denied"))
+            return self._fail(session_rejected(self._opening.name, self._all.master.settings.name, str(answer)))
         if isinstance(answer, RelayError):
-            return None  # the connection has ended, of which it is told next
+            return None  # the connection has ended: :meth:`_on_end` follows
         with self._lock:
             self._all.master.drain()
             self._all.channels.claim(answer, self)
@@ -192,28 +198,28 @@ class _Session:
             self._leave_now()
         return None
 
-    # -- what ssh says of its channel, with the lock held ---------------------------------------------------------
+    # -- events of its channel in ssh's log, with the lock held ---------------------------------------------------
 
     def opened(self) -> None:
-        """The server has made the session, which says nothing of the command yet."""
+        """Ignore the confirmation of the session: it does not concern the command yet."""
 
     def accepted(self) -> None:
-        """The server has taken the command."""
+        """Report the stream: the server has accepted the command."""
         self._opening.opened()
 
     def refused(self, text: str) -> None:
-        """The server has not made it; ssh answers so, too."""
+        """Ignore the rejection: the reply of ssh reports it, too."""
 
     def ended(self) -> None:
-        """The server has ended its direction, or all of it."""
+        """Note the server's EOF or CLOSE."""
         self._is_ended = True
 
     def drained(self) -> None:
-        """Its output has ended, and ssh has passed all of it on."""
+        """Wait for the exit status: ssh has passed on the output and its EOF."""
         self._loop.call(self._settle)
 
     def freed(self) -> None:
-        """It is over for ssh."""
+        """Note that ssh has released the channel."""
         self._is_freed = True
         if self._is_left:
             self._all.owner.over(self._opening)
@@ -226,14 +232,14 @@ class _Session:
             self._settling.start(now + _SETTLE, now)
 
     def _end_output(self, now: float) -> None:
-        """It goes on without an output."""
+        """Pass the EOF on: the command continues without output."""
         if self._theirs is not None:
             with self._lock:
                 self._opening.is_ended = True
             self._theirs.shutdown(socket.SHUT_WR)
 
     def _on_hang_up(self, event: int, now: float) -> None:
-        """The holder is gone. What he has sent is still on its way."""
+        """Start to wait until ssh has read what the owner of the stream has sent: the owner has closed it."""
         if event & (HUP | ERR) and self._theirs is not None:
             self._loop.forget(self._theirs.fileno())
             self._timer.start(now + _MOMENT, now)
@@ -248,15 +254,15 @@ class _Session:
         return None if self._is_asked else self._leave_now()
 
     def _count_unread(self) -> int:
-        """Bytes that ssh has not taken."""
+        """Return the number of bytes that ssh has not read."""
         assert self._theirs is not None
         number = array.array("i", [0])
         fcntl.ioctl(self._theirs.fileno(), termios.FIONREAD, number)
         return number[0]
 
     def _leave_now(self) -> None:
-        """Have ssh send the rest and close the channel; a server does not answer that before the command has ended."""
-        self._let_go()
+        """Let ssh send the rest and close the channel. A server replies to that only when the command has ended."""
+        self._release()
         with self._lock:
             if self._is_freed:
                 return self._all.owner.over(self._opening)
@@ -288,7 +294,7 @@ class _Session:
         return bool(data)
 
     def _on_end(self, error: RelayError) -> None:
-        """The connection has ended, and with it the session: ssh has let go of everything."""
+        """End the session: ssh has closed the control connection, and released the channel before."""
         for _ in range(_AT_THE_END):
             if not self._read_stderr():
                 break
@@ -298,28 +304,26 @@ class _Session:
         assert self._control is not None
         status = self._control.status
         if status is None and not self._is_ended:
-            return self._finish(self._all.owner.unsaid(self._opening))
+            return self._finish(self._all.owner.unexplained_error(self._opening))
         if self._opening.done is not None and status is None:
-            server = self._all.master.settings.name
-            problem = f"denied, says {server}; it does not run this command for this user"
-            return self._finish(ConnectError(f"{self._opening.name}: {problem}", reason="denied"))
+            return self._finish(command_rejected(self._opening.name, self._all.master.settings.name))
         return self._finish(self._failure(status))
 
     def _failure(self, status: int | None) -> ConnectError | None:
         if status == 0:
             return None
-        how = "ended without a status; did a signal end it?" if status is None else f"ended with status {status}"
+        how = "ended without a status, probably by a signal" if status is None else f"ended with status {status}"
         return program_error(self._opening.name, how, self._lines.last)
 
     def _fail(self, error: Error) -> None:
-        """There is no session."""
-        self._let_go()
+        """Report the error: there is no session."""
+        self._release()
         with self._lock:
             self._opening.fail(error)
             self._all.owner.over(self._opening)
 
     def _finish(self, error: Error | None) -> None:
-        """Know how it has ended, and then let the end of file through."""
+        """Set the outcome, and pass the EOF on after that."""
         with self._lock:
             if error is None:
                 if self._opening.done is not None:
@@ -329,15 +333,15 @@ class _Session:
                 self._opening.fail(error)
             elif self._opening.error is None:
                 self._opening.error = error
-        self._let_go(clean=error is None)
+        self._release(clean=error is None)
         with self._lock:
             self._all.owner.over(self._opening)
 
     def lost(self, error: Error) -> None:
-        """The process is gone."""
+        """End the command: ssh has ended."""
         self._finish(error)
 
-    def _let_go(self, *, clean: bool = True) -> None:
+    def _release(self, *, clean: bool = True) -> None:
         self._all.forget(self)
         self._timer.stop()
         self._settling.stop()
@@ -357,7 +361,7 @@ class _Session:
             self._loop.discard(theirs)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
         if self._control is not None:
             self._control.abandon()
         if self._stderr >= 0:

@@ -1,4 +1,4 @@
-"""The authentication agent: a client of its protocol that never waits for ever (OpenSSH's PROTOCOL.agent)."""
+"""A client of the authentication agent (OpenSSH's PROTOCOL.agent) with a timeout for each reply."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..config.identities import strings
 
 __all__ = ["Agent"]
 
-ANSWER_TIME = 5.0  # seconds for the agent to say which keys it has
-SIGNING_TIME = 120.0  # seconds for a signature, for which a person may have to touch a key or answer a question
+ANSWER_TIME = 5.0  # seconds for the agent to list its keys
+SIGNING_TIME = 120.0  # seconds for a signature, for which the user may have to touch a key or answer a question
 LONGEST = 1 << 18  # bytes of a message, as in OpenSSH
 
 _LIST, _KEYS, _SIGN, _SIGNATURE = 11, 12, 13, 14
@@ -35,23 +35,23 @@ class Agent:
             raise
 
     def sign(self, blob: bytes, data: bytes, flags: int) -> bytes:
-        """Let the agent sign.
+        """Request a signature from the agent.
 
-        :param blob: which key.
-        :param data: what to sign.
+        :param blob: the public key.
+        :param data: the data to sign.
         :param flags: 2 for SHA-256 and 4 for SHA-512 with an RSA key, otherwise 0.
         :returns: the signature in SSH's encoding.
-        :raises OSError: if the agent refuses, does not answer, or :meth:`close` is called meanwhile.
+        :raises OSError: if the agent rejects the request, does not reply, or :meth:`close` is called meanwhile.
         """
         self._socket.settimeout(SIGNING_TIME)
         request = bytes([_SIGN]) + _string(blob) + _string(data) + struct.pack(">I", flags)
         try:
             return strings(self._ask(request, _SIGNATURE), 1)[0]
         except ValueError:
-            raise OSError("the agent's answer makes no sense") from None
+            raise OSError("the agent's reply is malformed") from None
 
     def close(self) -> None:
-        """End the connection; a thread that waits for a signature wakes up. Idempotent."""
+        """Close the connection, and wake a thread that waits for a signature. Idempotent."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -60,10 +60,10 @@ class Agent:
         self._socket.sendall(_string(request))
         (size,) = struct.unpack(">I", self._receive(4))
         if not 1 <= size <= LONGEST:
-            raise OSError("the agent's answer makes no sense")
+            raise OSError("the agent's reply is malformed")
         answer = self._receive(size)
         if answer[0] != wanted:
-            raise OSError("the agent refuses")
+            raise OSError("the agent has rejected the request")
         return answer[1:]
 
     def _receive(self, size: int) -> bytes:
@@ -77,16 +77,16 @@ class Agent:
 
 
 def _parsed(answer: bytes) -> dict[bytes, str]:
-    """The keys in the agent's order, each with its comment."""
+    """Return the keys in the agent's order, each with its comment."""
     if len(answer) < 4:
-        raise OSError("the agent's answer makes no sense")
+        raise OSError("the agent's reply is malformed")
     (count,) = struct.unpack_from(">I", answer)
     if count > len(answer):
-        raise OSError("the agent's answer makes no sense")
+        raise OSError("the agent's reply is malformed")
     try:
         parts = strings(answer[4:], 2 * count)
     except ValueError:
-        raise OSError("the agent's answer makes no sense") from None
+        raise OSError("the agent's reply is malformed") from None
     return {parts[i]: parts[i + 1].decode("utf-8", "replace") for i in range(0, len(parts), 2)}
 
 

@@ -17,8 +17,8 @@ from ....eventloop.loop import Timer
 from ....eventloop.poller import IN
 from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
-from ..config.algorithms import CLIENT_HINT
 from ..connection import (
+    CLIENT_HINT,
     GREETING,
     KEY_EXCHANGE,
     LOGIN,
@@ -35,7 +35,7 @@ from .forwards import Forwards
 from .host_keys import verify, wanted_algorithms
 from .login import authenticate
 from .messages import DISCONNECT, printable, text
-from .mux import Channels
+from .mux import Mux
 from .opening import Opening
 from .requests import Requests
 from .transport import Transport, choose_algorithms, is_exiting
@@ -43,19 +43,19 @@ from .wire import Wire
 
 __all__ = ["Connection", "connect"]
 
-_GRACE = 0.4  # seconds for the rest of what was sent to go out, and for the server's goodbye
-_PROMPT = 0.5  # seconds for the thread to end, once it was told to
+_GRACE = 0.4  # seconds to send the rest of the data, and for the server to close the connection
+_STOP_TIMEOUT = 0.5  # seconds for the thread to end, after it was stopped
 _LATE = 1.0  # seconds after the deadline until a thread that should have ended is left behind
-_SILENCE = 3  # times keepalive without a byte that a server may take
-_STOPPED = 1.5  # times keepalive without a check, which only a process that was stopped leaves out
+_SILENCE = 3  # times ``keepalive`` without a byte from the server, after which it is unresponsive
+_STOPPED = 1.5  # times ``keepalive`` without a check: only a process that was stopped skips checks
 _BY_APPLICATION = 11  # RFC 4253, section 11.1
-_NEVER_THERE = ("refused", "unreachable", "connect_timeout", "denied")  # of a stream whose end alone tells
+_NEVER_OPENED = ("refused", "unreachable", "connect_timeout", "denied")  # of a stream that fails only at its EOF
 
 
 def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
     """Connect, verify the host's key, and only then log in; see :class:`relay.transports.ssh.connection.Connect`."""
     if stream is None:
-        raise TypeError("stream: paramiko connects over a stream that is there")
+        raise TypeError("stream: paramiko needs a connected stream, got None")
     try:
         wire = Wire(stream)
     except BaseException:
@@ -73,9 +73,9 @@ def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: 
 class Connection:
     """One SSH connection; see :class:`relay.transports.ssh.connection.Connection`.
 
-    :param settings: whom, how.
-    :param wire: the way there. The connection owns it.
-    :param lost: called once when the connection ends and nobody has closed it, but not before :meth:`begin` is over.
+    :param settings: the server and how to connect to it.
+    :param wire: the socket of the connection, which owns it.
+    :param lost: called once if the connection ends without :meth:`close`, and not before :meth:`begin` returns.
     """
 
     def __init__(self, settings: Settings, wire: Wire, lost: Lost) -> None:
@@ -84,14 +84,14 @@ class Connection:
         self._loop = wire.loop
         self._lost = lost
         self._lock = threading.Lock()
-        self._up = self._told = self._closed = False
+        self._up = self._is_reported = self._closed = False
         self._transport = Transport(wire, self._over)
-        self._channels = Channels(self._transport, settings.name)
-        self._requests = Requests(self._transport, self._channels)
-        self._forwards = Forwards(self._transport, self._channels, self._requests)
-        self._silence = Timer(wire.loop.timers, self._look_for_life)
-        self._asked = self._checked = -math.inf  # when a sign of life was asked for, and when that was thought of
-        self._unheeded = 0  # checks that the transport's thread has not taken notice of
+        self._mux = Mux(self._transport, settings.name)
+        self._requests = Requests(self._transport, self._mux)
+        self._forwards = Forwards(self._transport, self._mux, self._requests)
+        self._silence = Timer(wire.loop.timers, self._check_silence)
+        self._probed = self._checked = -math.inf  # monotonic times of the last keepalive probe and the last check
+        self._unhandled = 0  # checks that the transport's thread has not handled yet
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -118,23 +118,23 @@ class Connection:
             raise self._why(EOFError())
 
     def give_up(self) -> None:
-        """Let go of a connection that did not come up."""
+        """Release a connection that was not established."""
         self._closed = True
         self._wire.end()
         if self._transport.ident is None:
             self._wire.release()
         else:
-            self._transport.join(_PROMPT)
+            self._transport.join(_STOP_TIMEOUT)
 
     def _limit(self, deadline: float, cancel: Cancel) -> Timer:
-        """Have it end at the deadline, or when it is cancelled; the thread has not begun yet."""
+        """End the connection at the deadline, or when it is cancelled; the thread has not started yet."""
         timer = Timer(self._loop.timers, self._too_late)
         timer.start(deadline, time.monotonic())
         self._loop.watch(cancel.fileno(), IN, self._cancelled)
         return timer
 
     def _too_late(self, now: float) -> None:
-        text = f"{self._settings.name}: no answer in time: {self._stage()}; is it an SSH server, and alive?"
+        text = f"{self._settings.name}: no answer in time: {self._stage()}; check that it is an SSH server and alive"
         self._wire.end(ConnectError(text, reason="connect_timeout"))
 
     def _cancelled(self, event: int, now: float) -> None:
@@ -162,7 +162,7 @@ class Connection:
             raise transport.get_exception() or EOFError()
 
     def _stage(self) -> str:
-        """What it has come to."""
+        """Return how far the connection has come."""
         if not self._transport.remote_version:
             return GREETING
         if not self._transport.initial_kex_done:
@@ -170,17 +170,17 @@ class Connection:
         return LOGIN
 
     def _last_stage(self) -> str:
-        """Where the server has ended it; empty where that may pass: it is not up yet behind its port, or overloaded."""
+        """Return the stage at which the server closed it; empty if that may be temporary (startup, overload)."""
         stage, said = self._stage(), self._transport.packetizer.greeting
         return "" if stage == GREETING and (not said or said.startswith(OVERLOADED)) else stage
 
     def _why(self, error: BaseException) -> BaseException:
-        """Why it could not connect, as one line."""
-        name, ended = self._settings.name, self._wire.error or self._stumbled()
+        """Return the error for a failed connect, in one line."""
+        name, ended = self._settings.name, self._wire.error or self._thread_error()
         if isinstance(ended, ConnectError):
             return ended
-        if (never_there := self._never_there()) is not None:
-            return ConnectError(f"{name}: {never_there}", reason=never_there.reason)
+        if (never_opened := self._never_opened()) is not None:
+            return ConnectError(f"{name}: {never_opened}", reason=never_opened.reason)
         if isinstance(error, RelayError) and not (isinstance(error, CarrierError) and ended is not None):
             return error
         if isinstance(error, OSError) and not self._wire.ending:
@@ -191,27 +191,27 @@ class Connection:
             return IncompatibleError(f"{name}: it and paramiko have no {lacking}; try {CLIENT_HINT}")
         said = self._transport.packetizer.greeting
         if not self._transport.remote_version and said:
-            problem = f"it does not speak SSH, but says {printable(said)!r}; is this the right port?"
+            problem = f"no SSH server: it sent {printable(said)!r}; check the port"
         elif ended is not None:
             problem = f"{ended} ({self._stage()})"
         else:
             problem = f"{printable(str(error)) or 'the connection has ended'} ({self._stage()})"
         return CarrierError(f"{name}: {problem}")
 
-    def _never_there(self) -> ConnectError | None:
-        """Why the stream to the server has never led there, which some learn from its end alone."""
+    def _never_opened(self) -> ConnectError | None:
+        """Return why the stream never reached the server, if the stream reports that only at its EOF."""
         under = self._under() if not self._transport.remote_version else None
-        if isinstance(under, ConnectError) and under.reason in _NEVER_THERE:
+        if isinstance(under, ConnectError) and under.reason in _NEVER_OPENED:
             return under
         return None
 
     def _under(self) -> BaseException | None:
-        """Why the stream to the server has ended, where that is known."""
+        """Return why the stream to the server has ended, if that is known."""
         failure = self._wire.stream.failure
         return failure() if failure is not None else None
 
-    def _stumbled(self) -> Exception | None:
-        """What the transport's thread has ended over, if nobody was told; the rest are refusals of a credential."""
+    def _thread_error(self) -> Exception | None:
+        """Return the error that has ended the transport's thread, unless it is a rejected credential."""
         error = self._transport.saved_exception
         ours = isinstance(error, paramiko.SSHException) and not isinstance(error, paramiko.AuthenticationException)
         return error if ours else None
@@ -221,10 +221,10 @@ class Connection:
     def open(
         self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
     ) -> Callable[[], object]:
-        """Begin to make a stream; see :class:`relay.transports.ssh.connection.Connection`."""
-        opening = Opening(self._channels, place, deadline, done)
+        """Begin to open a stream; see :class:`relay.transports.ssh.connection.Connection`."""
+        opening = Opening(self._mux, place, deadline, done)
         if not self._loop.call(opening.begin):
-            opening.tell(self._ended())
+            opening.resolve(self._ended())
         return opening.give_up
 
     def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
@@ -232,99 +232,99 @@ class Connection:
         return self._forwards.listen(place, accepted, deadline)
 
     def stop_listening(self, place: Address) -> None:
-        """Ask it to listen no more; see :class:`relay.transports.ssh.connection.Connection`."""
+        """Cancel a remote forward; see :class:`relay.transports.ssh.connection.Connection`."""
         self._forwards.stop_listening(place)
 
     def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called when no stream is open; see :class:`relay.transports.ssh.connection.Connection`."""
-        if not self._loop.call(partial(self._channels.when_idle, call)):
+        """Call ``call`` once no stream is open; see :class:`relay.transports.ssh.connection.Connection`."""
+        if not self._loop.call(partial(self._mux.when_idle, call)):
             call()
 
     def check(self) -> None:
-        """Ask for a sign of life; see :class:`relay.transports.ssh.connection.Connection`."""
+        """Send a keepalive probe; see :class:`relay.transports.ssh.connection.Connection`."""
         keepalive = self._settings.server.keepalive
         if keepalive is None:
             return
-        self._unheeded += 1  # the time alone says nothing: it also passes while this process is stopped
+        self._unhandled += 1  # the time alone proves nothing: it also passes while this process is stopped
         silent = time.monotonic() - self._wire.heard
-        if self._unheeded > _SILENCE and silent > _SILENCE * keepalive:
-            self._fall_silent(silent)
+        if self._unhandled > _SILENCE and silent > _SILENCE * keepalive:
+            self._fail_unresponsive(silent)
         else:
-            self._loop.call(partial(self._ask_for_life, keepalive))
+            self._loop.call(partial(self._probe, keepalive))
 
     def close(self) -> None:
         """End it; see :class:`relay.transports.ssh.connection.Connection`."""
         with self._lock:
             self._closed = True
-        self._loop.call(self._leave)
+        self._loop.call(self._close)
         if threading.current_thread() is not self._transport:
-            self._transport.join(_GRACE + _PROMPT)
+            self._transport.join(_GRACE + _STOP_TIMEOUT)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
         self._wire.abandon()
-        self._channels.abandon()
+        self._mux.abandon()
 
     def __repr__(self) -> str:
         return f"<SSH connection to {self._settings.name} by paramiko>"
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
-    def _ask_for_life(self, keepalive: float) -> None:
+    def _probe(self, keepalive: float) -> None:
         now = time.monotonic()
-        self._unheeded = 0
-        self._ask(now, keepalive)
+        self._unhandled = 0
+        self._send_probe(now, keepalive)
         if self._silence.due == math.inf:
             self._silence.start(self._wire.heard + _SILENCE * keepalive, now)
 
-    def _ask(self, now: float, keepalive: float) -> None:
-        """Ask, if nobody has. Once more if there was no check for too long: then this process was stopped itself."""
+    def _send_probe(self, now: float, keepalive: float) -> None:
+        """Send a probe, unless one is pending; also after a pause in the checks, because this process was stopped."""
         if not self._requests or now - self._checked > _STOPPED * keepalive:
-            self._asked = now
+            self._probed = now
             self._requests.ask("keepalive@openssh.com", b"", _nothing)
         self._checked = now
 
-    def _look_for_life(self, now: float) -> None:
-        """Judge the silence, after what lies in the socket was read. Whoever was asked has ``keepalive`` to answer."""
+    def _check_silence(self, now: float) -> None:
+        """Check when the server has sent its last byte. After a probe it has ``keepalive`` seconds to reply."""
         keepalive = self._settings.server.keepalive
         assert keepalive is not None
         end = self._wire.heard + _SILENCE * keepalive
         if end <= now:
-            self._ask(now, keepalive)
-        due = max(end, self._asked + keepalive)
+            self._send_probe(now, keepalive)
+        due = max(end, self._probed + keepalive)
         if due > now:
             self._silence.start(due, now)
         else:
-            self._fall_silent(now - self._wire.heard)
+            self._fail_unresponsive(now - self._wire.heard)
 
-    def _fall_silent(self, seconds: float) -> None:
-        """The server is dead or out of reach; from any thread."""
-        self._wire.end(CarrierError(f"no answer for {seconds:.0f} s; is the server alive, and the network up?"))
-        self._tell()
+    def _fail_unresponsive(self, seconds: float) -> None:
+        """End the connection: the server is dead or unreachable; on any thread."""
+        self._wire.end(CarrierError(f"no answer for {seconds:.0f} s; check the server and the network"))
+        self._report_loss()
 
-    def _leave(self) -> None:
-        """Cut what is held, wait a moment for the rest to go out, and say goodbye."""
+    def _close(self) -> None:
+        """Fail the streams whose owner is there, send the data of the others for a moment, and disconnect."""
         now = time.monotonic()
         self._grace = Timer(self._loop.timers, lambda now: self._wire.end())
         self._grace.start(now + _GRACE, now)
-        self._channels.leave(self._ended(), self._say_goodbye)
+        self._mux.close_streams(self._ended(), self._disconnect)
         self._requests.fail()
 
-    def _say_goodbye(self) -> None:
-        self._channels.send(struct.pack(">BI", DISCONNECT, _BY_APPLICATION) + text("closed") + text("en"))
+    def _disconnect(self) -> None:
+        self._mux.send(struct.pack(">BI", DISCONNECT, _BY_APPLICATION) + text("closed") + text("en"))
         self._wire.flush()
         self._wire.end()
 
     def _over(self) -> None:
-        """The thread ends."""
-        self._channels.fail(self._ended())
+        """Fail all streams and requests: the thread ends."""
+        self._mux.fail(self._ended())
         self._requests.fail()
-        self._tell()
+        self._report_loss()
 
-    def _tell(self) -> None:
+    def _report_loss(self) -> None:
         with self._lock:
-            wanted = self._up and not self._told and not self._closed and not is_exiting()
-            self._told = True
+            wanted = self._up and not self._is_reported and not self._closed and not is_exiting()
+            self._is_reported = True
         if wanted:
             self._lost(self._ended())
 
@@ -332,7 +332,7 @@ class Connection:
         name, why = self._settings.name, self._wire.error or self._transport.saved_exception
         if self._closed:
             return CarrierError(f"{name}: the connection was closed")
-        return CarrierError(f"{name}: the connection was lost: {printable(str(why or '')) or 'no reason is known'}")
+        return CarrierError(f"{name}: the connection was lost: {printable(str(why or '')) or 'unknown reason'}")
 
 
 def _nothing(answer: bytes | None) -> None:

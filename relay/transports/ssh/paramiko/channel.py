@@ -1,17 +1,56 @@
-"""One SSH channel as a kernel socket (RFC 4254, section 5): one end of a socketpair for the holder, the other for us.
+"""One SSH channel as a kernel socket (RFC 4254, section 5).
 
-Everything here runs in the transport's thread, but for what says otherwise. Nothing blocks: what the connection does
-not take waits in the socketpair, what the holder does not take is bounded by the channel's window.
+A socketpair connects the channel with the owner of its stream. Nothing blocks: bytes that the connection does not
+accept wait in the socketpair, and those that the owner does not read wait in a backlog, which the window bounds.
+Everything runs on the transport's thread.
+
+Each side sends EOF when it has no more data, which leaves the other direction open, and CLOSE once, after which it may
+send nothing; the channel is over when both CLOSEs were sent (RFC 4254, section 5.3). Two states describe that.
+*Receiving* is the direction from the server to the owner:
+
+=========== ============================= =========== ================================================================
+state       event                         next state  action
+=========== ============================= =========== ================================================================
+OPEN        data                          OPEN        pass them on; what the owner does not read waits in the backlog
+OPEN        the owner hangs up            DISCARDING  clear the backlog, start the linger timer
+OPEN        EOF or CLOSE                  EOF_PENDING then as for an empty backlog, if it is empty
+DISCARDING  data                          DISCARDING  drop them, and give their bytes back to the window
+DISCARDING  EOF or CLOSE                  ENDED       none
+EOF_PENDING the backlog is empty          ENDED       pass the EOF on; a reset instead, if the stream has failed
+EOF_PENDING the owner hangs up            ENDED       clear the backlog, start the linger timer
+EOF_PENDING data, EOF or CLOSE            the same    ignore them
+ENDED       data, EOF or CLOSE            the same    ignore them
+any         the channel detaches (below)  ENDED       clear the backlog, close the channel's end of the socketpair
+=========== ============================= =========== ================================================================
+
+*Sending* is the direction from the owner to the server, and the channel as a whole:
+
+=========== ============================= =========== ================================================================
+state       event                         next state  action
+=========== ============================= =========== ================================================================
+OPEN        data                          OPEN        send them, as many as the server's window allows
+OPEN        the owner's EOF               EOF_SENT    send EOF
+OPEN        the channel detaches          CLOSE_SENT  send CLOSE
+OPEN        the server's CLOSE            CLOSED      send CLOSE; the number is free
+EOF_SENT    the channel detaches          CLOSE_SENT  send CLOSE
+EOF_SENT    the server's CLOSE            CLOSED      send CLOSE; the number is free
+CLOSE_SENT  the server's CLOSE            CLOSED      the number is free
+=========== ============================= =========== ================================================================
+
+The channel *detaches* from the owner when the stream is reset or fails, and when Sending is no longer OPEN and either
+Receiving is ENDED or the owner has hung up. After that it is over as soon as Sending is CLOSED; at once if the stream
+was reset or has failed; after 60 s if the server does not answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from enum import Enum
 
 from ....errors import RelayError
 from ....eventloop.background import Watch
@@ -20,26 +59,40 @@ from ....eventloop.poller import ERR, HUP, IN, OUT
 from ....eventloop.sockets import set_to_reset
 from ....eventloop.unix_reset import socketpair
 from ....streams.stream import Stream
-from .backlog import Backlog
-from .messages import ADJUST, CLOSE, CONFIRMED, END, REQUEST_REFUSED
-from .mux import Channels
+from ...program import empty
+from .flow_control import WINDOW, Backlog, Window
+from .messages import ADJUST, CLOSE, END, REQUEST_REFUSED
+from .mux import Mux
 from .packets import PIECE, SLOTS
 
-__all__ = ["PACKET", "WINDOW", "Channel", "ChannelStream", "accept"]
+__all__ = ["PACKET", "Channel", "ChannelStream", "Receiving", "Sending"]
 
-WINDOW = 2 << 20  # bytes that the server may send before a holder has taken them; what OpenSSH has, too
-PACKET = 64 << 10  # bytes in a packet that we take
-LARGEST = 16 << 20  # bytes, for a channel whose holder keeps up: what 1 Gbit/s over 100 ms needs
+PACKET = 64 << 10  # bytes in a packet that relay accepts
 
 _FULL = SLOTS * PIECE
 _GATHERED = 64  # packets, before they are passed on
-_BETWEEN = 256 << 10  # bytes on their way to a holder; Linux doubles it
-_LINGER = 60.0  # seconds without progress until a channel whose holder is gone is given up
+_BETWEEN = 256 << 10  # bytes in the socketpair on their way to the owner; Linux doubles it
+_LINGER = 60.0  # seconds without progress after which a channel without an owner is given up
 _CREDIT = 0xFFFFFFFF  # bytes; RFC 4254, section 5.2
 
 
+class Receiving(Enum):
+    """States of the direction from the server to the owner of the stream; see the table of the module."""
+
+    OPEN, DISCARDING, EOF_PENDING, ENDED = range(4)
+
+
+class Sending(Enum):
+    """States of the direction from the owner of the stream to the server; see the table of the module."""
+
+    OPEN, EOF_SENT, CLOSE_SENT, CLOSED = range(4)
+
+
+_RECEIVING_OPEN = Receiving.OPEN  # the look-up of an Enum's member is slow, and needed for each message
+
+
 class ChannelStream(Stream):
-    """A stream whose socket is one end of a socketpair; an SSH channel moves the bytes of the other one."""
+    """A stream whose socket is one end of a socketpair; an SSH channel copies the bytes at the other end."""
 
     __slots__ = ("_channel",)
 
@@ -48,202 +101,188 @@ class ChannelStream(Stream):
         self._channel = channel
 
     def reset(self) -> None:
-        """Close without regard for what is under way. SSH has no reset: the far end sees an end of file. Idempotent."""
+        """Close and drop the bytes in transit. Idempotent; SSH has no reset, so the far end reads EOF."""
         self._channel.cut = True  # before it can see the end
         self.close()
 
 
 class Channel:
-    """One channel that is open, and our end of its socketpair.
+    """An open channel and its end of the socketpair.
 
-    :param channels: all of the connection.
-    :param number: ours.
-    :param remote: the server's number.
-    :param credit: bytes that the server takes.
-    :param packet: bytes that it takes in one packet.
-    :param target: its name, in errors and records.
+    :param mux: the channels of the connection.
+    :param number: relay's number of it.
+    :param remote: the server's number of it.
+    :param credit: bytes that the server accepts.
+    :param packet: bytes that it accepts in one packet.
+    :param target: the name of the stream, in errors and records.
     :raises OSError: if there are no descriptors left.
     """
 
     __slots__ = (
-        "_batch", "_channels", "_counted", "_credit", "_deaf", "_got_close", "_got_end", "_inner", "_left", "_mark",
-        "_moved", "_number", "_packet", "_pending", "_receive", "_remote", "_scatter", "_sent_close", "_sent_end",
-        "_steady", "_taken", "_theirs", "_timer", "_told_end", "_watch", "_window", "cut", "error", "target",
+        "_backlog", "_batch", "_credit", "_inner", "_mark", "_moved", "_mux", "_number", "_packet", "_receive",
+        "_receiving", "_remote", "_scatter", "_sending", "_theirs", "_timer", "_watch", "_window", "cut", "error",
+        "target",
     )  # fmt: skip
 
-    def __init__(self, channels: Channels, number: int, remote: int, credit: int, packet: int, target: str) -> None:
+    def __init__(self, mux: Mux, number: int, remote: int, credit: int, packet: int, target: str) -> None:
         self.target = target
         self.error: OSError | None = None
-        self.cut = False
-        self._channels = channels
+        self.cut = False  # the stream was reset or has failed: nothing more is passed on
+        self._mux = mux
         self._number, self._remote = number, remote
-        self._credit, self._packet = credit, max(1, min(packet, PIECE))
-        self._window = self._left = WINDOW
-        self._taken = self._steady = self._moved = self._mark = 0
-        self._batch: list[memoryview] = []  # what has come since the last wait
-        self._pending = Backlog()  # what the holder has not taken yet
-        self._got_end = self._got_close = self._sent_end = self._sent_close = self._told_end = self._deaf = False
-        self._counted = True
-        self._scatter = False
+        self._credit, self._packet, self._window = credit, max(1, min(packet, PIECE)), Window()
+        self._receiving, self._sending = Receiving.OPEN, Sending.OPEN
+        self._batch: list[memoryview] = []  # received since the last wait
+        self._backlog = Backlog()  # not yet read by the owner
+        self._moved = self._mark = 0  # bytes in both directions; at the last look of the linger timer
+        self._scatter = False  # the owner sends more than one packet at a time
         inner, theirs = socketpair()
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
         self._inner: socket.socket | None = inner
         self._receive = inner.recv_into
         self._theirs: socket.socket | None = theirs
-        self._timer: Timer | None = Timer(channels.loop.timers, self._expired)  # until it is over
-        self._watch = Watch(inner, channels.loop, self._on_event)
+        self._timer: Timer | None = Timer(mux.loop.timers, self._expired)  # until the channel is over
+        self._watch = Watch(inner, mux.loop, self._on_event)
         self._watch.set_interest(IN if credit else 0)
-        channels.live.add(self)
+        mux.live.add(self)
 
     def hand_over(self) -> ChannelStream:
-        """The stream for the holder; once. A channel that kept it would be a cycle for the collector to find."""
+        """Return the stream for its owner; once. The channel must not keep it: that would be a reference cycle."""
+        assert self._theirs is not None
         theirs, self._theirs = self._theirs, None
-        assert theirs is not None
         return ChannelStream(theirs, self)
 
-    # -- from the server ------------------------------------------------------------------------------------------
-
     def receive(self, data: memoryview) -> None:
-        """Gather what has come, to be passed on before the next wait."""
-        if self._sent_close or self._got_end:
+        """Gather data, which are passed on before the next wait."""
+        if self._receiving is not _RECEIVING_OPEN and self._receiving is not Receiving.DISCARDING:
             return
-        self._left -= len(data)
-        if self._left < 0:
-            return self.fail(self._broken("sent more than the window allows"))
+        window = self._window
+        window.left = left = window.left - len(data)
+        if left < 0:
+            return self.fail(RelayError(f"{self.target}: {self._mux.name} sent more than the window allows"))
         if not self._batch:
-            self._channels.touched.append(self)
+            self._mux.touched.append(self)
         self._batch.append(data)
         if len(self._batch) >= _GATHERED:
             self.deliver()
 
     def skip(self, size: int) -> None:
-        """Take no notice of data that are not for the holder (standard error), but of their size."""
-        self._left -= size
+        """Count data that are not for the owner (standard error) as received and passed on."""
+        self._window.left -= size
         self._passed_on(size)
 
     def extended(self, kind: int, data: memoryview) -> None:
-        """Data of another kind, which are not for the holder (RFC 4254, section 5.2)."""
+        """Skip extended data (RFC 4254, section 5.2)."""
         self.skip(len(data))
 
     def deliver(self) -> None:
-        """Pass on what has come, as far as the holder takes it."""
+        """Pass on the data that were gathered, as far as the owner reads them."""
         batch, self._batch = self._batch, []
         if not batch:
             return None
-        if self._deaf or self._inner is None:
+        if self._receiving is Receiving.DISCARDING or self._inner is None:
             return self._passed_on(sum(map(len, batch)))
-        if self._pending:
-            return self._keep(batch)
+        if self._backlog:
+            return self._backlog.extend(batch)
         try:
             sent = self._inner.sendmsg(batch)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._deaf = True  # its end is closed: there will be a hang-up
-            return None
+            return self._discard()  # the owner has closed its end: a hang-up follows
         for place, piece in enumerate(batch):
             if sent < len(piece):
-                self._keep([piece[sent:], *batch[place + 1 :]])
+                self._backlog.extend([piece[sent:], *batch[place + 1 :]])
                 self._passed_on(sum(map(len, batch[:place])) + sent)
                 return self.settle()
             sent -= len(piece)
         return self._passed_on(sum(map(len, batch)))
 
-    def _keep(self, pieces: Iterable[memoryview]) -> None:
-        for piece in pieces:
-            self._pending.add(piece)
+    def _discard(self) -> None:
+        """Pass nothing on from now on: the owner has closed its end."""
+        if self._receiving is Receiving.OPEN:
+            self._receiving = Receiving.DISCARDING
+        self._backlog.clear()
 
-    def _deliver_pending(self) -> None:
+    def _deliver_backlog(self) -> None:
         assert self._inner is not None
         try:
-            sent = self._pending.send(self._inner.sendmsg)
+            sent = self._backlog.send(self._inner.sendmsg)
         except BlockingIOError:
             return
         except OSError:
-            self._deaf = True
-            self._pending.clear()
-            return
-        self._passed_on(sent)
+            self._discard()
+        else:
+            self._passed_on(sent)
 
     def _passed_on(self, size: int) -> None:
-        """Let the server send as much again; more, if the holder keeps up."""
+        """Allow the server to send as many bytes again; more while the owner keeps pace."""
         self._moved += size
-        self._taken += size
-        if self._taken < self._window >> 3 or self._got_end or self._sent_close:
+        if not self._window.free(size):
             return
-        more = self._taken + self._growth()
-        self._left += more
-        self._taken = 0
-        self._channels.send(struct.pack(">BII", ADJUST, self._remote, more))
-
-    def _growth(self) -> int:
-        self._steady = 0 if self._pending else self._steady + self._taken
-        if self._steady < self._window >> 1:
-            return 0
-        self._steady = 0
-        more = min(self._window, LARGEST - self._window, self._channels.growth)
-        self._channels.growth -= more
-        self._window += more
-        return more
+        if self._receiving is Receiving.OPEN or self._receiving is Receiving.DISCARDING:
+            more, grown = self._window.give_back(bool(self._backlog), self._mux.growth)
+            self._mux.growth -= grown
+            self._mux.send(struct.pack(">BII", ADJUST, self._remote, more))
 
     def adjust(self, more: int) -> None:
-        """The server takes more bytes."""
-        was, self._credit = self._credit, min(self._credit + more, _CREDIT)
-        if not was:
+        """Handle a window adjustment: the server accepts ``more`` bytes."""
+        had_none, self._credit = not self._credit, min(self._credit + more, _CREDIT)
+        if had_none:
             self.settle()
 
     def end(self) -> None:
-        """The server has ended its direction."""
+        """Handle the server's EOF."""
         self.deliver()
-        self._got_end = True
+        self._end_receiving()
         self.settle()
 
+    def _end_receiving(self) -> None:
+        if self._receiving is not Receiving.ENDED:
+            self._receiving = Receiving.EOF_PENDING
+
     def close(self) -> None:
-        """The server has closed the channel; its number is free again once we have done so, too."""
+        """Handle the server's CLOSE; with relay's own CLOSE the number is free again."""
         self.deliver()
-        self._got_end = self._got_close = True
+        self._end_receiving()
         self._send_close()
-        self._channels.free(self._number)
-        if self._inner is None:
-            self._over()
-        else:
-            self.settle()
+        self._sending = Sending.CLOSED
+        self._mux.free(self._number)
+        self._over() if self._inner is None else self.settle()
 
     def requested(self, kind: bytes, wants_answer: bool, rest: memoryview) -> None:
-        """Refuse a request: there is none that concerns us (RFC 4254, section 5.4)."""
-        if wants_answer and not self._sent_close:
-            self._channels.send(struct.pack(">BI", REQUEST_REFUSED, self._remote))
+        """Reject a request of the server: relay knows none for a forward (RFC 4254, section 5.4)."""
+        if wants_answer and self._is_sending:
+            self._mux.send(struct.pack(">BI", REQUEST_REFUSED, self._remote))
 
     def granted(self) -> None:
-        """A request of ours was granted: there was none."""
+        """Ignore the success of a request: relay has sent none."""
 
     def denied(self) -> None:
-        """A request of ours was refused: there was none."""
-
-    # -- from the holder ------------------------------------------------------------------------------------------
+        """Ignore the failure of a request: relay has sent none."""
 
     def _on_event(self, event: int, now: float) -> None:
         if event & HUP and not self._watch.hung:
-            self._watch.hung = self._deaf = True
-            self._pending.clear()
+            self._watch.hung = True
+            self._discard()
             self._wait(now)
         if self.cut:
-            return self._leave()
-        if event & OUT and self._pending:
-            self._deliver_pending()
+            return self._detach()
+        if event & OUT and self._backlog:
+            self._deliver_backlog()
         if event & (IN | HUP | ERR) and self._watch.mask & IN and self._take() and event == IN:
             return None
         return self.settle()
 
     def _take(self) -> bool:
-        """Send what the holder has sent, or its end.
+        """Send the owner's data, or its EOF.
 
-        :returns: whether there is nothing more to look at.
+        :returns: whether there is nothing more to check.
         """
-        channels = self._channels
-        if channels.holds_back():
+        mux = self._mux
+        if mux.holds_back():
             return False
-        packetizer = channels.packetizer
+        packetizer = mux.packetizer
         try:
             if self._scatter and self._credit >= _FULL:
                 size = self._inner.recvmsg_into(packetizer.places)[0]  # type: ignore[union-attr]
@@ -252,10 +291,10 @@ class Channel:
         except BlockingIOError:
             return True
         except OSError:
-            size = 0  # it was closed before all was read
+            size = 0  # the owner has closed its end before it had read everything
         if not size:
-            self._sent_end = True
-            channels.send(struct.pack(">BI", END, self._remote))
+            self._sending = Sending.EOF_SENT
+            mux.send(struct.pack(">BI", END, self._remote))
             return False
         self._credit -= size
         self._moved += size
@@ -264,136 +303,97 @@ class Channel:
         return self._credit > 0
 
     def settle(self) -> None:
-        """Pass ends on, and wait for what can be done next."""
+        """Pass an EOF on when the backlog is empty, detach when nothing is left, and wait for the next event."""
         if self._inner is None:
             return
-        gone = self._watch.hung
-        if self._got_end and not self._pending and not self._told_end:
-            self._told_end = True
-            if self.error is None:
-                _end_output(self._inner)
-            else:  # such as a command that failed: the holder reads a reset, and no end of file before it
+        if self._receiving is Receiving.EOF_PENDING and not self._backlog:
+            self._receiving = Receiving.ENDED
+            if self.error is not None:  # such as a command that failed: the owner reads a reset, and no EOF before it
                 self.cut = True
-        if self.cut or (self._told_end and (self._got_close or self._sent_end)) or (gone and self._sent_end):
-            return self._leave()
-        wanted = self._credit > 0 and not self._sent_end and not self._got_close
-        if wanted and self._channels.is_held():
-            self._channels.held[self] = None
+            else:
+                with contextlib.suppress(OSError):  # the owner has closed its end
+                    self._inner.shutdown(socket.SHUT_WR)
+        is_sending = self._sending is Sending.OPEN
+        if self.cut or (not is_sending and (self._receiving is Receiving.ENDED or self._watch.hung)):
+            return self._detach()
+        wanted = self._credit > 0 and is_sending
+        if wanted and self._mux.is_held():
+            self._mux.held[self] = None
             wanted = False
-        self._watch.set_interest((IN if wanted else 0) | (OUT if self._pending else 0))
-
-    # -- its end --------------------------------------------------------------------------------------------------
+        self._watch.set_interest((IN if wanted else 0) | (OUT if self._backlog else 0))
 
     def look(self) -> bool:
-        """Whether the holder is gone, without waiting for the event."""
-        if self._inner is None:
-            return True
-        if self._watch.hung:
+        """Return whether the owner has hung up, also if the event was not handled yet."""
+        if self._inner is None or self._watch.hung:
             return True
         poller = select.poll()
         poller.register(self._inner, 0)
         return bool(poller.poll(0))
 
     def fail(self, error: OSError) -> None:
-        """End it by a failure, which the holder can ask for."""
+        """End the stream with a failure, which its owner can read."""
         self.error = self.error or error
         self.cut = True
         self._batch.clear()
-        self._leave()
+        self._detach()
 
-    def _broken(self, how: str) -> OSError:
-        return RelayError(f"{self.target}: {self._channels.name} {how}")
+    @property
+    def _is_sending(self) -> bool:
+        """True until CLOSE is sent: no message for the channel may follow it."""
+        return self._sending is Sending.OPEN or self._sending is Sending.EOF_SENT
 
-    def _leave(self) -> None:
-        """Have nothing more to do with the holder."""
+    def _detach(self) -> None:
+        """End the connection with the owner; the channel goes on until the server has closed it."""
         self._send_close()
+        self._receiving = Receiving.ENDED
         inner, self._inner = self._inner, None
         if inner is not None:
             self._watch.end()
             if self.error is None:
-                _empty(inner)
+                empty(inner)
             else:
                 set_to_reset(inner)
-            self._channels.loop.discard(inner)
-            self._pending.clear()
-            self._channels.growth += self._window - WINDOW
-            self._channels.held.pop(self, None)
-            self._channels.live.discard(self)
-        if self._got_close or self.cut:
+            self._mux.loop.discard(inner)
+            self._backlog.clear()
+            self._mux.growth += self._window.size - WINDOW
+            self._mux.held.pop(self, None)
+            self._mux.live.discard(self)
+        if self.cut or self._sending is Sending.CLOSED:
             self._over()
         else:
-            self._wait(time.monotonic())  # for the server's answer
+            self._wait(time.monotonic())  # for the server's CLOSE
 
     def _send_close(self) -> None:
-        """Once, and nothing after it: OpenSSH ends the whole connection for that."""
-        if not self._sent_close:
-            self._sent_close = self._sent_end = True
-            self._channels.send(struct.pack(">BI", CLOSE, self._remote))
+        """Send CLOSE, once. OpenSSH ends the whole connection for a message after it."""
+        if self._is_sending:
+            self._sending = Sending.CLOSE_SENT
+            self._mux.send(struct.pack(">BI", CLOSE, self._remote))
 
     def _wait(self, now: float) -> None:
         if self._timer is not None:
             self._timer.start(now + _LINGER, now)
 
     def _over(self) -> None:
+        """Stop counting the channel as open, once."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.stop()
-        if self._counted:
-            self._counted = False
-            self._channels.one_less()
+            self._mux.one_less()
 
     def _expired(self, now: float) -> None:
         if self._inner is None:
             return self._over()
         if self._moved == self._mark:
             self.cut = True
-            return self._leave()
+            return self._detach()
         self._mark = self._moved
         self._wait(now)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptor and nothing else."""
+        """In a forked child: close only the descriptor."""
         if self._inner is not None:
             self._inner.close()
 
     def crashed(self, now: float) -> None:
-        """A bug in a handler: end it."""
+        """A handler of this channel has raised an error, which is logged: end the stream."""
         self.fail(OSError(errno.EIO, "a bug in relay; the log has it"))
-
-
-def _end_output(inner: socket.socket) -> None:
-    try:
-        inner.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the holder's end is closed
-
-
-def _empty(inner: socket.socket) -> None:
-    """Drop what the holder has sent in vain: a close with bytes unread would look like a reset to it."""
-    try:
-        inner.shutdown(socket.SHUT_RD)
-        while inner.recv(1 << 16):
-            pass
-    except OSError:
-        pass
-
-
-def accept(channels: Channels, remote: int, credit: int, packet: int, target: str) -> Stream:
-    """Take a channel that the server opens (RFC 4254, section 5.1).
-
-    :param channels: all of the connection.
-    :param remote: the server's number for it.
-    :param credit: bytes that the server accepts.
-    :param packet: bytes that it accepts in one packet.
-    :param target: the name of the stream, in errors and records.
-    :raises OSError: if there are no descriptors left.
-    """
-    number = channels.number()
-    try:
-        channel = Channel(channels, number, remote, credit, packet, target)
-    except OSError:
-        channels.free(number)
-        raise
-    channels.put(number, channel)
-    channels.send(struct.pack(">BIIII", CONFIRMED, remote, number, WINDOW, PACKET))
-    return channel.hand_over()

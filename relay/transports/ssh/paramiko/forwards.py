@@ -1,4 +1,4 @@
-"""What the server listens to for us (RFC 4254, section 7), and who gets the channels that come of it."""
+"""Remote forwards: the server listens for relay and opens a channel for each connection (RFC 4254, section 7)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ....addresses.values import TCPAddress, UnixAddress
 from ....errors import ForwardError
 from ..connection import Accepted, Address
 from ..open_failures import PROHIBITED, SHORTAGE
-from .channel import accept
 from .messages import OPEN, REFUSED, guarded, text
-from .mux import Channels
+from .mux import Mux
+from .opening import accept
 from .requests import Requests
 from .transport import Transport
 
@@ -30,21 +30,21 @@ __all__ = ["Dispatcher", "Forwards", "Incoming", "Taken"]
 
 logger = logging.getLogger("relay.ssh")
 
-_HELD = 1024  # channels that wait for the answer that tells whose they are
-_PAST = 64  # places that are remembered
-_WARNINGS = 20  # of different places, for the server says what they are
-_WAIT = 1.0  # seconds for the answer to a cancellation
+_HELD = 1024  # channels that wait for the reply with the port of their forward
+_PAST = 64  # cancelled addresses that are remembered
+_WARNINGS = 20  # of different addresses, because the server chooses them
+_WAIT = 1.0  # seconds for the reply to a cancellation
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A channel that a server wants to open because somebody has connected to where it listens.
+    """A channel that a server asks to open because a client has connected to one of its listeners.
 
     :param sender: the server's number of the channel.
-    :param window: bytes that it takes.
-    :param packet: bytes that it takes in one packet.
-    :param place: where somebody has connected to, in the server's words.
-    :param peer: who has: ``(host, port)``, or a text where the server does not tell.
+    :param window: bytes that the server accepts.
+    :param packet: bytes that it accepts in one packet.
+    :param place: the address of the listener, as the server writes it.
+    :param peer: the client: ``(host, port)``, or a text if the server does not report it.
     """
 
     sender: int
@@ -58,47 +58,50 @@ Taken = Callable[[Incoming], object]
 
 
 class Dispatcher:
-    """Gives every forwarded channel to whoever asked for it; what nobody asked for goes where it went before.
+    """Dispatches forwarded channels to the forwards that requested them.
 
-    It works on any :class:`paramiko.Transport`, of which there must be one dispatcher only, because a transport knows
-    but one handler. Everything but :meth:`__init__` and :meth:`detach` belongs to the transport's thread.
+    It works on any :class:`paramiko.Transport`. A transport has one handler for channels, so it can have only one
+    dispatcher; channels of other kinds go to the handler that was there before. Everything but :meth:`__init__` and
+    :meth:`detach` is for the transport's thread.
 
-    :param transport: whose channels; one that was given a handler before goes on to use it for the rest.
-    :param refuse: called with a channel that comes for a place nobody listens to; ``None`` for whoever had the
-        transport before to judge.
+    :param transport: the connection.
+    :param refuse: called with a channel for an address without a forward; ``None`` to leave it to the handler that
+        was there before.
     """
 
     def __init__(self, transport: paramiko.Transport, refuse: Callable[[Incoming], object] | None = None) -> None:
         self._transport = transport
         self._refuse = refuse
         self._places: dict[Address, Taken] = {}
-        self._chosen: dict[TCPAddress, TCPAddress] = {}  # the server has chosen the port → what was asked for
-        self._expected = 0  # requests under way whose port is not known yet
+        self._chosen: dict[TCPAddress, TCPAddress] = {}  # address with the port that the server chose → requested one
+        self._expected = 0  # pending requests whose port is not known yet
         self._held: list[tuple[Incoming, Any]] = []
         self._before: Callable[[Any], object] = transport._handler_table[OPEN]
         transport._handler_table[OPEN] = self._on_open
 
     def add(self, place: Address, taken: Taken, asked: Address | None = None) -> None:
-        """Give what comes for ``place`` to ``taken``.
+        """Dispatch the channels for an address.
 
-        :param asked: what the server was asked for, where it has chosen the port.
+        :param place: the address.
+        :param taken: called with each channel.
+        :param asked: the requested address, if the server has chosen the port.
         """
         self._places[place] = taken
         if isinstance(asked, TCPAddress) and isinstance(place, TCPAddress):
             self._chosen[place] = asked
 
     def remove(self, place: Address) -> None:
-        """Give it to nobody any more."""
+        """Stop dispatching the channels for an address."""
         self._places.pop(place, None)
         if isinstance(place, TCPAddress):
             self._chosen.pop(place, None)
 
     def expect(self) -> None:
-        """Hold channels for places that are not known, until :meth:`settle`: the server is about to choose a port."""
+        """Hold channels for unknown addresses until :meth:`settle`: the server is about to choose a port."""
         self._expected += 1
 
     def settle(self) -> None:
-        """The port is known, or there will be none: give out what was held."""
+        """Dispatch the channels that were held: the port is known, or the server has rejected the forward."""
         self._expected -= 1
         if not self._expected:
             held, self._held = self._held, []
@@ -106,7 +109,7 @@ class Dispatcher:
                 self._give(incoming, message)
 
     def detach(self) -> None:
-        """Let the transport handle its channels as before."""
+        """Restore the handler that was there before."""
         self._transport._handler_table[OPEN] = self._before
 
     def _on_open(self, message: Any) -> None:
@@ -132,12 +135,11 @@ class Dispatcher:
         self._before(message)
 
     def _find(self, place: Address) -> Taken | None:
-        """Whose place this is; a server may write an address in another way, which does no harm where the port is
-        ours alone."""  # noqa: D205, D209
+        """Find the forward for an address. If the server writes it differently, a unique port decides."""
         taken = self._places.get(place)
         if taken is None and isinstance(place, TCPAddress):
             same = [key for key in self._places if isinstance(key, TCPAddress) and key.port == place.port]
-            if not place.port:  # some, as Twisted Conch, announce what was asked for and not what they have chosen
+            if not place.port:  # some, such as Twisted Conch, announce the requested port and not the chosen one
                 same = [key for key, asked in self._chosen.items() if asked == place]
             if len(same) == 1:
                 return self._places[same[0]]
@@ -145,7 +147,7 @@ class Dispatcher:
 
 
 def _parsed(message: Any) -> Incoming | None:
-    """A request to open a forwarded channel; ``None`` for another kind."""
+    """Parse a request to open a channel; ``None`` if it is not of a forward."""
     kind = message.get_string()
     sender, window, packet = message.get_int(), message.get_int(), message.get_int()
     if kind == b"forwarded-tcpip":
@@ -162,20 +164,20 @@ def _text(message: Any) -> str:
 
 
 class Forwards:
-    """The places where the server listens for one connection of ours.
+    """The remote forwards of one connection.
 
     :param transport: the connection.
-    :param channels: its channels.
+    :param mux: its channels.
     :param requests: its global requests.
     """
 
-    def __init__(self, transport: Transport, channels: Channels, requests: Requests) -> None:
-        self._channels = channels
+    def __init__(self, transport: Transport, mux: Mux, requests: Requests) -> None:
+        self._mux = mux
         self._requests = requests
         self._loop = transport.wire.loop
         transport._handler_table[OPEN] = self._on_other
         self._dispatcher = Dispatcher(transport, self._refuse_unknown)
-        self._past: deque[Address] = deque(maxlen=_PAST)  # places that were cancelled
+        self._past: deque[Address] = deque(maxlen=_PAST)  # addresses that were cancelled
         self._warned: set[Address] = set()
 
     # -- any thread -----------------------------------------------------------------------------------------------
@@ -189,15 +191,16 @@ class Forwards:
             answer = request.outcome.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         except Empty:
             self._loop.call(request.give_up)
-            raise ForwardError(f"{place}: no answer from {self._channels.name} in time; is it alive?") from None
+            problem = f"no reply from {self._mux.name} in time; check that the server is alive"
+            raise ForwardError(f"{place}: {problem}") from None
         if answer is not None:
             return answer
-        if self._channels.ended is not None:
+        if self._mux.ended is not None:
             raise self._lost()
         raise self._refused(place)
 
     def stop_listening(self, place: Address) -> None:
-        """Ask it to listen no more; waits a second at most."""
+        """Cancel the forward; waits for a second at most."""
         answered: SimpleQueue[bytes | None] = SimpleQueue()
 
         def ask() -> None:
@@ -209,7 +212,7 @@ class Forwards:
             try:
                 answered.get(timeout=_WAIT)
             except Empty:
-                logger.debug("%s: no answer to the cancellation of %s", self._channels.name, place)
+                logger.debug("%s: no answer to the cancellation of %s", self._mux.name, place)
 
     # -- the transport's thread -----------------------------------------------------------------------------------
 
@@ -222,49 +225,49 @@ class Forwards:
 
     def _take(self, accepted: Accepted, incoming: Incoming) -> None:
         try:
-            stream = accept(self._channels, incoming.sender, incoming.window, incoming.packet, str(incoming.place))
+            stream = accept(self._mux, incoming.sender, incoming.window, incoming.packet, str(incoming.place))
         except OSError as error:
-            logger.warning("%s: a stream for %s was refused: %s", self._channels.name, incoming.place, error)
+            logger.warning("%s: a stream for %s was rejected: %s", self._mux.name, incoming.place, error)
             self._refuse(incoming.sender, SHORTAGE)
             return
         if not guarded(accepted, stream, incoming.peer):
             stream.reset()
 
     def _refuse_unknown(self, incoming: Incoming) -> None:
-        """Nobody listens there, or no more: then the client came before the server had taken the place back."""
+        """Reject a channel for an address without a forward; warn, unless that was cancelled a moment before."""
         if len(self._warned) < _WARNINGS and incoming.place not in {*self._past, *self._warned}:
             self._warned.add(incoming.place)
-            problem = "the server announces a stream for a place at which it was not asked to listen; it is refused"
-            logger.warning("%s: %s: %s", self._channels.name, printable(str(incoming.place), LONGEST_HOST), problem)
+            problem = "rejected a stream: relay did not request a listener at this address"
+            logger.warning("%s: %s: %s", self._mux.name, printable(str(incoming.place), LONGEST_HOST), problem)
         self._refuse(incoming.sender, PROHIBITED)
 
     def _refuse(self, sender: int, code: int) -> None:
-        self._channels.send(struct.pack(">BII", REFUSED, sender, code) + text("refused") + text("en"))
+        self._mux.send(struct.pack(">BII", REFUSED, sender, code) + text("refused") + text("en"))
 
     def _on_other(self, message: Any) -> None:
-        """A channel of a kind that a client has no use for."""
+        """Reject a channel of another kind."""
         message.get_string()
         self._refuse(message.get_int(), PROHIBITED)
 
     def _lost(self) -> OSError:
-        assert self._channels.ended is not None
-        return self._channels.ended
+        assert self._mux.ended is not None
+        return self._mux.ended
 
     def _refused(self, place: Address) -> ForwardError:
-        name = self._channels.name
+        name = self._mux.name
         if isinstance(place, UnixAddress):
-            why = "does the file exist already, and does it allow that (AllowStreamLocalForwarding)?"
+            remedy = "check that the file does not exist, and AllowStreamLocalForwarding"
         elif place.port:
-            why = f"is port {place.port} in use there, and does it allow that (AllowTcpForwarding, PermitListen)?"
+            remedy = f"check that port {place.port} is free there, and AllowTcpForwarding and PermitListen"
         else:
-            why = "does it allow that (AllowTcpForwarding, PermitListen)?"
-        return ForwardError(f"{place}: {name} does not listen there; {why}")
+            remedy = "check AllowTcpForwarding and PermitListen"
+        return ForwardError(f"{place}: {name} does not listen there; {remedy}")
 
 
 class _Request:
-    """One request to listen; everything but ``outcome`` belongs to the transport's thread.
+    """One request to listen; everything but ``outcome`` is for the transport's thread.
 
-    Its place is known before the server is asked, so that whoever connects at once is served.
+    Its address is registered before the request is sent, so that the first client is served.
     """
 
     def __init__(self, dispatcher: Dispatcher, place: Address, taken: Taken, cancel: Callable[..., object]) -> None:
@@ -286,7 +289,7 @@ class _Request:
             self._dispatcher.add(self.place, self._taken)
 
     def give_up(self) -> None:
-        """Nobody waits any more; what the server grants, or has granted, is given back."""
+        """Stop waiting; cancel the forward that the server has granted, or grants later."""
         self._given_up = True
         if self._granted is not None:
             self._dispatcher.remove(self._granted)
@@ -305,7 +308,7 @@ class _Request:
         self.outcome.put(place)
 
     def _listening(self, data: bytes | None) -> Address | None:
-        """Where the server listens, after its answer."""
+        """Return the address at which the server listens; ``None`` if it has rejected the request."""
         if data is None or not isinstance(self.place, TCPAddress) or self.place.port:
             return self.place if data is not None else None
         port = int.from_bytes(data[:4], "big")

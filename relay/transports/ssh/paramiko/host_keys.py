@@ -1,4 +1,4 @@
-"""Whether a server's host key is to be trusted: ``known_hosts``, a pinned fingerprint, or ``accept-new``."""
+"""Host key verification: ``known_hosts``, a pinned fingerprint, or ``accept-new``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import NoReturn
 import paramiko
 
 from ....errors import HostKeyError
-from ..config.algorithms import CLIENT_HINT
 from ..config.identities import key_type
-from ..config.known_hosts import AUTHORITY, REVOKED, Entry, find, fingerprint, write_down
-from ..connection import Settings
+from ..config.known_hosts import AUTHORITY, REVOKED, Entry, append_entry, find, fingerprint
+from ..connection import CLIENT_HINT, Settings
 
 __all__ = ["ALGORITHMS", "verify", "wanted_algorithms"]
 
-# How a key type is asked for, the best first; a key of type ssh-rsa signs in several ways (RFC 8332).
+# The algorithms of each key type, the best first; a key of type ssh-rsa has several (RFC 8332).
 ALGORITHMS = {
     "ssh-ed25519": ("ssh-ed25519",),
     "ecdsa-sha2-nistp256": ("ecdsa-sha2-nistp256",),
@@ -27,11 +26,11 @@ ALGORITHMS = {
 
 
 def wanted_algorithms(settings: Settings) -> tuple[str, ...]:
-    """The host key algorithms to ask for before all others: those that a key is known of, as the OpenSSH client does.
+    """Return the host key algorithms to prefer: those of the keys in ``known_hosts``, as the OpenSSH client does.
 
-    :param settings: whom to trust.
-    :returns: names for the key exchange (RFC 4253, section 7.1); empty if nothing is known, or if the user has set
-        ``HostKeyAlgorithms``, whose order is then to be kept.
+    :param settings: the server and the sources of trust.
+    :returns: names for the key exchange (RFC 4253, section 7.1); empty if no key is known, or if the user has set
+        ``HostKeyAlgorithms``, whose order then applies.
     """
     if settings.host_key_algorithms:
         return ()
@@ -43,18 +42,18 @@ def wanted_algorithms(settings: Settings) -> tuple[str, ...]:
 
 
 def verify(settings: Settings, key: paramiko.PKey) -> None:
-    """Let a connection go on only if the server's key is the right one; called before anything secret is sent.
+    """Verify the server's host key, before relay sends any credential.
 
-    A revoked key is refused, whatever else speaks for it. Where a key is pinned (``hostkey``) it must be that one, and
-    nothing else counts. A host of which nothing is known is trusted only
-    with ``accept_new``, and its key is then written to the user's first file.
+    A revoked key is always rejected. A pinned key (``hostkey``) is the only one accepted. A host without a known key is
+    trusted only with ``accept_new``; its key is then appended to the user's first file.
 
-    :param settings: whom to trust.
-    :param key: what the server has shown, and proved to have, in the key exchange.
-    :raises HostKeyError: in one line: which key was offered, what is known instead and where, what to do.
+    :param settings: the server and the sources of trust.
+    :param key: the key that the server has proved to own in the key exchange.
+    :raises HostKeyError: if the key is not trusted. The one line contains the offered key, the known key with its file
+        and line, and a remedy.
 
-    Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"; ``StrictHostKeyChecking`` in ssh_config(5). A host known by a key of
-    another type only is no new host here, and ``accept_new`` does not let it pass.
+    Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"; ``StrictHostKeyChecking`` in ssh_config(5). A host that is known by
+    a key of another type is not a new host: ``accept_new`` does not apply to it.
     """
     blob = key.asbytes()
     names = settings.host_key_names
@@ -62,7 +61,7 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
     plain = _known(settings, names[1:])
     for entry in (*own, *plain):
         if entry.marker == REVOKED and entry.blob == blob:
-            _fail(settings, f"the host key {_shown(blob)} is revoked ({entry}); do not connect")
+            _fail(settings, f"the host key {_format_key(blob)} is revoked ({entry}); do not connect")
     if settings.server.hostkey is not None:
         return _verify_pinned(settings, blob)
     if any(entry.blob == blob and not entry.marker for entry in own):
@@ -75,8 +74,8 @@ def verify(settings: Settings, key: paramiko.PKey) -> None:
 
 def _verify_pinned(settings: Settings, blob: bytes) -> None:
     if not _is_pinned(settings, blob):
-        problem = f"it offers the host key {_shown(blob)}, and hostkey={settings.server.hostkey} is pinned"
-        _fail(settings, f"{problem}; if that is right, the pin is of another of its keys or out of date")
+        problem = f"it offers the host key {_format_key(blob)}, and hostkey={settings.server.hostkey} is pinned"
+        _fail(settings, f"{problem}; if that is the right server, the pin is of another of its keys, or out of date")
 
 
 def _is_pinned(settings: Settings, blob: bytes) -> bool:
@@ -86,24 +85,24 @@ def _is_pinned(settings: Settings, blob: bytes) -> bool:
 def _refuse_changed(settings: Settings, blob: bytes, known: Iterable[Entry]) -> None:
     for entry in known:
         if not entry.marker and entry.type == key_type(blob):
-            problem = f"its host key has changed to {_shown(blob)}, while {entry} has {fingerprint(entry.blob)}"
-            _fail(settings, f"{problem}; this may be an attack; {_forget(settings, entry)}")
+            problem = f"its host key has changed to {_format_key(blob)}, while {entry} has {fingerprint(entry.blob)}"
+            _fail(settings, f"{problem}; this may be an attack; {_removal_hint(settings, entry)}")
 
 
 def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None:
-    """Judge a key of whose type nothing is known."""
-    offered = f"its host key {_shown(blob)} is not known"
+    """Check a key if no key of its type is known."""
+    offered = f"its host key {_format_key(blob)} is not known"
     for entry in known:
         if entry.marker == AUTHORITY:
-            way = f"paramiko cannot check certificates of hosts, {CLIENT_HINT} can"
+            way = f"paramiko does not support host certificates; use {CLIENT_HINT}"
             _fail(settings, f"{offered}, but a certificate authority for it is ({entry}); {way}")
     for entry in known:
         if not entry.marker:
-            other = f"but one of another type is ({entry}: {_shown(entry.blob)})"
-            _fail(settings, f"{offered}, {other}; this may be an attack; {_forget(settings, entry)}")
+            other = f"but one of another type is ({entry}: {_format_key(entry.blob)})"
+            _fail(settings, f"{offered}, {other}; this may be an attack; {_removal_hint(settings, entry)}")
     if not settings.accept_new:
         looked = ", ".join(settings.known_hosts) or "no file"
-        way = "log in once with ssh, or have accept_new=yes in its address (in Python: accept_new=True) write it down"
+        way = "log in once with ssh, or set accept_new=yes in its address (in Python: accept_new=True) to store it"
         pin = f"hostkey={fingerprint(blob)} pins it"
         _fail(settings, f"{offered} (looked in {looked}); if it is right, {way}; {pin}")
     _accept(settings, blob)
@@ -111,14 +110,14 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
 
 def _accept(settings: Settings, blob: bytes) -> None:
     if not settings.known_hosts:
-        _fail(settings, "accept_new has no file to write the host key to; give known_hosts")
+        _fail(settings, "accept_new has no file to write the host key to; set known_hosts")
     file = settings.known_hosts[0]
     try:
-        write_down(file, settings.host_key_name, blob, hashed=settings.hash_known_hosts)
+        append_entry(file, settings.host_key_name, blob, hashed=settings.hash_known_hosts)
     except OSError as error:
-        problem = f"its host key {_shown(blob)} cannot be written to {file}: {error.strerror}"
-        _fail(settings, f"{problem}; accept_new needs a file that it can write, give known_hosts=FILE")
-    # Another program may have been told of another key between our look and our line.
+        problem = f"its host key {_format_key(blob)} cannot be written to {file}: {error.strerror}"
+        _fail(settings, f"{problem}; accept_new needs a writable file; set known_hosts=FILE")
+    # Another program may have added another key between the lookup and the new line.
     _refuse_changed(settings, blob, [entry for entry in find([file], settings.host_key_name) if entry.blob != blob])
 
 
@@ -126,14 +125,14 @@ def _known(settings: Settings, names: Iterable[str]) -> list[Entry]:
     return [entry for name in names for entry in find(settings.known_hosts, name)]
 
 
-def _shown(blob: bytes) -> str:
+def _format_key(blob: bytes) -> str:
     kind = key_type(blob).removeprefix("ssh-").partition("-")[0].upper()
     return f"{kind if kind.isalnum() else 'unknown'} {fingerprint(blob)}"
 
 
-def _forget(settings: Settings, entry: Entry) -> str:
+def _removal_hint(settings: Settings, entry: Entry) -> str:
     command = shlex.join(["ssh-keygen", "-f", entry.file, "-R", settings.host_key_name])
-    return f"if the change is known to be right: {command}"
+    return f"if the change is expected, run {command}"
 
 
 def _fail(settings: Settings, problem: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The keys to log in with, in the order in which they are offered: of files, of the agent, with their certificates."""
+"""The keys for the login in the order of their offers: from files, from the agent, with their certificates."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _KINDS = {rsa.RSAPrivateKey: "RSAKey", ec.EllipticCurvePrivateKey: "ECDSAKey", e
 
 
 class Offer(paramiko.PKey):  # type: ignore[misc]
-    """A key or certificate as paramiko wants it, whose signature is made elsewhere.
+    """A key or certificate for paramiko, with a function that signs.
 
-    A signature that cannot be had is empty: the server refuses it, and ``problem`` tells why.
+    If signing fails, the signature is empty: the server rejects it, and ``problem`` has the reason.
 
     :param blob: the public key or certificate.
-    :param where: what to call it in an error.
-    :param sign: makes the signature, from the data and the algorithm's name.
+    :param where: its name in an error.
+    :param sign: makes the signature, from the data and the name of the algorithm.
     """
 
     def __init__(self, blob: bytes, where: str, sign: Sign) -> None:
@@ -57,15 +57,15 @@ class Offer(paramiko.PKey):  # type: ignore[misc]
         self._sign = sign
 
     def get_name(self) -> str:
-        """The type of the key."""
+        """Return the type of the key."""
         return key_type(self.blob)
 
     def asbytes(self) -> bytes:
-        """The public key."""
+        """Return the public key."""
         return self.blob
 
     def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
-        """The signature as a message."""
+        """Return the signature as a message."""
         try:
             return self._sign(data, algorithm or self.get_name())
         except Exception as error:  # noqa: BLE001 - of any library or agent; see above
@@ -74,7 +74,7 @@ class Offer(paramiko.PKey):  # type: ignore[misc]
 
     @property
     def text(self) -> str:
-        """What it is, for an error: where it is from, its type and its fingerprint."""
+        """The description for an error: the key's origin, type and fingerprint."""
         kind = self.get_name().removesuffix(CERTIFICATE).removeprefix("ssh-").partition("-")[0].upper()
         certificate = " certificate" if self.get_name().endswith(CERTIFICATE) else ""
         shown = fingerprint(certified_key(self.blob) or self.blob)
@@ -82,11 +82,11 @@ class Offer(paramiko.PKey):  # type: ignore[misc]
 
 
 class Keys:
-    """Every key that may be offered to a server, found and decrypted only when its turn comes.
+    """The keys that may be offered to a server. Each is loaded and decrypted only when its turn comes.
 
-    :param settings: which there are.
-    :param note: called with one line for each that could not be used.
-    :param patiently: calls what may call the caller's code.
+    :param settings: names the keys.
+    :param note: called with one line for each key that is unusable.
+    :param patiently: calls a function that may run the caller's code, which may block.
     """
 
     def __init__(self, settings: Settings, note: Callable[[str], object], patiently: Patiently) -> None:
@@ -97,14 +97,14 @@ class Keys:
         self._held: dict[bytes, str] = {}
 
     def close(self) -> None:
-        """Let the agent go. Idempotent."""
+        """Close the connection to the agent. Idempotent."""
         if self._agent is not None:
             self._agent.close()
 
     def __iter__(self) -> Iterator[Offer]:
-        """The keys that were named, each after its certificates; then what else the agent has.
+        """Yield the configured keys, each after its certificates; then the other keys of the agent.
 
-        :raises AuthenticationError: if the passphrase is not where it is said to be.
+        :raises AuthenticationError: if the passphrase cannot be read from its file or variable.
         """
         self._ask_agent()
         seen: set[bytes] = set()
@@ -126,7 +126,7 @@ class Keys:
         try:
             self._agent = Agent(self._settings.agent)
         except OSError as error:
-            self._note(f"the agent at {self._settings.agent} is not there: {error.strerror or error}")
+            self._note(f"the agent at {self._settings.agent} is not available: {error.strerror or error}")
         else:
             self._held = self._agent.keys
 
@@ -161,7 +161,7 @@ class Keys:
         return sign
 
     def _load(self, path: str) -> tuple[Sign, bytes] | None:
-        """A private key of a file, and its public one; ``None``, with a note, if it cannot be used."""
+        """Load a private key; return its signing function and the public key, or ``None``, with a note, if unusable."""
         try:
             key = load(path, partial(self._patiently, partial(passphrase_of, self._settings.server, path)))
         except ValueError as error:
@@ -174,10 +174,10 @@ def load(path: str, passphrase: Callable[[], str | None]) -> Any:
     """Read a private key of any format: OpenSSH's own, PEM or PKCS #8.
 
     :param path: the file.
-    :param passphrase: asked only if the key is encrypted.
+    :param passphrase: called only if the key is encrypted.
     :returns: paramiko's key.
-    :raises ValueError: with what is wrong with the file, in words that go on after its name.
-    :raises AuthenticationError: if the passphrase cannot be had.
+    :raises ValueError: if the file is unusable; the text continues a sentence that begins with its name.
+    :raises AuthenticationError: if the passphrase cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -201,10 +201,10 @@ def load(path: str, passphrase: Callable[[], str | None]) -> Any:
 
 
 def _decoded(data: bytes, passphrase: bytes | None) -> Any:
-    """The private key.
+    """Decode a private key.
 
     :raises TypeError: if it is encrypted and there is no passphrase.
-    :raises ValueError: if it is none, or the passphrase is wrong.
+    :raises ValueError: if it is not a private key, or the passphrase is wrong.
     """
     read = serialization.load_pem_private_key
     if b"-----BEGIN OPENSSH PRIVATE KEY-----" in data:
@@ -220,7 +220,7 @@ def _decoded(data: bytes, passphrase: bytes | None) -> Any:
 
 
 def _as_paramiko(key: Any) -> Any:
-    """The same key as an object of paramiko's, over the one format that all of its classes read."""
+    """Convert a key to paramiko's class, by the one format that all of its classes read."""
     name = next((name for kind, name in _KINDS.items() if isinstance(key, kind)), None)
     if name is None:
         raise ValueError("holds a kind of key that paramiko cannot use")

@@ -1,4 +1,4 @@
-"""Logging in (RFC 4252): with every credential there is, in as many steps as the server wants, and never a prompt."""
+"""Authentication (RFC 4252) with all available credentials, in as many steps as the server requires; no prompts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from paramiko.common import cMSG_USERAUTH_INFO_RESPONSE
 
 from ....errors import AuthenticationError, CarrierError
 from ...credentials import password_of, wants_prompt
-from ..config.algorithms import CLIENT_HINT
 from ..config.identities import NO_PASSPHRASE, WRONG_PASSWORD
-from ..connection import Settings
+from ..connection import CLIENT_HINT, Settings
 from .keys import Keys, Offer
 
 __all__ = ["authenticate"]
 
 _Answer = TypeVar("_Answer")
 
-MOST_ATTEMPTS = 30  # of all kinds; a server allows six unless told otherwise (MaxAuthTries)
-KEYS_BEFORE_PASSWORD = 4  # so that a password has its turn within the six
-LIKELY_LIMIT = 5  # refusals after which a server that goes away without a word has had enough
-MOST_QUESTIONS = 32  # at once, and rounds of them
-LONGEST_SHOWN = 200  # characters of what the server says
+MOST_ATTEMPTS = 30  # of all kinds; the default limit of a server is six (MaxAuthTries)
+KEYS_BEFORE_PASSWORD = 4  # so that a password is among the six
+LIKELY_LIMIT = 5  # rejections after which a connection that ends without a reason has hit the limit
+MOST_QUESTIONS = 32  # in one round, and rounds
+LONGEST_SHOWN = 200  # characters of a server's text
 
-_LOOK = 0.1  # seconds between two looks at the connection; paramiko itself has no other way to tell
+_CHECK_INTERVAL = 0.1  # seconds; paramiko reports the end of the connection in no other way
 _NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253, section 11.1
 _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 
@@ -37,18 +36,18 @@ _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
     """Log in over a connection whose host key has been verified. Blocks.
 
-    Whoever has a deadline closes the transport from another thread; this then raises within a tenth of a second, also
-    while it waits for one of the caller's callables. Each call of these has a thread of its own.
+    A caller with a deadline closes the transport from another thread; this function then raises within 0.1 s, also
+    while it waits for one of the caller's callables. Each call of a callable has its own thread.
 
-    :param transport: after its key exchange.
-    :param settings: who logs in, and with what.
-    :raises AuthenticationError: in one line, if the server takes none of the credentials: what it offers, what was
-        tried, what could not be, and what to do.
+    :param transport: the transport, after its key exchange.
+    :param settings: the user and the credentials.
+    :raises AuthenticationError: if the server accepts none of the credentials. The one line contains the methods of
+        the server, the rejected and the unusable credentials, and a remedy.
     :raises CarrierError: if the connection was lost meanwhile.
 
-    Source: RFC 4252; RFC 4256 (keyboard-interactive); RFC 8332 (RSA with SHA-2). The order is: keys that were named,
-    other keys of the agent, password, keyboard-interactive; the last two the other way round for a callable that takes
-    the question.
+    Source: RFC 4252; RFC 4256 (keyboard-interactive); RFC 8332 (RSA with SHA-2). The order is: configured keys, other
+    keys of the agent, password, keyboard-interactive; the last two in the reverse order for a callable that takes the
+    question.
     """
     login = _Login(transport, settings)
     try:
@@ -58,27 +57,27 @@ def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
 
 
 class _Login:
-    """One login while it goes on."""
+    """One login in progress."""
 
     def __init__(self, transport: paramiko.Transport, settings: Settings) -> None:
         self.transport = transport
         self.settings = settings
-        self.offered: Sequence[str] = ()  # the methods that the server takes now
+        self.offered: Sequence[str] = ()  # the methods that the server accepts now
         self.tried: list[str] = []
-        self.accepted: list[str] = []  # steps that the server took, and wanted more
-        self.notes: list[str] = []  # what could not be tried
+        self.accepted: list[str] = []  # steps that the server accepted while it required more
+        self.notes: list[str] = []  # credentials that were unusable, with the reason
         self.keys = Keys(settings, self.notes.append, self.patiently)
         self.handler = _Handler(transport)
         self.goodbye = _Goodbye(transport)
         self.has_password = settings.server.has_password
         self.asks = wants_prompt(settings.server.password)
-        self.left_unanswered = False  # a question of the server's
+        self.left_unanswered = False  # a question of the server
         self._text: str | None = None
 
     def run(self) -> None:
         if self._attempt("none", self._ask_for_methods):
             return
-        self.tried.clear()  # everybody asks that first
+        self.tried.clear()  # every client begins with that request
         steps: dict[str, Iterator[tuple[str, Callable[[], Any]]]] = {"publickey": self._with_keys()}
         if self.has_password:
             steps |= {"password": self._with_password(), "keyboard-interactive": self._with_answers()}
@@ -100,7 +99,7 @@ class _Login:
         return None
 
     def _attempt(self, name: str, call: Callable[[], Any]) -> bool:
-        """Try one credential; returns whether we are in. Learns what the server takes next."""
+        """Try one credential and remember the methods that the server accepts next. Return whether it was the last."""
         self.tried.append(name)
         try:
             further = call()
@@ -110,7 +109,7 @@ class _Login:
             self.offered = _methods(refusal.allowed_types)
             return False
         except (paramiko.SSHException, EOFError, OSError, ValueError) as error:
-            self._check_alive(error)  # else it is a refusal
+            self._check_alive(error)  # the connection is alive, so it is a rejection
             return False
         finally:
             self.handler.forget_password()
@@ -136,13 +135,13 @@ class _Login:
         return self.handler.wait()
 
     def _can_sign(self, offer: Offer) -> bool:
-        """Whether a signature of this key can be agreed on; paramiko ends the connection over one that cannot."""
+        """Return whether both sides have a signature algorithm for a key; without one paramiko ends the connection."""
         if "rsa" not in offer.get_name():
             return True
         taken = self.transport.server_extensions.get("server-sig-algs", b"")
         names = (taken.decode("ascii", "replace") if isinstance(taken, bytes) else taken).split(",")
         if taken and not set(names) & {"rsa-sha2-256", "rsa-sha2-512"}:
-            self.notes.append(f"{offer.where} was not tried: the server takes no RSA signature with SHA-2")
+            self.notes.append(f"{offer.where} was not tried: the server accepts no RSA signature with SHA-2")
             return False
         return True
 
@@ -157,20 +156,20 @@ class _Login:
         yield "keyboard-interactive", _Answers(self).run
 
     def _password(self) -> str:
-        """The password; a callable that takes no argument is called once."""
+        """Return the password; a callable without parameters is called once."""
         if self._text is None:
             self._text = self._ask(f"{self.settings.user}@{self.settings.hostname}'s password: ")
         return self._text
 
     def answer(self, question: str) -> str:
-        """What to answer to a question of the server's."""
+        """Return the answer to a question of the server."""
         return self._ask(question) if self.asks else self._password()
 
     def _ask(self, question: str) -> str:
         return self.patiently(partial(password_of, self.settings.server, question)) or ""
 
     def patiently(self, ask: Callable[[], _Answer]) -> _Answer:
-        """Call what may take as long as it likes, the caller's code or an agent, for as long as there is a need."""
+        """Call a function that may block (the caller's code, an agent); stop waiting when the connection is lost."""
         answered: list[_Answer | BaseException] = []
         done = threading.Event()
 
@@ -185,9 +184,9 @@ class _Login:
             threading.Thread(target=work, name="relay ssh secret", daemon=True).start()
         except RuntimeError as error:
             raise CarrierError(f"{self.settings.name}: {error}") from error
-        while not done.wait(_LOOK):
+        while not done.wait(_CHECK_INTERVAL):
             if not self.transport.is_active():
-                raise CarrierError(f"{self.settings.name}: the connection was lost while a secret was waited for")
+                raise CarrierError(f"{self.settings.name}: the connection was lost while relay waited for a secret")
         (answer,) = answered
         if isinstance(answer, BaseException):
             raise answer
@@ -201,16 +200,16 @@ class _Login:
         if "authentication failures" in said or self.goodbye.code == _NO_MORE_METHODS:
             self._fail(f"the server ended the connection: {said}")
         if not said and refused >= LIKELY_LIMIT:
-            self._fail("the server ended the connection without a word")
+            self._fail("the server ended the connection without a reason")
         reason = f"the server says: {said}" if said else _one_line(str(error) or type(error).__name__)
         raise CarrierError(f"{self.settings.name}: the connection was lost during the login: {reason}") from error
 
     def _fail(self, end: str = "") -> NoReturn:
-        parts = [f"{self.settings.name}: not let in as {self.settings.user}"]
+        parts = [f"{self.settings.name}: login as {self.settings.user} was rejected"]
         if self.accepted:
             parts.append(f"accepted, but not enough: {_listed(self.accepted)}")
-        parts.append(f"the server takes {_listed(self.offered) or 'nothing'}{' now' if self.accepted else ''}")
-        parts.append(f"refused: {_listed(self.tried)}" if self.tried else "there was nothing to try")
+        parts.append(f"the server accepts {_listed(self.offered) or 'nothing'}{' now' if self.accepted else ''}")
+        parts.append(f"rejected: {_listed(self.tried)}" if self.tried else "no credential was available")
         parts += [end] if end else []
         parts += self.notes[:8]
         parts += self._advice()
@@ -218,36 +217,36 @@ class _Login:
         raise AuthenticationError("; ".join(parts), wants_secret=self._wants_secret())
 
     def _wants_secret(self) -> bool:
-        """Whether a secret that was not given might have helped."""
+        """Return whether a secret that the user has not given could help."""
         asks = not self.has_password and not {"password", "keyboard-interactive"}.isdisjoint(self.offered)
         return asks or any(NO_PASSPHRASE in note for note in self.notes)
 
     def _advice(self) -> list[str]:
-        """What could help, as far as it can be told from here."""
+        """Return remedies for the rejected login."""
         if self.goodbye.text and len(self.tried) > 1:
-            return ["name the right key with keyfile, so that it alone is tried"]
+            return ["set keyfile to the right key, so that only this key is tried"]
         asked = set(self.offered)
         advice: list[str] = []
         if "password" in self.tried or ("keyboard-interactive" in self.tried and not self.left_unanswered):
             advice.append(WRONG_PASSWORD)
         if "publickey" in asked:
             if any("SHA256:" in name for name in self.tried):
-                advice.append("put the public key into its authorized_keys, or name another key with keyfile")
+                advice.append("add the public key to its authorized_keys, or set keyfile to another key")
             elif not self.notes:
-                advice.append("name a key with keyfile, or load one into the agent")
+                advice.append("set keyfile, or add a key to the agent")
         if asked & {"password", "keyboard-interactive"} and not self.has_password:
-            advice.append("give password, password_file or password_env")
+            advice.append("set password, password_file or password_env")
         others = [text for name, text in _HINTS.items() if name in asked]
         if others and not advice:
-            advice.append(f"{CLIENT_HINT} can do {' and '.join(others)}")
+            advice.append(f"{CLIENT_HINT} supports {' and '.join(others)}")
         return advice
 
 
 class _Answers:
-    """Answers to what the server asks (keyboard-interactive, RFC 4256).
+    """Answers to the questions of the server (keyboard-interactive, RFC 4256).
 
-    A callable that takes an argument is asked everything. A password as text is the answer to one question that is not
-    to be shown, and to nothing else: what comes after it may ask for a code, or for a new password.
+    A callable with a parameter gets every question. A password as text answers only the first question whose answer is
+    hidden: a later one may ask for a code, or for a new password.
     """
 
     def __init__(self, login: _Login) -> None:
@@ -270,7 +269,7 @@ class _Answers:
     def _answers(self, questions: Sequence[tuple[bytes, bool]]) -> list[bytes]:
         self._rounds += 1
         if self._rounds > MOST_QUESTIONS:
-            raise AuthenticationError(f"{self._login.settings.name}: the server asks questions without end")
+            raise AuthenticationError(f"{self._login.settings.name}: the server asks too many questions")
         return [_encoded(self._one(_one_line(text), shown)) for text, shown in questions]
 
     def _one(self, question: str, shown: bool) -> str:
@@ -278,7 +277,7 @@ class _Answers:
             return self._login.answer(f"{question} ")
         if shown or self._spent:
             self._login.left_unanswered = True
-            self._login.notes.append(f"the server asks {question!r}, which takes a callable as password")
+            self._login.notes.append(f"the server asks {question!r}; set password to a callable to answer it")
             return ""
         self._spent = True
         return self._login.answer(question)
@@ -287,9 +286,9 @@ class _Answers:
 class _Handler(AuthHandler):  # type: ignore[misc]
     """All attempts of one login, after one request for the service (RFC 4253, section 10).
 
-    paramiko's own handler is made for one attempt and requests the service for each, at which servers in Go, Erlang and
-    Python end the connection. It also answers questions by itself, on the thread that reads: here they are kept for the
-    thread that logs in.
+    paramiko's own handler makes one attempt and requests the service for each, at which servers in Go, Erlang and
+    Python end the connection. It also answers questions itself, on the thread that reads; this class stores them for
+    the thread that logs in.
     """
 
     def __init__(self, transport: Any) -> None:
@@ -302,8 +301,8 @@ class _Handler(AuthHandler):  # type: ignore[misc]
     def send_request(self, method: str, user: str, key: Offer | None = None, password: bytes | None = None) -> None:
         """Send one request of the login, the first as soon as the server has accepted the service.
 
-        :param method: its name in RFC 4252; the first has to be one that makes no signature, which may block.
-        :param user: who logs in.
+        :param method: its name in RFC 4252. The first one must not need a signature, because signing may block.
+        :param user: the user name.
         :param key: for ``publickey``.
         :param password: for ``password``.
         """
@@ -315,23 +314,23 @@ class _Handler(AuthHandler):  # type: ignore[misc]
             self._request_auth()
 
     def wait(self) -> Any:
-        """Wait for the server's answer, or for its questions; as paramiko's ``auth_*`` methods do."""
+        """Wait for the server's reply or its questions, as paramiko's ``auth_*`` methods do."""
         return self.wait_for_response(self.auth_event)
 
     def forget_password(self) -> None:
-        """It is not to lie about for as long as the connection lives."""
+        """Remove the password from memory, where it would stay as long as the connection."""
         self.password = None
 
     def _parse_service_accept(self, m: Any) -> None:
-        """RFC 4253, section 10. paramiko answers with the request of the login, so only the first one counts."""
+        """Handle RFC 4253, section 10. paramiko replies with a login request, so only the first message counts."""
         if not self._is_accepted:
             self._is_accepted = True
             super()._parse_service_accept(m)
 
     def _parse_userauth_info_request(self, m: Any) -> None:
-        """RFC 4256, section 3.2."""
+        """Store the questions (RFC 4256, section 3.2)."""
         if self.auth_method != "keyboard-interactive":
-            raise paramiko.SSHException("it asks a question that belongs to no request")
+            raise paramiko.SSHException("it asks a question without a request")
         m.get_binary(), m.get_binary(), m.get_binary()  # name, instruction, language
         count = m.get_int()
         if count > MOST_QUESTIONS:
@@ -340,7 +339,7 @@ class _Handler(AuthHandler):  # type: ignore[misc]
         self.auth_event.set()
 
     def reply(self, answers: Sequence[bytes]) -> None:
-        """RFC 4256, section 3.4."""
+        """Send the answers (RFC 4256, section 3.4)."""
         self.auth_event = threading.Event()
         message = paramiko.Message()
         message.add_byte(cMSG_USERAUTH_INFO_RESPONSE)
@@ -351,7 +350,7 @@ class _Handler(AuthHandler):  # type: ignore[misc]
 
 
 class _Goodbye:
-    """What the server says when it ends the connection, which paramiko only writes into its log."""
+    """The server's DISCONNECT message, which paramiko only logs."""
 
     def __init__(self, transport: Any) -> None:
         self.code = 0
@@ -367,7 +366,7 @@ class _Goodbye:
 
 
 def _service() -> Any:
-    """The server's acceptance of the service, of which paramiko makes the next request."""
+    """Return a message that makes paramiko send the next login request: the server has accepted the service."""
     message = paramiko.Message()
     message.add_string("ssh-userauth")
     message.rewind()
@@ -375,7 +374,7 @@ def _service() -> Any:
 
 
 def _methods(names: object) -> tuple[str, ...]:
-    """The server's word for what it takes, cut to what can be shown."""
+    """Return the server's list of methods, printable and bounded."""
     return tuple(_one_line(str(name))[:40] for name in names[:20]) if isinstance(names, list) else ()
 
 
@@ -384,7 +383,7 @@ def _encoded(word: str) -> bytes:
 
 
 def _one_line(text: str | bytes) -> str:
-    """What another side says, fit for a line of ours."""
+    """Return a text of the peer as one printable line of bounded length."""
     if isinstance(text, bytes):
         text = text[: 4 * LONGEST_SHOWN].decode("utf-8", "replace")
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * LONGEST_SHOWN]).split())

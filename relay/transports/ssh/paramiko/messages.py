@@ -1,4 +1,4 @@
-"""The numbers of SSH messages (RFC 4250, section 4.1.2), and what is common to those who write and read them."""
+"""SSH messages: their numbers (RFC 4250, section 4.1.2) and helpers to write and read them."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ ASK, GRANTED, DENIED = 80, 81, 82  # global requests
 OPEN, CONFIRMED, REFUSED, ADJUST, DATA, EXTENDED, END, CLOSE, REQUEST, REQUEST_GRANTED, REQUEST_REFUSED = range(90, 101)
 
 Handler = Callable[[memoryview], object]
-"""Takes a message without its number; the memory is used again afterwards."""
+"""Handles a message without its number; the memory is reused after the call."""
 
-_LONGEST_SAID = 200  # characters of what a server says
+_LONGEST_TEXT = 200  # characters of a server's text
 
 
 def guarded(call: Callable[..., object], *arguments: object) -> bool:
-    """Call what belongs to others: what it raises is theirs, and must not end the connection of all.
+    """Call a caller's function and log the error that it raises, which must not end the shared connection.
 
-    :returns: whether it raised nothing.
+    :returns: whether it raised no error.
     """
     try:
         call(*arguments)
     except Exception:
-        logger.exception("%r failed; this is a bug in whoever gave it", call)
+        logger.exception("%r failed; this is a bug in the code that registered it", call)
         return False
     return True
 
 
 def text(value: str) -> bytes:
-    """A string as it goes over the wire (RFC 4251, section 5)."""
+    """Return the SSH encoding of a string (RFC 4251, section 5)."""
     encoded = os.fsencode(value)
     return struct.pack(">I", len(encoded)) + encoded
 
 
 def printable(text: str) -> str:
-    """What a server says, fit for one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SAID]).strip()
+    """Return a server's text in one line, without control characters and cut to a maximum length."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_TEXT]).strip()

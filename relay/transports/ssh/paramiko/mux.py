@@ -1,4 +1,4 @@
-"""The channels of one SSH connection (RFC 4254, section 5)."""
+"""The channels of one SSH connection: numbers, opening, and dispatch of messages (RFC 4254, section 5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .messages import (
 )
 from .transport import Transport
 
-__all__ = ["Channel", "Channels", "Opening"]
+__all__ = ["Entry", "Mux", "PendingEntry"]
 
 GROWTH = 64 << 20  # bytes by which all windows of a connection may grow
 
@@ -30,73 +30,73 @@ _UNSENT = 1 << 20  # bytes that wait for the connection before no more is read
 _LATER = 20_000  # messages that wait for new keys
 
 
-class Channel(Protocol):
-    """An open channel, as the mux sees it: what the server sends for it, and its end."""
+class Entry(Protocol):
+    """An open channel: the messages of the server for it, and the events of its connection."""
 
     def __hash__(self) -> int:
-        """Channels are members of sets."""
+        """Entries are members of sets."""
 
     def receive(self, data: memoryview, /) -> None:
-        """Data; the memory is valid until the next wait."""
+        """Handle data; the memory is valid until the next wait."""
 
     def extended(self, kind: int, data: memoryview, /) -> None:
-        """Data of another kind (RFC 4254, section 5.2)."""
+        """Handle data of another kind (RFC 4254, section 5.2)."""
 
     def adjust(self, size: int, /) -> None:
-        """The server accepts so many bytes more."""
+        """Handle a window adjustment: the server accepts ``size`` more bytes."""
 
     def end(self) -> None:
-        """EOF."""
+        """Handle EOF."""
 
     def close(self) -> None:
-        """The server has closed it."""
+        """Handle CLOSE."""
 
     def requested(self, kind: bytes, wants_answer: bool, rest: memoryview, /) -> None:
-        """A request of the server."""
+        """Handle a request of the server."""
 
     def granted(self) -> None:
-        """The server has granted a request."""
+        """Handle the success of a request."""
 
     def denied(self) -> None:
-        """The server has rejected a request."""
+        """Handle the failure of a request."""
 
     def deliver(self) -> None:
-        """Pass on what was gathered."""
+        """Pass on the data that were gathered."""
 
     def settle(self) -> None:
-        """Go on: the connection accepts data again."""
+        """Continue: the connection accepts data again."""
 
     def look(self) -> bool:
-        """Whether its holder has closed it."""
+        """Return whether the owner of the stream has hung up."""
 
     def fail(self, error: OSError, /) -> None:
-        """End it by a failure."""
+        """End the stream with a failure."""
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
 
 
-class Opening(Protocol):
-    """A channel that was asked for, as the mux sees it."""
+class PendingEntry(Protocol):
+    """A channel that was requested and that the server has not opened yet."""
 
     def is_wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Return whether a caller still waits for it."""
 
     def confirmed(self, number: int, remote: int, credit: int, packet: int, /) -> None:
-        """The server has opened it.
+        """Handle the confirmation: the server has opened the channel.
 
         :raises OSError: if there are no descriptors left.
         """
 
     def refused(self, code: int, text: str, /) -> None:
-        """The server does not open it."""
+        """Handle the failure: the server has not opened the channel."""
 
-    def tell(self, outcome: OSError, /) -> None:
-        """It has failed."""
+    def resolve(self, outcome: OSError, /) -> None:
+        """Report an error to the caller."""
 
 
-class Channels:
-    """All channels of one connection.
+class Mux:
+    """The channels of one connection by their numbers: opens and closes them, and dispatches messages to them.
 
     :param transport: the connection.
     :param name: the server's name, in errors.
@@ -105,20 +105,20 @@ class Channels:
     def __init__(self, transport: Transport, name: str) -> None:
         self.name = name
         self.packetizer, self.wire, self.loop = transport.packetizer, transport.wire, transport.wire.loop
-        self.touched: list[Channel] = []  # those with something gathered
-        self.held: dict[Channel, None] = {}  # those whose holders wait for the connection
-        self.live: set[Channel] = set()  # those with a descriptor
+        self.touched: list[Entry] = []  # those with gathered data
+        self.held: dict[Entry, None] = {}  # those that wait until the connection accepts data
+        self.live: set[Entry] = set()  # those with a descriptor
         self.growth = GROWTH
         self.ended: OSError | None = None  # why no channel can be opened any more
         self._transport = transport
         # A number is in one of these three.
-        self._channels: dict[int, Channel] = {}  # open
-        self._openings: dict[int, Opening] = {}  # asked for
+        self._entries: dict[int, Entry] = {}  # open
+        self._pending: dict[int, PendingEntry] = {}  # requested
         self._reserved: set[int] = set()  # about to be opened by the server, or to be closed by it
         self._free: list[int] = []
         self._streams = 0
         self._idle: Callable[[], object] | None = None
-        self._later: list[bytes] = []  # messages that have to wait for the new keys
+        self._later: list[bytes] = []  # messages that wait for new keys
         self.packetizer.deliver = self._deliver
         self.wire.drained = transport.resumed = self._resume
         for kind, handler in (
@@ -131,7 +131,7 @@ class Channels:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
-        """Send a message, when the keys allow it."""
+        """Send a message, as soon as no keys are being exchanged."""
         if self._transport.sendable:
             self.packetizer.send(payload)
         elif len(self._later) < _LATER:
@@ -140,11 +140,11 @@ class Channels:
             self.wire.end(CarrierError("the server asks too much while keys are exchanged"))
 
     def is_held(self) -> bool:
-        """Whether the connection takes no data for now."""
+        """Return whether the connection accepts no data for now."""
         return self.wire.clogged or not self._transport.sendable
 
     def holds_back(self) -> bool:
-        """Whether no more is to be read from the holders."""
+        """Return whether the channels must not read more data; sends what waits first, if that is much."""
         if self.wire.unsent > _UNSENT:
             self.wire.flush()
         return self.wire.clogged or not self._transport.sendable
@@ -154,8 +154,8 @@ class Channels:
         for payload in later:
             self.send(payload)
         held, self.held = self.held, {}
-        for channel in held:
-            channel.settle()
+        for entry in held:
+            entry.settle()
 
     def _deliver(self) -> None:
         touched = self.touched
@@ -164,41 +164,44 @@ class Channels:
 
     # -- opening --------------------------------------------------------------------------------------------------
 
-    def number(self, opening: Opening | None = None) -> int:
-        """Take a number that is free, for a channel that is asked for, or for one that the server opens."""
+    def number(self, pending: PendingEntry | None = None) -> int:
+        """Reserve a free number.
+
+        :param pending: the channel that is being requested; ``None`` for one that the server opens.
+        """
         number = self._free.pop() if self._free else len(self)
-        if opening is None:
+        if pending is None:
             self._reserved.add(number)
         else:
-            self._openings[number] = opening
+            self._pending[number] = pending
         return number
 
-    def put(self, number: int, channel: Channel) -> None:
-        """A channel is open; messages for the number are its own from now on."""
-        self._openings.pop(number, None)
+    def put(self, number: int, entry: Entry) -> None:
+        """Register an open channel, which handles the messages for the number from now on."""
+        self._pending.pop(number, None)
         self._reserved.discard(number)
-        self._channels[number] = channel
+        self._entries[number] = entry
         self.one_more()
 
     def free(self, number: int) -> None:
-        """Let a number be used again."""
+        """Release a number."""
         in_use = len(self)
-        self._channels.pop(number, None)
-        self._openings.pop(number, None)
+        self._entries.pop(number, None)
+        self._pending.pop(number, None)
         self._reserved.discard(number)
         if len(self) < in_use:
             self._free.append(number)
 
     def __len__(self) -> int:
-        """How many numbers are in use."""
-        return len(self._channels) + len(self._openings) + len(self._reserved)
+        """Return how many numbers are in use."""
+        return len(self._entries) + len(self._pending) + len(self._reserved)
 
     def one_more(self) -> None:
-        """A stream is being opened."""
+        """Count a stream that is being opened."""
         self._streams += 1
 
     def one_less(self) -> None:
-        """A stream is over, or will not be."""
+        """Stop counting a stream, which is over or was not opened."""
         self._streams -= 1
         if not self._streams:
             idle, self._idle = self._idle, None
@@ -206,7 +209,7 @@ class Channels:
                 guarded(idle)
 
     def when_idle(self, call: Callable[[], object]) -> None:
-        """Have ``call`` called once, when no stream is open."""
+        """Call ``call`` once no stream is open."""
         if self._streams:
             self._idle = call
         else:
@@ -214,113 +217,113 @@ class Channels:
 
     def _on_confirmed(self, body: memoryview) -> None:
         number, remote, credit, packet = struct.unpack_from(">IIII", body)
-        opening = self._openings.get(number)
-        if opening is None:
+        pending = self._pending.get(number)
+        if pending is None:
             return
-        if opening.is_wanted():
+        if pending.is_wanted():
             try:
-                return opening.confirmed(number, remote, credit, packet)
+                return pending.confirmed(number, remote, credit, packet)
             except OSError as error:
-                opening.tell(error)
-        # Nobody wants it any more; the number is free when the server has closed it, too.
-        del self._openings[number]
+                pending.resolve(error)
+        # The caller has given up; the number is free when the server has closed the channel, too.
+        del self._pending[number]
         self._reserved.add(number)
         self.send(struct.pack(">BI", CLOSE, remote))
 
     def _on_refused(self, body: memoryview) -> None:
         number, code, length = struct.unpack_from(">III", body)
-        opening = self._openings.get(number)
-        if opening is not None:
+        pending = self._pending.get(number)
+        if pending is not None:
             self.free(number)
-            opening.refused(code, bytes(body[12 : 12 + length]).decode("utf-8", "replace"))
+            pending.refused(code, bytes(body[12 : 12 + length]).decode("utf-8", "replace"))
 
     # -- messages for channels ------------------------------------------------------------------------------------
 
-    def _find(self, body: memoryview) -> Channel | None:
+    def _find(self, body: memoryview) -> Entry | None:
         (number,) = struct.unpack_from(">I", body)
-        return self._channels.get(number)
+        return self._entries.get(number)
 
     def _on_data(self, body: memoryview) -> None:
         number, size = struct.unpack_from(">II", body)
         data = body[8 : 8 + size]
         if size > len(data):
             raise ValueError("data that are longer than their message")
-        channel = self._channels.get(number)
-        if channel is not None and size:
-            channel.receive(data)
+        entry = self._entries.get(number)
+        if entry is not None and size:
+            entry.receive(data)
 
     def _on_extended(self, body: memoryview) -> None:
-        channel = self._find(body)
+        entry = self._find(body)
         _, kind, _ = struct.unpack_from(">III", body)
-        if channel is not None:
-            channel.extended(kind, body[12:])
+        if entry is not None:
+            entry.extended(kind, body[12:])
 
     def _on_adjust(self, body: memoryview) -> None:
-        channel = self._find(body)
-        if channel is not None:
-            channel.adjust(*struct.unpack_from(">I", body, 4))
+        entry = self._find(body)
+        if entry is not None:
+            entry.adjust(*struct.unpack_from(">I", body, 4))
 
     def _on_end(self, body: memoryview) -> None:
-        channel = self._find(body)
-        if channel is not None:
-            channel.end()
+        entry = self._find(body)
+        if entry is not None:
+            entry.end()
 
     def _on_close(self, body: memoryview) -> None:
         (number,) = struct.unpack_from(">I", body)
-        channel = self._channels.get(number)
-        if channel is not None:
-            channel.close()
+        entry = self._entries.get(number)
+        if entry is not None:
+            entry.close()
         elif number in self._reserved:
             self.free(number)
 
     def _on_request(self, body: memoryview) -> None:
-        channel = self._find(body)
+        entry = self._find(body)
         (length,) = struct.unpack_from(">I", body, 4)
         end = 8 + length
         wants_answer = bool(body[end])
-        if channel is not None:
-            channel.requested(bytes(body[8:end]), wants_answer, body[end + 1 :])
+        if entry is not None:
+            entry.requested(bytes(body[8:end]), wants_answer, body[end + 1 :])
 
     def _on_granted(self, body: memoryview) -> None:
-        channel = self._find(body)
-        if channel is not None:
-            channel.granted()
+        entry = self._find(body)
+        if entry is not None:
+            entry.granted()
 
     def _on_denied(self, body: memoryview) -> None:
-        channel = self._find(body)
-        if channel is not None:
-            channel.denied()
+        entry = self._find(body)
+        if entry is not None:
+            entry.denied()
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def leave(self, error: OSError, gone: Callable[[], object]) -> None:
-        """Cut the streams that are held, let the rest of the others go out, and call ``gone`` when it has."""
+    def close_streams(self, error: OSError, done: Callable[[], object]) -> None:
+        """Fail the streams whose owner is there, send the rest of the others, and call ``done`` when that is done."""
         before, self._idle = self._idle, None
-        self._end_openings(error)
-        for channel in [one for one in self.live if not one.look()]:
-            channel.fail(error)
+        self._fail_pending(error)
+        for entry in [one for one in self.live if not one.look()]:
+            entry.fail(error)
 
         def both() -> None:
             if before is not None:
                 guarded(before)
-            gone()
+            done()
 
         self.when_idle(both)
 
     def fail(self, error: OSError) -> None:
-        """End every stream, at once: the connection has ended."""
-        self._end_openings(error)
-        for channel in list(self.live):
-            channel.fail(error)
+        """Fail every stream at once: the connection has ended."""
+        self._fail_pending(error)
+        for entry in list(self.live):
+            entry.fail(error)
         self._streams = 1
         self.one_less()
 
-    def _end_openings(self, error: OSError) -> None:
+    def _fail_pending(self, error: OSError) -> None:
         self.ended = error
-        for opening in list(self._openings.values()):
-            opening.tell(error)
+        for pending in list(self._pending.values()):
+            pending.resolve(error)
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
-        for channel in self.live:
-            channel.abandon()
+        """In a forked child: close only the descriptors."""
+        for entry in self.live:
+            entry.abandon()

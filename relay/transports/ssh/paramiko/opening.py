@@ -1,4 +1,4 @@
-"""A stream that was asked for and is not there yet, and why the server does not make it."""
+"""Channels that are being opened, by relay or by the server (RFC 4254, section 5.1)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ....errors import ConnectError
 from ....eventloop.loop import Timer
 from ....streams.stream import Stream
 from ..connection import OnResult, Place
-from ..open_failures import refusal
-from .channel import PACKET, WINDOW, Channel
-from .messages import OPEN, guarded, printable, text
-from .mux import Channels
+from ..open_failures import open_failure, open_timeout, session_rejected
+from .channel import PACKET, Channel
+from .flow_control import WINDOW
+from .messages import CONFIRMED, OPEN, guarded, printable, text
+from .mux import Mux
 from .sessions import CommandChannel
 
-__all__ = ["Opening"]
+__all__ = ["Opening", "accept"]
 
 _ZERO = bytes(4)
 
@@ -26,47 +27,47 @@ _ZERO = bytes(4)
 class Opening:
     """One attempt to open a channel.
 
-    :param place: where to, seen from the server.
+    :param place: the target, as seen from the server.
     :param deadline: monotonic seconds, or ``None``.
     :param done: called once, with the stream or the error.
     """
 
-    def __init__(self, channels: Channels, place: Place, deadline: float | None, done: OnResult) -> None:
-        self._channels = channels
+    def __init__(self, mux: Mux, place: Place, deadline: float | None, done: OnResult) -> None:
+        self._mux = mux
         self.place = place
-        self.pending: CommandChannel | None = None  # it is there, and the server has not taken the command yet
+        self.pending: CommandChannel | None = None  # open, but the server has not accepted the command yet
         self._deadline = deadline
         self._lock = threading.Lock()
         self._done: OnResult | None = done
         self._timer: Timer | None = None
-        self._begun = False
+        self._is_counted = False
 
     @property
     def target(self) -> str:
-        """The name of the place."""
+        """The name of the target."""
         return str(self.place)
 
     def is_wanted(self) -> bool:
-        """Whether nobody has given it up, and nobody was told anything yet."""
+        """Return whether the caller still waits: it has not given up, and has no outcome yet."""
         return self._done is not None
 
     def begin(self) -> None:
-        """Ask the server; in the transport's thread."""
-        channels = self._channels
-        if channels.ended is not None:
-            return self.tell(channels.ended)
+        """Send the request; on the transport's thread."""
+        mux = self._mux
+        if mux.ended is not None:
+            return self.resolve(mux.ended)
         if not self.is_wanted():
             return None
-        self._begun = True
-        channels.one_more()
+        self._is_counted = True
+        mux.one_more()
         if self._deadline is not None:
-            self._timer = Timer(channels.loop.timers, self._expired)
+            self._timer = Timer(mux.loop.timers, self._expired)
             self._timer.start(self._deadline, time.monotonic())
-        self._ask(channels.number(self))
+        self._request(mux.number(self))
         return None
 
-    def _ask(self, number: int) -> None:
-        """Ask for a channel (RFC 4254, sections 6.1 and 7.2; OpenSSH's PROTOCOL, section 2.4)."""
+    def _request(self, number: int) -> None:
+        """Request a channel (RFC 4254, sections 6.1 and 7.2; OpenSSH's PROTOCOL, section 2.4)."""
         place = self.place
         if isinstance(place, Command):
             kind, rest = b"session", b""
@@ -75,25 +76,27 @@ class Opening:
         else:
             kind, rest = b"direct-streamlocal@openssh.com", text(place.path) + text("") + _ZERO
         head = struct.pack(f">BI{len(kind)}sIII", OPEN, len(kind), kind, number, WINDOW, PACKET)
-        self._channels.send(head + rest)
+        self._mux.send(head + rest)
 
     def confirmed(self, number: int, remote: int, credit: int, packet: int) -> None:
-        """The server has opened the channel.
+        """Handle the confirmation: the server has opened the channel.
 
         :raises OSError: if there are no descriptors left.
         """
         if isinstance(self.place, Command):
-            session = CommandChannel(self._channels, number, remote, credit, packet, self)
-            self._channels.put(number, session)
-            session.ask(self.place.words)
+            session = CommandChannel(self._mux, number, remote, credit, packet, self)
+            self._mux.put(number, session)
+            session.execute(self.place.words)
         else:
-            channel = Channel(self._channels, number, remote, credit, packet, self.target)
-            self._channels.put(number, channel)
-            self.tell(channel.hand_over())
+            channel = Channel(self._mux, number, remote, credit, packet, self.target)
+            self._mux.put(number, channel)
+            self.resolve(channel.hand_over())
 
-    def tell(self, outcome: Stream | OSError) -> None:
-        """Say what came of it, if anybody still wants to know; in the transport's thread, or in any if there is none
-        any more."""  # noqa: D205, D209
+    def resolve(self, outcome: Stream | OSError) -> None:
+        """Report the outcome, if the caller still waits.
+
+        It runs on the transport's thread, or on any thread after that has ended.
+        """
         with self._lock:
             done, self._done = self._done, None
         if done is None:
@@ -104,23 +107,28 @@ class Opening:
         guarded(done, outcome)
 
     def give_up(self) -> None:
-        """Any thread: nobody wants it any more."""
+        """End the attempt without an outcome; on any thread."""
         with self._lock:
             done, self._done = self._done, None
         if done is not None:
-            self._channels.loop.call(self._end)
+            self._mux.loop.call(self._end)
 
     def refused(self, code: int, words: str) -> None:
-        """The server does not make it."""
-        if self.is_wanted():
-            self.tell(_error(self.place, self._channels.name, code, printable(words)))
+        """Handle the failure: the server has not opened the channel."""
+        if not self.is_wanted():
+            return
+        if isinstance(self.place, Command):
+            self.resolve(session_rejected(self.target, self._mux.name, printable(words)))
+        else:
+            self.resolve(open_failure(self.target, self._mux.name, code, printable(words)))
 
     def _expired(self, now: float) -> None:
-        name = self._channels.name
-        problem = f"no answer in time through {name}; is the host up and the port open?"
+        name = self._mux.name
         if isinstance(self.place, Command):
-            problem = f"{name} has not begun to run it in time"
-        self.tell(ConnectError(f"{self.target}: {problem}", reason="connect_timeout"))
+            problem = f"{self.target}: {name} has not started it in time"
+            self.resolve(ConnectError(problem, reason="connect_timeout"))
+        else:
+            self.resolve(open_timeout(self.target, name))
 
     def _end(self) -> None:
         timer, self._timer = self._timer, None
@@ -129,14 +137,28 @@ class Opening:
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.give_up()
-        if self._begun:
-            self._begun = False
-            self._channels.one_less()
+        if self._is_counted:
+            self._is_counted = False
+            self._mux.one_less()
 
 
-def _error(place: Place, server: str, code: int, words: str) -> ConnectError:
-    if not isinstance(place, Command):
-        return refusal(str(place), server, code, words)
-    said = f"says {server}" + (f" ({words})" if words else "")
-    problem = f"denied, {said}; may this user run commands there, and is MaxSessions enough?"
-    return ConnectError(f"{place}: {problem}", reason="denied")
+def accept(mux: Mux, remote: int, credit: int, packet: int, target: str) -> Stream:
+    """Accept a channel that the server opens.
+
+    :param mux: the channels of the connection.
+    :param remote: the server's number of the channel.
+    :param credit: bytes that the server accepts.
+    :param packet: bytes that it accepts in one packet.
+    :param target: the name of the stream, in errors and records.
+    :returns: the stream.
+    :raises OSError: if there are no descriptors left.
+    """
+    number = mux.number()
+    try:
+        channel = Channel(mux, number, remote, credit, packet, target)
+    except OSError:
+        mux.free(number)
+        raise
+    mux.put(number, channel)
+    mux.send(struct.pack(">BIIII", CONFIRMED, remote, number, WINDOW, PACKET))
+    return channel.hand_over()

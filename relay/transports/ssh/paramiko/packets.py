@@ -1,4 +1,4 @@
-"""SSH packets in and out without waiting: with AES-GCM by our own hand and in batches, else as paramiko does it."""
+"""SSH packets without blocking: in batches and by this module for AES-GCM, by paramiko for other ciphers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _read_length = struct.Struct(">I").unpack_from
 
 
 class KeyExchange(Protocol):
-    """What the packetizer needs to know of paramiko's transport."""
+    """The state of a key exchange, as paramiko's transport has it."""
 
     in_kex: bool  # keys are being exchanged
     _expected_packet: tuple[int, ...]  # the only messages allowed next; empty for all
@@ -48,15 +48,15 @@ class KeyExchange(Protocol):
 class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
     """Packets over a :class:`Wire`; waiting for one turns the loop.
 
-    Everything belongs to the transport's thread.
+    Everything is for the transport's thread.
     """
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
         self.transport: KeyExchange
-        self.handlers: dict[int, Handler] = {}  # messages that need not go through paramiko
+        self.handlers: dict[int, Handler] = {}  # of messages that do not go through paramiko
         self.deliver: Callable[[], object] = _nothing  # called before each wait
-        self.greeting = ""  # the first line that the server said
+        self.greeting = ""  # the first line of the server
         self._Packetizer__sequence_number_in = self._Packetizer__sequence_number_out = 0  # paramiko's, as it sets them
         self._room = memoryview(bytearray(_ROOM))  # where packets are decrypted
         self._decrypt: Callable[[bytes, memoryview, memoryview, memoryview], object] = _nothing
@@ -75,7 +75,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def read_message(self) -> tuple[int, Any]:
-        """The next message that is paramiko's to handle; ours are handled meanwhile.
+        """Return the next message for paramiko; messages with a handler are handled before it.
 
         :raises EOFError: if the connection has ended.
         :raises paramiko.SSHException: if the server breaks the protocol.
@@ -104,9 +104,9 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         return kind, message
 
     def _open_packets(self) -> bytes | None:
-        """Open all packets that are there, and give those of ours to their handlers.
+        """Decrypt all packets that have arrived, and call the handlers of their messages.
 
-        :returns: the first message that is paramiko's, or ``None`` if there is none yet.
+        :returns: the first message without a handler, which is for paramiko; ``None`` if there is none yet.
         """
         wire, handlers, transport, fixed, opened = self._wire, self.handlers, self.transport, self._fixed_in, 0
         source, counter, left, room, used = wire.view, self._counter_in, self._left_in, self._room, 0
@@ -118,11 +118,11 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                     return None
                 (length,) = _read_length(source, first)
                 if length > LONGEST or length < _BLOCK or length % _BLOCK:
-                    raise paramiko.SSHException("a packet of a length that cannot be")
+                    raise paramiko.SSHException("a packet of an impossible length")
                 if have < length + _AROUND:
                     return None
                 if used + length > _ROOM:
-                    self.deliver()  # what lies there is not needed after that
+                    self.deliver()  # nothing refers to the room after that
                     used = 0
                 body = first + 4
                 nonce, end = fixed + counter.to_bytes(8, "big"), body + length + _TAG
@@ -132,7 +132,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
                 opened += 1
                 padding = plain[0]
                 if not 4 <= padding <= length - 2:
-                    raise paramiko.SSHException("a packet with a padding that cannot be")
+                    raise paramiko.SSHException("a packet with an impossible padding")
                 payload = plain[1 : length - padding]
                 if self._inflate is not None:
                     payload = memoryview(self._inflate(payload))
@@ -148,7 +148,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
 
     @property
     def _sequence_in(self) -> int:
-        """The number of the next packet, which paramiko sets to zero with new keys (strict key exchange)."""
+        """The number of the next packet. paramiko sets it to zero with new keys (strict key exchange)."""
         number: int = self._Packetizer__sequence_number_in
         return number
 
@@ -163,10 +163,10 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         self._wire.turn()
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        """Exactly ``n`` bytes, for paramiko's own packets; the loop turns until they are there."""
+        """Return exactly ``n`` bytes, for packets that paramiko reads; the loop turns until they have arrived."""
         wire = self._wire
         if not 0 <= n <= LONGEST:
-            raise paramiko.SSHException("a packet of a length that cannot be")
+            raise paramiko.SSHException("a packet of an impossible length")
         while wire.last - wire.first < n:
             self._wait(check_rekey=check_rekey)
         taken = bytes(wire.view[wire.first : wire.first + n])
@@ -174,7 +174,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         return taken
 
     def readline(self, timeout: float) -> str:
-        """The next line of the greeting (RFC 4253, section 4.2)."""
+        """Return the next line of the greeting (RFC 4253, section 4.2)."""
         wire = self._wire
         while (end := wire.input.find(b"\n", wire.first, wire.last)) < 0:
             if wire.last - wire.first > _GREETING:
@@ -186,16 +186,16 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         return line
 
     def start_handshake(self, timeout: float) -> None:
-        """Whoever connects has a deadline of his own; paramiko's would be one thread more."""
+        """Start no timer: the connect has its own deadline, and paramiko's would need one more thread."""
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send_message(self, data: Any) -> None:
-        """Send one of paramiko's messages."""
+        """Send a message of paramiko."""
         self.send(data.asbytes())
 
     def send(self, payload: bytes) -> None:
-        """Send a message: encrypt it and leave it to the next turn."""
+        """Encrypt a message and queue it; the next turn sends it."""
         if self._seal is None:
             return super().send_message(paramiko.Message(payload))  # type: ignore[no-any-return]
         if self._deflate is not None:
@@ -206,7 +206,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         self._send_sealed((size + padding + 1).to_bytes(4, "big"), plain)
 
     def send_data(self, number: int, size: int) -> None:
-        """Send what lies in :attr:`places` to a channel of the server.
+        """Send the data in :attr:`places` to a channel of the server.
 
         :param number: the server's number of the channel.
         :param size: bytes, in the first place and, where it is full, in those behind it.
@@ -237,13 +237,13 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             self._want_keys()
 
     def write_all(self, out: bytes) -> None:
-        """Leave what paramiko has encrypted to the next turn."""
+        """Queue bytes that paramiko has encrypted; the next turn sends them."""
         self._wire.write(bytes(out))
 
     # -- keys and compression -------------------------------------------------------------------------------------
 
     def set_inbound_cipher(self, *args: Any, **kwargs: Any) -> None:
-        """Take new keys (paramiko's parameters)."""
+        """Use new keys (paramiko's parameters)."""
         super().set_inbound_cipher(*args, **kwargs)
         self._open = kwargs.get("block_engine", *args[:1]) if kwargs.get("aead") else None
         if self._open is not None:
@@ -252,7 +252,7 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
             self._left_in = self._due()
 
     def set_outbound_cipher(self, *args: Any, **kwargs: Any) -> None:
-        """Take new keys (paramiko's parameters)."""
+        """Use new keys (paramiko's parameters)."""
         super().set_outbound_cipher(*args, **kwargs)
         self._seal = kwargs.get("block_engine", *args[:1]) if kwargs.get("aead") else None
         if self._seal is not None:
@@ -270,21 +270,21 @@ class Packetizer(paramiko.packet.Packetizer):  # type: ignore[misc]
         super().set_inbound_compressor(self._inflate)
 
     def _due(self) -> int:
-        """Bytes with one key; paramiko's number if somebody has changed that."""
+        """Return the bytes allowed with one key; paramiko's number, if a test has changed it."""
         usual = self.REKEY_BYTES == paramiko.packet.Packetizer.REKEY_BYTES
         return _AEAD_REKEY if usual else int(self.REKEY_BYTES)
 
     def _want_keys(self) -> None:
-        """Ask for new keys once; a server that does not comply is not listened to for ever."""
+        """Request new keys, once; end the connection if the server does not comply."""
         if self.need_rekey():
             if min(self._left_in, self._left_out) < -int(self.REKEY_BYTES_OVERFLOW_MAX):
-                raise paramiko.SSHException("the server ignores that new keys are due")
+                raise paramiko.SSHException("the server ignores the request for new keys")
         else:
             self._trigger_rekey()
 
 
 def _decrypt_into(key: AESGCM) -> Callable[[bytes, memoryview, memoryview, memoryview], object]:
-    """What AESGCM does by itself from cryptography 47 on."""
+    """Return the equivalent of ``AESGCM.decrypt_into``, which cryptography has from version 47 on."""
 
     def decrypt(nonce: bytes, data: memoryview, associated: memoryview, place: memoryview) -> None:
         place[:] = key.decrypt(nonce, data, associated)
@@ -293,7 +293,7 @@ def _decrypt_into(key: AESGCM) -> Callable[[bytes, memoryview, memoryview, memor
 
 
 class _Inflate:
-    """Decompresses one packet after another, none of them into more than a packet may hold."""
+    """Decompresses packets, each to at most the size of the longest packet."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj()
@@ -301,7 +301,7 @@ class _Inflate:
     def __call__(self, data: bytes | memoryview) -> bytes:
         plain = self._stream.decompress(data, LONGEST)
         if self._stream.unconsumed_tail or not plain:
-            raise paramiko.SSHException("a packet of a length that cannot be, when it is decompressed")
+            raise paramiko.SSHException("a packet of an impossible length after decompression")
         return plain
 
 

@@ -1,4 +1,4 @@
-"""Global requests to a server (RFC 4254, section 4): their answers carry no name, and come in the order of asking."""
+"""Global requests to a server (RFC 4254, section 4). Replies carry no name; they come in the order of the requests."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import deque
 from collections.abc import Callable
 
 from .messages import ASK, DENIED, GRANTED, NOTHING, text
-from .mux import Channels
+from .mux import Mux
 from .transport import Transport
 
 __all__ = ["Answered", "Requests"]
 
 Answered = Callable[["bytes | None"], object]
-"""Gets what the answer holds, or ``None`` if the request was refused or the connection has ended."""
+"""Called with the data of the reply, or with ``None`` if the request has failed or the connection has ended."""
 
 
 class Requests:
-    """The requests that are under way on one connection; everything belongs to the transport's thread."""
+    """The requests of one connection that have no reply yet; for the transport's thread only."""
 
-    def __init__(self, transport: Transport, channels: Channels) -> None:
-        self._channels = channels
+    def __init__(self, transport: Transport, mux: Mux) -> None:
+        self._mux = mux
         self._waiting: deque[Answered] = deque()
         self._has_spoken = transport.wire.is_prompt
         transport.handle(ASK, self._on_request)
@@ -31,15 +31,15 @@ class Requests:
         return len(self._waiting)
 
     def ask(self, name: str, data: bytes, answered: Answered) -> None:
-        """Send a request that wants an answer; ``answered`` is called once."""
-        if self._channels.ended is not None:
+        """Send a request for which a reply is required; ``answered`` is called once."""
+        if self._mux.ended is not None:
             answered(None)
             return
         self._waiting.append(answered)
-        self._channels.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
+        self._mux.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
 
     def fail(self) -> None:
-        """The connection has ended."""
+        """Fail the pending requests: the connection has ended."""
         while self._waiting:
             self._waiting.popleft()(None)
 
@@ -52,12 +52,12 @@ class Requests:
             self._waiting.popleft()(None)
 
     def _on_request(self, body: memoryview) -> None:
-        """Refuse what the server asks for, if it wants an answer."""
+        """Reject a request of the server, if it requires a reply."""
         (length,) = struct.unpack_from(">I", body)
         if body[4 + length]:
-            self._channels.send(bytes((DENIED,)))
+            self._mux.send(bytes((DENIED,)))
         elif not self._has_spoken:
-            # OpenSSH tells its host keys right after the login, and Nagle holds the answer to our first channel back
-            # until they are acknowledged: behind another server 40 ms later, unless bytes of ours come first.
+            # OpenSSH announces its host keys right after the login, and Nagle's algorithm delays its next reply until
+            # they are acknowledged. Data carry the acknowledgement: behind another server that is 40 ms earlier.
             self._has_spoken = True
-            self._channels.send(NOTHING)
+            self._mux.send(NOTHING)

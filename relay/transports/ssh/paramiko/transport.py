@@ -1,4 +1,4 @@
-"""paramiko's transport over a :class:`Wire`: everything in one thread, which never blocks but where the loop waits."""
+"""paramiko's transport over a :class:`Wire`: one thread does everything, and blocks only where the loop waits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from paramiko.kex_gex import KexGexSHA256
 
 from ....errors import CarrierError
 from ....eventloop.loop import Timer
-from ..config.algorithms import CLIENT_HINT
-from ..connection import IncompatibleError, Settings
+from ..connection import CLIENT_HINT, IncompatibleError, Settings
 from .host_keys import ALGORITHMS
 from .messages import Handler, printable
 from .packets import Packetizer
@@ -27,13 +26,12 @@ __all__ = ["Transport", "choose_algorithms", "is_exiting"]
 logger = logging.getLogger("relay.ssh.paramiko")
 
 _exiting = threading.Event()
-# When the interpreter exits, paramiko ends every transport that is left. This comes before that, for it was registered
-# after it.
+# When the interpreter exits, paramiko ends every transport that is left. This handler runs before that, because it was
+# registered later.
 atexit.register(_exiting.set)
 
-# What is offered by itself, the best first, where the installed paramiko has it: nothing with SHA-1 or MD5, no CBC, no
-# group of 1024 bits. AES-GCM is the fastest by far; where there is none, the length of a packet is best not encrypted
-# (etm).
+# The default offer, the best first, as far as the installed paramiko has it: no SHA-1 or MD5, no CBC, no group of
+# 1024 bits. AES-GCM is by far the fastest; without it, MACs that do not encrypt the length (etm) are better.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 _MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 _KEX = (
@@ -49,12 +47,12 @@ _KEX = (
 )
 _HOST_KEYS = tuple(name for names in ALGORITHMS.values() for name in names)
 
-_KEX_PATIENCE = 30.0  # seconds that new keys may take
+_KEX_TIMEOUT = 30.0  # seconds for an exchange of new keys
 _EXTENSIONS = 1024  # in one EXT_INFO; RFC 8308 knows a handful
 _LONGEST_OFFER = 8  # names that are shown
 
-# What paramiko calls it when there is none in common, what we do, and where the server's names are. Every server can do
-# without compression (RFC 4253, section 6.2).
+# A kind of algorithm in paramiko's error; its name in relay's error, and the field with the server's names. Compression
+# is missing: every server supports none (RFC 4253, section 6.2).
 _LACKS = {
     "kex": ("key exchange", "kex_algo_list"),
     "host key": ("host key algorithm", "server_key_algo_list"),
@@ -64,7 +62,7 @@ _LACKS = {
 
 
 class _Groups(KexGexSHA256):  # type: ignore[misc]
-    """The group exchange with groups that the server chooses (RFC 4419), of no fewer bits than RFC 8270 asks for."""
+    """The group exchange with groups that the server chooses (RFC 4419), of at least the size in RFC 8270."""
 
     min_bits = 2048
 
@@ -72,22 +70,22 @@ class _Groups(KexGexSHA256):  # type: ignore[misc]
         bits = m.get_mpint().bit_length()
         if bits < self.min_bits:
             raise paramiko.SSHException(
-                f"its group for the key exchange has {bits} bits; {self.min_bits} are the least"
+                f"its group for the key exchange has {bits} bits; the minimum is {self.min_bits}"
             )
         m.rewind()
         super()._parse_kexdh_gex_group(m)
 
 
 def is_exiting() -> bool:
-    """Whether the interpreter exits, so that a connection which ends now was not lost."""
+    """Return whether the interpreter exits: a connection that ends now was not lost."""
     return _exiting.is_set()
 
 
 class Transport(paramiko.Transport):  # type: ignore[misc]
-    """An SSH transport whose thread does everything: other threads reach it by the loop's ``call``.
+    """An SSH transport whose thread does everything; other threads use the loop's ``call``.
 
-    :param wire: the connection. It is released when the thread ends, or by :meth:`abort` if it never began.
-    :param over: called in the transport's thread when that ends, after everything else but the release of the wire.
+    :param wire: the connection. The transport releases it when its thread ends.
+    :param over: called on the transport's thread at its end, before the wire is released.
     """
 
     _kex_info: ClassVar[dict[str, Any]] = {**paramiko.Transport._kex_info, KexGexSHA256.name: _Groups}
@@ -96,27 +94,29 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         super().__init__(wire, packetizer_class=Packetizer)
         self.name = f"relay ssh to {wire.stream.target or 'a server'}"
         self.sendable = True  # no keys are being exchanged
-        self.resumed: Callable[[], object] = _nothing  # called when they have been
+        self.resumed: Callable[[], object] = _nothing  # called after the exchange
         self.packetizer: Packetizer
         self.packetizer.transport = self
         self.wire = wire
         self._over = over
         self._kex_timer = Timer(wire.loop.timers, self._kex_expired)
-        self._offered: dict[str, list[str]] = {}  # what the server said last that it can do
+        self._offered: dict[str, list[str]] = {}  # the algorithms of the server, by field of its last KEXINIT
         self.set_log_channel(logger.name)
 
     def handle(self, kind: int, handler: Handler) -> None:
-        """Have ``handler`` called, in the transport's thread, with each message of this number."""
+        """Register ``handler`` for all messages of this number; it is called on the transport's thread."""
         self.packetizer.handlers[kind] = handler
         self._handler_table[kind] = partial(_handle_message, handler)
 
     def send(self, payload: bytes) -> None:
-        """Send a message; in the transport's thread, and only while :attr:`sendable` or a kind that RFC 4253, section
-        7.1, allows."""  # noqa: D209, D205
+        """Send a message; on the transport's thread.
+
+        Allowed while :attr:`sendable`, and for the kinds of RFC 4253, section 7.1.
+        """
         self.packetizer.send(payload)
 
     def run(self) -> None:
-        """Be the transport's thread."""
+        """Run the transport's thread."""
         try:
             super().run()
         finally:
@@ -126,8 +126,11 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
 
     @property
     def saved_exception(self) -> Exception | None:
-        """Why the thread has ended. What it stumbled over was sent by the server, whatever the type: it is no refusal
-        of a credential, and no reason never to try again."""  # noqa: D205, D209
+        """The error that has ended the thread.
+
+        An unexpected type of error was caused by a message of the server. It becomes an ``SSHException``, so that it
+        counts neither as a rejected credential nor as final.
+        """
         return self._saved
 
     @saved_exception.setter
@@ -140,10 +143,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         self._saved = error
 
     def lacking(self, problem: str) -> str | None:
-        """What there is none of in common, and what the server has of it.
+        """Return the kind of algorithm that the two sides do not share, and the server's offer.
 
-        :param problem: what paramiko says.
-        :returns: ``None`` if the server has named nothing at all, and so is none.
+        :param problem: paramiko's error.
+        :returns: ``None`` if the server has named no algorithm at all, and so is no SSH server.
         """
         kind, place = next((found for word, found in _LACKS.items() if word in problem.lower()), ("", ""))
         names = [name for name in self._offered.get(place, []) if name]
@@ -151,10 +154,10 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             return None
         return f"{kind} in common; it offers {_shown(names)}"
 
-    # -- what paramiko does otherwise -----------------------------------------------------------------------------
+    # -- overridden methods of paramiko ---------------------------------------------------------------------------
 
     def _send_message(self, data: Any) -> None:
-        """Only one thread encrypts, so that the order of the packets is the order of their numbers."""
+        """Send on the transport's thread: packets that another one encrypts could go out in the wrong order."""
         if threading.current_thread() is self:
             self.packetizer.send_message(data)
         else:
@@ -163,8 +166,8 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
     def _send_kex_init(self) -> None:
         self.sendable = False
         now = time.monotonic()
-        if self.initial_kex_done:  # else whoever connects has a deadline
-            self._kex_timer.start(now + _KEX_PATIENCE, now)
+        if self.initial_kex_done:  # before that, the deadline of the connect counts
+            self._kex_timer.start(now + _KEX_TIMEOUT, now)
         super()._send_kex_init()
 
     def _parse_kex_init(self, m: Any) -> None:
@@ -179,11 +182,11 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         self.resumed()
 
     def _kex_expired(self, now: float) -> None:
-        self.wire.end(CarrierError("the server did not finish the exchange of new keys"))
+        self.wire.end(CarrierError("the server did not finish the exchange of new keys in time"))
 
     def _parse_ext_info(self, msg: Any) -> None:
         if msg.get_int() > _EXTENSIONS:
-            raise paramiko.SSHException("more extensions than there can be")
+            raise paramiko.SSHException("more extensions than a server can have")
         msg.rewind()
         super()._parse_ext_info(msg)
 
@@ -194,7 +197,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
         self.wire.error = self.wire.error or CarrierError(end)
 
     def _log(self, level: int, msg: Any, *args: Any) -> None:
-        """What happens is told by exceptions: paramiko's own lines are for whoever looks for a fault."""
+        """Log at most at the level debug: relay reports errors as exceptions."""
         if logger.isEnabledFor(logging.DEBUG):
             super()._log(min(level, logging.DEBUG), msg, *args)
 
@@ -204,16 +207,16 @@ def _handle_message(handler: Handler, message: Any) -> None:
 
 
 def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_keys: Iterable[str]) -> None:
-    """Set what is offered in the key exchange, the best first.
+    """Set the algorithms to offer in the key exchange, the best first.
 
-    :param transport: before it has started.
-    :param settings: whose lists replace ours, or add to them; names that paramiko does not know are dropped.
-    :param host_keys: algorithms to ask for before all others.
+    :param transport: the transport, before its start.
+    :param settings: their lists replace relay's, or add to them; names that paramiko does not know are dropped.
+    :param host_keys: host key algorithms to prefer.
     :raises IncompatibleError: if paramiko knows none of the names of a list.
     """
     options = transport.get_security_options()
     known = _Choice(settings.name, transport)
-    more = settings.added  # of all kinds; each table knows its own
+    more = settings.added  # of all kinds; each table selects its own
     options.ciphers = known.of("Ciphers", settings.ciphers or (*_CIPHERS, *more), "_cipher_info")
     options.digests = known.of("MACs", settings.macs or (*_MACS, *more), "_mac_info")
     options.kex = known.of("KexAlgorithms", settings.kex or (*_KEX, *more), "_kex_info")
@@ -224,7 +227,7 @@ def choose_algorithms(transport: paramiko.Transport, settings: Settings, host_ke
 
 
 class _Choice:
-    """Picks what paramiko knows."""
+    """Selects the algorithms that paramiko knows."""
 
     def __init__(self, name: str, transport: paramiko.Transport) -> None:
         self._name = name
@@ -237,7 +240,7 @@ class _Choice:
         if not chosen:
             some = ", ".join(list(known)[:4])
             problem = f"{option} {','.join(wanted)!r} has no name that paramiko knows ({some}, …)"
-            raise IncompatibleError(f"{self._name}: {problem}; name one of these, or take {CLIENT_HINT}")
+            raise IncompatibleError(f"{self._name}: {problem}; name one of these, or use {CLIENT_HINT}")
         return chosen
 
 

@@ -1,4 +1,4 @@
-"""The socket of an SSH connection with what is under way in it, and the one thread that turns it."""
+"""The socket of an SSH connection with its buffers, and the event loop that paramiko's thread runs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["LONGEST", "TurningLoop", "Wire"]
 LONGEST = 256 << 10  # bytes of a packet at most; OpenSSH has the same limit
 _STEP = 256 << 10  # bytes to receive at once
 _INPUT = LONGEST + 64 + _STEP  # so that a step fits behind a packet that is not complete
-_SMALL = 16 << 10  # bytes; what is more is acknowledged at once anyway
-_PIECES = 512  # that are sent at once; Linux takes 1,024
-_MOST = 4 << 20  # unsent bytes beyond which nothing is read: whoever floods us with questions has to take the answers
+_SMALL = 16 << 10  # bytes; the kernel acknowledges more than that at once
+_PIECES = 512  # that are sent at once; the limit of Linux is 1,024
+_MOST = 4 << 20  # unsent bytes beyond which nothing is read: a server that floods relay must read the replies
 
 
 class TurningLoop(Loop):
-    """A loop that somebody else's loop turns: paramiko's thread, whenever it has to wait for a packet."""
+    """An event loop that another loop turns: paramiko's, each time that it waits for a packet."""
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
         self._close_garbage()
         self.close()
 
     def end(self) -> None:
-        """Run the calls that were accepted, take no more, and let the descriptors go."""
+        """Run the calls that were accepted, accept no more, and close the descriptors."""
         self.stop()
         self._run_calls()
         self._close_garbage()
@@ -39,9 +39,9 @@ class TurningLoop(Loop):
 
 
 class Wire:
-    """A connected socket that never blocks; also what paramiko takes for the socket of its transport.
+    """A connected socket that never blocks, and that paramiko uses as the socket of its transport.
 
-    Everything but :meth:`end`, :meth:`close` and :attr:`loop`'s ``call`` belongs to the thread that turns it.
+    Everything but :meth:`end`, :meth:`close` and :attr:`loop`'s ``call`` is for the thread that turns the loop.
 
     :param stream: a stream over a connected socket. The wire owns it.
     :raises OSError: if there are no descriptors left, or the socket is closed.
@@ -52,18 +52,18 @@ class Wire:
         self.loop = TurningLoop()
         self.input = bytearray(_INPUT)
         self.view = memoryview(self.input)
-        self.first = self.last = 0  # what was received and not yet taken lies between
+        self.first = self.last = 0  # the received bytes that were not yet read are between them
         self.unsent = 0  # bytes
-        self.clogged = False  # the socket takes no more for now
-        self.drained: Callable[[], object] = _nothing  # called when it takes more again
+        self.clogged = False  # the socket accepts no more data for now
+        self.drained: Callable[[], object] = _nothing  # called when it accepts data again
         self.heard = time.monotonic()
-        self.error: OSError | None = None  # why it has ended, or is to end
+        self.error: OSError | None = None  # why the connection has ended, or is about to
         self.ending = False
-        self._closed = False  # paramiko looks at it
+        self._closed = False  # paramiko reads it
         self._output: list[bytes | memoryview] = []
         self._mask = IN
         sock = self._socket = stream.socket
-        # whether the server's packets are acknowledged as soon as that is of use to it
+        # Whether small packets of the server are acknowledged at once.
         self.is_prompt = sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_QUICKACK")
         self._owes = False  # an acknowledgement
         self._receive, self._send, self._descriptor = sock.recv_into, sock.sendmsg, sock.fileno()
@@ -77,9 +77,9 @@ class Wire:
     # -- in the thread that turns it ------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Send what is due, wait, and call whoever waits for something.
+        """Send what is due, wait for events, and call their handlers.
 
-        :raises EOFError: if the connection has ended, or is to.
+        :raises EOFError: if the connection has ended, or is about to.
         """
         if not self.ending:
             if self.unsent:
@@ -92,18 +92,18 @@ class Wire:
             raise EOFError
 
     def write(self, piece: bytes) -> None:
-        """Have ``piece`` sent by the next turn."""
+        """Queue ``piece``; the next turn sends it."""
         self._output.append(piece)
         self.unsent += len(piece)
 
     def write_two(self, head: bytes, body: bytes) -> None:
-        """Have two pieces sent by the next turn, one after the other."""
+        """Queue two pieces; the next turn sends them."""
         self._output.append(head)
         self._output.append(body)
         self.unsent += len(head) + len(body)
 
     def flush(self) -> None:
-        """Send what the socket takes."""
+        """Send as much as the socket accepts."""
         output = self._output
         try:
             while output and not self.clogged:
@@ -115,7 +115,7 @@ class Wire:
         self._want()
 
     def _drop(self, sent: int) -> None:
-        """Forget what was sent. A short write means that the socket is full, so nobody asks it again."""
+        """Remove what was sent. After a short write the socket is full, so that another attempt would be in vain."""
         self.unsent -= sent
         output, done = self._output, 0
         for piece in output[:_PIECES]:
@@ -164,23 +164,25 @@ class Wire:
         self.last = last + count
 
     def _acknowledge(self) -> None:
-        """Have what has come acknowledged now, for lack of an answer that says so. A server that does not switch
-        Nagle's algorithm off, as OpenSSH's, holds its next words back until then: 40 ms."""  # noqa: D205, D209
+        """Acknowledge at once what has arrived, because no reply carries the acknowledgement.
+
+        A server that uses Nagle's algorithm, such as OpenSSH's, delays its next small packet until then: by 40 ms.
+        """
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except OSError:
             pass  # it has just ended
 
     def _why_ended(self, error: OSError | None = None) -> CarrierError:
-        """What is under the stream knows better than the socket."""
-        told = self.stream.failure() if self.stream.failure is not None else None
-        if told is None and error is None:
+        """Return why the connection has ended: the stream knows more than its socket."""
+        failure = self.stream.failure() if self.stream.failure is not None else None
+        if failure is None and error is None:
             return CarrierError("the server has closed the connection")
-        told = told or error
-        return CarrierError(str(getattr(told, "strerror", None) or told))
+        cause = failure or error
+        return CarrierError(str(getattr(cause, "strerror", None) or cause))
 
     def release(self) -> None:
-        """Let everything go; nothing is turned after that."""
+        """Close the loop and the stream; the last call."""
         self.ending = self._closed = True
         self.loop.end()
         try:
@@ -192,22 +194,22 @@ class Wire:
     # -- any thread -----------------------------------------------------------------------------------------------
 
     def end(self, error: OSError | None = None) -> None:
-        """Have the turn end, and all that follow. The first reason counts."""
+        """End this turn and all that follow. The first reason counts."""
         if not self.ending:
             self.error = self.error or error
             self.ending = True
             self.loop.call(_nothing)
 
     def close(self) -> None:
-        """Have it end; for paramiko, which means its own thread or, when the interpreter exits, the main one."""
+        """End the connection; for paramiko, which calls this on its own thread or, at exit, on the main thread."""
         self._closed = True
         self.end()
 
     def settimeout(self, seconds: float | None) -> None:
-        """For paramiko, which would wake ten times a second: nothing here waits in the socket."""
+        """Do nothing: paramiko would wake ten times a second, and nothing here waits in the socket."""
 
     def abandon(self) -> None:
-        """In a forked child: close the descriptors and nothing else."""
+        """In a forked child: close only the descriptors."""
         self.ending = self._closed = True
         self._socket.close()
         self.loop.abandon()

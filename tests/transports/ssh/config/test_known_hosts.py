@@ -16,7 +16,7 @@ from ssh_keys import line
 
 from relay.process import DEVNULL, PIPE, start
 from relay.transports.ssh.config import known_hosts
-from relay.transports.ssh.config.known_hosts import Entry, find, fingerprint, write_down
+from relay.transports.ssh.config.known_hosts import Entry, append_entry, find, fingerprint
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -144,7 +144,7 @@ def test_a_new_file_and_directory_are_the_users_alone(tmp_path: Path, monkeypatc
     file = tmp_path / ".ssh" / "known_hosts"
     old = os.umask(0)
     try:
-        write_down(str(file), "host", key())
+        append_entry(str(file), "host", key())
     finally:
         os.umask(old)
     assert file.read_text() == line("host") + "\n"
@@ -157,15 +157,15 @@ def test_exactly_one_line_is_appended(tmp_path: Path, before: str) -> None:
     file = tmp_path / "known_hosts"
     file.write_text(before)
     file.chmod(0o644)
-    write_down(str(file), "[::1]:2222", key())
-    write_down(str(file), "[::1]:2222", key())
+    append_entry(str(file), "[::1]:2222", key())
+    append_entry(str(file), "[::1]:2222", key())
     assert file.read_text().splitlines() == [*before.splitlines(), line("[::1]:2222")]
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
 def test_a_hashed_line_is_found_by_ssh_keygen(tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
-    write_down(str(file), "db.internal", key(), hashed=True)
+    append_entry(str(file), "db.internal", key(), hashed=True)
     assert "db.internal" not in file.read_text() and found(file, "db.internal")
     assert start(["ssh-keygen", "-F", "db.internal", "-f", str(file)]).wait(WAIT) == 0
 
@@ -176,8 +176,8 @@ def test_many_writers_of_one_host_write_one_line(tmp_path: Path) -> None:
 
     def write(number: int) -> None:
         together.wait(WAIT)
-        write_down(str(file), "shared", key())
-        write_down(str(file), f"host{number}", key())
+        append_entry(str(file), "shared", key())
+        append_entry(str(file), f"host{number}", key())
 
     for thread in [Thread(write, number) for number in range(8)]:
         thread.result()
@@ -191,7 +191,7 @@ def test_another_program_that_keeps_the_lock_does_not_stop_us(tmp_path: Path, mo
     file = tmp_path / "known_hosts"
     with file.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        write_down(str(file), "host", key())
+        append_entry(str(file), "host", key())
     assert found(file, "host")
 
 
@@ -199,11 +199,11 @@ def test_no_directory_is_made_but_the_users_own(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(known_hosts, "home", lambda: str(tmp_path / "home"))  # it is not there either
     for place in (tmp_path / "new", tmp_path / "home" / ".ssh", tmp_path / ".ssh"):
         with pytest.raises(FileNotFoundError):
-            write_down(str(place / "known_hosts"), "host", key())
+            append_entry(str(place / "known_hosts"), "host", key())
     assert not list(tmp_path.iterdir())
 
 
 def test_nowhere_to_write(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Not a directory|File exists|No such file"):
-        write_down(str(tmp_path / "a" / "b" / "known_hosts"), "host", key())
-    write_down(os.devnull, "host", key())
+        append_entry(str(tmp_path / "a" / "b" / "known_hosts"), "host", key())
+    append_entry(os.devnull, "host", key())

@@ -15,8 +15,8 @@ from helpers import wait_until
 from relay import AddressError, ConnectError
 from relay.addresses.ssh import SSHServer
 from relay.transports.ssh.config import options
-from relay.transports.ssh.config.algorithms import LISTS, supported
 from relay.transports.ssh.config.options import Options, read
+from relay.transports.ssh.internals import LISTS, supported
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 

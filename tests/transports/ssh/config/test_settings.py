@@ -17,9 +17,9 @@ from relay.addresses.ssh import SSHServer
 from relay.errors import RelayError
 from relay.transports.ssh.config import options
 from relay.transports.ssh.config import settings as configuration
-from relay.transports.ssh.config.algorithms import LISTS, supported
-from relay.transports.ssh.config.settings import CLIENT_ONLY, settle
+from relay.transports.ssh.config.settings import CLIENT_ONLY
 from relay.transports.ssh.connection import Settings
+from relay.transports.ssh.internals import LISTS, supported
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -41,7 +41,7 @@ def told(tmp_path: Path) -> Told:
 
     def ask(text: str = "", **wishes: Any) -> Settings:
         (tmp_path / "config").write_text(text)
-        return settle(SSHServer(**{"host": "db", "config": str(tmp_path / "config"), **wishes}))
+        return configuration.resolve_settings(SSHServer(**{"host": "db", "config": str(tmp_path / "config"), **wishes}))
 
     return ask
 
@@ -55,7 +55,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_any_wish(parser: None, told: Told) -> None:
     settings = told()
     assert (settings.hostname, settings.port, settings.user, settings.name) == ("db", 22, USER, "ssh://db")
-    assert settings.host_key_name == "db" and not settings.accept_new and settings.needs_client == ""
+    assert settings.host_key_name == "db" and not settings.accept_new and settings.requires_openssh == ""
     assert settings.known_hosts == (
         f"{HOME}/.ssh/known_hosts",
         f"{HOME}/.ssh/known_hosts2",
@@ -112,7 +112,7 @@ def test_everything_that_is_honoured(parser: None, told: Told, tmp_path: Path) -
     assert settings.accept_new and settings.hash_known_hosts and settings.compress
     assert settings.ciphers == ("aes256-ctr",) and settings.kex == ("ecdh-sha2-nistp521",)
     assert settings.macs == ("hmac-sha2-512",) and settings.host_key_algorithms == ("rsa-sha2-512",)
-    assert settings.needs_client == ""
+    assert settings.requires_openssh == ""
 
 
 def test_the_caller_wins(parser: None, told: Told, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_descriptor_that_a_command_passes_is_for_the_client_alone(parser: None
         told(text, backend="paramiko")
     assert type(raised.value) is RelayError, "it is final"
     assert told(text, backend="openssh").command == "nc db 22"
-    assert told(text).needs_client.startswith("ProxyUseFdpass")
+    assert told(text).requires_openssh.startswith("ProxyUseFdpass")
     assert told("ProxyUseFdpass yes", backend="paramiko").command is None
 
 
@@ -318,9 +318,9 @@ def test_values_that_cannot_be_right(parser: None, told: Told, wish: str) -> Non
 )
 def test_what_needs_the_client(parser: None, told: Told, wish: str, option: str) -> None:
     if option.lower() in LISTS and wish.partition("+")[2] in supported(option.lower()):
-        assert told(wish).needs_client == "", "an old paramiko has it"
+        assert told(wish).requires_openssh == "", "an old paramiko has it"
     else:
-        assert told(wish).needs_client.startswith(option + " ")
+        assert told(wish).requires_openssh.startswith(option + " ")
     assert option in {need.option for need in CLIENT_ONLY}
 
 
@@ -339,7 +339,7 @@ def test_what_needs_the_client(parser: None, told: Told, wish: str, option: str)
     ],
 )
 def test_what_does_not(told: Told, wish: str) -> None:
-    assert told(wish).needs_client == ""
+    assert told(wish).requires_openssh == ""
 
 
 def test_the_home_directory_in_the_callers_paths(
@@ -364,7 +364,7 @@ def test_added_algorithms_are_kept(parser: None, told: Told) -> None:
 
 @pytest.mark.parametrize("wish", ["KnownHostsCommand /bin/x", "VerifyHostKeyDNS yes"])
 def test_with_a_pin_other_sources_of_trust_do_not_count(told: Told, wish: str) -> None:
-    assert told(wish, hostkey="SHA256:" + "A" * 43).needs_client == ""
+    assert told(wish, hostkey="SHA256:" + "A" * 43).requires_openssh == ""
 
 
 def test_a_key_exchange_by_kerberos(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
@@ -376,8 +376,8 @@ def test_a_key_exchange_by_kerberos(monkeypatch: pytest.MonkeyPatch, told: Told)
 
 def test_kerberos_with_a_ticket(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRB5CCNAME", "KCM:")
-    assert told("GSSAPIAuthentication yes").needs_client.startswith("GSSAPIAuthentication ")
-    assert told("GSSAPIAuthentication no").needs_client == ""
+    assert told("GSSAPIAuthentication yes").requires_openssh.startswith("GSSAPIAuthentication ")
+    assert told("GSSAPIAuthentication no").requires_openssh == ""
 
 
 def test_a_key_that_lies_in_hardware(told: Told, tmp_path: Path) -> None:
@@ -386,19 +386,19 @@ def test_a_key_that_lies_in_hardware(told: Told, tmp_path: Path) -> None:
     (tmp_path / "id_sk").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     (tmp_path / "id").write_bytes(make(tmp_path / "made").read_bytes())
     for wishes in ({"keyfile": f"{tmp_path}/id_sk"}, {"keyfile": f"{tmp_path}/id_sk.pub"}):
-        assert "security key" in told("", **wishes).needs_client
+        assert "security key" in told("", **wishes).requires_openssh
     text = f"IdentityFile {tmp_path}/id_sk\nIdentityFile {tmp_path}/id\n"
-    assert "security key" in told(text).needs_client
-    assert told(text, keyfile=f"{tmp_path}/id").needs_client == ""
+    assert "security key" in told(text).requires_openssh
+    assert told(text, keyfile=f"{tmp_path}/id").requires_openssh == ""
 
 
 def test_a_host_of_which_only_an_authority_is_known(told: Told, tmp_path: Path) -> None:
     known = tmp_path / "known"
     known.write_text("@cert-authority " + line("*") + "\n")
-    assert told(known_hosts=str(known)).needs_client.startswith("@cert-authority ")
-    assert told(known_hosts=str(known), hostkey="SHA256:" + "A" * 43).needs_client == ""
+    assert told(known_hosts=str(known)).requires_openssh.startswith("@cert-authority ")
+    assert told(known_hosts=str(known), hostkey="SHA256:" + "A" * 43).requires_openssh == ""
     known.write_text(known.read_text() + line("db", blob(1)) + "\n")
-    assert told(known_hosts=str(known)).needs_client == ""
+    assert told(known_hosts=str(known)).requires_openssh == ""
 
 
 def test_the_defaults_are_asked_once(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

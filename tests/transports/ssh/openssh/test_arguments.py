@@ -100,7 +100,7 @@ def test_with_a_pin_no_other_source_of_trust_counts(tmp_path: Path) -> None:
 def test_a_given_connection_is_passed_on() -> None:
     found = effective(HERE, given=True)
     assert found["proxyusefdpass"] == "yes"
-    assert "'/tmp/x 100%%/desk'" in found["proxycommand"]
+    assert "'/tmp/x 100%%/askpass'" in found["proxycommand"]
     assert (found["verifyhostkeydns"], found["canonicalizehostname"]) == ("false", "false"), "nothing is looked up here"
 
 
@@ -140,12 +140,12 @@ def test_what_a_killed_program_left_goes(tmp_path: Path, monkeypatch: pytest.Mon
     dead, dead_up, alive, up, _, foreign = folders
     for folder in folders:
         folder.mkdir()
-    (foreign / "desk").write_text("a file")
-    for path in (dead / "desk", dead_up / "desk", dead_up / "control", up / "desk"):
+    (foreign / "askpass").write_text("a file")
+    for path in (dead / "askpass", dead_up / "askpass", dead_up / "control", up / "askpass"):
         with socket.socket(socket.AF_UNIX) as killed:
             killed.bind(str(path))
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as control:
-        listening.bind(str(alive / "desk"))
+        listening.bind(str(alive / "askpass"))
         listening.listen()
         control.bind(str(up / "control"))  # ssh is up, and asks us no more
         control.listen()

@@ -18,28 +18,28 @@ from relay.addresses.ssh import SSHServer
 from relay.eventloop.loop import Loop
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.openssh import helper
-from relay.transports.ssh.openssh.askpass import Desk
+from relay.transports.ssh.openssh.askpass import AskpassServer
 
 HELPER = [sys.executable, "-I", "-S", str(Path(helper.__file__))]
 SERVER = SSHServer("bastion", password=lambda prompt: f"answer to {prompt}", passphrase="open sesame")
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Makes one in a loop of its own, and returns its path; ``desk.failed`` collects what went wrong."""
+def askpass(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Makes one in a loop of its own, and returns its path; ``askpass.failed`` collects what went wrong."""
     loop = Loop()
-    desks: list[Desk] = []
+    servers: list[AskpassServer] = []
 
     def make(server: SSHServer = SERVER, connection: socket.socket | None = None, failed: Any = print) -> str:
-        path = str(tmp_path / "desk")
+        path = str(tmp_path / "askpass")
         settings = Settings(server, "bastion.example", 22, "me", identities=("/home/me/.ssh/id", "/k" * 80))
-        desks.append(Desk(loop, path, settings, connection, failed))
+        servers.append(AskpassServer(loop, path, settings, connection, failed))
         thread.start()
         return path
 
     thread = threading.Thread(target=loop.run)
     yield make
-    loop.call(lambda: (desks[0].close(), loop.stop()))
+    loop.call(lambda: (servers[0].close(), loop.stop()))
     thread.join(WAIT)
     loop.close()
 
@@ -50,8 +50,8 @@ def ask(path: str, question: str, **environment: str) -> tuple[int, str]:
     return run.returncode, run.stdout
 
 
-def test_our_own_questions_are_answered(desk: Callable[..., str]) -> None:
-    path = desk()
+def test_our_own_questions_are_answered(askpass: Callable[..., str]) -> None:
+    path = askpass()
     for question in ("me@bastion.example's password: ", "(me@BASTION.example) One-time code: "):
         assert ask(path, question) == (0, f"answer to {question}\n")
     for key in ("/home/me/.ssh/id", ("/k" * 80)[:100]):
@@ -71,24 +71,24 @@ def test_our_own_questions_are_answered(desk: Callable[..., str]) -> None:
         "",
     ],
 )
-def test_questions_of_others_are_not(desk: Callable[..., str], question: str) -> None:
-    assert ask(desk(), question) == (1, "")
+def test_questions_of_others_are_not(askpass: Callable[..., str], question: str) -> None:
+    assert ask(askpass(), question) == (1, "")
 
 
-def test_confirmations_are_not(desk: Callable[..., str]) -> None:
-    assert ask(desk(), "me@bastion.example's password: ", SSH_ASKPASS_PROMPT="confirm") == (1, "")
+def test_confirmations_are_not(askpass: Callable[..., str]) -> None:
+    assert ask(askpass(), "me@bastion.example's password: ", SSH_ASKPASS_PROMPT="confirm") == (1, "")
 
 
-def test_a_secret_that_cannot_be_had_is_told(desk: Callable[..., str]) -> None:
+def test_a_secret_that_cannot_be_had_is_told(askpass: Callable[..., str]) -> None:
     failed: list[Any] = []
-    path = desk(SSHServer("bastion", password_env="NO_SUCH_VARIABLE"), failed=failed.append)
+    path = askpass(SSHServer("bastion", password_env="NO_SUCH_VARIABLE"), failed=failed.append)
     assert ask(path, "me@bastion.example's password: ") == (1, "")
     assert "NO_SUCH_VARIABLE" in str(failed[0])
 
 
-def test_a_connection_is_handed_over_once(desk: Callable[..., str]) -> None:
+def test_a_connection_is_handed_over_once(askpass: Callable[..., str]) -> None:
     ours, theirs = socket.socketpair()
-    path = desk(connection=theirs)
+    path = askpass(connection=theirs)
     mine, its = socket.socketpair()
     with ours, theirs, mine, its:
         argv = [*HELPER, "connection", path]
@@ -100,10 +100,10 @@ def test_a_connection_is_handed_over_once(desk: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("words", [b"", b"nonsense\0", b"x" * 10000, b"secret", b"secret\0" + b"x" * 10000])
-def test_callers_that_make_no_sense_get_nothing(desk: Callable[..., str], words: bytes) -> None:
+def test_callers_that_make_no_sense_get_nothing(askpass: Callable[..., str], words: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(WAIT)
-        caller.connect(desk())
+        caller.connect(askpass())
         try:
             caller.sendall(words)
             caller.shutdown(socket.SHUT_WR)
@@ -120,9 +120,9 @@ def test_a_pinned_key_alone_is_printed(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == ""
 
 
-def test_a_secret_that_ssh_would_cut_is_an_error(desk: Callable[..., str]) -> None:
+def test_a_secret_that_ssh_would_cut_is_an_error(askpass: Callable[..., str]) -> None:
     failed: list[OSError] = []
-    path = desk(SSHServer("bastion", password="one\ntwo"), failed=failed.append)
+    path = askpass(SSHServer("bastion", password="one\ntwo"), failed=failed.append)
     assert ask(path, "me@bastion's password: ")[0] == 1
     assert "line break" in str(failed[0])
     assert "two" not in str(failed[0])

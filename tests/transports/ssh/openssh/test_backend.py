@@ -42,7 +42,7 @@ from relay.errors import AuthenticationError, CarrierError, ConnectError, Forwar
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
 from relay.testing import check_factory, check_stream
-from relay.transports.ssh.config.settings import settle
+from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import IncompatibleError
 from relay.transports.ssh.openssh.backend import OpenSSH, connect
 
@@ -54,7 +54,7 @@ class Client:
         self.lost: list[CarrierError] = []
         self.cancel = Cancellation()
         try:
-            made = connect(settle(server), stream, time.monotonic() + timeout, self.cancel, self.lost.append)
+            made = connect(resolve_settings(server), stream, time.monotonic() + timeout, self.cancel, self.lost.append)
         finally:
             self.cancel.close()
         assert isinstance(made, OpenSSH)
@@ -144,7 +144,7 @@ def test_a_factory_over_it_keeps_every_promise(client: Client, listener: socket.
 
 
 def test_a_far_unix_socket_that_is_missing_is_unreachable(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(ConnectError, match="says ssh://") as caught:
+    with pytest.raises(ConnectError, match="reported by ssh://") as caught:
         client.open(UnixAddress(str(tmp_path / "none")), self_contained=True)
     assert caught.value.reason == "unreachable"
 
@@ -332,7 +332,7 @@ def test_listeners_that_were_not_used_for_longest_are_taken_back(client: Client,
     for number in range(1, 101):
         with client.open(TCPAddress(f"127.0.0.{number}", port)) as stream:
             assert told(stream) == ("empty" if number == 1 else "refused")
-    wait_until(lambda: sum(one.is_socket() for one in folder.iterdir()) <= 66)  # and those of control and desk
+    wait_until(lambda: sum(one.is_socket() for one in folder.iterdir()) <= 66)  # and those of control and askpass
     with client.open(TCPAddress("127.0.0.1", port)) as stream:
         assert receive_all(stream.socket) == b"here"
 
@@ -690,7 +690,7 @@ def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
         accepted = Accepted()
         client.connection.listen(place, accepted, time.monotonic() + WAIT)
         greet(client, place, accepted, (place.host, place.port))
-    with pytest.raises(ForwardError, match="already"):
+    with pytest.raises(ForwardError, match="in use by another listener"):
         client.connection.listen(place, Accepted(), time.monotonic() + WAIT)
     client.connection.stop_listening(place)
     wait_until(lambda: is_gone((place.host, place.port)))
@@ -712,8 +712,8 @@ def test_an_answer_that_comes_too_late_leaves_nothing(
         accepted = Accepted()
         asking = Thread(client.connection.listen, place, accepted, time.monotonic() + WAIT) if again else None
         if again:
-            listening = client.connection._listening
-            wait_until(lambda: place in listening._reverses and not listening._reverses[place].answer.cancelled())
+            listening = client.connection._remote_forwards
+            wait_until(lambda: place in listening._forwards and not listening._forwards[place].answer.cancelled())
     finally:
         sshd.thaw()
     if asking is not None:
@@ -741,12 +741,12 @@ def test_a_server_that_grants_what_is_no_port_is_a_forward_error(
 
 @pytest.mark.parametrize("port", [0x7FFFFFFF, 65536])
 def test_a_port_that_is_none_is_a_forward_error(client: Client, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
-    listening = client.connection._listening
+    listening = client.connection._remote_forwards
     answered = listening._answered
     monkeypatch.setattr(listening, "_answered", lambda reverse, told: answered(reverse, port))
     with pytest.raises(ForwardError, match=str(port)):
         client.connection.listen(TCPAddress("127.0.0.1", 0), Accepted(), time.monotonic() + WAIT)
-    assert not listening._reverses
+    assert not listening._forwards
 
 
 def test_a_listener_that_is_forbidden_is_a_forward_error(make_sshd: Any, make_client: Callable[..., Client]) -> None:
@@ -773,7 +773,7 @@ def test_a_key_that_is_not_known_is_refused(sshd: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/proc/kh", "missing/known_hosts", "."])
 def test_no_new_key_is_trusted_that_cannot_be_written_down(sshd: Any, tmp_path: Path, name: str) -> None:
     server = dataclasses.replace(sshd.server, known_hosts=str(tmp_path / name), accept_new=True)
-    with pytest.raises(HostKeyError, match="accept_new needs a file that it can write") as caught:
+    with pytest.raises(HostKeyError, match="accept_new needs a writable file") as caught:
         Client(server)
     assert str(tmp_path / name) in str(caught.value)
 
@@ -812,7 +812,7 @@ def test_a_pinned_key_alone_is_trusted(sshd: Any, tmp_path: Path) -> None:
     wrong = fingerprint(tmp_path / "other.pub")
     unknown = dataclasses.replace(sshd.server, known_hosts=None)
     Client(dataclasses.replace(unknown, hostkey=right)).connection.close()
-    with pytest.raises(HostKeyError, match="hostkey wants") as caught:
+    with pytest.raises(HostKeyError, match="hostkey is") as caught:
         Client(dataclasses.replace(sshd.server, hostkey=wrong))
     assert right in str(caught.value)
     assert wrong in str(caught.value)
@@ -866,7 +866,7 @@ def test_an_agent_with_too_many_keys_says_what_to_do(
         monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
         with pytest.raises(AuthenticationError, match="Too many authentication failures") as caught:
             Client(dataclasses.replace(sshd.server, keyfile=None))
-    assert "with keyfile" in str(caught.value)
+    assert "set keyfile" in str(caught.value)
     assert "id_rsa" not in str(caught.value)
 
 
@@ -911,7 +911,7 @@ def test_nobody_there_is_refused(sshd: Any) -> None:
 
 
 def test_a_server_that_says_nothing_is_a_timeout(sshd: Any, listener: socket.socket) -> None:
-    with pytest.raises(ConnectError, match="is it an SSH server") as caught:
+    with pytest.raises(ConnectError, match="check that it is an SSH server") as caught:
         Client(dataclasses.replace(sshd.server, port=listener.getsockname()[1]), timeout=1.0)
     assert caught.value.reason == "connect_timeout"
 
@@ -936,7 +936,7 @@ def test_an_endless_banner_ends_at_the_deadline(sshd: Any, serve: Callable[..., 
 
 
 def test_cancel_ends_it_at_once(sshd: Any, listener: socket.socket) -> None:
-    server = settle(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
+    server = resolve_settings(dataclasses.replace(sshd.server, port=listener.getsockname()[1]))
     cancel = Cancellation()
     thread = Thread(connect, server, None, time.monotonic() + 3 * WAIT, cancel, print)
     with listener.accept()[0]:
@@ -985,7 +985,7 @@ def test_the_users_configuration_does_no_harm(sshd: Any, tmp_path: Path, echo_se
 
 
 def test_no_ssh_says_what_to_do(sshd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settle(sshd.server)
+    settings = resolve_settings(sshd.server)
     monkeypatch.setenv("PATH", "/nonexistent")
     cancel = Cancellation()
     with pytest.raises(relay.RelayError, match="install"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from relay.addresses.values import TCPAddress, UnixAddress
-from relay.transports.ssh.openssh.channel_log import Channels, is_plain, shown
+from relay.transports.ssh.openssh.channel_log import ChannelLog, is_plain, shown
 
 DB = TCPAddress("db.internal", 5432)
 CONFIRM = (
@@ -36,11 +36,11 @@ class Told:
 
 
 class Rig:
-    """Channels, with what was made for the streams of the server."""
+    """ChannelLog, with what was made for the streams of the server."""
 
     def __init__(self) -> None:
         self.made: list[Told] = []
-        self.channels = Channels(self._make)
+        self.channels = ChannelLog(self._make)
 
     def _make(self) -> Told:
         self.made.append(Told())

@@ -48,7 +48,7 @@ ERRORS = {
             "me@bastion.example: Permission denied (publickey,password).",
         ],
         AuthenticationError,
-        ["takes publickey,password", "/home/me/.ssh/id_ed25519 (ED25519 SHA256:q)", "as me"],
+        ["accepts publickey,password", "/home/me/.ssh/id_ed25519 (ED25519 SHA256:q)", "as me"],
     ),
     "a key that cannot be read": (
         [
@@ -72,7 +72,7 @@ ERRORS = {
     "a key that needs a passphrase": (
         [f"debug1: Server accepts key: {ID} explicit", "me@bastion.example: Permission denied (publickey)."],
         AuthenticationError,
-        ["/home/me/.ssh/id is encrypted and there is no passphrase for it", "give passphrase"],
+        ["/home/me/.ssh/id is encrypted and there is no passphrase for it", "set passphrase"],
     ),
     "a key that was used": (
         [
@@ -81,7 +81,7 @@ ERRORS = {
             "me@bastion.example: Permission denied (keyboard-interactive).",
         ],
         AuthenticationError,
-        ["takes keyboard-interactive", "check the user"],
+        ["accepts keyboard-interactive", "check the user"],
     ),
     "a public key alone": (
         [
@@ -117,7 +117,7 @@ ERRORS = {
             "me@bastion.example: Permission denied (password).",
         ],
         AuthenticationError,
-        ["takes password; tried: nothing; check the user"],
+        ["accepts password; tried: nothing; check the user"],
     ),
     "too many": (
         [
@@ -125,7 +125,7 @@ ERRORS = {
             "Received disconnect from ::1 port 22:2: Too many authentication failures",
         ],
         AuthenticationError,
-        ["not let in", "key a 5 (RSA SHA256:5) and 3 more", "Too many authentication failures", "with keyfile"],
+        ["was rejected", "key a 5 (RSA SHA256:5) and 3 more", "Too many authentication failures", "set keyfile"],
     ),
     "refused": (["ssh: connect to host bastion.example port 22: Connection refused"], ConnectError, ["refused"]),
     "no name": (
@@ -170,7 +170,7 @@ ERRORS = {
     "a silent proxy command": (
         ["debug1: Executing proxy command: exec nc x", "Connection closed by UNKNOWN port 65535"],
         ConnectError,
-        ["ProxyCommand (nc)", "without a word"],
+        ["ProxyCommand (nc)", "without a message"],
     ),
     "no algorithm": (
         [REMOTE, "Unable to negotiate with ::1 port 22: no matching cipher found. Their offer: 3des-cbc,x"],
@@ -193,7 +193,7 @@ ERRORS = {
         ["the login was not finished"],
     ),
     "lost": ([REMOTE, "Connection closed by 10.0.0.1 port 22"], CarrierError, ["closed by 10.0.0.1"]),
-    "no word": ([], CarrierError, ["without a word"]),
+    "no word": ([], CarrierError, ["without a message"]),
     "an old ssh": (["command-line: line 0: Bad configuration option: logverbose"], RelayError, ["8.7", "logverbose"]),
     "a broken file": (["/home/me/.ssh/config: line 3: Bad configuration option: x"], RelayError, ["line 3"]),
 }
@@ -231,7 +231,7 @@ def test_a_pinned_key_is_shown_beside_the_other() -> None:
     ("line", "words"),
     [
         ("", "no answer in time"),
-        ("debug1: Local version string SSH-2.0-OpenSSH", "is it an SSH server"),
+        ("debug1: Local version string SSH-2.0-OpenSSH", "check that it is an SSH server"),
         (REMOTE, "key exchange"),
         (KEY, "the login was not finished"),
     ],
@@ -246,9 +246,9 @@ def test_a_timeout_says_how_far_it_got(line: str, words: str) -> None:
     ("lines", "words"),
     [
         (["SSH2_MSG_NEWKEYS received", "rekey in after 134217728 blocks"], "asking the agent"),
-        (["SSH2_MSG_NEWKEYS received", "Will attempt key: /k  explicit"], "server's answer"),
+        (["SSH2_MSG_NEWKEYS received", "Will attempt key: /k  explicit"], "server's reply"),
         (["Authentications that can continue: password", "read_passphrase: requested to askpass"], "for a password"),
-        ([f"Offering public key: {ID}"], "says to a key"),
+        ([f"Offering public key: {ID}"], "reply to a key"),
         ([f"Server accepts key: {ID}", "of no meaning"], "signature"),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_login_that_does_not_end_says_what_ssh_does(lines: list[str], words: s
 )
 def test_a_stream_that_was_not_opened_has_a_reason(text: str, reason: str) -> None:
     error = open_error("db:5432", "ssh://me@bastion", text)
-    assert "says ssh://me@bastion" in str(error)
+    assert "by ssh://me@bastion" in str(error)
     assert error.reason == reason
     assert str(error).startswith("db:5432: ")
 
@@ -304,7 +304,7 @@ def test_a_passphrase_that_is_wrong_is_told_from_one_that_is_missing() -> None:
 
 def test_a_refusal_is_told_as_by_the_other_backend() -> None:
     text = str(open_error("db:1", "ssh://me@bastion", "connect failed: Connection refused"))
-    assert text == "db:1: connection refused, says ssh://me@bastion; is the service running?"
+    assert text == "db:1: connection refused (reported by ssh://me@bastion); check that the service is running"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_refusal_is_told_as_by_the_other_backend() -> None:
     ],
 )
 def test_only_a_server_that_says_something_else_will_not_change(greeting, stage):
-    """As with paramiko: without a word it may not be up yet."""
+    """As with paramiko: without a message it may not be up yet."""
     end = ["kex_exchange_identification: Connection closed by remote host", "Connection closed by ::1 port 22"]
     error = why(HERE, [*greeting, *end])
     assert isinstance(error, CarrierError) and error.stage == stage

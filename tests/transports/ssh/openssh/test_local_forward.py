@@ -11,7 +11,7 @@ import pytest
 
 from relay.addresses.values import TCPAddress
 from relay.errors import CarrierError, ConnectError
-from relay.transports.ssh.openssh.local_forward import Forward
+from relay.transports.ssh.openssh.local_forward import LocalForward
 from relay.transports.ssh.openssh.opening import Opening
 
 PLACE = TCPAddress("db.internal", 5432)
@@ -50,13 +50,13 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def forward(listening: socket.socket) -> Forward:
-    made = Forward(PLACE, listening.getsockname())
+def forward(listening: socket.socket) -> LocalForward:
+    made = LocalForward(PLACE, listening.getsockname())
     made.is_ready = True
     return made
 
 
-def test_nothing_is_connected_before_it_is_ready(forward: Forward) -> None:
+def test_nothing_is_connected_before_it_is_ready(forward: LocalForward) -> None:
     forward.is_ready = False
     opening = Owner().opening()
     assert forward.connect(opening) is None
@@ -65,7 +65,7 @@ def test_nothing_is_connected_before_it_is_ready(forward: Forward) -> None:
     assert not forward.wants_help
 
 
-def test_who_comes_later_waits_behind_those_who_wait(forward: Forward, listening: socket.socket) -> None:
+def test_who_comes_later_waits_behind_those_who_wait(forward: LocalForward, listening: socket.socket) -> None:
     owner = Owner()
     first, second, third, fourth = (owner.opening() for _ in range(4))
     made = forward.connect(first)
@@ -84,13 +84,13 @@ def test_who_comes_later_waits_behind_those_who_wait(forward: Forward, listening
     forward.not_connected(third, OSError(111, "refused"))
     assert forward.next_waiting() is fourth
     assert forward.next_waiting() is None
-    assert not forward.is_catching_up
+    assert not forward.is_connecting
     assert list(forward.expected) == [first, second, fourth]
     made.close()
     late.close()
 
 
-def test_a_listener_that_is_gone_is_a_lost_carrier(forward: Forward, listening: socket.socket) -> None:
+def test_a_listener_that_is_gone_is_a_lost_carrier(forward: LocalForward, listening: socket.socket) -> None:
     listening.close()
     owner = Owner()
     opening = owner.opening()
@@ -101,7 +101,7 @@ def test_a_listener_that_is_gone_is_a_lost_carrier(forward: Forward, listening: 
     assert isinstance(forward.connect_blocking(), OSError)
 
 
-def test_answers_that_come_before_the_socket_are_kept(forward: Forward) -> None:
+def test_answers_that_come_before_the_socket_are_kept(forward: LocalForward) -> None:
     """The thread that catches up is slower than ssh."""
     for patient in (False, True):
         owner = Owner()

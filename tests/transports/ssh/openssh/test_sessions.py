@@ -20,7 +20,7 @@ from relay.addresses.hops import Command
 from relay.errors import CarrierError, ConnectError
 from relay.eventloop.loop import Loop
 from relay.transports.ssh.openssh import sessions
-from relay.transports.ssh.openssh.channel_log import Channels
+from relay.transports.ssh.openssh.channel_log import ChannelLog
 from relay.transports.ssh.openssh.control import SessionControl
 
 NEW = b"debug1: channel %d: new session [client-session] (inactive timeout: 0)\r"
@@ -50,7 +50,7 @@ class Told:
 def test_lines_before_and_after_the_number_is_known(new: bytes) -> None:
     lines = [line % 4 for line in (new, CONFIRMED, ACCEPTED, EOF, EMPTY, CLOSED, FREE)]
     for known in range(1, len(lines) + 1):
-        channels, told = Channels(Told), Told()
+        channels, told = ChannelLog(Told), Told()
         assert all(channels.read(line) for line in lines[:known])
         channels.claim(4, told)
         assert all(channels.read(line) for line in lines[known:])
@@ -61,7 +61,7 @@ def test_lines_before_and_after_the_number_is_known(new: bytes) -> None:
 
 
 def test_numbers_are_used_again() -> None:
-    channels, first, second = Channels(Told), Told(), Told()
+    channels, first, second = ChannelLog(Told), Told(), Told()
     for line in NEW, ACCEPTED, FREE:  # nobody claims it
         channels.read(line % 4)
     channels.read(NEW % 4)
@@ -75,7 +75,7 @@ def test_numbers_are_used_again() -> None:
 
 
 def test_lines_about_numbers_that_are_no_commands() -> None:
-    channels = Channels(Told)
+    channels = ChannelLog(Told)
     for line in ACCEPTED, EMPTY, b"debug2: exec request accepted on channel %d%%s" % 4:
         channels.read(line.replace(b"%d", b"999999999999999999999999"))
     assert not channels._sessions
@@ -213,6 +213,6 @@ def test_no_descriptors_for_it(far: FarEnd, monkeypatch: pytest.MonkeyPatch) -> 
                 link.connection.open(Command("cat"), None, outcomes.put)
                 error = outcomes.get(timeout=WAIT)
             assert isinstance(error, ConnectError)
-            assert str(error) == "exec:cat: ssh takes no command: Too many open files"
+            assert str(error) == "exec:cat: ssh accepts no command: Too many open files"
         with link.open("cat") as stream:
             assert finish(stream, b"here") == b"here"

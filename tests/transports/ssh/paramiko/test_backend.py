@@ -31,7 +31,7 @@ from relay.errors import AuthenticationError, CarrierError, ConnectError, HostKe
 from relay.streams.cancellation import Cancellation
 from relay.streams.stream import Stream
 from relay.testing.ssh.login import LoginHandler
-from relay.transports.ssh.config.settings import settle
+from relay.transports.ssh.config.settings import resolve_settings
 from relay.transports.ssh.connection import GREETING, KEY_EXCHANGE, IncompatibleError
 from relay.transports.ssh.paramiko import backend, packets
 
@@ -186,7 +186,7 @@ def test_a_server_that_speaks_http(serve):
 
     error = fails(serve, answer)
     assert isinstance(error, CarrierError)
-    assert "does not speak SSH, but says 'HTTP/1.1 400 Bad Request'" in str(error)
+    assert "no SSH server: it sent 'HTTP/1.1 400 Bad Request'" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def offered_to(serve, **wishes):
 
     server = serve(listen)
     host, port = server.address
-    settings = settle(SSHServer(host, "me", port, config=os.devnull))
+    settings = resolve_settings(SSHServer(host, "me", port, config=os.devnull))
     with pytest.raises(CarrierError):
         connect(dataclasses.replace(settings, **wishes))
     kex, keys, ciphers, ciphers_in, macs, macs_in, _, _ = lists
@@ -603,7 +603,7 @@ def test_streams_are_opened_and_closed_while_keys_are_exchanged(sshd, echo_serve
 
 
 def test_a_server_that_never_finishes_the_new_keys(scripted, monkeypatch):
-    monkeypatch.setattr("relay.transports.ssh.paramiko.transport._KEX_PATIENCE", 0.2)
+    monkeypatch.setattr("relay.transports.ssh.paramiko.transport._KEX_TIMEOUT", 0.2)
     lost, server = Lost(), scripted()
     with contextlib.closing(server.connect(lost)) as connection:
         server.transport._handler_table[20] = lambda message: None
@@ -716,11 +716,11 @@ def pause(connection, seconds, asks=False):
 
     def stopped():
         if asks:
-            connection._ask_for_life(connection._settings.server.keepalive)
+            connection._probe(connection._settings.server.keepalive)
             connection._wire.flush()
             assert select.select([connection._wire._descriptor], [], [], WAIT)[0]
         connection._wire.heard -= seconds
-        connection._asked -= seconds
+        connection._probed -= seconds
         connection._checked -= seconds
         if connection._silence.due < math.inf:
             connection._silence.start(connection._silence.due - seconds, time.monotonic())
@@ -987,14 +987,14 @@ def test_what_is_under_the_stream_tells_more_than_a_reset(ssh_server):
     far.close()
     with contextlib.closing(Cancellation()) as cancel, pytest.raises(CarrierError) as failed:
         backend.connect(settings_for(ssh_server), stream, time.monotonic() + WAIT, cancel, Lost())
-    assert str(failed.value).endswith(": the proxy command ended with status 1 (it has not said that it speaks SSH)")
+    assert str(failed.value).endswith(": the proxy command ended with status 1 (it has not sent an SSH version)")
 
 
 def test_an_end_that_tells_nothing_names_the_stage(ssh_server):
     near, far = socket.socketpair()
     near.sendall(b"unread")
     far.close()
-    with contextlib.closing(Cancellation()) as cancel, pytest.raises(CarrierError, match="not said that it speaks SSH"):
+    with contextlib.closing(Cancellation()) as cancel, pytest.raises(CarrierError, match="not sent an SSH version"):
         backend.connect(settings_for(ssh_server), Stream(near), time.monotonic() + WAIT, cancel, Lost())
 
 
@@ -1070,7 +1070,7 @@ def test_a_group_of_the_server_has_2048_bits(ssh_server, monkeypatch, bits):
     settings = settings_for(ssh_server, kex=("diffie-hellman-group-exchange-sha256",))
     if bits == 2048:
         return connect(settings).close()
-    problem = "its group for the key exchange has 1024 bits; 2048 are the least"
+    problem = "its group for the key exchange has 1024 bits; the minimum is 2048"
     with pytest.raises(CarrierError, match=problem):
         connect(settings)
     return None

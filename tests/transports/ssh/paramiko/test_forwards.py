@@ -121,7 +121,7 @@ def test_the_same_port_again(connection):
 
 def test_a_port_that_is_taken(connection, listener):
     port = listener.getsockname()[1]
-    with pytest.raises(ForwardError, match=f"{port}.*in use") as failed:
+    with pytest.raises(ForwardError, match=f"{port}.*is free there") as failed:
         listen(connection, TCPAddress("127.0.0.1", port))
     assert "\n" not in str(failed.value)
     place, accepted = listen(connection)
@@ -258,7 +258,7 @@ def test_a_stream_for_port_0_is_of_the_only_one_who_asked_for_it(server, caplog)
             incoming(server, 0, sender)
             assert server.expect(92)[:8] == struct.pack(">II", sender, 1), "whose it is cannot be known"
         (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-        assert ": 127.0.0.1:0: the server announces a stream for a place" in line
+        assert ": 127.0.0.1:0: rejected a stream: relay did not request" in line
 
 
 def test_a_stream_that_comes_while_its_place_is_taken_back_is_no_warning(server, caplog):

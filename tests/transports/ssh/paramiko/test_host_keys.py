@@ -17,7 +17,7 @@ from relay import HostKeyError
 from relay.addresses.ssh import SSHServer
 from relay.process import DEVNULL, PIPE, start
 from relay.transports.ssh.config.identities import public_key
-from relay.transports.ssh.config.known_hosts import fingerprint, write_down
+from relay.transports.ssh.config.known_hosts import append_entry, fingerprint
 from relay.transports.ssh.connection import Settings
 from relay.transports.ssh.paramiko import host_keys
 from relay.transports.ssh.paramiko.host_keys import verify, wanted_algorithms
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_written(trust: Any, tmp_path: Path) -> None:
 
 def test_no_directory_is_made_for_a_file_that_is_not_the_users_own(trust: Any, tmp_path: Path) -> None:
     text = refused(trust(known_hosts=(str(tmp_path / "new" / "known_hosts"),), accept_new=True))
-    assert "known_hosts: No such file or directory; accept_new needs a file that it can write" in text
+    assert "known_hosts: No such file or directory; accept_new needs a writable file" in text
     assert not (tmp_path / "new").exists()
 
 
@@ -184,10 +184,10 @@ def test_another_key_that_was_written_down_meanwhile(trust: Any, monkeypatch: py
     settings = trust(accept_new=True)
 
     def write_second(file: str, name: str, data: bytes, *, hashed: bool) -> None:
-        write_down(file, name, OTHER)
-        write_down(file, name, data, hashed=hashed)
+        append_entry(file, name, OTHER)
+        append_entry(file, name, data, hashed=hashed)
 
-    monkeypatch.setattr(host_keys, "write_down", write_second)
+    monkeypatch.setattr(host_keys, "append_entry", write_second)
     assert "changed" in refused(settings)
 
 

@@ -189,7 +189,7 @@ def test_an_agent_that_is_not_there_is_noted(tmp_path: Path) -> None:
     path = make(tmp_path / "key")
     found = offered(path, agent="/no/agent")
     assert found.blobs == [blob(path)]
-    assert found.notes == ["the agent at /no/agent is not there: No such file or directory"]
+    assert found.notes == ["the agent at /no/agent is not available: No such file or directory"]
 
 
 def test_a_signature_that_cannot_be_had_raises_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from relay.addresses.values import TCPAddress, UnixAddress
 from relay.errors import CarrierError, ConnectError
 from relay.testing import check_stream
 from relay.transports.ssh.paramiko import channel as one_channel
+from relay.transports.ssh.paramiko import flow_control
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -123,14 +124,14 @@ def test_closing_the_socket_alone_lets_everything_go(connection, pair):
     idle = threading.Event()
     connection.when_idle(idle.set)
     assert idle.wait(WAIT)
-    wait_until(lambda: not len(connection._channels))
+    wait_until(lambda: not len(connection._mux))
 
 
 def test_a_reset_drops_what_is_under_way(connection, pair):
     stream, far = pair()
     stream.reset()
     assert receive_all(far) == b""
-    wait_until(lambda: not len(connection._channels))
+    wait_until(lambda: not len(connection._mux))
 
 
 def test_the_far_end_closes_for_good(connection, pair):
@@ -144,7 +145,7 @@ def test_the_far_end_closes_for_good(connection, pair):
         while True:
             stream.socket.sendall(b"nobody listens")
             threading.Event().wait(0.005)
-    wait_until(lambda: not len(connection._channels))
+    wait_until(lambda: not len(connection._mux))
 
 
 def test_numbers_are_used_again(connection, listener):
@@ -152,8 +153,8 @@ def test_numbers_are_used_again(connection, listener):
         stream = open_stream(connection, listener.getsockname())
         listener.accept()[0].close()
         stream.close()
-        wait_until(lambda: not len(connection._channels))
-    assert connection._channels.number(None) < 3
+        wait_until(lambda: not len(connection._mux))
+    assert connection._mux.number(None) < 3
 
 
 def test_a_hundred_at_once_do_not_mix(connection, listener):
@@ -184,7 +185,7 @@ def test_a_stopped_reader_holds_the_far_end_and_nobody_else(connection, pair):
         assert receive_exactly(other.socket, 50_000) == BLOCK[:50_000]
     sent = sending.result()
     channel = stopped._channel
-    assert len(channel._pending) <= one_channel.WINDOW == channel._window, "it did not grow"
+    assert len(channel._backlog) <= flow_control.WINDOW == channel._window.size, "it did not grow"
     other.socket.sendall(b"still")
     assert receive_exactly(other_far, 5) == b"still"
     assert receive_exactly(stopped.socket, sent) == (BLOCK * (sent // len(BLOCK) + 1))[:sent]
@@ -219,14 +220,14 @@ def test_the_window_grows_for_a_reader_that_keeps_up(scripted):
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
-        channel, channels, whole = stream._channel, connection._channels, connection._channels.growth
+        channel, channels, whole = stream._channel, connection._mux, connection._mux.growth
         with stream:
             for window in (2 << 20, 4 << 20, 8 << 20, 16 << 20):
-                assert channel._window == window
+                assert channel._window.size == window
                 keep_up(server, stream, number, window)
-            assert channel._window == one_channel.LARGEST
+            assert channel._window.size == flow_control.LARGEST
             assert channels.growth == whole - (14 << 20)
-            assert channel._left <= channel._window
+            assert channel._window.left <= channel._window.size
         server.send(97, number)
         wait_until(lambda: channels.growth == whole)
 
@@ -239,20 +240,20 @@ def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
             channel, sent = stream._channel, 60 << 15
             for start in range(0, sent, 1 << 15):
                 server.send(94, number, (BLOCK * 2)[start : start + (1 << 15)])
-            wait_until(lambda: channel._moved + len(channel._pending) == sent)
+            wait_until(lambda: channel._moved + len(channel._backlog) == sent)
             receive_exactly(stream.socket, sent - (600 << 10))
-            wait_until(lambda: channel._moved > one_channel.WINDOW // 2)
-            assert channel._pending and channel._window == one_channel.WINDOW
+            wait_until(lambda: channel._moved > flow_control.WINDOW // 2)
+            assert channel._backlog and channel._window.size == flow_control.WINDOW
 
 
 def test_all_growth_is_bounded(scripted):
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
-        connection._channels.growth = 100
+        connection._mux.growth = 100
         with stream:
             keep_up(server, stream, number, 4 << 20)
-            assert stream._channel._window == one_channel.WINDOW + 100
+            assert stream._channel._window.size == flow_control.WINDOW + 100
 
 
 # What cannot be opened.
@@ -270,7 +271,7 @@ def test_a_target_that_refuses(connection):
         error = refused(connection, address)
     assert error.reason == "refused"
     host, port = address
-    assert str(error).startswith(f"{host}:{port}: connection refused, says {connection._settings.name}")
+    assert str(error).startswith(f"{host}:{port}: connection refused (reported by {connection._settings.name})")
 
 
 def test_a_name_that_is_none(connection):
@@ -296,11 +297,11 @@ def test_a_deadline(connection):
 
 SAYINGS = [
     (1, "open failed", "denied", "PermitOpen"),
-    (2, "Connection refused", "refused", "is the service running?"),
-    (2, "Connection timed out", "connect_timeout", "is the host up"),
-    (2, "No route to host", "unreachable", "No route to host, says"),
-    (2, "", "unreachable", "the connect failed, says"),
-    (3, "unknown channel type", "denied", "no forwarding of this kind"),
+    (2, "Connection refused", "refused", "check that the service is running"),
+    (2, "Connection timed out", "connect_timeout", "check that the host is up"),
+    (2, "No route to host", "unreachable", "No route to host (reported by"),
+    (2, "", "unreachable", "the connect failed (reported by"),
+    (3, "unknown channel type", "denied", "does not support this kind of forwarding"),
     (4, "too many", "denied", "MaxSessions"),
     (77, "\x1b[31m\r\nred", "unreachable", "[31m  red"),
 ]
@@ -316,7 +317,7 @@ def test_what_a_server_says_becomes_an_error(scripted, code, text, reason, told)
         assert isinstance(error, ConnectError) and error.reason == reason
         assert str(error).startswith("db.internal:5432: ") and told in str(error)
         assert "\n" not in str(error) and "\x1b" not in str(error)
-        assert not len(connection._channels)
+        assert not len(connection._mux)
 
 
 def test_giving_up_leaves_nothing(scripted):
@@ -337,7 +338,7 @@ def test_giving_up_leaves_nothing(scripted):
                 server.send(97, number)
             else:
                 server.send(92, number, 2, "no", "")
-            wait_until(lambda: not len(connection._channels))
+            wait_until(lambda: not len(connection._mux))
             assert outcome.empty()
 
 
@@ -438,7 +439,7 @@ def test_nothing_follows_a_close(scripted):
                 stream.reset()
                 assert server.expect(97) == struct.pack(">I", theirs)
                 server.send(97, number)
-            wait_until(lambda: not len(connection._channels))
+            wait_until(lambda: not len(connection._mux))
         connection.check()
         assert b"keepalive" in server.expect(80)
         assert server.received.empty()
@@ -481,7 +482,7 @@ def test_a_stream_that_the_server_has_closed_ends_with_the_connection_too(script
                 server.send(94, number, BLOCK[: 1 << 15])
             server.send(97, number)
             server.expect(97)
-            assert connection._channels.live
+            assert connection._mux.live
             server.transport.close()
             lost.wait()
             with contextlib.suppress(ConnectionResetError):
@@ -549,7 +550,7 @@ def test_a_stream_that_was_cut_ends_at_once(scripted):
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
         with stream:
-            stream._channel._left = 5
+            stream._channel._window.left = 5
             server.send(94, number, "hello!")
             assert receive_until_reset(stream.socket) == b""
             assert stream.failure() is not None
@@ -612,7 +613,7 @@ def test_small_packets_take_no_more_memory_than_they_hold(scripted):
         with stream:
             for _ in range(20_000):
                 server.send(94, number, "x" * 30)
-            wait_until(lambda: stream._channel._moved + len(stream._channel._pending) == 600_000)
+            wait_until(lambda: stream._channel._moved + len(stream._channel._backlog) == 600_000)
             assert receive_exactly(stream.socket, 600_000) == b"x" * 600_000
 
 

@@ -76,7 +76,7 @@ def test_a_request_that_is_refused_is_a_denial(rig):
     rig.server.send(REFUSED, number)
     error = told.get(timeout=WAIT)
     assert isinstance(error, ConnectError) and error.reason == "denied"
-    assert str(error).startswith("exec:sh …: denied, says ssh://somebody@")
+    assert str(error).startswith("exec:sh …: denied by ssh://somebody@")
     while rig.server.received.get(timeout=WAIT)[0] != CLOSE:
         pass
 
@@ -215,7 +215,7 @@ def test_giving_up_closes_the_channel_and_ends_the_command(rig):
 def test_a_deadline_before_the_answer(rig):
     number, told, _ = rig.ask(seconds=0.1)
     error = told.get(timeout=WAIT)
-    assert error.reason == "connect_timeout" and "has not begun to run it in time" in str(error)
+    assert error.reason == "connect_timeout" and "has not started it in time" in str(error)
     rig.server.expect(REQUEST)
     rig.server.expect(REQUEST)
     rig.server.expect(CLOSE)
@@ -260,4 +260,4 @@ def test_many_numbers_are_used_again(rig):
         assert receive_until_reset(stream.socket) == b""
         stream.close()
         rig.server.expect(CLOSE)
-        wait_until(lambda number=number: number in rig.connection._channels._free)
+        wait_until(lambda number=number: number in rig.connection._mux._free)

@@ -1,4 +1,4 @@
-"""``relay.transports.ssh.paramiko.backlog``."""
+"""The window and the backlog of a channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from relay.transports.ssh.paramiko.backlog import Backlog
+from relay.transports.ssh.paramiko.flow_control import Backlog
 
 
 class Taker:

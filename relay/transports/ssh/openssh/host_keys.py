@@ -1,0 +1,138 @@
+"""Host keys with the OpenSSH client: the options of ssh, the checks that ssh leaves out, and its errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ....errors import HostKeyError
+from ..config.known_hosts import REVOKED, find, fingerprint, open_to_append
+from ..connection import Settings
+
+__all__ = [
+    "HELPER",
+    "UNWRITTEN",
+    "check_pin",
+    "check_writable",
+    "host_key_error",
+    "is_accepting",
+    "last_match",
+    "quoted",
+    "trust_options",
+    "unwritten_error",
+]
+
+HELPER = str(Path(__file__).with_name("helper.py"))
+UNWRITTEN = "Failed to add the host to the list of known hosts"  # ssh logs that, and continues
+
+# The other sources of trust, which a pin excludes. RevokedHostKeys stays: it only rejects.
+_PIN_ONLY = (
+    "UserKnownHostsFile=/dev/null",
+    "GlobalKnownHostsFile=/dev/null",
+    "VerifyHostKeyDNS=no",
+    "CheckHostIP=no",
+)
+
+_SERVER_KEY = re.compile(r"debug1: Server host key: (\S+) (SHA256:\S+)")
+_OFFENDING = re.compile(r"(?:Offending|Matching).* key (?:for .* )?in (.+):(\d+)$")
+_REVOKED = "REVOKED HOST KEY"
+_CHANGED = ("IDENTIFICATION HAS CHANGED", "has changed and you have requested")
+
+
+def is_accepting(settings: Settings) -> bool:
+    """Return whether the key of an unknown server is stored and trusted."""
+    return settings.accept_new and settings.server.hostkey is None
+
+
+def trust_options(settings: Settings) -> list[str]:
+    """Return the options of ssh for what the caller has set: a pinned key, or a file of known hosts."""
+    server = settings.server
+    if server.hostkey is not None:
+        words = [sys.executable, "-I", "-S", HELPER, "hostkey", server.hostkey]
+        command = " ".join(map(quoted, words)) + " %I %f %H %t %K"
+        kerberos = ["GSSAPIKeyExchange=no"] if settings.gssapi_key_exchange else []
+        return [f"KnownHostsCommand={command}", *_PIN_ONLY, *kerberos]
+    if server.known_hosts is not None:
+        return [f"UserKnownHostsFile={quoted(server.known_hosts)}"]
+    return []
+
+
+def quoted(word: str) -> str:
+    """Return one word for an option of ssh that takes several words and expands percent signs."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def check_pin(settings: Settings) -> None:
+    """Reject a pinned key that is revoked: with a pin ssh reads no ``known_hosts``, and so no ``@revoked``.
+
+    :param settings: the server and the sources of trust.
+    :raises HostKeyError: if the pinned key is revoked.
+    """
+    pin = settings.server.hostkey
+    if pin is None:
+        return
+    for entry in (entry for name in settings.host_key_names for entry in find(settings.known_hosts, name)):
+        if entry.marker == REVOKED and fingerprint(entry.blob) == pin:
+            problem = f"the host key {pin}, which hostkey pins, is revoked ({entry})"
+            raise HostKeyError(f"{settings.name}: {problem}; do not connect")
+
+
+def check_writable(settings: Settings) -> None:
+    """Check that a new host key can be stored, if it must be: otherwise every later key would be accepted as new.
+
+    :param settings: the server and the sources of trust.
+    :raises HostKeyError: if the file cannot be written.
+    """
+    if not is_accepting(settings) or not settings.known_hosts or find(settings.known_hosts, settings.host_key_name):
+        return
+    try:
+        os.close(open_to_append(settings.known_hosts[0]))
+    except OSError as error:
+        raise unwritten_error(settings, error.strerror or str(error)) from None
+
+
+def unwritten_error(settings: Settings, why: str = "") -> HostKeyError:
+    """Make the error for a host key that cannot be stored.
+
+    :param settings: the server and the sources of trust.
+    :param why: the system's reason, if it is known.
+    """
+    file = settings.known_hosts[0] if settings.known_hosts else "known_hosts"
+    problem = f"its host key cannot be written to {file}{why and f': {why}'}"
+    return HostKeyError(f"{settings.name}: {problem}; accept_new needs a writable file; set known_hosts=FILE")
+
+
+def host_key_error(settings: Settings, lines: Sequence[str]) -> HostKeyError | None:
+    """Return the error for a host key that ssh has rejected; ``None`` if it has rejected none.
+
+    :param settings: the server and the sources of trust.
+    :param lines: ssh's standard error.
+    """
+    text = "\n".join(lines)
+    if "Host key verification failed" not in text and _REVOKED not in text:
+        return None
+    shown = last_match(_SERVER_KEY, lines)
+    key = f"{shown[1]} {shown[2]}" if shown else "a host key"
+    name, pin = settings.name, settings.server.hostkey
+    if pin is not None:
+        return HostKeyError(f"{name}: the server shows {key}, and hostkey is {pin}; check that it is the right server")
+    where = last_match(_OFFENDING, lines)
+    place = f"{where[1]} line {where[2]}" if where else " or ".join(settings.known_hosts) or "known_hosts"
+    if _REVOKED in text:
+        return HostKeyError(f"{name}: the server shows {key}, which {place} marks as revoked; do not connect")
+    if any(words in text for words in _CHANGED):
+        problem = f"the host key has changed: the server shows {key}, {place} has another"
+        remedy = f"if that is expected, run ssh-keygen -R '{settings.host_key_name or settings.hostname}'"
+        return HostKeyError(f"{name}: {problem}; {remedy}")
+    problem = f"the host key is not known: the server shows {key}, and {place} has no key of it"
+    return HostKeyError(f"{name}: {problem}; check it and add it there, or set accept_new")
+
+
+def last_match(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str] | None:
+    """Search the lines, the last one first."""
+    matches = (match for line in reversed(lines) if (match := pattern.search(line)))
+    return next(matches, None)

@@ -39,10 +39,6 @@ _SSHD_POLICY = " (AllowTcpForwarding, PermitOpen, AllowStreamLocalForwarding)"
 _LONGEST = 200  # characters of a server's words
 
 _REASONS = (("timed out", "connect_timeout"), ("timeout", "connect_timeout"), ("refused", "refused"))
-_REMEDIES = {
-    UNKNOWN_KIND: "the server does not support this kind of forwarding",
-    SHORTAGE: "the server has reached a limit; check MaxSessions and its resources",
-}
 
 
 def reason_for(words: str) -> str:
@@ -68,10 +64,13 @@ def open_failure(place: str, server: str, code: int, words: str) -> ConnectError
     detail = "" if words in ("", _SSHD) else f": {words}"
     denied = f"{place}: denied by {server}{detail}"
     if code == PROHIBITED:
-        policy = f"; the server's policy forbids it{_SSHD_POLICY if words == _SSHD else ''}"
-        return ConnectError(denied if detail else f"{denied}{policy}", reason="denied")
-    if code in _REMEDIES:
-        return ConnectError(f"{denied}; {_REMEDIES[code]}", reason="denied")
+        problem = f"the server's policy forbids it{_SSHD_POLICY if words == _SSHD else ''}"
+        return ConnectError(denied if detail else f"{denied}; {problem}", reason="denied")
+    if code == UNKNOWN_KIND:
+        return ConnectError(f"{denied}; the server does not support this kind of forwarding", reason="denied")
+    if code == SHORTAGE:
+        problem = "the server has reached a limit; check MaxSessions and its resources"
+        return ConnectError(f"{denied}; {problem}", reason="denied")
     reason, reporter = reason_for(words), f"(reported by {server})"
     if reason == "refused":
         problem = f"connection refused {reporter}; {CHECK_SERVICE}"
@@ -96,8 +95,8 @@ def session_rejected(command: str, server: str, words: str) -> ConnectError:
     :param words: the description that the server has sent; may be empty.
     """
     detail = f" ({words})" if words else ""
-    remedy = "check that this user may run commands there, and MaxSessions"
-    return ConnectError(f"{command}: denied by {server}{detail}; {remedy}", reason="denied")
+    problem = f"denied by {server}{detail}; check that this user may run commands there, and MaxSessions"
+    return ConnectError(f"{command}: {problem}", reason="denied")
 
 
 def command_rejected(command: str, server: str) -> ConnectError:

@@ -256,12 +256,12 @@ class Forwards:
     def _refused(self, place: Address) -> ForwardError:
         name = self._mux.name
         if isinstance(place, UnixAddress):
-            remedy = "check that the file does not exist, and AllowStreamLocalForwarding"
+            problem = "check that the file does not exist, and AllowStreamLocalForwarding"
         elif place.port:
-            remedy = f"check that port {place.port} is free there, and AllowTcpForwarding and PermitListen"
+            problem = f"check that port {place.port} is free there, and AllowTcpForwarding and PermitListen"
         else:
-            remedy = "check AllowTcpForwarding and PermitListen"
-        return ForwardError(f"{place}: {name} does not listen there; {remedy}")
+            problem = "check AllowTcpForwarding and PermitListen"
+        return ForwardError(f"{place}: {name} does not listen there; {problem}")
 
 
 class _Request:

@@ -76,7 +76,7 @@ def test_a_request_that_is_refused_is_a_denial(rig):
     rig.server.send(REFUSED, number)
     error = told.get(timeout=WAIT)
     assert isinstance(error, ConnectError) and error.reason == "denied"
-    assert str(error).startswith("exec:sh …: denied by ssh://somebody@")
+    assert str(error).startswith("exec:sh …: denied by ssh://user@")
     while rig.server.received.get(timeout=WAIT)[0] != CLOSE:
         pass
 

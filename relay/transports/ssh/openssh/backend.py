@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -380,10 +381,8 @@ class OpenSSH:
         self._controls[0].request(request, lambda answer: self._unlink(forward))
 
     def _unlink(self, forward: LocalForward) -> None:
-        try:
+        with contextlib.suppress(OSError):  # ssh has removed it, or the directory
             os.unlink(forward.path)
-        except OSError:
-            pass  # ssh has removed it, or the directory
 
     def _set_timer(self) -> None:
         now = time.monotonic()

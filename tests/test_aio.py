@@ -20,7 +20,7 @@ from helpers import BLOCK, WAIT, TLSEnd, black_hole, receive_all, refusing, wait
 
 import relay
 from relay import aio
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.streams.dialer import Dialer
 from relay.testing import Leaks, check_leaks
 from relay.testing.ssh.login import Login
@@ -245,7 +245,7 @@ def making(monkeypatch, gate):
 @contextlib.contextmanager
 def connecting(monkeypatch, gate):
     with black_hole() as hole:
-        yield "{}:{}".format(*hole.getsockname()), [], lambda: Pump._current is not None
+        yield "{}:{}".format(*hole.getsockname()), [], lambda: IOThread._current is not None
 
 
 @contextlib.contextmanager
@@ -471,7 +471,7 @@ def test_one_that_fails_ends_the_others_of_its_group(serve):
             with pytest.raises(ExceptionGroup) as caught:
                 async with asyncio.TaskGroup() as group:
                     others += [group.create_task(aio.connect("{}:{}".format(*hole.getsockname()))) for _ in range(5)]
-                    await until(lambda: Pump._current is not None)
+                    await until(lambda: IOThread._current is not None)
                     group.create_task(aio.connect(f"{host}:{port}"))
             assert caught.value.subgroup(relay.ConnectError) is not None
             assert all(task.cancelled() for task in others)

@@ -1,7 +1,7 @@
 """One supervised connection that many streams share: an SSH connection or a SAM session.
 
 A carrier connects, passes its link to the callers that wait for it, and reconnects with back-off after a loss. All of
-this runs in the thread of the :class:`~relay.eventloop.background.Pump`. Connecting and closing may block, so each of
+this runs in the :class:`~relay.eventloop.background.IOThread`. Connecting and closing may block, so each of
 these has a thread of its own.
 
 The states are those of :class:`~relay.carriers.link.CarrierState`. While the state is *replacing*, the link is up, and
@@ -59,7 +59,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from ..errors import CarrierError, can_retry
-from ..eventloop.background import Pump
+from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer, Timers
 from .blocking import BlockingCalls
 from .link import AnyLink, CarrierState, Connector, Links, Waiter, Watcher, is_reported, strip_prefix
@@ -118,8 +118,8 @@ class Carrier(Generic[AnyLink]):
         self._waiters: dict[Waiter[AnyLink], None] = {}
         self._watchers: list[Watcher] = []
         self._ended = threading.Event()
-        self._pump = Pump.hold(self)
-        self._timer = Timer(self._pump.loop.timers, self._on_timer)
+        self._io_thread = IOThread.acquire(self)
+        self._timer = Timer(self._io_thread.loop.timers, self._on_timer)
 
     @property
     def state(self) -> CarrierState:
@@ -161,7 +161,7 @@ class Carrier(Generic[AnyLink]):
         return waiter.give_up
 
     def subscribe(self, watcher: Watcher) -> None:
-        """Call ``watcher(state, error)`` at each change, in the pump's thread; it must not block."""
+        """Call ``watcher(state, error)`` at each change, in the I/O thread; it must not block."""
         self._watchers.append(watcher)
 
     def unsubscribe(self, watcher: Watcher) -> None:
@@ -191,10 +191,10 @@ class Carrier(Generic[AnyLink]):
     def close(self, *, wait: bool = True) -> None:
         """Close the links and every stream over them at once. Idempotent, from any thread.
 
-        :param wait: whether to wait until all is closed, for less than a second; the pump's thread never waits.
+        :param wait: whether to wait until all is closed, for less than a second; the I/O thread never waits.
         """
         self.call(self._end)
-        if wait and threading.current_thread() is not self._pump.thread:
+        if wait and threading.current_thread() is not self._io_thread.thread:
             self._ended.wait(_PROMPT)
 
     def join(self, timeout: float | None) -> bool:
@@ -207,8 +207,8 @@ class Carrier(Generic[AnyLink]):
 
     @property
     def timers(self) -> Timers:
-        """The deadlines of the pump's thread, for its connector and its links."""
-        return self._pump.loop.timers
+        """The deadlines of the I/O thread, for its connector and its links."""
+        return self._io_thread.loop.timers
 
     def abandon(self) -> None:
         """Only close the descriptors, in a forked child."""
@@ -219,11 +219,11 @@ class Carrier(Generic[AnyLink]):
         self._links.abandon()
 
     def call(self, function: Callable[[], object]) -> bool:
-        """Call a function in the pump's thread.
+        """Call a function in the I/O thread.
 
-        :returns: whether it will be called: not in a forked child, where the pump's lock may be held for ever.
+        :returns: whether it will be called: not in a forked child, where the I/O thread's lock may be held for ever.
         """
-        return self._state is not CarrierState.ABANDONED and self._pump.loop.call(function)
+        return self._state is not CarrierState.ABANDONED and self._io_thread.loop.call(function)
 
     def _log(self, level: int, text: str, *values: object, exc_info: BaseException | None = None) -> None:
         logger.log(logging.DEBUG if self._log_at_debug else level, text, self.name, *values, exc_info=exc_info)
@@ -231,7 +231,7 @@ class Carrier(Generic[AnyLink]):
     def __repr__(self) -> str:
         return f"<relay.Carrier {self.name}, {self.state.value}>"
 
-    # -- in the pump's thread: events -------------------------------------------------------------------------------
+    # -- in the I/O thread: events -------------------------------------------------------------------------------------
 
     def _add(self, waiter: Waiter[AnyLink], instead_of: tuple[AnyLink, CarrierError] | None) -> None:
         if instead_of is not None:
@@ -246,7 +246,7 @@ class Carrier(Generic[AnyLink]):
             waiter.resolve(self.error)
         else:
             self._waiters[waiter] = None
-            waiter.start(self._pump.loop.timers)
+            waiter.start(self._io_thread.loop.timers)
             if self._state is CarrierState.BACKING_OFF:
                 now = time.monotonic()
                 # A client that waits for one attempt only has it started at once.
@@ -343,7 +343,7 @@ class Carrier(Generic[AnyLink]):
         elif link is not None:
             self._blocking.close_link(link)
 
-    # -- in the pump's thread: actions ------------------------------------------------------------------------------
+    # -- in the I/O thread: actions ------------------------------------------------------------------------------
 
     def _change(self, state: CarrierState, error: Exception | None = None) -> None:
         self._state, self.error = state, error
@@ -379,8 +379,8 @@ class Carrier(Generic[AnyLink]):
         self._blocking.close(link, self._closed)
 
     def _closed(self) -> None:
-        """Release the pump; in the thread that has closed the rest."""
-        self._pump.let_go(self)
+        """Release the I/O thread; in the thread that has closed the rest."""
+        self._io_thread.release(self)
         self._ended.set()
 
     def _closed_error(self) -> CarrierError:

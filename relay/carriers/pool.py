@@ -27,7 +27,7 @@ class _Pool:
         self.forget()
 
     def forget(self) -> None:
-        """Start with nothing; in a forked child, where the pump abandons each carrier and a lock may be held."""
+        """Start with nothing; in a forked child, where the I/O thread abandons each carrier and a lock may be held."""
         self.lock = threading.Lock()  # no callback is called while it is held
         self.ref_lock = threading.Lock()  # for the references; taken before the other one
         self.carriers: dict[Hashable, Carrier[Any]] = {}

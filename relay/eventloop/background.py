@@ -10,56 +10,56 @@ from typing import Protocol
 
 from .loop import Handler, Loop
 
-__all__ = ["BUFFER", "Member", "Pump", "Watch"]
+__all__ = ["BUFFER", "Client", "IOThread", "Watch"]
 
-BUFFER = 288 << 10  # bytes that a member can move in one turn, so that none starves the others
+BUFFER = 288 << 10  # bytes that a client can move in one turn, so that none starves the others
 
 
-class Member(Protocol):
-    """A user of the pump."""
+class Client(Protocol):
+    """A user of the io_thread."""
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors; every lock may be held for ever."""
 
 
-class Pump:
-    """The thread of all members in this process, with its loop, and a buffer for the handler being run.
+class IOThread:
+    """The thread of all clients in this process, with its loop, and a buffer for the handler being run.
 
-    It starts with the first member and ends with the release of the last one.
+    It starts with the first client and ends with the release of the last one.
     """
 
-    _current: Pump | None = None
+    _current: IOThread | None = None
     _lock = threading.Lock()
 
     def __init__(self) -> None:
         self.loop = Loop()
         self.buffer = memoryview(bytearray(BUFFER))
-        self._members: set[Member] = set()
+        self._clients: set[Client] = set()
         try:
-            self.thread = threading.Thread(target=self._run, name="relay pump", daemon=True)
+            self.thread = threading.Thread(target=self._run, name="relay-io", daemon=True)
             self.thread.start()
         except RuntimeError as error:
             self.loop.close()
             raise OSError(errno.EAGAIN, str(error)) from error
 
     @classmethod
-    def hold(cls, member: Member) -> Pump:
-        """Return the pump, started if there is none; it runs until every member has released it.
+    def acquire(cls, client: Client) -> IOThread:
+        """Return the I/O thread, started if there is none; it runs until every client has released it.
 
         :raises OSError: if the system has no thread or descriptor left.
         """
         with cls._lock:
             if cls._current is None:
                 cls._current = cls()
-            cls._current._members.add(member)
+            cls._current._clients.add(client)
             return cls._current
 
-    def let_go(self, member: Member) -> None:
+    def release(self, client: Client) -> None:
         """Release it; the last release ends the thread. Safe from any thread, idempotent."""
-        with Pump._lock:
-            self._members.discard(member)
-            if not self._members and Pump._current is self:
-                Pump._current = None
+        with IOThread._lock:
+            self._clients.discard(client)
+            if not self._clients and IOThread._current is self:
+                IOThread._current = None
                 self.loop.call(self.loop.stop)
 
     def _run(self) -> None:
@@ -73,16 +73,16 @@ class Pump:
         current, cls._current = cls._current, None
         if current is not None:
             current.loop.close()
-            for member in current._members:
-                member.abandon()
+            for client in current._clients:
+                client.abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Pump.forked)
+    os.register_at_fork(after_in_child=IOThread.forked)
 
 
 class Watch:
-    """The events of a socket that a member waits for; after the first :meth:`set_interest` also errors and hang-ups."""
+    """The events of a socket that a client waits for; after the first :meth:`set_interest` also errors and hang-ups."""
 
     __slots__ = ("mask", "hung", "_descriptor", "_watched", "_loop", "_handler")
 
@@ -118,7 +118,7 @@ class Watch:
         """Watch no longer; the socket is about to be closed."""
         self._loop.forget(self._descriptor, closing=True)
         self._watched = False
-        self._handler = _ended  # the member and its watch would be a cycle for the collector to find
+        self._handler = _ended  # the client and its watch would be a cycle for the collector to find
 
 
 def _ended(event: int, now: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import ConnectError
-from ..eventloop.background import Pump
+from ..eventloop.background import IOThread
 from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_blocking, connect_error, open_socket
@@ -288,17 +288,17 @@ class _BackgroundConnect:
         self._target = target
         self._deadline = deadline
         self._done: OnResult | None = done
-        self._pump = Pump.hold(self)
-        loop = self._pump.loop
+        self._io_thread = IOThread.acquire(self)
+        loop = self._io_thread.loop
         self._race = ConnectRace(loop, _open, self._submit, deadline, self._raced)
         self._looks_up = False
         self._timer = Timer(loop.timers, self._expired)
 
     def begin(self, endpoints: Sequence[Endpoint], lookup: _Lookup) -> Abort:
         """Begin; the result gives it up, from any thread."""
-        self._pump.loop.call(self._start_clock)
+        self._io_thread.loop.call(self._start_clock)
         if endpoints:
-            self._pump.loop.call(functools.partial(self._start, endpoints))
+            self._io_thread.loop.call(functools.partial(self._start, endpoints))
         else:
             self._looks_up = True
             lookup.find(self._found)
@@ -306,13 +306,13 @@ class _BackgroundConnect:
 
     def go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> Abort:
         """Go on with a connect to the only address, which was begun already."""
-        self._pump.loop.call(self._start_clock)
-        self._pump.loop.call(functools.partial(self._go_on, made, endpoint, status))
+        self._io_thread.loop.call(self._start_clock)
+        self._io_thread.loop.call(functools.partial(self._go_on, made, endpoint, status))
         return self._give_up
 
     def _give_up(self) -> None:
         if self._done is not None:
-            self._pump.loop.call(functools.partial(self._finish, None))
+            self._io_thread.loop.call(functools.partial(self._finish, None))
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors."""
@@ -325,9 +325,9 @@ class _BackgroundConnect:
         """In the thread of the look-up."""
         if isinstance(found, BaseException):
             failure = found if isinstance(found, OSError) else ConnectError(f"{self._target}: {found}")
-            self._pump.loop.call(functools.partial(self._finish, failure))
+            self._io_thread.loop.call(functools.partial(self._finish, failure))
         else:
-            self._pump.loop.call(functools.partial(self._start, found))
+            self._io_thread.loop.call(functools.partial(self._start, found))
 
     def _start_clock(self) -> None:
         if self._deadline is not None:
@@ -370,7 +370,7 @@ class _BackgroundConnect:
             if outcome is not None:
                 done(outcome)
         finally:
-            self._pump.let_go(self)
+            self._io_thread.release(self)
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from ..eventloop.background import Pump, Watch
+from ..eventloop.background import IOThread, Watch
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN, OUT
 from ..eventloop.sockets import set_to_reset
@@ -92,8 +92,8 @@ class _SocketProxy:
         self.down = _Direction(stream.socket, outer)
         self._settling: Timer | None = None  # until the stream knows whether its end was a failure
         self._ended = False  # the holder's end of file was passed on
-        self._pump = Pump.hold(self)
-        loop = self._pump.loop
+        self._io_thread = IOThread.acquire(self)
+        loop = self._io_thread.loop
         self._inside = Watch(stream.socket, loop, self._on_inside)
         self._outside = Watch(outer, loop, self._on_outside)
         loop.call(self._settle)
@@ -148,7 +148,7 @@ class _SocketProxy:
             self._inside.end()
             self._outside.end()
             now = time.monotonic()
-            self._settling = Timer(self._pump.loop.timers, lambda now: self._end())
+            self._settling = Timer(self._io_thread.loop.timers, lambda now: self._end())
             self._settling.start(now + settle, now)
             return
         failure = self._stream.failure
@@ -163,12 +163,12 @@ class _SocketProxy:
         if not clean:
             set_to_reset(self._outer)
         # After this turn, for its events may still come.
-        self._pump.loop.call(self._stream.close if clean else self._stream.reset)
-        self._pump.loop.discard(self._outer)
+        self._io_thread.loop.call(self._stream.close if clean else self._stream.reset)
+        self._io_thread.loop.discard(self._outer)
         try:
             over()
         finally:
-            self._pump.let_go(self)
+            self._io_thread.release(self)
 
 
 def _interest(reads: _Direction, writes: _Direction) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from ..errors import ConnectError, RelayError
-from ..eventloop.background import Pump
+from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..eventloop.unix_reset import leave_unread, socketpair
@@ -54,7 +54,7 @@ def run(
     :param done: called once, in any thread, perhaps before this returns, with a :class:`ProgramStream` or with the
         error: a :class:`ConnectError`, ``unreachable`` if there is no such program.
     :param target: what it leads to, in records; ``None`` for its name.
-    :param said: called in the pump's thread with what it says on its standard error; must not block. ``None`` to log
+    :param said: called in the I/O thread with what it says on its standard error; must not block. ``None`` to log
         the lines of it.
     :returns: gives it up: ``done`` is not called after that, and nothing is left.
     """
@@ -89,7 +89,7 @@ class ProgramStream(Stream):
 
 
 class _Program:
-    """One program, from before its start until it has ended. It belongs to the pump's thread but for what says so."""
+    """One program, from before its start until it has ended. It belongs to the I/O thread but for what says so."""
 
     def __init__(
         self, name: str, target: str, deadline: float | None, done: OnResult, said: Callable[[bytes], object] | None
@@ -122,11 +122,11 @@ class _Program:
         )
         os.set_blocking(self._stderr, False)
         try:
-            self._pump = Pump.hold(self)
+            self._io_thread = IOThread.acquire(self)
         except OSError:
             self.abandon()
             raise
-        timers = self._pump.loop.timers
+        timers = self._io_thread.loop.timers
         self._late = Timer(timers, self._too_late)
         self._patience = Timer(timers, self._end_it)
 
@@ -143,8 +143,8 @@ class _Program:
             self._not_started(self._start_error(error))
         else:
             if self._deadline is not None:
-                self._pump.loop.call(self._start_clock)
-            future.add_done_callback(lambda future: self._pump.loop.call(functools.partial(self._started, future)))
+                self._io_thread.loop.call(self._start_clock)
+            future.add_done_callback(lambda future: self._io_thread.loop.call(functools.partial(self._started, future)))
 
     def give_up(self) -> None:
         """Stop waiting for the result."""
@@ -154,13 +154,13 @@ class _Program:
     def closed(self) -> None:
         """Its stream was closed, which its socket does not tell where a forked child has a copy of it."""
         if os.getpid() == self._owner:
-            self._pump.loop.call(self._wait_for_end)
+            self._io_thread.loop.call(self._wait_for_end)
 
     def terminate(self) -> None:
         """End it now."""
         if os.getpid() == self._owner:
             self._signal(signal.SIGTERM)
-            self._pump.loop.call(self._wait_for_kill)
+            self._io_thread.loop.call(self._wait_for_kill)
 
     def _signal(self, number: int) -> None:
         """Signal it and what it has started. It is not reaped yet, so its number is its own."""
@@ -208,7 +208,7 @@ class _Program:
         ours, self._ours = self._ours, None
         if ours is not None:
             ours.close()
-        self._pump.let_go(self)
+        self._io_thread.release(self)
         self._tell(error)
 
     def _start_error(self, error: Exception) -> OSError:
@@ -231,7 +231,7 @@ class _Program:
         self._process = process
         their_stderr, self._their_stderr = self._their_stderr, -1
         os.close(their_stderr)
-        loop = self._pump.loop
+        loop = self._io_thread.loop
         loop.watch(self._pid, IN, self._on_exit)
         loop.watch(self._stderr, IN, self._on_stderr)
         loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
@@ -248,7 +248,7 @@ class _Program:
 
     def _forget_socket(self) -> None:
         # Not as one that is closed: the program has a copy, with which the kernel would go on reporting it.
-        self._pump.loop.forget(self._theirs.fileno())
+        self._io_thread.loop.forget(self._theirs.fileno())
 
     def _wait_for_end(self) -> None:
         if self._next_signal is None:
@@ -271,7 +271,7 @@ class _Program:
 
     def _on_stderr(self, event: int, now: float) -> None:
         if not self._read_stderr():
-            self._pump.loop.forget(self._stderr)
+            self._io_thread.loop.forget(self._stderr)
 
     def _read_stderr(self) -> bool:
         """Take what it has said.
@@ -301,10 +301,10 @@ class _Program:
                 break
         self._lines.end()
         self.error = _failure(self.name, self.status, self._lines.last)
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
-        loop = self._pump.loop
+    def _release(self) -> None:
+        loop = self._io_thread.loop
         self._forget_socket()
         for descriptor in (self._pid, self._stderr):
             loop.forget(descriptor)
@@ -317,7 +317,7 @@ class _Program:
         if self._far is None:
             _shut_down(self._theirs)  # another process may have a copy
             loop.discard(self._theirs)
-            self._pump.let_go(self)
+            self._io_thread.release(self)
         else:  # a shutdown would be an end of file before it is a reset
             loop.discard(self._theirs)
             loop.call(self._wait_for_copies)
@@ -325,7 +325,7 @@ class _Program:
     def _wait_for_copies(self) -> None:
         """Wait until no copy of the program's end is open, so that the holder has seen the reset; but not for ever."""
         assert self._far is not None
-        loop, now = self._pump.loop, time.monotonic()
+        loop, now = self._io_thread.loop, time.monotonic()
         self._copies = Timer(loop.timers, self._copies_closed)
         self._copies.start(now + _MOMENT, now)
         loop.watch(self._far.fileno(), 0, lambda event, now: self._copies_closed(now))
@@ -334,10 +334,10 @@ class _Program:
         far, self._far = self._far, None
         assert far is not None
         self._copies.stop()
-        self._pump.loop.forget(far.fileno())
+        self._io_thread.loop.forget(far.fileno())
         _shut_down(far)
-        self._pump.loop.discard(far)
-        self._pump.let_go(self)
+        self._io_thread.loop.discard(far)
+        self._io_thread.release(self)
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: end it."""

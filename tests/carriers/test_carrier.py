@@ -379,19 +379,19 @@ def test_a_bug_of_one_who_waits_harms_nobody_else(carried, caplog):
 def test_a_link_that_is_lost_while_it_is_handed_over_is_made_again(carried):
     go = threading.Event()
     carrier, connector = carried(lambda cancel: go.wait(WAIT) and None)
-    call = carrier._pump.loop.call
+    call = carrier._io_thread.loop.call
 
     def hand_over(function):
         if getattr(function, "func", None) == carrier._connected and len(connector.links) == 1:
             connector.links[0].lose()
         return call(function)
 
-    carrier._pump.loop.call = hand_over
+    carrier._io_thread.loop.call = hand_over
     try:
         go.set()
         wait_until(lambda: carrier.link is not None and carrier.link is connector.links[-1] and connector.links[1:])
     finally:
-        del carrier._pump.loop.call
+        del carrier._io_thread.loop.call
 
 
 @pytest.fixture
@@ -607,7 +607,7 @@ def test_a_forked_child_needs_no_lock_of_ours(carried):
     carrier, _ = carried(held_back)
     wait_until(lambda: carrier._blocking.cancel._pipe)
     descriptors = carrier._blocking.cancel._pipe
-    with carrier._pump.loop._lock, carrier._blocking.cancel._lock:
+    with carrier._io_thread.loop._lock, carrier._blocking.cancel._lock:
         child = os.fork()
         if child == 0:
             try:
@@ -952,8 +952,8 @@ class Still:
         self.connector = Connector()
         self.timers = Timers()
         loop = SimpleNamespace(call=lambda function: self.calls.append(function) or True, timers=self.timers)
-        pump = SimpleNamespace(loop=loop, thread=None, let_go=lambda member: None)
-        monkeypatch.setattr(module.Pump, "hold", lambda member: pump)
+        io_thread = SimpleNamespace(loop=loop, thread=None, release=lambda client: None)
+        monkeypatch.setattr(module.IOThread, "acquire", lambda client: io_thread)
         monkeypatch.setattr(blocking.threading, "Thread", self.thread)
         self.carrier = Carrier("c", self.connector, 10.0)
 

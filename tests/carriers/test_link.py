@@ -46,7 +46,7 @@ def test_who_has_given_up_is_not_told(carrier):
     assert carrier.dropped == [waiter] and carrier.calls == 1
 
 
-def test_giving_up_after_the_outcome_costs_the_pump_nothing(carrier):
+def test_giving_up_after_the_outcome_costs_the_io_thread_nothing(carrier):
     waiter = Waiter(carrier, lambda outcome: None, None, True)
     waiter.resolve("the link")
     waiter.give_up()

@@ -215,7 +215,7 @@ def play(one: Bench, plan: list[tuple[str, str, int]]) -> None:
     assert one.connection.summary.sent == len(sent["target"])
 
 
-def pump(one: Bench, source: socket.socket, sink: socket.socket, data: bytes) -> bytes:
+def io_thread(one: Bench, source: socket.socket, sink: socket.socket, data: bytes) -> bytes:
     got = bytearray()
     view = memoryview(data)
     while len(got) < len(data):
@@ -229,13 +229,13 @@ def pump(one: Bench, source: socket.socket, sink: socket.socket, data: bytes) ->
 def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., Bench]) -> None:
     one = bench(small=False)
     up = one.connection.flows.upstream
-    assert pump(one, one.client, one.target, b"small") == b"small"
+    assert io_thread(one, one.client, one.target, b"small") == b"small"
     assert up.handler == up.copy and not up.spliced
-    assert pump(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
+    assert io_thread(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
     assert up.handler == up.splice
     assert one.connection.record(one.now).engine == "splice"
     for _ in range(40):
-        assert pump(one, one.client, one.target, b"small again") == b"small again"
+        assert io_thread(one, one.client, one.target, b"small again") == b"small again"
     assert up.handler == up.copy
     assert one.connection.record(one.now).engine == "splice"
 
@@ -243,7 +243,7 @@ def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., 
 def test_without_a_pipe_a_bulk_flow_copies(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(small=False)
     monkeypatch.setattr(PipePool, "take", lambda self: None)
-    assert pump(one, one.client, one.target, BLOCK * 3) == BLOCK * 3
+    assert io_thread(one, one.client, one.target, BLOCK * 3) == BLOCK * 3
     assert one.connection.flows.upstream.pending is None
 
 
@@ -256,7 +256,7 @@ def test_sockets_that_cannot_be_spliced_are_copied(
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(os, "splice", refuse)
-    assert pump(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
+    assert io_thread(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
     assert not one.connection.flows.upstream.spliceable
     assert one.connection.flows.downstream.spliceable
 
@@ -290,7 +290,7 @@ def test_the_end_travels_behind_the_bytes(bench: Callable[..., Bench], splice: b
     assert receive_some(one.target, 100) == b"request"
     assert receive_some(one.target, 100) == b""
     assert one.connection.state is ConnectionState.HALF_CLOSED
-    assert pump(one, one.target, one.client, b"reply") == b"reply"
+    assert io_thread(one, one.target, one.client, b"reply") == b"reply"
     one.target.close()
     one.turn()
     assert receive_some(one.client, 100) == b""

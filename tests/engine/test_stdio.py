@@ -21,7 +21,7 @@ import relay
 from relay.engine import stdio
 from relay.engine.stdio import carry
 from relay.errors import CarrierError, ConnectError, RelayError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset, unsent
 from relay.streams.cancellation import Cancellation
 from relay.transports.tls.session import TLSStream
@@ -717,7 +717,7 @@ class Held:
         monkeypatch.setattr(TLSStream, "close", lambda stream: self.left.append(unsent(stream.socket)) or close(stream))
         self.go = threading.Event()
         stack.callback(self.go.set)
-        Pump._current.loop.call(lambda: self.go.wait(WAIT))
+        IOThread._current.loop.call(lambda: self.go.wait(WAIT))
 
     def carry(self, when_it_waits=lambda: None, **options):
         drained = self.stream.drained

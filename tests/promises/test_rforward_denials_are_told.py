@@ -37,7 +37,7 @@ def test_a_port_that_is_in_use(world):
         port = taken.getsockname()[1]
         tunnel = not_started(world, port)
         with pytest.raises(
-            relay.ForwardError, match=f"^{LOOPBACK}:{port}: the SSH server does not listen there; is the"
+            relay.ForwardError, match=f"^{LOOPBACK}:{port}: the SSH server does not listen there; check that the port"
         ):
             tunnel.start()
         assert not tunnel.is_alive()
@@ -72,7 +72,7 @@ def test_resume_tells_too_and_stays_paused(world):
     tunnel.pause()
     address = (LOOPBACK, tunnel.server_port)
     with socket.create_server(address):
-        with pytest.raises(relay.ForwardError, match="in use"):
+        with pytest.raises(relay.ForwardError, match="check that the port is free"):
             tunnel.resume()
         assert "paused" in repr(tunnel)
     tunnel.resume()

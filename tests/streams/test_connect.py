@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, black_hole, exchange, refusing, wait_until
 
 import relay
 from relay import ConnectError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import Endpoint
 from relay.streams import connect
 from relay.streams.cancellation import Cancellation
@@ -42,9 +42,9 @@ def dial(factory, seconds=WAIT):
 
 
 def members():
-    """How many hold the pump."""
-    pump = Pump._current
-    return len(pump._members) if pump is not None else 0
+    """How many hold the io_thread."""
+    io_thread = IOThread._current
+    return len(io_thread._clients) if io_thread is not None else 0
 
 
 @pytest.fixture
@@ -162,9 +162,9 @@ def test_nothing_is_left_of_what_was_given_up():
 
 def test_what_was_given_up_before_it_began_is_closed(echo_server, never_at_once):
     member = object()
-    pump = Pump.hold(member)
+    io_thread = IOThread.acquire(member)
     go = threading.Event()
-    pump.loop.call(lambda: go.wait(WAIT))
+    io_thread.loop.call(lambda: go.wait(WAIT))
     try:
         told, give_up = dial(to(echo_server.address))
         give_up()
@@ -172,7 +172,7 @@ def test_what_was_given_up_before_it_began_is_closed(echo_server, never_at_once)
         wait_until(lambda: members() == 1)
     finally:
         go.set()
-        pump.let_go(member)
+        io_thread.release(member)
     assert told.empty()
 
 
@@ -224,9 +224,9 @@ def test_no_descriptor_is_told(echo_server, monkeypatch):
 
 def test_no_thread_is_told(echo_server, monkeypatch):
     member = object()
-    pump = Pump.hold(member)  # or there would be no loop to tell
+    io_thread = IOThread.acquire(member)  # or there would be no loop to tell
     started = threading.Event()
-    pump.loop.call(started.set)
+    io_thread.loop.call(started.set)
     assert started.wait(WAIT)
 
     def refuse(thread):
@@ -238,14 +238,14 @@ def test_no_thread_is_told(echo_server, monkeypatch):
         assert told.get(timeout=WAIT).errno == errno.EAGAIN
     finally:
         monkeypatch.undo()
-        pump.let_go(member)
+        io_thread.release(member)
 
 
-def test_without_a_pump_nothing_is_left_open(echo_server, never_at_once, monkeypatch):
+def test_without_a_io_thread_nothing_is_left_open(echo_server, never_at_once, monkeypatch):
     def refuse(member):
         raise OSError(errno.EAGAIN, "can't start new thread")
 
-    monkeypatch.setattr(Pump, "hold", refuse)
+    monkeypatch.setattr(IOThread, "acquire", refuse)
     with pytest.raises(BlockingIOError):
         dial(to(echo_server.address))
 
@@ -300,8 +300,8 @@ def test_a_call_waits(echo_server):
 def test_a_forked_child_closes_its_copies():
     with black_hole() as hole:
         told, give_up = dial(to(hole.getsockname()))
-        wait_until(lambda: any(one._race._running for one in Pump._current._members))
-        (connecting,) = Pump._current._members
+        wait_until(lambda: any(one._race._running for one in IOThread._current._clients))
+        (connecting,) = IOThread._current._clients
         child = os.fork()
         if child == 0:
             os._exit(0 if all(made.fileno() < 0 for made, _ in connecting._race._running.values()) else 1)

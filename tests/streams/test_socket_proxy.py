@@ -13,7 +13,7 @@ import pytest
 from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_all, receive_exactly, receive_until_reset, wait_until
 
 import relay
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
 from relay.streams.socket_proxy import self_contained
 
@@ -41,8 +41,8 @@ class Rig:
     def all_over(self):
         """Wait until nothing is left, whatever of it was told."""
         assert self.over.wait(WAIT)
-        wait_until(lambda: self.inner.fileno() < 0 and Pump._current is None)
-        assert self.overs == ["relay pump"]
+        wait_until(lambda: self.inner.fileno() < 0 and IOThread._current is None)
+        assert self.overs == ["relay-io"]
 
 
 @pytest.fixture
@@ -285,13 +285,13 @@ def test_without_a_socketpair_the_stream_is_closed(monkeypatch):
     assert near.fileno() < 0
 
 
-def test_without_a_pump_all_is_closed(monkeypatch):
+def test_without_a_io_thread_all_is_closed(monkeypatch):
     near, far = socket.socketpair()
 
     def refuse(member):
         raise OSError(errno.EAGAIN, "can't start new thread")
 
-    monkeypatch.setattr(Pump, "hold", refuse)
+    monkeypatch.setattr(IOThread, "acquire", refuse)
     with far, pytest.raises(BlockingIOError):
         self_contained(relay.Stream(near), lambda: None)
     assert near.fileno() < 0
@@ -304,7 +304,7 @@ def test_a_bug_in_who_is_told_leaves_nothing(rig, caplog):
         one.ended()
         raise RuntimeError("a bug")
 
-    (member,) = Pump._current._members
+    (member,) = IOThread._current._clients
     member._over = fail
     one.near.close()
     one.all_over()
@@ -323,7 +323,7 @@ def test_the_streams_own_end_is_told():
 def test_a_forked_child_closes_its_copies(rig):
     one = rig()
     exchange(one.near, one.far)
-    (member,) = Pump._current._members
+    (member,) = IOThread._current._clients
     child = os.fork()
     if child == 0:
         os._exit(0 if one.inner.fileno() < 0 and member._outer.fileno() < 0 else 1)
@@ -341,7 +341,7 @@ def test_many_in_a_row_leave_nothing():
             far.sendall(b"x")
             end.close()
             assert over.wait(WAIT)
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 @pytest.mark.parametrize("settle", [0.0, 0.02])

@@ -17,7 +17,7 @@ from helpers import WAIT, receive_exactly, wait_until
 import relay
 from relay.addresses.hops import Proxy
 from relay.addresses.values import TCPAddress
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.process import DEVNULL, end, start
 from relay.streams.dialer import Dialer
 from relay.streams.promise import Abort, OnResult
@@ -281,9 +281,9 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def members() -> int:
-    """The number of users of the pump."""
-    pump = Pump._current
-    return len(pump._members) if pump is not None else 0
+    """The number of users of the io_thread."""
+    io_thread = IOThread._current
+    return len(io_thread._clients) if io_thread is not None else 0
 
 
 def converse(dialogue, data, step=1):

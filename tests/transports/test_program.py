@@ -16,7 +16,7 @@ from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, receive_
 from program_rig import BRIDGE, failure, finish
 
 from relay.errors import ConnectError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.process import start
 from relay.streams.cancellation import Cancellation
 from relay.streams.promise import Promise
@@ -164,7 +164,7 @@ def test_giving_up_while_it_starts(monkeypatch, quick):
     give_up()
     give_up()
     slow.go_on()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
     assert outcomes == []
 
 
@@ -180,12 +180,14 @@ def test_cancelling_a_call(monkeypatch, quick):
     slow.go_on()
 
 
-@pytest.mark.parametrize("where", ["socketpair", "pipe", "hold", "pidfd_open"])
+@pytest.mark.parametrize("where", ["socketpair", "pipe", "acquire", "pidfd_open"])
 def test_no_descriptor_for_it(monkeypatch, where):
     def fail(*args, **options):
         raise OSError(24, "Too many open files")
 
-    module = {"socketpair": program.socket, "pipe": program.os, "hold": program.Pump, "pidfd_open": program.os}[where]
+    module = {"socketpair": program.socket, "pipe": program.os, "acquire": program.IOThread, "pidfd_open": program.os}[
+        where
+    ]
     outcomes = Promise()
     outcomes._there.fileno()
     monkeypatch.setattr(module, where, fail)
@@ -220,7 +222,7 @@ def test_its_exit_is_the_end_though_another_session_has_its_output():
 def test_what_it_has_not_read_does_not_make_its_end_a_reset():
     with opened("sh", "-c", "read line; echo answer") as stream:
         stream.socket.sendall(b"line\n" + bytes(10000))
-        wait_until(lambda: stream.status is not None and Pump._current is None)
+        wait_until(lambda: stream.status is not None and IOThread._current is None)
         assert receive_all(stream.socket) == b"answer\n"
         assert failure(stream) is None
 
@@ -344,10 +346,10 @@ def test_a_copy_of_the_socket_in_a_forked_child_keeps_no_program(quick):
         os.waitpid(pid, 0)
 
 
-def test_no_thread_but_the_pump_for_many():
+def test_no_thread_but_the_io_thread_for_many():
     before = set(threading.enumerate())
     streams = [opened("cat") for _ in range(5)]
-    assert {one.name for one in set(threading.enumerate()) - before} == {"relay pump"}
+    assert {one.name for one in set(threading.enumerate()) - before} == {"relay-io"}
     for stream in streams:
         stream.close()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ...addresses.hops import hop_of
 from ...carriers.link import strip_prefix
 from ...errors import AuthenticationError, ConnectError, RelayError, SAMError
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.dialer import Dialer
 from ...streams.promise import Abort
@@ -51,9 +51,9 @@ class Bridge:
         #: The HELLO line.
         self.hello = (hello() if login is None else hello(user=login[0], password=login[1])).encode()
         self._dialer = dialer
-        self._pump = Pump.hold(self)
-        self.deadlines = Deadlines(self._pump.loop)
-        self.idle = IdleSockets(self, self._pump)
+        self._io_thread = IOThread.acquire(self)
+        self.deadlines = Deadlines(self._io_thread.loop)
+        self.idle = IdleSockets(self, self._io_thread)
 
     def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> Abort:
         """Open a conversation that has completed HELLO, from an idle socket if there is one. Never blocks.
@@ -83,7 +83,7 @@ class Bridge:
     def close(self) -> None:
         """Close the idle sockets; conversations continue. Idempotent."""
         self.idle.close()
-        self._pump.let_go(self)
+        self._io_thread.release(self)
 
     def abandon(self) -> None:
         """Open no conversation in a forked child; the conversations close their own descriptors."""
@@ -133,19 +133,19 @@ class IdleSockets:
     otherwise.
 
     :param bridge: the bridge.
-    :param pump: the I/O thread.
+    :param I/O thread: the I/O thread.
     """
 
-    def __init__(self, bridge: Bridge, pump: Pump) -> None:
+    def __init__(self, bridge: Bridge, io_thread: IOThread) -> None:
         self.ready: deque[Conversation] = deque()
         self.connecting: set[_BridgeHandshake] = set()
         self.wanted = 0
         self.is_closed = False
         self._bridge = bridge
-        self._loop = pump.loop
+        self._loop = io_thread.loop
         self._lock = threading.Lock()  # guards the above
         self._was_used = False  # since the last rest
-        self._rest = Timer(pump.loop.timers, self._close_unused)
+        self._rest = Timer(io_thread.loop.timers, self._close_unused)
 
     def take(self) -> Conversation | None:
         """Return an idle socket; if there is none, want one more."""

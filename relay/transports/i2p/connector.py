@@ -16,7 +16,7 @@ from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
 from ...carriers.link import Lost
 from ...errors import CarrierError, ConnectError, SAMError
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.cancellation import Cancel
 from ...streams.dialer import Dialer, Network
@@ -340,15 +340,15 @@ class _ProgressLog:
         self._level = level
         self._begun = time.monotonic()
         self._over = False
-        self._pump = Pump.hold(self)
-        self._timer = Timer(self._pump.loop.timers, self._log)
-        self._pump.loop.call(self._start)
+        self._io_thread = IOThread.acquire(self)
+        self._timer = Timer(self._io_thread.loop.timers, self._log)
+        self._io_thread.loop.call(self._start)
 
     def end(self) -> None:
         """Log no more."""
         self._over = True
-        self._pump.loop.call(self._timer.stop)
-        self._pump.let_go(self)
+        self._io_thread.loop.call(self._timer.stop)
+        self._io_thread.release(self)
 
     def abandon(self) -> None:
         """Do nothing: in a forked child there is nothing to close."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from ...errors import ConnectError, SAMError
-from ...eventloop.background import Pump, Watch
+from ...eventloop.background import IOThread, Watch
 from ...eventloop.poller import IN
 from ...streams.stream import Stream
 from .deadlines import Deadlines
@@ -45,7 +45,7 @@ class Conversation:
     __slots__ = (
         "stream",
         "name",
-        "_pump",
+        "_io_thread",
         "_watch",
         "_deadlines",
         "_line",
@@ -70,18 +70,20 @@ class Conversation:
         self._is_over = False
         self._error: OSError | None = None  # why it has ended, unless its owner has closed or taken it
         try:
-            self._pump = Pump.hold(self)
+            self._io_thread = IOThread.acquire(self)
         except OSError:
             stream.close()
             raise
         self._deadlines = (
-            deadlines if deadlines is not None and deadlines.loop is self._pump.loop else Deadlines(self._pump.loop)
+            deadlines
+            if deadlines is not None and deadlines.loop is self._io_thread.loop
+            else Deadlines(self._io_thread.loop)
         )
-        self._watch = Watch(stream.socket, self._pump.loop, self._on_event)
-        if threading.current_thread() is self._pump.thread:
+        self._watch = Watch(stream.socket, self._io_thread.loop, self._on_event)
+        if threading.current_thread() is self._io_thread.thread:
             self._watch_it()
         else:
-            self._pump.loop.call(self._watch_it)
+            self._io_thread.loop.call(self._watch_it)
 
     def ask(self, request: Message | bytes, deadline: float | None, on_answer: OnAnswer) -> None:
         """Send a request. Never blocks.
@@ -128,7 +130,7 @@ class Conversation:
 
         :returns: the stream; the bytes after the last line are still in its socket.
         """
-        self._pump.loop.forget(self.stream.fileno())  # closing would remove it from the poller, but it stays open
+        self._io_thread.loop.forget(self.stream.fileno())  # closing would remove it from the poller, but it stays open
         self._leave()
         self._on_answer = self._on_line = self._on_end = None
         return self.stream
@@ -137,7 +139,7 @@ class Conversation:
         """End the conversation without calling a callback. Idempotent."""
         self._on_answer = self._on_line = self._on_end = None
         if not self._is_over:
-            self._pump.loop.call(self._close)
+            self._io_thread.loop.call(self._close)
 
     @property
     def alive(self) -> bool:
@@ -216,7 +218,7 @@ class Conversation:
     def _fail_soon(self, error: OSError) -> None:
         """End the conversation with an error; in any thread."""
         fail = functools.partial(self._fail, error)
-        if not self._pump.loop.call(fail):  # the I/O thread has ended, so nothing can race
+        if not self._io_thread.loop.call(fail):  # the I/O thread has ended, so nothing can race
             fail()
 
     def _fail(self, error: OSError) -> None:
@@ -244,13 +246,13 @@ class Conversation:
     def _close(self) -> None:
         if not self._is_over:
             self._leave()
-            self._pump.loop.call(self.stream.close)  # after this turn: its events may still come
+            self._io_thread.loop.call(self.stream.close)  # after this turn: its events may still come
 
     def _leave(self) -> None:
         self._is_over = True
         self._deadlines.drop(self)
         self._watch.end()
-        self._pump.let_go(self)
+        self._io_thread.release(self)
 
 
 _parsed = functools.lru_cache(maxsize=64)(parse)

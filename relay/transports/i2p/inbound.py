@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ...addresses.destinations import Peer
 from ...errors import CarrierError, ConnectError, SAMError
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Loop, Timer, Timers
 from ...streams.stream import Stream
 from .conversation import Conversation
@@ -52,8 +52,8 @@ class IncomingStreams:
         self._on_stream = on_stream
         self._on_ready = on_ready
         self._requests: set[_Request] = set()
-        self.pump = Pump.hold(self)
-        self._repetition = _Repetition(self.pump.loop.timers, self._repeat)
+        self.io_thread = IOThread.acquire(self)
+        self._repetition = _Repetition(self.io_thread.loop.timers, self._repeat)
 
     def begin(self) -> None:
         """Request streams."""
@@ -73,7 +73,7 @@ class IncomingStreams:
         for request in list(self._requests):
             request.end()
         self._requests.clear()
-        self.pump.let_go(self)
+        self.io_thread.release(self)
 
     def abandon(self) -> None:
         """Do nothing: in a forked child the conversations close their own descriptors."""
@@ -221,11 +221,11 @@ class ForwardStreams(IncomingStreams):
     ) -> None:
         super().__init__(session, on_stream, on_ready)
         self._then: Callable[[], object] | None = None  # called when the router has noticed the end
-        self._patience = Timer(self.pump.loop.timers, self._not_noticed)
+        self._patience = Timer(self.io_thread.loop.timers, self._not_noticed)
         try:
-            self._port = ForwardPort(session, self._pass_on, lookup, loop=loop or self.pump.loop)
+            self._port = ForwardPort(session, self._pass_on, lookup, loop=loop or self.io_thread.loop)
         except OSError:
-            self.pump.let_go(self)
+            self.io_thread.release(self)
             raise
 
     def begin(self) -> None:
@@ -240,7 +240,7 @@ class ForwardStreams(IncomingStreams):
 
     def move(self, loop: Loop | None) -> None:
         """Accept further streams on another loop's thread; ``None`` for the I/O thread."""
-        self._port.move(loop or self.pump.loop)
+        self._port.move(loop or self.io_thread.loop)
 
     def end(self, then: Callable[[], object]) -> None:
         """Request no more streams, and call ``then`` when the router has noticed that, or after two seconds.
@@ -305,7 +305,7 @@ class _Request:
         self._granted = False
         self._early_line = b""  # the peer's line, if it came before the OK
         self._over = False
-        self._timer = Timer(incoming.pump.loop.timers, self._expired)
+        self._timer = Timer(incoming.io_thread.loop.timers, self._expired)
 
     def begin(self) -> None:
         """Open the conversation."""
@@ -343,7 +343,7 @@ class _Request:
     def _on_conversation(self, outcome: Conversation | OSError) -> None:
         """Send the request; an error may come in any thread."""
         if isinstance(outcome, OSError):
-            self._incoming.pump.loop.call(functools.partial(self._fail, outcome))
+            self._incoming.io_thread.loop.call(functools.partial(self._fail, outcome))
         elif self._over:
             outcome.close()
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ...addresses.destinations import b32_of, is_base64
 from ...errors import CarrierError, ConnectError
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.socket_proxy import self_contained
@@ -265,13 +265,13 @@ class _Pause:
 
     def __init__(self, seconds: float, on_result: Callable[[None], object]) -> None:
         self._on_result: Callable[[None], object] | None = on_result
-        self._pump = Pump.hold(self)
-        self._timer = Timer(self._pump.loop.timers, self._expired)
-        self._pump.loop.call(lambda: self._start(seconds))
+        self._io_thread = IOThread.acquire(self)
+        self._timer = Timer(self._io_thread.loop.timers, self._expired)
+        self._io_thread.loop.call(lambda: self._start(seconds))
 
     def give_up(self) -> None:
         """Cancel the wait; from any thread."""
-        self._pump.loop.call(self._end)
+        self._io_thread.loop.call(self._end)
 
     def abandon(self) -> None:
         """Do nothing: in a forked child there is nothing to close."""
@@ -289,7 +289,7 @@ class _Pause:
     def _end(self) -> Callable[[None], object] | None:
         on_result, self._on_result = self._on_result, None
         self._timer.stop()
-        self._pump.let_go(self)
+        self._io_thread.release(self)
         return on_result
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
 from ...carriers.carrier import Carrier
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...streams.dialer import Network
@@ -45,13 +45,13 @@ _HIDING = {
 class ProbeSession:
     """The session from which probes come: of the same router and depths, with keys and a name of its own."""
 
-    def __init__(self, pump: Pump, name: str, router: I2PRouter, below: Network) -> None:
+    def __init__(self, io_thread: IOThread, name: str, router: I2PRouter, below: Network) -> None:
         options = {**dict(router.options), **_TUNNELS}
         self.is_possible = not any(value.lower() in _HIDING.get(option, ()) for option, value in options.items())
         own = dataclasses.replace(router, session="", keys=None, options=tuple(sorted(options.items())))
         self._make = functools.partial(make_carrier, f"{name} (self-check)", own, below, _no_keys, quiet=True)
         self._carrier: Carrier[Session] | None = None
-        self._begin = Timer(pump.loop.timers, self._make_early)
+        self._begin = Timer(io_thread.loop.timers, self._make_early)
 
     def prepare(self) -> None:
         """Create the session after :data:`HEAD_START`."""
@@ -113,7 +113,7 @@ class OwnStreams:
 class Probe:
     """One stream to a session, and the reply that it must bring. Everything runs on the I/O thread.
 
-    :param pump: the I/O thread.
+    :param I/O thread: the I/O thread.
     :param carrier: the probe session.
     :param dest: the destination to check, in base64.
     :param own: learns the probe's destination, and has the reply.
@@ -123,13 +123,13 @@ class Probe:
 
     def __init__(
         self,
-        pump: Pump,
+        io_thread: IOThread,
         carrier: Carrier[Session],
         dest: str,
         own: OwnStreams,
         on_result: Callable[[Probe, str | None, bool], object],
     ) -> None:
-        self._pump = pump
+        self._io_thread = io_thread
         self._carrier = carrier
         self._dest = dest
         self._own = own
@@ -138,7 +138,7 @@ class Probe:
         self._stream: Stream | None = None
         self._got = b""
         self._problem = "no reply"
-        self._timer = Timer(pump.loop.timers, self._expired)
+        self._timer = Timer(io_thread.loop.timers, self._expired)
 
     def begin(self) -> None:
         """Open the stream once the probe session is up."""
@@ -160,7 +160,7 @@ class Probe:
 
     def _pass_on(self, then: Callable[[object], object], outcome: object) -> None:
         """Continue on the I/O thread; in any thread."""
-        if not self._pump.loop.call(functools.partial(then, outcome)) and isinstance(outcome, Stream):
+        if not self._io_thread.loop.call(functools.partial(then, outcome)) and isinstance(outcome, Stream):
             outcome.close()
 
     def _on_session(self, outcome: object) -> None:
@@ -180,7 +180,7 @@ class Probe:
                 outcome.close()
         elif isinstance(outcome, Stream):
             self._stream = outcome
-            self._pump.loop.watch(outcome.fileno(), IN, self._on_event)
+            self._io_thread.loop.watch(outcome.fileno(), IN, self._on_event)
             now = time.monotonic()
             self._timer.start(now + ANSWER, now)
         else:  # any error but the router's word is about the probe session
@@ -201,7 +201,7 @@ class Probe:
             self._finish(None)
         elif not data or not reply.startswith(self._got):
             self._problem = "a stream ended before its reply"
-            self._pump.loop.forget(self._stream.fileno())
+            self._io_thread.loop.forget(self._stream.fileno())
             self._timer.start(now + SETTLE, now)  # until it is known whether the probe session has ended
 
     def _expired(self, now: float) -> None:
@@ -220,8 +220,8 @@ class Probe:
         self._timer.stop()
         stream, self._stream = self._stream, None
         if stream is not None:
-            self._pump.loop.forget(stream.fileno())
-            self._pump.loop.call(stream.close)  # after this turn: its events may still come
+            self._io_thread.loop.forget(stream.fileno())
+            self._io_thread.loop.call(stream.close)  # after this turn: its events may still come
 
 
 def _nothing() -> None:

@@ -41,7 +41,7 @@ from typing import Protocol
 from ...addresses.destinations import Peer
 from ...addresses.i2p import I2PRouter
 from ...errors import CarrierError
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...streams.dialer import Network
 from ...streams.stream import Stream
@@ -153,9 +153,9 @@ class ReachabilityMonitor:
         self._session: Session | None = None  # the one to check
         self._since = 0.0  # when the check began, monotonic seconds
         self._probe: Probe | None = None
-        self._pump = Pump.hold(self)
-        self._probes = ProbeSession(self._pump, name, router, below)
-        self._next = Timer(self._pump.loop.timers, self._due)
+        self._io_thread = IOThread.acquire(self)
+        self._probes = ProbeSession(self._io_thread, name, router, below)
+        self._next = Timer(self._io_thread.loop.timers, self._due)
 
     def expect(self) -> None:
         """Prepare for a session that is being created: create the probe session beside it."""
@@ -182,7 +182,7 @@ class ReachabilityMonitor:
         """Stop checking for good. Idempotent."""
         self.forget()
         self._probes.close()
-        self._pump.let_go(self)
+        self._io_thread.release(self)
 
     def abandon(self) -> None:
         """Do nothing: in a forked child the carrier and the conversations close their own descriptors."""
@@ -262,7 +262,7 @@ class ReachabilityMonitor:
         assert self._session is not None
         dest = self._session.destination
         try:
-            self._probe = Probe(self._pump, self._probes.carrier(), dest, self._own, self._on_result)
+            self._probe = Probe(self._io_thread, self._probes.carrier(), dest, self._own, self._on_result)
         except OSError as error:
             logger.warning("%s: cannot check whether it is reachable: %s; retrying later", self._name, error)
             self._handle(Event.INCONCLUSIVE)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 from ...errors import ConnectError
-from ...eventloop.background import Pump, Watch
+from ...eventloop.background import IOThread, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN, OUT
 from ...streams.promise import OnResult
@@ -62,7 +62,7 @@ class Negotiation:
         "_done",
         "_heard",
         "_lost",
-        "_pump",
+        "_io_thread",
         "_question",
         "_stream",
         "_timer",
@@ -86,11 +86,11 @@ class Negotiation:
         self._question: Question | None = None
         self._unsent = memoryview(b"")
         self._heard = bytearray()
-        self._pump = Pump.hold(self)
-        loop = self._pump.loop
+        self._io_thread = IOThread.acquire(self)
+        loop = self._io_thread.loop
         self._timer = Timer(loop.timers, self._expired)
         self._watch = Watch(stream.socket, loop, self._on_event)
-        if threading.current_thread() is self._pump.thread:
+        if threading.current_thread() is self._io_thread.thread:
             self._begin()
         else:
             loop.call(self._begin)
@@ -98,7 +98,7 @@ class Negotiation:
     def give_up(self) -> None:
         """Reset the stream without a call of ``done``; from any thread, and without effect once it is done."""
         if self._done is not None:
-            self._pump.loop.call(self._abort)
+            self._io_thread.loop.call(self._abort)
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptor."""
@@ -167,10 +167,10 @@ class Negotiation:
     def _ended(self, error: Exception) -> None:
         """The stream has ended; why, it may know a moment later."""
         if self._stream.settle > 0 and self._stream.failure is not None:
-            self._pump.loop.forget(self._stream.fileno())
+            self._io_thread.loop.forget(self._stream.fileno())
             now = time.monotonic()
             self._timer.stop()
-            self._timer = Timer(self._pump.loop.timers, functools.partial(self._settled, error))
+            self._timer = Timer(self._io_thread.loop.timers, functools.partial(self._settled, error))
             self._timer.start(now + self._stream.settle, now)
         else:
             self._settled(error, 0.0)
@@ -192,17 +192,17 @@ class Negotiation:
         self._stop(self._stream.close, error)
 
     def _stop(self, end: Callable[[], object], error: OSError | None) -> None:
-        self._pump.loop.call(end)  # after this turn, for its events may still come
+        self._io_thread.loop.call(end)  # after this turn, for its events may still come
         self._finish(error)
 
     def _finish(self, outcome: Stream | OSError | None) -> None:
         done, self._done = self._done, None
         self._timer.stop()
         self._dialogue.close()
-        self._pump.loop.forget(self._stream.fileno())  # it stays open, so it must be taken out of the poller here
+        self._io_thread.loop.forget(self._stream.fileno())  # it stays open, so it must be taken out of the poller here
         self._watch.end()
         try:
             if done is not None and outcome is not None:
                 done(outcome)
         finally:
-            self._pump.let_go(self)
+            self._io_thread.release(self)

@@ -1,4 +1,4 @@
-"""TLS handshakes: all of them in the pump's thread, so that none needs a thread and none waits for another."""
+"""TLS handshakes: all of them in the I/O thread, so that none needs a thread and none waits for another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 
-from ...eventloop.background import Pump, Watch
+from ...eventloop.background import IOThread, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from .session import Session, TLSStream
@@ -18,18 +18,18 @@ OnResult = Callable[[TLSStream | OSError], object]
 
 
 class Handshake:
-    """A handshake under way. The constructor may be called in any thread; the rest runs in the pump's.
+    """A handshake under way. The constructor may be called in any thread; the rest runs in the I/O thread's.
 
     :param session: whose; it belongs to the handshake until that is done.
     :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-    :param done: called once, in the pump's thread: with the stream; or with the error, when the transport is closed:
+    :param done: called once, in the I/O thread: with the stream; or with the error, when the transport is closed:
         :class:`ssl.SSLError` (the peer got an alert), :class:`TimeoutError`, ``ECANCELED``, or how the connection
         was lost. Must not block.
     :param first: when the peer must have begun, monotonic seconds; ``None`` if it need not.
     :raises OSError: if the system has no thread or descriptor left; the transport is closed then.
     """
 
-    __slots__ = ("session", "_pump", "_deadline", "_first", "_done", "_timer", "_watch")
+    __slots__ = ("session", "_io_thread", "_deadline", "_first", "_done", "_timer", "_watch")
 
     def __init__(
         self,
@@ -43,25 +43,25 @@ class Handshake:
         self._first = first
         self._done: OnResult | None = done
         try:
-            self._pump = Pump.hold(self)
+            self._io_thread = IOThread.acquire(self)
         except OSError:
             session.transport.close()
             raise
-        loop = self._pump.loop
+        loop = self._io_thread.loop
         self._timer = Timer(loop.timers, self._expired)
         self._watch = Watch(session.transport.socket, loop, self._on_event)
         loop.call(self._begin)
 
     def cancel(self) -> None:
         """End it; safe from any thread."""
-        self._pump.loop.call(lambda: self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
+        self._io_thread.loop.call(lambda: self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
 
     def give_up(self, error: OSError) -> None:
         """End it, by a reset of the connection."""
         if self._done is not None:
             self._watch.end()
             self._timer.stop()
-            self._pump.loop.call(self.session.transport.reset)  # after this turn, for its events may still come
+            self._io_thread.loop.call(self.session.transport.reset)  # after this turn, for its events may still come
             self._finish(error)
 
     def abandon(self) -> None:
@@ -107,4 +107,4 @@ class Handshake:
         done, self._done = self._done, None
         if done is not None:
             done(outcome)
-        self._pump.let_go(self)  # last: the stream's session holds the pump by now
+        self._io_thread.release(self)  # last: the stream's session holds the I/O thread by now

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
 
-from ...eventloop.background import Pump
+from ...eventloop.background import IOThread
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import Endpoint
@@ -85,12 +85,12 @@ class TLSListener:
         self._full = False
         listening.setblocking(False)
         try:
-            self._pump = Pump.hold(self)
+            self._io_thread = IOThread.acquire(self)
         except OSError:
             listening.close()
             raise
-        self._pause = Timer(self._pump.loop.timers, self._resume)
-        self._pump.loop.call(self._begin)
+        self._pause = Timer(self._io_thread.loop.timers, self._resume)
+        self._io_thread.loop.call(self._begin)
 
     def accept(self) -> tuple[Stream, Any]:
         """Wait for the next client whose handshake is done.
@@ -101,7 +101,7 @@ class TLSListener:
         accepted = self._queue.take()
         assert accepted is not None  # there is no limit of time
         if self._full:
-            self._pump.loop.call(functools.partial(self._resume, 0.0))
+            self._io_thread.loop.call(functools.partial(self._resume, 0.0))
         return accepted
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class TLSListener:
             self._closed = True
         self._queue.close()
         done = threading.Event()
-        if self._pump.loop.call(functools.partial(self._end, done)):
+        if self._io_thread.loop.call(functools.partial(self._end, done)):
             done.wait()
         else:
             self._socket.close()
@@ -140,11 +140,11 @@ class TLSListener:
         self._queue.after_fork()
         self._socket.close()
 
-    # -- in the pump's thread -------------------------------------------------------------------------------------
+    # -- in the I/O thread -------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         if not self._closed:
-            self._pump.loop.watch(self._socket.fileno(), IN, self._on_clients)
+            self._io_thread.loop.watch(self._socket.fileno(), IN, self._on_clients)
 
     def _on_clients(self, event: int, now: float) -> None:
         for _ in range(_BATCH):
@@ -208,16 +208,16 @@ class TLSListener:
             self._want(IN)
 
     def _want(self, mask: int) -> None:
-        self._pump.loop.poller.modify(self._socket.fileno(), mask)
+        self._io_thread.loop.poller.modify(self._socket.fileno(), mask)
 
     def _end(self, done: threading.Event) -> None:
-        loop = self._pump.loop
+        loop = self._io_thread.loop
         loop.forget(self._socket.fileno())
         self._socket.close()
         self._pause.stop()
         for handshake, _ in tuple(self._handshakes.values()):
             handshake.give_up(OSError(errno.ECANCELED, "the listener was closed"))
-        self._pump.let_go(self)
+        self._io_thread.release(self)
         done.set()
 
 

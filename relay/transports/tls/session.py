@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from ...eventloop.background import BUFFER, Pump, Watch
+from ...eventloop.background import BUFFER, IOThread, Watch
 from ...eventloop.poller import ERR, HUP, IN, OUT
 from ...eventloop.sockets import keep_alive
 from ...streams.pair_end import LINGER, PairEnd
@@ -96,11 +96,11 @@ class Session:
         :returns: a stream, whose other end is this session's from now on.
         :raises OSError: if there are no descriptors left.
         """
-        self.pump = Pump.hold(self)
+        self.io_thread = IOThread.acquire(self)
         try:
-            pair = self._pair = PairEnd(self.pump.loop, self._on_inner, self.records.progress, self._expired)
+            pair = self._pair = PairEnd(self.io_thread.loop, self._on_inner, self.records.progress, self._expired)
         except OSError:
-            self.pump.let_go(self)
+            self.io_thread.release(self)
             raise
         stream = TLSStream(pair.hand_over(), self)
         _open.add(self)
@@ -132,13 +132,13 @@ class Session:
             self._on_finished = finished.set
             self._look_finished()
 
-        if not self.is_over and self.pump.loop.call(look):
+        if not self.is_over and self.io_thread.loop.call(look):
             finished.wait(seconds)
 
     def wake(self) -> None:
         """Make the background loop look at :attr:`aborted`."""
         if not self.is_over:
-            self.pump.loop.call(self._look)
+            self.io_thread.loop.call(self._look)
 
     def on_close(self) -> Callable[[], object] | None:
         """Return what releases the resources under the transport, once the session is over; it may block."""
@@ -218,7 +218,7 @@ class Session:
 
     def _encrypt(self) -> None:
         """Move what the holder sent, or its end, towards the transport."""
-        view = self.pump.buffer[:STEP]
+        view = self.io_thread.buffer[:STEP]
         try:
             length = self._receive_plain(view)
         except BlockingIOError:
@@ -235,7 +235,7 @@ class Session:
     def _receive(self) -> None:
         """Move what the far end sent towards the holder."""
         try:
-            length = self.records.receive(self.pump.buffer[:STEP])
+            length = self.records.receive(self.io_thread.buffer[:STEP])
         except BlockingIOError:
             return
         if length:
@@ -255,7 +255,7 @@ class Session:
 
     def _decrypt(self) -> None:
         """Decrypt all that has come and pass it on."""
-        buffer, length = self.pump.buffer, 0
+        buffer, length = self.io_thread.buffer, 0
         read: Callable[[int, memoryview], int] = self.records.tls.read  # type: ignore[assignment]
         is_end = False
         try:
@@ -370,7 +370,7 @@ class Session:
         return None
 
     def _end(self, *, reset: bool) -> None:
-        loop, pair = self.pump.loop, self._pair
+        loop, pair = self.io_thread.loop, self._pair
         assert pair is not None
         self._watch.end()
         pair.end(reset=reset)
@@ -386,7 +386,7 @@ class Session:
         self._look_finished()
         if self._over is not None:
             self._over.set()
-        self.pump.let_go(self)
+        self.io_thread.release(self)
 
 
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -394,7 +394,7 @@ _open: weakref.WeakSet[Session] = weakref.WeakSet()
 
 @atexit.register
 def _finish_all() -> None:
-    """At the interpreter's exit: a kernel socket would send on what a program has sent, but the pump ends with it."""
+    """At exit: a kernel socket would send what was written to it, but the I/O thread ends with the program."""
     until = time.monotonic() + _AT_EXIT
     for session in tuple(_open):
         session.finish(max(0.0, until - time.monotonic()))

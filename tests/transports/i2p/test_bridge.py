@@ -13,7 +13,7 @@ from sam_rig import HELLO, ScriptedBridge
 
 import relay
 from relay.errors import AuthenticationError, ConnectError, SAMError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.streams.dialer import Dialer
 from relay.transports.i2p import bridge as module
 from relay.transports.i2p.bridge import MAX_IDLE, Bridge
@@ -77,7 +77,7 @@ def far_end(scripted, conversation):
 def fill(bridge):
     """As whoever has been served does it."""
     filled = threading.Event()
-    bridge._pump.loop.call(lambda: (bridge.fill(), filled.set()))
+    bridge._io_thread.loop.call(lambda: (bridge.fill(), filled.set()))
     assert filled.wait(WAIT)
 
 
@@ -200,7 +200,7 @@ def test_who_gives_up_while_it_connects_is_not_told():
         meeting = Meeting(bridge, None)
         meeting.give_up()
         meeting.give_up()
-        wait_until(lambda: len(Pump._current._members) == 1)
+        wait_until(lambda: len(IOThread._current._clients) == 1)
         bridge.close()
     assert meeting.told.empty()
 
@@ -235,7 +235,7 @@ def test_giving_up_races_with_the_answer(scripted):
         bridge.close()
         if not meeting.told.empty():
             meeting.outcome().close()
-        wait_until(lambda: Pump._current is None)
+        wait_until(lambda: IOThread._current is None)
         assert meeting.told.empty()
 
 
@@ -279,7 +279,7 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
 def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     warm(bridge)
     stop, go = threading.Event(), threading.Event()
-    bridge._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that nobody has seen it yet
+    bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that nobody has seen it yet
     assert stop.wait(WAIT)
     for end in list(scripted.ends):
         end.close()
@@ -313,7 +313,7 @@ def test_a_spare_that_is_closed_while_it_is_taken_is_replaced_or_told(scripted):
         closing.result()
         conversation.close()
         bridge.close()
-        wait_until(lambda: Pump._current is None)
+        wait_until(lambda: IOThread._current is None)
         assert told.empty()
 
 
@@ -344,7 +344,7 @@ def test_those_that_nobody_needs_are_closed(scripted, bridge, monkeypatch):
     for one in [meet(bridge) for _ in range(16)]:
         one.close()
     wait_until(lambda: bridge.idle.wanted == 0 and not bridge.idle.ready)
-    wait_until(lambda: len(Pump._current._members) == 1)
+    wait_until(lambda: len(IOThread._current._clients) == 1)
     assert bridge.idle._rest.due == float("inf"), "and nothing is left that would wake anybody"
 
 
@@ -391,10 +391,10 @@ def test_closing_closes_the_spares_and_no_conversation(scripted):
     conversation = meet(bridge)
     bridge.close()
     bridge.close()
-    wait_until(lambda: len(Pump._current._members) == 1)
+    wait_until(lambda: len(IOThread._current._clients) == 1)
     assert works(conversation)
     conversation.close()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 def test_closing_closes_those_that_come(scripted):
@@ -404,7 +404,7 @@ def test_closing_closes_those_that_come(scripted):
         meeting = Meeting(bridge)
         bridge.close()
         meeting.outcome().close()
-        wait_until(lambda: Pump._current is None)
+        wait_until(lambda: IOThread._current is None)
 
 
 def test_closing_does_not_wait_for_those_that_never_come(scripted, monkeypatch):
@@ -415,12 +415,12 @@ def test_closing_does_not_wait_for_those_that_never_come(scripted, monkeypatch):
     meet(bridge).close()
     wait_until(lambda: len(scripted.hellos) == 3)
     bridge.close()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 def test_one_that_is_closed_begins_none(scripted, bridge):
     meet(bridge).close()
     bridge.close()
     assert str(error_of(bridge)) == f"{bridge.name}: the connection to the bridge was closed"
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
     assert not bridge.idle.ready and not bridge.idle.connecting and len(scripted.hellos) == 1

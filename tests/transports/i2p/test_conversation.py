@@ -14,7 +14,7 @@ from helpers import WAIT, Thread, receive_all, receive_exactly, wait_until
 
 import relay
 from relay.errors import ConnectError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
 from relay.transports.i2p.conversation import Conversation, read_line
 from relay.transports.i2p.messages import LONGEST, Message, MessageError, naming_lookup, ping, pong
@@ -45,15 +45,15 @@ class Rig:
         return self.told.get(timeout=WAIT)
 
     def turn(self):
-        """Wait until the pump has looked at all that has come."""
+        """Wait until the I/O thread has looked at all that has come."""
         for _ in range(3):
             looked = threading.Event()
-            if self.conversation._pump.loop.call(looked.set):
+            if self.conversation._io_thread.loop.call(looked.set):
                 assert looked.wait(WAIT)
 
-    def in_pump(self, function):
+    def in_io_thread(self, function):
         done = queue.SimpleQueue()
-        assert self.conversation._pump.loop.call(lambda: done.put(function()))
+        assert self.conversation._io_thread.loop.call(lambda: done.put(function()))
         return done.get(timeout=WAIT)
 
     def close(self):
@@ -61,7 +61,7 @@ class Rig:
         self.far.close()
         wait_until(lambda: self.conversation._is_over)
         if self.stream.fileno() >= 0:
-            wait_until(lambda: Pump._current is None or self.stream.fileno() < 0)
+            wait_until(lambda: IOThread._current is None or self.stream.fileno() < 0)
             self.stream.close()
 
 
@@ -112,23 +112,23 @@ def test_what_follows_the_answer_stays_for_whoever_takes_the_stream(rig):
 
 def test_a_stream_that_was_taken_is_watched_no_longer(rig):
     member = object()
-    pump = Pump.hold(member)
-    stream = rig.in_pump(rig.conversation.take)
+    io_thread = IOThread.acquire(member)
+    stream = rig.in_io_thread(rig.conversation.take)
     try:
         rig.far.sendall(b"these are not read here")
         before = time.process_time()
         threading.Event().wait(0.2)
         assert time.process_time() - before < 0.1, "nor looked at"
         assert stream.socket.recv(100) == b"these are not read here"
-        pump.loop.poller.register(stream.fileno(), 1)  # which fails for what is registered still
+        io_thread.loop.poller.register(stream.fileno(), 1)  # which fails for what is registered still
     finally:
-        pump.let_go(member)
+        io_thread.release(member)
     assert rig.told.empty()
 
 
 def test_nothing_is_left_of_one_that_was_taken(rig):
-    rig.in_pump(rig.conversation.take)
-    wait_until(lambda: Pump._current is None)
+    rig.in_io_thread(rig.conversation.take)
+    wait_until(lambda: IOThread._current is None)
     rig.conversation.close()
     assert rig.stream.fileno() >= 0, "it belongs to somebody else"
 
@@ -185,7 +185,7 @@ def test_the_end_is_told(rig):
     assert receive_exactly(rig.far, 22)
     rig.far.close()
     assert is_lost(rig.outcome(), GONE)
-    wait_until(lambda: rig.stream.fileno() < 0 and Pump._current is None)
+    wait_until(lambda: rig.stream.fileno() < 0 and IOThread._current is None)
 
 
 def test_the_end_in_the_middle_of_a_line_is_told(rig):
@@ -269,9 +269,9 @@ def test_asking_one_that_has_ended_is_told(rig):
         assert is_lost(rig.outcome(), GONE)
 
 
-def test_asking_one_that_has_ended_is_told_also_when_the_pump_has_gone(rig):
+def test_asking_one_that_has_ended_is_told_also_when_the_io_thread_has_gone(rig):
     rig.far.close()
-    wait_until(lambda: Pump._current is None and not rig.conversation._pump.thread.is_alive())
+    wait_until(lambda: IOThread._current is None and not rig.conversation._io_thread.thread.is_alive())
     rig.ask(WAIT)
     assert is_lost(rig.outcome(), GONE)
 
@@ -361,7 +361,7 @@ def test_who_closes_it_is_told_nothing(rig):
     rig.conversation.close()
     rig.conversation.close()
     assert receive_all(rig.far) == b"NAMING LOOKUP NAME=ME\n"
-    wait_until(lambda: Pump._current is None and rig.stream.fileno() < 0)
+    wait_until(lambda: IOThread._current is None and rig.stream.fileno() < 0)
     assert rig.told.empty() and ended.empty()
     assert not rig.conversation.alive
 
@@ -381,11 +381,11 @@ def test_closing_races_with_an_answer():
 def test_it_sees_whether_the_other_side_is_there(rig):
     assert rig.conversation.alive
     stop, go = threading.Event(), threading.Event()
-    rig.conversation._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))
+    rig.conversation._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
     assert stop.wait(WAIT)
     rig.far.close()
     wait_until(lambda: not rig.conversation.alive)
-    assert not rig.conversation._is_over, "the pump has not seen it yet"
+    assert not rig.conversation._is_over, "the I/O thread has not seen it yet"
     go.set()
 
 
@@ -396,7 +396,7 @@ def test_a_bug_of_who_is_told_ends_it(rig, caplog):
     rig.conversation.ask(ASKED, None, fail)
     rig.far.sendall(ANSWER)
     assert receive_all(rig.far).endswith(b"NAME=ME\n")
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
     assert "a bug" in caplog.text
 
 
@@ -410,12 +410,12 @@ def test_a_bug_of_who_listens_is_told_as_the_end(rig, caplog):
     assert "a bug in relay" in str(ended.get(timeout=WAIT))
 
 
-def test_without_a_pump_the_stream_is_closed(monkeypatch):
+def test_without_a_io_thread_the_stream_is_closed(monkeypatch):
     def refuse(member):
         raise OSError(errno.EAGAIN, "can't start new thread")
 
     near, far = socket.socketpair()
-    monkeypatch.setattr(Pump, "hold", refuse)
+    monkeypatch.setattr(IOThread, "acquire", refuse)
     with far, pytest.raises(BlockingIOError):
         Conversation(relay.Stream(near), "the bridge")
     assert near.fileno() < 0

@@ -8,7 +8,7 @@ import time
 import pytest
 from helpers import WAIT, wait_until
 
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.transports.i2p.deadlines import Deadlines
 
 
@@ -20,22 +20,22 @@ class Item:
         self.times = []
 
     def expire(self, now):
-        assert threading.current_thread().name == "relay pump"
+        assert threading.current_thread().name == "relay-io"
         self.times.append(now)
         self.expired.set()
 
 
 @pytest.fixture
-def pump():
+def io_thread():
     member = object()
-    pump = Pump.hold(member)
-    yield pump
-    pump.let_go(member)
+    io_thread = IOThread.acquire(member)
+    yield io_thread
+    io_thread.release(member)
 
 
 @pytest.fixture
-def deadlines(pump):
-    return Deadlines(pump.loop)
+def deadlines(io_thread):
+    return Deadlines(io_thread.loop)
 
 
 def test_the_time_comes_once(deadlines):
@@ -84,10 +84,10 @@ def test_times_that_have_passed_come_at_once(deadlines):
     assert item.expired.wait(WAIT)
 
 
-def test_only_the_first_time_wakes_anybody(pump, deadlines, monkeypatch):
+def test_only_the_first_time_wakes_anybody(io_thread, deadlines, monkeypatch):
     deadlines.set(Item(), time.monotonic() + 60)
     calls = []
-    monkeypatch.setattr(pump.loop, "call", calls.append)
+    monkeypatch.setattr(io_thread.loop, "call", calls.append)
     for _ in range(1000):
         item = Item()
         deadlines.set(item, time.monotonic() + 61)
@@ -97,13 +97,13 @@ def test_only_the_first_time_wakes_anybody(pump, deadlines, monkeypatch):
     assert len(calls) == 1
 
 
-def test_nobody_is_woken_for_nothing(pump, deadlines):
+def test_nobody_is_woken_for_nothing(io_thread, deadlines):
     item = Item()
     deadlines.set(item, time.monotonic() + 0.02)
     deadlines.drop(item)
     wait_until(lambda: deadlines._timer.due == float("inf") and deadlines._next == float("inf"))
     looked = threading.Event()
-    pump.loop.call(lambda: pump.loop.timers.first == float("inf") and looked.set())
+    io_thread.loop.call(lambda: io_thread.loop.timers.first == float("inf") and looked.set())
     assert looked.wait(WAIT)
 
 

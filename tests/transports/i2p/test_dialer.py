@@ -33,7 +33,7 @@ from relay.addresses.i2p_parser import parse_sam
 from relay.carriers import retry
 from relay.carriers.link import CarrierState
 from relay.errors import AuthenticationError, CarrierError, ConnectError, SAMError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.streams.dialer import Upgrade
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
@@ -107,7 +107,7 @@ def test_nothing_is_made_before_it_is_needed(world):
     factory = world.factory()
     assert (factory.state, factory.dest, factory.last_error) == ("closed", "", None)
     assert factory.target == f"i2p://{b32_of(DEST)}"
-    assert not world.bridge.hellos and Pump._current is None
+    assert not world.bridge.hellos and IOThread._current is None
     assert world.factory("echo.i2p", 81).target == "i2p://echo.i2p:81"
 
 
@@ -129,7 +129,7 @@ def test_a_socket_alone_keeps_the_session_and_no_longer(world):
     assert factory.state == "closed" and not control.over.is_set()
     end.close()
     assert control.over.wait(WAIT)
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 def test_several_sockets_keep_it(world):
@@ -153,7 +153,7 @@ def test_a_socket_keeps_it_although_the_session_was_renewed_meanwhile(world, imp
     old, new = world.bridge.controls
     end.close()
     assert old.over.wait(WAIT) and new.over.wait(WAIT)
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 def test_a_factory_that_was_closed_leaves_its_streams(world):
@@ -182,7 +182,7 @@ def test_a_tunnel_lets_it_go(world):
     exchange(client, far)
     tunnel.close()
     assert world.bridge.controls[0].over.wait(WAIT)
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 # -- how streams end --------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_close_is_prompt_while_a_session_is_made(world):
     assert time.monotonic() - begun < PROMPT
     with pytest.raises(CarrierError):
         ready.result()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 def test_a_client_waits_for_a_session_that_is_slow(world):

@@ -16,7 +16,7 @@ from sam_rig import DEST
 from state_tables import rows
 
 from relay.addresses.destinations import PrivateKey
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.transports.i2p import forward_port
@@ -47,14 +47,14 @@ class Session:
 
 
 class Gate:
-    """A port in the pump's thread."""
+    """A port in the I/O thread."""
 
     def __init__(self, owners=None, loop=None):
         self.session = Session()
         self.on_stream = queue.SimpleQueue()
-        self.pump = Pump.hold(self)
+        self.io_thread = IOThread.acquire(self)
         take = self.take
-        self.port = ForwardPort(self.session, take, owners, loop=loop or self.pump.loop)
+        self.port = ForwardPort(self.session, take, owners, loop=loop or self.io_thread.loop)
         self.port.open(self.session.control_socket)
 
     def take(self, stream, peer):
@@ -76,9 +76,9 @@ class Gate:
         return made
 
     def call(self, function):
-        """Have it called in the pump's thread, and wait for that."""
+        """Have it called in the I/O thread, and wait for that."""
         done = threading.Event()
-        self.pump.loop.call(lambda: (function(), done.set()))
+        self.io_thread.loop.call(lambda: (function(), done.set()))
         assert done.wait(WAIT)
 
     def close(self):
@@ -87,7 +87,7 @@ class Gate:
         with contextlib.suppress(queue.Empty):
             while True:
                 self.on_stream.get_nowait()[0].close()
-        self.pump.let_go(self)
+        self.io_thread.release(self)
         self.session.close()
 
 
@@ -138,7 +138,7 @@ def test_a_stream_that_was_waited_for_is_watched_no_longer(enter):
         end.sendall(b"\nmore")
         stream, _ = entrance.stream()
         with stream, pytest.raises((OSError, KeyError)):
-            entrance.pump.loop.poller.unregister(stream.fileno())
+            entrance.io_thread.loop.poller.unregister(stream.fileno())
 
 
 def test_who_ends_before_the_line_is_complete_is_dropped(enter):
@@ -415,20 +415,20 @@ def test_streams_can_be_accepted_in_the_thread_of_another_loop(enter, other_loop
         entrance.port.move(there)
         wait_until(lambda: entrance.port._watching is there)
 
-    assert use() is entrance.pump.thread
+    assert use() is entrance.io_thread.thread
     move(loop)
     assert use() is thread
     entrance.port.pause(True)
     wait_until(lambda: entrance.port._watching is None)
     entrance.port.pause(False)
     assert use() is thread
-    move(entrance.pump.loop)
-    assert use() is entrance.pump.thread
+    move(entrance.io_thread.loop)
+    assert use() is entrance.io_thread.thread
     move(loop)
     loop.call(loop.stop)
     thread.join(WAIT)
-    move(entrance.pump.loop)
-    assert use() is entrance.pump.thread
+    move(entrance.io_thread.loop)
+    assert use() is entrance.io_thread.thread
 
 
 def test_it_is_closed_whatever_became_of_the_other_loop(enter, other_loop):

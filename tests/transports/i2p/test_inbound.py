@@ -58,9 +58,9 @@ class Entrance:
         self.on_stream.put((stream, peer))
 
     def call(self, function, *arguments):
-        """Have it called in the pump's thread, and wait for that."""
+        """Have it called in the I/O thread, and wait for that."""
         done = threading.Event()
-        self.way.pump.loop.call(lambda: (function(*arguments), done.set()))
+        self.way.io_thread.loop.call(lambda: (function(*arguments), done.set()))
         assert done.wait(WAIT)
 
     def begin(self):
@@ -222,11 +222,11 @@ def test_the_end_of_the_session_is_the_failure_of_its_streams(router):
 
 
 def test_the_socket_of_a_stream_is_watched_no_longer(router):
-    """Else the pump would spin for every byte that is not read yet."""
+    """Else the I/O thread would spin for every byte that is not read yet."""
     with contextlib.closing(router.hand_over(f"{DEST}\nwaiting".encode())):
         stream, _ = router.entrance.stream()
         with stream:
-            loop = router.entrance.way.pump.loop
+            loop = router.entrance.way.io_thread.loop
             assert stream.fileno() not in loop.handlers
             with pytest.raises((OSError, KeyError)):
                 loop.poller.unregister(stream.fileno())

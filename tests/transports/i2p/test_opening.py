@@ -14,7 +14,7 @@ from sam_rig import DEST, OK, Opened, ScriptedBridge
 
 from relay.addresses.destinations import b32_of
 from relay.errors import CarrierError, ConnectError, SAMError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.transports.i2p import opening as module
 from relay.transports.i2p.messages import UnreachableError
 from relay.transports.i2p.opening import SETTLE
@@ -125,7 +125,7 @@ def test_nothing_is_left_of_a_stream(opened):
     for self_contained in (False, True):
         opened.open(self_contained=self_contained).stream().close()
     opened.session.close()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
     assert opened.session.streams == 0 and not opened.bridge.deadlines._due
 
 
@@ -364,7 +364,7 @@ def test_no_thread_to_wait_is_told(opened, monkeypatch):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def answer(far):
-        monkeypatch.setattr(Pump, "hold", refuse)
+        monkeypatch.setattr(IOThread, "acquire", refuse)
         far.say("STREAM STATUS RESULT=CANT_REACH_PEER")
 
     opened.scripted.answers.append(answer)
@@ -450,9 +450,9 @@ def test_who_gives_up_between_two_attempts(opened, monkeypatch):
     opened.scripted.answers.append("STREAM STATUS RESULT=CANT_REACH_PEER")
     begun = opened.open()
     wait_until(lambda: connects(opened))
-    wait_until(lambda: any(type(one).__name__ == "_Pause" for one in tuple(Pump._current._members)))
+    wait_until(lambda: any(type(one).__name__ == "_Pause" for one in tuple(IOThread._current._clients)))
     given_up(opened, begun)
-    wait_until(lambda: not any(type(one).__name__ == "_Pause" for one in tuple(Pump._current._members)))
+    wait_until(lambda: not any(type(one).__name__ == "_Pause" for one in tuple(IOThread._current._clients)))
 
 
 def test_who_gives_up_while_a_name_is_looked_up(opened):

@@ -418,7 +418,7 @@ def prover(bridge):
     made = make_monitor(bridge)
     yield made
     done = threading.Event()
-    made._pump.loop.call(lambda: (made.close(), done.set()))
+    made._io_thread.loop.call(lambda: (made.close(), done.set()))
     assert done.wait(WAIT)
 
 
@@ -432,13 +432,13 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     try:
         session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
         carrier.subscribe(lambda state, error: state is CarrierState.BACKING_OFF and lost.set())
-        prover._pump.loop.call(lambda: prover.watch(session))
+        prover._io_thread.loop.call(lambda: prover.watch(session))
         if alive:
             wait_until(lambda: prover._schedule.successes)
             assert not lost.is_set()
         else:
             assert lost.wait(WAIT)
-            prover._pump.loop.call(prover.forget)
+            prover._io_thread.loop.call(prover.forget)
         assert "no reply" in prover._target.told.get(timeout=WAIT) if not alive else prover._target.told.empty()
     finally:
         carrier.close()

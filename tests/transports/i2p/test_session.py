@@ -11,7 +11,7 @@ from helpers import PROMPT, WAIT, receive_exactly, wait_until
 from sam_rig import DEST, KEY, OK, Opened, ScriptedBridge
 
 from relay.errors import CarrierError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.transports.i2p import session as module
 from relay.transports.i2p.messages import UnreachableError, session_create
 from relay.transports.i2p.session import Session
@@ -68,7 +68,7 @@ def test_it_is_lost_with_a_control_socket_that_ended_before_it_was_made(scripted
 
 def test_its_failure_is_known_before_anybody_has_looked(opened):
     stop, go = threading.Event(), threading.Event()
-    opened.bridge._pump.loop.call(lambda: (stop.set(), go.wait(WAIT)))
+    opened.bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))
     assert stop.wait(WAIT)
     opened.far_control.close()
     wait_until(lambda: opened.session.failure() is not None)
@@ -81,7 +81,7 @@ def test_closing_it_is_no_loss(opened):
     opened.session.close()
     opened.session.close()
     assert opened.far_control.over.wait(WAIT)
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
     assert opened.lost.empty()
     assert str(opened.session.failure()) == "the session: the session was closed"
 
@@ -278,7 +278,7 @@ def test_nothing_is_left_of_a_look_up(opened):
     for name in ("echo.i2p", "nobody.i2p"):
         looked_up(opened.session, name)
     opened.session.close()
-    wait_until(lambda: Pump._current is None)
+    wait_until(lambda: IOThread._current is None)
 
 
 # -- streams that answer, and those that do not -----------------------------------------------------------------------

@@ -54,7 +54,7 @@ from relay.addresses.hops import Proxy
 from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress
 from relay.errors import AddressError, AuthenticationError, CarrierError, ConnectError, HostKeyError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
 from relay.testing import check_factory
 from relay.transports.proxies.dialer import Proxied
@@ -609,7 +609,7 @@ def test_where_a_password_comes_from(way, tmp_path, monkeypatch):
         assert shown_password(socks(made, Proxy("socks5", "proxy", 1080, "me", **source)), made) == secret
     question, thread = asked[0]
     assert question == "me's password of proxy:1080: "
-    assert thread not in (threading.current_thread(), Pump._current and Pump._current.thread)
+    assert thread not in (threading.current_thread(), IOThread._current and IOThread._current.thread)
 
 
 def test_a_password_is_read_for_each_stream(way):
@@ -693,7 +693,7 @@ def test_no_thread_for_a_negotiation(way, monkeypatch):
         raise OSError(11, "can't start new thread")
 
     made = way()
-    monkeypatch.setattr(Pump, "hold", hold)
+    monkeypatch.setattr(IOThread, "acquire", hold)
     assert "can't start" in str(Begun(socks(made)).outcome())
     assert made.over == ["closed"]
 

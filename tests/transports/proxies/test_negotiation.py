@@ -14,7 +14,7 @@ from proxy_world import members, tcp_pair
 
 import relay
 from relay.errors import CarrierError, ConnectError
-from relay.eventloop.background import Pump
+from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
 from relay.transports.proxies.negotiation import Negotiation, Question
 
@@ -236,7 +236,7 @@ def test_giving_up_while_it_settles(make):
 
     rig = make("unix", prepare=prepare)
     rig.far.shutdown(socket.SHUT_WR)
-    wait_until(lambda: not Pump._current.loop.handlers.get(rig.stream.fileno()))
+    wait_until(lambda: not IOThread._current.loop.handlers.get(rig.stream.fileno()))
     rig.negotiation.give_up()
     assert rig.over.wait(WAIT)
     wait_until(lambda: members() == 0)
@@ -265,23 +265,23 @@ def test_giving_up_when_it_is_done(make):
     exchange(stream.socket, rig.far)
 
 
-def test_it_begins_at_once_in_the_pumps_thread():
+def test_it_begins_at_once_in_the_io_thread():
     """Which is where most ways are told of."""
     near, far = socket.socketpair()
     near.setblocking(False)
     said, told, holder = queue.SimpleQueue(), queue.SimpleQueue(), type("Holder", (), {"abandon": lambda self: None})()
-    pump = Pump.hold(holder)
+    io_thread = IOThread.acquire(holder)
 
     def begin():
         Negotiation(stream, ask(b"one\n"), None, told.put, lost)
         said.put(pending(far))
 
     with far, relay.Stream(near) as stream:
-        pump.loop.call(begin)
+        io_thread.loop.call(begin)
         assert said.get(timeout=WAIT)
         far.sendall(b"1\n")
         assert told.get(timeout=WAIT) is stream
-    pump.let_go(holder)
+    io_thread.release(holder)
 
 
 def test_somebody_has_answered(make):
@@ -321,7 +321,7 @@ def test_no_thread_to_be_had(monkeypatch):
         raise OSError(11, "no thread")
 
     near, far = tcp_pair()
-    monkeypatch.setattr(Pump, "hold", hold)
+    monkeypatch.setattr(IOThread, "acquire", hold)
     with far, relay.Stream(near) as stream:
         with pytest.raises(OSError, match="no thread"):
             Negotiation(stream, ask(b"one\n"), None, print, lost)

@@ -359,7 +359,7 @@ def test_a_session_whose_holder_is_gone_has_all_the_time_in_which_bytes_leave_th
     looked = []
     wait_until(lambda: session._pair.gone)
     for count in range(1, 4):
-        session.pump.loop.call(lambda: (session._pair._look(time.monotonic()), looked.append(session.is_over)))
+        session.io_thread.loop.call(lambda: (session._pair._look(time.monotonic()), looked.append(session.is_over)))
         wait_until(lambda count=count: len(looked) == count)
         before = session.records.progress()
         got = receive_exactly(server, 1 << 18)

@@ -73,7 +73,9 @@ class Rig:
             Stream(transport), ssl.create_default_context(), peer="target", name="tls://x", servername="x"
         )
         self.records = session.records = Records()
-        session.pump = SimpleNamespace(loop=self.loop, buffer=memoryview(bytearray(BUFFER)), let_go=lambda member: None)
+        session.io_thread = SimpleNamespace(
+            loop=self.loop, buffer=memoryview(bytearray(BUFFER)), release=lambda client: None
+        )
         pair = session._pair = PairEnd(self.loop, session._on_inner, self.records.progress, session._expired)
         self.holder = pair.hand_over()
         self.drained = 0

@@ -1020,12 +1020,12 @@ def test_a_narrow_way_to_the_server_loses_nothing(sshd, echo_server):
 
 def _forward(far, address):
     with far, socket.create_connection(address, WAIT) as server:
-        back = Thread(lambda: _pump(server, far))
-        _pump(far, server)
+        back = Thread(lambda: _io_thread(server, far))
+        _io_thread(far, server)
         back.result()
 
 
-def _pump(source, sink):
+def _io_thread(source, sink):
     with contextlib.suppress(OSError):
         while data := source.recv(1 << 16):
             sink.sendall(data)

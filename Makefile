@@ -8,7 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
 SIDE_BY_SIDE := --numprocesses=3 --dist=loadgroup --quiet
 
-.PHONY: demo test install check docs check-versions bench
+# The folders of tests that start neither a router nor many programs.
+QUICK := $(addprefix tests/,addresses api carriers config engine eventloop spawning streams) \
+    $(addprefix tests/transports/,i2p proxies ssh/config ssh/test_*.py test_*.py tls) tests/test_imports.py
+
+.PHONY: demo test quick install check docs check-versions bench
 
 # With I2P=router the demo meets a real router of this machine; else it brings a bridge of its own.
 demo: $(VENV)/.installed
@@ -18,6 +22,11 @@ test: install
 	@tests/debian-packages tests/debian-packages.txt
 	@tests/npm-packages tests/npm-packages.txt
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+
+# A part of the tests, without real routers, for daily work.
+quick: install
+	@tests/debian-packages tests/debian-packages.txt
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(QUICK)
 
 install: $(VENV)/.installed-dev
 

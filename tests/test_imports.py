@@ -57,6 +57,13 @@ def test_no_submodule_takes_the_place_of_a_public_name():
     loaded_by(everything + check)
 
 
+def test_the_help_of_relay_imports_no_command():
+    """Which takes most of the time that the help needs."""
+    modules = loaded_by("import sys\nsys.argv = ['relay', '--help']\nfrom relay.cli import main\nassert main() == 0")
+    assert "relay.cli.app" in modules
+    assert not [name for name in modules if name.startswith("relay.cli.commands.")]
+
+
 # Arrows; which folder may import which is in the contracts of pyproject.toml.
 
 ALLOWED_IN = {

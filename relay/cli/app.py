@@ -23,6 +23,11 @@ class _Commands(click.Group):
         """Name the commands in the order of the help."""
         return [*COMMANDS]
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of the commands; importing all of them would take most of the time of the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([*COMMANDS.items()])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command; ``None`` if there is none of that name."""
         return command(cmd_name) if cmd_name in COMMANDS else None

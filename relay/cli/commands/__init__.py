@@ -8,8 +8,19 @@ import click
 
 __all__ = ["COMMANDS", "command"]
 
-# Each is the module of its name, with a command of the same name.
-COMMANDS = ("forward", "expose", "socks", "up", "check", "pipe", "demo", "keys", "help")
+# Each is the module of its name, with a command of the same name. The help of relay shows these lines, so that it
+# imports none of the modules.
+COMMANDS = {
+    "forward": "Listen at one address and relay every connection to another.",
+    "expose": "Publish a local service on an SSH server or on I2P.",
+    "socks": "Run a SOCKS or HTTP proxy.",
+    "up": "Open all the tunnels of a file.",
+    "check": "Check a file, or a command line, and connect to nothing.",
+    "pipe": "Connect standard input and output to a target.",
+    "demo": "Relay a web server over SSH and I2P, and compare every byte.",
+    "keys": "Make and show the keys of I2P destinations.",
+    "help": "Show the help of relay, of a command, or of a topic.",
+}
 
 
 def command(name: str) -> click.Command:

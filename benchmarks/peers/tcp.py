@@ -117,7 +117,7 @@ def _c(job: Job) -> list[str]:
     return [compiled(SOURCES / "relay.c", job.directory.parent), str(job.port), str(job.target.port)]
 
 
-def _kept_up(job: Job) -> list[str]:
+def _started_with_the_network(job: Job) -> list[str]:
     raise AssertionError("it is started with its network")
 
 
@@ -145,9 +145,9 @@ PEERS = {
     **chain.PEERS,
     **socks.PEERS,
     **zmq.PEERS,
-    "i2p-relay": Peer("relay", _kept_up),
-    "i2pd": Peer("i2pd's own tunnels", _kept_up),
-    "i2p-raw": Peer("SAM, nothing between", _kept_up),
+    "i2p-relay": Peer("relay", _started_with_the_network),
+    "i2pd": Peer("i2pd's own tunnels", _started_with_the_network),
+    "i2p-raw": Peer("SAM, nothing between", _started_with_the_network),
     DIRECT: Peer("none (direct)", _direct),
 }
 

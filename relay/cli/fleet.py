@@ -192,8 +192,6 @@ class TunnelGroup:
 
     def _try_hops(self, member: Member, opened: Opened) -> None:
         """Try the hops on the way to the target, once for all tunnels that have the same."""
-        if not hasattr(opened.make_send, "ready"):
-            return
         key = member.plan.way
         if key in self._trials:
             trial, members = self._trials[key]

@@ -88,7 +88,7 @@ class HopProbe:
     It does not fail if a server cannot be reached: the carrier logs that and retries. A permanent error counts as one
     of the start until the carrier was up for the first time.
 
-    :param make_send: the factory; one without ``ready`` has no hops.
+    :param make_send: the factory, a :class:`~relay.streams.dialer.Dialer`; its ``ready`` does nothing without hops.
     :param timeout: seconds; ``None`` for no limit.
     :param failed: called on another thread after an error that a retry cannot fix; :attr:`error` has it.
     :param fail_fast: whether every error counts as one of those.
@@ -104,8 +104,7 @@ class HopProbe:
         self._fail_fast = fail_fast
         self._waits = False  # until the carrier is up or has failed permanently
         self._has_waited = False
-        if hasattr(make_send, "ready"):
-            self._begin()
+        self._begin()
 
     def _begin(self) -> None:
         threading.Thread(target=self._try, name="relay-trial", daemon=True).start()

@@ -129,7 +129,7 @@ class Flow:
         if not data:
             return self.end(now)
         size = len(data)
-        self.moved += size  # before the sink's peer can see them, so that no record is behind what anybody has seen
+        self.moved += size  # before the sink's peer can see them, so that no record lags behind them
         self.last = now
         try:
             sent = self.send(data)

@@ -34,7 +34,7 @@ _HEAD = struct.Struct("=IHHII")  # length, kind, flags, number, port
 _ASKED = struct.Struct("=BBHIIIII")  # family, protocol, a pad, states, inode, what to show, two halves of a cookie
 _SHOW_PEER = 4  # UDIAG_SHOW_PEER
 _PEER = 2  # UNIX_DIAG_PEER
-_TOLD = 16  # bytes of struct unix_diag_msg
+_MESSAGE = 16  # bytes of struct unix_diag_msg
 _ANY = 0xFFFFFFFF
 
 _latest: list[tuple[int, dict[int, int]]] = [(0, {})]  # of the last search: its number; inode → descriptor, as of then
@@ -125,8 +125,8 @@ def _far_end(near: socket.SocketType) -> socket.socket | None:
 
 def _owner(near: socket.SocketType) -> int:
     """The process that connected, or made the pair (SO_PEERCRED of unix(7))."""
-    told = near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII"))
-    return int(struct.unpack("=iII", told)[0])
+    credentials = near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("=iII"))
+    return int(struct.unpack("=iII", credentials)[0])
 
 
 def _duplicate(descriptor: int, inode: int) -> socket.socket | None:
@@ -176,7 +176,7 @@ def _peer_of(inode: int) -> int:
         answer = netlink.recv(4096)
     if _HEAD.unpack_from(answer)[1] != _BY_FAMILY:
         raise ValueError("there is no such socket")
-    place = _HEAD.size + _TOLD
+    place = _HEAD.size + _MESSAGE
     while place + 8 <= len(answer):
         length, kind, peer = struct.unpack_from("=HHI", answer, place)
         if kind == _PEER:

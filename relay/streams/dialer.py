@@ -193,7 +193,7 @@ class Upgrade(Dialer):
         if explain is None:
             return done
 
-        def told(outcome: Stream | OSError) -> None:
+        def on_outcome(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
                 done(explain(outcome))
                 return
@@ -202,7 +202,7 @@ class Upgrade(Dialer):
                 outcome.failure = functools.partial(_explained_failure, failure, explain)
             done(outcome)
 
-        return told
+        return on_outcome
 
     def ready(self, timeout: float | None = 30.0) -> None:
         """Open the shared connection, and wait for it; see :meth:`Dialer.ready`."""

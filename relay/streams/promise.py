@@ -139,14 +139,14 @@ class CallbackChain:
             number = self._number
             self._undo = None
 
-        def told(outcome: Any) -> None:
+        def on_outcome(outcome: Any) -> None:
             if not self._given_up:
                 then(outcome)
             elif isinstance(outcome, Stream):
                 outcome.close()
 
         try:
-            undo = begin(told)
+            undo = begin(on_outcome)
         except OSError as error:
             self.finish(error)
             return False

@@ -115,7 +115,7 @@ class Proxied(Upgrade):
         def reached(login: Login | None, outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
                 return steps.finish(on_the_way(outcome, self._proxy, self._before))
-            if not steps.begin(lambda told: self._negotiate(outcome, say(login), deadline, told), agreed):
+            if not steps.begin(lambda on_stream: self._negotiate(outcome, say(login), deadline, on_stream), agreed):
                 outcome.close()
             return None
 
@@ -130,15 +130,17 @@ class Proxied(Upgrade):
     def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: OnResult) -> Abort:
         return Negotiation(stream, dialogue, deadline, done, self._lost).give_up
 
-    def _read_login(self, told: Callable[[Login | OSError | None], object]) -> Abort:
+    def _read_login(self, on_login: Callable[[Login | OSError | None], object]) -> Abort:
         """Read the user and the password, in a thread where that may block."""
         proxy = self._proxy
         if proxy.user is None:
-            told(None)
+            on_login(None)
         elif isinstance(proxy.password, str) or proxy.password_env is not None:
-            told(_login(proxy))
+            on_login(_login(proxy))
         else:
-            read = threading.Thread(target=lambda: told(_login(proxy)), name=f"relay password of {proxy}", daemon=True)
+            read = threading.Thread(
+                target=lambda: on_login(_login(proxy)), name=f"relay password of {proxy}", daemon=True
+            )
             try:
                 read.start()
             except RuntimeError as error:

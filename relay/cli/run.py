@@ -52,7 +52,7 @@ def serve(
         made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via)
         if hint:
             made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
-        from .fleet import SingleTunnel
+        from .single import SingleTunnel
 
         SingleTunnel(made, signals, title).relay()
 

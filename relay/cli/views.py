@@ -12,9 +12,10 @@ from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
 from ..eventloop.sockets import format_address
 from .fleet_table import Column, Content
+from .member import MemberState, Snapshot
 from .output import size, summary, total
 
-__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state"]
+__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "watched"]
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
 _ENDED = 8  # finished connections that are shown
@@ -204,7 +205,8 @@ class Watched:
     :param state: its state, in a word.
     :param title: its listening address and its target; those of the configuration while it is not open.
     :param problem: its problem; empty if it has none.
-    :param tunnel: the tunnel, if it is open.
+    :param tunnel: the tunnel, if it is or was open.
+    :param listens: whether it listens.
     """
 
     name: str
@@ -212,6 +214,19 @@ class Watched:
     title: str = ""
     problem: str = ""
     tunnel: Tunnel | None = None
+    listens: bool = False
+
+
+def watched(member: Snapshot) -> Watched:
+    """Return the current state of a tunnel of a group."""
+    opened, state = member.opened, member.state
+    if opened is None:
+        return Watched(member.name, state.value, member.plan.configured, member.problem)
+    if not state.accepts:
+        return Watched(member.name, state.value, opened.title, member.problem, opened.tunnel)
+    word, problem = hop_state(opened.receive, opened.make_send)
+    paused = state is MemberState.PAUSED
+    return Watched(member.name, state.value if paused else word, opened.title, problem, opened.tunnel, listens=True)
 
 
 class FleetView:
@@ -239,7 +254,7 @@ class FleetView:
         figures = {name: (one.received, one.sent) for name, one in stats.items()}
         self._rates.look({**figures, "": (all_stats.received, all_stats.sent)})
         order = sorted(members, key=lambda member: (not member.problem, -_active(stats.get(member.name))))
-        count = sum(member.tunnel is not None for member in members)
+        count = sum(member.listens for member in members)
         return Content(
             head=[self.closing or f"{count} of {len(members)} tunnels listen"],
             columns=_TUNNELS,

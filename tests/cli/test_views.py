@@ -158,8 +158,8 @@ def test_while_it_closes_the_table_says_so():
 
 def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
     members = [
-        Watched("quiet", "up", "a → b", "", Fake()),
-        Watched("busy", "up", "c → d", "", Fake([record(1)], [record(2, reason="done")])),
+        Watched("quiet", "up", "a → b", "", Fake(), listens=True),
+        Watched("busy", "up", "c → d", "", Fake([record(1)], [record(2, reason="done")]), listens=True),
         Watched("bad", "failed", "", "127.0.0.1:80: Address already in use; another program listens there"),
     ]
     content = FleetView(lambda: members)()
@@ -176,7 +176,7 @@ def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
 def test_fifty_tunnels_with_two_hundred_connections_at_80_by_24():
     way = "127.0.0.1:5432 → db.internal.example:5432 via ssh://me@bastion"
     tunnels = [Fake([record(n, received=123_456_789) for n in range(number % 9)]) for number in range(50)]
-    members = [Watched(f"tunnel-{number}", "up", way, "", one) for number, one in enumerate(tunnels)]
+    members = [Watched(f"tunnel-{number}", "up", way, "", one, listens=True) for number, one in enumerate(tunnels)]
     members[7] = Watched("tunnel-7", "failed", "", "127.0.0.1:80: Address already in use")
     lines = [line.text for line in lay_out(FleetView(lambda: members)(), 80, 22)]
     assert len(lines) <= 22 and all(len(line) <= 80 for line in lines)

@@ -107,7 +107,7 @@ def socks(
             password_env=password_env,
             bridge=None if sam is None else parse_sam(sam),
         )
-        from ..fleet import SingleTunnel
+        from ..single import SingleTunnel
 
         SingleTunnel(made, signals, "listening on ").relay()
 

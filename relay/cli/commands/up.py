@@ -78,7 +78,8 @@ def up(
         Signals() as signals,
     ):
         from ...config import find, read
-        from ..fleet import Member, TunnelGroup
+        from ..group import TunnelGroup
+        from ..member import Member
         from ..plan_from_file import plans_of, print_problems
 
         raise_descriptor_limit()

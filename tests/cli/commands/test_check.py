@@ -16,9 +16,9 @@ from relay import config
 from relay.cli import app
 from relay.cli import run as serving
 from relay.cli.commands import check, socks
-from relay.cli.fleet import SingleTunnel
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plan_of
+from relay.cli.single import SingleTunnel
 
 
 @pytest.fixture

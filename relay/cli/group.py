@@ -1,0 +1,342 @@
+"""Tunnels in one process: opened side by side, watched, and drained together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .i2p_options import tell_published
+from .member import Member, MemberState, Snapshot
+from .output import closing, describe_error, print_error, print_line, status_of, summary, total
+from .plan import Opened
+from .preflight import Preflight
+from .probes import BackgroundCall, HopProbe
+from .signals import Signals
+
+if TYPE_CHECKING:  # a command starts in half the time without them
+    from concurrent.futures import Future
+
+    from .live import LiveTable, View
+    from .views import Watched
+
+__all__ = ["GroupOverError", "TunnelGroup", "UnknownTunnelError"]
+
+logger = logging.getLogger("relay.cli")
+
+REFRESH = 0.5  # seconds between two states of the live table
+
+Result = TypeVar("Result")
+
+
+class GroupOverError(RuntimeError):
+    """A call of a group that has ended."""
+
+
+class UnknownTunnelError(LookupError):
+    """A name that no tunnel of the group has."""
+
+
+class TunnelGroup:
+    """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
+
+    The members of the first part may be called from any thread, the others from the main thread, which is the one that
+    runs the group.
+
+    :param members: the tunnels.
+    :param signals: those that end it.
+    """
+
+    def __init__(self, members: Sequence[Member], signals: Signals) -> None:
+        self._members = tuple(members)
+        self._signals = signals
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._ending = threading.Event()
+        self._preflight = Preflight(names=False)
+        self._without_result = len(members)  # those that have neither opened nor failed yet
+        self._trials: dict[Hashable, tuple[HopProbe, list[Member]]] = {}
+        self._drains = False  # since the first signal
+        self._done = False
+        self._status = 0
+        self._terminal = ExitStack()  # restores the terminal
+        self._table: LiveTable | None = None
+        self._main = threading.current_thread()
+        self._calls_lock = threading.Lock()  # for the two that follow
+        self._calls: set[Future[Any]] | None = set()  # that wait for the main thread; None after its end
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[Snapshot, ...]:
+        """The tunnels, in the order of the file."""
+        return tuple(member.now for member in self._members)
+
+    @property
+    def is_ending(self) -> bool:
+        """True from the first signal on."""
+        return self._ending.is_set()
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a function in the main thread, and wait for it. In the main thread it is run at once.
+
+        :param function: called with the arguments. It must not wait for long: no signal is handled meanwhile.
+        :returns: its result.
+        :raises GroupOverError: if the group has ended before that.
+        :raises BaseException: what it raises.
+        """
+        if threading.current_thread() is self._main:
+            return function(*arguments)
+        from concurrent.futures import Future
+
+        future: Future[Result] = Future()
+        with self._calls_lock:
+            if self._calls is None:
+                raise GroupOverError("relay is ending; start it again")
+            self._calls.add(future)
+        self._later(self._answer, future, functools.partial(function, *arguments))
+        return future.result()
+
+    def pause(self, name: str) -> None:
+        """Accept no client at a tunnel until :meth:`resume`; clients wait in the listen backlog.
+
+        :param name: of the tunnel.
+        :raises UnknownTunnelError: if there is none of that name, as the following do.
+        :raises WrongStateError: if it does not listen.
+        :raises GroupOverError: if the group has ended.
+        """
+        self.call(lambda: self._find(name).pause())
+
+    def resume(self, name: str) -> None:
+        """Accept clients again; the errors are those of :meth:`pause`."""
+        self.call(lambda: self._find(name).resume())
+
+    def drain(self, name: str, seconds: float | None = None) -> None:
+        """Close the listener of a tunnel; its open connections may finish. Does not wait for them.
+
+        :param name: of the tunnel.
+        :param seconds: the most that they may take; those that are left are reset. ``None`` for the tunnel's own limit.
+
+        The errors are those of :meth:`pause`.
+        """
+        self.call(lambda: self._drain(self._find(name), seconds))
+
+    def stop(self) -> None:
+        """End as after SIGTERM: the first call drains, the second one ends. Does not wait."""
+        self._later(self._on_signal, signal.SIGTERM)
+
+    def _later(self, event: Callable[..., None], *arguments: Any) -> None:
+        """Call something in the main thread."""
+        self._events.put(functools.partial(event, *arguments))
+        self._signals.wake()
+
+    # -- the main thread --------------------------------------------------------------------------------------------
+
+    def run(self, *, watch: bool) -> int:
+        """Open all, and relay until a signal.
+
+        :param watch: whether there is a live table.
+        :returns: the exit status: 0 after a signal; else 2 if the user has to change the configuration of what failed
+            (of every tunnel, if none is left), 1 for another failure.
+        """
+        self._main = threading.current_thread()
+        try:
+            with self._terminal:
+                if watch:
+                    from .views import FleetView
+
+                    self._show(FleetView(self._watched))
+                for member in self._members:
+                    self._begin(member)
+                while not self._done:
+                    self._turn()
+            self._close()
+        finally:
+            self._refuse_calls()
+        self._log_summary()
+        return self._status
+
+    def _turn(self) -> None:
+        """Handle a signal, or what other threads have put into the queue."""
+        heard = self._wait()
+        if heard:
+            self._on_signal(heard)
+        while not self._done and not self._events.empty():
+            self._events.get()()
+        if self._table is not None and heard != 0:
+            self._table.refresh()
+
+    def _show(self, view: View) -> None:
+        from .live import live_table
+
+        table = live_table(view)
+        if table is not None:
+            self._table = self._terminal.enter_context(table)
+
+    def _wait(self) -> int | None:
+        return self._signals.wait(REFRESH if self._table is not None else None)
+
+    def _answer(self, future: Future[Result], function: Callable[[], Result]) -> None:
+        """Run a function for a thread that waits for its result."""
+        with self._calls_lock:
+            if self._calls is None or future not in self._calls:
+                return
+            self._calls.discard(future)
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (it is raised in the thread that waits)
+            future.set_exception(error)
+
+    def _refuse_calls(self) -> None:
+        """Raise in the threads that still wait for the main thread, and in those that come later."""
+        with self._calls_lock:
+            calls, self._calls = self._calls or (), None
+        for future in calls:
+            future.set_exception(GroupOverError("relay is ending; start it again"))
+
+    def _find(self, name: str) -> Member:
+        for member in self._members:
+            if member.name == name:
+                return member
+        raise UnknownTunnelError(f"{name}: there is no such tunnel; relay ctl list prints all of them")
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def _begin(self, member: Member) -> None:
+        opened = functools.partial(self._later, self._on_outcome, member)
+        postponed = functools.partial(self._later, self._on_postponed, member)
+        try:
+            opening = functools.partial(member.plan.open, self._preflight)
+            member.begin(BackgroundCall(opening, opened, postponed))
+        except RuntimeError as error:  # the system has no thread left
+            self._give_up(member, error)
+            self._on_first_result()
+
+    def _on_postponed(self, member: Member, error: Exception) -> None:
+        """A tunnel waits for the server at which it is to listen."""
+        if not member.state.is_before or self._ending.is_set():
+            return
+        is_news = member.state is MemberState.OPENING
+        member.on_postponed(f"{describe_error(error)}; trying again")
+        if is_news:
+            print_error(f"{member.name}: {member.now.problem}")
+            self._on_first_result()
+
+    def _on_outcome(self, member: Member) -> None:
+        """A tunnel has opened or has failed."""
+        is_news = member.state is MemberState.OPENING
+        try:
+            opened = member.outcome()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            if not self._ending.is_set():
+                self._give_up(member, error)
+        else:
+            if self._ending.is_set():
+                opened.close()
+            else:
+                member.on_opened(opened)
+                self._on_opened(member, opened)
+        if is_news:
+            self._on_first_result()
+
+    def _on_opened(self, member: Member, opened: Opened) -> None:
+        print_line(f"{member.name}: listening on {opened.title}")
+        tell_published(opened.receive, f"{member.name}: ")
+        self._try_hops(member, opened)
+
+    def _on_first_result(self) -> None:
+        """A tunnel has opened, has failed or waits; after the last of these all have begun."""
+        self._without_result -= 1
+        if not self._without_result and not self._ending.is_set():
+            self._log_count()
+
+    def _log_count(self) -> None:
+        count = sum(member.opened is not None for member in self._members)
+        failed = len(self._members) - count
+        logger.info("%d of %d tunnels listen%s", count, len(self._members), f"; {failed} do not" if failed else "")
+
+    def _give_up(self, member: Member, error: Exception) -> None:
+        """End a tunnel that a retry cannot help, and all of them if it is required."""
+        member.on_failed(describe_error(error), status_of(error))
+        print_error(f"{member.name}: {describe_error(error)}")
+        if member.now.is_required or member.plan.options.fail_fast:
+            self._end(status_of(error))
+        elif all(other.state is MemberState.FAILED for other in self._members):
+            print_error("there is no tunnel left")
+            self._end(min(other.now.status for other in self._members))
+
+    def _try_hops(self, member: Member, opened: Opened) -> None:
+        """Try the hops on the way to the target, once for all tunnels that have the same."""
+        key = member.plan.way
+        if key in self._trials:
+            trial, members = self._trials[key]
+            members.append(member)
+            if trial.error is not None:
+                self._later(self._on_refused, key)
+            return
+        options = member.plan.options
+        failed = functools.partial(self._later, self._on_refused, key)
+        trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
+        self._trials[key] = trial, [member]
+
+    def _on_refused(self, key: Hashable) -> None:
+        """A hop has failed, and a retry cannot help."""
+        trial, members = self._trials[key]
+        assert trial.error is not None, "that is what it failed with"
+        for member in members:
+            if member.state.accepts:
+                self._give_up(member, trial.error)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        """The first signal drains, the second one ends."""
+        if self._drains:
+            self._done = True
+            return
+        self._drains = True
+        self._ending.set()
+        drained = [member for member in self._members if member.state.accepts or member.state is MemberState.DRAINING]
+        live = sum(member.opened.tunnel.stats().active for member in drained if member.opened)
+        longest = max((member.plan.options.drain for member in drained), default=0)
+        wait = closing(live, longest)
+        logger.info("%s: %s", signal.Signals(number).name, wait)
+        if self._table is not None:
+            self._table.view.closing = wait
+        for member in drained:
+            self._drain(member)
+        self._done = not drained
+
+    def _drain(self, member: Member, seconds: float | None = None) -> None:
+        seconds = member.plan.options.drain if seconds is None else seconds
+        member.drain(seconds, functools.partial(self._later, self._on_drained, member))
+
+    def _on_drained(self, member: Member) -> None:
+        member.on_drained()
+        still = any(other.state is MemberState.DRAINING for other in self._members)
+        self._done = self._done or (self._drains and not still)
+
+    def _end(self, status: int) -> None:
+        """End all at once."""
+        self._status = status
+        self._ending.set()
+        self._done = True
+
+    def _close(self) -> None:
+        self._ending.set()
+        for member in self._members:
+            member.close()
+
+    def _log_summary(self) -> None:
+        stats = total(member.opened.tunnel.stats() for member in self._members if member.opened)
+        logger.info("%s", summary(stats), extra={"stats": stats})
+
+    def _watched(self) -> list[Watched]:
+        """The tunnels, for the live table."""
+        from .views import watched
+
+        return [watched(snapshot) for snapshot in self.members]

@@ -1,0 +1,151 @@
+"""A group of tunnels, in this process: what other threads may call while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import pytest
+from helpers import WAIT, receive_exactly, wait_until
+
+from relay.addresses.parse import parse_listen, parse_target
+from relay.cli.group import GroupOverError, TunnelGroup, UnknownTunnelError
+from relay.cli.member import Member, MemberState, WrongStateError
+from relay.cli.options import Options
+from relay.cli.plan import make_plan
+from relay.cli.signals import Signals
+
+
+@pytest.fixture
+def group(echo_server, monkeypatch):
+    """A group of two tunnels on a thread of its own, as if that were the main thread; both listen."""
+    monkeypatch.setattr(Signals, "__enter__", lambda signals: signals)  # a handler is for the main thread
+    monkeypatch.setattr(Signals, "__exit__", lambda signals, *_: [signals._reader.close(), signals._writer.close()])
+    target = "{}:{}".format(*echo_server.address)
+    with Signals() as signals:
+        options = Options(drain=WAIT)
+        plans = [make_plan(parse_listen(":0"), parse_target(target), options, name=name) for name in ("a", "b")]
+        made = TunnelGroup([Member(plan) for plan in plans], signals)
+        thread = threading.Thread(target=made.run, kwargs={"watch": False})
+        thread.start()
+        try:
+            wait_until(lambda: all(member.state is MemberState.LISTENING for member in made.members))
+            yield made
+        finally:
+            with contextlib.suppress(GroupOverError):
+                made.call(made._end, 0)
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+
+def state(group, name):
+    return next(member.state for member in group.members if member.name == name)
+
+
+def connect(group, name):
+    opened = next(member.opened for member in group.members if member.name == name)
+    return socket.create_connection(opened.tunnel.address, WAIT)
+
+
+def is_refused(group, name):
+    try:
+        connect(group, name).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_call_runs_in_the_main_thread_and_returns_its_result(group):
+    here = threading.current_thread()
+    assert group.call(lambda *words: (threading.current_thread() is not here, words), 1, 2) == (True, (1, 2))
+    assert group.call(lambda: group.call(threading.current_thread)) is group.call(threading.current_thread)
+
+
+def test_a_call_raises_what_its_function_raises(group):
+    with pytest.raises(KeyboardInterrupt):
+        group.call(lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert group.call(lambda: 1) == 1
+
+
+def test_calls_after_the_end_are_refused_and_so_are_those_that_wait(group):
+    begun, goes_on, raised = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        assert goes_on.wait(WAIT)
+        group._end(0)
+
+    def wait():
+        with pytest.raises(GroupOverError, match="relay is ending"):
+            group.call(pytest.fail, "it is over")
+        raised.append(True)
+
+    first = threading.Thread(target=group.call, args=(slow,))
+    first.start()
+    assert begun.wait(WAIT)
+    second = threading.Thread(target=wait)
+    second.start()
+    wait_until(lambda: len(group._calls) == 1)
+    goes_on.set()
+    first.join(WAIT)
+    second.join(WAIT)
+    assert raised == [True]
+    wait_until(lambda: group._calls is None)
+    with pytest.raises(GroupOverError, match="relay is ending"):
+        group.call(int)
+
+
+def test_one_tunnel_is_paused_and_resumed(group):
+    group.pause("a")
+    assert (state(group, "a"), state(group, "b")) == (MemberState.PAUSED, MemberState.LISTENING)
+    with connect(group, "a") as client:
+        client.sendall(b"hello")
+        group.resume("a")
+        assert receive_exactly(client, 5) == b"hello"
+    assert state(group, "a") is MemberState.LISTENING
+
+
+def test_one_tunnel_drains_and_the_others_go_on(group):
+    with connect(group, "a") as client, connect(group, "b") as other:
+        client.sendall(b"1")
+        assert receive_exactly(client, 1) == b"1"
+        group.drain("a")
+        assert state(group, "a") is MemberState.DRAINING
+        wait_until(lambda: is_refused(group, "a"))
+        client.sendall(b"2")
+        assert receive_exactly(client, 1) == b"2"
+        client.close()
+        wait_until(lambda: state(group, "a") is MemberState.CLOSED)
+        other.sendall(b"3")
+        assert receive_exactly(other, 1) == b"3"
+    with pytest.raises(WrongStateError, match="a: cannot pause: it is closed"):
+        group.pause("a")
+
+
+def test_a_drain_resets_what_is_left_after_its_time(group):
+    with connect(group, "a") as client:
+        client.sendall(b"1")
+        assert receive_exactly(client, 1) == b"1"
+        group.drain("a", 0)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        wait_until(lambda: state(group, "a") is MemberState.CLOSED)
+
+
+@pytest.mark.parametrize("operation", ["pause", "resume", "drain"])
+def test_an_unknown_name_is_an_error(group, operation):
+    with pytest.raises(UnknownTunnelError, match="c: there is no such tunnel"):
+        getattr(group, operation)("c")
+
+
+def test_stop_drains_like_a_signal(group):
+    with connect(group, "a") as client:
+        client.sendall(b"1")
+        assert receive_exactly(client, 1) == b"1"
+        group.stop()
+        wait_until(lambda: group.is_ending)
+        wait_until(lambda: state(group, "b") is MemberState.CLOSED)
+        client.sendall(b"2")
+        assert receive_exactly(client, 1) == b"2"
+    wait_until(lambda: group._done)

@@ -91,6 +91,7 @@ class Carrier(Generic[AnyLink]):
     :param max_backoff: seconds of back-off at most while the other side cannot be reached; see
         :class:`~relay.carriers.retry.RetryPolicy`.
     :param log_at_debug: whether its messages matter only for finding a fault.
+    :param kind: the protocol, such as ``ssh``; for operators.
     :raises OSError: if no thread or descriptor is available.
     """
 
@@ -103,12 +104,15 @@ class Carrier(Generic[AnyLink]):
         *,
         max_backoff: float = math.inf,
         log_at_debug: bool = False,
+        kind: str = "",
     ) -> None:
         self.name = name
+        self.kind = kind
         self.error: Exception | None = None  # why it is not up
         self.holders = 0  # guarded by the lock of :mod:`relay.carriers.pool`
         self._state = CarrierState.NEW
-        self._since = 0.0  # when the reported state last changed
+        self.since = time.monotonic()  # of the last change of the state
+        self.losses = 0  # links that were lost
         self._check_interval = check_interval
         self._log_at_debug = log_at_debug
         self._connector = connector
@@ -130,6 +134,10 @@ class Carrier(Generic[AnyLink]):
     def link(self) -> AnyLink | None:
         """The link, while it is up. From any thread."""
         return self._links.current
+
+    def streams(self) -> int:
+        """Return the number of streams over its links. From any thread."""
+        return self._links.streams
 
     def begin(self) -> None:
         """Start the first attempt. Called once, after the first watchers have subscribed: they miss no change."""
@@ -275,7 +283,7 @@ class Carrier(Generic[AnyLink]):
         self._change(CarrierState.UP)
         self._log(logging.WARNING if self._retries.connected() else logging.INFO, "%s: connected")
         if self._check_interval is not None:
-            self._timer.start(self._since + self._check_interval, self._since)
+            self._timer.start(self.since + self._check_interval, self.since)
         self._resolve_waiters(link)
         if lost:  # before the link was known here
             self._lost(link, lost[0])
@@ -303,18 +311,19 @@ class Carrier(Generic[AnyLink]):
         self._change(CarrierState.FAILED, error)
         if not self._waiters:  # else the clients that wait get the error
             trace = None if isinstance(error, OSError) else error
-            why = strip_prefix(self.name, error)
+            text = "%s: %s; will not retry until a client connects"
             level = logging.DEBUG if is_reported(error) else logging.ERROR
-            self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
+            self._log(level, text, strip_prefix(self.name, error), exc_info=trace)
         return self._resolve_waiters(error)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:
         if not self._links.remove(link):
             return
+        self.losses += 1
         if self._state is CarrierState.REPLACING:  # the attempt under way takes its place
             self._change(CarrierState.CONNECTING, error)
         else:
-            self._retries.lost(time.monotonic() - self._since)
+            self._retries.lost(time.monotonic() - self.since)
             self._back_off(error)
         self._blocking.close_link(link)
 
@@ -326,7 +335,7 @@ class Carrier(Generic[AnyLink]):
             self._links.check()
 
     def _retry_failed(self) -> None:
-        if self._state is CarrierState.FAILED and time.monotonic() - self._since > _RETRY_FAILED_AFTER:
+        if self._state is CarrierState.FAILED and time.monotonic() - self.since > _RETRY_FAILED_AFTER:
             self._attempt()
 
     def _end(self) -> None:
@@ -347,7 +356,7 @@ class Carrier(Generic[AnyLink]):
 
     def _change(self, state: CarrierState, error: Exception | None = None) -> None:
         self._state, self.error = state, error
-        self._since = time.monotonic()
+        self.since = time.monotonic()
         reported = self.state
         logger.debug("%s: %s", self.name, reported.value)
         for watcher in tuple(self._watchers):
@@ -369,7 +378,7 @@ class Carrier(Generic[AnyLink]):
         why = strip_prefix(self.name, error).removesuffix(getattr(error, "advice", "") if is_same else "")
         self._log(logging.DEBUG if is_known else logging.WARNING, "%s: %s; trying again in %.1f s", why, delay)
         self._change(CarrierState.BACKING_OFF, error)
-        self._timer.start(self._since + delay, self._since)
+        self._timer.start(self.since + delay, self.since)
 
     def _connect(self) -> None:
         self._blocking.connect(self._connected, self._not_connected, self._lost)

@@ -53,6 +53,10 @@ class CarrierState(enum.Enum):
 class Link(Protocol):
     """The connection of a carrier while it is up; every method may be called from any thread."""
 
+    @property
+    def streams(self) -> int:
+        """The number of open streams, those being opened included. Read from any thread."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
 
@@ -113,6 +117,12 @@ class Links(Generic[AnyLink]):
         self._close = close
         self._replaced: list[AnyLink] = []
         self._on_idle: Callable[[], object] | None = None
+
+    @property
+    def streams(self) -> int:
+        """The number of streams over all links. Read from any thread."""
+        links = (*self._replaced, self.current)
+        return sum(link.streams for link in links if link is not None)
 
     def add(self, link: AnyLink) -> None:
         """Use this link from now on."""

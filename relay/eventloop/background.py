@@ -54,6 +54,12 @@ class IOThread:
             cls._current._clients.add(client)
             return cls._current
 
+    @classmethod
+    def clients(cls) -> tuple[Client, ...]:
+        """Return the clients of the I/O thread, in no order. From any thread."""
+        with cls._lock:
+            return tuple(cls._current._clients) if cls._current is not None else ()
+
     def release(self, client: Client) -> None:
         """Release it; the last release ends the thread. Safe from any thread, idempotent."""
         with IOThread._lock:

@@ -973,7 +973,7 @@ class Still:
         self.carrier.when_up(self.outcomes.append, None)
 
     def ask_much_later(self):
-        self.carrier._since -= 301.0
+        self.carrier.since -= 301.0
         self.ask()
 
     def do(self, event):

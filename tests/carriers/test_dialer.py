@@ -23,6 +23,8 @@ from relay.streams.cancellation import Cancellation
 class Link:
     """A link whose streams the test plays."""
 
+    streams = 0
+
     def __init__(self, lost):
         self.lose = lambda: lost(CarrierError("c: the line went dead"))
 

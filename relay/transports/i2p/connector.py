@@ -85,7 +85,7 @@ def make_carrier(name: str, router: I2PRouter, below: Network, keys: Keys, *, qu
     :raises OSError: if no thread or descriptor is available.
     """
     connector = _SessionConnector(name, router, below, keys, logging.DEBUG if quiet else logging.INFO)
-    carrier = Carrier(name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet)
+    carrier = Carrier(name, connector, _CHECK, _ATTEMPT, max_backoff=_REST, log_at_debug=quiet, kind="i2p")
     connector.replacement.renew = carrier.replace
     return carrier
 

@@ -165,6 +165,10 @@ class Connection(Protocol):
         :param place: the result of :meth:`listen`, or an address that a lost connection of this process may still hold.
         """
 
+    @property
+    def streams(self) -> int:
+        """The number of streams that are open or being opened. Read from any thread."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open or being opened; perhaps at once.
 

@@ -64,8 +64,8 @@ def dial(
 def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:
     name, connector = str(server), _SSHConnector(server, below)
     if over_i2p(below.route, server):
-        return Carrier(name, connector, server.keepalive, _SLOW)
-    return Carrier(name, connector, server.keepalive)
+        return Carrier(name, connector, server.keepalive, _SLOW, kind="ssh")
+    return Carrier(name, connector, server.keepalive, kind="ssh")
 
 
 class _SSHConnector:

@@ -90,7 +90,7 @@ class OpenSSH:
         self._unanswered: dict[Opening, None] = {}  # streams with a deadline
         self._patient: set[Opening] = set()  # streams whose caller waits for the server's reply
         self._next = math.inf  # the first deadline
-        self._count = 0  # open streams
+        self.streams = 0
         self._when_idle: Callable[[], object] | None = None
         self._names = 0
         self._controls: list[Control] = []
@@ -163,7 +163,7 @@ class OpenSSH:
                 self.over(opening)
 
     def _arrived(self) -> Opening:
-        self._count += 1
+        self.streams += 1
         return Opening(self, self._master.settings.name)
 
     def _unknown(self) -> Opening:
@@ -207,7 +207,7 @@ class OpenSSH:
 
     def begun(self, opening: Opening) -> None:
         """Count a stream and watch its deadline. Called with the lock held."""
-        self._count += 1
+        self.streams += 1
         if opening.patient and opening.done is not None:
             self._patient.add(opening)
             self.soon(self._master.read_at_once)
@@ -227,11 +227,11 @@ class OpenSSH:
 
     def over(self, opening: Opening) -> None:
         """Stop counting a stream, which has ended."""
-        if opening.is_over or not self._count:
+        if opening.is_over or not self.streams:
             return
         opening.is_over = True
-        self._count -= 1
-        if not self._count and self._when_idle is not None:
+        self.streams -= 1
+        if not self.streams and self._when_idle is not None:
             call, self._when_idle = self._when_idle, None
             self.soon(call)
 
@@ -259,7 +259,7 @@ class OpenSSH:
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once no stream is open; see :class:`relay.transports.ssh.connection.Connection`."""
         with self._master.lock:
-            idle = not self._count or self._master.gone is not None
+            idle = not self.streams or self._master.gone is not None
             self._when_idle = None if idle else call
         if idle:
             call()
@@ -308,7 +308,7 @@ class OpenSSH:
                 opening.fail(error)
             self._channels.clear()
             self._forwards.clear()
-            self._count = 0
+            self.streams = 0
             call, self._when_idle = self._when_idle, None
         if call is not None:
             call()

@@ -235,6 +235,11 @@ class Connection:
         """Cancel a remote forward; see :class:`relay.transports.ssh.connection.Connection`."""
         self._forwards.stop_listening(place)
 
+    @property
+    def streams(self) -> int:
+        """The number of open streams."""
+        return self._mux.streams
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once no stream is open; see :class:`relay.transports.ssh.connection.Connection`."""
         if not self._loop.call(partial(self._mux.when_idle, call)):

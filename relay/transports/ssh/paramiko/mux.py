@@ -116,7 +116,7 @@ class Mux:
         self._pending: dict[int, PendingEntry] = {}  # requested
         self._reserved: set[int] = set()  # about to be opened by the server, or to be closed by it
         self._free: list[int] = []
-        self._streams = 0
+        self.streams = 0
         self._idle: Callable[[], object] | None = None
         self._later: list[bytes] = []  # messages that wait for new keys
         self.packetizer.deliver = self._deliver
@@ -198,19 +198,19 @@ class Mux:
 
     def one_more(self) -> None:
         """Count a stream that is being opened."""
-        self._streams += 1
+        self.streams += 1
 
     def one_less(self) -> None:
         """Stop counting a stream, which is over or was not opened."""
-        self._streams -= 1
-        if not self._streams:
+        self.streams -= 1
+        if not self.streams:
             idle, self._idle = self._idle, None
             if idle is not None:
                 guarded(idle)
 
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once no stream is open."""
-        if self._streams:
+        if self.streams:
             self._idle = call
         else:
             call()
@@ -315,7 +315,7 @@ class Mux:
         self._fail_pending(error)
         for entry in list(self.live):
             entry.fail(error)
-        self._streams = 1
+        self.streams = 1
         self.one_less()
 
     def _fail_pending(self, error: OSError) -> None:

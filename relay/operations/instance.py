@@ -1,0 +1,240 @@
+"""A running relay, as operators see it: the contract between the command and what shows or controls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..carriers.listing import CarrierStatus
+from ..engine.records import Stats
+
+__all__ = [
+    "LOG_LEVELS",
+    "CarrierStatus",
+    "ConflictError",
+    "ConnectionStatus",
+    "Instance",
+    "InstanceStatus",
+    "NotFoundError",
+    "ProbeResult",
+    "RejectedError",
+    "ReloadReport",
+    "TunnelStatus",
+    "Verdict",
+]
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class NotFoundError(LookupError):
+    """A tunnel or a connection that does not exist."""
+
+
+class ConflictError(RuntimeError):
+    """An action that the state does not allow, such as the pause of a tunnel that is not open."""
+
+
+class RejectedError(ValueError):
+    """A reload that was refused: the file has a problem, or a tunnel cannot be opened. Nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """The last probe of a tunnel: a stream through every hop to its target.
+
+    :param kind: ``connect``, ``banner`` or ``http``.
+    :param finished: when it ended, in seconds since 1970.
+    :param seconds: how long it took.
+    :param problem: why it failed; empty if it did not.
+    """
+
+    kind: str
+    finished: float
+    seconds: float
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelStatus:
+    """One tunnel at one moment.
+
+    :param name: its name.
+    :param state: ``opening``, ``waiting`` (for the server at which it is to listen), ``listening``, ``paused``,
+        ``draining``, ``closed`` or ``failed``.
+    :param listen: where it listens; the address of the configuration while it does not.
+    :param target: where it leads to; ``anywhere`` for a proxy.
+    :param via: the hops on the way to the target, the nearest first.
+    :param required: whether the program ends if it cannot start, and is not ready without it.
+    :param since: when the state last changed, in seconds since 1970.
+    :param hops: the state of the carriers under it: ``up`` if all are.
+    :param problem: why it does not listen, or the last error of a carrier; empty if there is none.
+    :param figures: since it was opened; ``None`` before that.
+    :param probe: the last probe; ``None`` if none has ended.
+    """
+
+    name: str
+    state: str
+    listen: str
+    target: str
+    via: tuple[str, ...] = ()
+    required: bool = False
+    since: float = 0.0
+    hops: str = "up"
+    problem: str = ""
+    figures: Stats | None = None
+    probe: ProbeResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionStatus:
+    """One connection, open or ended; the fields are those of :class:`relay.engine.records.ConnectionRecord`.
+
+    :param id: unique in this process and in others; for ``kill``.
+    :param tunnel: the tunnel's name.
+    :param peer: the client's address as text; empty if it has none.
+    :param target: the name of the outgoing stream; ``None`` while it is unknown.
+    :param age: seconds since its acceptance, or until it ended.
+    :param received: bytes from the client.
+    :param sent: bytes to the client.
+    :param engine: ``splice`` or ``copy``.
+    :param state: ``connecting``, ``open``, ``half-closed`` or ``closed``.
+    :param reason: the word for why it ended; ``None`` while it is open.
+    """
+
+    id: str
+    tunnel: str
+    peer: str
+    target: str | None
+    age: float
+    received: int
+    sent: int
+    engine: str
+    state: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceStatus:
+    """The process.
+
+    :param version: of relay.
+    :param pid: its process ID.
+    :param started: when it started, in seconds since 1970.
+    :param config: the absolute path of its file; empty for a command line.
+    :param draining: whether it is about to end.
+    :param log_level: one of :data:`LOG_LEVELS`.
+    :param control: the path of the control socket; empty if there is none.
+    """
+
+    version: str
+    pid: int
+    started: float
+    config: str
+    draining: bool
+    log_level: str
+    control: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reload does with one tunnel.
+
+    :param name: of the tunnel.
+    :param verdict: ``same``, ``tuned``, ``rerouted``, ``moved``, ``gone`` or ``new``.
+    :param detail: what has changed; empty for ``same``.
+    """
+
+    name: str
+    verdict: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What a reload has done, or would do.
+
+    :param verdicts: one for each tunnel, before or after.
+    :param dry_run: whether nothing was changed.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    dry_run: bool = False
+
+
+class Instance(Protocol):
+    """A running relay. Every method may be called from any thread; those that act wait until it is done.
+
+    Each action raises :class:`ConflictError` once the program ends.
+    """
+
+    def status(self) -> InstanceStatus:
+        """Return the facts about the process."""
+
+    def tunnels(self) -> Sequence[TunnelStatus]:
+        """Return the tunnels, in the order of the file."""
+
+    def connections(self, tunnel: str | None = None) -> Sequence[ConnectionStatus]:
+        """Return the open connections of a tunnel, or of all, each tunnel's oldest first.
+
+        :raises NotFoundError: if there is no such tunnel.
+        """
+
+    def recent(self, tunnel: str | None = None) -> Sequence[ConnectionStatus]:
+        """Return the last connections that ended, 100 for each tunnel, oldest first.
+
+        :raises NotFoundError: if there is no such tunnel.
+        """
+
+    def carriers(self) -> Sequence[CarrierStatus]:
+        """Return the carriers of the process."""
+
+    def loops_turn(self, timeout: float) -> Sequence[str]:
+        """Ask each tunnel's loop, and the main thread, to turn once.
+
+        :param timeout: seconds to wait for all of them.
+        :returns: the names of the tunnels whose loop did not turn; the main thread is ``main``.
+        """
+
+    def pause(self, name: str) -> None:
+        """Accept no client at a tunnel until :meth:`resume`.
+
+        :raises NotFoundError: if there is no such tunnel, as the next two do.
+        :raises ConflictError: if it is not open, as the next two do.
+        """
+
+    def resume(self, name: str) -> None:
+        """Accept clients again."""
+
+    def drain(self, name: str) -> None:
+        """Close the listener of a tunnel; its connections may finish. Does not wait for them."""
+
+    def kill(self, connection: str) -> None:
+        """Reset a connection.
+
+        :param connection: its id.
+        :raises NotFoundError: if no open connection has this id.
+        """
+
+    def reload(self, *, dry_run: bool = False) -> ReloadReport:
+        """Read the file again, and change the tunnels whose configuration has changed.
+
+        :param dry_run: only return the verdicts.
+        :raises RejectedError: if the file is invalid, or a tunnel cannot be opened; nothing has changed then.
+        :raises ConflictError: if the program has no file.
+        """
+
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on.
+
+        :param level: one of :data:`LOG_LEVELS`.
+        """
+
+    def reopen_logs(self) -> None:
+        """Open the log files again, after they were renamed.
+
+        :raises OSError: if one cannot be opened; the old one is kept.
+        """
+
+    def stop(self) -> None:
+        """End as after SIGTERM: open connections may finish; a second call ends at once. Does not wait."""

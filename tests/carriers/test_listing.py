@@ -1,0 +1,99 @@
+"""``relay.carriers.listing``: what operators see of the carriers."""
+
+from __future__ import annotations
+
+import time
+
+from helpers import wait_until
+
+from relay.carriers.carrier import Carrier
+from relay.carriers.link import CarrierState
+from relay.carriers.listing import carriers
+from relay.errors import CarrierError, ConnectError
+
+
+class Link:
+    def __init__(self, streams, lost):
+        self.streams = streams
+        self.lost = lost
+
+    def when_idle(self, call):
+        call()
+
+    def check(self):
+        pass
+
+    def close(self):
+        pass
+
+    def abandon(self):
+        pass
+
+
+class Connector:
+    def __init__(self, *outcomes):
+        self.outcomes = [*outcomes]
+        self.links = []
+
+    def connect(self, deadline, cancel, lost):
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.links.append(Link(outcome, lost))
+        return self.links[-1]
+
+    def alternative(self, error):
+        return ""
+
+    def close(self):
+        pass
+
+
+def status_of(carrier):
+    return next(status for status in carriers() if status.name == carrier.name)
+
+
+def test_a_carrier_that_is_up_shows_its_streams_and_since_when():
+    carrier = Carrier("ssh://me@here", Connector(3), None, kind="ssh")
+    try:
+        before = time.time()
+        assert status_of(carrier).state == "connecting"
+        carrier.begin()
+        wait_until(lambda: carrier.state is CarrierState.UP)
+        status = status_of(carrier)
+        assert (status.kind, status.state, status.streams, status.losses) == ("ssh", "up", 3, 0)
+        assert (status.error, status.rtt) == ("", None)
+        assert before - 1 < status.since < time.time() + 1
+    finally:
+        carrier.close()
+        assert carrier.join(None)
+    assert carrier.name not in [status.name for status in carriers()]
+
+
+def test_losses_are_counted_and_the_error_is_shown_without_the_name():
+    connector = Connector(0, 0, *[ConnectError("c: no route")] * 9)
+    carrier = Carrier("c", connector, None)
+    try:
+        carrier.begin()
+        for number in (1, 2):
+            wait_until(lambda: carrier.link is not None)
+            carrier.link.lost(CarrierError("c: the line went dead"))
+            wait_until(lambda number=number: status_of(carrier).losses == number)
+            if number == 1:
+                assert status_of(carrier).error in ("the line went dead", "")  # it may be up again
+                carrier.when_up(lambda _: None, None, wait_for_reconnect=False)  # starts the attempt at once
+        assert status_of(carrier).error
+        assert not status_of(carrier).error.startswith("c:")
+    finally:
+        carrier.close()
+        assert carrier.join(None)
+
+
+def test_they_are_in_the_order_of_their_names():
+    made = [Carrier(name, Connector(), None) for name in ("b", "c", "a")]
+    try:
+        assert [status.name for status in carriers() if status.name in "abc"] == ["a", "b", "c"]
+    finally:
+        for carrier in made:
+            carrier.close()
+            assert carrier.join(None)

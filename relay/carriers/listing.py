@@ -1,4 +1,4 @@
-"""What operators see of the carriers of this process."""
+"""The list of the carriers of this process, for operators."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What operators see and do while relay runs: the control socket, the status server, health."""
+"""Operations on a running relay: the control socket, the status server, health."""

@@ -138,7 +138,7 @@ class InstanceStatus:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reload does with one tunnel.
+    """The effect of a reload on one tunnel.
 
     :param name: of the tunnel.
     :param verdict: ``same``, ``tuned``, ``rerouted``, ``moved``, ``gone`` or ``new``.
@@ -152,7 +152,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ReloadReport:
-    """What a reload has done, or would do.
+    """The effect of a reload.
 
     :param verdicts: one for each tunnel, before or after.
     :param dry_run: whether nothing was changed.

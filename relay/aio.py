@@ -13,7 +13,7 @@ from typing import Any, Self
 from .api.urls import target
 from .engine import tunnel
 from .engine.observer import OnEnd
-from .engine.records import ConnectionRecord, Stats
+from .engine.records import ConnectionRecord, Metrics, Stats
 from .errors import ConnectError
 from .streams.checks import check_time
 from .streams.dialer import Dialer
@@ -151,6 +151,14 @@ class Tunnel:
     def stats(self) -> Stats:
         """Figures since the tunnel was made."""
         return self._tunnel.stats()
+
+    def metrics(self) -> Metrics:
+        """All counters since the tunnel was made; see :meth:`relay.Tunnel.metrics`."""
+        return self._tunnel.metrics()
+
+    def kill(self, connection_id: str) -> bool:
+        """Reset one open connection; see :meth:`relay.Tunnel.kill`."""
+        return self._tunnel.kill(connection_id)
 
     def pause(self, close: bool = False) -> None:
         """Accept no client until :meth:`resume`; see :meth:`relay.Tunnel.pause`."""

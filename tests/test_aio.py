@@ -538,7 +538,7 @@ def test_no_limit_is_one_too(echo_server):
 
 def test_a_tunnel_has_what_the_other_has():
     assert inspect.signature(aio.Tunnel) == inspect.signature(relay.Tunnel)
-    names = {"address", "close", "connections", "join", "name", "pause", "recent", "resume", "stats"}
+    names = {"address", "close", "connections", "join", "kill", "metrics", "name", "pause", "recent", "resume", "stats"}
     assert {name for name in dir(aio.Tunnel) if not name.startswith("_")} == names - {"name"} | {"name"}
     for name in ("close", "join", "connections", "pause", "recent", "resume", "stats"):
         ours, other = getattr(aio.Tunnel, name), getattr(relay.Tunnel, name)

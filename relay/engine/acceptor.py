@@ -59,6 +59,9 @@ class AcceptorOwner(Protocol):
     def has_spare_fd(self) -> bool:
         """Return whether there is a spare descriptor; open one if there is none."""
 
+    def accept_failed(self, error: BaseException, /) -> None:
+        """Count an error of accepting a client."""
+
     def make_room(self, now: float, /) -> None:
         """End some half-open connections."""
 
@@ -195,6 +198,7 @@ class SocketAcceptor:
             self._owner.loop.forget(self._descriptor)
 
     def _failed(self, error: OSError, now: float) -> None:
+        self._owner.accept_failed(error)
         name = self._owner.name
         if self._backoff == _BACKOFF[0]:
             hint = "; raise the limit of open files (ulimit -n)" if error.errno in _EXHAUSTED[:2] else ""
@@ -277,6 +281,7 @@ class ObjectAcceptor:
             except BaseException as error:
                 if self._closed:
                     return
+                self._owner.accept_failed(error)
                 if backoff == _BACKOFF[0]:
                     logger.warning("%s: the listener failed: %s", self._owner.name, error, exc_info=True)
                 if self._wait_to_be_closed(backoff):

@@ -23,7 +23,7 @@ from ..streams.fairness import source_of
 from ..streams.lookups import Lookups, key_of
 from ..streams.stream import Stream
 from .connection import Connection
-from .flow import Workspace
+from .workspace import Workspace
 
 __all__ = ["Attempt", "Plan", "keywords_of"]
 

@@ -62,10 +62,10 @@ from ..streams.proxy_handshake import FinalReply, HandshakeReader, ProxyHandshak
 from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest, Request
 from ..streams.stream import Stream
-from .flow import Workspace
 from .flow_pair import FlowPair
 from .limits import ConnectionDeadline, Limits, Pending
 from .records import ConnectionRecord, ConnectionState, ConnectionSummary
+from .workspace import Workspace
 
 __all__ = ["Connection", "ConnectionOwner"]
 
@@ -192,6 +192,7 @@ class Connection:
             return
         values = self.owner.name, printable(refusal.problem, _LONGEST), format_address(self.summary.peer)
         if refusal.guessed:
+            self.summary.rule = "login"
             self.owner.guesses.log(now, "%s: %s (client %s)", *values)
         else:
             logger.info("%s: %s (client %s)", *values)
@@ -318,7 +319,11 @@ class Connection:
             if reason == "linger" and up.ended and target_stream is not None and not target_stream.half_close:
                 clean_target = True
             summary.received, summary.sent = up.moved, down.moved
-            summary.spliced = up.spliced or down.spliced
+            summary.first_byte = down.first or down.last
+            if up.spliced or down.spliced:
+                summary.spliced = up.spliced_bytes(), down.spliced_bytes()
+            if down.ended and not 0 < up.ended <= down.ended:
+                summary.target_ended_first = True
             if target_stream is not None and down.moved:
                 target_stream.answered = True
             self.state = ConnectionState.CLOSED
@@ -366,10 +371,24 @@ class Connection:
         if flows is not None:
             try:
                 up, down = flows.upstream, flows.downstream
-                return self.summary.record_of(now, self.state, up.moved, down.moved, up.spliced or down.spliced)
+                is_spliced = bool(up.spliced or down.spliced)
+                first_byte = down.first or down.last
+                return self.summary.record_of(now, self.state, up.moved, down.moved, is_spliced, first_byte)
             except AttributeError:
                 pass  # it has ended meanwhile
         return self.summary.record(now, self.state)
+
+    def bytes_moved(self) -> tuple[int, int, int, int]:
+        """Return the bytes from and to the client, and how many of these were spliced; safe from any thread."""
+        flows = self.flows
+        if flows is not None:
+            try:
+                up, down = flows.upstream, flows.downstream
+                return up.moved, down.moved, up.spliced_bytes(), down.spliced_bytes()
+            except AttributeError:
+                pass  # it has ended meanwhile
+        summary = self.summary
+        return summary.received, summary.sent, *(summary.spliced or (0, 0))
 
     def __repr__(self) -> str:
         summary = self.summary

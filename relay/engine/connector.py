@@ -25,7 +25,7 @@ from ..streams.lookups import Lookups
 from ..streams.stream import Stream
 from .attempt import Attempt, Plan
 from .connection import Connection
-from .flow import Workspace
+from .workspace import Workspace
 
 __all__ = ["MOST_CALLS", "Connector", "reason_of"]
 

@@ -12,11 +12,11 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from ..eventloop.loop import Loop
-from ..eventloop.pipes import Pipe, PipePool
+from ..eventloop.pipes import Pipe
 from ..eventloop.poller import END, ERR, HUP, IN, OUT, READ
+from .workspace import Workspace
 
-__all__ = ["BUFFER", "Flow", "FlowOwner", "Workspace"]
+__all__ = ["BUFFER", "Flow", "FlowOwner"]
 
 BUFFER = 65536  # bytes that one step copies at most
 _BULK_AFTER = 3  # full buffers in a row that make a flow splice
@@ -25,20 +25,6 @@ _REST = 16  # buffers that are still passed on after a reset
 _COPY_AFTER = 8  # small splices in a row that make a flow copy again
 _MORE = getattr(socket, "MSG_MORE", 0)
 _NONBLOCK = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
-
-
-class Workspace:
-    """The loop and the pipes that all flows of one thread share.
-
-    :param loop: the thread's loop.
-    :param pipes: its pipes, or ``None`` where there is no ``splice``.
-    """
-
-    __slots__ = ("loop", "pipes")
-
-    def __init__(self, loop: Loop, pipes: PipePool | None) -> None:
-        self.loop = loop
-        self.pipes = pipes
 
 
 class FlowOwner(Protocol):
@@ -84,6 +70,7 @@ class Flow:
         "spliced",
         "moved",
         "last",
+        "first",
         "ended",
     )
 
@@ -102,12 +89,13 @@ class Flow:
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
         self.piped = 0
-        self.streak = 0
+        self.streak = -1  # until the first bytes, so that only these cost a look at the time when they came
         # Out of a Unix socket, copying costs up to a third less than splicing (measured, pieces of 8 KiB to 1 MiB).
         self.spliceable = work.pipes is not None and source.family != socket.AF_UNIX
-        self.spliced = False
+        self.spliced = 0  # bytes; while it splices, less those moved before, see spliced_bytes()
         self.moved = 0  # bytes that the sink has taken, or is about to take
         self.last = 0.0  # when it last took some, monotonic seconds
+        self.first = 0.0  # when it first took some, if it has taken more since
         self.ended = 0.0  # when the source came to its end; 0.0 while it has not
 
     # -- the hot path ---------------------------------------------------------------------------------------------
@@ -144,6 +132,8 @@ class Flow:
         elif size == BUFFER:
             self.full()
         elif self.streak:
+            if self.streak < 0:
+                self.first = now
             self.streak = 0
 
     def copy_to_the_end(self, now: float) -> None:
@@ -197,7 +187,6 @@ class Flow:
         if not size:
             pipes.give(pipe)  # type: ignore[union-attr]
             return self.end(now)
-        self.spliced = True
         self.moved += size
         self.last = now
         try:
@@ -223,6 +212,8 @@ class Flow:
 
     def queue(self, data: memoryview) -> None:
         """Keep the bytes that the sink did not take."""
+        if self.streak < 0 < self.last:
+            self.first, self.streak = self.last, 0
         self.pending = data
         self.block()
 
@@ -307,11 +298,18 @@ class Flow:
         """Use another handler from now on."""
         if self.mask >= 0 and self.is_watched():
             self.work.loop.handlers[self.descriptor] = handler
-        self.handler = handler
+        # In this order, so that another thread that looks in between finds too few spliced bytes, never too many.
+        if handler == self.splice:
+            self.spliced -= self.moved
+        has_spliced, self.handler = self.handler == self.splice, handler
+        if has_spliced:
+            self.spliced += self.moved
         self.streak = 0
 
     def full(self) -> None:
         """Count a read that filled the buffer: several in a row are a bulk transfer."""
+        if self.streak < 0:
+            self.first, self.streak = self.last, 0
         self.streak += 1
         if self.streak >= _BULK_AFTER and self.spliceable:
             self.use(self.splice)
@@ -392,6 +390,10 @@ class Flow:
     def count(self) -> int:
         """Return the bytes that were moved; safe from any thread."""
         return self.moved
+
+    def spliced_bytes(self) -> int:
+        """Return how many of them were spliced; safe from any thread until :meth:`release`."""
+        return max(0, self.spliced + self.moved if self.handler == self.splice else self.spliced)
 
     def crashed(self, now: float) -> None:
         """End the connection after a bug in a handler."""

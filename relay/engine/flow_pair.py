@@ -14,8 +14,9 @@ from ..eventloop.loop import Timer
 from ..eventloop.poller import READ
 from ..eventloop.sockets import format_address, unsent
 from ..streams.stream import Stream
-from .flow import Flow, Workspace
+from .flow import Flow
 from .records import ConnectionState, ConnectionSummary
+from .workspace import Workspace
 
 __all__ = ["FlowPair", "FlowPairOwner"]
 

@@ -8,8 +8,28 @@ from typing import Any, NamedTuple
 
 from ..eventloop.sockets import format_address
 from ..streams.request import Request
+from .connection_id import epoch, id_of, next_number
 
-__all__ = ["ConnectionRecord", "ConnectionState", "ConnectionSummary", "Stats"]
+__all__ = ["REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Histogram", "Metrics", "Stats"]
+
+REASONS: Mapping[str, str | None] = {
+    "done": None,  # the party whose EOF came first
+    "refused": "target",
+    "unreachable": "target",
+    "connect_timeout": "relay",
+    "idle": "relay",
+    "lifetime": "relay",
+    "linger": "relay",
+    "client_reset": "client",
+    "target_reset": "target",
+    "carrier_lost": "target",
+    "factory_error": "relay",
+    "denied": "relay",
+    "overloaded": "relay",
+    "killed": "admin",
+    "closed": "admin",
+}
+"""Each word for the end of a connection, and who ended it then. A factory of a user may have further words."""
 
 
 class ConnectionState(enum.Enum):
@@ -51,6 +71,18 @@ class ConnectionRecord(NamedTuple):
     """``connecting``, ``open``, ``half-closed`` or ``closed``."""
     reason: str | None = None
     """The word for why it ended; ``None`` while it is open."""
+    id: str = ""
+    """Its identity: a UUID of version 7 (RFC 9562), so that the order of the texts is that of the acceptance."""
+    started: float = 0.0
+    """When it was accepted, seconds since the epoch."""
+    connect_time: float | None = None
+    """Seconds from the start of the dial until the outgoing stream was open; ``None`` if it was not."""
+    first_byte: float | None = None
+    """Seconds from its acceptance to the first byte of the target; ``None`` if none has come."""
+    by: str | None = None
+    """The party that ended it: ``client``, ``target``, ``relay`` or ``admin``."""
+    rule: str | None = None
+    """The rule that denied the client: ``access-list`` or ``login``."""
 
 
 class Stats(NamedTuple):
@@ -68,29 +100,75 @@ class Stats(NamedTuple):
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
 
 
+class Histogram(NamedTuple):
+    """Numbers of seconds, counted by size."""
+
+    counts: tuple[int, ...]
+    """How many were at most the bound of the same index, and above the one before; the last are above all bounds."""
+    total: float
+    """Their sum."""
+
+
+class Metrics(NamedTuple):
+    """All counters of a tunnel, for monitoring. None of them ever decreases, except the states."""
+
+    accepted: int
+    """Connections accepted."""
+    states: Mapping[str, int]
+    """``connecting``, ``open`` and ``half-closed`` → the connections that are in this state."""
+    ended: Mapping[str, int]
+    """Reason → connections that ended for it; every word of :data:`REASONS` is there."""
+    received: int
+    """Bytes from clients, open connections included."""
+    sent: int
+    """Bytes to clients, open connections included."""
+    spliced_received: int
+    """Those bytes from clients that were spliced, not copied."""
+    spliced_sent: int
+    """The same for the bytes to clients."""
+    connect_times: Histogram
+    """Of the connections that have ended and were open: seconds from the start of the dial until they were."""
+    ages: Histogram
+    """Of the connections that have ended: seconds from their acceptance to their end."""
+    denied: Mapping[str, int]
+    """Rule → clients that it denied: ``access-list`` and ``login``."""
+    accept_errors: Mapping[str, int]
+    """Name of the error, such as ``EMFILE`` → how often accepting a client failed with it."""
+
+
 class ConnectionSummary:
     """The part of a connection that stays after its end: its record."""
 
     # Class attributes as defaults, because most are set once or never, and each new connection pays for its own.
     target: Any = None  # its name, or its address, which becomes a text only when a record is made
     request: Request | None = None  # of a proxy client
-    opened = 0.0  # monotonic seconds
+    dialed = 0.0  # when the dial began, if that was not at the acceptance; this and all times: monotonic seconds
+    opened = 0.0
+    first_byte = 0.0  # of the target
     finished = 0.0
     received = 0
     sent = 0
-    spliced = False
+    spliced: tuple[int, int] | None = None  # of these bytes, received and sent; None for a connection that only copied
+    target_ended_first = False  # the target's EOF came before the client's
     reason: str | None = None
+    rule: str | None = None  # that denied the client
 
     def __init__(self, peer: Any, started: float) -> None:
         self.peer = peer
-        self.started = started  # monotonic seconds
+        self.started = started
+        self.number = next_number()  # of the connection in this process; its id follows from it
+
+    @property
+    def connect_time(self) -> float | None:
+        """Seconds from the start of the dial until the stream was open."""
+        return self.opened - (self.dialed or self.started) if self.opened else None
 
     def record(self, now: float, state: ConnectionState) -> ConnectionRecord:
         """Return the record of a connection whose figures are those noted here."""
-        return self.record_of(now, state, self.received, self.sent, self.spliced)
+        return self.record_of(now, state, self.received, self.sent, self.spliced is not None, self.first_byte)
 
     def record_of(
-        self, now: float, state: ConnectionState, received: int, sent: int, spliced: bool
+        self, now: float, state: ConnectionState, received: int, sent: int, is_spliced: bool, first_byte: float
     ) -> ConnectionRecord:
         """Return the record with these figures."""
         return ConnectionRecord(
@@ -99,11 +177,22 @@ class ConnectionSummary:
             age=(self.finished or now) - self.started,
             received=received,
             sent=sent,
-            engine="splice" if spliced else "copy",
+            engine="splice" if is_spliced else "copy",
             state=state.reported,
             reason=self.reason,
+            id=id_of(self.number, self.started),
+            started=epoch(self.started),
+            connect_time=self.connect_time,
+            first_byte=first_byte - self.started if first_byte else None,
+            by=self._ended_by(),
+            rule=self.rule,
         )
 
     def target_name(self) -> str | None:
         """Return the name of the outgoing stream, once it is known."""
         return format_address(self.target or self.request) or None
+
+    def _ended_by(self) -> str | None:
+        if self.reason == "done":
+            return "target" if self.target_ended_first else "client"
+        return REASONS.get(self.reason, "relay") if self.reason is not None else None

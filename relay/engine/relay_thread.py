@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -21,13 +22,14 @@ from ..streams.stream import Stream
 from .acceptor import make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
+from .connection_id import id_of, number_of
 from .connector import MOST_CALLS, Connector
-from .flow import Workspace
 from .lifecycle import LoopThread
 from .limits import Limits
 from .observer import Observer, OnEnd
-from .records import ConnectionRecord, Stats
+from .records import ConnectionRecord, Metrics, Stats
 from .statistics import Statistics
+from .workspace import Workspace
 
 __all__ = ["RelayThread"]
 
@@ -111,7 +113,26 @@ class RelayThread(LoopThread):
 
     def stats(self) -> Stats:
         """See :meth:`relay.Tunnel.stats`."""
-        return self._statistics.stats(self.connections())
+        return self._statistics.stats(self._slots.connections)
+
+    def metrics(self) -> Metrics:
+        """See :meth:`relay.Tunnel.metrics`."""
+        return self._statistics.metrics(self._slots.connections)
+
+    def kill(self, connection_id: str) -> bool:
+        """See :meth:`relay.Tunnel.kill`."""
+        number = number_of(connection_id)
+        found = [one for one in list(self._slots.connections) if one.summary.number == number]
+        killed: list[Connection] = []
+
+        def kill() -> None:
+            if not found[0].is_closed:
+                found[0].close("killed", time.monotonic())
+                killed.append(found[0])
+
+        if found and id_of(found[0].summary.number, found[0].summary.started) == connection_id.lower():
+            self._in_loop(kill)
+        return bool(killed)
 
     # -- the relay thread -------------------------------------------------------------------------------------------
 
@@ -169,6 +190,7 @@ class RelayThread(LoopThread):
             slots.queued[connection] = None
             connection.wait_for_slot()
         else:
+            connection.summary.dialed = now
             self.make_stream(connection, now)
         if not self._has_room():
             self.update_listening()
@@ -186,6 +208,7 @@ class RelayThread(LoopThread):
         self._serving_queue = True
         try:
             while (connection := self._slots.next_queued()) is not None:
+                connection.summary.dialed = now
                 self.make_stream(connection, now)
         finally:
             self._serving_queue = False
@@ -218,6 +241,7 @@ class RelayThread(LoopThread):
             logger.warning("%s: %s", self.name, stream.denied)
             self._statistics.accepted += 1
             connection = Connection(self, stream.socket, stream, peer, now)
+            connection.summary.rule = "access-list"
             self._slots.connections[connection] = None
             connection.close("denied", now)
         else:
@@ -236,6 +260,11 @@ class RelayThread(LoopThread):
             else:
                 self.update_listening()
         self.on_over(connection)
+
+    def accept_failed(self, error: BaseException) -> None:
+        """Count an error of accepting a client, in the thread that accepts."""
+        number = error.errno if isinstance(error, OSError) else None
+        self._statistics.accept_errors[errno.errorcode.get(number or 0, "other")] += 1
 
     def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it; its ``on_close`` may block, and is called on another thread then."""
@@ -326,6 +355,7 @@ class RelayThread(LoopThread):
     def _after_fork(self) -> None:
         """Close this process's copies of the descriptors. The parent's sockets and its epoll are not touched."""
         self.abandon()
+        self._statistics.after_fork()
         for connection in list(self._slots.connections):
             connection.after_fork()
         self._slots.connections.clear()

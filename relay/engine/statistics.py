@@ -1,22 +1,63 @@
-"""The figures of a tunnel, its last connections, and the log line of each connection that ends."""
+"""The figures of a tunnel, its last connections, and the log line of each connection that ends.
+
+Most figures of a connection are added up only when they are read, or when :data:`_MOST_WAITING` connections have ended:
+adding those of many at once costs a connection less, and a tunnel that is read each second seldom adds them itself.
+"""
 
 from __future__ import annotations
 
+import bisect
 import collections
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
-from .records import ConnectionRecord, Stats
+from .records import REASONS, ConnectionRecord, ConnectionSummary, Histogram, Metrics, Stats
 
-__all__ = ["Statistics"]
+__all__ = ["AGES", "CONNECT_TIMES", "Statistics"]
 
 logger = logging.getLogger("relay")
 
+AGES = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
+"""The bounds of :attr:`~relay.engine.records.Metrics.ages`, seconds."""
+CONNECT_TIMES = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0)
+"""The bounds of :attr:`~relay.engine.records.Metrics.connect_times`, seconds."""
+
 _RECENT = 100  # ended connections that are remembered
+_MOST_WAITING = 200  # ended connections whose figures are not added up yet
+_RULES = ("access-list", "login")
+_STATES = ("connecting", "open", "half-closed")
+
+
+class _Sizes:
+    """Numbers of seconds, counted by size.
+
+    :param bounds: of the sizes, in ascending order.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def add(self, values: list[float]) -> None:
+        """Count the values."""
+        values.sort()
+        self._total += sum(values)
+        below = 0
+        for index, bound in enumerate(self._bounds):
+            until = bisect.bisect_right(values, bound, below)
+            self._counts[index] += until - below
+            below = until
+        self._counts[-1] += len(values) - below
+
+    def get(self) -> Histogram:
+        """Return the counts."""
+        return Histogram(tuple(self._counts), self._total)
 
 
 class Statistics:
@@ -29,24 +70,34 @@ class Statistics:
 
     def __init__(self, name: str, lifetime: float | None, observer: Observer | None) -> None:
         self.accepted = 0
+        self.accept_errors: collections.Counter[str] = collections.Counter()
+        """Written by the thread that accepts."""
         self._name = name
         self._lifetime = lifetime
         self._observer = observer
-        self._received = self._sent = 0
-        self._failed: collections.Counter[str] = collections.Counter()
+        self._has_warned = False
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_RECENT)
+        self._waiting: collections.deque[ConnectionSummary] = collections.deque()
+        self._lock = threading.Lock()  # held while figures are added up; the relay thread never waits for it
+        self._received = self._sent = self._spliced_received = self._spliced_sent = 0
+        self._ended: collections.Counter[str | None] = collections.Counter(dict.fromkeys(REASONS, 0))
+        self._denied = collections.Counter(dict.fromkeys(_RULES, 0))
+        self._ages = _Sizes(AGES)
+        self._connect_times = _Sizes(CONNECT_TIMES)
+        self._bytes = (0, 0, 0, 0)  # that were returned last
 
     def add(self, connection: Connection) -> None:
         """Count a connection that has ended."""
         summary = connection.summary
         self._recent.append(connection)
-        self._received += summary.received
-        self._sent += summary.sent
-        reason = summary.reason or ""
-        if reason not in ("done", "closed"):
-            if reason == "lifetime" and not self._failed["lifetime"]:
-                self._warn_of_lifetime(connection)
-            self._failed[reason] += 1
+        self._waiting.append(summary)
+        if len(self._waiting) >= _MOST_WAITING and self._lock.acquire(blocking=False):
+            try:
+                self._add_up()
+            finally:
+                self._lock.release()
+        if summary.reason == "lifetime" and not self._has_warned:
+            self._warn_of_lifetime(connection)
         if self._observer is not None:
             self._observer.put(connection.record(summary.finished))
         if logger.isEnabledFor(logging.INFO):
@@ -58,18 +109,74 @@ class Statistics:
         now = time.monotonic()
         return [connection.record(now) for connection in self._recent.copy()]
 
-    def stats(self, open_connections: Iterable[ConnectionRecord]) -> Stats:
-        """Return the figures since the tunnel was made, with those of the open connections."""
-        records = list(open_connections)
+    def stats(self, connections: Iterable[Connection]) -> Stats:
+        """Return the figures since the tunnel was made.
+
+        :param connections: the open ones; it is read after the figures of those that have ended.
+        """
+        metrics = self.metrics(connections)
         return Stats(
-            accepted=self.accepted,
-            active=len(records),
-            received=self._received + sum(record.received for record in records),
-            sent=self._sent + sum(record.sent for record in records),
-            failed=dict(self._failed),
+            accepted=metrics.accepted,
+            active=sum(metrics.states.values()),
+            received=metrics.received,
+            sent=metrics.sent,
+            failed={reason: n for reason, n in metrics.ended.items() if n and reason not in ("done", "closed")},
+        )
+
+    def metrics(self, connections: Iterable[Connection]) -> Metrics:
+        """Return all counters.
+
+        :param connections: the open ones; it is read after the figures of those that have ended. So one that ends
+            meanwhile is counted too late, never twice, and a counter that was returned once never gets less.
+        """
+        with self._lock:
+            self._add_up()
+            totals = [self._received, self._sent, self._spliced_received, self._spliced_sent]
+            states = dict.fromkeys(_STATES, 0)
+            for connection in list(connections):
+                state = connection.state.reported
+                if state in states:
+                    states[state] += 1
+                for index, count in enumerate(connection.bytes_moved()):
+                    totals[index] += count
+            received, sent, spliced_received, spliced_sent = map(max, self._bytes, totals)
+            self._bytes = received, sent, spliced_received, spliced_sent
+            return Metrics(
+                self.accepted,
+                states,
+                {reason or "": count for reason, count in self._ended.items()},
+                *self._bytes,
+                connect_times=self._connect_times.get(),
+                ages=self._ages.get(),
+                denied=dict(self._denied),
+                accept_errors=dict(self.accept_errors.copy()),
+            )
+
+    def after_fork(self) -> None:
+        """Forget the lock, in a forked child: the thread that held it is not there."""
+        self._lock = threading.Lock()
+
+    def _add_up(self) -> None:
+        """Add up what has ended. The lock is held."""
+        waiting = self._waiting
+        # Others may be appended meanwhile; these wait for the next time.
+        batch = [waiting.popleft() for _ in range(len(waiting))]
+        if not batch:
+            return
+        self._received += sum([summary.received for summary in batch])
+        self._sent += sum([summary.sent for summary in batch])
+        for received, sent in [summary.spliced for summary in batch if summary.spliced is not None]:
+            self._spliced_received += received
+            self._spliced_sent += sent
+        self._ended.update([summary.reason for summary in batch])
+        self._denied.update([summary.rule for summary in batch if summary.rule is not None])
+        self._ages.add([summary.finished - summary.started for summary in batch])
+        self._connect_times.add(
+            [summary.opened - (summary.dialed or summary.started) for summary in batch if summary.opened]
         )
 
     def _warn_of_lifetime(self, connection: Connection) -> None:
+        self._has_warned = True
         text = (
             "%s: timeout: reset the connection of %s after %g s, the longest that one may last; "
             "timeout=None is no limit (logged once for a tunnel)"

@@ -12,7 +12,7 @@ from ..types import Listener, MakeSend
 from .acceptor import check_listener
 from .limits import Limits
 from .observer import OnEnd, check_callback
-from .records import ConnectionRecord, Stats
+from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
 __all__ = ["Tunnel"]
@@ -111,6 +111,18 @@ class Tunnel:
     def stats(self) -> Stats:
         """Return the figures since the tunnel was made."""
         return self._relay.stats()
+
+    def metrics(self) -> Metrics:
+        """Return all counters since the tunnel was made, for monitoring."""
+        return self._relay.metrics()
+
+    def kill(self, connection_id: str) -> bool:
+        """Reset one open connection. It has ended when this returns; its reason is ``killed``.
+
+        :param connection_id: the ``id`` of its record.
+        :returns: whether there was one.
+        """
+        return self._relay.kill(connection_id)
 
     def pause(self, close: bool = False) -> None:
         """Accept no client until :meth:`resume`; clients wait in the listen backlog. In force when it returns.

@@ -179,7 +179,12 @@ def _close_control(control: socket.socket) -> None:
 
 def _questions(tunnel: Tunnel) -> dict[str, Callable[[], Any]]:
     """The questions about a tunnel that the child answers, also after its end."""
-    return {"connections": tunnel.connections, "recent": tunnel.recent, "stats": tunnel.stats}
+    return {
+        "connections": tunnel.connections,
+        "recent": tunnel.recent,
+        "stats": tunnel.stats,
+        "metrics": tunnel.metrics,
+    }
 
 
 def _serve(tunnel: Tunnel, channel: Channel) -> None:
@@ -188,7 +193,12 @@ def _serve(tunnel: Tunnel, channel: Channel) -> None:
     def drain(seconds: float) -> None:
         threading.Thread(target=tunnel.close, args=(seconds,), name="relay-drain", daemon=True).start()
 
-    calls: dict[str, Callable[..., Any]] = {"pause": tunnel.pause, "resume": tunnel.resume, "drain": drain}
+    calls: dict[str, Callable[..., Any]] = {
+        "pause": tunnel.pause,
+        "resume": tunnel.resume,
+        "drain": drain,
+        "kill": tunnel.kill,
+    }
     calls |= _questions(tunnel)
     if isinstance(tunnel, EphemeralTunnel):
         calls["wait_for_client"] = tunnel.wait_for_client

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..addresses.options import secret_variables
-from ..engine.records import ConnectionRecord, Stats
+from ..engine.records import ConnectionRecord, Metrics, Stats
 from ..errors import RelayError
 from ..streams.checks import check_time
-from .wire import Channel, Message, to_address, to_error, to_log_record, to_record, to_stats
+from .wire import Channel, Message, to_address, to_error, to_log_record, to_metrics, to_record, to_stats
 
 if TYPE_CHECKING:
     from ..process import Process
@@ -121,6 +121,20 @@ class ChildTunnel:
         :raises RelayError: if the child has died or does not answer.
         """
         return to_stats(self._ask("stats"))
+
+    def metrics(self) -> Metrics:
+        """All counters of the tunnel, for monitoring.
+
+        :raises RelayError: if the child has died or does not answer.
+        """
+        return to_metrics(self._ask("metrics"))
+
+    def kill(self, connection_id: str) -> bool:
+        """Reset one open connection; see :meth:`relay.Tunnel.kill`.
+
+        :raises RelayError: if the child has died or does not answer.
+        """
+        return bool(self._ask("kill", connection_id))
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the child has ended, for whatever reason.

@@ -7,11 +7,11 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import errors
-from ..engine.records import ConnectionRecord, Stats
+from ..engine.records import ConnectionRecord, Histogram, Metrics, Stats
 
 __all__ = [
     "Channel",
@@ -22,6 +22,7 @@ __all__ = [
     "to_address",
     "to_error",
     "to_log_record",
+    "to_metrics",
     "to_record",
     "to_stats",
 ]
@@ -141,3 +142,14 @@ def to_record(fields: list[Any]) -> ConnectionRecord:
 def to_stats(fields: list[Any]) -> Stats:
     """A tunnel's counters."""
     return Stats(*fields)
+
+
+def to_metrics(fields: list[Any]) -> Metrics:
+    """A tunnel's counters for monitoring."""
+    metrics = Metrics(*fields)
+    return metrics._replace(connect_times=_to_histogram(metrics.connect_times), ages=_to_histogram(metrics.ages))
+
+
+def _to_histogram(fields: Sequence[Any]) -> Histogram:
+    counts, total = fields
+    return Histogram(tuple(counts), total)

@@ -14,9 +14,9 @@ from state_table import rows_of
 import relay
 from relay.engine import connection as module
 from relay.engine.connection import Connection
-from relay.engine.flow import Workspace
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
+from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.sockets import reset
 from relay.streams.proxy_handshake import ProxyHandshake

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from relay.engine import flow as flow_module
 from relay.engine.connection import Connection
-from relay.engine.flow import BUFFER, Flow, Workspace
+from relay.engine.flow import BUFFER, Flow
 from relay.engine.limits import Limits
 from relay.engine.records import ConnectionState
+from relay.engine.workspace import Workspace
 from relay.eventloop.loop import Loop
 from relay.eventloop.pipes import SIZE, PipePool
 from relay.streams.stream import Stream
@@ -230,7 +231,7 @@ def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., 
     one = bench(small=False)
     up = one.connection.flows.upstream
     assert io_thread(one, one.client, one.target, b"small") == b"small"
-    assert up.handler == up.copy and not up.spliced
+    assert up.handler == up.copy and not up.spliced_bytes()
     assert io_thread(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
     assert up.handler == up.splice
     assert one.connection.record(one.now).engine == "splice"
@@ -238,6 +239,39 @@ def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., 
         assert io_thread(one, one.client, one.target, b"small again") == b"small again"
     assert up.handler == up.copy
     assert one.connection.record(one.now).engine == "splice"
+    moved = up.moved
+    assert 0 < up.spliced_bytes() < moved  # the first buffers of a bulk transfer and the small ones were copied
+    spliced = up.spliced_bytes()
+    assert io_thread(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
+    assert up.handler == up.splice
+    assert spliced + len(BLOCK) < up.spliced_bytes() < spliced + up.moved - moved
+    assert one.connection.bytes_moved() == (up.moved, 0, up.spliced_bytes(), 0)
+    spliced = up.spliced_bytes()
+    one.connection.close("killed", one.now)
+    assert one.connection.bytes_moved() == (up.moved, 0, spliced, 0)
+
+
+@pytest.mark.parametrize("first", [b"small", BLOCK], ids=["small", "bulk"])
+@pytest.mark.parametrize("blocked", [False, True])
+def test_the_time_of_the_first_byte_stays(bench: Callable[..., Bench], first: bytes, blocked: bool) -> None:
+    one = bench(small=False)
+    down = one.connection.flows.downstream
+    assert down.first == down.last == 0.0
+    send = down.send
+    if blocked:
+        down.send = _block
+    send_some(one.target, first)
+    one.turn()
+    came = down.first or down.last
+    assert came == one.now
+    down.send = send
+    one.now += 5
+    assert io_thread(one, one.target, one.client, first)
+    assert down.first == came < down.last
+
+
+def _block(data: memoryview) -> int:
+    raise BlockingIOError
 
 
 def test_without_a_pipe_a_bulk_flow_copies(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from relay.engine.records import ConnectionState, ConnectionSummary
-from relay.engine.statistics import Statistics
+from relay.engine import statistics as module
+from relay.engine.records import REASONS, ConnectionState, ConnectionSummary
+from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics
 
 
-def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1)):
+def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):
     """A connection that has ended."""
     summary = ConnectionSummary(peer, 100.0)
     summary.reason, summary.received, summary.sent, summary.finished = reason, received, sent, 102.5
     summary.target = ("db", 5432)
+    vars(summary).update(figures)
     return SimpleNamespace(summary=summary, record=lambda now: summary.record(now, ConnectionState.CLOSED))
+
+
+def living(state, *moved):
+    """A connection that is open."""
+    return SimpleNamespace(state=state, bytes_moved=lambda: moved)
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def test_the_figures_are_those_of_ended_and_open_connections(statistics):
     statistics.accepted = 5
     for reason in ("done", "closed", "refused", "refused", "idle"):
         statistics.add(ended(reason))
-    stats = statistics.stats([ended("done", received=100, sent=200).record(0.0)])
+    stats = statistics.stats([living(ConnectionState.OPEN, 100, 200, 0, 0)])
     assert stats == (5, 1, 115, 225, {"refused": 2, "idle": 1})
 
 
@@ -60,3 +67,55 @@ def test_the_first_end_by_the_lifetime_is_a_warning(statistics, caplog):
         statistics.add(ended("lifetime"))
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "timeout: reset the connection of 10.0.0.1:1 after 60 s" in warning.getMessage()
+
+
+@pytest.mark.parametrize("most", [1, 3, 1000])
+def test_the_counters_are_the_same_however_many_are_added_up_at_once(monkeypatch, most):
+    monkeypatch.setattr(module, "_MOST_WAITING", most)
+    statistics = Statistics("t", 60.0, None)
+    for number in range(7):
+        statistics.add(ended("done", opened=100.001 + number, spliced=(2, 1) if number % 2 else None))
+    statistics.add(ended("denied", rule="access-list"))
+    statistics.add(ended("refused", finished=100.0, dialed=99.0))
+    statistics.add(ended("of a user's factory"))
+    states = (ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.OPEN, ConnectionState.DISCARDING)
+    metrics = statistics.metrics([living(state, 10, 20, 1, 2) for state in (*states, ConnectionState.CLOSED)])
+    assert {reason: count for reason, count in metrics.ended.items() if count} == {
+        "done": 7, "denied": 1, "refused": 1, "of a user's factory": 1,
+    }  # fmt: skip
+    assert set(REASONS) < set(metrics.ended)
+    assert metrics.states == {"connecting": 1, "open": 2, "half-closed": 1}
+    assert (metrics.received, metrics.sent) == (3 * 10 + 10 * 5, 5 * 10 + 20 * 5)
+    assert (metrics.spliced_received, metrics.spliced_sent) == (6 + 5, 3 + 10)
+    assert metrics.denied == {"access-list": 1, "login": 0}
+    assert metrics.ages.counts == (1, 0, 9, 0, 0, 0, 0, 0) and metrics.ages.total == pytest.approx(9 * 2.5)
+    assert len(metrics.connect_times.counts) == len(CONNECT_TIMES) + 1
+    assert metrics.connect_times.counts == (0, 1, 0, 0, 0, 2, 4, 0, 0, 0)
+    assert metrics.connect_times.total == pytest.approx(21.007)
+
+
+@pytest.mark.parametrize(("age", "index"), [(0.0, 0), (0.1, 0), (0.11, 1), (86400.0, 6), (1e9, 7)])
+def test_a_bound_belongs_to_the_sizes_below_it(statistics, age, index):
+    statistics.add(ended("done", started=0.0, finished=age))
+    assert statistics.metrics([]).ages.counts == tuple(int(n == index) for n in range(len(AGES) + 1))
+
+
+def test_a_counter_never_decreases_when_a_connection_ends_while_it_is_read(statistics):
+    before = statistics.metrics([living(ConnectionState.OPEN, 100, 200, 50, 0)])
+    # Now it is open no longer, and its end is not counted yet.
+    between = statistics.metrics([])
+    statistics.add(ended("done", received=110, sent=200, spliced=(60, 0)))
+    after = statistics.metrics([])
+    figures = [(one.received, one.sent, one.spliced_received, one.spliced_sent) for one in (before, between, after)]
+    assert figures == [(100, 200, 50, 0), (100, 200, 50, 0), (110, 200, 60, 0)]
+
+
+def test_the_relay_thread_does_not_wait_for_a_reader(monkeypatch, statistics):
+    monkeypatch.setattr(module, "_MOST_WAITING", 1)
+
+    def connections():
+        statistics.add(ended("idle"))  # the relay thread, while the reader holds the lock
+        yield living(ConnectionState.OPEN, 0, 0, 0, 0)
+
+    assert statistics.metrics(connections()).ended["idle"] == 0
+    assert statistics.metrics([]).ended["idle"] == 1

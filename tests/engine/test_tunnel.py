@@ -8,6 +8,8 @@ import queue
 import re
 import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,14 +25,15 @@ from helpers import (
     exchange,
     receive_all,
     receive_exactly,
+    refusing,
     wait_until,
 )
 
 import relay
-from relay.engine.records import ConnectionRecord
+from relay.engine.records import REASONS, ConnectionRecord
 from relay.testing import FakeListener
 
-MEMBERS = {"address", "close", "connections", "join", "pause", "recent", "resume", "stats"}
+MEMBERS = {"address", "close", "connections", "join", "kill", "metrics", "pause", "recent", "resume", "stats"}
 OF_I2P = {"b32", "dest", "session", "state"}
 
 
@@ -92,6 +95,80 @@ def test_records_tell_who_where_how_much_and_why(relayed: Callable[..., Relayed]
     (record,) = made.tunnel.recent()
     assert (record.received, record.sent, record.state, record.reason) == (4, 4, "closed", "done")
     assert made.tunnel.connections() == []
+
+
+def test_a_record_has_an_identity_and_times(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    begin = time.time()
+    client, far = made.connect()
+    wait_until(lambda: made.tunnel.connections()[0].connect_time is not None)
+    (record,) = made.tunnel.connections()
+    assert uuid.UUID(record.id).version == 7
+    assert abs(record.started - begin) < WAIT
+    assert record.connect_time is not None and 0 <= record.connect_time < WAIT and record.first_byte is None
+    exchange(client, far, b"four")
+    (open_record,) = made.tunnel.connections()
+    assert open_record.first_byte is not None and open_record.connect_time <= open_record.first_byte < WAIT
+    far.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    client.close()
+    assert ended(made.tunnel) == ["done"]
+    (closed,) = made.tunnel.recent()
+    same = ("id", "started", "connect_time", "first_byte")
+    assert [getattr(closed, name) for name in same] == [getattr(open_record, name) for name in same]
+    assert (open_record.by, closed.by, closed.rule) == (None, "target", None)
+
+
+@pytest.mark.parametrize(("first", "second"), [("client", "target"), ("target", "client")])
+def test_a_record_names_the_party_that_ended_first(relayed: Callable[..., Relayed], first: str, second: str) -> None:
+    made = relayed()
+    client, far = made.connect()
+    ends = {"client": client, "target": far}
+    ends[first].shutdown(socket.SHUT_WR)
+    assert ends[second].recv(1) == b""
+    ends[second].close()
+    assert ended(made.tunnel) == ["done"]
+    assert made.tunnel.recent()[0].by == first
+
+
+def test_one_connection_is_killed_by_its_id(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    (one, _), (other, other_far) = made.connect(), made.connect()
+    found = {record.peer: record.id for record in made.tunnel.connections()}
+    text = found[one.getsockname()]
+    assert not made.tunnel.kill("") and not made.tunnel.kill(text[:-1] + "x")
+    assert not made.tunnel.kill(f"f{text[1:]}")  # another time, but the same number
+    assert made.tunnel.kill(text.upper())
+    assert made.tunnel.recent()[0].id == text  # it has ended when the call returns
+    assert ending(one) == "reset"
+    assert [(record.reason, record.by) for record in made.tunnel.recent()] == [("killed", "admin")]
+    assert not made.tunnel.kill(text)
+    exchange(other, other_far)
+    made.tunnel.close()
+    assert not made.tunnel.kill(found[other.getsockname()])
+
+
+def test_the_metrics_are_those_of_the_records(relayed: Callable[..., Relayed]) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far, b"four")
+    metrics = made.tunnel.metrics()
+    assert (metrics.accepted, metrics.received, metrics.sent) == (1, 4, 4)
+    assert metrics.states == {"connecting": 0, "open": 1, "half-closed": 0}
+    assert metrics.ended == dict.fromkeys(REASONS, 0) and not sum(metrics.connect_times.counts)
+    client.close()
+    far.close()
+    ended(made.tunnel)
+    metrics = made.tunnel.metrics()
+    assert sum(metrics.states.values()) == 0 and sum(metrics.ended.values()) == 1
+    assert sum(metrics.connect_times.counts) == sum(metrics.ages.counts) == 1
+    with refusing() as address, relay.Tunnel(relay.listen(":0"), relay.tcp(*address)) as tunnel:
+        with socket.create_connection(tunnel.address) as client:
+            assert ending(client) == "reset"
+        assert ended(tunnel) == ["refused"]
+        metrics = tunnel.metrics()
+        assert metrics.ended["refused"] == 1
+        assert (sum(metrics.connect_times.counts), sum(metrics.ages.counts)) == (0, 1)  # it was never open
 
 
 def test_a_connection_that_has_no_stream_yet_has_a_record(echo_server: Server) -> None:

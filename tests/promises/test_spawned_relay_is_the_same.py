@@ -143,20 +143,38 @@ def test_the_records_and_the_figures(rig):
     [living] = one.tunnel.connections()
     target = "{}:{}".format(*one.target.getsockname())
     assert isinstance(living, tuple)
-    assert living == (client.getsockname(), target, living.age, 5, 3, "copy", "open", None)
+    assert living[:8] == (client.getsockname(), target, living.age, 5, 3, "copy", "open", None)
     assert one.tunnel.stats() == (1, 1, 5, 3, {})
+    metrics = one.tunnel.metrics()
+    assert (metrics.accepted, metrics.received, metrics.sent) == (1, 5, 3)
+    assert metrics.states == {"connecting": 0, "open": 1, "half-closed": 0}
     for end in (client, far):
         end.shutdown(socket.SHUT_WR)
     assert ended(one.tunnel) == ["done"]
     [dead] = one.tunnel.recent()
-    assert dead == (client.getsockname(), target, dead.age, 5, 3, "copy", "closed", "done")
+    assert dead[:8] == (client.getsockname(), target, dead.age, 5, 3, "copy", "closed", "done")
+    assert dead.id == living.id and dead.by == "client"
+    assert sum(one.tunnel.metrics().ages.counts) == 1
     assert 0 < living.age < dead.age < WAIT
     one.tunnel.close()
     assert one.tunnel.recent() == [dead]
     assert one.tunnel.connections() == []
     assert one.tunnel.stats() == (1, 0, 5, 3, {})
+    assert one.tunnel.metrics().ended["done"] == 1
+    assert type(one.tunnel.metrics()) is type(metrics)
     assert type(one.tunnel.stats()).__name__ == "Stats"
     assert type(dead).__name__ == "ConnectionRecord"
+
+
+def test_one_connection_is_killed(rig):
+    one = rig(name="kill")
+    (client, _far), (other, other_far) = one.connect(), one.connect()
+    found = {record.peer: record.id for record in one.tunnel.connections()}
+    assert one.tunnel.kill(found[client.getsockname()])
+    assert not one.tunnel.kill(found[client.getsockname()])
+    assert ending(client) == "reset"
+    assert [record.reason for record in one.tunnel.recent()] == ["killed"]
+    exchange(other, other_far)
 
 
 def test_the_address_and_the_name(rig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from helpers import WAIT, Thread, wait_until
 
 import relay
+from relay.engine.statistics import Statistics
 from relay.spawning import child, spawn
 from relay.spawning.wire import Channel, to_error
 
@@ -84,7 +86,8 @@ def bare():
         yield made
 
 
-LAST = {"last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}]}, "expired": False}
+METRICS = json.loads(json.dumps(Statistics("", None, None).metrics([])))
+LAST = {"last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}], "metrics": METRICS}, "expired": False}
 
 
 def test_it_ends_when_the_program_has_nothing_more_to_ask(bare):

@@ -1,4 +1,4 @@
-"""What all flows of one relay thread share."""
+"""The objects that all flows of one relay thread share."""
 
 from __future__ import annotations
 

@@ -61,6 +61,12 @@ class PipePool:
         while self._idle:
             self.destroy(self._idle.pop())
 
+    @classmethod
+    def usage(cls) -> tuple[int, int]:
+        """Return how many pipes of this process are open, and how many more it may open; from any thread."""
+        total = cls._total
+        return total // SIZE, (_BOUND - total) // SIZE
+
     def _make(self) -> Pipe | None:
         if _SET_SIZE is None or not self._account(SIZE):
             return None

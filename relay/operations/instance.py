@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..carriers.listing import CarrierStatus
-from ..engine.records import Stats
+from ..engine.records import Metrics, Stats
 
 __all__ = [
     "LOG_LEVELS",
@@ -70,6 +70,7 @@ class TunnelStatus:
     :param hops: the state of the carriers under it: ``up`` if all are.
     :param problem: why it does not listen, or the last error of a carrier; empty if there is none.
     :param figures: since it was opened; ``None`` before that.
+    :param metrics: all counters since it was opened; ``None`` before that.
     :param probe: the last probe; ``None`` if none has ended.
     """
 
@@ -83,6 +84,7 @@ class TunnelStatus:
     hops: str = "up"
     problem: str = ""
     figures: Stats | None = None
+    metrics: Metrics | None = None
     probe: ProbeResult | None = None
 
 

@@ -1,0 +1,296 @@
+"""``relay.operations.metrics``: the page of metrics, as Prometheus reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import re
+import socket
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from documents import PAGES
+from helpers import WAIT, exchange, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.engine.records import REASONS, Histogram, Metrics
+from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics
+from relay.operations.instance import CarrierStatus, InstanceStatus, TunnelStatus
+from relay.operations.metrics import CONTENT_TYPE, FAMILIES, MetricsPage
+
+EMPTY = Statistics("", None, None).metrics([])
+HOSTILE = 'a"b\\c\nd{e}\N{RIGHT-TO-LEFT OVERRIDE}f #'
+
+
+def tunnel(name: str, metrics: Metrics | None = EMPTY, **values: Any) -> TunnelStatus:
+    settled = {"state": "listening", "listen": "127.0.0.1:1", "target": "db:5432", **values}
+    return TunnelStatus(name=name, metrics=metrics, **settled)
+
+
+def carrier(name: str, **values: Any) -> CarrierStatus:
+    return CarrierStatus(
+        **{"name": name, "kind": "ssh", "state": "up", "since": 0.0, "losses": 0, "streams": 0, **values}
+    )
+
+
+class Running:
+    """An instance with these tunnels and carriers."""
+
+    def __init__(
+        self, *tunnels: TunnelStatus, carriers: tuple[CarrierStatus, ...] = (), draining: bool = False
+    ) -> None:
+        self.tunnels = lambda: tunnels
+        self.carriers = lambda: carriers
+        self.status = lambda: InstanceStatus(
+            version="1.2", pid=1, started=0.0, config="", draining=draining, log_level="info"
+        )
+
+
+def page(*tunnels: TunnelStatus, **values: Any) -> str:
+    return MetricsPage(Running(*tunnels, **values)).render().decode()  # type: ignore[arg-type]
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def of(text: str, name: str, **labels: str) -> float | None:
+    return samples(text).get((name, frozenset(labels.items())))
+
+
+def test_each_counter_has_its_sample() -> None:
+    metrics = EMPTY._replace(
+        accepted=9,
+        states={"connecting": 1, "open": 2, "half-closed": 3},
+        ended={**EMPTY.ended, "refused": 4},
+        received=100,
+        sent=200,
+        spliced_received=30,
+        spliced_sent=150,
+        denied={"access-list": 0, "login": 6},
+        accept_errors={"EMFILE": 2, "EPROTO": 1},
+    )
+    text = page(tunnel("db", metrics), tunnel("web", EMPTY._replace(accept_errors={"EMFILE": 1})))
+    assert of(text, "relay_connections_accepted_total", tunnel="db") == 9
+    assert of(text, "relay_connections_active", tunnel="db", state="half-closed") == 3
+    assert of(text, "relay_connections_total", tunnel="db", reason="refused") == 4
+    assert {
+        reason for reason in REASONS if of(text, "relay_connections_total", tunnel="web", reason=reason) == 0
+    } == set(REASONS)
+    shown = [
+        of(text, "relay_bytes_total", tunnel="db", direction=direction, engine=engine)
+        for direction in ("in", "out")
+        for engine in ("copy", "splice")
+    ]
+    assert shown == [70, 30, 50, 150]
+    assert of(text, "relay_denied_total", tunnel="db", rule="login") == 6
+    assert [of(text, "relay_accept_errors_total", errno=name) for name in ("EMFILE", "EPROTO", "ENFILE")] == [3, 1, 0]
+
+
+def test_a_histogram_is_cumulative() -> None:
+    connect = Histogram((1, 2, 0, 0, 0, 0, 0, 0, 0, 4), 500.5)
+    text = page(tunnel("db", EMPTY._replace(connect_times=connect)))
+    buckets = [
+        of(text, "relay_connect_seconds_bucket", tunnel="db", le=le) for le in ("0.001", "0.005", "120.0", "+Inf")
+    ]
+    assert buckets == [1, 3, 3, 7]
+    assert of(text, "relay_connect_seconds_sum", tunnel="db") == 500.5
+    assert of(text, "relay_connect_seconds_count", tunnel="db") == 7
+    ends = {dict(labels)["le"] for name, labels in samples(text) if name == "relay_connection_seconds_bucket"}
+    assert ends == {str(bound) for bound in AGES} | {"+Inf"}
+    assert len(CONNECT_TIMES) == len(connect.counts) - 1
+
+
+@pytest.mark.parametrize(
+    ("state", "up"), [("listening", 1), ("paused", 1), ("draining", 0), ("waiting", 0), ("failed", 0), ("opening", 0)]
+)
+def test_a_tunnel_is_up_while_its_listener_is_open(state: str, up: int) -> None:
+    assert of(page(tunnel("db", None, state=state)), "relay_tunnel_up", tunnel="db") == up
+
+
+@pytest.mark.parametrize(
+    ("finished", "problem", "ready"), [(None, "", 0), (1e9, "", 1), (1e9, "refused", 0)], ids=["none", "good", "bad"]
+)
+def test_a_tunnel_is_ready_after_a_probe_that_came_through(finished: float | None, problem: str, ready: int) -> None:
+    probe = SimpleNamespace(finished=finished, seconds=0.25, problem=problem)
+    text = page(tunnel("db", probe=probe))
+    assert of(text, "relay_tunnel_ready", tunnel="db") == ready
+    assert of(text, "relay_tunnel_last_probe_seconds", tunnel="db") == (None if finished is None else 0.25)
+    assert of(text, "relay_tunnel_last_probe_timestamp_seconds", tunnel="db") == finished
+
+
+def test_without_a_probe_it_is_neither_ready_nor_not() -> None:
+    assert of(page(tunnel("db")), "relay_tunnel_ready", tunnel="db") is None
+
+
+def test_a_tunnel_that_was_never_open_has_no_counters() -> None:
+    text = page(tunnel("db", None, state="waiting"))
+    assert {name for name, labels in samples(text) if ("tunnel", "db") in labels} == {"relay_tunnel_up"}
+
+
+def test_carriers_of_one_name_are_one() -> None:
+    name = "ssh://me@bastion"
+    two = (
+        carrier(name, state="backing off", losses=2, streams=0),
+        carrier(name, losses=1, streams=5, rtt=0.02),
+        carrier("i2p:", kind="i2p", state="connecting"),
+    )
+    text = page(carriers=two)
+    labels = {"carrier": name, "kind": "ssh"}
+    names = ("relay_carrier_up", "relay_carrier_losses_total", "relay_carrier_streams", "relay_carrier_rtt_seconds")
+    assert [of(text, one, **labels) for one in names] == [1, 3, 5, 0.02]
+    assert [of(text, one, carrier="i2p:", kind="i2p") for one in names] == [0, 0, 0, None]
+
+
+def test_the_process_has_its_metrics() -> None:
+    text = page(draining=True)
+    assert of(text, "relay_draining") == 1
+    (build,) = [labels for name, labels in samples(text) if name == "relay_build_info"]
+    assert ("version", "1.2") in build
+    assert of(text, "relay_pipes_used") is not None and of(text, "relay_pipes_free") == 32
+    assert of(text, "process_open_fds") and of(text, "process_cpu_seconds_total") is not None
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "x" * 10_000, "\udc80"], ids=["markup", "long", "surrogate"])
+def test_a_hostile_name_is_a_label_value_and_no_more(name: str) -> None:
+    text = page(tunnel(name), carriers=(carrier(name),))
+    shown = name.encode(errors="replace").decode()
+    assert of(text, "relay_tunnel_up", tunnel=shown) == 1
+    assert of(text, "relay_carrier_up", carrier=shown, kind="ssh") == 1
+
+
+def test_no_label_is_of_a_peer() -> None:
+    labels = {label for family in FAMILIES for label in family.labels}
+    assert labels == {
+        "tunnel",
+        "state",
+        "reason",
+        "direction",
+        "engine",
+        "rule",
+        "carrier",
+        "kind",
+        "errno",
+        "version",
+        "python",
+    }
+
+
+def test_the_labels_are_those_of_the_table() -> None:
+    probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
+    text = page(tunnel("db", probe=probe), carriers=(carrier("ssh://a", rtt=1.0),))
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("relay_"):
+            full = family.name + ("_total" if family.type == "counter" else "")
+            (entry,) = [one for one in FAMILIES if one.name == full]
+            assert family.type == entry.kind and family.documentation == entry.help
+            assert family.samples, full
+            assert {label for sample in family.samples for label in sample.labels} - {"le"} == set(entry.labels)
+
+
+def test_the_page_of_the_documentation_has_every_metric() -> None:
+    rows = re.findall(r"^\| `(relay_\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGES["operations"], re.MULTILINE)
+    assert [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, text in rows] == [
+        (family.name, family.kind, family.labels, family.help.rstrip(".")) for family in FAMILIES
+    ]
+
+
+def test_promtool_has_no_objection() -> None:
+    text = page(tunnel("db"), tunnel(HOSTILE), carriers=(carrier(HOSTILE), carrier("i2p:", rtt=0.1)))
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text.encode(), capture_output=True, timeout=WAIT, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+@contextlib.contextmanager
+def served(metrics: MetricsPage):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", CONTENT_TYPE)
+            self.end_headers()
+            self.wfile.write(metrics.render())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = False
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def prometheus(target: int, folder):
+    """A Prometheus that scrapes a port; its own port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    scrape = {"job_name": "relay", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+    configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
+    (folder / "prometheus.json").write_text(json.dumps(configuration))  # JSON is YAML
+    command = [
+        "prometheus", f"--config.file={folder / 'prometheus.json'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield port
+        finally:
+            process.terminate()
+
+
+def asked(port: int, path: str, **values: str) -> Any:
+    try:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(values)}", timeout=WAIT
+        ) as answer:
+            return json.load(answer)["data"]
+    except OSError:
+        return None  # it has not started
+
+
+def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
+    made = relayed()
+    client, far = made.connect()
+    exchange(client, far, b"four")
+
+    class Live(Running):
+        def __init__(self) -> None:
+            super().__init__(carriers=(carrier(HOSTILE),))
+            self.tunnels = lambda: (tunnel(HOSTILE, made.tunnel.metrics()),)
+
+    with served(MetricsPage(Live())) as target, prometheus(target, tmp_path) as port:  # type: ignore[arg-type]
+        query = 'sum by (tunnel) (relay_bytes_total{direction="in"})'
+        wait_until(lambda: (asked(port, "query", query=query) or {}).get("result"))
+        (result,) = asked(port, "query", query=query)["result"]
+        assert (result["metric"], result["value"][1]) == ({"tunnel": HOSTILE}, "4")
+        (scraped,) = asked(port, "targets")["activeTargets"]
+        assert (scraped["health"], scraped["lastError"]) == ("up", "")
+        names = {
+            entry["metric"]["__name__"]: entry
+            for entry in asked(port, "query", query='{__name__=~"relay_.+"}')["result"]
+        }
+        expected = {family.name for family in FAMILIES if family.kind != "histogram"}
+        absent = {name for name in expected if "probe" in name or "ready" in name or "rtt" in name}
+        assert expected - absent <= set(names)
+        kinds = asked(port, "metadata")
+        for family in FAMILIES:
+            assert [(entry["type"], entry["help"]) for entry in kinds[family.name]] == [(family.kind, family.help)]

@@ -112,17 +112,17 @@ def ssh(ssh_server, tmp_path, spawner_thread):
 
     yield run
     for process, reading in started:
-        process.terminate()
+        # Not SIGTERM, which OpenSSH 9.2 may sleep through: it looks for a signal, and then waits in poll for up to 300 s.
+        process.kill()
         reading.result()
         process.stderr.close()
         process.wait(WAIT)
 
 
 def unix_client(path):
-    wait_until(lambda: os.path.exists(path))
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(WAIT)
-    client.connect(str(path))
+    wait_until(lambda: client.connect_ex(str(path)) == 0)  # the path is there a moment before its listener listens
     return client
 
 
@@ -544,10 +544,8 @@ def test_a_forwarded_port(ssh_server):
     wait_until(lambda: is_gone(("127.0.0.1", ports[1])))
 
 
-def test_forwards_with_openssh(ssh_server, echo_server, ssh, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    here = echo_server.address[1]
+def test_forwards_with_openssh(ssh_server, echo_server, ssh, tmp_path, two_ports):
+    port, here = two_ports[0], echo_server.address[1]
     process = ssh("-R", f"{port}:127.0.0.1:{here}", "-R", f"{tmp_path}/out:127.0.0.1:{here}")
     wait_until(lambda: not is_gone(("127.0.0.1", port)))
     with socket.create_connection(("127.0.0.1", port), WAIT) as client, unix_client(tmp_path / "out") as other:
@@ -556,7 +554,7 @@ def test_forwards_with_openssh(ssh_server, echo_server, ssh, tmp_path):
             assert receive_all(one) == BLOCK
             upload.result()
     assert stat.S_IMODE(os.stat(tmp_path / "out").st_mode) == 0o600
-    process.terminate()
+    process.kill()
     wait_until(lambda: is_gone(("127.0.0.1", port)))
     wait_until(lambda: not (tmp_path / "out").exists())
 
@@ -627,7 +625,7 @@ def stopped_at_the_end():
             usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
             process = undo.enter_context(subprocess.Popen(argv, env=environment, **usual | streams))
-            undo.callback(process.terminate)
+            undo.callback(process.kill)
             wait_until(lambda: server.logins or process.poll() is not None)
             assert process.poll() is None
             return process

@@ -1368,7 +1368,7 @@ def test_java_asks_for_signs_of_life(make):
 
 
 def test_java_does_not_wait_for_a_command_for_ever(make):
-    _, clients = make("java", command_timeout=0.5)
+    _, clients = make("java", command_timeout=2.0)
     newer, older, busy = clients.greeted(), clients.greeted(maximum="3.1"), clients.greeted(maximum="3.1")
     assert busy.ask(dest_generate()).words == ("DEST", "REPLY")
     assert clients.raw().hear() == parse(b'HELLO REPLY RESULT=I2P_ERROR MESSAGE="Timeout waiting for HELLO VERSION"')

@@ -17,7 +17,7 @@ import trustme
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import WAIT, Certificates, Relayed, Server, echo  # noqa: E402  (after the line above, which must come first)
+from helpers import WAIT, Certificates, Relayed, Server, echo, reserved_port  # noqa: E402  (after the line above, which must come first)
 
 from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
@@ -164,6 +164,13 @@ def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         listening.settimeout(WAIT)
         yield listening
+
+
+@pytest.fixture
+def reserved() -> Iterator[int]:
+    """A port of 127.0.0.1 that only a program gets which asks for it by its number; see :func:`reserved_port`."""
+    with reserved_port() as port:
+        yield port
 
 
 # SSH. The servers of a whole session start before the leak check of the first test that wants them.

@@ -805,14 +805,12 @@ def test_closing_is_final(personality, make):
     assert "0 sessions" in repr(bridge)
 
 
-def test_the_port_can_be_chosen():
-    with SAMBridge() as bridge:
-        port = bridge.address[1]
+def test_the_port_can_be_chosen(reserved):
+    with SAMBridge(port=reserved) as bridge:
         with pytest.raises(OSError, match="in use"):
-            SAMBridge(port=port)
-    with SAMBridge(port=port) as bridge:
-        assert bridge.address == ("127.0.0.1", port)
-        assert bridge.sam == f"127.0.0.1:{port}"
+            SAMBridge(port=reserved)
+        assert bridge.address == ("127.0.0.1", reserved)
+        assert bridge.sam == f"127.0.0.1:{reserved}"
         assert bridge.sam in repr(bridge)
 
 

@@ -31,6 +31,7 @@ from helpers import (
     receive_all,
     receive_exactly,
     refusing,
+    reserved_port,
     send_and_end,
     sha256_of,
     wait_until,
@@ -112,7 +113,7 @@ def ssh(ssh_server, tmp_path, spawner_thread):
 
     yield run
     for process, reading in started:
-        # Not SIGTERM, which OpenSSH 9.2 may sleep through: it looks for a signal, and then waits in poll for up to 300 s.
+        # Not SIGTERM: one between OpenSSH 9.2's look for signals and its poll is not seen for up to 300 s.
         process.kill()
         reading.result()
         process.stderr.close()
@@ -635,13 +636,8 @@ def stopped_at_the_end():
 
 @pytest.fixture
 def two_ports():
-    """Ports of 127.0.0.1 that only a program which asks for them by their number gets."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(2)]
-        for bound in sockets:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(("127.0.0.1", 0))
-        yield [bound.getsockname()[1] for bound in sockets]
+    with reserved_port() as first, reserved_port() as second:
+        yield first, second
 
 
 @pytest.mark.parametrize("way", ["-L", "-R"])
@@ -655,7 +651,7 @@ def test_forwards_with_other_clients(request, serve, two_ports, client, way):
         connection.shutdown(socket.SHUT_WR)
         received.put(len(receive_all(connection)))
 
-    targets, ports = [serve(echo), serve(end_first)], two_ports
+    targets, ports = (serve(echo), serve(end_first)), two_ports
     places = zip(ports, (target.address[1] for target in targets), strict=True)
     options = [word for port, target in places for word in (way, f"127.0.0.1:{port}:127.0.0.1:{target}")]
     process = request.getfixturevalue(client)("-N", *options)

@@ -712,12 +712,11 @@ def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_answer_that_comes_too_late_leaves_nothing(
-    make_sshd: Any, make_client: Callable[..., Client], again: bool
+    make_sshd: Any, make_client: Callable[..., Client], reserved: int, again: bool
 ) -> None:
     sshd = make_sshd()
     client = make_client(sshd.server)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = TCPAddress(*free.getsockname())
+    place = TCPAddress("127.0.0.1", reserved)
     sshd.freeze()
     try:
         with pytest.raises(ForwardError, match="in time"):

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
     if i2p_world.wanted_by(request.node):
         request.getfixturevalue("i2p_networks")  # which outlive the test: they are there before it
+    if "warm_relay" in sys.modules:
+        request.getfixturevalue("warm_command")  # and so does this
     leaks = Leaks()
     yield
     left = leaks.left(timeout=LEAVING)
@@ -180,6 +183,16 @@ def reserved() -> Iterator[int]:
 def spawner_thread() -> None:
     """The thread that makes all children outlives every test, so it is there before the first one."""
     start(["true"]).wait(WAIT)
+
+
+@pytest.fixture(scope="session")
+def warm_command() -> Iterator[None]:
+    """The process that forks commands, for the files that import ``command_rig``; see ``warm_relay.py``."""
+    import warm_relay
+
+    warm_relay.warm()
+    yield
+    warm_relay.cool()
 
 
 @pytest.fixture(scope="session")

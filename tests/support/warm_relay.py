@@ -134,7 +134,7 @@ class Fork(subprocess.Popen[Any]):
 
 
 def _serve(control: socket.socket) -> None:
-    """Fork for each request and tell how each fork ends, until nobody can ask any more. Returns in each fork."""
+    """Fork for each request and tell how each fork ends, until no test can ask any more. Returns in each fork."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     running: dict[int, tuple[int, socket.socket]] = {}
@@ -159,7 +159,7 @@ def _serve(control: socket.socket) -> None:
                 pid, channel = running.pop(number)
                 poll.unregister(number)
                 os.close(number)
-                with channel, contextlib.suppress(OSError):  # nobody waits for it
+                with channel, contextlib.suppress(OSError):  # the test does not wait for it
                     channel.send(b"%d" % os.waitpid(pid, 0)[1])
 
 

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import trustme
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import WAIT, Certificates, Relayed, Server, echo  # noqa: E402  (after the line above, which must come first)
+from helpers import WAIT, Certificates, Relayed, Server, echo, reserved_port  # noqa: E402  (after the line above, which must come first)
 
 from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
@@ -41,6 +42,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
     if i2p_world.wanted_by(request.node):
         request.getfixturevalue("i2p_networks")  # which outlive the test: they are there before it
+    if "warm_relay" in sys.modules:
+        request.getfixturevalue("warm_command")  # and so does this
     leaks = Leaks()
     yield
     left = leaks.left(timeout=LEAVING)
@@ -166,6 +169,13 @@ def listener() -> Iterator[socket.socket]:
         yield listening
 
 
+@pytest.fixture
+def reserved() -> Iterator[int]:
+    """A port of 127.0.0.1 that only a program gets which asks for it by its number; see :func:`reserved_port`."""
+    with reserved_port() as port:
+        yield port
+
+
 # SSH. The servers of a whole session start before the leak check of the first test that wants them.
 
 
@@ -173,6 +183,16 @@ def listener() -> Iterator[socket.socket]:
 def spawner_thread() -> None:
     """The thread that makes all children outlives every test, so it is there before the first one."""
     start(["true"]).wait(WAIT)
+
+
+@pytest.fixture(scope="session")
+def warm_command() -> Iterator[None]:
+    """The process that forks commands, for the files that import ``command_rig``; see ``warm_relay.py``."""
+    import warm_relay
+
+    warm_relay.warm()
+    yield
+    warm_relay.cool()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ def main() -> int:
 
     :returns: the exit status: 0 done, 1 a failure at run time, 2 a wrong command line.
     """
-    from .startup import defer_invoke
+    from ..transports.ssh.deferred import defer_invoke
 
     defer_invoke()
     from .app import run

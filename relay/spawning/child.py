@@ -21,6 +21,7 @@ from ..addresses.options import check_variable
 from ..api import urls
 from ..api.local import listen_privately
 from ..engine.tunnel import Tunnel
+from ..transports.ssh.deferred import defer_invoke
 from .ephemeral import EphemeralTunnel
 from .wire import Channel, Message, encode, from_error, from_log_record
 
@@ -45,6 +46,7 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
         :class:`~relay.spawning.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing
         else.
     """
+    defer_invoke()
     _leave_standard_input()
     _set_parent_death_signal(request["program"])
     for variable in request["secrets"]:

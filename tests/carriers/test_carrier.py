@@ -585,7 +585,7 @@ def test_letting_go_without_patience_waits_for_nothing():
     carrier, release = acquire("k", lambda: Carrier("c", connector, None))
     link = outcome_of(carrier)
     link.close = lambda: go.wait(WAIT)
-    Thread(release, 0.0).result(0.5)
+    Thread(release, 0.0).result(PROMPT)
     assert not connector.closed.is_set()
     wait_until(lambda: carrier.state is CarrierState.CLOSED)
     go.set()

@@ -231,14 +231,12 @@ def test_expose_publishes_a_local_service(expose, target, far_end):
         socket.create_connection(address_of(match), timeout=WAIT)
 
 
-def test_expose_behind_a_hop_at_a_port_and_at_a_path(expose, target, make_ssh_server, tmp_path):
+def test_expose_behind_a_hop_at_a_port_and_at_a_path(expose, target, make_ssh_server, reserved, tmp_path):
     server, bastion = make_ssh_server(), make_ssh_server()
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-    command = expose(target, "--on", f"{server.url}&listen=:{port}", "--via", bastion.url)
+    command = expose(target, "--on", f"{server.url}&listen=:{reserved}", "--via", bastion.url)
     line = command.process.stdout.readline()
-    assert line == f"127.0.0.1:{port} on {name_of(server.url)} via {name_of(bastion.url)} → {target}\n"
-    assert speak(("127.0.0.1", port)) == b"hello"
+    assert line == f"127.0.0.1:{reserved} on {name_of(server.url)} via {name_of(bastion.url)} → {target}\n"
+    assert speak(("127.0.0.1", reserved)) == b"hello"
     assert command.end()[0] == 0
     command = expose(target, "--on", f"{server.url}&listen={quote(str(tmp_path / 'far'))}")
     assert command.process.stdout.readline().startswith(f"unix://{tmp_path}/far on {name_of(server.url)} → ")

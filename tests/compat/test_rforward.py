@@ -14,6 +14,7 @@ import paramiko
 import pytest
 from helpers import (
     BLOCK,
+    PROMPT,
     WAIT,
     Thread,
     echo,
@@ -626,7 +627,7 @@ def test_the_handler_ends_when_its_parent_is_paused(world):
     exchange(client, far)
     parent.pause()
     assert ending(far) == "reset"
-    handling.result(1)
+    handling.result(PROMPT)
     client = world.client(port)
     handling = Thread(rev_forward_channel_handler, came.get(timeout=WAIT), *listening.getsockname(), parent)
     handling.result()

@@ -25,7 +25,7 @@ def test_a_destination_that_nobody_has_is_tried_until_connect_timeout(i2p_world)
 
 
 def test_a_name_that_the_router_does_not_know(i2p_world):
-    with i2p_world.reach("nobody-has-this-name.i2p", connect_timeout=SHORT) as client:
+    with i2p_world.reach("nobody-has-this-name.i2p", connect_timeout=WAIT) as client:
         assert fate_of_client(client.address) == "reset"
         assert ended(client) == ["unreachable"]
         with pytest.raises(relay.ConnectError, match="nobody-has-this-name.i2p"):
@@ -53,11 +53,12 @@ def ended_but_one(tunnel):
 
 def test_where_nobody_accepts_it_is_no_empty_answer(i2p_world):
     """i2pd says OK to every stream, and ends those that nobody accepts after ten seconds; the Java router waits."""
-    with i2p_world.deaf() as dest, i2p_world.reach(dest, connect_timeout=SHORT) as client:
+    limit, reason = (SHORT, "connect_timeout") if i2p_world.personality == "java" else (WAIT, "unreachable")
+    with i2p_world.deaf() as dest, i2p_world.reach(dest, connect_timeout=limit) as client:
         with socket.create_connection(client.address, 3 * WAIT) as caller:
             caller.sendall(b"anybody?")
             assert ending(caller) == "reset"
-        assert ended(client) == ["connect_timeout" if i2p_world.personality == "java" else "unreachable"]
+        assert ended(client) == [reason]
 
 
 def test_an_answer_of_nothing_at_all_is_told_from_one(i2p_world, over_i2p):

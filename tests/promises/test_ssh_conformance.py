@@ -35,6 +35,14 @@ def test_a_socket_of_connect(far_end, listener):
     assert far_end.logins == 1
 
 
+def test_a_server_with_its_own_key_exchange(make_sshd, backend, listener):
+    """The servers of the other tests offer none that takes long; this one offers what sshd does by itself."""
+    server = make_sshd("KexAlgorithms -none")
+    with relay.ssh(f"{server.url}&backend={backend}", *listener.getsockname()) as factory:
+        factory.ready()
+        check_stream(lambda: (factory(), listener.accept()[0]))
+
+
 def test_a_listener(far_end):
     """A factory that leads to a port of the server, where our own listener accepts."""
     with relay.ssh_listen(far_end.url) as remote:

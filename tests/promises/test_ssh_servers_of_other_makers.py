@@ -84,15 +84,6 @@ def expose(server, backend, serve):
         one.close()
 
 
-@pytest.fixture
-def free_port():
-    """A port of 127.0.0.1 that only a server which asks for it by its number gets."""
-    with socket.socket() as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
 def sha256_of_next(end, size):
     """The hash of the next ``size`` bytes, or of fewer if the end of file comes first."""
     seen = hashlib.sha256()
@@ -193,10 +184,10 @@ def test_refused_target(peer, server, backend, caplog):
         assert (fate, reason) == ("end of file", "done")
 
 
-def test_expose(server, expose, free_port):
+def test_expose(server, expose, reserved):
     """A hundred at once."""
-    address = expose(lambda connection: connection.sendall(receive_exactly(connection, 3)[::-1]), free_port)
-    assert address == ("127.0.0.1", free_port)
+    address = expose(lambda connection: connection.sendall(receive_exactly(connection, 3)[::-1]), reserved)
+    assert address == ("127.0.0.1", reserved)
     clients = [socket.create_connection(address, WAIT) for _ in range(100)]
     try:
         for number, client in enumerate(clients):
@@ -218,14 +209,14 @@ def test_expose_any_port(peer, backend, expose, caplog):
             wait_until(lambda: "ssh says: Server requests forwarding for unknown listen_port 0" in caplog.text)
 
 
-def test_expose_half_close(peer, expose, free_port):
+def test_expose_half_close(peer, expose, reserved):
     questions = []
 
     def answer(connection):
         questions.append(receive_all(connection))
         connection.sendall(b"answer")
 
-    with socket.create_connection(expose(answer, free_port), WAIT) as client:
+    with socket.create_connection(expose(answer, reserved), WAIT) as client:
         send_and_end(client, b"question")
         assert receive_all(client) == (b"answer" if peer.supports("expose: half-close") else b"")
         wait_until(lambda: questions == [b"question"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from documents import PAGES
-from helpers import WAIT
+from helpers import WAIT, reserved_port
 
 PRACTICE, REAL = PAGES["tutorial"].split("## A real bastion")
 PROGRAM = re.search(r"^```python\n(import signal.*?)^```", PRACTICE, re.DOTALL | re.MULTILINE)[1]
@@ -80,14 +80,6 @@ def shell(tmp_path):
     opened.close()
 
 
-def free_ports(count):
-    with_ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(one.getsockname()[1]) for one in with_ports]
-    for one in with_ports:
-        one.close()
-    return ports
-
-
 def pattern(line):
     """A shown line as a regular expression: … stands for anything, and so does the time."""
     text = re.escape(line).replace("…", ".*")
@@ -99,10 +91,16 @@ def test_the_steps_are_found():
     assert sum(command.endswith("&") for command, _ in STEPS) >= 7
 
 
-def test_every_step_works(shell, tmp_path):
+@pytest.fixture
+def ports():
+    """Each port that the page shows, and the one that takes its place."""
+    shown = sorted({*re.findall(r"\b(8\d{3}|1080)\b", TRANSCRIPT)})
+    with contextlib.ExitStack() as stack:
+        yield {one: str(stack.enter_context(reserved_port())) for one in shown}
+
+
+def test_every_step_works(shell, ports, tmp_path):
     (tmp_path / "server.py").write_text(PROGRAM)
-    shown_ports = sorted({*re.findall(r"\b(8\d{3}|1080)\b", TRANSCRIPT)})
-    ports = dict(zip(shown_ports, free_ports(len(shown_ports)), strict=True))
 
     def here(text):
         return re.sub(r"\b(8\d{3}|1080)\b", lambda found: ports[found[0]], text)

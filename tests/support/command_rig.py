@@ -10,21 +10,31 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import termios
 import time
-from pathlib import Path
 
 from helpers import WAIT
+from warm_relay import RELAY, popen
 
-RELAY = str(Path(sys.executable).parent / "relay")
 LISTENING = re.compile(r"listening on (\S+):(\d+) → (\S+)( via .+)?( by .+)?\n")
 
 
-def run(*arguments, **options):
+def run(*arguments, input=None, **options):  # noqa: A002 - as subprocess.run() has it
     """A command that ends by itself."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([RELAY, *arguments], text=True, timeout=WAIT, check=False, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": buffered(), **options}
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    with popen(list(arguments), text=True, **options) as process:
+        try:
+            output, errors = process.communicate(input, timeout=WAIT)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess([RELAY, *arguments], process.returncode, output, errors)
+
+
+def buffered(environment=os.environ):
+    """The environment of a program of which nothing comes that it does not flush."""
+    return {name: value for name, value in environment.items() if name != "PYTHONUNBUFFERED"}
 
 
 def squeezed(text):
@@ -36,9 +46,12 @@ class Command:
     """A ``relay forward`` that runs, or another command."""
 
     def __init__(self, *arguments, command="forward", prefix=(), **options):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": dict(os.environ), **options}
-        options["env"].pop("PYTHONUNBUFFERED", None)  # what it does not flush shall not come
-        self.process = subprocess.Popen([*prefix, RELAY, command, *arguments], text=True, **options)
+        environment = buffered(options.pop("env", os.environ))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment, **options}
+        if prefix:
+            self.process = subprocess.Popen([*prefix, RELAY, command, *arguments], **options)
+        else:
+            self.process = popen([command, *arguments], **options)
         self.said = ""
 
     def address(self):

@@ -430,6 +430,15 @@ def refusing() -> Iterator[tuple[str, int]]:
         yield bound.getsockname()
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that only a program gets which asks for it by its number, with SO_REUSEADDR."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
 def steady(value: object) -> str:
     """Name a value in the name of a test, which must be the same in every process."""
     return repr(value).partition(" at 0x")[0]

@@ -44,7 +44,7 @@ def test_a_client_logs_in(sshd):
     sshd.wait_for("Accepted publickey")
     assert sshd.logins == 1
     assert sshd.sessions()
-    process.terminate()
+    process.kill()
     ended(process)
     wait_until(lambda: not sshd.sessions())
 
@@ -72,7 +72,7 @@ def test_frozen_it_says_nothing_and_its_connections_stay(sshd):
     sshd.thaw()
     assert greeting(sshd) == ANSWER
     assert process.poll() is None
-    process.terminate()
+    process.kill()
     ended(process)
 
 

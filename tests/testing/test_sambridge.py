@@ -805,14 +805,12 @@ def test_closing_is_final(personality, make):
     assert "0 sessions" in repr(bridge)
 
 
-def test_the_port_can_be_chosen():
-    with SAMBridge() as bridge:
-        port = bridge.address[1]
+def test_the_port_can_be_chosen(reserved):
+    with SAMBridge(port=reserved) as bridge:
         with pytest.raises(OSError, match="in use"):
-            SAMBridge(port=port)
-    with SAMBridge(port=port) as bridge:
-        assert bridge.address == ("127.0.0.1", port)
-        assert bridge.sam == f"127.0.0.1:{port}"
+            SAMBridge(port=reserved)
+        assert bridge.address == ("127.0.0.1", reserved)
+        assert bridge.sam == f"127.0.0.1:{reserved}"
         assert bridge.sam in repr(bridge)
 
 
@@ -1368,7 +1366,7 @@ def test_java_asks_for_signs_of_life(make):
 
 
 def test_java_does_not_wait_for_a_command_for_ever(make):
-    _, clients = make("java", command_timeout=0.5)
+    _, clients = make("java", command_timeout=2.0)
     newer, older, busy = clients.greeted(), clients.greeted(maximum="3.1"), clients.greeted(maximum="3.1")
     assert busy.ask(dest_generate()).words == ("DEST", "REPLY")
     assert clients.raw().hear() == parse(b'HELLO REPLY RESULT=I2P_ERROR MESSAGE="Timeout waiting for HELLO VERSION"')

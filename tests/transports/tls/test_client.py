@@ -409,17 +409,15 @@ def test_a_failure_under_it_is_told_as_it_is(certificates):
 
 
 @pytest.fixture
-def s_server(certificates, version):
+def s_server(certificates, version, reserved):
     """``openssl s_server``, which sends what it reads; the process and its port."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     option = "-tls1_2" if version == ssl.TLSVersion.TLSv1_2 else "-tls1_3"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", certificates.cert]
+    command = ["openssl", "s_server", "-accept", f"127.0.0.1:{reserved}", "-cert", certificates.cert]
     command += ["-key", certificates.key, option, "-quiet", "-naccept", "1"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    yield process, port
+    yield process, reserved
     process.stdin.close()
     process.stdout.close()
     process.kill()

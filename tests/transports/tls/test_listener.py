@@ -501,13 +501,11 @@ def test_openssl_s_client_through_a_tunnel(listening, serve, certificates, optio
         wait_until(lambda: tunnel.stats().active == 0)
 
 
-def test_curl_and_nginx_through_a_tunnel(listening, certificates, tmp_path):
+def test_curl_and_nginx_through_a_tunnel(listening, certificates, reserved, tmp_path):
     for program in ("nginx", "curl"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     (tmp_path / "block").write_bytes(BLOCK * 8)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     (tmp_path / "nginx.conf").write_text(f"""
 daemon off; master_process off; pid {tmp_path}/pid; error_log stderr;
 events {{ }}
@@ -516,14 +514,14 @@ http {{
   client_body_temp_path {tmp_path}; proxy_temp_path {tmp_path}; fastcgi_temp_path {tmp_path};
   uwsgi_temp_path {tmp_path}; scgi_temp_path {tmp_path};
   server {{
-    listen 127.0.0.1:{port} ssl; root {tmp_path};
+    listen 127.0.0.1:{reserved} ssl; root {tmp_path};
     ssl_certificate {certificates.cert}; ssl_certificate_key {certificates.key};
   }}
 }}""")
     nginx = subprocess.Popen(["nginx", "-c", tmp_path / "nginx.conf", "-e", "stderr"], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: (tmp_path / "pid").exists())
-        factory = relay.tls("localhost", port, ca=certificates.ca)
+        factory = relay.tls("localhost", reserved, ca=certificates.ca)
         with relay.Tunnel(listening, factory) as tunnel:  # TLS in, TLS out
             url = f"https://localhost:{tunnel.address[1]}/block"
             command = ["curl", "-sS", "--cacert", certificates.ca, "--ipv4", url, url, url]

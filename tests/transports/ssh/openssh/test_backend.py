@@ -80,6 +80,11 @@ class Client:
         assert len(outcomes) == 1
         return outcomes[0]
 
+    def pass_deadlines(self) -> None:
+        """Have the connection do now what it does after every deadline, once a stream waits for its answer."""
+        wait_until(lambda: self.connection._unanswered)
+        self.connection.loop.call(lambda: self.connection._expire_due(time.monotonic() + 2 * WAIT))
+
     @property
     def process(self) -> Any:
         return self.connection._master._process
@@ -290,18 +295,24 @@ def test_a_backlog_that_is_full_is_waited_for(client: Client, serve: Callable[..
 def test_a_target_that_does_not_answer_is_a_timeout(client: Client) -> None:
     with black_hole() as listening:
         place = TCPAddress(*listening.getsockname())
+        opening = Thread(lambda: client.open(place, self_contained=True))
+        client.pass_deadlines()
         with pytest.raises(ConnectError, match="in time") as caught:
-            client.open(place, timeout=0.3, self_contained=True)
+            opening.result()
         assert caught.value.reason == "connect_timeout"
-        with client.open(place, timeout=0.3) as stream:
+        with client.open(place) as stream:
+            client.pass_deadlines()
             assert receive_all(stream.socket) == b""
             assert stream.failure is not None
             assert getattr(stream.failure(), "reason", None) == "connect_timeout"
 
 
 def test_an_answer_in_time_ends_the_deadline(client: Client, echo_server: Server) -> None:
-    with black_hole() as listening, client.open(place_of(echo_server), timeout=0.3) as stream:
-        with client.open(TCPAddress(*listening.getsockname()), timeout=0.4) as other:
+    with black_hole() as listening, client.open(place_of(echo_server)) as stream:
+        stream.socket.sendall(b"there")
+        assert receive_exactly(stream.socket, 5) == b"there"
+        with client.open(TCPAddress(*listening.getsockname())) as other:
+            client.pass_deadlines()
             assert receive_all(other.socket) == b""
         stream.socket.sendall(b"still there")
         assert receive_exactly(stream.socket, 11) == b"still there"
@@ -320,8 +331,10 @@ def test_what_is_given_up_is_not_told(client: Client) -> None:
         give_up()
         give_up()
         go.set()
+        opening = Thread(lambda: client.open(place, self_contained=True))
+        client.pass_deadlines()
         with pytest.raises(ConnectError):
-            client.open(place, timeout=0.3, self_contained=True)
+            opening.result()
     assert outcomes == []
 
 
@@ -699,12 +712,11 @@ def test_a_port_is_listened_at_again_at_once(client: Client) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_answer_that_comes_too_late_leaves_nothing(
-    make_sshd: Any, make_client: Callable[..., Client], again: bool
+    make_sshd: Any, make_client: Callable[..., Client], reserved: int, again: bool
 ) -> None:
     sshd = make_sshd()
     client = make_client(sshd.server)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = TCPAddress(*free.getsockname())
+    place = TCPAddress("127.0.0.1", reserved)
     sshd.freeze()
     try:
         with pytest.raises(ForwardError, match="in time"):

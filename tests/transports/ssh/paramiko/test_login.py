@@ -13,7 +13,7 @@ from typing import Any
 
 import paramiko
 import pytest
-from helpers import WAIT, Thread, wait_until
+from helpers import PROMPT, WAIT, Thread, wait_until
 from ssh_agent import RealAgent
 from ssh_keys import certify, make
 
@@ -180,7 +180,7 @@ def test_a_frozen_server_holds_nobody_who_closes(make_sshd: Any) -> None:
         thread = Thread(authenticate, transport, resolve_settings(sshd.server))
         transport.close()
         with pytest.raises(CarrierError):
-            thread.result(2)
+            thread.result(PROMPT)
 
 
 # -- passwords, against the embedded server ---------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_callable_that_hangs_holds_nobody_who_closes(make_ssh_server: Any, tmp
         assert called.wait(WAIT)
         transport.close()
         with pytest.raises(CarrierError, match="lost while relay waited for a secret"):
-            thread.result(2)
+            thread.result(PROMPT)
     go_on.set()
 
 

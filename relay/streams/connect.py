@@ -20,6 +20,7 @@ from .dialer import Dialer
 from .happy_eyeballs import HappyEyeballs
 from .promise import Abort, OnResult
 from .stream import Stream
+from .trace import SILENT, Stage, Step, Trace
 
 __all__ = ["ConnectRace", "Name", "SocketDialer", "resolved"]
 
@@ -211,9 +212,9 @@ class SocketDialer(Dialer):
         self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
     ) -> Abort:
         """Begin to connect; see :meth:`Dialer.dial`. A connect that is over at once needs no other thread."""
-        endpoints = self.endpoints
-        if len(endpoints) != 1:
-            return _BackgroundConnect(self.target, deadline, done).begin(endpoints, self._lookup)
+        endpoints, trace = self.endpoints, self.trace
+        if len(endpoints) != 1 or trace is not SILENT:
+            return _BackgroundConnect(self.target, deadline, done, trace).begin(endpoints, self._lookup)
         try:
             made, status = _open(endpoints[0])
         except OSError as error:
@@ -284,8 +285,10 @@ class _Lookup:
 class _BackgroundConnect:
     """One connect on the background loop. It belongs to that loop's thread but for its beginning and its end."""
 
-    def __init__(self, target: str, deadline: float | None, done: OnResult) -> None:
+    def __init__(self, target: str, deadline: float | None, done: OnResult, trace: Trace = SILENT) -> None:
         self._target = target
+        self._trace = trace
+        self._step: Step | None = None
         self._deadline = deadline
         self._done: OnResult | None = done
         self._io_thread = IOThread.acquire(self)
@@ -301,6 +304,7 @@ class _BackgroundConnect:
             self._io_thread.loop.call(functools.partial(self._start, endpoints))
         else:
             self._looks_up = True
+            self._step = self._trace.begin(Stage.RESOLVE, self._target)
             lookup.find(self._found)
         return self._give_up
 
@@ -336,6 +340,9 @@ class _BackgroundConnect:
     def _start(self, endpoints: Sequence[Endpoint]) -> None:
         self._looks_up = False
         if self._done is not None:
+            if self._step is not None:
+                self._step.done(endpoints=endpoints)
+            self._step = self._trace.begin(Stage.CONNECT, self._target, endpoints=endpoints)
             self._race.start(endpoints, time.monotonic())
 
     def _go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> None:
@@ -366,6 +373,10 @@ class _BackgroundConnect:
             return
         self._timer.stop()
         self._race.give_up()
+        if self._step is not None and isinstance(outcome, OSError):
+            self._step.failed(outcome)
+        elif self._step is not None and isinstance(outcome, Stream):
+            self._step.done(socket=outcome.socket)
         try:
             if outcome is not None:
                 done(outcome)

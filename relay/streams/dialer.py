@@ -15,6 +15,7 @@ from .cancellation import Cancel
 from .promise import Abort, CallbackChain, OnResult, Promise
 from .request import Request
 from .stream import Stream
+from .trace import SILENT, Trace
 
 __all__ = ["Dialer", "Network", "Upgrade"]
 
@@ -29,6 +30,9 @@ class Dialer:
 
     route: Route = ()
     """The hops on the route, the nearest first."""
+
+    trace: Trace = SILENT
+    """The observer of the steps of each dial."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -252,6 +256,10 @@ class Network(Protocol):
     @property
     def route(self) -> Route:
         """The hops on the way to that place, the nearest first."""
+
+    @property
+    def trace(self) -> Trace:
+        """The observer of what is dialed in it."""
 
     def to(self, place: Target | I2PTarget | Command) -> Dialer:
         """Return a dialer for an address as it is seen from there. Opens nothing.

@@ -17,6 +17,7 @@ from ..addresses.ssh import SSHServer
 from ..addresses.values import Target, TCPAddress, TLSTarget, is_i2p
 from ..streams.dialer import Dialer, Network, Upgrade
 from ..streams.promise import copy_error
+from ..streams.trace import SILENT, Trace
 from .tcp import tcp
 from .unix import unix
 
@@ -33,24 +34,25 @@ KINDS: dict[type[Hop], str] = {
 _LOST = "the connection was lost: "
 
 
-def chain(hops: Route, target: Target | I2PTarget | Command) -> Dialer:
+def chain(hops: Route, target: Target | I2PTarget | Command, trace: Trace = SILENT) -> Dialer:
     """Return a dialer for a target behind any hops. Opens nothing.
 
     :param hops: the hops as the user wrote them, the nearest first; errors are numbered by them.
     :param target: the address, as seen from the last hop.
+    :param trace: observes the steps of each dial, also those of the hops.
     :returns: a factory for :class:`relay.Tunnel`.
     :raises AddressError: if a hop cannot lead to what follows.
     :raises OSError: if a file that the target names cannot be read.
     :raises ValueError: if a file does not hold what it should.
     """
     check_way(hops, target)
-    made = network(hops).to(target)
+    made = network(hops, trace).to(target)
     return made if len(hops) < 2 else Upgrade(made, explain=functools.partial(numbered, hops=hops))
 
 
-def network(hops: Route = ()) -> Network:
+def network(hops: Route = (), trace: Trace = SILENT) -> Network:
     """Return the network as seen from the last hop of a route, or from this machine if there is none."""
-    here: Network = _Network((), _Here())
+    here: Network = _Network((), _Here(), trace)
     return functools.reduce(lambda below, hop: below.beyond(hop), hops, here)
 
 
@@ -78,19 +80,25 @@ class _Network(Network):
 
     :param route: the hops on the way, the nearest first.
     :param view: reaches the places that need no further hop.
+    :param trace: observes the steps of each dial.
     """
 
-    def __init__(self, route: Route, view: _View) -> None:
+    def __init__(self, route: Route, view: _View, trace: Trace) -> None:
         self._route = route
         self._view = view
+        self._trace = trace
 
     @property
     def route(self) -> Route:
         return self._route
 
+    @property
+    def trace(self) -> Trace:
+        return self._trace
+
     def to(self, place: Target | I2PTarget | Command) -> Dialer:
         if isinstance(place, TLSTarget):
-            made = _secured(self.to(TCPAddress(place.host, place.port)), place)
+            made = _secured(self.to(TCPAddress(place.host, place.port)), place, self._trace)
         elif isinstance(place, I2PTarget):
             made = self._to_destination(place)
         elif isinstance(place, TCPAddress) and is_i2p(place.host) and self._asks_dns:
@@ -98,13 +106,13 @@ class _Network(Network):
         else:
             check_way(self._route[-1:], place)
             made = self._view.to(place)
-        made.route = self._route
+        made.route, made.trace = self._route, self._trace
         return made
 
     def beyond(self, hop: Hop) -> Network:
         module, name = KINDS[type(hop)].split(":")
         kind: Callable[[Hop, Network], _View] = getattr(import_module(f".{module}", __package__), name)
-        return _Network((*self._route, hop), kind(hop, self))
+        return _Network((*self._route, hop), kind(hop, self), self._trace)
 
     @property
     def _asks_dns(self) -> bool:
@@ -118,10 +126,10 @@ class _Network(Network):
         return self.beyond(target.router).to(dataclasses.replace(target, router=I2PRouter()))
 
 
-def _secured(inner: Dialer, target: TLSTarget) -> Dialer:
+def _secured(inner: Dialer, target: TLSTarget, trace: Trace) -> Dialer:
     from .tls.client import Client
 
-    client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key)
+    client = Client(target.host, target.port, target.servername, target.ca, target.cert, target.key, trace)
     return Upgrade(inner, client.name, begin=client.upgrade)
 
 

@@ -107,7 +107,7 @@ class World:
         return Settings(server, name, server.port or 22, "me", **self.settings.get(server.host, {}))
 
     def backend(self, name, package):
-        def connect(settings, stream, deadline, cancel, lost):
+        def connect(settings, stream, deadline, cancel, lost, trace=None):
             if self.errors:
                 if stream is not None:
                     stream.close()

@@ -17,6 +17,7 @@ from ...eventloop.loop import Timer
 from ...streams.dialer import Dialer
 from ...streams.promise import Abort
 from ...streams.stream import Stream
+from ...streams.trace import Stage, Step, Trace
 from .conversation import Conversation
 from .deadlines import Deadlines
 from .messages import Message, MessageError, hello, shown
@@ -54,6 +55,11 @@ class Bridge:
         self._io_thread = IOThread.acquire(self)
         self.deadlines = Deadlines(self._io_thread.loop)
         self.idle = IdleSockets(self, self._io_thread)
+
+    @property
+    def trace(self) -> Trace:
+        """The observer of the conversations and streams."""
+        return self._dialer.trace
 
     def open_conversation(self, deadline: float | None, on_conversation: OnConversation) -> Abort:
         """Open a conversation that has completed HELLO, from an idle socket if there is one. Never blocks.
@@ -210,7 +216,9 @@ class IdleSockets:
 class _BridgeHandshake:
     """A connect to the bridge and a HELLO."""
 
-    __slots__ = ("_bridge", "_cancel", "_conversation", "_deadline", "_is_cancelled", "_lock", "_on_conversation")
+    __slots__ = (
+        "_bridge", "_cancel", "_conversation", "_deadline", "_is_cancelled", "_lock", "_on_conversation", "_step",
+    )  # fmt: skip
 
     def __init__(self, bridge: Bridge, deadline: float | None) -> None:
         self._bridge = bridge
@@ -220,6 +228,7 @@ class _BridgeHandshake:
         self._cancel: Abort = _nothing
         self._is_cancelled = False
         self._lock = threading.Lock()
+        self._step: Step | None = None
 
     def begin(self, on_conversation: OnConversation) -> None:
         """Connect, unless it was cancelled before."""
@@ -227,6 +236,7 @@ class _BridgeHandshake:
             if self._is_cancelled:
                 return None
             self._on_conversation = on_conversation
+        self._step = self._bridge.trace.begin(Stage.BRIDGE, self._bridge.name)
         try:
             cancel = self._bridge.dial(self._deadline, self._on_stream)
         except OSError as error:
@@ -272,6 +282,10 @@ class _BridgeHandshake:
         return self._finish(bridge.explained(answer))
 
     def _finish(self, outcome: Conversation | OSError) -> None:
+        if self._step is not None and isinstance(outcome, OSError):
+            self._step.failed(outcome)
+        elif self._step is not None:
+            self._step.done(version=self._bridge.version)
         with self._lock:
             on_conversation, self._on_conversation = self._on_conversation, None
         if on_conversation is not None:

@@ -22,6 +22,7 @@ from ...streams.cancellation import Cancel
 from ...streams.dialer import Dialer, Network
 from ...streams.promise import Abort, Promise
 from ...streams.stream import Stream
+from ...streams.trace import Stage, observed
 from ..credentials import secret_of
 from .bridge import Bridge
 from .conversation import Conversation
@@ -141,7 +142,8 @@ class _SessionConnector:
                 control.close()
                 self._keys.wait_until_forgotten(cancel)
                 control = self._open_conversation(bridge, deadline, cancel)
-            return self._create(bridge, control, deadline, cancel, lost)
+            with observed(self._below.trace, Stage.SESSION, self._name):
+                return self._create(bridge, control, deadline, cancel, lost)
         except BaseException:
             bridge.close()
             raise

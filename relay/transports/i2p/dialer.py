@@ -67,7 +67,7 @@ class I2PFactory(Dialer):
         router = target.router
         below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
         make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
-        self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route), make)
+        self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route, below.trace), make)
 
     @property
     def state(self) -> str:

@@ -14,6 +14,7 @@ from ...eventloop.loop import Timer
 from ...streams.promise import Abort, CallbackChain, OnResult
 from ...streams.socket_proxy import self_contained
 from ...streams.stream import Stream, nonblocking
+from ...streams.trace import Stage
 from .conversation import Conversation
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
 from .session import Session
@@ -91,6 +92,7 @@ class _PendingStream:
         self._leave = _once(session.leave)
         _request(session.id, self._resolved, to_port)  # raises ValueError for an impossible destination
         session.enter()
+        self._step = session.bridge.trace.begin(Stage.DESTINATION, self._target, session=session)
         self._steps = CallbackChain(functools.partial(self._on_outcome, done))
 
     def begin(self) -> Abort:
@@ -106,6 +108,9 @@ class _PendingStream:
     def _on_outcome(self, done: OnResult, outcome: Stream | OSError) -> None:
         if isinstance(outcome, OSError):
             self._leave()
+            self._step.failed(outcome)
+        else:
+            self._step.done()
         done(outcome)
 
     def _open_conversation(self) -> None:
@@ -168,6 +173,7 @@ class _PendingStream:
         if not self._patient or left < _MIN_LEFT:
             return self._steps.finish(error)
         self._refusal = error
+        self._step.note(error)
         self._steps.begin(lambda on_result: _Pause(delay, on_result).give_up, lambda _: self._open_conversation())
         return None
 

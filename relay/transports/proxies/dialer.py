@@ -15,6 +15,7 @@ from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network, Upgrade
 from ...streams.promise import Abort, CallbackChain, OnResult, Promise
 from ...streams.stream import Stream
+from ...streams.trace import Stage, report_to
 from ..credentials import secret_of
 from .negotiation import Dialogue, Negotiation
 
@@ -128,7 +129,9 @@ class Proxied(Upgrade):
         return steps.give_up
 
     def _negotiate(self, stream: Stream, dialogue: Dialogue, deadline: float | None, done: OnResult) -> Abort:
-        return Negotiation(stream, dialogue, deadline, done, self._lost).give_up
+        proxy = self._proxy
+        step = self.trace.begin(Stage.PROXY, str(proxy), protocol=proxy.protocol, place=self.target, user=proxy.user)
+        return Negotiation(stream, dialogue, deadline, report_to(step, done), self._lost).give_up
 
     def _read_login(self, on_login: Callable[[Login | OSError | None], object]) -> Abort:
         """Read the user and the password, in a thread where that may block."""

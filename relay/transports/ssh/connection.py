@@ -12,6 +12,7 @@ from ...addresses.values import TCPAddress, UnixAddress
 from ...errors import CarrierError, RelayError
 from ...streams.cancellation import Cancel
 from ...streams.stream import Stream
+from ...streams.trace import SILENT, Trace
 
 __all__ = [
     "GREETING",
@@ -80,6 +81,7 @@ class Settings:
     :param gssapi_key_exchange: whether Kerberos may identify the server without a host key (``GSSAPIKeyExchange``, only
         in the clients of Debian and Fedora).
     :param compress: whether to compress.
+    :param read_only: whether no file is changed: the key of an unknown host that is trusted is then not stored.
     :param requires_openssh: why only the OpenSSH client supports the server; empty if paramiko does, too.
     """
 
@@ -104,6 +106,7 @@ class Settings:
     added: tuple[str, ...] = ()
     gssapi_key_exchange: bool = False
     compress: bool = False
+    read_only: bool = False
     requires_openssh: str = ""
 
     @property
@@ -195,7 +198,13 @@ class Connect(Protocol):
     """The function of a backend that makes a connection; it blocks."""
 
     def __call__(
-        self, settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost
+        self,
+        settings: Settings,
+        stream: Stream | None,
+        deadline: float,
+        cancel: Cancel,
+        lost: Lost,
+        trace: Trace = SILENT,
     ) -> Connection:
         """Connect, verify the host key, and log in after that.
 
@@ -205,6 +214,7 @@ class Connect(Protocol):
         :param deadline: monotonic seconds for the whole attempt.
         :param cancel: ends the attempt at once when set.
         :param lost: called exactly once, in any thread, if the connection ends without :meth:`Connection.close`.
+        :param trace: observes the steps of the login, if the backend knows them.
         :returns: the open connection.
         :raises HostKeyError: if the host key is not trusted; final.
         :raises AuthenticationError: if the server accepts none of the credentials; final.

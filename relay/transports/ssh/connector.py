@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import shutil
@@ -19,6 +20,7 @@ from ...streams.cancellation import Cancel
 from ...streams.dialer import Dialer, Network
 from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
+from ...streams.trace import SILENT, Stage, Trace, report_to
 from ..program_dialer import Programs
 from .config.settings import resolve_settings
 from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
@@ -40,7 +42,8 @@ class Holder(pool.CarrierRef[Connection]):
     """
 
     def __init__(self, server: SSHServer, below: Network) -> None:
-        super().__init__(str(server), (server, below.route), functools.partial(_make_carrier, server, below))
+        key = server, below.route, below.trace
+        super().__init__(str(server), key, functools.partial(_make_carrier, server, below))
         self.server = server
 
 
@@ -52,11 +55,13 @@ def dial(
     *,
     self_contained: bool = False,
     wait_for_reconnect: bool = True,
+    trace: Trace = SILENT,
 ) -> Abort:
     """Begin to open a stream to a target that the server can reach; see :func:`relay.carriers.dialer.dial`."""
 
     def begin(link: Connection, on_result: OnResult) -> Abort:
-        return link.open(place, deadline, on_result, self_contained=self_contained)
+        step = trace.begin(Stage.CHANNEL, str(place), server=carrier.name)
+        return link.open(place, deadline, report_to(step, on_result), self_contained=self_contained)
 
     return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect)
 
@@ -80,15 +85,19 @@ class _SSHConnector:
         self._dialer: tuple[Route, TCPAddress, Dialer] | None = None
 
     def connect(self, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
+        trace = self._below.trace
         settings = resolve_settings(self._server, behind=bool(self._below.route))
+        settings = dataclasses.replace(settings, read_only=trace.changes_nothing)
         self._tried = chosen = self._chosen or backend_for(settings)
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
         if chosen == "openssh" and not self._below.route and not _is_at_i2p(settings):
             self._close_dialer()
             _reject_loops(settings, ())
-            return connect(settings, None, deadline, cancel, lost)  # ssh follows ProxyJump and ProxyCommand itself
+            # ssh follows ProxyJump and ProxyCommand itself.
+            return connect(settings, None, deadline, cancel, lost, trace)
         stream = self._stream(settings, deadline, cancel)
-        return connect(settings, stream, min(deadline, time.monotonic() + _ANSWER), cancel, lost)
+        deadline = min(deadline, time.monotonic() + _ANSWER)
+        return connect(settings, stream, deadline, cancel, lost, trace)
 
     def alternative(self, error: Exception) -> str:
         """Choose the OpenSSH client, if the caller leaves that to relay and the error may depend on the backend."""

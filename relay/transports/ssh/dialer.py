@@ -100,6 +100,7 @@ class SSHFactory(Dialer):
             done,
             self_contained=self_contained,
             wait_for_reconnect=wait_for_reconnect,
+            trace=self.trace,
         )
 
     def close_when_idle(self) -> None:

@@ -13,6 +13,7 @@ from ...errors import ConnectError
 from ...streams.dialer import Upgrade
 from ...streams.promise import OnResult
 from ...streams.stream import Stream
+from ...streams.trace import SILENT, Stage, Trace
 from ..tcp import tcp
 from .context import load_chain, trusting
 from .handshake import Handshake
@@ -60,11 +61,20 @@ class Client:
 
     :param host: of the server.
     :param port: and the others: as for :func:`tls`.
+    :param trace: observes the handshakes.
     """
 
     def __init__(
-        self, host: str, port: int, servername: str | None, ca: Path | None, cert: Path | None, key: Path | None
+        self,
+        host: str,
+        port: int,
+        servername: str | None,
+        ca: Path | None,
+        cert: Path | None,
+        key: Path | None,
+        trace: Trace = SILENT,
     ) -> None:
+        self._trace = trace
         self.name = f"tls://{TCPAddress(host, port)}"
         self._context = client_context(ca, cert, key)
         self._servername = _checked(host if servername is None else servername)
@@ -74,11 +84,20 @@ class Client:
 
     def upgrade(self, stream: Stream, deadline: float | None, done: OnResult) -> Callable[[], object]:
         """Shake hands on a connected stream, without waiting; see :attr:`SocketDialer.upgrade`."""
+        session = self.session(stream)
+        step = self._trace.begin(Stage.TLS, self.name, servername=self._servername)
 
         def explain(outcome: Stream | OSError) -> None:
-            done(_explained(self.name, outcome) if isinstance(outcome, OSError) else outcome)
+            if isinstance(outcome, OSError):
+                error = _explained(self.name, outcome)
+                error.__cause__ = outcome
+                step.failed(error, connection=session.records.tls)
+                done(error)
+            else:
+                step.done(connection=session.records.tls)
+                done(outcome)
 
-        return Handshake(self.session(stream), deadline, explain).cancel
+        return Handshake(session, deadline, explain).cancel
 
     def session(self, stream: Stream) -> Session:
         """A session over a connected stream, whose handshake is to be made."""

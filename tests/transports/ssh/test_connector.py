@@ -116,7 +116,7 @@ def test_a_factory_that_is_forgotten_lets_it_go(world):
 def test_a_factory_that_is_forgotten_while_it_connects_lets_it_go(world, monkeypatch):
     entered, ended = threading.Event(), threading.Event()
 
-    def never(settings, stream, deadline, cancel, lost):
+    def never(settings, stream, deadline, cancel, lost, trace):
         entered.set()
         with stream:
             select.select([cancel], [], [], WAIT)
@@ -230,7 +230,7 @@ def test_a_target_that_refuses_is_not_tried_again(world, factory):
 def test_a_call_can_be_cancelled(world, factory, monkeypatch):
     entered = threading.Event()
 
-    def never(settings, stream, deadline, cancel, lost):
+    def never(settings, stream, deadline, cancel, lost, trace):
         entered.set()
         with stream:
             Cancelled.wait(cancel)

@@ -19,6 +19,7 @@ from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
 from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
+from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import Accepted, Address, Connection, Lost, OnResult, Place, Settings
 from .channel_log import ChannelLog, is_plain, shown
 from .control import Control, close_forward, open_forward
@@ -37,19 +38,13 @@ logger = logging.getLogger("relay")
 _FORWARDS = 64  # targets whose listener is kept when no stream is being opened
 
 
-def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
-    """Start ``ssh``, and wait until it is logged in.
+def connect(
+    settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost, trace: Trace = SILENT
+) -> Connection:
+    """Start ``ssh``, and wait until it is logged in; see :class:`relay.transports.ssh.connection.Connect`.
 
-    :param settings: the server. What the caller has not set is left to ssh and its configuration.
-    :param stream: a connected stream to the server, which the connection owns; ``None`` if ssh connects itself.
-    :param deadline: monotonic seconds for the login.
-    :param cancel: ends the attempt at once when set.
-    :param lost: called once, in any thread, if the connection ends without :meth:`OpenSSH.close`.
-    :returns: the connection.
-    :raises HostKeyError: if the server's host key is not trusted.
-    :raises AuthenticationError: if the server accepts none of the credentials.
-    :raises ConnectError: if the server is unreachable or does not reply in time.
-    :raises CarrierError: if the connection was lost meanwhile, or the peer is no SSH server.
+    What the caller has not set is left to ssh and its configuration.
+
     :raises RelayError: if there is no ``ssh``, it rejects its configuration, or has no algorithm in common with the
         server; final.
     :raises OSError: if the system has no descriptors, threads or directories left.
@@ -64,12 +59,13 @@ def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: 
         if stream is not None:
             stream.close()
         raise
-    connection.start(deadline)
-    try:
-        connection.wait(deadline, cancel)
-    except BaseException:
-        connection.close()
-        raise
+    with observed(trace, Stage.SSH_CLIENT, settings.name):
+        connection.start(deadline)
+        try:
+            connection.wait(deadline, cancel)
+        except BaseException:
+            connection.close()
+            raise
     return connection
 
 

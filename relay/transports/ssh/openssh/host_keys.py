@@ -44,7 +44,7 @@ _CHANGED = ("IDENTIFICATION HAS CHANGED", "has changed and you have requested")
 
 def is_accepting(settings: Settings) -> bool:
     """Return whether the key of an unknown server is stored and trusted."""
-    return settings.accept_new and settings.server.hostkey is None
+    return settings.accept_new and not settings.read_only and settings.server.hostkey is None
 
 
 def trust_options(settings: Settings) -> list[str]:

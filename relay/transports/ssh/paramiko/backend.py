@@ -17,6 +17,7 @@ from ....eventloop.loop import Timer
 from ....eventloop.poller import IN
 from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
+from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import (
     CLIENT_HINT,
     GREETING,
@@ -52,7 +53,9 @@ _BY_APPLICATION = 11  # RFC 4253, section 11.1
 _NEVER_OPENED = ("refused", "unreachable", "connect_timeout", "denied")  # of a stream that fails only at its EOF
 
 
-def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost) -> Connection:
+def connect(
+    settings: Settings, stream: Stream | None, deadline: float, cancel: Cancel, lost: Lost, trace: Trace = SILENT
+) -> Connection:
     """Connect, verify the host's key, and only then log in; see :class:`relay.transports.ssh.connection.Connect`."""
     if stream is None:
         raise TypeError("stream: paramiko needs a connected stream, got None")
@@ -63,7 +66,7 @@ def connect(settings: Settings, stream: Stream | None, deadline: float, cancel: 
         raise
     connection = Connection(settings, wire, lost)
     try:
-        connection.begin(deadline, cancel)
+        connection.begin(deadline, cancel, trace)
     except BaseException:
         connection.give_up()
         raise
@@ -95,15 +98,19 @@ class Connection:
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
-    def begin(self, deadline: float, cancel: Cancel) -> None:
+    def begin(self, deadline: float, cancel: Cancel, trace: Trace = SILENT) -> None:
         """Connect; blocks. See :class:`relay.transports.ssh.connection.Connect`."""
         settings, transport = self._settings, self._transport
         try:
             choose_algorithms(transport, settings, wanted_algorithms(settings))
             timer = self._limit(deadline, cancel)
-            self._exchange_keys(deadline)
-            verify(settings, transport.get_remote_server_key())
-            authenticate(transport, settings)
+            with observed(trace, Stage.KEY_EXCHANGE, settings.name, transport=transport):
+                self._exchange_keys(deadline)
+            key = transport.get_remote_server_key()
+            with observed(trace, Stage.HOST_KEY, settings.name, settings=settings, blob=key.asbytes()):
+                verify(settings, key)
+            with observed(trace, Stage.LOGIN, settings.name) as facts:
+                facts.update(authenticate(transport, settings))
             self._unlimit(timer, cancel)
         except (paramiko.SSHException, EOFError, OSError) as error:
             why = self._why(error)

@@ -109,6 +109,8 @@ def _verify_unknown(settings: Settings, blob: bytes, known: list[Entry]) -> None
 
 
 def _accept(settings: Settings, blob: bytes) -> None:
+    if settings.read_only:
+        return
     if not settings.known_hosts:
         _fail(settings, "accept_new has no file to write the host key to; set known_hosts")
     file = settings.known_hosts[0]

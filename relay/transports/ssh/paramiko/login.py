@@ -33,7 +33,7 @@ _NO_MORE_METHODS = 14  # SSH_DISCONNECT_NO_MORE_AUTH_METHODS_AVAILABLE; RFC 4253
 _HINTS = {"gssapi-with-mic": "GSSAPI", "hostbased": "host-based login"}
 
 
-def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
+def authenticate(transport: paramiko.Transport, settings: Settings) -> dict[str, Sequence[str]]:
     """Log in over a connection whose host key has been verified. Blocks.
 
     A caller with a deadline closes the transport from another thread; this function then raises within 0.1 s, also
@@ -41,6 +41,7 @@ def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
 
     :param transport: the transport, after its key exchange.
     :param settings: the user and the credentials.
+    :returns: ``offered`` methods of the server, and the credentials that it has ``rejected`` and ``accepted``.
     :raises AuthenticationError: if the server accepts none of the credentials. The one line contains the methods of
         the server, the rejected and the unusable credentials, and a remedy.
     :raises CarrierError: if the connection was lost meanwhile.
@@ -54,6 +55,8 @@ def authenticate(transport: paramiko.Transport, settings: Settings) -> None:
         login.run()
     finally:
         login.keys.close()
+    *rejected, last = login.tried
+    return {"offered": login.offered, "rejected": rejected, "accepted": [*login.accepted, last]}
 
 
 class _Login:

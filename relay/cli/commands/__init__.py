@@ -16,6 +16,7 @@ COMMANDS = {
     "socks": "Run a SOCKS or HTTP proxy.",
     "up": "Open all the tunnels of a file.",
     "check": "Check a file, or a command line, and connect to nothing.",
+    "doctor": "Test a route hop by hop, and name the step that fails.",
     "pipe": "Connect standard input and output to a target.",
     "demo": "Relay a web server over SSH and I2P, and compare every byte.",
     "keys": "Make and show the keys of I2P destinations.",

@@ -142,6 +142,12 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             error.__cause__ = cause
         self._saved = error
 
+    @property
+    def kex(self) -> str:
+        """The agreed key exchange: the first one of this side that the server offers (RFC 4253, section 7.1)."""
+        theirs = self._offered.get("kex_algo_list", [])
+        return next((name for name in self.preferred_kex if name in theirs), "")
+
     def lacking(self, problem: str) -> str | None:
         """Return the kind of algorithm that the two sides do not share, and the server's offer.
 

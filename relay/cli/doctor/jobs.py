@@ -1,0 +1,205 @@
+"""The routes to test, of a command line or of a file: side by side, and shown in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ...addresses.hops import Listen, Route
+from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
+from ...addresses.printable import shown
+from ..plan import Plan, over
+from .files import configuration, permissions
+from .listening import check_listen
+from .probe import Destination, RouteProbe
+from .report import Check, Section, Status
+
+__all__ = ["Job", "jobs_of_plan", "run_jobs"]
+
+AT_ONCE = 4  # routes that are tested at one time
+_OF_TARGET = ("target", "forwarding", "first bytes", "tls", "certificate", "proxy request", "destination")
+
+Address = TypeVar("Address")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One route to test.
+
+    :param name: of its section; jobs with one name are one section.
+    :param title: of its section.
+    :param route: the hops to the target.
+    :param target: ``None`` for the hops alone.
+    :param listen: the address to listen on; ``None`` for none.
+    :param listen_via: the hops to that.
+    :param connections: that the tunnel allows at one time; ``None`` if there is no limit.
+    """
+
+    name: str
+    title: str
+    route: Route = ()
+    target: Destination = None
+    listen: Listen | None = None
+    listen_via: Route = ()
+    connections: int | None = None
+
+    @property
+    def group(self) -> Hashable:
+        """Equal for jobs that share the connections of their hops."""
+        return self.route or id(self)
+
+
+def jobs_of_plan(plan: Plan) -> list[Job]:
+    """Return the routes of a tunnel; a proxy has one for each set of hops of its rules."""
+    connections = plan.options.nconnect if plan.options.nconnect > 0 else None
+    where, before, out = plan.routes
+    jobs = [
+        Job(plan.name, f"{plan.name}: {plan.configured}", route, target, connections=connections)
+        for route, target in out or [((), None)]
+    ]
+    jobs[0] = dataclasses.replace(jobs[0], listen=where, listen_via=before)
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    timeout: float,
+    on_section: Callable[[Section], object],
+    *,
+    open_remote: bool = False,
+) -> list[Section]:
+    """Test routes, several at a time.
+
+    :param jobs: in the order in which they are shown.
+    :param timeout: seconds for each of them.
+    :param on_section: called in the caller's thread with each section, in that order, as soon as it is complete.
+    :param open_remote: whether to listen on SSH servers and on I2P for a moment.
+    :returns: the sections.
+    """
+    cancelled = threading.Event()
+    groups: dict[Hashable, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.group, []).append(job)
+    waiting: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Job, list[Check]]] = queue.SimpleQueue()
+    for group in groups.values():
+        waiting.put(group)
+    tester = _Tester(timeout, cancelled, done.put, open_remote=open_remote)
+    workers = min(AT_ONCE, len(groups))
+    for _ in range(workers):
+        waiting.put(None)
+        threading.Thread(target=tester.work, args=(waiting,), name="relay-doctor", daemon=True).start()
+    try:
+        return _collect(jobs, done, on_section)
+    finally:
+        cancelled.set()
+        tester.wake()
+
+
+def _collect(
+    jobs: Sequence[Job], done: queue.SimpleQueue[tuple[Job, list[Check]]], on_section: Callable[[Section], object]
+) -> list[Section]:
+    results: dict[int, list[Check]] = {}
+    sections: list[Section] = []
+    parts = [(name, list(group)) for name, group in itertools.groupby(jobs, key=lambda job: job.name)]
+    for name, part in parts:
+        while not all(id(job) in results for job in part):
+            job, checks = done.get()
+            results[id(job)] = checks
+        sections.append(Section(name, part[0].title, [check for job in part for check in results[id(job)]]))
+        on_section(sections[-1])
+    return sections
+
+
+class _Tester:
+    """Tests groups of jobs, on several threads."""
+
+    def __init__(
+        self,
+        timeout: float,
+        cancelled: threading.Event,
+        done: Callable[[tuple[Job, list[Check]]], object],
+        *,
+        open_remote: bool,
+    ) -> None:
+        self._timeout = timeout
+        self._cancelled = cancelled
+        self._done = done
+        self._open_remote = open_remote
+        self._lock = threading.Lock()
+        self._probes: list[RouteProbe] = []
+
+    def work(self, waiting: queue.SimpleQueue[list[Job] | None]) -> None:
+        """Test one group after the other."""
+        while (group := waiting.get()) is not None and not self._cancelled.is_set():
+            self._group(group)
+
+    def wake(self) -> None:
+        """Let all tests look at the cancellation."""
+        with self._lock:
+            probes = list(self._probes)
+        for probe in probes:
+            probe.wake()
+
+    def probe(self, route: Route) -> RouteProbe:
+        """Return a probe that :meth:`wake` reaches; the caller closes it."""
+        made = RouteProbe(route, self._cancelled)
+        with self._lock:
+            self._probes.append(made)
+        return made
+
+    def _group(self, group: Sequence[Job]) -> None:
+        probe: RouteProbe | None = None
+        broken = ""
+        try:
+            for job in group:
+                checks = _local_checks(job)
+                problem = next((check for check in checks if check.status is Status.FAILED), None)
+                if problem is None and broken:
+                    detail = f"its hops were not tested again: they have failed for {broken}"
+                    checks.append(Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there"))
+                elif problem is None and (job.route or job.target is not None):
+                    if probe is None:
+                        probe = self.probe(_anonymous(job.route))
+                    found = probe.test(_without_keys(job.target), time.monotonic() + self._timeout)
+                    checks += found
+                    failed = [check for check in found if check.status is Status.FAILED]
+                    if job.route and any(check.step not in _OF_TARGET for check in failed):
+                        broken = job.name
+                        probe.close()  # else it would try again, and a server may count the logins
+                if problem is None and job.listen is not None:
+                    checks += check_listen(
+                        job.listen, job.listen_via, self.probe, time.monotonic() + self._timeout, self._open_remote
+                    )
+                self._done((job, checks))
+        finally:
+            if probe is not None:
+                probe.close()
+
+
+def _local_checks(job: Job) -> list[Check]:
+    hops: list[Any] = [*job.route, *job.listen_via, job.target, job.listen]
+    hops += [getattr(each, name, None) for each in hops for name in ("router", "server")]
+    subject = str(job.target) if job.target is not None else job.name
+    where: Any = "" if job.listen is None else job.listen
+    problems = configuration(where, job.listen_via, job.route, job.target, subject)
+    return problems or permissions(filter(None, hops))
+
+
+def _anonymous(route: Route) -> Route:
+    return tuple(_without_keys(hop) for hop in route)
+
+
+def _without_keys(address: Address) -> Address:
+    """Return an address of I2P with a new destination: a test must not end the session of a running relay."""
+    if isinstance(address, I2PRouter):
+        return dataclasses.replace(address, keys=None, session="")
+    if isinstance(address, (I2PTarget, I2PListen)):
+        return dataclasses.replace(address, router=_without_keys(address.router))
+    return address

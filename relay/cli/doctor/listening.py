@@ -1,0 +1,154 @@
+"""The test of the address that a tunnel listens on: nothing is left listening, and no client is accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...addresses.hops import Listen, Route
+from ...addresses.i2p import I2PListen
+from ...addresses.ssh import SSHListen
+from ...addresses.values import TCPAddress, UnixAddress
+from ...transports.i2p.key_file import read
+from ...transports.tcp import tcp
+from ..plan import is_loopback
+from .probe import RouteProbe
+from .report import Check, Status
+from .wording import split
+
+__all__ = ["check_listen"]
+
+_REMEDIES = {
+    errno.EADDRNOTAVAIL: "this machine has no such address: correct it, or listen on 127.0.0.1",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: use another port, or AmbientCapabilities= of systemd",
+}
+_IN_USE = "another program uses it, or relay is running already; ss -ltnp shows which"
+
+MakeProbe = Callable[[Route], RouteProbe]
+
+
+def check_listen(
+    where: Listen, before: Route, make_probe: MakeProbe, deadline: float, open_remote: bool
+) -> list[Check]:
+    """Check the address that a tunnel listens on.
+
+    :param where: the address.
+    :param before: the hops to it.
+    :param make_probe: makes the probe of a route.
+    :param deadline: monotonic seconds.
+    :param open_remote: whether to listen on an SSH server or on I2P for a moment.
+    """
+    if isinstance(where, SSHListen):
+        return _on_server(where, before, make_probe, deadline, open_remote=open_remote)
+    if isinstance(where, I2PListen):
+        return _at_i2p(where, before, make_probe, deadline)
+    if isinstance(where, UnixAddress):
+        return [_unix(where.path)]
+    host, port = getattr(where, "host", ""), getattr(where, "port", 0)
+    return [_tcp(TCPAddress(host, port))]
+
+
+def _tcp(place: TCPAddress) -> Check:
+    """Bind the address, without listening on it."""
+    subject = str(place)
+    try:
+        family, _, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        detail = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            return Check("listen", subject, Status.WARNING, detail, _IN_USE)
+        return Check("listen", subject, Status.FAILED, detail, _REMEDIES.get(error.errno or 0, "correct the address"))
+    return Check("listen", subject, Status.OK, "free")
+
+
+def _unix(path: str) -> Check:
+    folder = os.path.dirname(path) or "."
+    subject = f"unix://{path}"
+    if not os.path.isdir(folder):
+        return Check(
+            "listen", subject, Status.FAILED, f"there is no directory {folder}", "make it, or correct the path"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        detail = f"no permission to make a socket in {folder}"
+        return Check("listen", subject, Status.FAILED, detail, "choose a directory of your own, or change its mode")
+    if os.path.lexists(path):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            if probe.connect_ex(path) == errno.ECONNREFUSED:
+                return Check("listen", subject, Status.OK, "a socket without a listener is there; relay replaces it")
+        return Check("listen", subject, Status.WARNING, "it exists", _IN_USE)
+    return Check("listen", subject, Status.OK, "free")
+
+
+def _at_i2p(where: I2PListen, before: Route, make_probe: MakeProbe, deadline: float) -> list[Check]:
+    """Create a session with another destination: one with the same keys would end that of a running relay."""
+    probe = make_probe((*before, dataclasses.replace(where.router, keys=None, session="")))
+    try:
+        checks = probe.test(None, deadline)
+        path = where.router.keys
+        if path is None or any(check.status is Status.FAILED for check in checks):
+            return checks
+        if not os.path.exists(os.path.expanduser(path)):
+            detail = "it does not exist; relay creates it with its first session"
+            return [*checks, Check("key file", path, Status.SKIPPED, detail)]
+        return [*checks, probe.published(read(path).b32, deadline)]
+    finally:
+        probe.close()
+
+
+def _on_server(
+    where: SSHListen, before: Route, make_probe: MakeProbe, deadline: float, *, open_remote: bool
+) -> list[Check]:
+    """Log in to the server, and listen there at a free port if the user has requested that."""
+    probe = make_probe((*before, where.server))
+    try:
+        checks = probe.test(None, deadline)
+        if any(check.status is Status.FAILED for check in checks):
+            return checks
+        if not open_remote or not isinstance(where.place, TCPAddress):
+            detail = f"not tested at {where.server}; sshd needs AllowTcpForwarding"
+            if isinstance(where.place, TCPAddress) and not is_loopback(where.place.host):
+                detail += ", and GatewayPorts for clients of other machines"
+            return [*checks, Check("remote listen", str(where.place), Status.SKIPPED, f"{detail}; --listen tests it")]
+        return [*checks, *_remote(where, probe, deadline)]
+    finally:
+        probe.close()
+
+
+def _remote(where: SSHListen, probe: RouteProbe, deadline: float) -> list[Check]:
+    place: Any = where.place
+    begun = time.monotonic()
+    subject = f"{place.host} at {where.server}"
+    try:
+        with probe.listening(TCPAddress(place.host, 0), deadline) as (bound, server):
+            seconds = time.monotonic() - begun
+            detail = f"the server listens, at port {bound.port} for this test"
+            checks = [Check("remote listen", subject, Status.OK, detail, seconds=seconds)]
+            if not is_loopback(place.host):
+                checks.append(_from_outside(subject, TCPAddress(server, bound.port), deadline))
+            return checks
+    except OSError as error:
+        detail, advice = split("remote listen", error, str(where.server))
+        return [Check("remote listen", subject, Status.FAILED, detail, advice, time.monotonic() - begun)]
+
+
+def _from_outside(subject: str, place: TCPAddress, deadline: float) -> Check:
+    """Connect to the port from here: sshd does not say when it listens on its loopback only."""
+    begun = time.monotonic()
+    try:
+        tcp(place.host, place.port)(deadline=min(deadline, begun + 5.0)).close()
+    except OSError as error:
+        detail, _ = split("gateway ports", error, str(place))
+        advice = "set GatewayPorts clientspecified in its sshd_config, and open the port in its firewall"
+        unreachable = f"{place} is not reachable from this machine: {detail}"
+        return Check("gateway ports", subject, Status.FAILED, unreachable, advice, time.monotonic() - begun)
+    detail = f"{place} is reachable from this machine"
+    return Check("gateway ports", subject, Status.OK, detail, seconds=time.monotonic() - begun)

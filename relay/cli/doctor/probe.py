@@ -1,0 +1,279 @@
+"""The test of one route: dial its target as a tunnel would, and say which step failed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...addresses.hops import Command, Route
+from ...addresses.i2p import I2PTarget
+from ...addresses.printable import shown
+from ...addresses.ssh import SSHServer
+from ...addresses.values import Target, TCPAddress
+from ...carriers.dialer import wait_until_up
+from ...errors import ConnectError
+from ...streams.dialer import Dialer, Network
+from ...streams.stream import Stream
+from ...streams.trace import Stage
+from ...transports.chain import network, numbered
+from .explain import LIMITS, checks_of, limit_error
+from .recorder import RecordedStep, Recorder
+from .report import Check, Status
+from .wording import split
+
+__all__ = ["Destination", "RouteProbe"]
+
+FIRST_BYTES = 1.0  # seconds for a target that speaks first; most wait for the client, and that is no failure
+_LONGEST = 256  # bytes of what it says
+_NOWHERE = TCPAddress("127.0.0.1", 9)  # stands for the targets that clients name: it is not connected to
+
+Destination = Target | I2PTarget | Command | None
+Outcome = Stream | Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialed:
+    """The end of a dial: the stream, the error, or neither if only the hops are tested."""
+
+    outcome: Outcome
+
+
+class RouteProbe:
+    """Tests the targets of one route, one after the other; its hops are connected once for all of them.
+
+    :param hops: the nearest first.
+    :param cancelled: ends the tests when set.
+    """
+
+    def __init__(self, hops: Route, cancelled: threading.Event) -> None:
+        self._events: queue.SimpleQueue[_Dialed | None] = queue.SimpleQueue()
+        self._recorder = Recorder(self.wake)
+        self._hops = hops
+        self._cancelled = cancelled
+        self._network: Network = network(hops, self._recorder)
+        self._dialers: list[Dialer] = []
+
+    def wake(self) -> None:
+        """Look at the steps and at the cancellation again; in any thread."""
+        self._events.put(None)
+
+    def close(self) -> None:
+        """Close the hops."""
+        for dialer in reversed(self._dialers):
+            dialer.close()
+
+    @contextlib.contextmanager
+    def listening(self, place: TCPAddress, deadline: float) -> Iterator[tuple[TCPAddress, str]]:
+        """Listen on the last hop, an SSH server, for a moment.
+
+        :param place: the address, with port 0.
+        :param deadline: monotonic seconds.
+        :returns: the address at which it listens, and the name or address of the server.
+        :raises OSError: if the server does not allow it, or cannot bind the address.
+        """
+        from ...transports.ssh.config.settings import resolve_settings
+        from ...transports.ssh.connector import Holder
+
+        *before, server = self._hops
+        assert isinstance(server, SSHServer)
+        holder = Holder(server, network(tuple(before), self._recorder))
+        try:
+            link = wait_until_up(holder.carrier(), deadline, None, wait_for_reconnect=False)
+            bound = link.listen(place, lambda stream, _: stream.close(), deadline)
+            assert isinstance(bound, TCPAddress)
+            try:
+                yield bound, resolve_settings(server, behind=bool(before)).hostname
+            finally:
+                link.stop_listening(bound)
+        finally:
+            holder.close()
+
+    def published(self, address: str, deadline: float) -> Check:
+        """Check whether other routers find a destination; the last hop is a router.
+
+        :param address: its b32 address.
+        :param deadline: monotonic seconds.
+        """
+        made = self._network.to(I2PTarget(address))
+        self._dialers.append(made)
+        begun = time.monotonic()
+        try:
+            made.look_up(max(0.1, min(60.0, deadline - begun)))  # type: ignore[attr-defined]  # of I2PFactory
+        except OSError as error:
+            detail, _ = split("published", error, address)
+            advice = "it is published while relay runs this tunnel; if it does, wait some minutes and look at its log"
+            return Check("published", address, Status.SKIPPED, detail, advice, time.monotonic() - begun)
+        detail = "a router finds its lease set: a running relay has published it"
+        return Check("published", address, Status.OK, detail, seconds=time.monotonic() - begun)
+
+    def test(self, target: Destination, deadline: float) -> list[Check]:
+        """Test one target.
+
+        :param target: as seen from the last hop; ``None`` to test the hops alone.
+        :param deadline: monotonic seconds.
+        :returns: the checks, in the order of the route.
+        """
+        self._recorder.clear()
+        what = str(target) if target is not None else str(self._hops[-1])
+        try:
+            made = self._network.to(_NOWHERE if target is None else target)
+        except (OSError, ValueError) as error:
+            detail, advice = split("configuration", error, what)
+            return [Check("configuration", what, Status.FAILED, detail, advice)]
+        self._dialers.append(made)
+        begun = time.monotonic()
+        give_up = self._begin(made, deadline, hops_only=target is None)
+        stream: Stream | None = None
+        try:
+            outcome = self._wait(deadline)
+            if isinstance(outcome, Stream):
+                stream = outcome
+                checks = self._checks(None)
+                return [*checks, *first_bytes(stream, what, deadline, self._cancelled)]
+            if isinstance(outcome, _LateError):
+                return self._checks(outcome.__cause__, outcome.step)
+            return self._checks(outcome) or [_unnamed(what, outcome, time.monotonic() - begun)]
+        finally:
+            give_up()
+            if stream is not None:
+                stream.close()
+
+    def _begin(self, made: Dialer, deadline: float, *, hops_only: bool) -> Callable[[], object]:
+        if hops_only:
+
+            def get_ready() -> None:
+                try:
+                    made.ready(max(0.1, deadline - time.monotonic()))
+                except Exception as error:  # noqa: BLE001  (it is reported)
+                    self._events.put(_Dialed(error))
+                else:
+                    self._events.put(_Dialed(None))
+
+            threading.Thread(target=get_ready, name="relay-doctor hops", daemon=True).start()
+            return made.close
+
+        return made.dial(
+            deadline, lambda outcome: self._events.put(_Dialed(outcome)), self_contained=True, wait_for_reconnect=False
+        )
+
+    def _wait(self, deadline: float) -> Outcome:
+        """Wait for the outcome, until the deadline or the limit of the step that runs."""
+        while True:
+            step = self._running()
+            limit = deadline if step is None else min(deadline, step.begun + LIMITS[step.stage][0])
+            try:
+                event = self._events.get(timeout=max(0.0, limit - time.monotonic()))
+            except queue.Empty:
+                step = self._running()
+                if step is not None and time.monotonic() >= min(deadline, step.begun + LIMITS[step.stage][0]):
+                    return _LateError(step)
+                if time.monotonic() >= deadline:
+                    return ConnectError("no answer in time", reason="connect_timeout")
+                continue
+            if event is not None:
+                return event.outcome
+            if self._cancelled.is_set():
+                return ConnectError("cancelled")
+
+    def _running(self) -> RecordedStep | None:
+        """Return the innermost step that is not over."""
+        return max((step for step in self._steps() if step.is_running), key=lambda step: step.begun, default=None)
+
+    def _steps(self) -> list[RecordedStep]:
+        """Return the steps without those that repeat an earlier one in the background, as for idle sockets."""
+        found: list[RecordedStep] = []
+        succeeded: set[tuple[Stage, str]] = set()
+        for step in self._recorder.steps():
+            key = step.stage, step.subject
+            if key in succeeded:
+                continue
+            if not step.is_running and step.error is None:
+                succeeded.add(key)
+            found.append(step)
+        # Those that are parts of others end, and are shown, before these.
+        return sorted(found, key=lambda step: math.inf if step.ended is None else step.ended)
+
+    def _checks(self, error: BaseException | None, failing: RecordedStep | None = None) -> list[Check]:
+        steps = self._steps()
+        if error is not None and failing is None:
+            failing = _failing(steps)
+            error = numbered(error, self._hops) if isinstance(error, OSError) else error
+        checks: list[Check] = []
+        for step in steps:
+            if step is failing:
+                checks += checks_of(step, error, Status.FAILED)
+            elif step.error is not None and not _encloses(failing, step) and not _encloses(step, failing):
+                checks += checks_of(step, step.error, Status.WARNING)  # what followed has made up for it
+            elif not step.is_running and step.error is None:
+                checks += checks_of(step, None, Status.OK)
+        if error is not None and failing is None and checks:
+            checks.append(_unnamed(checks[-1].subject, error, None))
+        return checks
+
+
+class _LateError(ConnectError):
+    """A step took longer than its limit."""
+
+    def __init__(self, step: RecordedStep) -> None:
+        super().__init__("late", reason="connect_timeout")
+        self.step = step
+        self.__cause__ = limit_error(step)
+
+
+def _failing(steps: list[RecordedStep]) -> RecordedStep | None:
+    """Return the step that a failed dial ended with: the innermost one, but a SAM bridge for a connect to it."""
+    bad = [step for step in steps if step.error is not None or step.is_running]
+    bad.sort(key=lambda step: step.begun)
+    if len(bad) > 1 and bad[-2].stage is Stage.BRIDGE and bad[-1].stage is Stage.CONNECT:
+        return bad[-2]
+    return bad[-1] if bad else None
+
+
+def _encloses(outer: RecordedStep | None, inner: RecordedStep | None) -> bool:
+    """Return whether one step was a part of another one, whose error is the same."""
+    if outer is None or inner is None or inner.begun < outer.begun:
+        return False
+    return outer.ended is None or (inner.ended is not None and inner.ended <= outer.ended)
+
+
+def _unnamed(subject: str, error: BaseException | None, seconds: float | None) -> Check:
+    """Return the check for a dial without a step that failed, such as a program that does not start."""
+    if error is None:
+        return Check("connect", subject, Status.OK, "connected", seconds=seconds)
+    name = "configuration" if isinstance(error, ValueError) else "connect"
+    detail, advice = split(name, error, subject)
+    return Check(name, subject, Status.FAILED, detail, advice, seconds)
+
+
+def first_bytes(stream: Stream, subject: str, deadline: float, cancelled: threading.Event) -> list[Check]:
+    """Read what the target says first, if it says something.
+
+    :param stream: connected; it stays open.
+    """
+    begun = time.monotonic()
+    name, made = "first bytes", stream.socket
+    made.settimeout(max(0.05, min(FIRST_BYTES, deadline - begun)))
+    problem: Any = None
+    try:
+        data = made.recv(_LONGEST)
+    except TimeoutError:
+        detail = f"none within {FIRST_BYTES:g} s, as for every service that waits for its client"
+        return [Check(name, subject, Status.OK, detail, facts={"length": 0})]
+    except OSError as error:
+        data, problem = b"", error
+    seconds = time.monotonic() - begun
+    if data:
+        detail = data.decode("utf-8", "replace").strip()
+        return [Check(name, subject, Status.OK, shown(detail), seconds=seconds, facts={"length": len(data)})]
+    failure = stream.failure() if stream.failure is not None else None
+    if failure is None and problem is None:
+        detail, advice = "closed without data", "check that the service accepts connections from the last hop"
+        return [Check(name, subject, Status.WARNING, detail, advice, seconds)]
+    detail, advice = split(name, failure or problem, subject)
+    return [Check(name, subject, Status.FAILED, detail, advice, seconds)]

@@ -236,8 +236,8 @@ class Member:
 
     def _expect(self, event: str, *states: MemberState) -> Opened:
         if self.state not in states:
-            text = f"{self.name}: cannot {event}: it is {self.state.value}"
-            raise WrongStateError(f"{text}; wait until it listens" if self.state in _BEFORE else text)
+            remedy = "; wait until it listens" if self.state in _BEFORE else ""
+            raise WrongStateError(f"{self.name}: cannot {event}: it is {self.state.value}{remedy}")
         return self.now.opened  # type: ignore[return-value]  # there is one in all states after those before
 
     def _become(self, state: MemberState, **changes: object) -> None:

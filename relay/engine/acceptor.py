@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import select
 import socket
 import sys
 import threading
@@ -18,19 +19,14 @@ from ..streams.adapter import as_stream
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.stream import Stream
 
-__all__ = [
-    "Acceptor",
-    "PushAcceptor",
-    "ObjectAcceptor",
-    "SocketAcceptor",
-    "check_listener",
-    "make_acceptor",
-]
+__all__ = ["Acceptor", "ObjectAcceptor", "PushAcceptor", "SocketAcceptor"]
+__all__ += ["adapt_acceptor", "check_listener", "make_acceptor"]
 
 logger = logging.getLogger("relay")
 
 _BATCH = 32  # clients accepted in one turn, at most
 _FULL_BATCHES = 4  # turns in a row that used the whole batch before it is doubled
+_MOST_WAITING = 8192  # clients that a listener which closes still accepts: more than a backlog holds
 _BACKOFF = (0.05, 1.0)  # seconds after the first failure in a row, and at most
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -78,7 +74,7 @@ class Acceptor(Protocol):
         """Accept clients from now on, or no longer. Idempotent."""
 
     def close(self) -> None:
-        """Accept no client any more, and close the listener."""
+        """Accept no client any more, and close the listener. From any thread, once it does not listen."""
 
     def join(self, seconds: float) -> None:
         """Wait at most so many seconds for a thread that still accepts."""
@@ -113,6 +109,17 @@ def make_acceptor(owner: AcceptorOwner, receive: Any) -> Acceptor:
     if getattr(receive, "pushes_streams", False) and owner.unlimited:
         return PushAcceptor(owner, receive)
     return ObjectAcceptor(owner, receive)
+
+
+def adapt_acceptor(owner: AcceptorOwner, acceptor: Acceptor, receive: Any) -> Acceptor:
+    """Return the acceptor that fits the limits of the tunnel and of the listener, which may have changed.
+
+    A listener with an acceptor of objects keeps it: its thread may wait for a client.
+    """
+    if isinstance(acceptor, PushAcceptor) and not (receive.pushes_streams and owner.unlimited):
+        acceptor.listen(False)
+        return ObjectAcceptor(owner, receive)
+    return acceptor
 
 
 class SocketAcceptor:
@@ -152,6 +159,15 @@ class SocketAcceptor:
         else:
             self._retry.stop()
             self._forget()
+
+    def take_backlog(self, now: float) -> None:
+        """Accept the clients that have connected already, as far as there is room: the socket is about to close."""
+        waiting = select.poll()
+        waiting.register(self._descriptor, select.POLLIN)
+        for _ in range(_MOST_WAITING):
+            if not self.listening or self._receive.fileno() < 0 or not waiting.poll(0):
+                return
+            self._ready(IN, now)
 
     def close(self) -> None:
         """Accept no client any more."""

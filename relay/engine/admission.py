@@ -36,7 +36,7 @@ class Slots:
 
     def next_queued(self) -> Connection | None:
         """Return the queued connection that gets a slot now, if there is a free one; it counts from now on."""
-        if not self.queued or self.used() >= self.limit:
+        if not self.queued or 0 <= self.limit <= self.used():
             return None
         connection = next(iter(self.queued))
         del self.queued[connection]

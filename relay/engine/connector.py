@@ -27,7 +27,7 @@ from .attempt import Attempt, Plan
 from .connection import Connection
 from .workspace import Workspace
 
-__all__ = ["MOST_CALLS", "Connector", "reason_of"]
+__all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
 
 logger = logging.getLogger("relay")
 
@@ -84,15 +84,21 @@ class Connector:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
-        # Only a dialer that selects another one for each request needs more than one plan.
-        is_fixed = not isinstance(factory, Dialer) or type(factory).select is Dialer.select
-        self._selector: Any = None if is_fixed else factory
-        self._plan = Plan(factory)
+        self._selector: Any
+        self._plan: Plan
+        self.set_factory(factory)
         self.calls = 0  # of the factory, under way
         self._young: list[Attempt] = []
         self._watch = Timer(owner.loop.timers, self._watch_clients)
         self.workers = Workers(owner.loop, f"{owner.name} connector")
         self._lookups = Lookups(owner.loop, self.workers.submit)
+
+    def set_factory(self, factory: Callable[..., Any]) -> None:
+        """Make streams by this factory from now on; attempts that have begun go on with the old one."""
+        # Only a dialer that selects another one for each request needs more than one plan.
+        is_fixed = not isinstance(factory, Dialer) or type(factory).select is Dialer.select
+        self._selector = None if is_fixed else factory
+        self._plan = Plan(factory)
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
@@ -242,3 +248,16 @@ class Connector:
 def _dispose(outcome: Any) -> None:
     if isinstance(outcome, Stream):
         outcome.close()
+
+
+def close_factory(factory: Any, name: str) -> None:
+    """Close a factory if it has a ``close``; what that raises is logged.
+
+    :param name: of the tunnel, for the log.
+    """
+    close = None if isinstance(factory, type) else getattr(factory, "close", None)
+    if callable(close):
+        try:
+            close()
+        except Exception:
+            logger.exception("%s: closing the factory failed", name)

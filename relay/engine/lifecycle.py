@@ -96,11 +96,11 @@ class LoopThread:
 
     def pause(self, close: bool) -> None:
         """See :meth:`relay.Tunnel.pause`."""
-        self._in_loop(functools.partial(self._pause, close))
+        self.run_in_thread(functools.partial(self._pause, close))
 
     def resume(self) -> None:
         """See :meth:`relay.Tunnel.resume`."""
-        self._in_loop(self._resume)
+        self.run_in_thread(self._resume)
 
     def start_close(self, drain: float | None) -> None:
         """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait."""
@@ -118,6 +118,24 @@ class LoopThread:
         """See :meth:`relay.Tunnel.join`."""
         if not self.must_not_wait():
             self._thread.join(timeout)
+
+    def run_in_thread(self, function: Callable[[], object]) -> None:
+        """Call ``function`` in the thread, and wait until it has returned; do nothing after the end."""
+        if self._state is TunnelState.ABANDONED:
+            return
+        if self.is_on_relay_thread():
+            function()
+            return
+        done = threading.Event()
+
+        def call() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        if self.loop.call(call):
+            done.wait()
 
     def must_not_wait(self) -> bool:
         """Return whether the current thread must not wait for the end."""
@@ -219,21 +237,3 @@ class LoopThread:
         self._state = TunnelState.CLOSING
         self.end_all(now)
         self.loop.stop()
-
-    def _in_loop(self, function: Callable[[], object]) -> None:
-        """Call ``function`` in the thread, and wait until it has returned; do nothing after the end."""
-        if self._state is TunnelState.ABANDONED:
-            return
-        if self.is_on_relay_thread():
-            function()
-            return
-        done = threading.Event()
-
-        def call() -> None:
-            try:
-                function()
-            finally:
-                done.set()
-
-        if self.loop.call(call):
-            done.wait()

@@ -117,6 +117,13 @@ class ConnectionDeadline:
         if linger is not None and not (self.tick and self.due <= now + linger):
             self.update(now)
 
+    def change_idle(self, seconds: float | None, now: float) -> None:
+        """Change the limit of time without traffic; the others stay."""
+        limits = self.limits
+        self.limits = Limits(limits.lifetime, limits.connect, seconds, limits.linger)
+        if self._connection is not None and self._connection.flows is not None:
+            self.update(now)
+
     def stop(self) -> None:
         """Look no more."""
         self._timers.cancel(self)

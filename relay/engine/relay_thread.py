@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import math
 import os
@@ -19,11 +20,12 @@ from ..streams.fairness import ROOM, crowding
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
-from .acceptor import make_acceptor
+from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
 from .connection_id import id_of, number_of
-from .connector import MOST_CALLS, Connector
+from .connector import MOST_CALLS, Connector, close_factory
+from .generation import Generations
 from .lifecycle import LoopThread
 from .limits import Limits
 from .observer import Observer, OnEnd
@@ -80,6 +82,7 @@ class RelayThread(LoopThread):
         self._serving_queue = False
         self._crowded = RateLog(logger, logging.WARNING)
         super().__init__(name)
+        self._generations = Generations(self.loop.timers)
         self._spare = SpareDescriptor()
         try:
             self._spare.open()
@@ -105,7 +108,7 @@ class RelayThread(LoopThread):
     def connections(self) -> list[ConnectionRecord]:
         """See :meth:`relay.Tunnel.connections`."""
         now = time.monotonic()
-        return [connection.record(now) for connection in list(self._slots.connections)]
+        return [connection.record(now) for connection in self.all_connections]
 
     def recent(self) -> list[ConnectionRecord]:
         """See :meth:`relay.Tunnel.recent`."""
@@ -252,6 +255,8 @@ class RelayThread(LoopThread):
         slots = self._slots
         slots.remove(connection)
         self._statistics.add(connection)
+        if self._generations:
+            self._generations.remove(connection)
         if slots.queued:
             self._serve_queue(connection.summary.finished)
         if not self._acceptor.listening:
@@ -279,6 +284,48 @@ class RelayThread(LoopThread):
             on_close()
         else:
             self._connector.submit(on_close)
+
+    # Changes while it runs; :mod:`relay.engine.changes` calls these.
+
+    def update(self, nconnect: int, limits: Limits, now: float) -> None:
+        """Change the limits, and let open connections have the new ``idle_timeout``."""
+        before, self.limits = self.limits, limits
+        self._statistics.lifetime = limits.lifetime
+        if hasattr(self._receive, "handshake_timeout"):
+            self._receive.handshake_timeout = limits.handshake
+        for connection in self.all_connections if limits.idle != before.idle else ():
+            connection.deadline.change_idle(limits.idle, now)
+        self._slots.limit = nconnect
+        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
+        self._acceptor = adapt_acceptor(self, self._acceptor, self._receive)
+        self._serve_queue(now)
+        self.update_listening()
+
+    def reroute(self, make_send: Callable[..., Any], drain: float | None, now: float) -> None:
+        """Make the streams of new connections by another factory; the old one is closed after its last connection."""
+        old, self._make_send = self._make_send, make_send
+        self._connector.set_factory(make_send)
+        self._retire(lambda: self._connector.submit(functools.partial(close_factory, old, self.name)), drain)
+
+    def relisten(self, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
+        """Accept from another listener; return the acceptor of the old one, which the caller closes."""
+        old, self._acceptor, self._receive = self._acceptor, acceptor, receive
+        if hasattr(receive, "handshake_timeout"):
+            receive.handshake_timeout = self.limits.handshake
+        if isinstance(old, SocketAcceptor):
+            old.take_backlog(now)
+        old.listen(False)
+        self.update_listening()
+        self._retire(None, drain)
+        return old
+
+    def _retire(self, over: Callable[[], object] | None, drain: float | None) -> None:
+        self._generations.begin([each for each in self.all_connections if each.has_route], over, drain)
+
+    @property
+    def all_connections(self) -> list[Connection]:
+        """The connections that have not ended."""
+        return list(self._slots.connections)
 
     @property
     def unlimited(self) -> bool:
@@ -327,7 +374,7 @@ class RelayThread(LoopThread):
     def end_all(self, now: float) -> None:
         """Reset all connections."""
         self._slots.queued.clear()
-        for connection in list(self._slots.connections):
+        for connection in self.all_connections:
             connection.close("closed", now)
 
     def tear_down(self) -> None:
@@ -341,12 +388,7 @@ class RelayThread(LoopThread):
             self._pipes.close()
         self.loop.close()
         _all.discard(self)
-        close = None if isinstance(self._make_send, type) else getattr(self._make_send, "close", None)
-        if callable(close):
-            try:
-                close()
-            except Exception:
-                logger.exception("%s: closing the factory failed", self.name)
+        close_factory(self._make_send, self.name)
         if self._observer is not None:
             self._observer.close()
 
@@ -356,7 +398,7 @@ class RelayThread(LoopThread):
         """Close this process's copies of the descriptors. The parent's sockets and its epoll are not touched."""
         self.abandon()
         self._statistics.after_fork()
-        for connection in list(self._slots.connections):
+        for connection in self.all_connections:
             connection.after_fork()
         self._slots.connections.clear()
         self._spare.release()

@@ -73,7 +73,7 @@ class Statistics:
         self.accept_errors: collections.Counter[str] = collections.Counter()
         """Written by the thread that accepts."""
         self._name = name
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._observer = observer
         self._has_warned = False
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_RECENT)
@@ -181,7 +181,7 @@ class Statistics:
             "%s: timeout: reset the connection of %s after %g s, the longest that one may last; "
             "timeout=None is no limit (logged once for a tunnel)"
         )
-        logger.warning(text, self._name, format_address(connection.summary.peer) or "a local client", self._lifetime)
+        logger.warning(text, self._name, format_address(connection.summary.peer) or "a local client", self.lifetime)
 
 
 def _in_one_line(record: ConnectionRecord) -> str:

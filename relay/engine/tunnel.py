@@ -15,7 +15,7 @@ from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
 
-__all__ = ["Tunnel"]
+__all__ = ["Tunnel", "address_of"]
 
 _numbers = iter(range(1, 1 << 62))
 
@@ -88,7 +88,7 @@ class Tunnel:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected text, got {type(name).__name__}")
         self.name = name or f"relay tunnel {next(_numbers)}"
-        self._address = _address_of(receive)
+        self._address = address_of(receive)
         self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end)
 
     def _start(self, *arguments: Any) -> RelayThread:
@@ -175,7 +175,8 @@ def _check_factory(make_send: Any) -> None:
             raise TypeError("make_send: a coroutine function cannot be called from a thread; give a plain callable")
 
 
-def _address_of(receive: Any) -> Any:
+def address_of(receive: Any) -> Any:
+    """Return the address of a listener; ``None`` if it has none."""
     getsockname = getattr(receive, "getsockname", None)
     if callable(getsockname):
         return getsockname()

@@ -1,0 +1,127 @@
+"""Changes of a tunnel while it runs: its limits, its route, its listener.
+
+Each runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from .acceptor import Acceptor, check_listener, make_acceptor
+from .connector import close_factory
+from .limits import Limits
+from .relay_thread import RelayThread
+from .tunnel import Tunnel, address_of
+
+__all__ = ["deny", "listen_nowhere", "relisten", "reroute", "update"]
+
+
+class _NoAcceptor:
+    """The acceptor of a tunnel that has no listener for a while."""
+
+    listening = False
+
+    def listen(self, enabled: bool) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def join(self, seconds: float) -> None:
+        """Return at once."""
+
+
+def update(
+    tunnel: Tunnel,
+    *,
+    nconnect: int,
+    timeout: float | None,
+    connect_timeout: float | None,
+    idle_timeout: float | None,
+    linger: float | None,
+) -> None:
+    """Change the limits of a tunnel; the parameters are those of :class:`relay.Tunnel`, and have been checked.
+
+    All hold for new connections. For open ones ``nconnect`` and ``idle_timeout`` do. The acceptor is chosen again, so
+    that a listener may have changed as well.
+    """
+    limits = Limits(timeout, connect_timeout, idle_timeout, linger)
+    _in_thread(tunnel, lambda relay, now: relay.update(nconnect, limits, now))
+
+
+def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None) -> None:
+    """Make the streams of new connections by another factory. The listener stays open.
+
+    Open connections keep their streams. The old factory is closed when the last of them has ended.
+
+    :param drain: seconds after which they are reset; ``None`` for never.
+    """
+
+    def change(relay: RelayThread, now: float) -> bool:
+        relay.reroute(make_send, drain, now)
+        return True
+
+    if not _in_thread(tunnel, change):
+        close_factory(make_send, tunnel.name)
+
+
+def relisten(tunnel: Tunnel, receive: Any, drain: float | None) -> None:
+    """Accept from another listener, then close the old one, after the clients that have connected to it.
+
+    :param receive: the new listener, which listens already; the tunnel owns it from now on.
+    :param drain: seconds after which the connections that are open now are reset; ``None`` for never.
+    :raises RuntimeError: if the system has no thread left; ``receive`` stays with the caller then.
+    """
+    check_listener(receive)
+
+    def change(relay: RelayThread, now: float) -> Acceptor:
+        return relay.relisten(receive, make_acceptor(relay, receive), drain, now)
+
+    old = _in_thread(tunnel, change)
+    if old is None:
+        receive.close()
+    else:
+        tunnel._address = address_of(receive)
+        old.close()
+
+
+def listen_nowhere(tunnel: Tunnel) -> None:
+    """Close the listener of a tunnel, after the clients that have connected to it; :func:`relisten` gives it another.
+
+    Open connections go on. For a listener that excludes its successor.
+    """
+    old = _in_thread(tunnel, lambda relay, now: relay.relisten(None, _NoAcceptor(), None, now))
+    if old is not None:
+        old.close()
+
+
+def deny(tunnel: Tunnel, peers: Collection[Any]) -> None:
+    """Reset the open connections of these clients; the reason is ``denied``."""
+
+    def change(relay: RelayThread, now: float) -> None:
+        for connection in relay.all_connections:
+            if connection.summary.peer in peers:
+                connection.close("denied", now)
+
+    _in_thread(tunnel, change)
+
+
+def _in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:
+    """Call a function in the relay thread; return its result, ``None`` if the tunnel is closing, or raise its error."""
+    relay = tunnel._relay  # private to users, not to the engine
+    results: list[Any] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            if not relay.is_closing:
+                results.append(function(relay, time.monotonic()))
+        except Exception as error:  # noqa: BLE001  (it is raised in the thread that waits)
+            errors.append(error)
+
+    relay.run_in_thread(call)
+    if errors:
+        raise errors[0]
+    return results[0] if results else None

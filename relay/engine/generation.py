@@ -1,0 +1,104 @@
+"""The connections that a change of the route or of the listener has found open, and what is left for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from ..eventloop.loop import Timer, Timers
+
+__all__ = ["Generation", "Generations"]
+
+
+class OpenConnection(Protocol):
+    """A connection, as its generation sees it."""
+
+    def close(self, reason: str, now: float, /) -> None:
+        """End it."""
+
+
+class Generation:
+    """Connections from before a change. Belongs to the relay thread.
+
+    :param connections: all that were open.
+    :param over: called once, when the last of them has ended.
+    :param timers: of the relay thread's loop.
+    """
+
+    __slots__ = ("_connections", "_over", "_timer")
+
+    def __init__(
+        self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, timers: Timers
+    ) -> None:
+        self._connections = dict.fromkeys(connections)
+        self._over = over
+        self._timer = Timer(timers, self._end)
+
+    @property
+    def is_over(self) -> bool:
+        """True once the last connection has ended."""
+        return not self._connections
+
+    def start(self, seconds: float | None, now: float) -> None:
+        """Reset the connections after a while.
+
+        :param seconds: until then; ``None`` for never.
+        :param now: monotonic seconds.
+        """
+        if self.is_over:
+            self.finish()
+        elif seconds is not None and seconds > 0:
+            self._timer.start(now + seconds, now)
+        elif seconds is not None:
+            self._end(now)
+
+    def remove(self, connection: OpenConnection) -> None:
+        """Forget a connection that has ended."""
+        if self._connections.pop(connection, self) is None and self.is_over:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for no connection any more. Idempotent."""
+        self._timer.stop()
+        over, self._over = self._over, None
+        if over is not None:
+            over()
+
+    def _end(self, now: float) -> None:
+        for connection in tuple(self._connections):
+            connection.close("closed", now)
+
+
+class Generations:
+    """The generations of a tunnel that have connections left; false if there is none. Belongs to the relay thread.
+
+    :param timers: of the relay thread's loop.
+    """
+
+    __slots__ = ("_all", "_timers")
+
+    def __init__(self, timers: Timers) -> None:
+        self._all: list[Generation] = []
+        self._timers = timers
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def begin(
+        self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, seconds: float | None
+    ) -> None:
+        """Begin with connections; the parameters are those of :class:`Generation` and of its ``start``."""
+        made = Generation(connections, over, self._timers)
+        self._all.append(made)
+        made.start(seconds, time.monotonic())
+        self._forget()
+
+    def remove(self, connection: OpenConnection) -> None:
+        """Forget a connection that has ended."""
+        for generation in tuple(self._all):
+            generation.remove(connection)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._all = [generation for generation in self._all if not generation.is_over]

@@ -1,0 +1,317 @@
+"""Changes of a running tunnel: its limits, its route and its listener, with open connections."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import pytest
+from helpers import WAIT, receive_exactly, send_and_end, wait_until
+
+import relay
+from relay.engine import changes
+
+LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
+
+
+class Factory:
+    """A factory to a server that notes when it is closed."""
+
+    def __init__(self, server, *, waits=False):
+        self.inner = relay.tcp(*server.address)
+        self.closed = threading.Event()
+        self.goes_on = threading.Event()
+        if not waits:
+            self.goes_on.set()
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        assert self.goes_on.wait(WAIT)
+        return self.inner()
+
+    def close(self):
+        self.closed.set()
+
+
+def letter(which):
+    """A server that sends a letter, then repeats what it gets."""
+
+    def work(connection):
+        connection.sendall(which)
+        while data := connection.recv(1000):
+            connection.sendall(data)
+
+    return work
+
+
+@pytest.fixture
+def world(serve):
+    """A tunnel to a server a, and a server b."""
+    a, b = Factory(serve(letter(b"a"))), Factory(serve(letter(b"b")))
+    with relay.Tunnel(relay.listen(":0"), a, timeout=None) as tunnel, contextlib.ExitStack() as stack:
+
+        def connect(expected, address=None):
+            client = stack.enter_context(socket.create_connection(address or tunnel.address, WAIT))
+            assert receive_exactly(client, 1) == expected
+            return client
+
+        yield tunnel, a, b, connect
+    assert b.closed.is_set() or b.calls == 0
+    assert a.closed.is_set()
+
+
+def repeats(client):
+    client.sendall(b"x")
+    return receive_exactly(client, 1) == b"x"
+
+
+def test_a_new_route_is_for_new_connections_and_the_old_factory_is_closed_after_its_last_one(world):
+    tunnel, a, b, connect = world
+    old, older = connect(b"a"), connect(b"a")
+    changes.reroute(tunnel, b, None)
+    new = connect(b"b")
+    assert repeats(old) and repeats(older) and repeats(new)
+    old.close()
+    wait_until(lambda: tunnel.stats().active == 2)
+    assert not a.closed.is_set()
+    older.close()
+    assert a.closed.wait(WAIT)
+    assert repeats(new) and not b.closed.is_set()
+    assert tunnel.stats().accepted == 3
+
+
+def test_a_factory_without_connections_is_closed_at_once(world):
+    tunnel, a, b, connect = world
+    changes.reroute(tunnel, b, None)
+    assert a.closed.wait(WAIT)
+    connect(b"b")
+
+
+def test_an_attempt_that_has_begun_keeps_its_route(serve):
+    a, b = Factory(serve(letter(b"a")), waits=True), Factory(serve(letter(b"b")))
+    with relay.Tunnel(relay.listen(":0"), a) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:
+        wait_until(lambda: a.calls == 1)
+        changes.reroute(tunnel, b, None)
+        assert not a.closed.is_set()
+        a.goes_on.set()
+        assert receive_exactly(client, 1) == b"a"
+
+
+def test_open_connections_are_cut_if_that_is_wanted(world):
+    tunnel, a, b, connect = world
+    old = connect(b"a")
+    changes.reroute(tunnel, b, 0)
+    with pytest.raises(ConnectionResetError):
+        old.recv(1)
+    assert a.closed.wait(WAIT)
+    assert tunnel.recent()[-1].reason == "closed"
+    assert repeats(connect(b"b"))
+
+
+def test_open_connections_may_drain(world):
+    tunnel, a, b, connect = world
+    old, rest = connect(b"a"), connect(b"a")
+    changes.reroute(tunnel, b, 0.3)
+    new = connect(b"b")
+    send_and_end(old, b"1")
+    with pytest.raises(ConnectionResetError):
+        rest.recv(1)
+    assert a.closed.wait(WAIT)
+    assert repeats(new)
+
+
+def test_another_listener_takes_over_and_the_clients_of_the_old_one_are_served(world):
+    tunnel, a, b, connect = world
+    before, old = tunnel.address, connect(b"a")
+    tunnel.pause()
+    waiting = [socket.create_connection(before, WAIT) for _ in range(20)]  # in the backlog
+    tunnel.resume()
+    changes.relisten(tunnel, relay.listen(":0"), None)
+    assert tunnel.address != before
+    for client in waiting:
+        with client:
+            assert receive_exactly(client, 1) == b"a"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(before, WAIT)
+    assert repeats(old) and repeats(connect(b"a"))
+    assert tunnel.stats().accepted == 22
+
+
+def test_a_listener_goes_before_the_next_one_comes(world):
+    tunnel, a, b, connect = world
+    before, old = tunnel.address, connect(b"a")
+    changes.listen_nowhere(tunnel)
+    with relay.listen(f":{before[1]}") as again:  # its port is free
+        again.close()
+    old.close()
+    wait_until(lambda: tunnel.stats().active == 0)
+    changes.relisten(tunnel, relay.listen(f":{before[1]}"), None)
+    assert tunnel.address == before
+    connect(b"a")
+
+
+@pytest.mark.parametrize("kind", ["object", "tls"])
+def test_a_listener_of_another_kind(world, certificates, kind):
+    tunnel, a, b, connect = world
+    old = connect(b"a")
+    if kind == "tls":
+        made = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
+    else:
+        made = Plain(relay.listen(":0"))
+    changes.relisten(tunnel, made, None)
+    assert repeats(old)
+    if kind == "object":
+        assert repeats(connect(b"a", made.address))
+    changes.relisten(tunnel, relay.listen(":0"), None)
+    assert repeats(connect(b"a")) and repeats(old)
+
+
+class Plain:
+    """A listener object."""
+
+    def __init__(self, listening):
+        self._listening = listening
+        self.address = listening.getsockname()
+
+    def accept(self):
+        return self._listening.accept()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+
+def test_fewer_connections_are_allowed_for_live_ones_too(world):
+    tunnel, a, b, connect = world
+    clients = [connect(b"a") for _ in range(3)]
+    changes.update(tunnel, **LIMITS | {"nconnect": 2})
+    late = socket.create_connection(tunnel.address, WAIT)
+    clients[0].close()
+    wait_until(lambda: tunnel.stats().active == 2)
+    assert tunnel.stats().accepted == 3
+    clients[1].close()
+    assert receive_exactly(late, 1) == b"a"
+    later = socket.create_connection(tunnel.address, WAIT)
+    changes.update(tunnel, **LIMITS)
+    assert receive_exactly(later, 1) == b"a"
+    later.close()
+    late.close()
+
+
+def test_clients_of_a_proxy_that_wait_for_a_slot_get_one(serve):
+    target = serve(letter(b"a"))
+    with contextlib.ExitStack() as stack:
+        listening = relay.socks_listen("127.0.0.1", 0)
+        tunnel = stack.enter_context(relay.Tunnel(listening, relay.dynamic(), nconnect=1))
+
+        def ask():
+            client = stack.enter_context(socket.create_connection(tunnel.address, WAIT))
+            port = target.address[1].to_bytes(2, "big")
+            client.sendall(b"\5\1\0" + b"\5\1\0\1\x7f\0\0\1" + port)
+            assert receive_exactly(client, 2) == b"\5\0"
+            return client
+
+        first = ask()
+        assert receive_exactly(first, 11)[-1:] == b"a"
+        changes.update(tunnel, **LIMITS | {"nconnect": 2})
+        second, third = ask(), socket.create_connection(tunnel.address, WAIT)
+        third.close()
+        assert receive_exactly(second, 11)[-1:] == b"a"
+
+
+def test_idle_timeout_is_for_live_connections_too(world):
+    tunnel, a, b, connect = world
+    old = connect(b"a")
+    changes.update(tunnel, **LIMITS | {"idle_timeout": 0.2})
+    with pytest.raises(ConnectionResetError):
+        old.recv(1)
+    assert tunnel.recent()[-1].reason == "idle"
+
+
+def test_a_longer_idle_timeout_spares_live_connections(world):
+    tunnel, a, b, connect = world
+    changes.update(tunnel, **LIMITS | {"idle_timeout": 0.5})
+    old = connect(b"a")
+    changes.update(tunnel, **LIMITS)
+    short = connect(b"a")
+    changes.update(tunnel, **LIMITS | {"timeout": 0.3})
+    witness = connect(b"a")
+    with pytest.raises(ConnectionResetError):  # it began later, and has the limit of new ones
+        witness.recv(1)
+    assert repeats(old) and repeats(short)
+    assert tunnel.recent()[-1].reason == "lifetime"
+
+
+def test_peers_are_denied(world):
+    tunnel, a, b, connect = world
+    out, stays = connect(b"a"), connect(b"a")
+    changes.deny(tunnel, {out.getsockname()})
+    with pytest.raises(ConnectionResetError):
+        out.recv(1)
+    assert repeats(stays)
+    assert tunnel.recent()[-1].reason == "denied"
+
+
+def test_a_closed_tunnel_stays_as_it_is(serve):
+    a, b = Factory(serve(letter(b"a"))), Factory(serve(letter(b"b")))
+    tunnel = relay.Tunnel(relay.listen(":0"), a)
+    tunnel.close()
+    changes.reroute(tunnel, b, None)
+    assert b.closed.is_set()
+    fresh = relay.listen(":0")
+    changes.relisten(tunnel, fresh, None)
+    assert fresh.fileno() < 0
+    changes.update(tunnel, **LIMITS)
+    changes.deny(tunnel, ())
+
+
+def test_an_error_is_raised_in_the_callers_thread(world, monkeypatch):
+    tunnel, a, b, connect = world
+
+    def fail(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(changes, "make_acceptor", fail)
+    with relay.listen(":0") as spare, pytest.raises(RuntimeError, match="thread"):
+        changes.relisten(tunnel, spare, None)
+    connect(b"a")
+
+
+def test_close_closes_the_factories_of_old_routes_too(serve):
+    a, b = Factory(serve(letter(b"a"))), Factory(serve(letter(b"b")))
+    with relay.Tunnel(relay.listen(":0"), a) as tunnel, socket.create_connection(tunnel.address, WAIT) as client:
+        assert receive_exactly(client, 1) == b"a"
+        changes.reroute(tunnel, b, None)
+        tunnel.close()
+    assert a.closed.wait(WAIT)
+    assert b.closed.is_set()
+
+
+def test_five_hundred_clients_meet_fifty_changes_of_the_route_and_none_is_lost(serve):
+    """Each byte is checked, and no SYN is refused."""
+    target = serve(letter(b"a"))
+    with relay.Tunnel(relay.listen(":0"), relay.tcp(*target.address)) as tunnel:
+        failures = []
+
+        def work():
+            try:
+                for _ in range(100):
+                    with socket.create_connection(tunnel.address, WAIT) as client:
+                        assert receive_exactly(client, 1) == b"a"
+                        assert repeats(client)
+            except (OSError, AssertionError) as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            changes.reroute(tunnel, relay.tcp(*target.address), None)
+        for thread in threads:
+            thread.join(3 * WAIT)
+        assert failures == []
+        assert tunnel.stats().accepted == 500
+        assert set(tunnel.stats().failed) <= {"client_reset"}

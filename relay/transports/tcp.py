@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..addresses.values import TCPAddress, check_host_port
@@ -15,7 +17,7 @@ from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer, resolved
 
-__all__ = ["BACKLOG", "listen_tcp", "tcp"]
+__all__ = ["BACKLOG", "inheriting", "listen_tcp", "tcp"]
 
 
 def tcp(host: str, port: int) -> SocketDialer:
@@ -122,7 +124,36 @@ def _addresses(place: TCPAddress) -> list[tuple[int, Any]]:
     return sorted([(int(family), address) for family, *_, address in found], key=lambda each: each[0] != socket.AF_INET)
 
 
+_inheritance = threading.local()  # the sockets for the current thread, while it inherits
+
+
+@contextlib.contextmanager
+def inheriting(sockets: Sequence[socket.socket]) -> Iterator[None]:
+    """Let :func:`listen_tcp` take over sockets that listen already, instead of binding beside them, in this thread.
+
+    The listener gets a duplicate of one at its address: both share the backlog, so that no client is refused when the
+    other owner closes its own.
+
+    :param sockets: TCP sockets that listen; they stay with their owners.
+    """
+    before, _inheritance.sockets = getattr(_inheritance, "sockets", ()), tuple(sockets)
+    try:
+        yield
+    finally:
+        _inheritance.sockets = before
+
+
+def _inherited(family: int, address: Any) -> socket.socket | None:
+    for one in getattr(_inheritance, "sockets", ()):
+        if one.fileno() >= 0 and one.family == family and one.getsockname()[:2] == tuple(address[:2]) and address[1]:
+            duplicate: socket.socket = one.dup()
+            return duplicate
+    return None
+
+
 def _bound(family: int, address: Any) -> socket.socket:
+    if (inherited := _inherited(family, address)) is not None:
+        return inherited
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -123,7 +123,7 @@ def test_open_connections_may_drain(world):
 
 
 def test_another_listener_takes_over_and_the_clients_of_the_old_one_are_served(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     before, old = tunnel.address, connect(b"a")
     tunnel.pause()
     waiting = [socket.create_connection(before, WAIT) for _ in range(20)]  # in the backlog
@@ -140,7 +140,7 @@ def test_another_listener_takes_over_and_the_clients_of_the_old_one_are_served(w
 
 
 def test_a_listener_goes_before_the_next_one_comes(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     before, old = tunnel.address, connect(b"a")
     changes.listen_nowhere(tunnel)
     with relay.listen(f":{before[1]}") as again:  # its port is free
@@ -154,7 +154,7 @@ def test_a_listener_goes_before_the_next_one_comes(world):
 
 @pytest.mark.parametrize("kind", ["object", "tls"])
 def test_a_listener_of_another_kind(world, certificates, kind):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     old = connect(b"a")
     if kind == "tls":
         made = relay.listen(f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}")
@@ -185,7 +185,7 @@ class Plain:
 
 
 def test_fewer_connections_are_allowed_for_live_ones_too(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     clients = [connect(b"a") for _ in range(3)]
     changes.update(tunnel, **LIMITS | {"nconnect": 2})
     late = socket.create_connection(tunnel.address, WAIT)
@@ -223,7 +223,7 @@ def test_clients_of_a_proxy_that_wait_for_a_slot_get_one(serve):
 
 
 def test_idle_timeout_is_for_live_connections_too(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     old = connect(b"a")
     changes.update(tunnel, **LIMITS | {"idle_timeout": 0.2})
     with pytest.raises(ConnectionResetError):
@@ -232,7 +232,7 @@ def test_idle_timeout_is_for_live_connections_too(world):
 
 
 def test_a_longer_idle_timeout_spares_live_connections(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     changes.update(tunnel, **LIMITS | {"idle_timeout": 0.5})
     old = connect(b"a")
     changes.update(tunnel, **LIMITS)
@@ -246,7 +246,7 @@ def test_a_longer_idle_timeout_spares_live_connections(world):
 
 
 def test_peers_are_denied(world):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
     out, stays = connect(b"a"), connect(b"a")
     changes.deny(tunnel, {out.getsockname()})
     with pytest.raises(ConnectionResetError):
@@ -269,7 +269,7 @@ def test_a_closed_tunnel_stays_as_it_is(serve):
 
 
 def test_an_error_is_raised_in_the_callers_thread(world, monkeypatch):
-    tunnel, a, b, connect = world
+    tunnel, _a, _b, connect = world
 
     def fail(*_):
         raise RuntimeError("can't start new thread")

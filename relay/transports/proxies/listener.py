@@ -149,6 +149,13 @@ class ProxyListener(HandshakeListener):
         made: ProxyHandshake = self.handshake_class(self._login)
         return made
 
+    def set_login(self, login: Login | None) -> None:
+        """Allow another user from now on. From any thread.
+
+        :param login: the only user that is allowed; ``None`` to allow every client.
+        """
+        self._login, self.protected = login, login is not None
+
     def accept(self) -> tuple[Stream, Any]:
         """Wait for the next client that has finished its handshake.
 

@@ -27,7 +27,7 @@ from .context import load_chain, trusting
 from .handshake import Handshake
 from .session import Session, TLSStream
 
-__all__ = ["TLSListener", "listen_tls"]
+__all__ = ["TLSListener", "listen_tls", "server_context"]
 
 logger = logging.getLogger("relay.tls")
 
@@ -54,9 +54,15 @@ def listen_tls(
     :raises ValueError: if an argument is out of range, or a file does not hold what it should.
     :raises OSError: if a file cannot be read or the address cannot be had.
     """
+    context = server_context(cert, key, client_ca)
+    return TLSListener(listen_tcp(host, port), context)
+
+
+def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
+    """Return the context of a server; the parameters and errors are those of :func:`listen_tls`."""
     context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", client_ca)
     load_chain(context, cert, key)
-    return TLSListener(listen_tcp(host, port), context)
+    return context
 
 
 class TLSListener:
@@ -103,6 +109,10 @@ class TLSListener:
         if self._full:
             self._io_thread.loop.call(functools.partial(self._resume, 0.0))
         return accepted
+
+    def set_context(self, context: ssl.SSLContext) -> None:
+        """Use another certificate for the handshakes that begin from now on. From any thread."""
+        self._context = context
 
     def close(self) -> None:
         """Stop listening, wake :meth:`accept`, reset who was not accepted yet. Idempotent, from any thread."""

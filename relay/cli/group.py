@@ -9,8 +9,11 @@ import signal
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..engine.records import Stats
+from .figures import ReloadFigures
 from .i2p_options import tell_published
 from .member import Member, MemberState, Snapshot
 from .output import closing, describe_error, print_error, print_line, status_of, summary, total
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # a command starts in half the time without them
     from concurrent.futures import Future
 
     from .live import LiveTable, View
+    from .reload import ReloadResult
     from .views import Watched
 
 __all__ = ["GroupOverError", "TunnelGroup", "UnknownTunnelError"]
@@ -42,6 +46,14 @@ class UnknownTunnelError(LookupError):
     """A name that no tunnel of the group has."""
 
 
+@dataclass(slots=True)
+class _Probe:
+    """A probe of hops, and the tunnels that it is for: each with whether a failure ends it."""
+
+    members: list[tuple[Member, bool]]
+    trial: HopProbe | None = None
+
+
 class TunnelGroup:
     """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
 
@@ -59,7 +71,7 @@ class TunnelGroup:
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
         self._without_result = len(members)  # those that have neither opened nor failed yet
-        self._trials: dict[Hashable, tuple[HopProbe, list[Member]]] = {}
+        self._probes: dict[Hashable, _Probe] = {}
         self._drains = False  # since the first signal
         self._done = False
         self._status = 0
@@ -75,6 +87,20 @@ class TunnelGroup:
     def members(self) -> tuple[Snapshot, ...]:
         """The tunnels, in the order of the file."""
         return tuple(member.now for member in self._members)
+
+    @property
+    def leaving(self) -> tuple[Snapshot, ...]:
+        """The tunnels that a reload has removed, while their open connections finish."""
+        return ()
+
+    @property
+    def reload_figures(self) -> ReloadFigures:
+        """The figures of the reloads."""
+        return ReloadFigures()
+
+    def stats(self) -> Stats:
+        """Return the figures of all tunnels since the start, also of those that a reload has removed."""
+        return total(one.opened.tunnel.stats() for one in self.members if one.opened is not None)
 
     @property
     def is_ending(self) -> bool:
@@ -128,6 +154,20 @@ class TunnelGroup:
     def stop(self) -> None:
         """End as after SIGTERM: the first call drains, the second one ends. Does not wait."""
         self._later(self._on_signal, signal.SIGTERM)
+
+    def reload(self, dry_run: bool = False) -> ReloadResult:
+        """Read the file again, and change the tunnels that it changes. Not in the main thread, which does the work.
+
+        One reload runs at a time. At most one waits for it; further calls get the result of the one that waits.
+
+        :param dry_run: whether only to compare, and to change nothing.
+        :returns: a verdict for each tunnel.
+        :raises ReloadError: if the file has problems, or a tunnel cannot be opened. Nothing has changed then.
+        :raises GroupOverError: if the group has ended.
+        """
+        from .reload import ReloadError
+
+        raise ReloadError(["this command has no file to reload; relay up has one"])
 
     def _later(self, event: Callable[..., None], *arguments: Any) -> None:
         """Call something in the main thread."""
@@ -269,27 +309,34 @@ class TunnelGroup:
             print_error("there is no tunnel left")
             self._end(min(other.now.status for other in self._members))
 
-    def _try_hops(self, member: Member, opened: Opened) -> None:
-        """Try the hops on the way to the target, once for all tunnels that have the same."""
+    def _try_hops(self, member: Member, opened: Opened, *, fatal: bool = True) -> None:
+        """Try the hops on the way to the target, once for all tunnels that have the same.
+
+        :param fatal: whether the tunnel ends after an error that a retry cannot fix; else it is only reported.
+        """
         key = member.plan.way
-        if key in self._trials:
-            trial, members = self._trials[key]
-            members.append(member)
-            if trial.error is not None:
-                self._later(self._on_refused, key)
+        if key in self._probes:
+            probe = self._probes[key]
+            probe.members.append((member, fatal))
+            if probe.trial is not None and probe.trial.error is not None:
+                self._later(self._on_refused, probe)
             return
         options = member.plan.options
-        failed = functools.partial(self._later, self._on_refused, key)
-        trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
-        self._trials[key] = trial, [member]
+        probe = self._probes[key] = _Probe([(member, fatal)])
+        failed = functools.partial(self._later, self._on_refused, probe)
+        probe.trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
 
-    def _on_refused(self, key: Hashable) -> None:
+    def _on_refused(self, probe: _Probe) -> None:
         """A hop has failed, and a retry cannot help."""
-        trial, members = self._trials[key]
-        assert trial.error is not None, "that is what it failed with"
-        for member in members:
-            if member.state.accepts:
-                self._give_up(member, trial.error)
+        assert probe.trial is not None and probe.trial.error is not None, "that is what it failed with"
+        members, probe.members = probe.members, []
+        for member, fatal in members:
+            if not member.state.accepts:
+                continue
+            if fatal:
+                self._give_up(member, probe.trial.error)
+            else:
+                print_error(f"{member.name}: {describe_error(probe.trial.error)}")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -300,7 +347,7 @@ class TunnelGroup:
             return
         self._drains = True
         self._ending.set()
-        drained = [member for member in self._members if member.state.accepts or member.state is MemberState.DRAINING]
+        drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
         live = sum(member.opened.tunnel.stats().active for member in drained if member.opened)
         longest = max((member.plan.options.drain for member in drained), default=0)
         wait = closing(live, longest)
@@ -317,7 +364,7 @@ class TunnelGroup:
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
-        still = any(other.state is MemberState.DRAINING for other in self._members)
+        still = any(other.state is MemberState.DRAINING for other in self._everyone)
         self._done = self._done or (self._drains and not still)
 
     def _end(self, status: int) -> None:
@@ -328,11 +375,16 @@ class TunnelGroup:
 
     def _close(self) -> None:
         self._ending.set()
-        for member in self._members:
+        for member in self._everyone:
             member.close()
 
+    @property
+    def _everyone(self) -> tuple[Member, ...]:
+        """All tunnels that have not ended."""
+        return self._members
+
     def _log_summary(self) -> None:
-        stats = total(member.opened.tunnel.stats() for member in self._members if member.opened)
+        stats = self.stats()
         logger.info("%s", summary(stats), extra={"stats": stats})
 
     def _watched(self) -> list[Watched]:

@@ -22,7 +22,7 @@ paused    resume      listening accept clients
 paused    drain       draining  close the listener; open connections may finish
 paused    failed      failed    close the tunnel; note the problem
 paused    close       closed    close the tunnel
-draining  drain       draining  nothing: the first drain goes on
+draining  drain       draining  end sooner, if that is sooner
 draining  drained     closed    nothing
 draining  failed      draining  nothing: no client needs the hop any more
 draining  close       closed    close the tunnel
@@ -42,9 +42,13 @@ import enum
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from .plan import Opened, Plan
 from .probes import BackgroundCall
+
+if TYPE_CHECKING:  # only a reload compares
+    from .verdicts import Settings
 
 __all__ = ["Member", "MemberState", "Snapshot", "WrongStateError"]
 
@@ -115,9 +119,11 @@ class Member:
 
     :param plan: how it is opened.
     :param is_required: whether all end if it cannot start.
+    :param settings: the same and more, for the comparison of a reload; ``None`` for a command line.
     """
 
-    def __init__(self, plan: Plan, is_required: bool = False) -> None:
+    def __init__(self, plan: Plan, is_required: bool = False, settings: Settings | None = None) -> None:
+        self.settings = settings
         self.now = Snapshot(plan, is_required)
         """The current state; read it from any thread, and once for all that must fit together."""
         self._attempt: BackgroundCall | None = None
@@ -158,6 +164,20 @@ class Member:
         attempt, self._attempt = self._attempt, None
         made: Opened = attempt.outcome()
         return made
+
+    def change(self, settings: Settings, receive: Any, make_send: Any) -> None:
+        """Take other settings, by which the tunnel runs already."""
+        assert self.opened is not None, "only an open tunnel changes in place"
+        opened = settings.plan.opened(self.opened.tunnel, receive, make_send)
+        self.settings = settings
+        self.now = dataclasses.replace(
+            self.now, plan=settings.plan, is_required=bool(settings.entry.tunnel.required), opened=opened
+        )
+
+    def relisten(self, receive: Any) -> None:
+        """Take another listener, from which the tunnel accepts already."""
+        assert self.opened is not None, "it runs"
+        self.now = dataclasses.replace(self.now, opened=dataclasses.replace(self.opened, receive=receive))
 
     # -- the events of the table ------------------------------------------------------------------------------------
 
@@ -211,12 +231,10 @@ class Member:
         """Close the listener; open connections may finish.
 
         :param seconds: the most that they may take; those that are left are reset.
-        :param drained: called on another thread at the end, unless it drains already.
+        :param drained: called on another thread at the end.
         :raises WrongStateError: if it is not open.
         """
         opened = self._expect("drain", *_OPEN, MemberState.DRAINING)
-        if self.state is MemberState.DRAINING:
-            return
         self._become(MemberState.DRAINING)
 
         def work() -> None:

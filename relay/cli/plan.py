@@ -7,7 +7,7 @@ import ipaddress
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a command starts faster without them
     from ..transports.dynamic import Rule
     from .preflight import Preflight, Routes
 
-__all__ = ["Opened", "Opening", "Plan", "over", "make_plan", "make_proxy_plan"]
+__all__ = ["Bound", "Opened", "Opening", "Plan", "over", "make_plan", "make_proxy_plan"]
 
 logger = logging.getLogger("relay.cli")
 
@@ -52,6 +52,20 @@ class Opened:
     def close(self) -> None:
         """Close the tunnel."""
         self.tunnel.close()
+
+
+class Bound(NamedTuple):
+    """A tunnel that does not accept clients yet."""
+
+    receive: Any
+    """Its listener, which listens already."""
+    make_send: Any
+    """Its factory."""
+
+    def close(self) -> None:
+        """Close both."""
+        self.receive.close()
+        self.make_send.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +109,34 @@ class Plan:
         :raises ValueError: if the user has to change something first.
         :raises OSError: if it cannot be opened.
         """
-        self._check(preflight)
+        return self.start(self.bind(preflight, opening))
+
+    def bind(self, preflight: Preflight, opening: Opening | None = None) -> Bound:
+        """Check what can be checked on this machine, and listen; no client is accepted yet.
+
+        The parameters and the errors are those of :meth:`open`.
+        """
+        self.check(preflight)
         make_send = self.make_send()
         receive = self._listen(opening)
         _warn_if_open(receive)
         warn_if_unsure(self.routes.where)
-        tunnel = _tunnel(receive, make_send, self.options, self.name)
-        return Opened(tunnel, receive, make_send, self.title(format_address(tunnel.address), make_send.target))
+        return Bound(receive, make_send)
 
-    def _check(self, preflight: Preflight) -> None:
+    def start(self, bound: Bound) -> Opened:
+        """Relay between a listener and a factory.
+
+        :raises OSError: if the system has no descriptor left; the listener is closed then.
+        :raises RuntimeError: if it has no thread left.
+        """
+        return self.opened(_tunnel(bound.receive, bound.make_send, self.options, self.name), *bound)
+
+    def opened(self, tunnel: Tunnel, receive: Any, make_send: Any) -> Opened:
+        """Return a tunnel that runs by this plan, with its title."""
+        title = self.title(format_address(tunnel.address), make_send.target)
+        return Opened(tunnel, receive, make_send, title)
+
+    def check(self, preflight: Preflight) -> None:
         """Check the files, keys and secrets before anything is opened or connected to."""
         try:
             with configuration_read():

@@ -15,9 +15,14 @@ class Signals:
     """Catches SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP while it is entered, in the main thread.
 
     A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait covers both.
+
+    :param reload: whether SIGHUP is a request to reload. It is none if standard input is a terminal: then it says that
+        the terminal has closed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reload: bool = False) -> None:
+        self.reloading = frozenset({signal.SIGHUP} if reload and not os.isatty(0) else ())
+        """The signals that are a request to reload; the others end the program."""
         self._caught = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._caught.append(signal.SIGHUP)

@@ -69,17 +69,18 @@ def find() -> str:
     raise ValueError(f"there is no {NAME} here, nor a {users}; name a file")
 
 
-def read(path: str) -> Config:
+def read(path: str, name: str | None = None) -> Config:
     """Read a file and check it.
 
     A file that others can write is rejected, because it can name programs to start. A file that others can read must
     not have secrets.
 
     :param path: of the file.
+    :param name: of the file in its problems; the path by default.
     :returns: its contents and its problems.
     :raises OSError: if it cannot be read.
     """
-    problems = Problems(shown(path))
+    problems = Problems(shown(path if name is None else name))
     with open_regular(path) as opened:
         status = os.fstat(opened.fileno())
         data = opened.read(_LONGEST + 1)

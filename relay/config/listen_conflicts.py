@@ -10,7 +10,7 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["Claim", "ListenTable"]
+__all__ = ["Claim", "ListenTable", "exclude_each_other"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
 
@@ -44,6 +44,13 @@ class ListenTable:
                 return their_claim
         others.append((host, claim))
         return None
+
+
+def exclude_each_other(one: object, tunnel: Tunnel, other: object, other_tunnel: Tunnel) -> bool:
+    """Return whether two addresses, each with its tunnel, cannot be listened on at the same time."""
+    table = ListenTable()
+    table.claim(one, "one", 0, tunnel)
+    return table.claim(other, "other", 0, other_tunnel) is not None
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -113,6 +113,9 @@ class Defaults(_Table):
     """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
     required: bool | None = None
     """Whether relay up ends with status 1 if the tunnel cannot start. Default: false."""
+    on_reload: Literal["keep", "drain", "cut"] | None = None
+    """Open connections when a reload reroutes, moves or removes their tunnel: `keep` lets them go on, `drain` resets
+    them after the time of `drain`, `cut` resets them at once. Default: keep."""
 
 
 class Tunnel(Defaults):

@@ -47,7 +47,7 @@ def _hop(hop: str | Hop, value: object) -> Any:
 
 def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     tunnel = entry.tunnel
-    said = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required"})
+    said = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required", "on_reload"})
     table = {name: _plain(value) for name, value in said.items()}
     table["listen"] = _listen(tunnel.listen, entry.listen)
     if tunnel.target is not None and not entry.is_proxy:

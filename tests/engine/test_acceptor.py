@@ -103,7 +103,7 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
             tunnel.resume()
             (theirs if ours.fileno() == number else ours).send(b"x")
             assert seen.wait(WAIT), "another socket was taken for the listening one"
-            tunnel._relay._in_loop(lambda: tunnel._relay.loop.forget(number))
+            tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.forget(number))
         client.sendall(b"y")
         assert receive_exactly(client, 1) == b"y"
     assert "closed by other code" in caplog.text

@@ -169,7 +169,7 @@ def settling(tunnel):
 
 def pass_time(tunnel):
     """Have the tunnel do now what it does after a long time."""
-    tunnel._relay._in_loop(lambda: tunnel._relay.loop.timers.run(time.monotonic() + 2 * LONG))
+    tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.timers.run(time.monotonic() + 2 * LONG))
 
 
 def settle(tunnel):

@@ -55,7 +55,7 @@ class Life(LoopThread):
     def do(self, function, *arguments):
         """Call it in the thread, and return what it led to."""
         self.calls.clear()
-        self._in_loop(lambda: function(*arguments))
+        self.run_in_thread(lambda: function(*arguments))
         return self.calls[:]
 
     def finish(self):

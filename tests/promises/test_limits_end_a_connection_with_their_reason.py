@@ -228,7 +228,7 @@ class Clock:
     def go_on(self):
         """So much later, a limit may have been reached."""
         self._now += self._step
-        self._tunnel._relay._in_loop(lambda: self.connection.deadline.expire(self._now))
+        self._tunnel._relay.run_in_thread(lambda: self.connection.deadline.expire(self._now))
 
 
 @pytest.mark.parametrize("limit", ["idle_timeout", "linger"])

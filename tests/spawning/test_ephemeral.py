@@ -91,7 +91,7 @@ def test_whoever_comes_in_time_starts_it_anew(make, listening):
 
 def at(tunnel, moment):
     """Have the tunnel do now what it does up to a moment, in monotonic seconds."""
-    tunnel._relay._in_loop(lambda: tunnel._relay.loop.timers.run(moment))
+    tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.timers.run(moment))
 
 
 def test_without_a_time_it_stays(make):

@@ -62,7 +62,7 @@ def expire(tunnel: relay.Tunnel, moment: float) -> None:
         for connection in list(tunnel._relay._slots.connections):
             connection.deadline.expire(moment)
 
-    tunnel._relay._in_loop(look)
+    tunnel._relay.run_in_thread(look)
 
 
 def ended(tunnel: relay.Tunnel, count: int = 1) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -75,20 +76,17 @@ def up(
     with (
         logged_to_stderr(log_format, verbose=verbose, debug=debug, named=True),
         failures_reported(debug=debug),
-        Signals() as signals,
+        Signals(reload=True) as signals,
     ):
-        from ...config import find, read
-        from ..group import TunnelGroup
-        from ..member import Member
-        from ..plan_from_file import plans_of, print_problems
+        from ...config import find
+        from ..file_group import FileGroup, TunnelFile
 
         raise_descriptor_limit()
         with configuration_read():
-            config = read(str(file) if file else find())
-        with contextlib.chdir(config.folder):
-            plans = plans_of(config, shown)
-            print_problems(config)
-            members = [Member(plan, bool(entry.tunnel.required)) for entry, plan in plans]
-            status = TunnelGroup(members, signals).run(watch=watch)
+            name = str(file or find())
+            config = TunnelFile(os.path.abspath(name), shown, name)
+            members = config.first()
+        with contextlib.chdir(os.path.dirname(config.path)):
+            status = FileGroup(members, signals, config).run(watch=watch)
     if status:
         raise click.exceptions.Exit(status)

@@ -110,6 +110,11 @@ class TLSListener:
             self._io_thread.loop.call(functools.partial(self._resume, 0.0))
         return accepted
 
+    @property
+    def listening(self) -> socket.socket:
+        """The listening socket."""
+        return self._socket
+
     def set_context(self, context: ssl.SSLContext) -> None:
         """Use another certificate for the handshakes that begin from now on. From any thread."""
         self._context = context

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -249,7 +250,7 @@ def test_a_router_that_comes_up_later(start, target):
         assert fleet.command.end()[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, number):
     goes_on = threading.Event()
 
@@ -273,6 +274,47 @@ def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, numb
         assert receive_all(client) == b"last"
         client.close()
     assert fleet.command.wait()[0] == 0
+
+
+@pytest.fixture
+def hang_up_heard():
+    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hang_up_heard")
+def test_a_hang_up_reloads(start, make_file, connect, target):
+    one = tunnel("one", ":0", target)
+    fleet = start(one, stdin=subprocess.DEVNULL)
+    client = connect(*fleet.wait_for("one"))
+    make_file(one + tunnel("two", ":0", target))
+    fleet.process.send_signal(signal.SIGHUP)
+    [two] = fleet.wait_for("two")
+    assert says_hello(connect(two))
+    assert "INFO reload: two: new" in fleet.command.hear("reload: ")
+    fleet.command.hear("reload: 1 of 2 tunnels changed")
+    make_file("this is no TOML")
+    fleet.process.send_signal(signal.SIGHUP)
+    assert fleet.command.hear("reload: ").startswith("relay: reload: ")
+    assert fleet.command.hear("reload: ") == "relay: reload: nothing has changed\n"
+    assert says_hello(client)
+    assert fleet.command.end()[0] == 0
+
+
+@pytest.mark.usefixtures("hang_up_heard")
+def test_the_hang_up_of_a_terminal_ends_it(start, connect, target):
+    leader, terminal = os.openpty()
+    try:
+        fleet = start(tunnel("one", ":0", target), stdin=terminal)
+        fleet.wait_for("one")
+        fleet.process.send_signal(signal.SIGHUP)
+        assert "SIGHUP: closing" in fleet.command.hear("SIGHUP")
+        assert fleet.command.wait()[0] == 0
+    finally:
+        os.close(leader)
+        os.close(terminal)
 
 
 def until_gone(address):

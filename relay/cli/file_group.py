@@ -1,0 +1,284 @@
+"""The tunnels of a file: a group that can be reloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..config import Config, read
+from ..engine.records import Stats
+from .figures import ReloadFigures
+from .group import GroupOverError, TunnelGroup
+from .member import Member, MemberState, Snapshot
+from .options import Options
+from .output import configuration_read, describe_error, print_error, print_line, status_of, total
+from .plan_from_file import plans_of, print_problems
+from .signals import Signals
+from .verdicts import Settings, Verdict
+
+if TYPE_CHECKING:  # at the first reload
+    from .reload import ReloadResult, Reloads
+    from .replacement import Replacement
+
+__all__ = ["FileGroup", "TunnelFile"]
+
+logger = logging.getLogger("relay.cli")
+
+
+class TunnelFile:
+    """A ``relay.toml``, which is read again at each reload. Its paths are relative to its folder.
+
+    :param path: of the file, absolute.
+    :param shown: the options of output.
+    :param name: of the file in messages, as the user gave it.
+    """
+
+    def __init__(self, path: str, shown: Options, name: str) -> None:
+        self.path = path
+        self.name = name
+        self._shown = shown
+        self._read: Config | None = None
+
+    def first(self) -> list[Member]:
+        """Read the file at the start, in its folder.
+
+        :returns: its tunnels.
+        :raises click.exceptions.Exit: if it has problems, which are printed.
+        :raises OSError: if it cannot be read.
+        """
+        config = read(self.path, self.name)
+        with contextlib.chdir(config.folder):
+            settings = self._settings(config)
+        print_problems(config)
+        return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
+
+    def again(self) -> list[Settings]:
+        """Read the file again; the current directory is its folder.
+
+        :raises ReloadError: if it has problems, or cannot be read.
+        """
+        from .reload import ReloadError
+
+        try:
+            with configuration_read():
+                config = read(self.path, self.name)
+        except (OSError, ValueError) as error:
+            raise ReloadError([describe_error(error)], status_of(error)) from error
+        settings = self._settings(config)
+        if problems := config.problems.in_order():
+            status = 2 if any(problem.is_config_error for problem in problems) else 1
+            raise ReloadError([config.problems.format(problem) for problem in problems], status)
+        return settings
+
+    def _settings(self, config: Config) -> list[Settings]:
+        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown)]
+
+
+class FileGroup(TunnelGroup):
+    """The tunnels of a file, which a reload compares with it again.
+
+    :param members: the tunnels.
+    :param signals: those that end it, and those that reload.
+    :param file: where they come from.
+    """
+
+    def __init__(self, members: Sequence[Member], signals: Signals, file: TunnelFile) -> None:
+        super().__init__(members, signals)
+        self._file = file
+        self._reloads: Reloads | None = None
+        self._figures = ReloadFigures(last_success=time.time())
+        self._leaving: tuple[Member, ...] = ()
+        self._removed = Stats(0, 0, 0, 0, {})  # the figures of tunnels that have gone
+        self._late: dict[Member, Replacement] = {}  # those whose next listener waits for its server
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    @property
+    def leaving(self) -> tuple[Snapshot, ...]:
+        """The tunnels that a reload has removed, while their open connections finish."""
+        return tuple(member.now for member in self._leaving)
+
+    @property
+    def reload_figures(self) -> ReloadFigures:
+        """The figures of the reloads."""
+        return self._figures
+
+    def stats(self) -> Stats:
+        """Return the figures of all tunnels since the start, also of those that a reload has removed."""
+        opened = [one.opened for one in (*self.members, *self.leaving) if one.opened is not None]
+        return total([self._removed, *(one.tunnel.stats() for one in opened)])
+
+    def reload(self, dry_run: bool = False) -> ReloadResult:
+        """Read the file again; see :meth:`TunnelGroup.reload`."""
+        from .reload import ReloadResult, Reloads, verdicts
+
+        if dry_run:
+            return ReloadResult(tuple(verdicts(self._members, self._file.again())))
+        with self._calls_lock:
+            reloads = self._reloads = self._reloads or Reloads(self._reload)
+        return reloads.run()
+
+    def _reload(self) -> ReloadResult:
+        from .reload import ReloadError, ReloadResult, prepared
+
+        try:
+            if self.is_ending:
+                raise GroupOverError("relay is ending; start it again")
+            replacements = prepared(self._members, self._file.again())
+            try:
+                self.call(self._commit, replacements)
+            except GroupOverError:
+                for each in replacements:
+                    each.undo()
+                raise
+        except (ReloadError, GroupOverError) as error:
+            for line in getattr(error, "lines", (str(error),)):
+                print_error(f"reload: {line}")
+            print_error("reload: nothing has changed")
+            self._figures = self._figures._replace(failed=self._figures.failed + 1, was_successful=False)
+            raise
+        self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
+        return ReloadResult(tuple(each.change for each in replacements))
+
+    def _on_reload_signal(self) -> None:
+        """Reload on a thread of its own; what goes wrong has been printed."""
+        from .reload import ReloadError
+
+        with contextlib.suppress(ReloadError, GroupOverError):
+            self.reload()
+
+    # -- the main thread --------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        if number in self._signals.reloading and not self.is_ending:
+            threading.Thread(target=self._on_reload_signal, name="relay-reload", daemon=True).start()
+        else:
+            super()._on_signal(number)
+
+    @property
+    def _everyone(self) -> tuple[Member, ...]:
+        return (*self._members, *self._leaving)
+
+    def _commit(self, replacements: Sequence[Replacement]) -> None:
+        """Change the tunnels; everything that they need is open."""
+        if self.is_ending:
+            raise GroupOverError("relay is ending; start it again")
+        self._probes.clear()  # what has failed may have been fixed
+        before = {member.name: member for member in self._members}
+        kept = [each for each in replacements if each.verdict is not Verdict.GONE]
+        after = [before[each.change.name] if each.error is not None else self._changed(each) for each in kept]
+        for member in before.values():
+            if member not in after:
+                self._remove(member)
+        self._members = tuple(after)
+        for each in replacements:
+            logger.log(logging.DEBUG if each.verdict is Verdict.SAME else logging.INFO, "reload: %s", each.change)
+        changed = sum(each.verdict is not Verdict.SAME for each in replacements)
+        logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
+
+    def _changed(self, each: Replacement) -> Member:
+        """Return the tunnel for a change: the one that runs, or a new one."""
+        member, settings = each.member, each.settings
+        assert settings is not None, "it is in the file"
+        if member is None or each.is_deferred:
+            made = Member(settings.plan, bool(settings.entry.tunnel.required), settings)
+            if member is not None:
+                member.close()
+            self._open(made, each)
+            return made
+        if each.verdict is not Verdict.SAME:
+            self._give_up_late(member)
+            each.apply()
+            if each.is_postponed:
+                self._late[member] = each
+                postponed = functools.partial(self._later, self._on_late_problem, member)
+                each.hand_over(functools.partial(self._later, self._on_late_listener, member, each), postponed)
+            elif each.verdict >= Verdict.REROUTED and member.opened is not None:
+                _tell(member)
+                self._try_hops(member, member.opened, fatal=False)
+        return member
+
+    def _open(self, member: Member, each: Replacement) -> None:
+        """Open a new tunnel, whose listener is open already or waits for its server."""
+        if each.bound is not None:
+            self._start(member, each)
+        elif each.is_postponed:
+            opened = functools.partial(self._later, self._on_bound, member, each)
+            member.begin(each.hand_over(opened, functools.partial(self._later, self._on_postponed, member)))
+        else:
+            self._begin(member)
+
+    def _start(self, member: Member, each: Replacement) -> None:
+        assert each.bound is not None, "it listens"
+        try:
+            opened = member.plan.start(each.bound)
+        except (OSError, RuntimeError) as error:
+            self._give_up(member, error)
+        else:
+            member.on_opened(opened)
+            self._on_opened(member, opened)
+
+    def _on_bound(self, member: Member, each: Replacement) -> None:
+        """The listener of a new tunnel has opened after a while, or cannot be opened."""
+        each.wait()
+        if member.state.is_over or self.is_ending:
+            each.undo()
+        elif each.error is not None:
+            self._give_up(member, each.error)
+        else:
+            self._start(member, each)
+
+    def _on_late_problem(self, member: Member, error: Exception) -> None:
+        if member in self._late:
+            logger.warning("%s: still listens at its old address: %s; trying again", member.name, describe_error(error))
+
+    def _on_late_listener(self, member: Member, each: Replacement) -> None:
+        """The next listener of a tunnel has opened after a while, or cannot be opened."""
+        if self._late.get(member) is not each:
+            return
+        del self._late[member]
+        each.wait()
+        if each.error is not None:
+            print_error(f"{member.name}: {describe_error(each.error)}")
+        else:
+            each.apply()
+            _tell(member)
+
+    def _give_up_late(self, member: Member) -> None:
+        if (late := self._late.pop(member, None)) is not None:
+            late.undo()
+
+    def _remove(self, member: Member) -> None:
+        """End a tunnel that is not in the file any more, or has another one in its place."""
+        self._give_up_late(member)
+        if not member.state.accepts and member.state is not MemberState.DRAINING:
+            member.close()
+            self._count_removed(member)
+            return
+        self._leaving = (*self._leaving, member)
+        if member.state.accepts:
+            assert member.settings is not None, "it is of a file"
+            seconds = member.settings.drain_on_reload
+            self._drain(member, math.inf if seconds is None else seconds)
+
+    def _on_drained(self, member: Member) -> None:
+        super()._on_drained(member)
+        if member in self._leaving:
+            self._count_removed(member)
+            self._leaving = tuple(one for one in self._leaving if one is not member)
+
+    def _count_removed(self, member: Member) -> None:
+        if member.opened is not None:
+            self._removed = total([self._removed, member.opened.tunnel.stats()])
+
+
+def _tell(member: Member) -> None:
+    """Print where a tunnel listens, and where it leads to."""
+    assert member.opened is not None, "it is open"
+    print_line(f"{member.name}: listening on {member.opened.title}")

@@ -1,0 +1,134 @@
+"""The reload of a group of tunnels: one at a time, and all of it or nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from .member import Member, MemberState
+from .output import describe_error, status_of
+from .preflight import Preflight
+from .replacement import Replacement
+from .verdicts import Change, Settings, Verdict, compare
+
+__all__ = ["ReloadError", "ReloadResult", "Reloads", "prepared", "verdicts"]
+
+
+class ReloadError(ValueError):
+    """A reload that has changed nothing.
+
+    :param lines: its problems, one line each.
+    :param status: the exit status that stands for them: 2 if the user has to change the file, else 1.
+    """
+
+    def __init__(self, lines: Sequence[str], status: int = 2) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What a reload has done, or would do.
+
+    :param changes: a verdict for each tunnel: those of the file in its order, then those that are gone.
+    """
+
+    changes: tuple[Change, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the control socket does."""
+        return {
+            "verdicts": [
+                {"tunnel": change.name, "verdict": change.verdict.word, "changes": list(change.keys)}
+                for change in self.changes
+            ]
+        }
+
+
+class Reloads:
+    """Runs reloads one after the other. At most one waits; those that come meanwhile get its result.
+
+    :param work: does one.
+    """
+
+    def __init__(self, work: Callable[[], ReloadResult]) -> None:
+        self._work = work
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()  # for the next one
+        self._next: Future[ReloadResult] | None = None  # that has not begun
+
+    def run(self) -> ReloadResult:
+        """Reload, or wait for the one that has not begun.
+
+        :raises BaseException: what the work raises.
+        """
+        with self._lock:
+            known = self._next
+            future = self._next = known or Future()
+        if known is not None:
+            return future.result()
+        with self._turn:
+            with self._lock:
+                self._next = None
+            try:
+                future.set_result(self._work())
+            except BaseException as error:  # noqa: BLE001  (it is raised below, and where others wait)
+                future.set_exception(error)
+        return future.result()
+
+
+def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Change]:
+    """Return the verdicts for tunnels that run; those that have failed, drain or are closed count as new."""
+    return compare([one.settings for one in _running(members) if one.settings is not None], settings)
+
+
+def prepared(members: Sequence[Member], settings: Sequence[Settings]) -> list[Replacement]:
+    """Check and open everything that the new settings need.
+
+    :param members: the tunnels of the group.
+    :param settings: those of the file.
+    :returns: the changes, in the order of the verdicts; :meth:`~relay.cli.replacement.Replacement.undo` closes them.
+        One with an error is a tunnel that had failed before, in the same way: it stays as it is.
+    :raises ReloadError: if one cannot be opened; all is as before then.
+    """
+    running = {one.name: one for one in _running(members)}
+    new = {one.name: one for one in settings}
+    changes = verdicts(members, settings)
+    replacements = [Replacement(each, new.get(each.name), running.get(each.name)) for each in changes]
+    preflight = Preflight(names=False)
+    # Those whose listener is in the way of others close it only after everything else has been bound.
+    crowded = [each for each in replacements if each.must_vacate(replacements)]
+    failed = _prepare([each for each in replacements if each not in crowded], preflight, replacements)
+    if not failed:
+        failed = _prepare(crowded, preflight, replacements)
+    hopeless = {one.name: one.settings for one in members if one.state is MemberState.FAILED}
+    problems = [each for each in failed if not _is_known(hopeless.get(each.change.name), each.settings)]
+    if not problems:
+        return replacements
+    lines = [f"{each.change.name}: {describe_error(each.error)}" for each in problems if each.error is not None]
+    lines += filter(None, [each.undo() for each in replacements])
+    raise ReloadError(lines, max(status_of(each.error) for each in problems if each.error is not None))
+
+
+def _prepare(
+    replacements: Sequence[Replacement], preflight: Preflight, everyone: Sequence[Replacement]
+) -> list[Replacement]:
+    """Prepare changes side by side; return those that have failed."""
+    for each in replacements:
+        each.prepare(preflight, everyone)
+    for each in replacements:
+        each.wait()
+    return [each for each in replacements if each.error is not None]
+
+
+def _is_known(old: Settings | None, new: Settings | None) -> bool:
+    """Return whether a tunnel that cannot start has failed before, with the same settings."""
+    return old is not None and new is not None and compare([old], [new])[0].verdict is Verdict.SAME
+
+
+def _running(members: Sequence[Member]) -> list[Member]:
+    return [one for one in members if not one.state.is_over and one.state is not MemberState.DRAINING]

@@ -1,0 +1,319 @@
+"""The preparation of a reload: everything is checked and bound here, before anything is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ..addresses.hops import ProxyListen
+from ..addresses.i2p import I2PListen
+from ..addresses.values import TCPAddress, TLSListen
+from ..config.listen_conflicts import exclude_each_other
+from ..engine import changes
+from ..transports.tcp import inheriting
+from .member import Member, MemberState
+from .output import describe_error
+from .plan import Bound, Opening
+from .preflight import Preflight
+from .probes import BackgroundCall
+from .verdicts import EFFECTS, Change, Settings, Verdict
+
+__all__ = ["Replacement"]
+
+_AT_PORT = TCPAddress | TLSListen | ProxyListen
+_ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
+
+_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
+
+
+class Replacement:
+    """What one tunnel changes to. Used by the thread that reloads, then by the main thread.
+
+    :param change: the verdict.
+    :param settings: those of the new file; ``None`` for a tunnel that is gone.
+    :param member: the tunnel that runs; ``None`` for a new one.
+    """
+
+    def __init__(self, change: Change, settings: Settings | None, member: Member | None) -> None:
+        self.change = change
+        self.settings = settings
+        self.member = member
+        self.error: Exception | None = None
+        self.bound: Bound | None = None
+        """The listener and the factory, once they are open."""
+        self.make_send: Any = None
+        """The factory of another route, if only that changes."""
+        self.is_deferred = False
+        """Whether it opens after the commit, because its predecessor has not opened yet."""
+        self._attempt: BackgroundCall | None = None
+        self._lock = threading.Lock()  # for the handlers
+        self._settled = threading.Event()
+        self._has_outcome = False
+        self._postponement: Exception | None = None
+        self._handlers: tuple[Callable[[], object], Callable[[Exception], object]] | None = None
+        self._tunings: list[Callable[[], object]] = []
+        self._vacated: list[Replacement] = []
+
+    @property
+    def verdict(self) -> Verdict:
+        """What happens to the tunnel."""
+        return self.change.verdict
+
+    @property
+    def listens_anew(self) -> bool:
+        """True if it needs another listener."""
+        if self.verdict is Verdict.NEW:
+            return True
+        return self.verdict is Verdict.MOVED and not self._stays_in_place
+
+    @property
+    def leaves(self) -> bool:
+        """True if the listener of the tunnel that runs is closed."""
+        return self.verdict is Verdict.GONE or (self.verdict is Verdict.MOVED and self.listens_anew)
+
+    @property
+    def _stays_in_place(self) -> bool:
+        """True if the listener can take the new identity: TLS keys at the same address."""
+        assert self.settings is not None
+        assert self.member is not None
+        assert self.member.settings is not None
+        old, new = self.member.settings.entry.listen, self.settings.entry.listen
+        both = isinstance(old, TLSListen) and isinstance(new, TLSListen)
+        return both and (old.host, old.port) == (new.host, new.port) and self.member.opened is not None  # type: ignore[union-attr]
+
+    @property
+    def _changes_route(self) -> bool:
+        return any(EFFECTS[key] is Verdict.REROUTED for key in self.change.keys) or "sam" in self.change.keys
+
+    # -- before anything is touched -----------------------------------------------------------------------------------
+
+    def prepare(self, preflight: Preflight, everyone: Sequence[Replacement]) -> None:
+        """Check it, open its listener and its factory; :attr:`error` has what goes wrong.
+
+        :param preflight: does the checks.
+        :param everyone: all changes of the reload: their old listeners may be in the way of the new one.
+        """
+        if self.verdict in (Verdict.SAME, Verdict.GONE):
+            return
+        assert self.settings is not None
+        plan = self.settings.plan
+        try:
+            if self.member is not None and self.member.state.is_before:
+                plan.check(preflight)
+                self.is_deferred = True
+            elif self.listens_anew:
+                self._listen(preflight, everyone)
+            else:
+                plan.check(preflight)
+                self._tunings = list(self._access())
+                if self._changes_route:
+                    self.make_send = plan.make_send()
+        except _ERRORS as error:
+            self.error = error
+
+    def must_vacate(self, everyone: Sequence[Replacement]) -> bool:
+        """Return whether an old listener must close before this one's can open."""
+        return any(not _same_port(self._listen_address, other.old_address) for other in self._in_its_way(everyone))
+
+    def _in_its_way(self, everyone: Sequence[Replacement]) -> Iterator[Replacement]:
+        """Return the changes whose old listeners exclude the new one."""
+        if self.settings is None or not self.listens_anew:
+            return
+        entry = self.settings.entry
+        for other in everyone:
+            old = other.member.settings if other.leaves and other.member is not None else None
+            if old and exclude_each_other(entry.listen, entry.tunnel, other.old_address, old.entry.tunnel):
+                yield other
+
+    @property
+    def _listen_address(self) -> object:
+        return self.settings.entry.listen if self.settings is not None else None
+
+    @property
+    def old_address(self) -> Any:
+        """The address at which the tunnel that runs listens, with the port that it has got."""
+        if self.member is None or self.member.settings is None:
+            return None
+        listen: Any = self.member.settings.entry.listen
+        if isinstance(listen, _AT_PORT) and not listen.port and self.member.opened is not None:
+            return dataclasses.replace(listen, port=self.member.opened.tunnel.address[1])
+        return listen
+
+    def _listen(self, preflight: Preflight, everyone: Sequence[Replacement]) -> None:
+        """Begin to open the listener; those in its way hand their sockets over, or close first."""
+        assert self.settings is not None
+        plan = self.settings.plan
+        heirlooms: list[Any] = []
+        for other in self._in_its_way(everyone):
+            if _same_port(self._listen_address, other.old_address):
+                heirlooms += other.sockets()
+            else:
+                plan.check(preflight)  # all that can be checked while the old listener is open
+                other.vacate()
+                self._vacated.append(other)
+        opening = functools.partial(_inherit, heirlooms, functools.partial(plan.bind, preflight))
+        self._attempt = BackgroundCall(opening, self._on_outcome, self._on_postponed)
+
+    def sockets(self) -> list[Any]:
+        """Return the TCP socket of the tunnel that runs, if it has one."""
+        opened = self.member.opened if self.member is not None else None
+        if opened is None:
+            return []
+        return [getattr(opened.receive, "listening", opened.receive)]
+
+    is_vacant = False
+
+    def vacate(self) -> None:
+        """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent."""
+        if not self.is_vacant and self.member is not None and self.member.opened is not None:
+            self.is_vacant = True
+            changes.listen_nowhere(self.member.opened.tunnel)
+
+    def _access(self) -> Iterable[Callable[[], object]]:
+        """Return what changes the access to the listener in place."""
+        assert self.settings is not None
+        assert self.member is not None
+        opened, where, tunnel = self.member.opened, self.settings.plan.routes.where, self.settings.entry.tunnel
+        if opened is None or not _ACCESS & set(self.change.keys):
+            return
+        receive = opened.receive
+        if isinstance(where, TLSListen):
+            from ..transports.tls.listener import server_context
+
+            context = server_context(where.cert, where.key, where.client_ca)
+            yield lambda: receive.set_context(context)
+        elif isinstance(where, I2PListen):
+            from ..transports.i2p.access_list import AccessList
+
+            lists = AccessList(where.allow, where.deny)
+            yield lambda: receive.set_lists(lists)
+            records = opened.tunnel.connections()
+            denied = {record.peer for record in records if lists.refusal(str(record.peer)) is not None}
+            yield lambda: changes.deny(opened.tunnel, denied)
+        elif self.settings.entry.is_proxy:
+            from ..transports.proxies.listener import login_of
+
+            owner: Any = where if isinstance(where, ProxyListen) else tunnel
+            login = login_of(owner.user, owner.password, owner.password_file, owner.password_env)
+            yield lambda: receive.set_login(login)
+
+    # -- the opening of the listener, on other threads ----------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Wait until the listener is open, postponed or has failed."""
+        if self._attempt is None:
+            return
+        self._settled.wait()
+        with self._lock:
+            done = self._has_outcome
+        if done:
+            try:
+                self.bound = self._attempt.outcome()
+            except _ERRORS as error:
+                self.error = error
+
+    @property
+    def is_postponed(self) -> bool:
+        """True if the listener waits for its server: it counts as open."""
+        return self._attempt is not None and self.bound is None and self.error is None
+
+    def hand_over(self, outcome: Callable[[], object], postponed: Callable[[Exception], object]) -> BackgroundCall:
+        """Return the call that still opens the listener, and pass its events on from now on."""
+        assert self._attempt is not None
+        with self._lock:
+            self._handlers = outcome, postponed
+            late, problem = self._has_outcome, self._postponement
+        if problem is not None:
+            postponed(problem)
+        if late:
+            outcome()
+        return self._attempt
+
+    def _on_outcome(self) -> None:
+        with self._lock:
+            self._has_outcome = True
+            handlers = self._handlers
+        self._settled.set()
+        if handlers is not None:
+            handlers[0]()
+
+    def _on_postponed(self, error: Exception) -> None:
+        with self._lock:
+            self._postponement = error
+            handlers = self._handlers
+        self._settled.set()
+        if handlers is not None:
+            handlers[1](error)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def undo(self) -> str:
+        """Close what was opened, and open again what was closed.
+
+        :returns: a problem with that; empty if there is none.
+        """
+        if self._attempt is not None:
+            self._attempt.give_up()
+        if self.make_send is not None:
+            self.make_send.close()
+        problems = [other.return_to_listener() for other in self._vacated]
+        return "; ".join(filter(None, problems))
+
+    def return_to_listener(self) -> str:
+        """Listen again by the old plan; return why that fails, empty if it does not."""
+        if not self.is_vacant or self.member is None or self.member.opened is None:
+            return ""
+        self.is_vacant = False
+        try:
+            receive = self.member.plan.listen(None)
+            changes.relisten(self.member.opened.tunnel, receive, None)
+        except _ERRORS as error:
+            return f"{self.member.name}: cannot listen again: {describe_error(error)}"
+        self.member.relisten(receive)
+        return ""
+
+    def apply(self) -> None:
+        """Change the tunnel that runs: its access, its limits, its route and its listener, in the main thread."""
+        member, settings = self.member, self.settings
+        assert member is not None
+        assert settings is not None
+        opened, options = member.opened, settings.plan.options
+        if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
+            return
+        tunnel, drain = opened.tunnel, settings.drain_on_reload
+        make_send, receive = self.make_send, None
+        if self.bound is not None:
+            receive = self.bound.receive
+            if self._changes_route:
+                make_send = self.bound.make_send
+            else:
+                self.bound.make_send.close()
+        for tune in self._tunings:
+            tune()
+        if make_send is not None:
+            changes.reroute(tunnel, make_send, drain)
+        if receive is not None:
+            changes.relisten(tunnel, receive, drain)
+        changes.update(
+            tunnel,
+            nconnect=options.nconnect,
+            timeout=options.timeout,
+            connect_timeout=options.connect_timeout,
+            idle_timeout=options.idle_timeout,
+            linger=options.linger,
+        )
+        member.change(settings, receive or opened.receive, make_send or opened.make_send)
+
+
+def _same_port(one: object, other: object) -> bool:
+    """Return whether a socket of one address can serve the other."""
+    return isinstance(one, _AT_PORT) and isinstance(other, _AT_PORT) and one.host == other.host
+
+
+def _inherit(sockets: Sequence[Any], bind: Callable[[Opening], Bound], opening: Opening) -> Bound:
+    with inheriting(sockets) if sockets else contextlib.nullcontext():
+        return bind(opening)

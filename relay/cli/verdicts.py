@@ -1,0 +1,203 @@
+"""What a reload does to each tunnel: a comparison of values by name. Nothing here opens or touches anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..addresses.hops import ProxyListen
+from ..addresses.i2p import I2PListen, I2PRouter
+from ..addresses.values import TLSListen, TLSTarget
+from ..config import LIMITS, Entry
+from .plan import Plan
+
+__all__ = ["EFFECTS", "Change", "Settings", "Verdict", "compare"]
+
+
+class Verdict(enum.IntEnum):
+    """What a reload does to a tunnel; a tunnel that changes in several ways has the greatest."""
+
+    SAME = 0
+    """Nothing has changed, and nothing is touched."""
+    TUNED = 1
+    """It changes in place."""
+    REROUTED = 2
+    """New connections take another way; the listener stays open."""
+    MOVED = 3
+    """It listens elsewhere, or as somebody else."""
+    GONE = 4
+    """It is not in the file any more."""
+    NEW = 5
+    """It was not in the file."""
+
+    @property
+    def word(self) -> str:
+        """The word in the log."""
+        return self.name.lower()
+
+
+TUNED, REROUTED, MOVED = Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED
+
+EFFECTS: Mapping[str, Verdict] = {
+    **dict.fromkeys((*LIMITS, "required", "on_reload"), TUNED),
+    **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
+    **dict.fromkeys(("target", "via", "rule"), REROUTED),
+    **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
+}
+"""The verdict for a change of each key of a tunnel; that of ``sam`` is *rerouted* where it listens on this machine."""
+
+_FILES = {"listen": TUNED, "target": REROUTED}  # a file with the same name has another content
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A tunnel of a file as values that can be compared: after defaults and hops have been applied.
+
+    :param entry: its table.
+    :param plan: its plan.
+    :param files: the identity of each file that is read when it opens, by the key that names the file.
+    """
+
+    entry: Entry
+    plan: Plan
+    files: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def name(self) -> str:
+        """The tunnel's name."""
+        return self.entry.name
+
+    @property
+    def on_reload(self) -> str:
+        """``keep``, ``drain`` or ``cut``: what happens to its open connections."""
+        return self.entry.tunnel.on_reload or "keep"
+
+    @property
+    def drain_on_reload(self) -> float | None:
+        """The seconds after which its open connections are reset; ``None`` for never."""
+        return {"keep": None, "drain": self.plan.options.drain, "cut": 0.0}[self.on_reload]
+
+    @classmethod
+    def of(cls, entry: Entry, plan: Plan) -> Settings:
+        """Return the settings of a tunnel; looks at the files that it names."""
+        return cls(entry, plan, {key: tuple(map(_identity, files)) for key, files in _files(entry)})
+
+    def values(self) -> dict[str, Any]:
+        """Return the value of each key."""
+        entry, tunnel, where = self.entry, self.entry.tunnel, self.plan.routes.where
+        destination = where.router if isinstance(where, I2PListen) else None
+        return {
+            **{name: getattr(self.plan.options, name) for name in LIMITS},
+            "required": bool(tunnel.required),
+            "on_reload": self.on_reload,
+            "listen": (_place(entry.listen), entry.is_proxy),
+            "listen_via": entry.listen_via,
+            "target": entry.target,
+            "via": entry.via,
+            "rule": entry.rules,
+            "sam": entry.bridge,
+            "keys": destination and destination.keys,
+            "session": destination and destination.session,
+            "transient": bool(tunnel.transient),
+            **{name: getattr(where, name, None) for name in ("allow", "deny")},
+            **{name: _login(self, name) for name in ("user", "password", "password_file", "password_env")},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a reload does to one tunnel.
+
+    :param name: of the tunnel.
+    :param verdict: the greatest of those of its keys.
+    :param keys: the keys that differ, in the order of the reference; none for *same*, *gone* and *new*.
+    """
+
+    name: str
+    verdict: Verdict
+    keys: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        keys = f" ({', '.join(self.keys)})" if self.keys else ""
+        return f"{self.name}: {self.verdict.word}{keys}"
+
+
+def compare(old: Iterable[Settings], new: Iterable[Settings]) -> list[Change]:
+    """Compare the tunnels of two files by name.
+
+    :param old: those that run.
+    :param new: those of the file.
+    :returns: a change for each tunnel: those of the new file in its order, then those that are gone.
+    """
+    before = {one.name: one for one in old}
+    found = [_change(before.get(one.name), one) for one in new]
+    names = {change.name for change in found}
+    return [*found, *(Change(name, Verdict.GONE) for name in before if name not in names)]
+
+
+def _change(old: Settings | None, new: Settings) -> Change:
+    if old is None:
+        return Change(new.name, Verdict.NEW)
+    was, now = old.values(), new.values()
+    effects = {key: _effect(key, old, new) for key in now if was[key] != now[key]}
+    for key, effect in _FILES.items():
+        if key not in effects and old.files.get(key) != new.files.get(key):
+            effects[key] = effect
+    return Change(new.name, max(effects.values(), default=Verdict.SAME), tuple(effects))
+
+
+def _effect(key: str, old: Settings, new: Settings) -> Verdict:
+    if key == "sam" and not _listens_at_i2p(old) and not _listens_at_i2p(new):
+        return REROUTED
+    if key == "listen" and _place(old.entry.listen, tuned=True) == _place(new.entry.listen, tuned=True):
+        return TUNED if old.entry.is_proxy == new.entry.is_proxy else MOVED
+    return EFFECTS[key]
+
+
+def _listens_at_i2p(one: Settings) -> bool:
+    places = (one.entry.listen, *one.entry.listen_via)
+    return any(isinstance(place, I2PListen | I2PRouter) for place in places)
+
+
+def _place(listen: Any, *, tuned: bool = False) -> Any:
+    """Return an address to listen on without what keys of their own stand for.
+
+    :param tuned: whether to leave out as well what can change in place.
+    """
+    if isinstance(listen, I2PListen):
+        router = dataclasses.replace(listen.router, keys=None, session="")
+        return dataclasses.replace(listen, router=router, allow=None, deny=())
+    if isinstance(listen, ProxyListen):
+        return dataclasses.replace(listen, user=None, password=None, password_file=None, password_env=None)
+    if tuned and isinstance(listen, TLSListen):
+        return dataclasses.replace(listen, client_ca=None)
+    return listen
+
+
+def _login(one: Settings, name: str) -> Any:
+    """Return a key of the login of a proxy, which may be in its address as well."""
+    given = getattr(one.entry.tunnel, name)
+    return getattr(one.entry.listen, name, None) if given is None and one.entry.is_proxy else given
+
+
+def _files(entry: Entry) -> Iterator[tuple[str, list[str]]]:
+    """Return the files that a tunnel reads when it opens, by the key that names them."""
+    if isinstance(listen := entry.listen, TLSListen):
+        yield "listen", [path for path in (listen.cert, listen.key, listen.client_ca) if path]
+    elif entry.is_proxy:
+        paths = (entry.tunnel.password_file, getattr(entry.listen, "password_file", None))
+        yield "listen", [path for path in paths if path]
+    if isinstance(target := entry.target, TLSTarget):
+        yield "target", [path for path in (target.ca, target.cert, target.key) if path]
+
+
+def _identity(path: str) -> tuple[str, int, int, int]:
+    try:
+        status = os.stat(os.path.expanduser(path))
+    except OSError:
+        return path, 0, 0, 0  # the check of the tunnel reports it
+    return path, status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,452 @@
+"""The reload of the tunnels of a file, with real sockets: each verdict, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+
+import pytest
+import trustme
+from group_rig import letter, repeats, running
+from helpers import WAIT, receive_exactly, wait_until
+
+from relay.cli import reload
+from relay.cli.reload import ReloadError
+from relay.testing import SAMBridge
+
+
+@pytest.fixture
+def places(serve):
+    """The addresses of two servers, which send different letters."""
+    return ["{}:{}".format(*serve(letter(which)).address) for which in (b"a", b"b")]
+
+
+@pytest.fixture
+def up(tmp_path):
+    """Runs the tunnels of a text."""
+    with contextlib.ExitStack() as stack:
+        yield lambda text: stack.enter_context(running(tmp_path / "relay.toml", text))
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def toml(name, target, *more, listen=":0"):
+    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
+
+
+def first(client, which):
+    assert receive_exactly(client, 1) == which
+    return client
+
+
+def test_same_touches_nothing(up, places):
+    text = toml("one", places[0])
+    group = up(text)
+    before = group.now("one")
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(text) == {"one": "same"}
+        assert group.rewrite("# a comment\n" + text) == {"one": "same"}
+        assert repeats(client)
+    assert group.now("one").opened is before.opened
+    assert group.reload_figures[:3] == (2, 0, True)
+
+
+def test_tuned_is_in_force_for_new_connections_and_its_idle_timeout_for_live_ones(up, places):
+    group = up(toml("one", places[0]))
+    tunnel = group.tunnel("one")
+    with first(group.connect("one"), b"a") as client, first(group.connect("one"), b"a") as second:
+        assert group.rewrite(toml("one", places[0], "nconnect = 1", "timeout = 0.2")) == {"one": "tuned"}
+        third = group.connect("one")
+        assert repeats(client) and tunnel.stats().accepted == 2
+        second.close()
+        wait_until(lambda: tunnel.stats().active == 1)
+        assert repeats(client) and tunnel.stats().accepted == 2
+        assert group.rewrite(toml("one", places[0], "idle_timeout = 0.2")) == {"one": "tuned"}
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        third.close()
+    assert group.tunnel("one") is tunnel
+    assert group.now("one").plan.options.idle_timeout == 0.2
+
+
+def test_rerouted_keeps_the_socket_and_the_open_connections(up, places):
+    group = up(toml("one", places[0]))
+    address, tunnel = group.tunnel("one").address, group.tunnel("one")
+    with first(group.connect("one"), b"a") as old:
+        assert group.rewrite(toml("one", places[1])) == {"one": "rerouted"}
+        with first(group.connect("one"), b"b") as new:
+            assert repeats(old) and repeats(new)
+    assert group.tunnel("one") is tunnel and tunnel.address == address
+    assert places[1] in group.now("one").opened.title
+    wait_until(lambda: tunnel.stats().active == 0)
+    assert (tunnel.stats().accepted, len(tunnel.recent())) == (2, 2)
+
+
+def test_moved_opens_the_new_listener_and_keeps_the_open_connections(up, places, port):
+    group = up(toml("one", places[0]))
+    before = group.tunnel("one").address
+    with first(group.connect("one"), b"a") as old:
+        assert group.rewrite(toml("one", places[1], listen=f":{port}")) == {"one": "moved"}
+        assert group.tunnel("one").address[1] == port
+        with first(group.connect("one"), b"b"):
+            assert repeats(old)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(before, WAIT)
+    assert group.tunnel("one").stats().accepted == 2
+
+
+def test_gone_closes_its_listener_and_new_opens(up, places):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    address = group.tunnel("one").address
+    with first(group.connect("one"), b"a") as old:
+        assert group.rewrite(toml("two", places[0]) + toml("three", places[1])) == {
+            "two": "same",
+            "three": "new",
+            "one": "gone",
+        }
+        assert [member.name for member in group.members] == ["two", "three"]
+        assert [member.name for member in group.leaving] == ["one"]
+        wait_until(lambda: is_refused(address))
+        assert repeats(old)
+        with first(group.connect("three"), b"b"):
+            pass
+    wait_until(lambda: group.leaving == ())
+    assert group.stats().accepted == 2  # the totals of the one that is gone stay in the sum
+
+
+def is_refused(address):
+    try:
+        socket.create_connection(address, WAIT).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["rerouted", "moved", "gone"])
+@pytest.mark.parametrize(("word", "is_cut"), [("cut", True), ("drain", True), ("keep", False)])
+def test_on_reload_decides_on_open_connections(up, places, kind, word, is_cut):
+    more = f'on_reload = "{word}"', "drain = 0.2"
+    group = up(toml("one", places[0], *more) + toml("two", places[0]))
+    other = {"rerouted": toml("one", places[1], *more), "gone": ""}
+    with first(group.connect("one"), b"a") as client:
+        one = other.get(kind, toml("one", places[0], *more, listen="127.0.0.2:0"))
+        assert group.rewrite(one + toml("two", places[0]))["one"] == kind
+        if is_cut:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        else:
+            assert repeats(client)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("this is no TOML", r"relay.toml:1: this is not TOML"),
+        ('[tunnels.one]\nlisten = ":0"\n', "there is no target"),
+        ("", "there are no tunnels"),
+    ],
+)
+def test_an_invalid_file_changes_nothing(up, places, capfd, text, words):
+    group = up(toml("one", places[0]))
+    before = group.now("one")
+    with first(group.connect("one"), b"a") as client:
+        group.write(text)
+        for dry_run in (True, False):
+            with pytest.raises(ReloadError, match=words) as error:
+                group.reload(dry_run)
+            assert error.value.status == 2
+        assert repeats(client)
+    assert group.now("one") == before
+    assert "nothing has changed" in capfd.readouterr().err
+    assert group.reload_figures[:3] == (0, 1, False)
+
+
+def test_one_tunnel_that_cannot_open_changes_nothing(up, places, listener):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    taken = listener.getsockname()[1]
+    before = group.members
+    with first(group.connect("one"), b"a") as client:
+        group.write(toml("one", places[1]) + toml("three", places[0]) + toml("four", places[0], listen=f":{taken}"))
+        with pytest.raises(ReloadError, match="four: 127.0.0.1:.*Address already in use") as error:
+            group.reload()
+        assert error.value.status == 1
+        assert repeats(client)
+        with first(group.connect("one"), b"a"), first(group.connect("two"), b"a"):
+            pass
+    assert group.members == before
+
+
+def test_a_missing_file_changes_nothing(up, places, tmp_path):
+    group = up(toml("one", places[0]))
+    (tmp_path / "relay.toml").unlink()
+    with pytest.raises(ReloadError, match="No such file"):
+        group.reload()
+    with first(group.connect("one"), b"a"):
+        pass
+
+
+def test_a_dry_run_says_what_would_change(up, places):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    before = group.members
+    group.write(toml("one", places[1], "timeout = 3") + toml("three", places[0]))
+    assert group.reload(dry_run=True).as_json() == {
+        "verdicts": [
+            {"tunnel": "one", "verdict": "rerouted", "changes": ["timeout", "target"]},
+            {"tunnel": "three", "verdict": "new", "changes": []},
+            {"tunnel": "two", "verdict": "gone", "changes": []},
+        ]
+    }
+    assert group.members == before
+
+
+def test_a_tunnel_takes_over_the_socket_of_another(up, places, port):
+    """A new name for a tunnel, or another kind of listener at its port: no client is refused."""
+    group = up(toml("old", places[0], listen=f":{port}"))
+    with first(group.connect("old"), b"a") as client:
+        assert group.rewrite(toml("renamed", places[1], listen=f":{port}")) == {"renamed": "new", "old": "gone"}
+        with first(group.connect("renamed"), b"b"):
+            assert repeats(client)
+        assert group.rewrite(toml("renamed", "anywhere", listen=f"socks5://:{port}")) == {"renamed": "moved"}
+        with group.connect("renamed") as asking:
+            asking.sendall(b"\5\1\0")
+            assert receive_exactly(asking, 2) == b"\5\0"
+        assert repeats(client)
+
+
+def test_two_tunnels_change_places(up, places):
+    group = up(toml("one", places[0]) + toml("two", places[1]))
+    ports = [group.tunnel(name).address[1] for name in ("one", "two")]
+    text = toml("one", places[0], listen=f":{ports[0]}") + toml("two", places[1], listen=f":{ports[1]}")
+    group.rewrite(text)
+    text = toml("one", places[0], listen=f":{ports[1]}") + toml("two", places[1], listen=f":{ports[0]}")
+    assert group.rewrite(text) == {"one": "moved", "two": "moved"}
+    with first(group.connect("one"), b"a"), first(group.connect("two"), b"b"):
+        assert group.tunnel("one").address[1] == ports[1]
+
+
+def test_an_address_that_overlaps_the_old_one(up, places, port, listener):
+    group = up(toml("one", places[0], listen=f"127.0.0.1:{port}"))
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(toml("one", places[0], listen=f"0.0.0.0:{port}")) == {"one": "moved"}
+        with first(socket.create_connection(("127.0.0.2", port), WAIT), b"a"):
+            pass
+        taken = listener.getsockname()[1]  # a failure after the old listener has closed: it listens again
+        text = toml("one", places[0], listen=f"127.0.0.1:{port}")
+        group.write(text + toml("two", places[0], listen=f":{taken}"))
+        with pytest.raises(ReloadError, match="two: "):
+            group.reload()
+        with first(socket.create_connection(("127.0.0.2", port), WAIT), b"a"):
+            assert repeats(client)
+
+
+def test_a_unix_socket_becomes_that_of_a_proxy(up, places, tmp_path):
+    listen = f"unix://{tmp_path}/socket"
+    group = up(toml("one", places[0], listen=listen))
+    assert group.rewrite(toml("one", "anywhere", listen=listen)) == {"one": "moved"}
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(f"{tmp_path}/socket")
+        client.sendall(b"\5\1\0")
+        assert receive_exactly(client, 2) == b"\5\0"
+
+
+def test_new_certificates_are_for_new_handshakes(up, places, tmp_path):
+    cert, key, authority = tmp_path / "cert.pem", tmp_path / "key.pem", trustme.CA()
+
+    def issue():
+        leaf = authority.issue_cert("localhost")
+        leaf.private_key_pem.write_to_path(str(key))
+        leaf.cert_chain_pems[0].write_to_path(str(cert))
+
+    issue()
+    text = toml("one", places[0], listen=f"tls://127.0.0.1:0?cert={cert}&key={key}")
+    group = up(text)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(group.connect("one")) as old:
+        assert receive_exactly(old, 1) == b"a"
+        shown = old.getpeercert(binary_form=True)
+        assert group.rewrite(text) == {"one": "same"}
+        issue()
+        assert group.rewrite(text) == {"one": "tuned"}
+        with context.wrap_socket(group.connect("one")) as new:
+            assert receive_exactly(new, 1) == b"a"
+            assert new.getpeercert(binary_form=True) != shown
+        assert repeats(old)
+        key.write_text("this is no key")
+        with pytest.raises(ReloadError, match="one: key: "):
+            group.reload()
+        with context.wrap_socket(group.connect("one")) as new:
+            assert receive_exactly(new, 1) == b"a"
+
+
+def test_the_login_of_a_proxy_changes_in_place(up):
+    listen = '[tunnels.one]\nlisten = "http://127.0.0.1:0"\n'
+    group = up(listen + 'user = "me"\npassword = "old"\n')
+    tunnel = group.tunnel("one")
+
+    def answer(password):
+        with group.connect("one") as client:
+            client.sendall(b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost:1\r\n")
+            client.sendall(f"Proxy-Authorization: Basic {login(password)}\r\n\r\n".encode())
+            return receive_exactly(client, 12)[-3:]
+
+    assert answer("old") != b"407"
+    assert group.rewrite(listen + 'user = "me"\npassword = "new"\n') == {"one": "tuned"}
+    assert answer("old") == b"407"
+    assert answer("new") != b"407"
+    assert group.tunnel("one") is tunnel
+
+
+def login(password):
+    import base64
+
+    return base64.b64encode(f"me:{password}".encode()).decode()
+
+
+def test_an_unchanged_hop_keeps_its_login(up, places, ssh_server):
+    hops = f'[hops]\nbastion = "{ssh_server.url}"\n'
+    over = toml("one", places[0], 'via = ["bastion"]')
+    group = up(hops + over)
+    with first(group.connect("one"), b"a") as client:
+        assert ssh_server.logins == 1
+        assert group.rewrite(hops + over + toml("two", places[0]))["one"] == "same"
+        text = hops + toml("one", places[1], 'via = ["bastion"]')
+        assert group.rewrite(text) == {"one": "rerouted", "two": "gone"}
+        with first(group.connect("one"), b"b"):
+            assert repeats(client)
+        assert ssh_server.logins == 1
+
+
+def test_an_unchanged_session_stays(up, places):
+    with SAMBridge() as router:
+        session = toml("one", f"i2p://name.i2p?sam={router.sam}")
+        group = up(session + toml("two", places[0]))
+        wait_until(lambda: len(router.sessions) == 1)
+        before = list(router.sessions)
+        assert group.rewrite(session + toml("two", places[1])) == {"one": "same", "two": "rerouted"}
+        assert list(router.sessions) == before
+
+
+def test_a_listener_that_waits_for_its_server_counts_as_open(up, places, make_ssh_server):
+    server = make_ssh_server()
+    server.stop()
+    group = up(toml("one", places[0]))
+    assert group.rewrite(toml("one", places[0]) + toml("late", places[0], listen=server.url)) == {
+        "one": "same",
+        "late": "new",
+    }
+    assert group.now("late").state.value == "waiting"
+    server.start()
+    wait_until(lambda: group.now("late").state.value == "listening")
+    with first(group.connect("late"), b"a"):
+        assert group.rewrite(toml("one", places[0])) == {"one": "same", "late": "gone"}
+
+
+def test_a_tunnel_moves_to_a_server_once_that_can_be_reached(up, places, make_ssh_server):
+    server = make_ssh_server()
+    server.stop()
+    group = up(toml("one", places[0]))
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(toml("one", places[1], listen=server.url)) == {"one": "moved"}
+        with first(group.connect("one"), b"a"):  # as before, until the server is there
+            pass
+        before = group.tunnel("one").address
+        server.start()
+        wait_until(lambda: group.tunnel("one").address != before)
+        with first(group.connect("one"), b"b"):
+            assert repeats(client)
+
+
+def test_a_move_that_waits_is_given_up_by_the_next_reload(up, places, make_ssh_server):
+    server = make_ssh_server()
+    server.stop()
+    group = up(toml("one", places[0]))
+    assert group.rewrite(toml("one", places[0], listen=server.url)) == {"one": "moved"}
+    assert group.rewrite(toml("one", places[1], listen="127.0.0.2:0")) == {"one": "moved"}
+    assert group.tunnel("one").address[0] == "127.0.0.2"
+    with first(group.connect("one"), b"b"):
+        pass
+
+
+def test_a_tunnel_that_has_not_opened_begins_anew(up, places, make_ssh_server):
+    server, other = make_ssh_server(), make_ssh_server()
+    server.stop()
+    group = up(toml("one", places[0], listen=server.url))
+    assert group.now("one").state.value == "waiting"
+    assert group.rewrite(toml("one", places[0], listen=other.url)) == {"one": "moved"}
+    wait_until(lambda: group.now("one").state.value == "listening")
+    with first(group.connect("one"), b"a"):
+        pass
+
+
+def test_a_tunnel_that_has_failed_is_tried_again_and_prevents_no_reload(up, places, port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bad = toml("bad", places[0], listen=f":{taken.getsockname()[1]}")
+        group = up(toml("one", places[0]) + bad)
+        assert group.now("bad").state.value == "failed"
+        assert group.rewrite(toml("one", places[1]) + bad) == {"one": "rerouted", "bad": "new"}
+        assert group.now("bad").state.value == "failed"
+    assert group.rewrite(toml("one", places[1]) + bad) == {"one": "same", "bad": "new"}
+    with first(group.connect("bad"), b"a"):
+        pass
+
+
+def test_a_drained_tunnel_opens_again(up, places):
+    group = up(toml("one", places[0]) + toml("two", places[0]))
+    group.drain("one", 0)
+    wait_until(lambda: group.now("one").state.value == "closed")
+    assert group.reload().changes[0].verdict.word == "new"
+    with first(group.connect("one"), b"a"):
+        pass
+
+
+def test_a_paused_tunnel_stays_paused(up, places, port):
+    group = up(toml("one", places[0]))
+    group.pause("one")
+    assert group.rewrite(toml("one", places[1], listen=f":{port}")) == {"one": "moved"}
+    with group.connect("one") as client:
+        group.resume("one")
+        first(client, b"b")
+
+
+def test_one_reload_runs_one_waits_and_the_others_join_it(monkeypatch):
+    begun, goes_on, joined, work = threading.Event(), threading.Event(), [], []
+
+    class Joined(reload.Future):
+        def result(self):
+            joined.append(None)
+            return super().result()
+
+    def slow():
+        work.append(None)
+        begun.set()
+        assert goes_on.wait(WAIT)
+        return len(work)
+
+    monkeypatch.setattr(reload, "Future", Joined)
+    reloads, results = reload.Reloads(slow), []
+    threads = [threading.Thread(target=lambda: results.append(reloads.run())) for _ in range(5)]
+    threads[0].start()
+    assert begun.wait(WAIT)
+    for thread in threads[1:]:
+        thread.start()
+    wait_until(lambda: len(joined) == 3)
+    goes_on.set()
+    for thread in threads:
+        thread.join(WAIT)
+    assert sorted(results) == [1, 2, 2, 2, 2]
+
+
+def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
+    from relay.cli.group import TunnelGroup
+
+    group = up(toml("one", places[0]))
+    with pytest.raises(ReloadError, match="no file to reload"):
+        TunnelGroup.reload(group)

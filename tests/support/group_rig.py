@@ -1,0 +1,91 @@
+"""A group of tunnels of a file in this process: its main thread is a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+
+from helpers import WAIT, receive_exactly, wait_until
+
+from relay.cli.file_group import FileGroup, TunnelFile
+from relay.cli.group import GroupOverError
+from relay.cli.options import Options
+from relay.cli.signals import Signals
+
+__all__ = ["Group", "letter", "repeats", "running"]
+
+
+class _Signals(Signals):
+    """Signals of a group that does not run in the main thread: none are caught, only wakes are."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._reader.close()
+        self._writer.close()
+
+
+class Group(FileGroup):
+    """A group and its file."""
+
+    def write(self, text):
+        """Write the file."""
+        with open(self._file.path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(text)
+
+    def rewrite(self, text):
+        """Write the file, and reload; return the words of the verdicts by name."""
+        self.write(text)
+        return {change.name: change.verdict.word for change in self.reload().changes}
+
+    def now(self, name):
+        """The tunnel of that name."""
+        return next(member for member in self.members if member.name == name)
+
+    def tunnel(self, name):
+        """The engine's tunnel of that name."""
+        return self.now(name).opened.tunnel
+
+    def connect(self, name):
+        """A client of that tunnel."""
+        return socket.create_connection(self.tunnel(name).address, WAIT)
+
+
+@contextlib.contextmanager
+def running(path, text, shown=None):
+    """Run the tunnels of a file; all have opened, failed or wait."""
+    path.write_text(text)
+    path.chmod(0o600)
+    with contextlib.chdir(path.parent), _Signals() as signals:
+        file = TunnelFile(str(path), shown or Options(), path.name)
+        group = Group(file.first(), signals, file)
+        thread = threading.Thread(target=group.run, kwargs={"watch": False})
+        thread.start()
+        try:
+            wait_until(lambda: all(member.state.value != "opening" for member in group.members))
+            yield group
+        finally:
+            with contextlib.suppress(GroupOverError):
+                group.call(group._end, 0)
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+
+def letter(which):
+    """A server that sends a letter, then repeats what it gets."""
+
+    def work(connection):
+        connection.sendall(which)
+        while data := connection.recv(1000):
+            connection.sendall(data)
+
+    return work
+
+
+def repeats(client):
+    """Whether a connection to such a server lives."""
+    client.sendall(b"x")
+    return receive_exactly(client, 1) == b"x"

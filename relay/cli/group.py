@@ -328,15 +328,16 @@ class TunnelGroup:
 
     def _on_refused(self, probe: _Probe) -> None:
         """A hop has failed, and a retry cannot help."""
-        assert probe.trial is not None and probe.trial.error is not None, "that is what it failed with"
+        error = probe.trial.error if probe.trial is not None else None
+        assert error is not None, "that is what it failed with"
         members, probe.members = probe.members, []
         for member, fatal in members:
             if not member.state.accepts:
                 continue
             if fatal:
-                self._give_up(member, probe.trial.error)
+                self._give_up(member, error)
             else:
-                print_error(f"{member.name}: {describe_error(probe.trial.error)}")
+                print_error(f"{member.name}: {describe_error(error)}")
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

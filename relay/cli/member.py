@@ -40,6 +40,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ class Snapshot:
     :param problem: why it waits or has failed; empty if it does neither.
     :param status: the exit status that stands for why it has failed; 0 if it has not.
     :param opened: the tunnel, once it has been open, also after its end.
+    :param since: when the state last changed, in seconds since 1970.
     """
 
     plan: Plan
@@ -107,6 +109,7 @@ class Snapshot:
     problem: str = ""
     status: int = 0
     opened: Opened | None = None
+    since: float = dataclasses.field(default_factory=time.time)
 
     @property
     def name(self) -> str:
@@ -259,4 +262,5 @@ class Member:
         return self.now.opened  # type: ignore[return-value]  # there is one in all states after those before
 
     def _become(self, state: MemberState, **changes: object) -> None:
-        self.now = dataclasses.replace(self.now, state=state, **changes)  # type: ignore[arg-type]
+        since = self.now.since if state is self.state else time.time()
+        self.now = dataclasses.replace(self.now, state=state, since=since, **changes)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class ReloadError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload has done, or would do.
+    """The effect of a reload, or of one that would be done.
 
     :param changes: a verdict for each tunnel: those of the file in its order, then those that are gone.
     """

@@ -31,7 +31,7 @@ _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
 class Replacement:
-    """What one tunnel changes to. Used by the thread that reloads, then by the main thread.
+    """The change of one tunnel. Used by the thread that reloads, then by the main thread.
 
     :param change: the verdict.
     :param settings: those of the new file; ``None`` for a tunnel that is gone.
@@ -60,7 +60,7 @@ class Replacement:
 
     @property
     def verdict(self) -> Verdict:
-        """What happens to the tunnel."""
+        """The verdict on the tunnel."""
         return self.change.verdict
 
     @property

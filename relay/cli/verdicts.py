@@ -1,4 +1,4 @@
-"""What a reload does to each tunnel: a comparison of values by name. Nothing here opens or touches anything."""
+"""The verdicts of a reload: a comparison of values by name. Nothing here opens or touches anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["EFFECTS", "Change", "Settings", "Verdict", "compare"]
 
 
 class Verdict(enum.IntEnum):
-    """What a reload does to a tunnel; a tunnel that changes in several ways has the greatest."""
+    """The effect of a reload on a tunnel; a tunnel that changes in several ways has the greatest."""
 
     SAME = 0
     """Nothing has changed, and nothing is touched."""
@@ -28,7 +28,7 @@ class Verdict(enum.IntEnum):
     REROUTED = 2
     """New connections take another way; the listener stays open."""
     MOVED = 3
-    """It listens elsewhere, or as somebody else."""
+    """It listens elsewhere, or with another identity."""
     GONE = 4
     """It is not in the file any more."""
     NEW = 5
@@ -110,7 +110,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a reload does to one tunnel.
+    """The effect of a reload on one tunnel, and the keys that cause it.
 
     :param name: of the tunnel.
     :param verdict: the greatest of those of its keys.

@@ -114,8 +114,8 @@ class Defaults(_Table):
     required: bool | None = None
     """Whether relay up ends with status 1 if the tunnel cannot start. Default: false."""
     on_reload: Literal["keep", "drain", "cut"] | None = None
-    """Open connections when a reload reroutes, moves or removes their tunnel: `keep` lets them go on, `drain` resets
-    them after the time of `drain`, `cut` resets them at once. Default: keep."""
+    """Open connections when a reload reroutes, moves or removes their tunnel: they go on with `keep`, are reset
+    after the time of `drain` with `drain`, and at once with `cut`. Default: keep."""
 
 
 class Tunnel(Defaults):

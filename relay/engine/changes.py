@@ -1,21 +1,26 @@
 """Changes of a tunnel while it runs: its limits, its route, its listener.
 
-Each runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as it is.
+Each runs in the relay thread, and is in force when the function returns. A tunnel that is closing stays as it is. This
+is a part of :class:`~relay.engine.relay_thread.RelayThread` in a file of its own, so it uses what is private there.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from .acceptor import Acceptor, check_listener, make_acceptor
-from .connector import close_factory
+from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, make_acceptor
+from .connector import MOST_CALLS, close_factory
 from .limits import Limits
+from .records import ConnectionState
 from .relay_thread import RelayThread
 from .tunnel import Tunnel, address_of
 
 __all__ = ["deny", "listen_nowhere", "relisten", "reroute", "update"]
+
+_WITHOUT_ROUTE = (ConnectionState.REQUESTING, ConnectionState.QUEUED)  # they get the route of the time when it is made
 
 
 class _NoAcceptor:
@@ -48,7 +53,20 @@ def update(
     that a listener may have changed as well.
     """
     limits = Limits(timeout, connect_timeout, idle_timeout, linger)
-    _in_thread(tunnel, lambda relay, now: relay.update(nconnect, limits, now))
+
+    def change(relay: RelayThread, now: float) -> None:
+        before, relay.limits = relay.limits, limits
+        relay._statistics.lifetime = limits.lifetime
+        relay._slots.limit = nconnect
+        relay._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
+        _limit_handshakes(relay)
+        for connection in relay.all_connections if limits.idle != before.idle else ():
+            connection.deadline.change_idle(limits.idle, now)
+        relay._acceptor = adapt_acceptor(relay, relay._acceptor, relay._receive)
+        relay._serve_queue(now)
+        relay.update_listening()
+
+    _in_thread(tunnel, change)
 
 
 def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None) -> None:
@@ -60,7 +78,10 @@ def reroute(tunnel: Tunnel, make_send: Callable[..., Any], drain: float | None) 
     """
 
     def change(relay: RelayThread, now: float) -> bool:
-        relay.reroute(make_send, drain, now)
+        old, relay._make_send = relay._make_send, make_send
+        relay._connector.set_factory(make_send)
+        close = functools.partial(close_factory, old, relay.name)
+        _retire(relay, lambda: relay._connector.submit(close), drain)
         return True
 
     if not _in_thread(tunnel, change):
@@ -77,7 +98,7 @@ def relisten(tunnel: Tunnel, receive: Any, drain: float | None) -> None:
     check_listener(receive)
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        return relay.relisten(receive, make_acceptor(relay, receive), drain, now)
+        return _accept_from(relay, receive, make_acceptor(relay, receive), drain, now)
 
     old = _in_thread(tunnel, change)
     if old is None:
@@ -92,7 +113,7 @@ def listen_nowhere(tunnel: Tunnel) -> None:
 
     Open connections go on. For a listener that excludes its successor.
     """
-    old = _in_thread(tunnel, lambda relay, now: relay.relisten(None, _NoAcceptor(), None, now))
+    old = _in_thread(tunnel, lambda relay, now: _accept_from(relay, None, _NoAcceptor(), None, now))
     if old is not None:
         old.close()
 
@@ -108,9 +129,32 @@ def deny(tunnel: Tunnel, peers: Collection[Any]) -> None:
     _in_thread(tunnel, change)
 
 
+def _accept_from(relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
+    """Accept from another listener; return the acceptor of the old one, which is still to be closed."""
+    old, relay._acceptor, relay._receive = relay._acceptor, acceptor, receive
+    _limit_handshakes(relay)
+    if isinstance(old, SocketAcceptor):
+        old.take_backlog(now)
+    old.listen(False)
+    relay.update_listening()
+    _retire(relay, None, drain)
+    return old
+
+
+def _limit_handshakes(relay: RelayThread) -> None:
+    if hasattr(relay._receive, "handshake_timeout"):
+        relay._receive.handshake_timeout = relay.limits.handshake
+
+
+def _retire(relay: RelayThread, over: Callable[[], object] | None, drain: float | None) -> None:
+    """Begin a generation with the connections that have the old route and listener."""
+    routed = [one for one in relay.all_connections if one.state not in _WITHOUT_ROUTE]
+    relay._generations.begin(routed, over, drain)
+
+
 def _in_thread(tunnel: Tunnel, function: Callable[[RelayThread, float], Any]) -> Any:
     """Call a function in the relay thread; return its result, ``None`` if the tunnel is closing, or raise its error."""
-    relay = tunnel._relay  # private to users, not to the engine
+    relay = tunnel._relay
     results: list[Any] = []
     errors: list[Exception] = []
 

@@ -145,11 +145,6 @@ class Connection:
         return self.state is ConnectionState.CLOSED
 
     @property
-    def has_route(self) -> bool:
-        """True from the start of its outgoing stream on."""
-        return self.state not in (ConnectionState.REQUESTING, ConnectionState.QUEUED)
-
-    @property
     def tunnel_name(self) -> str:
         """The name of the tunnel, for the log."""
         return self.owner.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from ..streams.fairness import ROOM, crowding
 from ..streams.proxy_handshake import HandshakeListener, ProxyHandshake
 from ..streams.rate_limited_log import RateLog
 from ..streams.stream import Stream
-from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, make_acceptor
+from .acceptor import make_acceptor
 from .admission import Slots, SpareDescriptor
 from .connection import Connection
 from .connection_id import id_of, number_of
@@ -134,7 +133,7 @@ class RelayThread(LoopThread):
                 killed.append(found[0])
 
         if found and id_of(found[0].summary.number, found[0].summary.started) == connection_id.lower():
-            self._in_loop(kill)
+            self.run_in_thread(kill)
         return bool(killed)
 
     # -- the relay thread -------------------------------------------------------------------------------------------
@@ -284,43 +283,6 @@ class RelayThread(LoopThread):
             on_close()
         else:
             self._connector.submit(on_close)
-
-    # Changes while it runs; :mod:`relay.engine.changes` calls these.
-
-    def update(self, nconnect: int, limits: Limits, now: float) -> None:
-        """Change the limits, and let open connections have the new ``idle_timeout``."""
-        before, self.limits = self.limits, limits
-        self._statistics.lifetime = limits.lifetime
-        if hasattr(self._receive, "handshake_timeout"):
-            self._receive.handshake_timeout = limits.handshake
-        for connection in self.all_connections if limits.idle != before.idle else ():
-            connection.deadline.change_idle(limits.idle, now)
-        self._slots.limit = nconnect
-        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
-        self._acceptor = adapt_acceptor(self, self._acceptor, self._receive)
-        self._serve_queue(now)
-        self.update_listening()
-
-    def reroute(self, make_send: Callable[..., Any], drain: float | None, now: float) -> None:
-        """Make the streams of new connections by another factory; the old one is closed after its last connection."""
-        old, self._make_send = self._make_send, make_send
-        self._connector.set_factory(make_send)
-        self._retire(lambda: self._connector.submit(functools.partial(close_factory, old, self.name)), drain)
-
-    def relisten(self, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
-        """Accept from another listener; return the acceptor of the old one, which the caller closes."""
-        old, self._acceptor, self._receive = self._acceptor, acceptor, receive
-        if hasattr(receive, "handshake_timeout"):
-            receive.handshake_timeout = self.limits.handshake
-        if isinstance(old, SocketAcceptor):
-            old.take_backlog(now)
-        old.listen(False)
-        self.update_listening()
-        self._retire(None, drain)
-        return old
-
-    def _retire(self, over: Callable[[], object] | None, drain: float | None) -> None:
-        self._generations.begin([each for each in self.all_connections if each.has_route], over, drain)
 
     @property
     def all_connections(self) -> list[Connection]:

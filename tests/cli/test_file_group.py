@@ -31,9 +31,8 @@ def up(tmp_path):
 
 
 @pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+def port(reserved):
+    return reserved
 
 
 def toml(name, target, *more, listen=":0"):

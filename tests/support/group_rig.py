@@ -86,6 +86,6 @@ def letter(which):
 
 
 def repeats(client):
-    """Whether a connection to such a server lives."""
+    """Return whether a connection to such a server lives."""
     client.sendall(b"x")
     return receive_exactly(client, 1) == b"x"

@@ -62,7 +62,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 def up(
     file: Path | None, fail_fast: bool, watch: bool, verbose: bool, log_format: Literal["text", "json"], debug: bool
 ) -> None:
-    """Open all the tunnels of FILE and relay, until SIGINT, SIGTERM or SIGHUP.
+    """Open all the tunnels of FILE and relay, until SIGINT or SIGTERM.
 
     Prints one line for each: the address it listens on, or why it cannot. relay retries until a server can be reached,
     at the start and after a loss. If a retry cannot help (a host key, a login, an address in use, a missing file), that
@@ -71,6 +71,9 @@ def up(
     relay reports every problem in FILE at once, one line each, and then opens nothing (status 2).
 
     After a signal, open connections may finish (drain); a second signal closes them.
+
+    SIGHUP reloads FILE: relay changes only the tunnels that it changes, and their open connections go on (on_reload).
+    If FILE has a problem, or a tunnel cannot be opened, nothing changes. On a terminal, SIGHUP ends relay.
     """
     shown = Options(fail_fast=fail_fast, verbose=verbose, watch=watch, log_format=log_format, debug=debug)
     with (

@@ -508,3 +508,8 @@ def test_i2p_address_that_cannot_be(capsys):
     status = command("doctor").main(["i2p://short.b32.i2p"], prog_name="relay doctor", standalone_mode=False)
     assert status == 2
     assert "short.b32.i2p" in capsys.readouterr().err
+
+
+def test_i2p_router_alone(doctor, bridge):
+    found = doctor("--via", "i2p:", "--sam", bridge.sam)
+    assert (found.status, found.steps) == (0, ["route", "connect", "sam bridge", "i2p session"])

@@ -15,7 +15,7 @@ from ...addresses.i2p import I2PTarget
 from ...addresses.i2p_parser import parse_sam
 from ...addresses.printable import shown
 from ..addresses import read_hops, read_target
-from ..i2p_options import sam, with_bridges
+from ..i2p_options import sam, with_bridge, with_bridges
 from ..options import SECONDS, Options, debug, seconds, via
 from ..output import carriers_quiet, configuration_read, failures_reported, logged_to_stderr, print_line
 
@@ -111,11 +111,11 @@ def _of_line(words: Sequence[str], via: Sequence[str], sam: str | None) -> list[
         if bridge is None:
             return []
         raise ValueError("--sam: there is no I2P address; name one, or use --via i2p:")
-    text = words[0] if words else "127.0.0.1:9"
-    route = read_hops(via, text)
-    target, route = with_bridges(bridge, read_target(text, route), route)
     if not words:
+        route = tuple(with_bridge(bridge, hop) for hop in read_hops(via, ""))
         return [Job("route", over(route).removeprefix(" "), route)]
+    route = read_hops(via, words[0])
+    target, route = with_bridges(bridge, read_target(words[0], route), route)
     return [Job("route", f"{shown(str(target))}{over(route)}", route, target)]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...addresses.hops import Command, Route
-from ...addresses.i2p import I2PTarget
+from ...addresses.i2p import I2PRouter, I2PTarget
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ...addresses.values import Target, TCPAddress
@@ -31,7 +31,9 @@ __all__ = ["Destination", "RouteProbe"]
 
 FIRST_BYTES = 1.0  # seconds for a target that speaks first; most wait for the client, and that is no failure
 _LONGEST = 256  # bytes of what it says
-_NOWHERE = TCPAddress("127.0.0.1", 9)  # stands for the targets that clients name: it is not connected to
+_GRACE = 1.0  # seconds that a dial gets after the deadline: the test ends first, and names the step
+# They stand for the targets that clients name, and are not connected to.
+_NOWHERE, _NOWHERE_AT_I2P = TCPAddress("127.0.0.1", 9), I2PTarget("nowhere.i2p")
 
 Destination = Target | I2PTarget | Command | None
 Outcome = Stream | Exception | None
@@ -122,7 +124,7 @@ class RouteProbe:
         self._recorder.clear()
         what = str(target) if target is not None else str(self._hops[-1])
         try:
-            made = self._network.to(_NOWHERE if target is None else target)
+            made = self._network.to(self._nowhere() if target is None else target)
         except (OSError, ValueError) as error:
             detail, advice = split("configuration", error, what)
             return [Check("configuration", what, Status.FAILED, detail, advice)]
@@ -135,7 +137,7 @@ class RouteProbe:
             if isinstance(outcome, Stream):
                 stream = outcome
                 checks = self._checks(None)
-                return [*checks, *first_bytes(stream, what, deadline, self._cancelled)]
+                return [*checks, *first_bytes(stream, what, deadline)]
             if isinstance(outcome, _LateError):
                 return self._checks(outcome.__cause__, outcome.step)
             return self._checks(outcome) or [_unnamed(what, outcome, time.monotonic() - begun)]
@@ -144,7 +146,11 @@ class RouteProbe:
             if stream is not None:
                 stream.close()
 
+    def _nowhere(self) -> TCPAddress | I2PTarget:
+        return _NOWHERE_AT_I2P if isinstance(self._hops[-1], I2PRouter) else _NOWHERE
+
     def _begin(self, made: Dialer, deadline: float, *, hops_only: bool) -> Callable[[], object]:
+        deadline += _GRACE
         if hops_only:
 
             def get_ready() -> None:
@@ -174,7 +180,7 @@ class RouteProbe:
                 if step is not None and time.monotonic() >= min(deadline, step.begun + LIMITS[step.stage][0]):
                     return _LateError(step)
                 if time.monotonic() >= deadline:
-                    return ConnectError("no answer in time", reason="connect_timeout")
+                    return ConnectError("no answer in time; give it more with --timeout", reason="connect_timeout")
                 continue
             if event is not None:
                 return event.outcome
@@ -251,7 +257,7 @@ def _unnamed(subject: str, error: BaseException | None, seconds: float | None) -
     return Check(name, subject, Status.FAILED, detail, advice, seconds)
 
 
-def first_bytes(stream: Stream, subject: str, deadline: float, cancelled: threading.Event) -> list[Check]:
+def first_bytes(stream: Stream, subject: str, deadline: float) -> list[Check]:
     """Read what the target says first, if it says something.
 
     :param stream: connected; it stays open.

@@ -92,7 +92,7 @@ class _PendingStream:
         self._leave = _once(session.leave)
         _request(session.id, self._resolved, to_port)  # raises ValueError for an impossible destination
         session.enter()
-        self._step = session.bridge.trace.begin(Stage.DESTINATION, self._target, session=session)
+        self._step = session.bridge.trace.begin(Stage.DESTINATION, self._target)
         self._steps = CallbackChain(functools.partial(self._on_outcome, done))
 
     def begin(self) -> Abort:

@@ -60,8 +60,9 @@ def dial(
     """Begin to open a stream to a target that the server can reach; see :func:`relay.carriers.dialer.dial`."""
 
     def begin(link: Connection, on_result: OnResult) -> Abort:
-        step = trace.begin(Stage.CHANNEL, str(place), server=carrier.name)
-        return link.open(place, deadline, report_to(step, on_result), self_contained=self_contained)
+        if trace is not SILENT:
+            on_result = report_to(trace.begin(Stage.CHANNEL, str(place), server=carrier.name), on_result)
+        return link.open(place, deadline, on_result, self_contained=self_contained)
 
     return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect)
 

@@ -102,6 +102,20 @@ def test_a_hop_that_has_failed_is_not_tried_again(doctor, config, ssh_server, ta
     assert "they have failed for one" in found.check("hops")["text"]
 
 
+def test_a_program_that_is_missing(doctor, config):
+    file = config(db={"listen": "127.0.0.1:0", "target": "db:5432", "via": ["exec:no-such-program %h %p"]})
+    doctor("--config", file).names("configuration", "program not found", "install it")
+
+
+def test_secrets_of_a_file_are_not_shown(status, config, target):
+    via = [f"ssh://me:the-secret@{target}?config=/dev/null&backend=paramiko"]
+    file = config(db={"listen": "127.0.0.1:0", "target": target, "via": via})
+    for option in ([], ["--json"]):
+        code, out, err = status("--config", file, *option, "--timeout", "3")
+        assert code == 1
+        assert "the-secret" not in out + err
+
+
 def test_some_tunnels_by_name(doctor, config, target):
     tunnels = {name: {"listen": "127.0.0.1:0", "target": target} for name in ("one", "two", "three")}
     found = doctor("--config", config(**tunnels), "three", "one")

@@ -1,0 +1,193 @@
+"""Ten reloads in a row under load: no client is refused, no byte is lost, and open connections go on."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+from command_rig import commands
+from group_rig import letter
+from helpers import BLOCK, WAIT, receive_exactly, send_and_end, wait_until
+
+RELOADS = 10
+DIGEST = hashlib.sha256(BLOCK).digest()
+
+
+def hash_of_all(connection):
+    """A server that sends the hash of what it gets, as far as the client's EOF."""
+    found = hashlib.sha256()
+    while data := connection.recv(1 << 16):
+        found.update(data)
+    connection.sendall(found.digest())
+
+
+@pytest.fixture
+def hang_up_heard():
+    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def up(tmp_path, hang_up_heard):
+    """Starts the tunnels of a text; returns the command, a function that reloads, and the ports by name."""
+    path = tmp_path / "relay.toml"
+    path.touch(0o600)
+    with commands() as make:
+
+        def start(text):
+            path.write_text(text)
+            command = make(str(path), command="up", stdin=subprocess.DEVNULL)
+            ports = {}
+            for _ in range(text.count("[tunnels.")):
+                name, _, rest = command.process.stdout.readline().partition(": listening on 127.0.0.1:")
+                ports[name] = int(rest.split()[0])
+
+            def reload(text, words="tunnels changed"):
+                path.write_text(text)
+                command.process.send_signal(signal.SIGHUP)
+                return command.hear(words)
+
+            return command, reload, ports
+
+        yield start
+
+
+class Clients:
+    """Clients that connect one after the other, as fast as they are served, until they are told to stop."""
+
+    def __init__(self, port, talk, count=4):
+        self.served = 0
+        self.failures = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._work, args=(port, talk)) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, port, talk):
+        while not self._stop.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+                    talk(client)
+            except (OSError, AssertionError) as error:
+                self.failures.append(repr(error))
+                return
+            with self._lock:
+                self.served += 1
+
+    def wait_for(self, more):
+        """Wait until so many more have been served."""
+        until = self.served + more
+        wait_until(lambda: self.served >= until or self.failures)
+
+    def end(self):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(WAIT)
+        assert self.failures == []
+
+
+def tunnel(name, listen, target, *more):
+    return "\n".join([f"[tunnels.{name}]", f"listen = {listen}", f'target = "{target}"', *more, ""])
+
+
+def place(server):
+    return "{}:{}".format(*server.address)
+
+
+def test_ten_reloads_under_load_lose_nothing(up, serve, ssh_server):
+    """One tunnel is rerouted each time, one moves, one is tuned, one over SSH stays; others come and go."""
+    targets = [place(serve(hash_of_all)) for _ in range(2)]
+    talk = place(serve(letter(b"a")))
+    over = f'[hops]\nbastion = "{ssh_server.url}"\n' + tunnel("over", 0, talk, 'via = ["bastion"]')
+
+    def text(number):
+        return (
+            over
+            + tunnel("routed", 0, targets[number % 2])
+            + tunnel("moving", f'"127.0.0.{1 + number}:0"' if number else 0, talk)
+            + tunnel("tuned", 0, talk, f"nconnect = {100 + number}")
+            + (tunnel(f"guest{number}", 0, talk) if number else "")
+        )
+
+    command, reload, ports = up(text(0))
+
+    def exchange(client):
+        threading.Thread(target=send_and_end, args=(client, BLOCK)).start()
+        assert receive_exactly(client, len(DIGEST)) == DIGEST
+
+    still = [socket.create_connection(("127.0.0.1", ports[name]), WAIT) for name in ("moving", "tuned", "over")]
+    for client in still:
+        assert receive_exactly(client, 1) == b"a"
+    routed = socket.create_connection(("127.0.0.1", ports["routed"]), WAIT)
+    clients = Clients(ports["routed"], exchange)
+    try:
+        part = len(BLOCK) // (RELOADS + 1)
+        routed.sendall(BLOCK[:part])
+        for number in range(1, RELOADS + 1):
+            come_and_gone = 2 if number > 1 else 1
+            assert f"reload: {3 + come_and_gone} of {4 + come_and_gone} tunnels changed" in reload(text(number))
+            for client in still:
+                client.sendall(b"x")
+                assert receive_exactly(client, 1) == b"x"
+            routed.sendall(BLOCK[number * part : (number + 1) * part])
+            clients.wait_for(2)
+        send_and_end(routed, BLOCK[(RELOADS + 1) * part :])
+        assert receive_exactly(routed, len(DIGEST)) == DIGEST
+    finally:
+        clients.end()
+        for client in [*still, routed]:
+            client.close()
+    assert clients.served >= 2 * RELOADS
+    assert ssh_server.logins == 1
+    status, said = command.end()
+    assert status == 0
+    assert "Traceback" not in said
+
+
+def test_a_reroute_under_a_storm_of_clients_refuses_none(up, serve):
+    places = [place(serve(letter(which))) for which in (b"a", b"b")]
+    _, reload, ports = up(tunnel("one", 0, places[0]))
+
+    def talk(client):
+        assert receive_exactly(client, 1) in b"ab"
+
+    clients = Clients(ports["one"], talk)
+    try:
+        for number in range(1, RELOADS + 1):
+            reload(tunnel("one", 0, places[number % 2]))
+            clients.wait_for(5)
+            with socket.create_connection(("127.0.0.1", ports["one"]), WAIT) as client:
+                assert receive_exactly(client, 1) == b"ab"[number % 2 :][:1]
+    finally:
+        clients.end()
+
+
+def test_a_mistake_changes_nothing(up, serve):
+    target = place(serve(letter(b"a")))
+    good = tunnel("one", 0, target)
+    _, reload, ports = up(good)
+    with (
+        socket.create_connection(("127.0.0.1", ports["one"]), WAIT) as client,
+        socket.create_server(("127.0.0.1", 0)) as taken,
+    ):
+        assert receive_exactly(client, 1) == b"a"
+        bad = [
+            "this is no TOML",
+            tunnel("one", 0, "nowhere"),
+            tunnel("two", taken.getsockname()[1], target),
+            good + "[tunnels.two]\nlisten = 0\n",
+        ]
+        for text in bad:
+            reload(text, "reload: nothing has changed")
+            with socket.create_connection(("127.0.0.1", ports["one"]), WAIT) as other:
+                assert receive_exactly(other, 1) == b"a"
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+        assert "0 of 1 tunnels changed" in reload(good)

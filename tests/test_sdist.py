@@ -75,6 +75,7 @@ def test_its_tests_run(built: Path) -> None:
 
 
 MANUALS = {f"share/man/man1/{path.name}" for path in (ROOT / "docs" / "man").glob("*.1")}
+OPERATIONS = {"share/relay/fail2ban/relay.conf"}
 COMPLETIONS = {
     "share/bash-completion/completions/relay",
     "share/zsh/site-functions/_relay",
@@ -94,7 +95,7 @@ def test_what_is_installed_is_the_package_with_its_manuals_and_completions(
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     data = file.rsplit("-", 3)[0] + ".data/data/"
     assert len(MANUALS) == 10
-    assert names == {str(path.relative_to(source)) for path in package} | {data + n for n in MANUALS | COMPLETIONS}
+    assert names == {str(path.relative_to(source)) for path in package} | {data + n for n in MANUALS | COMPLETIONS | OPERATIONS}
     pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--ignore-installed"]
     run(tmp_path, *pip, "--prefix", str(tmp_path / "prefix"), "--no-warn-script-location", file)
     assert [name for name in MANUALS | COMPLETIONS if not (tmp_path / "prefix" / name).read_text()] == []

@@ -44,6 +44,9 @@ class TunnelFile:
         self.name = name
         self._shown = shown
         self._read: Config | None = None
+        self.log_file: str | None = None
+        """The access log, as the file has it at the start."""
+        self.log_interval: float | None = None
 
     def first(self) -> list[Member]:
         """Read the file at the start, in its folder.
@@ -53,6 +56,7 @@ class TunnelFile:
         :raises OSError: if it cannot be read.
         """
         config = read(self.path, self.name)
+        self.log_file, self.log_interval = config.file.log_file, config.file.log_interval
         with contextlib.chdir(config.folder):
             settings = self._settings(config)
         print_problems(config)

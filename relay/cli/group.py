@@ -65,6 +65,8 @@ class TunnelGroup:
     """
 
     def __init__(self, members: Sequence[Member], signals: Signals) -> None:
+        self.reopen_logs: Callable[[], object] = lambda: None
+        """Opens the log file again; from any thread. Set by the one who opens the file."""
         self._members = tuple(members)
         self._signals = signals
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -15,6 +15,7 @@ from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
 from ..streams.checks import check_count
 
 __all__ = [
+    "LOG_INTERVAL",
     "SECONDS",
     "Options",
     "connect_timeout",
@@ -22,7 +23,9 @@ __all__ = [
     "fail_fast",
     "idle_timeout",
     "linger",
+    "log_file",
     "log_format",
+    "log_interval",
     "seconds",
     "seconds_or_zero",
     "verbose",
@@ -34,6 +37,7 @@ __all__ = [
 SECONDS = "SECONDS"
 
 _TIME = re.compile(r"\s*(.*?)\s*(ms|s|m|h|d)?\s*", re.DOTALL)
+LOG_INTERVAL = 600.0  # seconds; the default of --log-interval
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -129,6 +133,17 @@ log_format = click.option(
     show_default=True,
     help="Format of the log on standard error. Standard output stays text.",
 )
+log_file = click.option(
+    "--log-file",
+    metavar="PATH",
+    help="Append a line of JSON for each connection to this file (mode 0600). SIGUSR1 opens it again.",
+)
+log_interval = click.option(
+    "--log-interval",
+    metavar=SECONDS,
+    type=seconds,
+    help="Time between two such lines of an open connection [600].",
+)
 debug = click.option("--debug", is_flag=True, help="Log at debug level, with tracebacks.")
 
 
@@ -146,6 +161,8 @@ class Options:
     verbose: bool = False
     watch: bool = False
     log_format: Literal["text", "json"] = "text"
+    log_file: str | None = None
+    log_interval: float | None = None
     debug: bool = False
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
@@ -164,7 +181,8 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, verbose, watch, log_format, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, verbose, watch, log_format,
+    log_file, log_interval, debug,
 )  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from ..addresses.hops import Command, Listen, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import RelayError
-from .options import Options
+from .options import LOG_INTERVAL, Options
 from .output import describe_error, failures_reported, logged_to_stderr
-from .plan import Opening, make_plan
+from .plan import Opening, Plan, make_plan
 from .signals import Signals
 
-__all__ = ["raise_descriptor_limit", "serve"]
+__all__ = ["raise_descriptor_limit", "relay_one", "serve"]
 
 
 def serve(
@@ -52,9 +52,23 @@ def serve(
         made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via)
         if hint:
             made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
-        from .single import SingleTunnel
+        relay_one(made, signals, title)
 
-        SingleTunnel(made, signals, title).relay()
+
+def relay_one(plan: Plan, signals: Signals, title: str) -> None:
+    """Relay the tunnel of a command line until a signal.
+
+    :param plan: how it is opened.
+    :param signals: those that end it.
+    :param title: printed before where it listens and where that leads to.
+    :raises Exception: why it cannot relay.
+    """
+    from .connection_log import connections_logged
+    from .single import SingleTunnel
+
+    group = SingleTunnel(plan, signals, title)
+    with connections_logged(group, signals, plan.options.log_file, plan.options.log_interval or LOG_INTERVAL):
+        group.relay()
 
 
 def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening | None) -> Any:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable
 from typing import NoReturn
 
 __all__ = ["Signals", "die_of"]
@@ -23,9 +24,10 @@ class Signals:
     def __init__(self, *, reload: bool = False) -> None:
         self.reloading = frozenset({signal.SIGHUP} if reload and not os.isatty(0) else ())
         """The signals that are a request to reload; the others end the program."""
-        self._caught = [signal.SIGINT, signal.SIGTERM]
+        self._caught: list[int] = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             self._caught.append(signal.SIGHUP)
+        self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
 
@@ -40,6 +42,12 @@ class Signals:
         signal.set_wakeup_fd(self._wakeup)
         self._reader.close()
         self._writer.close()
+
+    def on(self, number: int, call: Callable[[], object]) -> None:
+        """Catch a further signal, too, and call a function in the main thread's :meth:`wait` when it comes."""
+        self._calls[number] = call
+        self._caught.append(number)
+        self._before.append(signal.signal(number, lambda *_: None))
 
     def is_set(self) -> bool:
         """Return whether a signal or a wake is still unread. With :meth:`fileno` this is a ``cancel=`` for dialing."""
@@ -60,10 +68,16 @@ class Signals:
         """Wait for a signal or for :meth:`wake`.
 
         :param timeout: seconds, or ``None`` for as long as it takes.
-        :returns: the signal's number, 0 for :meth:`wake`, ``None`` after the timeout.
+        :returns: the signal's number, 0 for :meth:`wake` or one of :meth:`on`, ``None`` after the timeout.
         """
         ready, _, _ = select.select([self._reader], [], [], timeout)
-        return self._reader.recv(1)[0] if ready else None
+        if not ready:
+            return None
+        number = self._reader.recv(1)[0]
+        if call := self._calls.get(number):
+            call()
+            return 0
+        return number
 
 
 def die_of(number: int) -> NoReturn:

@@ -213,6 +213,10 @@ class File(_Table):
     """Hops by name, for via, listen_via and rule: an address, or a table."""
     tunnels: dict[str, Tunnel] = {}
     """Tunnels by name."""
+    log_file: str | None = None
+    """File to which relay appends a line of JSON for each connection. It is created with mode 0600. Default: none."""
+    log_interval: Seconds | None = None
+    """Seconds between two such lines of an open connection. Default: 600."""
 
 
 def keys_at(path: Path) -> Iterable[str]:

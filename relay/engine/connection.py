@@ -93,6 +93,9 @@ class ConnectionOwner(Protocol):
     def on_last_reply(self, connection: Connection, now: float, /) -> None:
         """Take a connection that gets no stream, only a last reply."""
 
+    def denied(self, connection: Connection, now: float, /) -> None:
+        """Log a client that a rule has denied."""
+
     def close_stream(self, stream: Stream, clean: bool) -> None:
         """Close a stream, or reset it."""
 
@@ -193,6 +196,7 @@ class Connection:
         values = self.owner.name, printable(refusal.problem, _LONGEST), format_address(self.summary.peer)
         if refusal.guessed:
             self.summary.rule = "login"
+            self.owner.denied(self, now)
             self.owner.guesses.log(now, "%s: %s (client %s)", *values)
         else:
             logger.info("%s: %s (client %s)", *values)

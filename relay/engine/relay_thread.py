@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import re
 import socket
 import time
 import weakref
@@ -38,6 +39,7 @@ logger = logging.getLogger("relay")
 
 _KEEPALIVE_AFTER = 15.0  # seconds after an accept when keepalive is turned on
 _MAX_HALF_OPEN = 1024  # clients at one time that have not sent their request, or only get a last reply
+_MOST_DENIALS = 600  # lines about denied clients in a minute
 _JOIN_TIMEOUT = 0.5  # seconds that close() waits for threads that close streams
 _all: weakref.WeakSet[RelayThread] = weakref.WeakSet()
 
@@ -69,6 +71,7 @@ class RelayThread(LoopThread):
     ) -> None:
         self.limits = limits
         self.guesses = RateLog(logger, logging.WARNING)  # wrong users and passwords
+        self._denials = RateLog(logger, logging.WARNING, _MOST_DENIALS)
         self.keepalive_enabled_until = 0.0  # the acceptance of the last connection with keepalive, if it is open
         self._receive = receive
         self._make_send = make_send
@@ -244,6 +247,7 @@ class RelayThread(LoopThread):
             self._statistics.accepted += 1
             connection = Connection(self, stream.socket, stream, peer, now)
             connection.summary.rule = "access-list"
+            self.denied(connection, now)
             self._slots.connections[connection] = None
             connection.close("denied", now)
         else:
@@ -264,6 +268,11 @@ class RelayThread(LoopThread):
             else:
                 self.update_listening()
         self.on_over(connection)
+
+    def denied(self, connection: Connection, now: float) -> None:
+        """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
+        peer, tunnel = format_address(connection.summary.peer) or "-", re.sub(r"[^\w.-]", "_", self.name)
+        self._denials.log(now, "denied peer=%s tunnel=%s rule=%s", peer, tunnel, connection.summary.rule)
 
     def accept_failed(self, error: BaseException) -> None:
         """Count an error of accepting a client, in the thread that accepts."""

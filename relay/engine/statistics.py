@@ -11,14 +11,14 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
 from .records import REASONS, ConnectionRecord, ConnectionSummary, Histogram, Metrics, Stats
 
-__all__ = ["AGES", "CONNECT_TIMES", "Statistics"]
+__all__ = ["AGES", "CONNECT_TIMES", "Statistics", "set_access_log"]
 
 logger = logging.getLogger("relay")
 
@@ -31,6 +31,18 @@ _RECENT = 100  # ended connections that are remembered
 _MOST_WAITING = 200  # ended connections whose figures are not added up yet
 _RULES = ("access-list", "login")
 _STATES = ("connecting", "open", "half-closed")
+
+_access_log: Callable[[str, ConnectionRecord], object] | None = None
+
+
+def set_access_log(put: Callable[[str, ConnectionRecord], object] | None) -> None:
+    """Call a function for each connection of this process that ends; replaces the one before.
+
+    :param put: called in the relay threads with the name of the tunnel and the record. It must not block or raise.
+        ``None`` for no function.
+    """
+    global _access_log  # noqa: PLW0603  (one for the process, as the log is)
+    _access_log = put
 
 
 class _Sizes:
@@ -98,11 +110,15 @@ class Statistics:
                 self._lock.release()
         if summary.reason == "lifetime" and not self._has_warned:
             self._warn_of_lifetime(connection)
-        if self._observer is not None:
-            self._observer.put(connection.record(summary.finished))
-        if logger.isEnabledFor(logging.INFO):
+        is_logged = logger.isEnabledFor(logging.INFO)
+        if is_logged or self._observer is not None or _access_log is not None:
             record = connection.record(summary.finished)
-            logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
+            if self._observer is not None:
+                self._observer.put(record)
+            if _access_log is not None:
+                _access_log(self._name, record)
+            if is_logged:
+                logger.info("%s: %s", self._name, _in_one_line(record), extra={"connection": record})
 
     def recent(self) -> list[ConnectionRecord]:
         """Return the records of the last 100 connections that ended, oldest first."""

@@ -68,6 +68,7 @@ class Owner:
         self.awaiting_request = {}
         self.has_slot = True
         self.over = []
+        self.denials = []
         self.attempt = Attempt()
         self.now = 100.0
         self.stack = stack
@@ -101,6 +102,9 @@ class Owner:
             self.loop.discard(stream.socket)
         else:
             stream.reset()
+
+    def denied(self, connection, now):
+        self.denials.append(connection.summary.rule)
 
     def connection_over(self, connection):
         self.over.append(connection.summary.reason)

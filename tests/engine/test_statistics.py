@@ -9,7 +9,7 @@ import pytest
 
 from relay.engine import statistics as module
 from relay.engine.records import REASONS, ConnectionState, ConnectionSummary
-from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics
+from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics, set_access_log
 
 
 def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):
@@ -119,3 +119,15 @@ def test_the_relay_thread_does_not_wait_for_a_reader(monkeypatch, statistics):
 
     assert statistics.metrics(connections()).ended["idle"] == 0
     assert statistics.metrics([]).ended["idle"] == 1
+
+
+def test_the_access_log_gets_the_connections_of_all_tunnels():
+    found = []
+    set_access_log(lambda name, record: found.append((name, record.reason)))
+    try:
+        Statistics("a", None, None).add(ended("idle"))
+        Statistics("b", None, None).add(ended("done"))
+    finally:
+        set_access_log(None)
+    Statistics("a", None, None).add(ended("done"))
+    assert found == [("a", "idle"), ("b", "done")]

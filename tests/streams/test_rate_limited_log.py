@@ -27,3 +27,11 @@ def test_the_first_is_logged_at_once_and_the_others_are_counted(caplog: pytest.L
         "159.9: an event",
         "161.0: an event",
     ]
+
+
+def test_there_may_be_more_lines_in_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    log = RateLog(logging.getLogger("relay"), logging.WARNING, 3)
+    for second in (0.0, 1.0, 2.0, 3.0, 59.0, 60.0, 61.0):
+        log.log(second, "%s", second)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert lines == ["0.0", "1.0", "2.0", "60.0; 2 more like this since the last such line", "61.0"]

@@ -14,7 +14,7 @@ from ..i2p_options import sam
 from ..options import Options, via, with_options
 from ..output import failures_reported, logged_to_stderr
 from ..plan import make_proxy_plan
-from ..run import raise_descriptor_limit
+from ..run import raise_descriptor_limit, relay_one
 from ..signals import Signals
 
 __all__ = ["EXAMPLES", "socks"]
@@ -107,9 +107,7 @@ def socks(
             password_env=password_env,
             bridge=None if sam is None else parse_sam(sam),
         )
-        from ..single import SingleTunnel
-
-        SingleTunnel(made, signals, "listening on ").relay()
+        relay_one(made, signals, "listening on ")
 
 
 def _rule(text: str) -> Rule:

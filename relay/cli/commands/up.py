@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from ..options import Options, debug, fail_fast, log_format, verbose
+from ..options import LOG_INTERVAL, Options, debug, fail_fast, log_file, log_format, log_interval, verbose
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
 from ..signals import Signals
@@ -58,9 +58,18 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 @click.option("--watch", is_flag=True, help="Show a live table of the tunnels.")
 @verbose
 @log_format
+@log_file
+@log_interval
 @debug
 def up(
-    file: Path | None, fail_fast: bool, watch: bool, verbose: bool, log_format: Literal["text", "json"], debug: bool
+    file: Path | None,
+    fail_fast: bool,
+    watch: bool,
+    verbose: bool,
+    log_format: Literal["text", "json"],
+    log_file: str | None,
+    log_interval: float | None,
+    debug: bool,
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT or SIGTERM.
 
@@ -82,14 +91,19 @@ def up(
         Signals(reload=True) as signals,
     ):
         from ...config import find
+        from ..connection_log import connections_logged
         from ..file_group import FileGroup, TunnelFile
 
         raise_descriptor_limit()
+        log_path = os.path.abspath(log_file) if log_file is not None else None
         with configuration_read():
             name = str(file or find())
             config = TunnelFile(os.path.abspath(name), shown, name)
             members = config.first()
         with contextlib.chdir(os.path.dirname(config.path)):
-            status = FileGroup(members, signals, config).run(watch=watch)
+            group = FileGroup(members, signals, config)
+            interval = log_interval or config.log_interval or LOG_INTERVAL
+            with connections_logged(group, signals, log_path or config.log_file, interval):
+                status = group.run(watch=watch)
     if status:
         raise click.exceptions.Exit(status)

@@ -717,8 +717,11 @@ def test_guesses_are_seen_and_do_not_flood_the_log(proxy, connect, caplog):
         if not number:
             peer = "{}:{}".format(*client.getsockname())
         client.close()
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line == f"mine: a wrong user or password (client {peer})"
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    denied = [line for line in lines if line.startswith("denied")]
+    assert [line for line in lines if line not in denied] == [f"mine: a wrong user or password (client {peer})"]
+    assert len(denied) == 5 and f"denied peer={peer} tunnel=mine rule=login" in denied
+    wait_until(lambda: tunnel.metrics().denied == {"access-list": 0, "login": 5})
 
 
 def test_guesses_are_seen_alone(caplog):

@@ -30,7 +30,7 @@ _BATCH = 256  # lines of one write
 _PATIENCE = 5.0  # seconds that the end waits for the last lines
 
 
-class LoggedTunnel(NamedTuple):
+    """The facts of a tunnel that its lines have."""
     """What lines say of a tunnel."""
 
     name: str
@@ -110,7 +110,7 @@ class AccessLog:
         return now + self._interval if self._interval is not None else math.inf
 
     def _take(self, due: float) -> tuple[list[bytes], _Item]:
-        """Wait for records, until a time; return their lines, and what is to be done then."""
+        """Wait for records, until a time; return their lines, and the item that is no record."""
         lines: list[bytes] = []
         wait = None if due == math.inf else max(0.0, due - time.monotonic())
         try:

@@ -30,8 +30,8 @@ _BATCH = 256  # lines of one write
 _PATIENCE = 5.0  # seconds that the end waits for the last lines
 
 
+class LoggedTunnel(NamedTuple):
     """The facts of a tunnel that its lines have."""
-    """What lines say of a tunnel."""
 
     name: str
     local: str

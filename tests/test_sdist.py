@@ -75,7 +75,7 @@ def test_its_tests_run(built: Path) -> None:
 
 
 MANUALS = {f"share/man/man1/{path.name}" for path in (ROOT / "docs" / "man").glob("*.1")}
-OPERATIONS = {"share/relay/fail2ban/relay.conf"}
+OPERATIONS = {"share/relay/fail2ban/relay.conf", "share/relay/grafana-dashboard.json"}
 COMPLETIONS = {
     "share/bash-completion/completions/relay",
     "share/zsh/site-functions/_relay",

@@ -11,11 +11,12 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from documents import PAGES
+from documents import PAGES, ROOT
 from helpers import WAIT, exchange, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -294,3 +295,53 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
         kinds = asked(port, "metadata")
         for family in FAMILIES:
             assert [(entry["type"], entry["help"]) for entry in kinds[family.name]] == [(family.kind, family.help)]
+
+
+DASHBOARD = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    text = page(tunnel("db"), carriers=(carrier("ssh://a"),))
+    known = {family.name for family in FAMILIES} | {name for name, _ in samples(text)}
+    variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
+    queries = [target["expr"] for panel in PANELS for target in panel["targets"]] + variables
+    named = {name for query in queries for name in re.findall(r"\b(?:relay|process)_\w+", query)}
+    assert named <= known
+    shown = {name.removesuffix("_bucket") for name in named}
+    assert {family.name for family in FAMILIES} - shown == {
+        "relay_tunnel_last_probe_timestamp_seconds", "relay_carrier_rtt_seconds",
+    }  # fmt: skip
+    labels = {label for family in FAMILIES for label in family.labels} | {"job", "instance", "le"}
+    for query in queries:
+        assert set(re.findall(r"[{,](\w+)(?:=~|!~|=)", query)) <= labels
+        for group in re.findall(r"by \(([^)]*)\)", query):
+            assert set(group.split(", ")) <= labels
+
+
+def test_the_panels_of_the_dashboard_have_texts_and_do_not_overlap() -> None:
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24
+        taken |= cells
+    assert all(panel["title"] and panel["description"] for panel in PANELS)
+
+
+def test_prometheus_understands_each_query_of_the_dashboard(tmp_path: Path) -> None:
+    variables = {"$__rate_interval": "1m", "$job": "relay", "$instance": ".*", "$tunnel": ".*"}
+    rules = []
+    for panel in PANELS:
+        for target in panel["targets"]:
+            query = target["expr"]
+            for name, value in variables.items():
+                query = query.replace(name, value)
+            rules.append({"record": f"panel:{panel['id']}:{target['refId']}", "expr": query})
+    (tmp_path / "rules.json").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(tmp_path / "rules.json")],
+        capture_output=True, text=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

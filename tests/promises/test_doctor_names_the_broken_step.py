@@ -308,6 +308,13 @@ def test_ssh_host_key_that_would_be_stored_is_not(doctor, ssh_server, target, tm
     assert not empty.exists()
 
 
+def test_ssh_host_key_that_the_openssh_client_would_store_is_not(doctor, ssh_server, target, tmp_path):
+    empty = tmp_path / "known_hosts"
+    url = ssh_url(ssh_server, hostkey=None, known_hosts=empty, accept_new="yes", backend="openssh")
+    doctor(target, "--via", url).names("host key", ssh_server.fingerprint)
+    assert not empty.exists()
+
+
 @pytest.mark.parametrize("line", ["AllowTcpForwarding no", "PermitOpen 127.0.0.1:1"])
 def test_ssh_server_that_does_not_forward(doctor, make_sshd, target, line):
     found = doctor(target, "--via", server_url(make_sshd(line).server))
@@ -407,6 +414,14 @@ def test_a_second_hop_that_is_broken(doctor, ssh_server, make_ssh_server, target
     found.names("forwarding", "AllowTcpForwarding")
     assert route_to(found) == [*UP_TO_LOGIN, "forwarding", "target", *UP_TO_LOGIN[2:]]
     assert "{}:{}".format(*second.address) in found.check("forwarding")["subject"]
+
+
+def test_a_second_hop_of_the_same_name(doctor, ssh_server, target, tmp_path):
+    """Steps are told apart by their order, not by their names."""
+    unknown = ssh_url(ssh_server, hostkey=None, known_hosts=tmp_path / "none", backend="paramiko")
+    found = doctor(target, "--via", ssh_server.url, "--via", unknown)
+    found.names("host key", ssh_server.fingerprint, "is not known")
+    assert route_to(found) == [*UP_TO_LOGIN, "forwarding", "target", *UP_TO_LOGIN[2:4]]
 
 
 def test_a_second_hop_that_is_down(doctor, ssh_server, refusing, target):

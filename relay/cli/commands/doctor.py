@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -151,6 +152,7 @@ def _report(
     from ..doctor.machine import machine
     from ..doctor.output import print_section, print_summary
     from ..doctor.report import Report, Section
+    from ..probes import report_slow
 
     def show(section: Section) -> None:
         if not as_json:
@@ -160,11 +162,13 @@ def _report(
     most = sum(filter(None, limits)) if limits and None not in limits else None
     checks: list[Check] = [*machine(most), *(mode_checks("config file", file, 0o022) if file else [])]
     own = Section("machine", "this machine", checks)
+    if any(map(_is_slow, jobs)) and sys.stderr is not None and sys.stderr.isatty():
+        report_slow()
     limit = timeout or max([_TIMEOUT, *(_OVER_I2P for job in jobs if _is_slow(job))])
     report = Report([*run_jobs(jobs, limit, show, open_remote=open_remote), own])
     show(own)
     if as_json:
-        print_line(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        print_line(json.dumps(report.as_json(), indent=2))
     else:
         print_summary(report)
     if report.failed:

@@ -192,16 +192,15 @@ class RouteProbe:
         return max((step for step in self._steps() if step.is_running), key=lambda step: step.begun, default=None)
 
     def _steps(self) -> list[RecordedStep]:
-        """Return the steps without those that repeat an earlier one in the background, as for idle sockets."""
+        """Return the steps, without further connections to a SAM bridge: a session keeps some in reserve."""
         found: list[RecordedStep] = []
-        succeeded: set[tuple[Stage, str]] = set()
+        repeated: list[RecordedStep] = []
         for step in self._recorder.steps():
-            key = step.stage, step.subject
-            if key in succeeded:
-                continue
-            if not step.is_running and step.error is None:
-                succeeded.add(key)
-            found.append(step)
+            is_known = any(_is_same(step, each) and _succeeded(each) for each in found)
+            if is_known and (step.stage is Stage.BRIDGE or any(_encloses(each, step) for each in repeated)):
+                repeated.append(step)
+            else:
+                found.append(step)
         # Those that are parts of others end, and are shown, before these.
         return sorted(found, key=lambda step: math.inf if step.ended is None else step.ended)
 
@@ -216,7 +215,7 @@ class RouteProbe:
                 checks += checks_of(step, error, Status.FAILED)
             elif step.error is not None and not _encloses(failing, step) and not _encloses(step, failing):
                 checks += checks_of(step, step.error, Status.WARNING)  # what followed has made up for it
-            elif not step.is_running and step.error is None:
+            elif _succeeded(step):
                 checks += checks_of(step, None, Status.OK)
         if error is not None and failing is None and checks:
             checks.append(_unnamed(checks[-1].subject, error, None))
@@ -239,6 +238,14 @@ def _failing(steps: list[RecordedStep]) -> RecordedStep | None:
     if len(bad) > 1 and bad[-2].stage is Stage.BRIDGE and bad[-1].stage is Stage.CONNECT:
         return bad[-2]
     return bad[-1] if bad else None
+
+
+def _is_same(one: RecordedStep, other: RecordedStep) -> bool:
+    return (one.stage, one.subject) == (other.stage, other.subject)
+
+
+def _succeeded(step: RecordedStep) -> bool:
+    return not step.is_running and step.error is None
 
 
 def _encloses(outer: RecordedStep | None, inner: RecordedStep | None) -> bool:

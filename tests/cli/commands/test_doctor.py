@@ -6,6 +6,7 @@ import functools
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from command_rig import commands
@@ -16,6 +17,7 @@ from sshd import server_url
 import relay
 from relay.cli.commands import command
 from relay.cli.doctor import explain
+from relay.cli.doctor.wording import ADVICE
 from relay.streams.trace import Stage
 from relay.testing import SAMBridge
 
@@ -282,5 +284,10 @@ def test_an_interrupt_ends_it_at_once(serve):
     assert "Traceback" not in said
 
 
-def test_limits_are_those_of_steps():
-    assert set(explain.LIMITS) == set(Stage)
+def test_every_stage_has_a_limit_and_checks():
+    assert set(explain.LIMITS) == set(explain._EXPLAINERS) == set(Stage)
+
+
+def test_every_step_is_documented():
+    page = (Path(__file__).parents[3] / "docs" / "doctor.md").read_text().partition("## Steps")[2]
+    assert [step for step in ADVICE if f"`{step}`" not in page] == []

@@ -88,7 +88,7 @@ complete -c relay -n '__fish_seen_subcommand_from doctor' -l via -x -d 'A hop on
 complete -c relay -n '__fish_seen_subcommand_from doctor' -l config -r -F -d 'Test the tunnels of a relay.toml.'
 complete -c relay -n '__fish_seen_subcommand_from doctor' -l sam -x -d 'SAM bridge of the I2P router [127.0.0.1:7656].'
 complete -c relay -n '__fish_seen_subcommand_from doctor' -l timeout -x -d 'Maximum time for each route, hops included [60; over I2P 300].'
-complete -c relay -n '__fish_seen_subcommand_from doctor' -l listen -d 'With --config: let SSH servers listen at a free port for a moment.'
+complete -c relay -n '__fish_seen_subcommand_from doctor' -l listen -d 'With --config: listen on SSH servers and on I2P for a moment.'
 complete -c relay -n '__fish_seen_subcommand_from doctor' -l json -d 'Print the report as JSON.'
 complete -c relay -n '__fish_seen_subcommand_from doctor' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from doctor' -s h -l help -d 'Show this message and exit.'

@@ -59,7 +59,10 @@ _TIMEOUT, _OVER_I2P = 60.0, 300.0
     "--timeout", metavar=SECONDS, type=seconds, help="Maximum time for each route, hops included [60; over I2P 300]."
 )
 @click.option(
-    "--listen", "open_remote", is_flag=True, help="With --config: let SSH servers listen at a free port for a moment."
+    "--listen",
+    "open_remote",
+    is_flag=True,
+    help="With --config: listen on SSH servers and on I2P for a moment.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @debug

@@ -46,7 +46,7 @@ def check_listen(
     if isinstance(where, SSHListen):
         return _on_server(where, before, make_probe, deadline, open_remote=open_remote)
     if isinstance(where, I2PListen):
-        return _at_i2p(where, before, make_probe, deadline)
+        return _at_i2p(where, before, make_probe, deadline, open_remote=open_remote)
     if isinstance(where, UnixAddress):
         return [_unix(where.path)]
     host, port = getattr(where, "host", ""), getattr(where, "port", 0)
@@ -88,13 +88,20 @@ def _unix(path: str) -> Check:
     return Check("listen", subject, Status.OK, "free")
 
 
-def _at_i2p(where: I2PListen, before: Route, make_probe: MakeProbe, deadline: float) -> list[Check]:
+def _at_i2p(
+    where: I2PListen, before: Route, make_probe: MakeProbe, deadline: float, *, open_remote: bool
+) -> list[Check]:
     """Create a session with another destination: one with the same keys would end that of a running relay."""
-    probe = make_probe((*before, dataclasses.replace(where.router, keys=None, session="")))
+    router = dataclasses.replace(where.router, keys=None, session="")
+    probe = make_probe((*before, router))
     try:
         checks = probe.test(None, deadline)
         path = where.router.keys
-        if path is None or any(check.status is Status.FAILED for check in checks):
+        if any(check.status is Status.FAILED for check in checks):
+            return checks
+        if open_remote:
+            checks = [*checks, probe.prove(I2PListen(router, where.accept), deadline)]
+        if path is None:
             return checks
         if not os.path.exists(os.path.expanduser(path)):
             detail = "it does not exist; relay creates it with its first session"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...addresses.hops import Command, Route
-from ...addresses.i2p import I2PRouter, I2PTarget
+from ...addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ...addresses.printable import shown
 from ...addresses.ssh import SSHServer
 from ...addresses.values import Target, TCPAddress
@@ -25,12 +25,13 @@ from ...transports.chain import network, numbered
 from .explain import LIMITS, checks_of, limit_error
 from .recorder import RecordedStep, Recorder
 from .report import Check, Status
-from .wording import split
+from .wording import ADVICE, split
 
 __all__ = ["Destination", "RouteProbe"]
 
 FIRST_BYTES = 1.0  # seconds for a target that speaks first; most wait for the client, and that is no failure
 _LONGEST = 256  # bytes of what it says
+_PUBLISHING = 180.0  # seconds for a lease set to spread, and for two probes
 _GRACE = 1.0  # seconds that a dial gets after the deadline: the test ends first, and names the step
 # They stand for the targets that clients name, and are not connected to.
 _NOWHERE, _NOWHERE_AT_I2P = TCPAddress("127.0.0.1", 9), I2PTarget("nowhere.i2p")
@@ -113,6 +114,31 @@ class RouteProbe:
             return Check("published", address, Status.SKIPPED, detail, advice, time.monotonic() - begun)
         detail = "a router finds its lease set: a running relay has published it"
         return Check("published", address, Status.OK, detail, seconds=time.monotonic() - begun)
+
+    def prove(self, place: I2PListen, deadline: float) -> Check:
+        """Publish a new destination for a moment, and check that a stream from a second session reaches it.
+
+        :param place: the address to listen on, with the last hop as its router.
+        :param deadline: monotonic seconds.
+        """
+        from ...transports.i2p.listener import I2PListener
+
+        begun = time.monotonic()
+        subject = "a new destination"
+        listener = I2PListener(place, network(self._hops[:-1], self._recorder), subject)
+        try:
+            listener.start(max(0.1, deadline - begun))
+            is_published = listener.wait_published(max(0.1, min(deadline - time.monotonic(), _PUBLISHING)))
+        except OSError as error:
+            detail, advice = split("published", error, subject)
+            return Check("published", subject, Status.FAILED, detail, advice, time.monotonic() - begun)
+        finally:
+            listener.close()
+        seconds = time.monotonic() - begun
+        if is_published:
+            return Check("published", subject, Status.OK, "a stream from a second session has arrived", "", seconds)
+        detail = "no stream from a second session has arrived: its lease set does not spread"
+        return Check("published", subject, Status.FAILED, detail, ADVICE["published"], seconds)
 
     def test(self, target: Destination, deadline: float) -> list[Check]:
         """Test one target.

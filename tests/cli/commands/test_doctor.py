@@ -193,6 +193,16 @@ def test_a_server_without_gateway_ports(doctor, config, make_sshd, target, monke
     doctor("--config", file, "--listen").names("gateway ports", "not reachable from this machine", "GatewayPorts")
 
 
+def test_a_listener_at_i2p_is_proved_with_a_new_destination(doctor, config, target):
+    with SAMBridge() as bridge:
+        file = config(site={"listen": "i2p:", "target": target, "sam": bridge.sam, "session": "site"})
+        found = doctor("--config", file, "--listen")
+        assert (found.status, found.check("published")["status"]) == (0, "ok"), found.checks
+        bridge.settings.publish_time = WAIT
+        found = doctor("--config", file, "--listen", "--timeout", "1.5")
+    found.names("published", "a second session", "router's console")
+
+
 def test_a_listener_at_i2p_keeps_its_destination(doctor, config, target, tmp_path):
     keys = tmp_path / "site.keys"
     with SAMBridge() as bridge:

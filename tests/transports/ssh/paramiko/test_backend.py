@@ -75,7 +75,7 @@ def test_the_host_key_is_verified_before_the_login(ssh_server, monkeypatch):
 
     def authenticate(transport, settings):
         order.append(("authenticate",))
-        real(transport, settings)
+        return real(transport, settings)
 
     def connection_was_up():
         return ssh_server.logins
@@ -545,7 +545,7 @@ def before_login(monkeypatch):
     def before(do):
         def authenticate(transport, settings):
             do(transport)
-            real(transport, settings)
+            return real(transport, settings)
 
         monkeypatch.setattr(backend, "authenticate", authenticate)
 

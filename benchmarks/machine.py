@@ -84,6 +84,10 @@ class Process:
     def _last_words(self) -> str:
         return " / ".join(self._log.read_text(errors="replace").split("\n")[-4:]).strip(" /")
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the program, not to its children."""
+        self._child.send_signal(number)
+
     def cpu(self) -> float:
         """The processor time used so far, in seconds: all threads, live children and those that ended."""
         return sum(_cpu(pid) for pid in self._family())

@@ -1,9 +1,15 @@
-"""Measurements of ``relay up``: the time until many tunnels listen, and their cost without clients."""
+"""Measurements of ``relay up``: many tunnels that start, cost nothing without clients, and are reloaded."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import socket
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..goals import Goal, Metric, Row, Sample
@@ -17,24 +23,107 @@ PATIENCE = 30.0  # seconds for all of them to listen
 SETTLED = 0.5  # seconds until what was begun is over
 
 
-def idle_tunnels(lab: Lab, peer: str) -> Sample:
-    """The command with a file of tunnels without clients."""
+@contextmanager
+def _running(lab: Lab, tunnels: int, target: int) -> Iterator[tuple[Process, Path, Path, int, float]]:
+    """The command with a file of tunnels, once all of them listen; the first one has a port that is known.
+
+    :returns: the command, its file, its log, the port, and the seconds that it took.
+    """
     with tempfile.TemporaryDirectory(dir=lab.directory) as folder:
         path, log, port = Path(folder, "relay.toml"), Path(folder, "log"), free_port()
-        listen = [f'listen = "{LOOPBACK}:{0 if number else port}"' for number in range(TUNNELS)]
-        path.write_text("".join(f'[tunnels.t{n}]\n{one}\ntarget = "{LOOPBACK}:1"\n' for n, one in enumerate(listen)))
-        path.chmod(0o600)
+        path.touch(0o600)
+        path.write_text(_text(tunnels, port, target))
         begin = time.monotonic()
         with Process([relay_command(), "up", str(path)], port, log) as process:
-            while f"{TUNNELS} of {TUNNELS} tunnels listen" not in log.read_text():
-                if time.monotonic() > begin + PATIENCE:
-                    raise MeasurementError(f"not all of them listen after {PATIENCE:.0f} s")
-                time.sleep(0.01)
-            ready = time.monotonic() - begin
-            time.sleep(SETTLED)
-            before = process.cpu()
-            time.sleep(lab.seconds)
-            return {"ready": ready, "memory": process.memory(), "idle": (process.cpu() - before) / lab.seconds}
+            _wait_for(log, f"{tunnels} of {tunnels} tunnels listen")
+            yield process, path, log, port, time.monotonic() - begin
+
+
+def _text(tunnels: int, port: int, target: int, changed: int = 1) -> str:
+    """A file: the first tunnel leads to a target, and one in the middle to a port that changes."""
+    listen = [f'listen = "{LOOPBACK}:{0 if number else port}"' for number in range(tunnels)]
+    targets = {0: target, tunnels // 2: changed}
+    return "".join(
+        f'[tunnels.t{number}]\n{one}\ntarget = "{LOOPBACK}:{targets.get(number, 1)}"\n'
+        for number, one in enumerate(listen)
+    )
+
+
+def _wait_for(log: Path, words: str, count: int = 1) -> None:
+    until = time.monotonic() + PATIENCE
+    while log.read_text().count(words) < count:
+        if time.monotonic() > until:
+            raise MeasurementError(f"it does not say '{words}' after {PATIENCE:.0f} s")
+        time.sleep(0.005)
+
+
+def idle_tunnels(lab: Lab, peer: str) -> Sample:
+    """The command with a file of tunnels without clients."""
+    with _running(lab, TUNNELS, 1) as (process, _, _, _, ready):
+        time.sleep(SETTLED)
+        before = process.cpu()
+        time.sleep(lab.seconds)
+        return {"ready": ready, "memory": process.memory(), "idle": (process.cpu() - before) / lab.seconds}
+
+
+def one_change(lab: Lab, peer: str) -> Sample:
+    """A reload of many tunnels of which one has changed."""
+    with _running(lab, TUNNELS, 1) as (process, path, log, port, _):
+        path.write_text(_text(TUNNELS, port, 1, changed=2))
+        before, begin = process.cpu(), time.monotonic()
+        process.signal(signal.SIGHUP)
+        _wait_for(log, f"reload: 1 of {TUNNELS} tunnels changed")
+        return {"seconds": time.monotonic() - begin, "cpu": process.cpu() - before}
+
+
+def many_reloads(lab: Lab, peer: str) -> Sample:
+    """Ten reloads a second of ten tunnels, of which one changes, while clients send small requests to the first one."""
+    stop = threading.Event()
+    failed, served = [], []
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(100):
+                connection.sendall(data)
+
+    def accept(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it is closed at the end
+            while True:
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    def ask(port: int) -> None:
+        count = 0
+        while not stop.is_set():
+            try:
+                with socket.create_connection((LOOPBACK, port), PATIENCE) as client:
+                    for _ in range(100):  # of a connection, so that new ones come as well
+                        client.sendall(b"ping")
+                        if client.recv(100) != b"ping":
+                            raise ConnectionError("no answer")
+                        count += 1
+            except OSError as error:
+                failed.append(error)
+        served.append(count)
+
+    with socket.create_server((LOOPBACK, 0)) as listening:
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        target = listening.getsockname()[1]
+        with _running(lab, 10, target) as (process, path, log, port, _):
+            clients = [threading.Thread(target=ask, args=(port,)) for _ in range(8)]
+            for client in clients:
+                client.start()
+            begin, reloads = time.monotonic(), 10 * lab.seconds
+            for number in range(reloads):
+                path.write_text(_text(10, port, target, changed=2 + number % 2))
+                process.signal(signal.SIGHUP)
+                time.sleep(max(0.0, begin + (number + 1) / 10 - time.monotonic()))
+            stop.set()
+            for client in clients:
+                client.join()
+            _wait_for(log, "tunnels changed", 1)
+            done = log.read_text().count("tunnels changed")
+            seconds = time.monotonic() - begin
+        return {"failed": len(failed), "reloads": done / seconds, "requests": sum(served) / seconds}
 
 
 ROWS = {
@@ -48,5 +137,26 @@ ROWS = {
             Metric("idle", "CPU ms per second", False, (Goal(None, 0.0),), scale=1e3),
         ),
         idle_tunnels,
+    ),
+    "up-reload": Row(
+        "relay up, reload of 500 tunnels, one changed",
+        "up",
+        ("relay",),
+        (
+            Metric("seconds", "seconds", False, (Goal(None, 0.5),)),
+            Metric("cpu", "CPU ms", False, scale=1e3),
+        ),
+        one_change,
+    ),
+    "up-reloads": Row(
+        "relay up, ten reloads a second under load",
+        "up",
+        ("relay",),
+        (
+            Metric("failed", "failed requests", False, (Goal(None, 0.0),)),
+            Metric("requests", "requests per second", True),
+            Metric("reloads", "reloads per second", True),
+        ),
+        many_reloads,
     ),
 }

@@ -90,7 +90,7 @@ class Settings:
         """Return the value of each key."""
         entry, tunnel, where = self.entry, self.entry.tunnel, self.plan.routes.where
         destination = where.router if isinstance(where, I2PListen) else None
-        return {
+        values: dict[str, Any] = {
             **{name: getattr(self.plan.options, name) for name in LIMITS},
             "required": bool(tunnel.required),
             "on_reload": self.on_reload,
@@ -106,6 +106,7 @@ class Settings:
             **{name: getattr(where, name, None) for name in ("allow", "deny")},
             **{name: _login(self, name) for name in ("user", "password", "password_file", "password_env")},
         }
+        return values | {name: getattr(tunnel, name) for name in EFFECTS if name not in values}
 
 
 @dataclass(frozen=True, slots=True)

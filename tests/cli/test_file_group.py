@@ -6,15 +6,19 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 import trustme
 from group_rig import letter, repeats, running
-from helpers import WAIT, receive_exactly, wait_until
+from helpers import WAIT, ending, receive_exactly, wait_until
 
+import relay
+from relay.addresses.destinations import PrivateKey
 from relay.cli import reload
 from relay.cli.reload import ReloadError
 from relay.testing import SAMBridge
+from relay.transports.i2p import key_file
 
 
 @pytest.fixture
@@ -331,6 +335,43 @@ def test_an_unchanged_session_stays(up, places):
         before = list(router.sessions)
         assert group.rewrite(session + toml("two", places[1])) == {"one": "same", "two": "rerouted"}
         assert list(router.sessions) == before
+
+
+def test_access_lists_are_for_live_streams_too(up, places, tmp_path, monkeypatch):
+    """Both are let in; then the stranger is denied, then the friend alone is allowed, then both are let in again."""
+    monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
+    with SAMBridge() as router, contextlib.ExitStack() as stack:
+        listen = f"i2p:?sam={router.sam}&keys={tmp_path}/server.dat"
+        group = up(toml("one", places[0], listen=listen))
+        wait_until(lambda: group.now("one").state.value == "listening")
+        name = group.tunnel("one").address
+        keys = {who: tmp_path / f"{who}.dat" for who in ("friend", "stranger")}
+
+        for file in keys.values():
+            key_file.write(file, PrivateKey.generate())
+        factories = {
+            who: stack.enter_context(relay.target(f"i2p://{name}?sam={router.sam}&keys={file}"))
+            for who, file in keys.items()
+        }
+
+        def connect(who):
+            client = stack.enter_context(factories[who].open_socket(time.monotonic() + WAIT))
+            client.settimeout(WAIT)
+            return client
+
+        b32 = {who: key_file.read(file).b32 for who, file in keys.items()}
+        friend, stranger = (first(connect(who), b"a") for who in keys)
+        assert group.rewrite(toml("one", places[0], f'deny = ["{b32["stranger"]}"]', listen=listen)) == {"one": "tuned"}
+        assert ending(stranger) in ("end of file", "reset")
+        wait_until(lambda: group.tunnel("one").recent() and group.tunnel("one").recent()[-1].reason == "denied")
+        assert repeats(friend)
+        assert ending(connect("stranger")) in ("end of file", "reset")
+        first(connect("friend"), b"a").close()
+        assert group.rewrite(toml("one", places[0], f'allow = ["{b32["friend"]}"]', listen=listen)) == {"one": "tuned"}
+        assert ending(connect("stranger")) in ("end of file", "reset")
+        assert group.rewrite(toml("one", places[0], listen=listen)) == {"one": "tuned"}
+        first(connect("stranger"), b"a")
+        assert repeats(friend)
 
 
 def test_a_listener_that_waits_for_its_server_counts_as_open(up, places, make_ssh_server):

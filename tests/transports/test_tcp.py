@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from helpers import WAIT, receive_all, send_and_end
 import relay
 from relay.eventloop.sockets import Endpoint
 from relay.streams.connect import SocketDialer
+from relay.transports.tcp import inheriting
 
 
 def test_it_connects_to_an_address(echo_server):
@@ -106,3 +108,37 @@ def test_a_bad_type_is_a_type_error_at_once(host, port):
 )
 def test_its_target_is_its_address(host, target):
     assert relay.tcp(host, 80).target == target
+
+
+def test_a_socket_is_inherited_at_its_own_address_alone() -> None:
+    with relay.listen(":0") as old:
+        port = old.getsockname()[1]
+        with inheriting([old]), relay.listen(f":{port}") as heir, relay.listen(":0") as other:
+            assert heir.fileno() != old.fileno()
+            assert heir.getsockname() == old.getsockname() != other.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            relay.listen(f":{port}")
+        with inheriting([old]):
+            heir = relay.listen(f":{port}")
+        with heir:
+            client = socket.create_connection(old.getsockname())  # it is in the backlog of both
+            old.close()
+            with client, heir.accept()[0] as served:
+                client.sendall(b"x")
+                assert served.recv(1) == b"x"
+
+
+def test_a_thread_inherits_nothing_of_another() -> None:
+    with relay.listen(":0") as old, inheriting([old]):
+        failures: list[OSError] = []
+
+        def bind() -> None:
+            try:
+                relay.listen(f":{old.getsockname()[1]}").close()
+            except OSError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=bind)
+        thread.start()
+        thread.join()
+        assert len(failures) == 1

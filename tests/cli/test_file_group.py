@@ -355,9 +355,9 @@ def test_access_lists_are_for_live_streams_too(up, places, tmp_path, monkeypatch
         }
 
         def connect(who):
-            client = stack.enter_context(factories[who].open_socket(time.monotonic() + WAIT))
-            client.settimeout(WAIT)
-            return client
+            stream = stack.enter_context(factories[who](deadline=time.monotonic() + WAIT))
+            stream.socket.settimeout(WAIT)
+            return stream.socket
 
         b32 = {who: key_file.read(file).b32 for who, file in keys.items()}
         friend, stranger = (first(connect(who), b"a") for who in keys)

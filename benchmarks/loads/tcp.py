@@ -17,8 +17,9 @@ import trustme
 from ..jobs import DIRECT, Job, Target
 from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
 from ..peers.i2p import World
-from ..peers.tcp import HELD, PEERS, inside
+from ..peers.tcp import HELD, PEERS, STATUS, inside
 from ..sshd import Server, delayed, ssh_server
+from .status import scraped_each_second
 
 __all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "warm_iperf3", "warm_wrk", "wrk"]
 
@@ -125,7 +126,8 @@ class Lab:
             return
         job = self._job(target)
         with Process(PEERS[name].start(job), job.port, job.directory / "log") as process:
-            yield Relay(job.port, process)
+            with scraped_each_second(job.directory / STATUS) if name == "relay-status" else nullcontext():
+                yield Relay(job.port, process)
 
     def command(self, name: str, target: Target) -> list[str]:
         """Return the command of a peer that connects standard input and output to ``target``."""

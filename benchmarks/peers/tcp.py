@@ -10,10 +10,11 @@ from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 from . import chain, socks, ssh, zmq
 
-__all__ = ["HELD", "PACKAGES", "PEERS", "VERSIONS", "inside"]
+__all__ = ["HELD", "PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
 
 HELD = 9000  # connections at once, the most there are in any row
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
+STATUS = "status"  # the socket of the status server, in the directory of the job
 SOURCES = Path(__file__).parents[1] / "c"
 
 
@@ -25,6 +26,10 @@ def _relay(*options: str) -> Callable[[Job], list[str]]:
         return [relay_command(), "forward", *options, f"{LOOPBACK}:{job.port}", target]
 
     return start
+
+
+def _relay_with_status(job: Job) -> list[str]:
+    return _relay("--status", f"unix://{job.directory / STATUS}")(job)
 
 
 def inside(kind: str) -> Callable[[Job], list[str]]:
@@ -128,6 +133,7 @@ def _direct(job: Job) -> list[str]:
 PEERS = {
     "relay": Peer("relay", _relay()),
     "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
+    "relay-status": Peer("relay, scraped each second", _relay_with_status),
     "haproxy": Peer("HAProxy", _haproxy("", "option splice-auto")),
     "haproxy-tuned": Peer(
         "HAProxy tuned",

@@ -12,7 +12,7 @@ from ..jobs import DIRECT, Target
 from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
 from ..peers.tcp import HELD
-from . import chain, i2p, socks, ssh, up, zmq
+from . import chain, i2p, operations, socks, ssh, up, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -93,6 +93,7 @@ HANDSHAKES = (
     CPU(title="CPU µs per connection"),
     Metric("resumed", "sessions resumed, %", True, scale=100),
 )
+STATUS_GOALS = (Goal("relay", 0.99, peer="relay-status"),)
 RELAYS = ("relay", "relay-limits", "haproxy", "haproxy-tuned", "nginx", "socat", "c")
 TLS_PEERS = ("relay", "relay-limits", "haproxy", "stunnel")
 
@@ -107,6 +108,7 @@ TABLES = {
     "chain": "Relaying over two SSH servers",
     "socks": "Clients that name their targets",
     "up": "Many tunnels in one process",
+    "operations": "Status and metrics",
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -170,6 +172,20 @@ ROWS = {
         ),
         busy_ping_pong,
     ),
+    "status-requests": Row(
+        "keep-alive requests, with a monitor",
+        "operations",
+        ("relay", "relay-status"),
+        (RATE(title="requests/s", goals=STATUS_GOALS), CPU(title="CPU µs per request")),
+        partial(requests, keep=True),
+    ),
+    "status-bulk": Row(
+        "bulk, 1 stream, with a monitor",
+        "operations",
+        ("relay", "relay-status"),
+        (GBIT(STATUS_GOALS), CPU_BULK()),
+        partial(bulk, streams=1),
+    ),
     "tls-bulk": Row("TLS, bulk", "tls", TLS_PEERS, (GBIT(TLS_GOALS), CPU_BULK()), tls_bulk),
     "tls-handshakes": Row("TLS, new connections", "tls", TLS_PEERS, HANDSHAKES, partial(tls_connections, tickets=True)),
     "tls-full": Row(
@@ -185,4 +201,5 @@ ROWS = {
     **chain.ROWS,
     **socks.ROWS,
     **up.ROWS,
+    **operations.ROWS,
 }

@@ -13,7 +13,7 @@ from ..addresses.options import inline_secrets
 from ..addresses.redact import redact
 from ..transports.dynamic import Rule
 from .checking import Entry
-from .models import Defaults, Hop
+from .models import Defaults, File, Hop
 
 __all__ = ["as_toml"]
 
@@ -22,17 +22,20 @@ _HIDDEN = "***"
 
 
 def as_toml(
-    hops: Mapping[str, str | Hop],
+    file: File,
     values: Mapping[str, object],
     tunnels: Sequence[tuple[Entry, Mapping[str, Any]]],
 ) -> str:
     """Return a file with the same meaning, in which secrets are hidden.
 
-    :param hops: the hops by their names, as they are written.
+    :param file: its keys and its hops, as they are written.
     :param values: the hops by their names, as values.
     :param tunnels: each with its limits, all of them settled; ``None`` is no limit.
     """
-    document: dict[str, Any] = {"hops": {name: _hop(hop, values[name]) for name, hop in hops.items()}} if hops else {}
+    keys = file.model_dump(exclude_none=True, exclude={"defaults", "hops", "tunnels"})
+    document: dict[str, Any] = {name: _plain(value) for name, value in keys.items()}
+    if file.hops:
+        document["hops"] = {name: _hop(hop, values[name]) for name, hop in file.hops.items()}
     document["tunnels"] = {entry.name: _tunnel(entry, limits) for entry, limits in tunnels}
     return tomli_w.dumps(document)
 

@@ -422,4 +422,4 @@ def test_whatever_is_written_is_told_and_never_raises(tmp_path_factory, document
     found = read_text(folder, text)
     if not found.problems.in_order():
         assert found.entries
-        config.as_toml(found.file.hops, found.hops, [(entry, {}) for entry in found.entries])
+        config.as_toml(found.file, found.hops, [(entry, {}) for entry in found.entries])

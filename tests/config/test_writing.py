@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from config_rig import SECRETS, WHOLE, read_text
 
@@ -11,7 +13,7 @@ from relay.config.models import LIMITS
 
 def effective(found):
     limits = [{name: getattr(entry.tunnel, name) for name in LIMITS} for entry in found.entries]
-    return config.as_toml(found.file.hops, found.hops, list(zip(found.entries, limits, strict=True)))
+    return config.as_toml(found.file, found.hops, list(zip(found.entries, limits, strict=True)))
 
 
 def test_what_is_printed_says_the_same(tmp_path):
@@ -27,6 +29,12 @@ def test_what_is_printed_says_the_same(tmp_path):
 
     assert plain(again.entries)[:4] == plain(found.entries)[:4]
     assert again.entries[0].tunnel.listen == "127.0.0.1:5432"
+
+
+def test_the_keys_beside_the_tables_are_kept(tmp_path):
+    text = 'log_file = "/var/log/relay/access.log"\nlog_interval = "none"\n[tunnels.t]\nlisten = ":0"\ntarget = "a:1"\n'
+    again = read_text(tmp_path, effective(read_text(tmp_path, text)))
+    assert (again.file.log_file, again.file.log_interval) == ("/var/log/relay/access.log", math.inf)
 
 
 @pytest.mark.parametrize(("text", "told"), SECRETS)

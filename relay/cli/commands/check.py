@@ -87,7 +87,7 @@ def _tell(config: Config, *, as_file: bool) -> None:
     if as_file:
         print_problems(config)
         settled = [(entry, {name: getattr(plan.options, name) for name in LIMITS}) for entry, plan in plans]
-        print_line(as_toml(config.file.hops, config.hops, settled).rstrip())
+        print_line(as_toml(config.file, config.hops, settled).rstrip())
         return
     preflight = Preflight()
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]

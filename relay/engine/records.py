@@ -135,6 +135,16 @@ class Metrics(NamedTuple):
     accept_errors: Mapping[str, int]
     """Name of the error, such as ``EMFILE`` → how often accepting a client failed with it."""
 
+    def stats(self) -> Stats:
+        """Return the figures that users see."""
+        return Stats(
+            accepted=self.accepted,
+            active=sum(self.states.values()),
+            received=self.received,
+            sent=self.sent,
+            failed={reason: n for reason, n in self.ended.items() if n and reason not in ("done", "closed")},
+        )
+
 
 class ConnectionSummary:
     """The part of a connection that stays after its end: its record."""

@@ -92,7 +92,7 @@ class Statistics:
         self._waiting: collections.deque[ConnectionSummary] = collections.deque()
         self._lock = threading.Lock()  # held while figures are added up; the relay thread never waits for it
         self._received = self._sent = self._spliced_received = self._spliced_sent = 0
-        self._ended: collections.Counter[str | None] = collections.Counter(dict.fromkeys(REASONS, 0))
+        self._ended: collections.Counter[str] = collections.Counter(dict.fromkeys(REASONS, 0))
         self._denied = collections.Counter(dict.fromkeys(_RULES, 0))
         self._ages = _Sizes(AGES)
         self._connect_times = _Sizes(CONNECT_TIMES)
@@ -130,14 +130,7 @@ class Statistics:
 
         :param connections: the open ones; it is read after the figures of those that have ended.
         """
-        metrics = self.metrics(connections)
-        return Stats(
-            accepted=metrics.accepted,
-            active=sum(metrics.states.values()),
-            received=metrics.received,
-            sent=metrics.sent,
-            failed={reason: n for reason, n in metrics.ended.items() if n and reason not in ("done", "closed")},
-        )
+        return self.metrics(connections).stats()
 
     def metrics(self, connections: Iterable[Connection]) -> Metrics:
         """Return all counters.
@@ -160,12 +153,12 @@ class Statistics:
             return Metrics(
                 self.accepted,
                 states,
-                {reason or "": count for reason, count in self._ended.items()},
+                dict(self._ended),
                 *self._bytes,
                 connect_times=self._connect_times.get(),
                 ages=self._ages.get(),
                 denied=dict(self._denied),
-                accept_errors=dict(self.accept_errors.copy()),
+                accept_errors=dict(self.accept_errors),
             )
 
     def after_fork(self) -> None:
@@ -184,7 +177,7 @@ class Statistics:
         for received, sent in [summary.spliced for summary in batch if summary.spliced is not None]:
             self._spliced_received += received
             self._spliced_sent += sent
-        self._ended.update([summary.reason for summary in batch])
+        self._ended.update([summary.reason for summary in batch])  # type: ignore[misc]  # each has one
         self._denied.update([summary.rule for summary in batch if summary.rule is not None])
         self._ages.add([summary.finished - summary.started for summary in batch])
         self._connect_times.add(

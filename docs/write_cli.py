@@ -3,7 +3,8 @@
 These are the reference page (``reference/cli.md``), the manual pages (``man/``) and the completions of shells
 (``completions/``). The wheel installs the last two as they are, so that building one needs nothing but setuptools.
 
-The completions are static: Click's own start relay at each press of the tab key.
+The completions are static: Click's own start relay at each press of the tab key. Only the name of a running tunnel asks
+``relay ctl list --names``.
 """
 
 from __future__ import annotations
@@ -240,9 +241,13 @@ def roff_of(piece: str | Example | list[str]) -> str:
 # -- completions ------------------------------------------------------------------------------------------------------
 
 
+TUNNELS = "command relay ctl list --names 2>/dev/null"  # of the running relays
+
+
 def values(one: Parameter) -> str:
-    """What a value may be: ``files``, ``folders``, ``words``, or empty for text."""
-    return "words" if one.choices else {"FILE": "files", "DIRECTORY": "folders"}.get(one.value.partition(" ")[0], "")
+    """What a value may be: ``files``, ``folders``, ``tunnels``, ``words``, or empty for text."""
+    kinds = {"FILE": "files", "PATH": "files", "DIRECTORY": "folders", "TUNNEL": "tunnels"}
+    return "words" if one.choices else kinds.get(one.value.partition(" ")[0], "")
 
 
 def names(commands: Sequence[Command]) -> str:
@@ -252,7 +257,12 @@ def names(commands: Sequence[Command]) -> str:
 
 def bash() -> str:
     """The completion of bash."""
-    begin = {"files": "compopt -o default ", "folders": "compopt -o dirnames ", "": ""}
+    begin = {
+        "files": "compopt -o default ",
+        "folders": "compopt -o dirnames ",
+        "tunnels": f'words="$({TUNNELS})" ',
+        "": "",
+    }
 
     def action(one: Parameter) -> str:
         return f'words="{" ".join(one.choices)}" ' if one.choices else begin[values(one)]
@@ -309,7 +319,13 @@ def zsh() -> str:
 
     def action(one: Parameter) -> str:
         message = re.sub(r"([\\:])", r"\\\1", one.value)
-        what = {"files": "_files", "folders": "_files -/", "words": f"({' '.join(one.choices)})", "": "()"}
+        what = {
+            "files": "_files",
+            "folders": "_files -/",
+            "tunnels": f"(${{(f)$({TUNNELS})}})",
+            "words": f"({' '.join(one.choices)})",
+            "": "()",
+        }
         return f":{message}:{what[values(one)]}" if one.value else ""
 
     def option(one: Parameter) -> Iterator[str]:
@@ -322,19 +338,26 @@ def zsh() -> str:
         yield "-s"
         for one in command.options:
             yield from map(quoted, option(one))
-        if command.commands:
-            yield quoted(f"1:command:({names(command.commands)})")
-            yield quoted(f"2{action(command.commands[0].arguments[0])}")
         for number, one in enumerate(command.arguments, 1):
             yield quoted(f"{'*' if one.is_repeatable else number}{action(one)}")
 
     def indented(words: Iterator[str]) -> str:
         return " \\\n                ".join(words)
 
-    cases = "\n".join(
-        f"        {command.name})\n            _arguments {indented(arguments(command))} ;;"
-        for command in COMMANDS.commands
-    )
+    def case(command: Command) -> Iterator[str]:
+        yield f"        {command.name})"
+        if command.commands:
+            own = " ".join(quoted(word) for one in command.options for word in option(one))
+            one_of = quoted(f"1:command:({names(command.commands)})")
+            yield f"            _arguments -C {own} {one_of} '*::argument:->below' && return"
+            yield "            case $line[1] in"
+            for one in command.commands:
+                yield f"            {one.name})\n                _arguments {indented(arguments(one))} ;;"
+            yield "            esac ;;"
+        else:
+            yield f"            _arguments {indented(arguments(command))} ;;"
+
+    cases = "\n".join(line for command in COMMANDS.commands for line in case(command))
     described = "\n".join(f"        {quoted(f'{one.name}:{one.text[0]}')}" for one in COMMANDS.commands)
     own = " ".join(quoted(word) for one in COMMANDS.options for word in option(one))
     return f"""#compdef relay
@@ -363,7 +386,12 @@ fi
 def fish() -> str:
     """The completion of fish."""
     text = [f"# Completion of relay for fish, {MADE}.", "complete -c relay -f"]
-    files = {"files": " -F", "folders": " -a '(__fish_complete_directories)'", "": ""}
+    files = {
+        "files": " -F",
+        "folders": " -a '(__fish_complete_directories)'",
+        "tunnels": f" -a '({TUNNELS})'",
+        "": "",
+    }
 
     def action(one: Parameter) -> str:
         return f" -a {quoted(' '.join(one.choices))}" if one.choices else files[values(one)]

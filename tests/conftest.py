@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ CI = os.environ.get("CI") == "true"
 
 # Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The default control sockets of programs that tests start.
+_runtime = tempfile.TemporaryDirectory(prefix="relay-run-")
+os.environ["XDG_RUNTIME_DIR"] = _runtime.name
+os.environ.pop("RUNTIME_DIRECTORY", None)
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and so would be all programs
 # that tests interrupt.

@@ -75,6 +75,8 @@ ALLOWED_IN = {
     "tomli_w": ("config/",),
     "click": ("cli/",),
     "rich": ("cli/",),
+    "starlette": ("operations/app.py",),
+    "uvicorn": ("operations/server.py",),
 }
 
 

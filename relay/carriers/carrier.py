@@ -311,9 +311,8 @@ class Carrier(Generic[AnyLink]):
         self._change(CarrierState.FAILED, error)
         if not self._waiters:  # else the clients that wait get the error
             trace = None if isinstance(error, OSError) else error
-            text = "%s: %s; will not retry until a client connects"
-            level = logging.DEBUG if is_reported(error) else logging.ERROR
-            self._log(level, text, strip_prefix(self.name, error), exc_info=trace)
+            level, why = logging.DEBUG if is_reported(error) else logging.ERROR, strip_prefix(self.name, error)
+            self._log(level, "%s: %s; will not retry until a client connects", why, exc_info=trace)
         return self._resolve_waiters(error)
 
     def _lost(self, link: AnyLink, error: Exception) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config, read
 from ..engine.records import Stats
+from .endpoint_plan import EndpointPlan
 from .figures import ReloadFigures
 from .group import GroupOverError, TunnelGroup
 from .member import Member, MemberState, Snapshot
@@ -47,6 +48,7 @@ class TunnelFile:
         self.log_file: str | None = None
         """The access log, as the file has it at the start."""
         self.log_interval: float | None = None
+        self._endpoints = EndpointPlan()  # of the file
 
     def first(self) -> list[Member]:
         """Read the file at the start, in its folder.
@@ -56,11 +58,23 @@ class TunnelFile:
         :raises OSError: if it cannot be read.
         """
         config = read(self.path, self.name)
-        self.log_file, self.log_interval = config.file.log_file, config.file.log_interval
+        file = config.file
+        self.log_file, self.log_interval = file.log_file, file.log_interval
+        self._endpoints = EndpointPlan(
+            file.control, file.status, bool(file.status_public), file.status_token_file, self.path
+        )
         with contextlib.chdir(config.folder):
             settings = self._settings(config)
         print_problems(config)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
+
+    def endpoints(self, control: str | None, status: str | None) -> EndpointPlan:
+        """Return where to listen for operators: as the file said at the start, unless the command line has an address.
+
+        :param control: of the command line, and so is the next one.
+        """
+        file = self._endpoints
+        return file._replace(control=control or file.control, status=status or file.status)
 
     def again(self) -> list[Settings]:
         """Read the file again; the current directory is its folder.

@@ -7,6 +7,7 @@ import logging
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ class TunnelGroup:
     def __init__(self, members: Sequence[Member], signals: Signals) -> None:
         self.reopen_logs: Callable[[], object] = lambda: None
         """Opens the log file again; from any thread. Set by the one who opens the file."""
+        self.started = time.time()
+        """When it was made, in seconds since 1970."""
         self._members = tuple(members)
         self._signals = signals
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -19,6 +19,7 @@ __all__ = [
     "SECONDS",
     "Options",
     "connect_timeout",
+    "control",
     "debug",
     "fail_fast",
     "idle_timeout",
@@ -28,6 +29,7 @@ __all__ = [
     "log_interval",
     "seconds",
     "seconds_or_zero",
+    "status",
     "verbose",
     "via",
     "watch",
@@ -124,6 +126,12 @@ drain = click.option(
 fail_fast = click.option(
     "--fail-fast", is_flag=True, help="Exit with status 1 at the first failure at the start; do not retry."
 )
+control = click.option("--control", metavar="PATH", help="Listen for relay ctl on this Unix socket (mode 0600).")
+status = click.option(
+    "--status",
+    metavar="ADDRESS",
+    help="Serve status and health over HTTP on PORT, IP:PORT (loopback only) or unix:///PATH.",
+)
 verbose = click.option("--verbose", "-v", is_flag=True, help="Log one line for each finished connection.")
 watch = click.option("--watch", is_flag=True, help="Show a live table of the connections.")
 log_format = click.option(
@@ -164,6 +172,8 @@ class Options:
     log_file: str | None = None
     log_interval: float | None = None
     debug: bool = False
+    control: str | None = None
+    status: str | None = None
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.
@@ -181,8 +191,8 @@ class Options:
 
 
 _SHARED = (
-    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, verbose, watch, log_format,
-    log_file, log_interval, debug,
+    nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, control, status, verbose, watch,
+    log_format, log_file, log_interval, debug,
 )  # fmt: skip
 
 
@@ -191,7 +201,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def collect(**arguments: Any) -> None:
-        options = Options(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(Options)})
+        names = [field.name for field in dataclasses.fields(Options) if field.name in arguments]
+        options = Options(**{name: arguments.pop(name) for name in names})
         command(**arguments, options=options)
 
     for option in reversed(_SHARED):  # the decorator that is applied last is first in the help

@@ -56,18 +56,23 @@ def serve(
 
 
 def relay_one(plan: Plan, signals: Signals, title: str) -> None:
-    """Relay the tunnel of a command line until a signal.
+    """Relay the tunnel of a command line until a signal, with its control and status sockets.
 
-    :param plan: how it is opened.
+    :param plan: how it is opened; its options have the addresses of the sockets.
     :param signals: those that end it.
     :param title: printed before where it listens and where that leads to.
     :raises Exception: why it cannot relay.
     """
     from .connection_log import connections_logged
+    from .endpoint_plan import EndpointPlan
+    from .operated import operated
     from .single import SingleTunnel
 
-    group = SingleTunnel(plan, signals, title)
-    with connections_logged(group, signals, plan.options.log_file, plan.options.log_interval or LOG_INTERVAL):
+    group, options = SingleTunnel(plan, signals, title), plan.options
+    with (
+        operated(group, signals, EndpointPlan(options.control, options.status)),
+        connections_logged(group, signals, options.log_file, options.log_interval or LOG_INTERVAL),
+    ):
         group.relay()
 
 

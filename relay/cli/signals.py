@@ -30,6 +30,7 @@ class Signals:
         self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
+        self._watched: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Signals:
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -64,20 +65,32 @@ class Signals:
         except OSError:
             pass  # a full buffer wakes as well; a closed one has no reader
 
+    def watch(self, descriptor: int, call: Callable[[], object]) -> None:
+        """Call ``call`` in :meth:`wait` each time that the descriptor is readable; in the main thread."""
+        self._watched[descriptor] = call
+
+    def forget(self, descriptor: int) -> None:
+        """Do not wait for a descriptor any more; in the main thread."""
+        self._watched.pop(descriptor, None)
+
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for a signal or for :meth:`wake`.
+        """Wait for a signal, for :meth:`wake` or for a descriptor.
 
         :param timeout: seconds, or ``None`` for as long as it takes.
-        :returns: the signal's number, 0 for :meth:`wake` or one of :meth:`on`, ``None`` after the timeout.
+        :returns: the signal's number, 0 for :meth:`wake`, a descriptor or one of :meth:`on`; ``None`` after the timeout
         """
-        ready, _, _ = select.select([self._reader], [], [], timeout)
-        if not ready:
-            return None
-        number = self._reader.recv(1)[0]
-        if call := self._calls.get(number):
-            call()
-            return 0
-        return number
+        reader = self._reader.fileno()
+        ready, _, _ = select.select([reader, *self._watched], [], [], timeout)
+        if reader in ready:
+            number = self._reader.recv(1)[0]
+            if call := self._calls.get(number):
+                call()
+                return 0
+            return number
+        for descriptor in ready:
+            if call := self._watched.get(descriptor):  # one before it may have forgotten it
+                call()
+        return 0 if ready else None
 
 
 def die_of(number: int) -> NoReturn:

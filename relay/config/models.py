@@ -112,7 +112,7 @@ class Defaults(_Table):
     sam: str | None = None
     """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
     required: bool | None = None
-    """Whether relay up ends with status 1 if the tunnel cannot start. Default: false."""
+    """Whether relay up ends with status 1 if the tunnel cannot start, and is not ready without it. Default: false."""
     on_reload: Literal["keep", "drain", "cut"] | None = None
     """Open connections when a reload reroutes, moves or removes their tunnel: they go on with `keep`, are reset
     after the time of `drain` with `drain`, and at once with `cut`. Default: keep."""
@@ -207,6 +207,14 @@ def _kind(value: Any) -> str:
 class File(_Table):
     """A file of tunnels, for relay up and relay check."""
 
+    control: str | None = None
+    """Path of the control socket, for relay ctl, or `"none"`. Default: in the runtime directory of the user."""
+    status: str | None = None
+    """Address of the status server: `PORT`, `IP:PORT` or `unix:///PATH`. Default: none."""
+    status_public: bool | None = None
+    """Whether other machines may reach the status server; it then needs status_token_file. Default: false."""
+    status_token_file: str | None = None
+    """Owner-only file (mode 0600) with the token that clients of the status server send."""
     defaults: Defaults = Defaults()
     """Values for all tunnels; a tunnel can override them."""
     hops: dict[str, Annotated[Annotated[str, Tag("text")] | Annotated[Hop, Tag("table")], Discriminator(_kind)]] = {}

@@ -102,6 +102,10 @@ class LoopThread:
         """See :meth:`relay.Tunnel.resume`."""
         self.run_in_thread(self._resume)
 
+    def ping(self, reply: Callable[[], object]) -> bool:
+        """See :meth:`relay.Tunnel.ping`."""
+        return self._state is not TunnelState.ABANDONED and self.loop.call(reply)
+
     def start_close(self, drain: float | None) -> None:
         """Stop listening, and reset what is left after ``drain`` seconds; ``None`` for never. Does not wait."""
         if self._state is not TunnelState.ABANDONED:

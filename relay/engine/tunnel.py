@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -134,6 +135,14 @@ class Tunnel:
     def resume(self) -> None:
         """Accept clients again. In force when it returns."""
         self._relay.resume()
+
+    def ping(self, reply: Callable[[], object]) -> bool:
+        """Call ``reply`` in the tunnel's thread as soon as that turns, for a watchdog. Never blocks.
+
+        :param reply: must not block.
+        :returns: whether it will be called; it is not after the end of the tunnel.
+        """
+        return self._relay.ping(reply)
 
     def close(self, drain: float = 0.0) -> None:
         """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.

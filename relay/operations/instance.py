@@ -17,7 +17,7 @@ __all__ = [
     "Instance",
     "InstanceStatus",
     "NotFoundError",
-    "ProbeResult",
+    "ProbeStatus",
     "RejectedError",
     "ReloadReport",
     "TunnelStatus",
@@ -40,18 +40,20 @@ class RejectedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """The last probe of a tunnel: a stream through every hop to its target.
+class ProbeStatus:
+    """The probe of a tunnel: a stream through every hop to its target, opened now and then.
 
     :param kind: ``connect``, ``banner`` or ``http``.
-    :param finished: when it ended, in seconds since 1970.
-    :param seconds: how long it took.
+    :param interval: seconds from one to the next.
+    :param finished: when the last one ended, in seconds since 1970; ``None`` if none has.
+    :param seconds: how long that took.
     :param problem: why it failed; empty if it did not.
     """
 
     kind: str
-    finished: float
-    seconds: float
+    interval: float
+    finished: float | None = None
+    seconds: float = 0.0
     problem: str = ""
 
 
@@ -71,7 +73,7 @@ class TunnelStatus:
     :param problem: why it does not listen, or the last error of a carrier; empty if there is none.
     :param figures: since it was opened; ``None`` before that.
     :param metrics: all counters since it was opened; ``None`` before that.
-    :param probe: the last probe; ``None`` if none has ended.
+    :param probe: its probe; ``None`` if it has none.
     """
 
     name: str
@@ -85,7 +87,7 @@ class TunnelStatus:
     problem: str = ""
     figures: Stats | None = None
     metrics: Metrics | None = None
-    probe: ProbeResult | None = None
+    probe: ProbeStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +193,11 @@ class Instance(Protocol):
     def carriers(self) -> Sequence[CarrierStatus]:
         """Return the carriers of the process."""
 
-    def loops_turn(self, timeout: float) -> Sequence[str]:
-        """Ask each tunnel's loop, and the main thread, to turn once.
+    def stuck_loops(self, timeout: float) -> Sequence[str]:
+        """Ask the loop of each open tunnel to turn once.
 
         :param timeout: seconds to wait for all of them.
-        :returns: the names of the tunnels whose loop did not turn; the main thread is ``main``.
+        :returns: the names of the tunnels whose loop did not turn.
         """
 
     def pause(self, name: str) -> None:

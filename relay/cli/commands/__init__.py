@@ -15,6 +15,7 @@ COMMANDS = {
     "expose": "Publish a local service on an SSH server or on I2P.",
     "socks": "Run a SOCKS or HTTP proxy.",
     "up": "Open all the tunnels of a file.",
+    "ctl": "Show and control a running relay.",
     "check": "Check a file, or a command line, and connect to nothing.",
     "doctor": "Test a route hop by hop, and name the step that fails.",
     "pipe": "Connect standard input and output to a target.",

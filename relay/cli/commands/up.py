@@ -9,7 +9,18 @@ from typing import Literal
 
 import click
 
-from ..options import LOG_INTERVAL, Options, debug, fail_fast, log_file, log_format, log_interval, verbose
+from ..options import (
+    LOG_INTERVAL,
+    Options,
+    control,
+    debug,
+    fail_fast,
+    log_file,
+    log_format,
+    log_interval,
+    status,
+    verbose,
+)
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
 from ..signals import Signals
@@ -55,6 +66,8 @@ relay check --schema prints all keys for editors, and relay check --print -- for
     help="The file [./relay.toml, else ~/.config/relay/relay.toml].",
 )
 @fail_fast
+@control
+@status
 @click.option("--watch", is_flag=True, help="Show a live table of the tunnels.")
 @verbose
 @log_format
@@ -64,6 +77,8 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 def up(
     file: Path | None,
     fail_fast: bool,
+    control: str | None,
+    status: str | None,
     watch: bool,
     verbose: bool,
     log_format: Literal["text", "json"],
@@ -93,6 +108,7 @@ def up(
         from ...config import find
         from ..connection_log import connections_logged
         from ..file_group import FileGroup, TunnelFile
+        from ..operated import operated
 
         raise_descriptor_limit()
         log_path = os.path.abspath(log_file) if log_file is not None else None
@@ -103,7 +119,10 @@ def up(
         with contextlib.chdir(os.path.dirname(config.path)):
             group = FileGroup(members, signals, config)
             interval = log_interval or config.log_interval or LOG_INTERVAL
-            with connections_logged(group, signals, log_path or config.log_file, interval):
-                status = group.run(watch=watch)
-    if status:
-        raise click.exceptions.Exit(status)
+            with (
+                operated(group, signals, config.endpoints(control, status)),
+                connections_logged(group, signals, log_path or config.log_file, interval),
+            ):
+                result = group.run(watch=watch)
+    if result:
+        raise click.exceptions.Exit(result)

@@ -1,0 +1,187 @@
+"""``relay ctl``: show and control a running relay through its control socket."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..output import failures_reported, print_line, show_help
+from ..running import connected, names_of_tunnels, tunnel_names
+
+__all__ = ["EXAMPLES", "ctl"]
+
+EXAMPLES = """Examples:
+
+relay ctl status (the process, and how many tunnels listen)
+
+relay ctl list (each tunnel, its state and its figures)
+
+relay ctl connections db (the open connections of the tunnel db)
+
+relay ctl reload --dry-run (what a reload would change)
+
+relay ctl pause db (clients wait until relay ctl resume db)
+
+relay ctl log-level debug (until it is set again)
+
+curl --unix-socket PATH http://localhost/tunnels (the same protocol: HTTP with JSON)
+"""
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", epilog=EXAMPLES)
+@click.pass_context
+def ctl(context: click.Context) -> None:
+    """Show and control a running relay.
+
+    It finds the control socket of relay up by itself; with several running, name one with --control. Exit status: 0
+    done, 1 no answer or a failure there, 2 something that you must change first.
+    """
+    if context.invoked_subcommand is None:
+        show_help(context)
+
+
+control = click.option("--control", metavar="PATH", help="The control socket of the relay [the only one that runs].")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+tunnel = click.argument("name", metavar="TUNNEL", help="The name of a tunnel", shell_complete=names_of_tunnels)
+
+
+def subcommand(function: Callable[..., None]) -> click.Command:
+    """Make a subcommand of a function, with ``--control`` and one line for a failure."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        with failures_reported(debug=False), connected(arguments.pop("control")) as client:
+            function(client, **arguments)
+
+    return ctl.command(function.__name__.removesuffix("_").replace("_", "-"))(control(run))
+
+
+@as_json
+def status(client: Any, as_json: bool) -> None:
+    """Show the process: version, file, how long it runs, and how many tunnels listen."""
+    instance = client.get("/instance")
+    if as_json:
+        return _print_json(instance)
+    tunnels = client.get("/tunnels")["tunnels"]
+    from ..ctl_tables import status_lines
+
+    for line in status_lines(instance, tunnels):
+        print_line(line)
+
+
+@ctl.command("list")
+@click.option("--names", is_flag=True, help="Print only the names, of all relays that run.")
+@as_json
+@control
+def list_(names: bool, as_json: bool, control: str | None) -> None:
+    """List the tunnels: state, addresses, figures, and the problem of each that has one."""
+    if names:
+        for name in tunnel_names(control):
+            print_line(name)
+        return
+    with failures_reported(debug=False), connected(control) as client:
+        answer = client.get("/tunnels")
+        if as_json:
+            return _print_json(answer)
+        from ..ctl_tables import print_tunnels
+
+        print_tunnels(answer["tunnels"])
+
+
+@click.argument(
+    "name", metavar="[TUNNEL]", required=False, help="Only those of this tunnel", shell_complete=names_of_tunnels
+)
+@click.option("--recent", is_flag=True, help="Show the last ones that ended, with their reasons, instead.")
+@as_json
+def connections(client: Any, name: str | None, recent: bool, as_json: bool) -> None:
+    """List the open connections, with the IDs that relay ctl kill takes."""
+    query = {} if name is None else {"tunnel": name}
+    answer = client.get("/connections/recent" if recent else "/connections", **query)
+    if as_json:
+        return _print_json(answer)
+    from ..ctl_tables import print_connections
+
+    print_connections(answer["connections"])
+
+
+@as_json
+def carriers(client: Any, as_json: bool) -> None:
+    """List the SSH connections and I2P sessions that streams share."""
+    answer = client.get("/carriers")
+    if as_json:
+        return _print_json(answer)
+    from ..ctl_tables import print_carriers
+
+    print_carriers(answer["carriers"])
+
+
+@tunnel
+def pause(client: Any, name: str) -> None:
+    """Accept no client at TUNNEL; clients wait until relay ctl resume. Open connections stay."""
+    client.request("POST", "/tunnels", name, "pause")
+
+
+@tunnel
+def resume(client: Any, name: str) -> None:
+    """Accept clients at TUNNEL again."""
+    client.request("POST", "/tunnels", name, "resume")
+
+
+@tunnel
+def drain(client: Any, name: str) -> None:
+    """Close the listener of TUNNEL; open connections may finish."""
+    client.request("POST", "/tunnels", name, "drain")
+
+
+@click.argument("id", metavar="ID", help="The ID of a connection, from relay ctl connections")
+def kill(client: Any, id: str) -> None:  # noqa: A002  (the name of the argument)
+    """Reset one open connection."""
+    client.request("DELETE", "/connections", id)
+
+
+@click.option("--dry-run", is_flag=True, help="Change nothing; only print what would change.")
+@as_json
+def reload(client: Any, dry_run: bool, as_json: bool) -> None:
+    """Read relay.toml again and apply its changes; on an error nothing changes (status 2).
+
+    Prints a line for each tunnel that changes.
+    """
+    answer = client.request("POST", "/reload", dry_run="true" if dry_run else "false")
+    if as_json:
+        return _print_json(answer)
+    from ..ctl_tables import verdict_lines
+
+    for line in verdict_lines(answer["verdicts"]):
+        print_line(line)
+
+
+def reopen(client: Any) -> None:
+    """Open the log files again, after logrotate has renamed them."""
+    client.request("POST", "/reopen")
+
+
+@click.argument("level", metavar="LEVEL", type=click.Choice(LEVELS), help="debug, info, warning or error")
+def log_level(client: Any, level: str) -> None:
+    """Log from LEVEL on, until it is set again or relay restarts."""
+    client.request("PUT", "/log-level", body={"level": level})
+
+
+def stop(client: Any) -> None:
+    """End the relay as SIGTERM does: open connections may finish. A second time ends it at once."""
+    client.request("POST", "/stop")
+
+
+def _print_json(answer: Any) -> None:
+    print_line(json.dumps(answer, indent=2))
+
+
+for _function in (
+    status, connections, carriers, pause, resume, drain, kill, reload, reopen, log_level, stop,
+):  # fmt: skip
+    subcommand(_function)

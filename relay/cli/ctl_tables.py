@@ -1,0 +1,132 @@
+"""The tables of ``relay ctl``. What a relay says may come from the network: no control character is printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..addresses.printable import printable
+from .output import size
+from .views import age
+
+__all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines", "verdict_lines"]
+
+Row = Mapping[str, Any]
+
+_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses")
+
+
+def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
+    """Yield the lines about a process."""
+    listening = sum(tunnel["state"] == "listening" for tunnel in tunnels)
+    what = printable(instance["config"]) or "a command line"
+    ending = ", draining" if instance["draining"] else ""
+    yield f"relay {printable(instance['version'])}, process {instance['pid']}, {what}{ending}"
+    yield f"up {age(time.time() - instance['started'])}, log level {printable(instance['log_level'])}"
+    yield f"{listening} of {len(tunnels)} tunnels listen"
+    for tunnel in tunnels:
+        if tunnel["problem"]:
+            yield f"{printable(tunnel['name'])}: {printable(tunnel['problem'])}"
+
+
+def print_tunnels(tunnels: Sequence[Row]) -> None:
+    """Print a table of tunnels, and their problems below it."""
+    rows = []
+    for tunnel in tunnels:
+        figures = tunnel["figures"]
+        counts = (
+            [
+                str(figures["active"]),
+                str(figures["accepted"]),
+                size(figures["received"]),
+                size(figures["sent"]),
+                str(sum(figures["failed"].values())),
+            ]
+            if figures is not None
+            else [""] * 5
+        )
+        via = f" via {', '.join(tunnel['via'])}" if tunnel["via"] else ""
+        rows.append([tunnel["name"], _state(tunnel), f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
+    _print(["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed"], rows)
+    for tunnel in tunnels:
+        probe = tunnel["probe"]
+        for problem in (tunnel["problem"], probe["problem"] if probe else ""):
+            if problem:
+                _print_text(f"{tunnel['name']}: {problem}")
+
+
+def _state(tunnel: Row) -> str:
+    is_listening = tunnel["state"] == "listening"
+    return str(tunnel["hops"] if is_listening and tunnel["hops"] not in ("up", "published") else tunnel["state"])
+
+
+def print_connections(connections: Sequence[Row]) -> None:
+    """Print a table of connections."""
+    rows = [
+        [
+            each["id"],
+            each["tunnel"],
+            each["peer"] or "a local client",
+            each["target"] or "",
+            each["reason"] or each["state"],
+            age(each["age"]),
+            size(each["received"]),
+            size(each["sent"]),
+        ]
+        for each in connections
+    ]
+    _print(["id", "tunnel", "client", "target", "state", "age", "received", "sent"], rows)
+
+
+def print_carriers(carriers: Sequence[Row]) -> None:
+    """Print a table of carriers, and their errors below it."""
+    rows = [
+        [
+            each["name"],
+            each["kind"],
+            each["state"],
+            age(max(0.0, time.time() - each["since"])),
+            str(each["streams"]),
+            str(each["losses"]),
+        ]
+        for each in carriers
+    ]
+    _print(["carrier", "kind", "state", "age", "streams", "losses"], rows)
+    for each in carriers:
+        if each["error"]:
+            _print_text(f"{each['name']}: {each['error']}")
+
+
+def verdict_lines(verdicts: Sequence[Row]) -> Iterator[str]:
+    """Yield a line for each tunnel that a reload changes, or one if it changes none."""
+    changed = [each for each in verdicts if each["verdict"] != "same"]
+    for each in changed:
+        detail = f": {printable(each['detail'])}" if each["detail"] else ""
+        yield f"{printable(each['name'])}: {printable(each['verdict'])}{detail}"
+    if not changed:
+        yield "nothing has changed"
+
+
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        is_figure = column in _FIGURES
+        table.add_column(column, justify="right" if is_figure else "left", no_wrap=is_figure or column == "id")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    _console().print(table)
+
+
+def _print_text(text: str) -> None:
+    _console().print(Text(printable(text)), soft_wrap=True)
+
+
+def _console() -> Console:
+    """Return the terminal; a pipe has no width, so that no cell is cut there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=1000)

@@ -1,0 +1,209 @@
+"""A group of tunnels as an instance that operators see and control. Imported at their first connection."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+from ..addresses.printable import shown
+from ..carriers.listing import CarrierStatus, carriers
+from ..engine.records import ConnectionRecord
+from ..eventloop.sockets import format_address
+from ..operations.instance import (
+    ConflictError,
+    ConnectionStatus,
+    InstanceStatus,
+    NotFoundError,
+    RejectedError,
+    ReloadReport,
+    TunnelStatus,
+    Verdict,
+)
+from .group import GroupOverError, TunnelGroup, UnknownTunnelError
+from .member import Snapshot, WrongStateError
+from .views import hop_state
+
+__all__ = ["GroupInstance"]
+
+
+class GroupInstance:
+    """A group of tunnels, as :class:`relay.operations.instance.Instance` describes it.
+
+    :param group: the tunnels.
+    :param config: the absolute path of their file; empty for a command line.
+    :param control: the path of the control socket; empty if there is none.
+    """
+
+    def __init__(self, group: TunnelGroup, config: str, control: str) -> None:
+        self._group = group
+        self._config = config
+        self._control = control
+        self._version = version("relay-toolkit")
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def status(self) -> InstanceStatus:
+        """Return the facts about the process."""
+        return InstanceStatus(
+            version=self._version,
+            pid=os.getpid(),
+            started=self._group.started,
+            config=self._config,
+            draining=self._group.is_ending,
+            log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
+            control=self._control,
+        )
+
+    def tunnels(self) -> list[TunnelStatus]:
+        """Return the tunnels, in the order of the file."""
+        return [_tunnel(member) for member in self._group.members]
+
+    def connections(self, tunnel: str | None = None) -> list[ConnectionStatus]:
+        """Return the open connections."""
+        members = self._members(tunnel)
+        return [
+            _connection(member.name, record)
+            for member in members
+            if member.opened is not None
+            for record in member.opened.tunnel.connections()
+        ]
+
+    def recent(self, tunnel: str | None = None) -> list[ConnectionStatus]:
+        """Return the last connections that ended."""
+        members = self._members(tunnel)
+        return [
+            _connection(member.name, record)
+            for member in members
+            if member.opened is not None
+            for record in member.opened.tunnel.recent()
+        ]
+
+    def carriers(self) -> list[CarrierStatus]:
+        """Return the carriers of the process."""
+        return carriers()
+
+    def stuck_loops(self, timeout: float) -> list[str]:
+        """Return the names of the tunnels whose loop does not turn."""
+        asked: list[tuple[str, threading.Event]] = []
+        for member in self._group.members:
+            if member.opened is not None and not member.state.is_over:
+                turned = threading.Event()
+                if member.opened.tunnel.ping(turned.set):
+                    asked.append((member.name, turned))
+        deadline = time.monotonic() + timeout
+        return [name for name, turned in asked if not turned.wait(max(0.0, deadline - time.monotonic()))]
+
+    # -- what is done -------------------------------------------------------------------------------------------------
+
+    def pause(self, name: str) -> None:
+        """Accept no client at a tunnel until :meth:`resume`."""
+        with _translated():
+            self._group.pause(name)
+
+    def resume(self, name: str) -> None:
+        """Accept clients again."""
+        with _translated():
+            self._group.resume(name)
+
+    def drain(self, name: str) -> None:
+        """Close the listener of a tunnel; its connections may finish."""
+        with _translated():
+            self._group.drain(name)
+
+    def kill(self, connection: str) -> None:
+        """Reset a connection."""
+        for member in self._members(None):
+            if member.opened is not None and member.opened.tunnel.kill(connection):
+                return
+        raise NotFoundError(f"{shown(connection)}: there is no open connection with this id")
+
+    def reload(self, *, dry_run: bool = False) -> ReloadReport:
+        """Read the file again."""
+        from .reload import ReloadError
+
+        try:
+            result = self._group.reload(dry_run)
+        except ReloadError as error:
+            if error.status == 1:
+                raise OSError(str(error)) from error
+            raise RejectedError(str(error)) from error
+        except GroupOverError as error:
+            raise ConflictError(str(error)) from error
+        changes = (Verdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)
+        return ReloadReport(tuple(changes), dry_run)
+
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on."""
+        logging.getLogger("relay").setLevel(level.upper())
+
+    def reopen_logs(self) -> None:
+        """Open the log files again."""
+        self._group.reopen_logs()
+
+    def stop(self) -> None:
+        """End as after SIGTERM."""
+        self._group.stop()
+
+    def _members(self, name: str | None) -> Iterable[Snapshot]:
+        if name is None:
+            return (*self._group.members, *self._group.leaving)
+        found = [member for member in self._group.members if member.name == name]
+        if not found:
+            raise NotFoundError(f"{shown(name)}: there is no such tunnel")
+        return found
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise the errors of a group as those of an instance."""
+    try:
+        yield
+    except UnknownTunnelError as error:
+        raise NotFoundError(str(error)) from error
+    except (WrongStateError, GroupOverError) as error:
+        raise ConflictError(str(error)) from error
+
+
+def _tunnel(member: Snapshot) -> TunnelStatus:
+    plan, opened = member.plan, member.opened
+    hops, problem = "up", member.problem
+    listen = shown(str(plan.routes.where))
+    if opened is not None:
+        listen = format_address(opened.tunnel.address) + plan.on
+        if member.state.accepts:
+            hops, problem = hop_state(opened.receive, opened.make_send)
+    ends = plan.routes.out
+    via, end = ends[0] if len(ends) == 1 else ((), None)
+    return TunnelStatus(
+        name=member.name,
+        state=member.state.value,
+        listen=listen,
+        target=shown(str(end)) if end is not None else "anywhere",
+        via=tuple(shown(str(hop)) for hop in via),
+        required=member.is_required,
+        since=member.since,
+        hops=hops,
+        problem=problem,
+        figures=opened.tunnel.stats() if opened is not None else None,
+        metrics=opened.tunnel.metrics() if opened is not None else None,
+    )
+
+
+def _connection(tunnel: str, record: ConnectionRecord) -> ConnectionStatus:
+    return ConnectionStatus(
+        id=record.id,
+        tunnel=tunnel,
+        peer=format_address(record.peer),
+        target=record.target,
+        age=record.age,
+        received=record.received,
+        sent=record.sent,
+        engine=record.engine,
+        state=record.state,
+        reason=record.reason,
+    )

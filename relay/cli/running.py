@@ -1,0 +1,86 @@
+"""The running relay that ``relay ctl`` is about, found by its control socket."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ..addresses.printable import printable
+from ..operations.client import Client, ClientError
+from ..operations.runtime import control_sockets
+from .output import describe_error
+
+__all__ = ["connected", "names_of_tunnels", "tunnel_names"]
+
+_SHORT = 0.5  # seconds for a completion
+_GONE = (errno.ECONNREFUSED, errno.ENOENT)
+
+
+@contextmanager
+def connected(path: str | None) -> Iterator[Client]:
+    """Connect to the running relay, and report its errors as those of the command.
+
+    :param path: of its control socket; ``None`` for the only one that runs.
+    :raises ValueError: if none runs, or several do.
+    :raises OSError: for an error of the relay, or of the connection to it.
+    """
+    client = Client(path or _only_one())
+    try:
+        yield client
+    except ClientError as error:
+        text = printable(str(error))
+        if error.status in (400, 404, 409, 422):
+            raise ValueError(text) from error
+        raise OSError(text) from error
+    except TimeoutError as error:
+        raise OSError(f"control socket {client.path}: no answer in time; is that relay stopped?") from error
+    except OSError as error:
+        if error.errno in _GONE:
+            raise ValueError(f"control socket {client.path}: no relay listens there; start relay up") from error
+        raise OSError(f"control socket {client.path}: {describe_error(error)}") from error
+    finally:
+        client.close()
+
+
+def _only_one() -> str:
+    found = [(path, status) for path in control_sockets() if (status := _status(path)) is not None]
+    if not found:
+        raise ValueError("no relay with a control socket is running; start relay up, or name a socket with --control")
+    if len(found) > 1:
+        listed = "; ".join(f"--control {path} ({status['config'] or status['pid']})" for path, status in found)
+        raise ValueError(f"{len(found)} relays are running; choose one: {printable(listed)}")
+    return found[0][0]
+
+
+def _status(path: str) -> Any:
+    """Return the facts about a running relay; ``None`` if none answers."""
+    client = Client(path)
+    try:
+        return client.get("/instance")
+    except (OSError, ClientError):
+        return None
+    finally:
+        client.close()
+
+
+def tunnel_names(path: str | None) -> list[str]:
+    """Return the names of the running tunnels, for a completion; none if they cannot be had at once."""
+    names = []
+    for socket in [path] if path else control_sockets():
+        client = Client(socket, _SHORT)
+        try:
+            names += [str(tunnel["name"]) for tunnel in client.get("/tunnels")["tunnels"]]
+        except (OSError, ClientError, KeyError, TypeError):
+            continue
+        finally:
+            client.close()
+    return names
+
+
+def names_of_tunnels(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a tunnel; Click calls it."""
+    return [name for name in tunnel_names(context.params.get("control")) if name.startswith(incomplete)]

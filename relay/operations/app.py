@@ -1,0 +1,257 @@
+"""The app of operators, HTTP with JSON: the same one on the control socket and at the status addresses.
+
+The server puts two facts into the state of each request: the endpoint at which its client has connected, and the
+instance. At an endpoint that only shows, nothing but GET is allowed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .forms import as_json
+from .health import DRAINING, Health, liveness, readiness
+from .instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
+from .metrics import CONTENT_TYPE, MetricsPage
+from .openapi import document
+from .sockets import Endpoint
+
+__all__ = ["LONGEST_BODY", "make_app"]
+
+logger = logging.getLogger("relay.operations")
+
+LONGEST_BODY = 64 << 10  # bytes of a request's body
+
+Answer = Callable[[Request], Any]
+
+
+def make_app(instance: Instance) -> ASGIApp:
+    """Return the app.
+
+    :param instance: what it shows and controls.
+    """
+    operations = _Operations(instance)
+    metrics = MetricsPage(instance)
+    routes = [
+        _get("/instance", lambda request: instance.status()),
+        _get("/tunnels", lambda request: {"tunnels": instance.tunnels()}),
+        _get("/tunnels/{name}", operations.tunnel),
+        _get("/connections", operations.connections),
+        _get("/connections/recent", operations.recent),
+        _get("/carriers", lambda request: {"carriers": instance.carriers()}),
+        _get("/livez", lambda request: _health(liveness(instance))),
+        _get("/readyz", lambda request: _health(readiness(instance))),
+        _get("/readyz/{name}", operations.ready),
+        _get("/metrics", lambda request: Response(metrics.render(), media_type=CONTENT_TYPE)),
+        _get("/openapi.json", lambda request: document()),
+        _act("/tunnels/{name}/pause", lambda request: instance.pause(request.path_params["name"])),
+        _act("/tunnels/{name}/resume", lambda request: instance.resume(request.path_params["name"])),
+        _act("/tunnels/{name}/drain", lambda request: instance.drain(request.path_params["name"])),
+        _act("/connections/{id}", lambda request: instance.kill(request.path_params["id"]), "DELETE"),
+        _act("/reload", operations.reload),
+        _act("/reopen", lambda request: instance.reopen_logs()),
+        _act("/stop", lambda request: instance.stop()),
+        Route("/log-level", operations.set_log_level, methods=["PUT"]),
+    ]
+    return _Guard(Starlette(routes=routes, exception_handlers=_HANDLERS))
+
+
+class _Operations:
+    """The answers that need more than one line.
+
+    :param instance: what they are about.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    def tunnel(self, request: Request) -> Any:
+        name = request.path_params["name"]
+        tunnels = self._instance.tunnels()
+        for tunnel in tunnels:
+            if tunnel.name == name:
+                return tunnel
+        raise NotFoundError(f"{name}: there is no such tunnel; known are {_listed([one.name for one in tunnels])}")
+
+    def connections(self, request: Request) -> Any:
+        return {"connections": self._instance.connections(request.query_params.get("tunnel"))}
+
+    def recent(self, request: Request) -> Any:
+        return {"connections": self._instance.recent(request.query_params.get("tunnel"))}
+
+    def ready(self, request: Request) -> Any:
+        return _health(readiness(self._instance, request.path_params["name"]))
+
+    def reload(self, request: Request) -> Any:
+        wish = request.query_params.get("dry_run", "false")
+        if wish not in ("true", "false"):
+            raise HTTPException(400, "dry_run: expected true or false")
+        return self._instance.reload(dry_run=wish == "true")
+
+    async def set_log_level(self, request: Request) -> Response:
+        try:
+            value = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            value = None
+        level = value.get("level") if isinstance(value, dict) else None
+        if level not in LOG_LEVELS:
+            raise HTTPException(400, f'expected {{"level": …}} with one of {", ".join(LOG_LEVELS)}')
+        await run_in_threadpool(self._instance.set_log_level, level)
+        return Response(status_code=204)
+
+
+def _get(path: str, answer: Answer) -> Route:
+    return Route(path, _endpoint(answer), methods=["GET"])
+
+
+def _act(path: str, act: Answer, method: str = "POST") -> Route:
+    return Route(path, _endpoint(act), methods=[method])
+
+
+def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+    """Return what calls a function on a thread, because it may wait for another one, and turns its value into JSON."""
+
+    def work(request: Request) -> Response:
+        try:
+            value = answer(request)
+        except (HTTPException, NotFoundError, ConflictError, RejectedError, OSError):
+            raise
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.url.path)
+            return _error(500, "relay has a bug here; its log has a traceback")
+        if isinstance(value, Response):
+            return value
+        return Response(status_code=204) if value is None else _json(200, as_json(value))
+
+    async def respond(request: Request) -> Response:
+        return await run_in_threadpool(work, request)
+
+    return respond
+
+
+def _health(health: Health) -> Response:
+    problems = dict(health.problems)
+    status = "ok" if health.is_ok else "draining" if health.draining else "failed"
+    error = {"error": DRAINING} if health.draining else {}
+    return _json(200 if health.is_ok else 503, {"status": status, "problems": problems, **error})
+
+
+def _json(status: int, value: Any, **headers: str) -> Response:
+    return JSONResponse(value, status, {"Cache-Control": "no-store", **headers})
+
+
+def _error(status: int, text: str, **headers: str) -> Response:
+    return _json(status, {"error": text}, **headers)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:20])
+    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown or "none"
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = error.detail if error.status_code == 400 else f"{request.method} {request.url.path}: {error.detail.lower()}"
+    return _json(error.status_code, {"error": text}, **(dict(error.headers) if error.headers else {}))
+
+
+def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        return _error(status, text)
+
+    return handle
+
+
+_HANDLERS: Any = {
+    HTTPException: _http_error,
+    NotFoundError: _handler(404),
+    ConflictError: _handler(409),
+    RejectedError: _handler(422),
+    OSError: _handler(500),
+}
+
+
+class _Guard:
+    """A check of each request before the app gets it: the method, the host, the token, the size of the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "no other protocol is on"
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        endpoint: Endpoint = scope["state"]["endpoint"]
+        response = _rejection(endpoint, scope["method"], headers)
+        if response is not None:
+            return await response(scope, receive, send)
+        counted = _Counted(receive)
+        try:
+            return await self._app(scope, counted, send)
+        except _TooLongError:
+            response = _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
+            return await response(scope, receive, send)
+        except ClientDisconnect:
+            return None
+
+
+def _rejection(endpoint: Endpoint, method: str, headers: dict[bytes, str]) -> Response | None:
+    """Return why a request does not get to the app."""
+    if not endpoint.is_control:
+        if method not in ("GET", "HEAD"):
+            return _error(405, "only GET is allowed here; relay ctl uses the control socket", Allow="GET, HEAD")
+        if not endpoint.path and not endpoint.is_public and not _is_own_name(headers.get(b"host", "")):
+            return _error(421, "unknown host; use the address of the status server, such as 127.0.0.1 or localhost")
+        if endpoint.token is not None and not _has_token(headers.get(b"authorization", ""), endpoint.token):
+            realm = {"WWW-Authenticate": 'Bearer realm="relay"'}
+            return _error(401, "expected Authorization: Bearer with the token of status_token_file", **realm)
+    length = headers.get(b"content-length", "0")
+    if not length.isdecimal() or len(length) > 9 or int(length) > LONGEST_BODY:
+        return _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
+    return None
+
+
+def _is_own_name(host: str) -> bool:
+    """Return whether a Host header is an IP address or localhost, which DNS rebinding cannot make a browser send."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower() == "localhost"
+    return True
+
+
+def _has_token(header: str, token: str) -> bool:
+    kind, _, sent = header.partition(" ")
+    return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode())
+
+
+class _TooLongError(Exception):
+    """A body that is longer than allowed."""
+
+
+class _Counted:
+    """The messages of a request, as long as its body is short enough."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._count = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._count += len(message.get("body", b""))
+        if self._count > LONGEST_BODY:
+            raise _TooLongError
+        return message

@@ -1,0 +1,100 @@
+"""The client of a control socket: HTTP with JSON over a Unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any
+from urllib.parse import quote
+
+__all__ = ["Client", "ClientError"]
+
+_LONGEST = 64 << 20  # bytes of an answer
+
+
+class ClientError(Exception):
+    """An answer with an error.
+
+    :param text: what the server says.
+    :param status: the HTTP status; 0 if the answer was not HTTP with JSON.
+    """
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.settimeout(self.timeout)
+            made.connect(self._path)
+        except BaseException:
+            made.close()
+            raise
+        self.sock = made
+
+
+class Client:
+    """Requests to one running relay.
+
+    :param path: of its control socket.
+    :param timeout: seconds for each step of a request.
+    """
+
+    def __init__(self, path: str, timeout: float = 10.0) -> None:
+        self.path = path
+        self._connection = _Connection(path, timeout)
+
+    def get(self, *parts: str, **query: str) -> Any:
+        """Return the value at a path; the parts after the first one are quoted.
+
+        :raises ClientError: if the answer is an error, or no JSON.
+        :raises OSError: if there is no answer.
+        """
+        return self.request("GET", *parts, **query)
+
+    def request(self, method: str, *parts: str, body: Any = None, **query: str) -> Any:
+        """Send a request and return the value of its answer; the parameters and errors are those of :meth:`get`.
+
+        :param method: such as ``POST``.
+        :param body: sent as JSON; ``None`` for none.
+        """
+        path = "/".join([parts[0], *(quote(part, safe="") for part in parts[1:])])
+        if query:
+            path += "?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        try:
+            self._connection.request(method, path, data, headers)
+            answer = self._connection.getresponse()
+            text = answer.read(_LONGEST)
+        except http.client.HTTPException as error:
+            self.close()
+            raise ClientError(f"{self.path}: the answer is not HTTP: {type(error).__name__}") from error
+        except OSError:
+            self.close()
+            raise
+        try:
+            value = json.loads(text) if text else None
+        except ValueError:
+            raise ClientError(f"{self.path}: the answer is not JSON", answer.status) from None
+        if answer.status >= 400:
+            raise ClientError(_error_in(value) or f"status {answer.status}", answer.status)
+        return value
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another one."""
+        self._connection.close()
+
+
+def _error_in(value: Any) -> str:
+    return str(value.get("error", "")) if isinstance(value, dict) else ""

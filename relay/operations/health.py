@@ -1,0 +1,71 @@
+"""Health: whether the process is alive, and whether its tunnels are ready.
+
+Both are read from what is known. Liveness depends on nothing outside of the process, so that a network failure never
+makes a supervisor restart it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from .instance import Instance, NotFoundError, TunnelStatus
+
+__all__ = ["Health", "liveness", "readiness"]
+
+TURN = 5.0  # seconds for a loop to turn
+DRAINING = "the program is ending"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """An answer to a health check.
+
+    :param problems: what is wrong, by the names of the tunnels; empty if nothing is.
+    :param draining: whether the program is about to end, which makes it not ready.
+    """
+
+    problems: Mapping[str, str] = field(default_factory=dict)
+    draining: bool = False
+
+    @property
+    def is_ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.problems and not self.draining
+
+
+def liveness(instance: Instance) -> Health:
+    """Return whether the loop of each tunnel turns within 5 seconds. Waits for them."""
+    return Health(dict.fromkeys(instance.stuck_loops(TURN), f"its loop did not turn within {TURN:g} s"))
+
+
+def readiness(instance: Instance, name: str | None = None) -> Health:
+    """Return whether the required tunnels listen, and their last probe succeeded and is recent.
+
+    :param name: only of this tunnel, whether it is required or not.
+    :raises NotFoundError: if there is no such tunnel.
+    """
+    tunnels: Iterable[TunnelStatus] = instance.tunnels()
+    if name is None:
+        asked = [tunnel for tunnel in tunnels if tunnel.required]
+    else:
+        asked = [tunnel for tunnel in tunnels if tunnel.name == name]
+        if not asked:
+            raise NotFoundError(f"{name}: there is no such tunnel")
+    found = {tunnel.name: problem for tunnel in asked if (problem := _problem(tunnel, time.time()))}
+    return Health(found, instance.status().draining)
+
+
+def _problem(tunnel: TunnelStatus, now: float) -> str:
+    if tunnel.state != "listening":
+        return f"{tunnel.state}: {tunnel.problem}" if tunnel.problem else tunnel.state
+    probe = tunnel.probe
+    if probe is None:
+        return ""
+    if probe.finished is None:
+        return "no probe has ended yet"
+    if probe.problem:
+        return f"probe: {probe.problem}"
+    age = now - probe.finished
+    return f"the last probe was {age:.0f} s ago" if age > 2 * probe.interval else ""

@@ -1,0 +1,179 @@
+"""The server of the app: uvicorn, on a thread and a loop of its own. Imported at the first connection.
+
+What a client sends is bounded: the head by 16 KiB, the time until its request is complete by 10 s, and the number of
+clients of an endpoint by 128. When there are more, the one that has been without a request for the longest is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .app import make_app
+from .instance import Instance
+from .sockets import Endpoint
+from .stop import Stop
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("relay.operations")
+
+LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
+REQUEST_TIME = 10.0  # seconds from the first chance to send a request until it is complete
+KEEP_ALIVE = 30  # seconds without another request
+MOST_CLIENTS = 128  # of one endpoint
+LAST_ANSWERS = 1  # seconds at the end for those under way
+ROOT = 0
+_UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
+
+
+def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None:
+    """Serve the app at the endpoints, and close them at the end.
+
+    :param instance: what the app is about.
+    :param endpoints: the listening sockets.
+    :param stop: ends it.
+    """
+    _take_log()
+    app = make_app(instance)
+    asyncio.run(_serve_all(app, endpoints, stop))
+
+
+async def _serve_all(app: Any, endpoints: Sequence[Endpoint], stop: Stop) -> None:
+    stopped = asyncio.Event()
+    stop.use(asyncio.get_running_loop(), stopped)
+    await asyncio.gather(*(_EndpointServer(app, endpoint, stopped).serve([endpoint.socket]) for endpoint in endpoints))
+
+
+class _EndpointServer(Server):
+    """The server of one endpoint. It does not poll for its end, as its base class does.
+
+    :param app: the app.
+    :param endpoint: where it listens.
+    :param stopped: set at the end.
+    """
+
+    def __init__(self, app: Any, endpoint: Endpoint, stopped: asyncio.Event) -> None:
+        def make(**arguments: Any) -> asyncio.Protocol:
+            return _Client(endpoint, **arguments)
+
+        super().__init__(
+            Config(
+                app,
+                http=make,  # type: ignore[arg-type]  # it is only called
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+                h11_max_incomplete_event_size=LONGEST_HEAD,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=LAST_ANSWERS,
+            )
+        )
+        self._stopped = stopped
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        await self.on_tick(0)
+        await self._stopped.wait()
+
+
+class _Client(H11Protocol):
+    """One client of an endpoint.
+
+    :param endpoint: where it has connected.
+    :param arguments: those of the base class.
+    """
+
+    def __init__(self, endpoint: Endpoint, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.app_state = {**self.app_state, "endpoint": endpoint}
+        self._is_control = endpoint.is_control
+        self._deadline: asyncio.TimerHandle | None = None
+        self._number = next(_numbers)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        if self._is_control and not _is_allowed(transport.get_extra_info("socket")):
+            transport.abort()
+            return
+        self._make_room()
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_waiting():
+            self._expect_request()
+        else:
+            self._expect_nothing()
+
+    def _is_waiting(self) -> bool:
+        """Return whether a request has begun, or is to come, and is not complete."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return self.timeout_keep_alive_task is None
+        return bool(cycle.more_body)
+
+    def _expect_request(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+
+    def _expect_nothing(self) -> None:
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.cancel()
+
+    def _make_room(self) -> None:
+        """Close the oldest client without a request if there are too many."""
+        if len(self.connections) <= MOST_CLIENTS:
+            return
+        others = [one for one in self.connections if isinstance(one, _Client) and one is not self]
+        idle = [one for one in others if one.cycle is None or one.cycle.response_complete]
+        leaving = min(idle, key=lambda one: one._number) if idle else self
+        leaving.transport.abort()
+        self.connections.discard(leaving)
+
+
+_numbers = itertools.count()
+
+
+def _is_allowed(client: socket.socket) -> bool:
+    """Return whether a client of the control socket is of this user, or root. The mode of the file says so as well."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    found = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, user, _ = _UCRED.unpack(found)
+    return user in (ROOT, os.geteuid())
+
+
+class _Passing(logging.Handler):
+    """Handler that passes what uvicorn logs on to the log of relay, at debug level unless it is an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG
+        logger.log(level, "status server: %s", record.getMessage(), exc_info=record.exc_info)
+
+
+def _take_log() -> None:
+    theirs = logging.getLogger("uvicorn")
+    theirs.propagate = False
+    if not any(isinstance(handler, _Passing) for handler in theirs.handlers):
+        theirs.addHandler(_Passing())

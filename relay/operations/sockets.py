@@ -1,0 +1,152 @@
+"""The sockets of operators: the control socket of a program, and its status addresses."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from dataclasses import dataclass
+
+from ..addresses.parse import parse_listen
+from ..addresses.values import TCPAddress, UnixAddress
+from ..errors import AddressError, can_retry
+from ..transports.files import open_regular
+from ..transports.unix import listen_unix
+from .runtime import make_directory
+
+__all__ = ["Endpoint", "InUseError", "open_control", "open_status", "read_token"]
+
+_BACKLOG = 128
+_LONGEST_TOKEN = 4096  # bytes of a token file
+_SHORTEST_TOKEN = 16  # characters
+_SHARED = 0o077
+
+
+class InUseError(OSError):
+    """Another relay listens at the control socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A listening socket for operators.
+
+    :param socket: it listens.
+    :param is_control: whether it takes actions; else it only shows.
+    :param is_public: whether other machines may reach it; it has a token then.
+    :param token: that a client must send; ``None`` for none.
+    :param path: of a Unix socket, else empty.
+    """
+
+    socket: socket.socket
+    is_control: bool = False
+    is_public: bool = False
+    token: str | None = None
+    path: str = ""
+
+    def close(self) -> None:
+        """Close it, and remove its file."""
+        self.socket.close()
+
+
+def open_control(path: str) -> Endpoint:
+    """Listen at a control socket, owner-only. The stale socket of a process that was killed is replaced.
+
+    :param path: of the socket.
+    :raises InUseError: if a program listens there; it names a running relay by its process ID and its file.
+    :raises OSError: if it cannot be opened.
+    :raises ValueError: if others may put files beside it.
+    """
+    make_directory(path)
+    path = os.path.abspath(path)
+    try:
+        return Endpoint(listen_unix(path), is_control=True, path=path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise InUseError(errno.EADDRINUSE, f"control socket {path}: {_user_of(path) or error.strerror}") from error
+
+
+def _user_of(path: str) -> str:
+    from .client import Client, ClientError  # a relay that starts does not need it
+
+    try:
+        client = Client(path)
+        try:
+            status = client.get("/instance")
+            file = f" with {status['config']}" if status["config"] else ""
+            return f"relay runs already{file}, process {status['pid']}; relay ctl stop ends it"
+        finally:
+            client.close()
+    except (ClientError, OSError, KeyError, TypeError):
+        return ""
+
+
+def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:
+    """Listen at a status address: ``HOST:PORT``, ``PORT`` or ``unix:///PATH``.
+
+    :param address: the address.
+    :param is_public: whether it may be one that other machines can reach.
+    :param token_file: an owner-only file with the token that a client must send; a public address needs one.
+    :raises ValueError: if the address is wrong, or is public without permission or without a token.
+    :raises OSError: if it cannot be opened; its ``strerror`` begins with the address.
+    """
+    token = read_token(token_file) if token_file is not None else None
+    where = parse_listen(address)
+    if isinstance(where, UnixAddress):
+        path = os.path.abspath(where.path)
+        make_directory(path)
+        return Endpoint(listen_unix(path), token=token, path=path)
+    number = _number(where.host) if isinstance(where, TCPAddress) else None
+    if number is None or not isinstance(where, TCPAddress):
+        raise AddressError(
+            f"status address '{address}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
+        )
+    if not number.is_loopback and not is_public:
+        hint = "use 127.0.0.1, or set status_public = true and status_token_file in relay.toml"
+        raise ValueError(f"status address '{address}': other machines can reach it; {hint}")
+    if not number.is_loopback and token is None:
+        raise ValueError(f"status address '{address}': a public one needs a token; set status_token_file")
+    family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((str(number), where.port))
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, f"status address {address}: {error.strerror}") from error
+    return Endpoint(made, is_public=not number.is_loopback, token=token)
+
+
+def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return None
+
+
+def read_token(path: str) -> str:
+    """Read the token of status clients.
+
+    :param path: of an owner-only file.
+    :raises ValueError: if the file cannot be used; the text says why.
+    """
+    try:
+        with open_regular(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(_LONGEST_TOKEN + 1)
+    except OSError as error:
+        if can_retry(error):
+            raise
+        raise ValueError(f"status_token_file {path}: {error.strerror}; make one, owner-only") from error
+    if mode & _SHARED:
+        raise ValueError(f"status_token_file {path}: others can read it (mode {mode:04o}); chmod 600 it")
+    try:
+        token = data.decode("ascii").strip()
+    except UnicodeDecodeError:
+        token = ""
+    if len(data) > _LONGEST_TOKEN or len(token) < _SHORTEST_TOKEN or not token.isprintable() or " " in token:
+        raise ValueError(f"status_token_file {path}: expected one word of {_SHORTEST_TOKEN} or more ASCII characters")
+    return token

@@ -1,0 +1,85 @@
+"""The endpoints of a program: until the first client they only wait, and cost no thread and no import."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .stop import Stop
+
+if TYPE_CHECKING:  # a relay without clients of its control socket does not need them
+    from .instance import Instance
+    from .sockets import Endpoint
+
+__all__ = ["Endpoints", "Waiter"]
+
+logger = logging.getLogger("relay.operations")
+
+_END = 3.0  # seconds to wait for the last answers
+
+
+class Waiter(Protocol):
+    """The main thread's wait, which also waits for descriptors."""
+
+    def watch(self, descriptor: int, call: Callable[[], object]) -> None:
+        """Call ``call`` in the main thread when the descriptor becomes readable."""
+
+    def forget(self, descriptor: int) -> None:
+        """Do not wait for the descriptor any more."""
+
+
+class Endpoints:
+    """The endpoints of a program. Belongs to the main thread.
+
+    :param endpoints: the listening sockets.
+    :param make_instance: makes what the app shows and controls; called with the first client.
+    :param waiter: waits for the first client.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], make_instance: Callable[[], Instance], waiter: Waiter) -> None:
+        self._endpoints = tuple(endpoints)
+        self._make_instance = make_instance
+        self._waiter = waiter
+        self._stop = Stop()
+        self._thread: threading.Thread | None = None
+        for endpoint in self._endpoints:
+            waiter.watch(endpoint.socket.fileno(), self._on_client)
+
+    def _on_client(self) -> None:
+        """Start the server; the client waits in the backlog for it."""
+        for endpoint in self._endpoints:
+            self._waiter.forget(endpoint.socket.fileno())
+        self._thread = threading.Thread(target=self._serve, name="relay-operations", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no thread left
+            self._thread = None
+            logger.error("control socket: %s; it is closed", error)
+            self._close_sockets()
+
+    def _serve(self) -> None:
+        try:
+            from .server import serve
+
+            serve(self._make_instance(), self._endpoints, self._stop)
+        except Exception:
+            logger.exception("the control and status server has ended")
+        finally:
+            self._close_sockets()
+
+    def close(self) -> None:
+        """Answer the requests under way, close the sockets and remove their files. Idempotent."""
+        if self._thread is None:
+            for endpoint in self._endpoints:
+                if endpoint.socket.fileno() >= 0:
+                    self._waiter.forget(endpoint.socket.fileno())
+            self._close_sockets()
+            return
+        self._stop.set()
+        self._thread.join(_END)
+
+    def _close_sockets(self) -> None:
+        for endpoint in self._endpoints:
+            endpoint.close()

@@ -1,0 +1,154 @@
+"""``relay ctl``, in this process, against the app of a double: what it prints, and its exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from instance_double import Double, served
+
+from relay.cli import app as cli
+from relay.operations import runtime
+
+
+@pytest.fixture
+def double():
+    return Double()
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="ctl-") as path:
+        monkeypatch.setattr(runtime, "runtime_directories", lambda: [path])
+        yield Path(path)
+
+
+@pytest.fixture
+def running(double, folder):
+    with served(double, folder) as app:
+        yield app
+
+
+@pytest.fixture
+def ctl(monkeypatch, capsys):
+    """Runs ``relay ctl WORDS…``; returns its status, its output and its errors."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["relay", "ctl", *words])
+        status = cli.run()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_status_says_what_runs(ctl, running, double):
+    double.change("b", problem="no route\x1b[31m")
+    status, out, err = ctl("status")
+    assert (status, err) == (0, "")
+    assert "relay 1, process 4711, /etc/relay.toml\n" in out
+    assert "2 of 2 tunnels listen\n" in out
+    assert "b: no route\\x1b[31m\n" in out
+    assert json.loads(ctl("status", "--json")[1])["pid"] == 4711
+
+
+def test_list_shows_each_tunnel(ctl, running, double):
+    double.change("b", state="failed", problem="wrong key")
+    _, out, _ = ctl("list")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0][:2] == ["tunnel", "state"]
+    assert rows[1] == ["a", "listening", "127.0.0.1:1", "→", "t:2", "1", "3", "10", "B", "20", "B", "2"]
+    assert rows[2] == ["b", "failed", ":3", "→", "anywhere", "via", "ssh://me@x"]
+    assert out.splitlines()[3] == "b: wrong key"
+    assert [tunnel["name"] for tunnel in json.loads(ctl("list", "--json")[1])["tunnels"]] == ["a", "b"]
+
+
+def test_connections_are_those_of_all_tunnels_or_of_one(ctl, running, double):
+    double.open["c1"] = dataclasses.replace(double.open["c1"], target="evil[bold]\n\x1b]0;x\x07")
+    out = ctl("connections")[1]
+    assert "c1" in out
+    assert "c2" in out
+    assert "evil[bold]\\n\\x1b" in out, "what a peer says is neither markup nor a command of the terminal"
+    assert "c2" not in ctl("connections", "a")[1]
+    assert "done" in ctl("connections", "--recent")[1]
+    assert json.loads(ctl("connections", "--json", "b")[1])["connections"][0]["id"] == "c2"
+
+
+def test_carriers_are_shown_with_their_errors(ctl, running):
+    out = ctl("carriers")[1]
+    assert "backing off" in out
+    assert "ssh://me@x: no route" in out
+
+
+def test_actions_print_nothing_and_act(ctl, running, double):
+    for words, state in ((("pause", "a"), "paused"), (("resume", "a"), "listening"), (("drain", "a"), "draining")):
+        assert ctl(*words) == (0, "", "")
+        assert double.all["a"].state == state
+    assert ctl("kill", "c1") == (0, "", "")
+    assert "c1" not in double.open
+    assert ctl("log-level", "debug") == (0, "", "")
+    assert double.facts.log_level == "debug"
+    assert ctl("stop") == (0, "", "")
+    assert double.facts.draining
+
+
+def test_reload_prints_what_changes(ctl, running, double):
+    assert ctl("reload") == (0, "a: tuned: nconnect\n", "")
+    assert json.loads(ctl("reload", "--dry-run", "--json")[1])["dry_run"] is True
+    double.rejection = "relay.toml:3: nonsense"
+    assert ctl("reload") == (2, "", "relay: relay.toml:3: nonsense\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (("pause", "nope"), 2, "relay: nope: there is no such tunnel\n"),
+        (("connections", "nope"), 2, "relay: nope: there is no such tunnel\n"),
+        (("kill", "nope"), 2, "relay: nope: there is no open connection with this id\n"),
+        (("reopen",), 1, "relay: /var/log/relay: No space left on device\n"),
+    ],
+)
+def test_an_error_is_one_line_with_its_status(ctl, running, words, status, line):
+    assert ctl(*words) == (status, "", line)
+
+
+def test_without_a_relay_it_says_what_to_do(ctl, folder):
+    status, out, err = ctl("status")
+    assert (status, out) == (2, "")
+    assert err == (
+        "relay: no relay with a control socket is running; start relay up, or name a socket with --control\n"
+    )
+    status, _, err = ctl("status", "--control", str(folder / "none.sock"))
+    assert (status, err) == (
+        2,
+        f"relay: control socket {folder}/none.sock: no relay listens there; start relay up\n",
+    )
+
+
+def test_with_several_it_names_them(ctl, running, double, folder):
+    (folder / "other").mkdir()
+    other = Double()
+    with served(other, folder / "other") as second:
+        Path(second.control.path).rename(folder / "d.sock")
+        status, _, err = ctl("status")
+        assert status == 2
+        assert f"2 relays are running; choose one: --control {folder}/c.sock (/etc/relay.toml)" in err
+        assert f"--control {folder}/d.sock" in err
+        assert ctl("stop", "--control", str(folder / "d.sock"))[0] == 0
+        assert other.facts.draining
+        assert not double.facts.draining
+
+
+def test_names_of_running_tunnels_are_completed(running):
+    complete = ShellComplete(cli.app, {}, "relay", "_RELAY_COMPLETE")
+    for words in (["ctl", "pause"], ["ctl", "connections"], ["ctl", "drain", "--control", running.control.path]):
+        assert [item.value for item in complete.get_completions(words, "")] == ["a", "b"]
+    assert [item.value for item in complete.get_completions(["ctl", "pause"], "b")] == ["b"]
+
+
+def test_without_a_relay_nothing_is_completed(folder):
+    complete = ShellComplete(cli.app, {}, "relay", "_RELAY_COMPLETE")
+    assert complete.get_completions(["ctl", "pause"], "") == []

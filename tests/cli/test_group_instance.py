@@ -1,0 +1,123 @@
+"""A real group of tunnels as an instance."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+
+import pytest
+from helpers import WAIT, receive_until_reset, wait_until
+from instance_double import check_contract
+
+from relay.addresses.parse import parse_hops, parse_listen, parse_target
+from relay.cli.group import GroupOverError, TunnelGroup
+from relay.cli.group_instance import GroupInstance
+from relay.cli.member import Member, MemberState
+from relay.cli.options import Options
+from relay.cli.plan import make_plan
+from relay.cli.signals import Signals
+from relay.operations.instance import ConflictError
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    logger = logging.getLogger("relay")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def group(echo_server, monkeypatch):
+    """A group of two tunnels on a thread of its own, as if that were the main thread; both listen."""
+    monkeypatch.setattr(Signals, "__enter__", lambda signals: signals)  # a handler is for the main thread
+    monkeypatch.setattr(Signals, "__exit__", lambda signals, *_: [signals._reader.close(), signals._writer.close()])
+    target = parse_target("{}:{}".format(*echo_server.address))
+    with Signals() as signals:
+        plans = [make_plan(parse_listen(":0"), target, Options(drain=WAIT), name=name) for name in ("a", "b")]
+        made = TunnelGroup([Member(plans[0], True), Member(plans[1])], signals)
+        thread = threading.Thread(target=made.run, kwargs={"watch": False})
+        thread.start()
+        try:
+            wait_until(lambda: all(member.state is MemberState.LISTENING for member in made.members))
+            yield made
+        finally:
+            with contextlib.suppress(GroupOverError):
+                made.call(made._end, 0)
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def instance(group):
+    return GroupInstance(group, "/etc/relay.toml", "/run/c.sock")
+
+
+def connect(group):
+    return socket.create_connection(group.members[0].opened.tunnel.address, WAIT)
+
+
+def test_it_keeps_the_contract_of_the_double(instance, group):
+    with connect(group) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        check_contract(instance)
+
+
+def test_it_shows_a_tunnel(instance, group, echo_server):
+    tunnel = instance.tunnels()[0]
+    host, port = group.members[0].opened.tunnel.address
+    assert (tunnel.name, tunnel.state, tunnel.required, tunnel.hops) == ("a", "listening", True, "up")
+    assert (tunnel.listen, tunnel.target) == (f"{host}:{port}", "{}:{}".format(*echo_server.address))
+    assert tunnel.figures.accepted == 0
+    assert not instance.tunnels()[1].required
+
+
+def test_it_shows_and_kills_a_connection(instance, group):
+    with connect(group) as client:
+        client.sendall(b"abc")
+        assert client.recv(3) == b"abc"
+        (shown,) = instance.connections("a")
+        assert shown.tunnel == "a"
+        assert shown.peer == "{}:{}".format(*client.getsockname())
+        assert (shown.state, shown.reason) == ("open", None)
+        assert shown.id
+        instance.kill(shown.id)
+        receive_until_reset(client)
+    wait_until(lambda: instance.recent("a"))
+    (ended,) = instance.recent("a")
+    assert (ended.id, ended.reason) == (shown.id, "killed")
+
+
+def test_a_tunnel_that_is_not_open_shows_its_configuration():
+    hops = parse_hops(["ssh://me@bastion"], "db:5432")
+    plan = make_plan(parse_listen("8080"), parse_target("db:5432"), Options(), name="db", via=hops)
+    with contextlib.ExitStack() as stack:
+        signals = Signals()
+        stack.callback(signals._reader.close)
+        stack.callback(signals._writer.close)
+        member = Member(plan)
+        member.on_postponed("no route; trying again")
+        (tunnel,) = GroupInstance(TunnelGroup([member], signals), "", "").tunnels()
+    assert (tunnel.state, tunnel.problem, tunnel.figures) == ("waiting", "no route; trying again", None)
+    assert (tunnel.listen, tunnel.target, tunnel.via) == ("127.0.0.1:8080", "db:5432", ("ssh://me@bastion",))
+
+
+def test_after_the_end_an_action_is_a_conflict(instance, group):
+    group.call(group._end, 0)
+    wait_until(lambda: group._calls is None)
+    with pytest.raises(ConflictError, match="relay is ending"):
+        instance.pause("a")
+    assert instance.status().draining
+
+
+def test_a_loop_that_does_not_turn_is_named(instance, group):
+    release = threading.Event()
+    group.members[1].opened.tunnel.ping(lambda: release.wait(WAIT))
+    try:
+        assert instance.stuck_loops(0.05) == ["b"]
+    finally:
+        release.set()
+    assert instance.stuck_loops(WAIT) == []

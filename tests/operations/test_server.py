@@ -1,0 +1,147 @@
+"""The server of operators against hostile clients: each gets an error or is closed, and disturbs nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+
+import pytest
+from helpers import WAIT
+from instance_double import Double, served
+
+from relay.operations import server
+
+
+@pytest.fixture
+def double():
+    return Double()
+
+
+@pytest.fixture
+def app(double, tmp_path):
+    with served(double, tmp_path) as app:
+        yield app
+
+
+def connect(app, *, at_status=False):
+    made = socket.socket(socket.AF_INET if at_status else socket.AF_UNIX)
+    made.settimeout(WAIT)
+    made.connect(app.address if at_status else app.control.path)
+    return made
+
+
+def answer_to(client, data):
+    """All that the server sends for some bytes, until it closes."""
+    received = b""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(data)
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(65536):
+            received += piece
+    return received
+
+
+@pytest.mark.parametrize("at_status", [False, True], ids=["control", "status"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(512),
+        b"\n" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * 100_000,
+        b"A" * 10_000_000,
+        b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n" + bytes(10_000_000),
+        b"POST /log-level HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n" + bytes(1_000_000),
+    ],
+    ids=["TLS", "newlines", "length", "long head", "10 MB", "long body", "chunk"],
+)
+def test_garbage_gets_an_error_or_the_end(app, monkeypatch, data, at_status):
+    monkeypatch.setattr(server, "REQUEST_TIME", 0.5)  # for the rest of a body that nobody reads
+    with connect(app, at_status=at_status) as client:
+        answer = answer_to(client, data)
+        assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]
+    assert app.get("/instance").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"GET /inst", b"PUT /log-level HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{"],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_a_client_that_goes_silent_is_closed(app, monkeypatch, data):
+    monkeypatch.setattr(server, "REQUEST_TIME", 0.05)
+    with connect(app) as client:
+        client.sendall(data)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert app.get("/instance").status_code == 200
+
+
+def test_a_request_that_is_answered_slowly_is_not_cut(app, double, monkeypatch):
+    """The deadline is about the client's part."""
+    monkeypatch.setattr(server, "REQUEST_TIME", 0.05)
+    release = threading.Event()
+    threading.Timer(0.3, release.set).start()
+    double.at_reload = lambda: release.wait(WAIT)
+    assert app.http.post("/reload").status_code == 200
+
+
+def test_a_hundred_idle_clients_do_not_delay_a_reload(app):
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(app))
+        assert app.http.post("/reload").status_code == 200
+
+
+def test_with_too_many_clients_the_oldest_idle_ones_leave(app, monkeypatch):
+    monkeypatch.setattr(server, "MOST_CLIENTS", 5)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(app)) for _ in range(12)]
+        assert app.get("/instance").status_code == 200
+        for client in clients[:7]:
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        clients[-1].sendall(b"GET /instance HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert clients[-1].recv(12) == b"HTTP/1.1 200"
+
+
+def test_those_of_the_status_address_do_not_count_at_the_control_socket(app, monkeypatch):
+    monkeypatch.setattr(server, "MOST_CLIENTS", 3)
+    with connect(app) as client, contextlib.ExitStack() as stack:
+        for _ in range(9):
+            stack.enter_context(connect(app, at_status=True))
+        client.sendall(b"GET /instance HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_another_user_is_closed_whatever_the_file_allows(app, monkeypatch):
+    monkeypatch.setattr(server.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(server, "ROOT", 54321)
+    with connect(app) as client:
+        assert answer_to(client, b"GET /instance HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+    with connect(app, at_status=True) as client:
+        client.sendall(b"GET /instance HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_clients_that_leave_in_the_middle_leave_nothing(app, double):
+    """The test's check for leaks sees what is left."""
+    entered, release = threading.Event(), threading.Event()
+    double.at_reload = lambda: (entered.set(), release.wait(WAIT))
+    with connect(app) as client:
+        client.sendall(b"POST /reload HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert entered.wait(WAIT)
+    release.set()
+    assert app.get("/instance").status_code == 200
+
+
+def test_its_log_is_that_of_relay_and_quiet(app, caplog):
+    caplog.set_level(logging.DEBUG, "relay.operations")
+    with connect(app) as client:
+        answer_to(client, b"garbage\r\n\r\n")
+    ours = [record for record in caplog.records if record.name == "relay.operations"]
+    assert "status server: Invalid HTTP request received." in [record.message for record in ours]
+    assert {record.levelname for record in ours} == {"DEBUG"}
+    assert not logging.getLogger("uvicorn").propagate

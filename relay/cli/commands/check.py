@@ -6,13 +6,14 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...addresses.i2p import I2PListen
 from ...addresses.parse import parse_elsewhere, parse_listen
+from ...addresses.printable import printable
 from ..options import Options, debug
 from ..output import configuration_read, failures_reported, print_line
 from . import command as load_command
@@ -34,6 +35,8 @@ relay check -- forward 5432 db:5432 --via ssh://me@bastion (a command line)
 
 relay check --print -- forward 5432 db:5432 --via ssh://me@bastion (the same as a file for relay up)
 
+relay check --diff (what a reload of the relay that runs would change)
+
 relay check --schema > relay.schema.json (for editors; the first line of a file is #:schema relay.schema.json)
 """
 
@@ -53,9 +56,14 @@ LINES = ("forward", "expose", "socks")  # the commands that are tunnels
     is_flag=True,
     help="Print the effective settings as a relay.toml; resolve no names and open no keys.",
 )
+@click.option(
+    "--diff",
+    is_flag=True,
+    help="Print what a reload would change in the relay up that runs FILE, by default the only one; change nothing.",
+)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of relay.toml, for editors.")
 @debug
-def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> None:
+def check(words: Sequence[str], as_file: bool, diff: bool, schema: bool, debug: bool) -> None:
     """Check FILE, or a command line: read all of it, resolve names, open keys and certificates, and connect to nothing.
 
     Prints the address of each tunnel, one line each; or every problem, one line each, with status 2 if you have to
@@ -67,6 +75,8 @@ def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> Non
         if schema:
             print_line(json.dumps(files.schema(), indent=2, ensure_ascii=False))
             return
+        if diff:
+            return _print_verdicts(words)
         if words and words[0] in LINES:
             config = _of_line(words[0], words[1:])
         elif words and len(words) > 1:
@@ -76,6 +86,40 @@ def check(words: Sequence[str], as_file: bool, schema: bool, debug: bool) -> Non
                 config = files.read(words[0] if words else files.find())
         with contextlib.chdir(config.folder):
             _tell(config, as_file=as_file)
+
+
+def _print_verdicts(words: Sequence[str]) -> None:
+    """Print the verdict on each tunnel, if the running relay reloaded its file now.
+
+    :raises ValueError: if there is no such relay, or the file has a problem.
+    :raises OSError: if a tunnel cannot be opened, or there is no answer.
+    """
+    from ...operations.runtime import default_path
+    from ..running import connected
+
+    if len(words) > 1 or (words and words[0] in LINES):
+        raise ValueError("--diff: expected one file; the one that a running relay up has")
+    path = _control_of(words[0], default_path) if words else None
+    with connected(path) as client:
+        answer = client.request("POST", "/reload", dry_run="true")
+    for each in answer["verdicts"]:
+        detail = f" ({each['detail']})" if each["detail"] else ""
+        print_line(printable(f"{each['name']}: {each['verdict']}{detail}"))
+
+
+def _control_of(file: str, default_path: Callable[[str], str | None]) -> str:
+    """Return the path of the control socket of the relay that runs a file."""
+    from ... import config as files
+
+    with configuration_read():
+        config = files.read(file)
+    given = config.file.control
+    if given not in (None, "none"):
+        return os.path.join(config.folder, str(given))
+    path = default_path(file)
+    if given == "none" or path is None:
+        raise ValueError(f"--diff: a relay that runs {file} has no control socket; set control in the file")
+    return path
 
 
 def _tell(config: Config, *, as_file: bool) -> None:

@@ -138,6 +138,7 @@ complete -c relay -n '__fish_seen_subcommand_from ctl; and __fish_seen_subcomman
 complete -c relay -n '__fish_seen_subcommand_from ctl; and __fish_seen_subcommand_from stop' -l control -r -F -d 'The control socket of the relay [the only one that runs].'
 complete -c relay -n '__fish_seen_subcommand_from ctl; and __fish_seen_subcommand_from stop' -s h -l help -d 'Show this message and exit.'
 complete -c relay -n '__fish_seen_subcommand_from check' -l print -d 'Print the effective settings as a relay.toml; resolve no names and open no keys.'
+complete -c relay -n '__fish_seen_subcommand_from check' -l diff -d 'Print what a reload would change in the relay up that runs FILE, by default the only one; change nothing.'
 complete -c relay -n '__fish_seen_subcommand_from check' -l schema -d 'Print the JSON schema of relay.toml, for editors.'
 complete -c relay -n '__fish_seen_subcommand_from check' -l debug -d 'Log at debug level, with tracebacks.'
 complete -c relay -n '__fish_seen_subcommand_from check' -s h -l help -d 'Show this message and exit.'

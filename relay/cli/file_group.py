@@ -199,6 +199,7 @@ class FileGroup(TunnelGroup):
             logger.log(logging.DEBUG if each.verdict is Verdict.SAME else logging.INFO, "reload: %s", each.change)
         changed = sum(each.verdict is not Verdict.SAME for each in replacements)
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
+        self.on_change()
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""
@@ -241,6 +242,7 @@ class FileGroup(TunnelGroup):
         else:
             member.on_opened(opened)
             self._on_opened(member, opened)
+            self.on_change()
 
     def _on_bound(self, member: Member, each: Replacement) -> None:
         """The listener of a new tunnel has opened after a while, or cannot be opened."""

@@ -68,6 +68,8 @@ class TunnelGroup:
     def __init__(self, members: Sequence[Member], signals: Signals) -> None:
         self.reopen_logs: Callable[[], object] = lambda: None
         """Opens the log file again; from any thread. Set by the one who opens the file."""
+        self.on_change: Callable[[], object] = lambda: None
+        """Called in the main thread when tunnels have opened or were reloaded."""
         self.started = time.time()
         """When it was made, in seconds since 1970."""
         self._members = tuple(members)
@@ -285,6 +287,7 @@ class TunnelGroup:
             else:
                 member.on_opened(opened)
                 self._on_opened(member, opened)
+                self.on_change()
         if is_news:
             self._on_first_result()
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -19,6 +19,7 @@ from ..operations.instance import (
     ConnectionStatus,
     InstanceStatus,
     NotFoundError,
+    ProbeStatus,
     RejectedError,
     ReloadReport,
     TunnelStatus,
@@ -37,10 +38,18 @@ class GroupInstance:
     :param group: the tunnels.
     :param config: the absolute path of their file; empty for a command line.
     :param control: the path of the control socket; empty if there is none.
+    :param probe_of: returns the probe of a tunnel, by its name.
     """
 
-    def __init__(self, group: TunnelGroup, config: str, control: str) -> None:
+    def __init__(
+        self,
+        group: TunnelGroup,
+        config: str,
+        control: str,
+        probe_of: Callable[[str], ProbeStatus | None] = lambda _: None,
+    ) -> None:
         self._group = group
+        self._probe_of = probe_of
         self._config = config
         self._control = control
         self._version = version("relay-toolkit")
@@ -61,7 +70,7 @@ class GroupInstance:
 
     def tunnels(self) -> list[TunnelStatus]:
         """Return the tunnels, in the order of the file."""
-        return [_tunnel(member) for member in self._group.members]
+        return [_tunnel(member, self._probe_of(member.name)) for member in self._group.members]
 
     def connections(self, tunnel: str | None = None) -> list[ConnectionStatus]:
         """Return the open connections."""
@@ -169,7 +178,7 @@ def _translated() -> Iterator[None]:
         raise ConflictError(str(error)) from error
 
 
-def _tunnel(member: Snapshot) -> TunnelStatus:
+def _tunnel(member: Snapshot, probe: ProbeStatus | None) -> TunnelStatus:
     plan, opened = member.plan, member.opened
     hops, problem = "up", member.problem
     listen = shown(str(plan.routes.where))
@@ -191,6 +200,7 @@ def _tunnel(member: Snapshot) -> TunnelStatus:
         problem=problem,
         figures=opened.tunnel.stats() if opened is not None else None,
         metrics=opened.tunnel.metrics() if opened is not None else None,
+        probe=probe,
     )
 
 

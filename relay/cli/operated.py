@@ -13,6 +13,7 @@ from ..eventloop.sockets import format_address
 from .endpoint_plan import EndpointPlan
 from .group import TunnelGroup
 from .signals import Signals
+from .tunnel_probes import TunnelProbes
 
 if TYPE_CHECKING:  # a command without these sockets needs neither
     from ..operations.instance import Instance
@@ -50,16 +51,20 @@ def operated(
         for endpoint in endpoints:
             endpoint.close()
         raise
-    if not endpoints:
-        yield
-        return
-    from ..operations.waiting import Endpoints
-
-    waiting = Endpoints(endpoints, functools.partial(_make_instance, group, plan.config, path), signals)
+    probes = TunnelProbes(group)
     try:
-        yield
+        if not endpoints:
+            yield
+            return
+        from ..operations.waiting import Endpoints
+
+        waiting = Endpoints(endpoints, functools.partial(_make_instance, group, probes, plan.config, path), signals)
+        try:
+            yield
+        finally:
+            waiting.close()
     finally:
-        waiting.close()
+        probes.close()
 
 
 def _control(path: str | None, config: str) -> Iterator[Endpoint]:
@@ -96,7 +101,7 @@ def _status(address: str, is_public: bool, token_file: str | None) -> Iterator[E
     yield endpoint
 
 
-def _make_instance(group: TunnelGroup, config: str, control: str) -> Instance:
+def _make_instance(group: TunnelGroup, probes: TunnelProbes, config: str, control: str) -> Instance:
     from .group_instance import GroupInstance
 
-    return GroupInstance(group, config, control)
+    return GroupInstance(group, config, control, probes.status)

@@ -174,6 +174,8 @@ class Options:
     debug: bool = False
     control: str | None = None
     status: str | None = None
+    probe: str | None = None
+    probe_interval: float | None = None
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.

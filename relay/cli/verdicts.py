@@ -43,7 +43,7 @@ class Verdict(enum.IntEnum):
 TUNED, REROUTED, MOVED = Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED
 
 EFFECTS: Mapping[str, Verdict] = {
-    **dict.fromkeys((*LIMITS, "required", "on_reload"), TUNED),
+    **dict.fromkeys((*LIMITS, "required", "on_reload", "probe", "probe_interval"), TUNED),
     **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
     **dict.fromkeys(("target", "via", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
@@ -94,6 +94,8 @@ class Settings:
             **{name: getattr(self.plan.options, name) for name in LIMITS},
             "required": bool(tunnel.required),
             "on_reload": self.on_reload,
+            "probe": tunnel.probe or "none",
+            "probe_interval": tunnel.probe_interval,
             "listen": (_place(entry.listen), entry.is_proxy),
             "listen_via": entry.listen_via,
             "target": entry.target,

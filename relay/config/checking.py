@@ -291,5 +291,5 @@ class _One:
 
     def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
         own, defaults = self._tunnel, self._checker.file.defaults
-        names = [*LIMITS, "required", "on_reload", *(["sam"] if uses_i2p else [])]
+        names = [*LIMITS, "required", "on_reload", "probe", "probe_interval", *(["sam"] if uses_i2p else [])]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

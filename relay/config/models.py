@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import (
 from ..addresses.hops import Proxy
 from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
+from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
 from ..streams.checks import check_count, check_time
 from .lines import Path
@@ -66,6 +68,25 @@ def _in_schema(least: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "number", **least}, {"const": "none"}]})
 
 
+def _probe(value: Any) -> str:
+    """The name of a probe, or a path of HTTP after ``http://``."""
+    if not isinstance(value, str):
+        raise TypeError
+    if value not in ("none", "connect", "banner") and not re.fullmatch(r"http://[!-~]*", value):
+        raise ValueError(f"probe: expected {_PROBES}, got '{shown(value)}'")
+    return value
+
+
+def _interval(value: Any) -> float:
+    """Seconds between two probes."""
+    seconds = check_time("time", value)
+    if seconds is None or not 1 <= seconds < math.inf:
+        raise ValueError(f"time: must be at least 1 second, got {value!r}")
+    return seconds
+
+
+_PROBES = "connect, banner, http://PATH or none"
+_PROBE_SCHEMA = {"type": "string", "anyOf": [{"enum": ["none", "connect", "banner"]}, {"pattern": "^http://"}]}
 _SECONDS = "a number of seconds, or 'none'"
 Seconds = Annotated[
     float,
@@ -116,6 +137,19 @@ class Defaults(_Table):
     on_reload: Literal["keep", "drain", "cut"] | None = None
     """Open connections when a reload reroutes, moves or removes their tunnel: they go on with `keep`, are reset
     after the time of `drain` with `drain`, and at once with `cut`. Default: keep."""
+    probe: Annotated[str, PlainValidator(_checked(_PROBES, _probe)), WithJsonSchema(_PROBE_SCHEMA)] | None = None
+    """How relay tests the route to the target for `/readyz`: `connect`, `banner` (wait for a byte), `http://PATH`
+    (GET, wait for a status below 500) or `none`. Each probe is a connection at the target. Not for proxies.
+    Default: none."""
+    probe_interval: (
+        Annotated[
+            float,
+            PlainValidator(_checked("a number of seconds", _interval)),
+            WithJsonSchema({"type": "number", "minimum": 1}),
+        ]
+        | None
+    ) = None
+    """Seconds between two probes, and for one at most. Default: 30."""
 
 
 class Tunnel(Defaults):
@@ -207,14 +241,6 @@ def _kind(value: Any) -> str:
 class File(_Table):
     """A file of tunnels, for relay up and relay check."""
 
-    control: str | None = None
-    """Path of the control socket, for relay ctl, or `"none"`. Default: in the runtime directory of the user."""
-    status: str | None = None
-    """Address of the status server: `PORT`, `IP:PORT` or `unix:///PATH`. Default: none."""
-    status_public: bool | None = None
-    """Whether other machines may reach the status server; it then needs status_token_file. Default: false."""
-    status_token_file: str | None = None
-    """Owner-only file (mode 0600) with the token that clients of the status server send."""
     defaults: Defaults = Defaults()
     """Values for all tunnels; a tunnel can override them."""
     hops: dict[str, Annotated[Annotated[str, Tag("text")] | Annotated[Hop, Tag("table")], Discriminator(_kind)]] = {}
@@ -225,6 +251,14 @@ class File(_Table):
     """File to which relay appends a line of JSON for each connection. It is created with mode 0600. Default: none."""
     log_interval: Seconds | None = None
     """Seconds between two such lines of an open connection. Default: 600."""
+    control: str | None = None
+    """Path of the control socket, for relay ctl, or `"none"`. Default: in the runtime directory of the user."""
+    status: str | None = None
+    """Address of the status server: `PORT`, `IP:PORT` or `unix:///PATH`. Default: none."""
+    status_public: bool | None = None
+    """Whether other machines may reach the status server; it then needs status_token_file. Default: false."""
+    status_token_file: str | None = None
+    """Owner-only file (mode 0600) with the token that clients of the status server send."""
 
 
 def keys_at(path: Path) -> Iterable[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_rig import commands, run
-from helpers import WAIT
+from helpers import WAIT, wait_until
 
 FILE = """
 status = "127.0.0.1:0"
@@ -22,6 +22,7 @@ status = "127.0.0.1:0"
 listen = ":0"
 target = "{}:{}"
 required = true
+probe = "connect"
 [tunnels.other]
 listen = ":0"
 target = "{}:{}"
@@ -106,7 +107,9 @@ def test_a_relay_is_shown_and_controlled_while_it_runs(file, environment):
             answer = subprocess.run(curl, capture_output=True, check=True, timeout=WAIT).stdout
             assert json.loads(answer)["figures"]["accepted"] == 1
 
-        assert httpx.get(f"{url}/readyz", timeout=WAIT).status_code == 200
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=WAIT).status_code == 200)
+        probe = json.loads(ctl(environment, "list", "--json"))["tunnels"][0]["probe"]
+        assert (probe["kind"], probe["interval"], probe["problem"]) == ("connect", 30.0, "")
         assert httpx.post(f"{url}/stop", timeout=WAIT).status_code == 405
         ctl(environment, "drain", "web")
         assert httpx.get(f"{url}/readyz", timeout=WAIT).status_code == 503

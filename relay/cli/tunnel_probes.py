@@ -1,0 +1,77 @@
+"""The probes of a group of tunnels, for those that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .group import TunnelGroup
+from .member import MemberState, Snapshot
+
+if TYPE_CHECKING:  # a group without probes does not need them
+    from ..operations.instance import ProbeStatus
+    from ..operations.probing import Prober, ProbeTarget
+
+__all__ = ["TunnelProbes"]
+
+_LISTENING = (MemberState.LISTENING, MemberState.PAUSED)
+
+
+class TunnelProbes:
+    """The probes of a group; the first tunnel that has one starts them.
+
+    :param group: the tunnels.
+    """
+
+    def __init__(self, group: TunnelGroup) -> None:
+        self._group = group
+        self._prober: Prober | None = None
+        group.on_change = self._on_change
+
+    def status(self, name: str) -> ProbeStatus | None:
+        """Return the probe of a tunnel; ``None`` if it has none. From any thread."""
+        from ..operations.instance import ProbeStatus
+        from ..operations.probing import DEFAULT_INTERVAL
+
+        found = self._prober.status(name) if self._prober is not None else None
+        if found is not None:
+            return found
+        for member in self._group.members:
+            options = member.plan.options
+            if member.name == name and options.probe is not None and _has_probe(member):
+                return ProbeStatus(options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL)
+        return None
+
+    def close(self) -> None:
+        """Give up the probes under way."""
+        if self._prober is not None:
+            self._prober.close()
+
+    def _on_change(self) -> None:
+        if self._prober is None:
+            if not any(map(_has_probe, self._group.members)):
+                return
+            from ..operations.probing import Prober
+
+            self._prober = Prober(self._targets)
+        self._prober.wake()
+
+    def _targets(self) -> Iterator[ProbeTarget]:
+        from ..operations.probing import DEFAULT_INTERVAL, ProbeTarget
+
+        for member in self._group.members:
+            opened, options = member.opened, member.plan.options
+            if opened is None or member.state not in _LISTENING or not _has_probe(member):
+                continue
+            assert options.probe is not None, "it has one"
+            interval = options.probe_interval or DEFAULT_INTERVAL
+            timeout = min(interval, options.connect_timeout or interval)
+            yield ProbeTarget(
+                member.name, options.probe, interval, timeout, opened.make_send, str(opened.make_send.target)
+            )
+
+
+def _has_probe(member: Snapshot) -> bool:
+    """Return whether a tunnel has a probe; a proxy has no target to probe."""
+    has_target = all(end is not None for _, end in member.plan.routes.out)
+    return member.plan.options.probe not in (None, "none") and has_target and bool(member.plan.routes.out)

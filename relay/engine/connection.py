@@ -325,7 +325,8 @@ class Connection:
             summary.received, summary.sent = up.moved, down.moved
             summary.first_byte = down.first or down.last
             if up.spliced or down.spliced:
-                summary.spliced = up.spliced_bytes(), down.spliced_bytes()
+                spliced = up.spliced_bytes(), down.spliced_bytes()
+                summary.spliced = spliced if any(spliced) else None  # it may have been about to
             if down.ended and not 0 < up.ended <= down.ended:
                 summary.target_ended_first = True
             if target_stream is not None and down.moved:
@@ -375,7 +376,7 @@ class Connection:
         if flows is not None:
             try:
                 up, down = flows.upstream, flows.downstream
-                is_spliced = bool(up.spliced or down.spliced)
+                is_spliced = bool(up.spliced_bytes() or down.spliced_bytes())
                 first_byte = down.first or down.last
                 return self.summary.record_of(now, self.state, up.moved, down.moved, is_spliced, first_byte)
             except AttributeError:

@@ -274,6 +274,17 @@ def _block(data: memoryview) -> int:
     raise BlockingIOError
 
 
+def test_a_flow_that_is_about_to_splice_has_copied(bench: Callable[..., Bench]) -> None:
+    one = bench(small=False)
+    up = one.connection.flows.upstream
+    up.moved = 5
+    up.use(up.splice)
+    assert (up.spliced, up.spliced_bytes()) == (-5, 0)
+    assert one.connection.record(one.now).engine == "copy"
+    one.connection.close("killed", one.now)
+    assert one.connection.record(one.now).engine == "copy"
+
+
 def test_without_a_pipe_a_bulk_flow_copies(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(small=False)
     monkeypatch.setattr(PipePool, "take", lambda self: None)

@@ -154,8 +154,8 @@ class CallbackChain:
             if number != self._number:
                 return True  # it was over before it returned, and the next one may have begun
             self._undo = undo
-            given_up = self._given_up
-        if given_up:
+            is_given_up = self._done is None  # else the number would be another one
+        if is_given_up:
             undo()
         return True
 

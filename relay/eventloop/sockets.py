@@ -35,6 +35,7 @@ __all__ = [
 Socket = TypeVar("Socket", bound=sockets.SocketType)
 
 _NONBLOCKING_STREAM = sockets.SOCK_STREAM | getattr(sockets, "SOCK_NONBLOCK", 0)
+_DROPPED = 64 << 10  # bytes that are read at once to drop them
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -71,6 +72,16 @@ def set_to_reset(socket: sockets.SocketType) -> None:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
     except OSError:
         pass  # it is closed, or of a kind that has no such thing
+
+
+def drop_unread(socket: sockets.SocketType) -> None:
+    """Drop what was sent in vain: a close with bytes unread would be a reset to the other end."""
+    try:
+        socket.shutdown(sockets.SHUT_RD)
+        while socket.recv(_DROPPED, sockets.MSG_DONTWAIT):
+            pass
+    except OSError:
+        pass
 
 
 def unread(socket: sockets.SocketType) -> int:

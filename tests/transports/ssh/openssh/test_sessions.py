@@ -206,7 +206,7 @@ def test_no_descriptors_for_it(far: FarEnd, monkeypatch: pytest.MonkeyPatch) -> 
         def fail(*args: Any) -> None:
             raise OSError(24, "Too many open files")
 
-        for name, module in (("socketpair", sessions), ("pipe", sessions.os)):
+        for name, module in (("socketpair", sessions), ("pipe", os)):
             outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
             with monkeypatch.context() as patch:
                 patch.setattr(module, name, fail)

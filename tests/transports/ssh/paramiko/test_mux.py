@@ -491,7 +491,7 @@ def test_a_stream_that_the_server_has_closed_ends_with_the_connection_too(script
 
 
 def test_a_server_that_does_not_answer_a_close(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    monkeypatch.setattr(one_channel, "LINGER", 0.1)
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, _ = server.open(connection)
@@ -502,7 +502,7 @@ def test_a_server_that_does_not_answer_a_close(scripted, monkeypatch):
 
 
 def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    monkeypatch.setattr(one_channel, "LINGER", 0.1)
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection, window=10)
@@ -528,7 +528,7 @@ def survives(server, connection, lost):
 
 
 def test_more_than_the_window_allows(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_BETWEEN", 1 << 12)
+    monkeypatch.setattr(one_channel, "BETWEEN", 1 << 12)
     server, lost = scripted(), Lost()
     with contextlib.closing(server.connect(lost)) as connection:
         stream, number = server.open(connection)

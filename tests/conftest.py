@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import shutil
@@ -26,8 +27,10 @@ from relay.testing import Leaks  # noqa: E402
 LEAVING = WAIT  # seconds for what is on its way out when a test ends
 CI = os.environ.get("CI") == "true"
 
-# Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each.
+# Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each; and so
+# are the tests, not again by each of the processes that run them side by side.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and so would be all programs
 # that tests interrupt.
@@ -361,6 +364,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
         with contextlib.suppress(OSError):
             namespace.isolate()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector away from the tests themselves: half a million objects, and none of them garbage."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,6 +38,7 @@ from relay.streams.dialer import Upgrade
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
+from relay.transports.i2p.unconfirmed import UnconfirmedStream
 from relay.transports.tls.client import Client
 
 
@@ -344,10 +345,14 @@ def test_it_is_not_renewed_for_each_such_stream(world, impatient):
     assert len(world.bridge.controls) == 2
 
 
-def test_a_session_whose_streams_answer_stays(world, impatient):
-    tunnel = world.tunnel()
-    client, far = world.client(tunnel)
+def test_a_session_whose_streams_answer_stays(world):
+    factory = world.factory()
+    client, far = world.client(world.tunnel(factory))
     exchange(client, far)
+    deadlines, looked = factory.carrier().link.unconfirmed._deadlines, threading.Event()
+    (doubted,) = [item for item in deadlines._due if isinstance(item, UnconfirmedStream)]
+    deadlines.loop.call(lambda: doubted.expire(time.monotonic()) or looked.set())
+    assert looked.wait(WAIT)
     threading.Event().wait(0.2)
     assert len(world.bridge.controls) == 1
 

@@ -330,12 +330,13 @@ def test_a_chosen_port_that_comes_too_late_is_given_back(server, impatient):
     assert server.expect_request() == ("cancel-tcpip-forward", b"\0\0\0\x09127.0.0.1" + (4713).to_bytes(4, "big"))
 
 
-def test_a_server_that_never_answers_the_cancellation(server, impatient, caplog):
+def test_a_server_that_never_answers_the_cancellation(server, monkeypatch, caplog):
     tunnel = tunnel_to(server.transport, port=4713)
     starting = Thread(tunnel.start)
     server.expect_request()
     server.server.send(GRANTED)
     starting.result()
+    monkeypatch.setattr(reversetunnel, "_ANSWER", 0.25)
     tunnel.stop_thread()
     assert not tunnel.is_alive()
     assert "no answer from the SSH server to the cancellation" in caplog.text

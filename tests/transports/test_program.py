@@ -288,7 +288,8 @@ def test_one_that_ignores_sigterm_is_killed_with_what_it_has_started(quick):
     wait_until(lambda: not is_running(child))
 
 
-def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path):
+def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_MOMENT", WAIT)
     stream = opened("sh", "-c", 'cat >"$0.part"; sleep 0.2; mv "$0.part" "$0"', str(tmp_path / "taken"))
     stream.socket.sendall(b"all of it")
     stream.close()

@@ -213,7 +213,7 @@ def test_a_stream_on_which_nobody_answers_is_reset(world, caplog):
 
 @pytest.mark.parametrize("first", ["control", "stream", "stream's reset"])
 def test_a_stream_whose_session_is_lost_ends_by_a_reset(world, first, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.opening.SETTLE", 0.3)
+    monkeypatch.setattr("relay.transports.i2p.opening.SETTLE", 2.0)
     tunnel = world.tunnel()
     client, far = world.client(tunnel)
     exchange(client, far)

@@ -30,7 +30,7 @@ from relay.transports.i2p.reachability import ReachabilityMonitor
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     make_prompt(monkeypatch)
-    monkeypatch.setattr(probe, "ANSWER", 0.5)
+    monkeypatch.setattr(probe, "ANSWER", 5.0)
     monkeypatch.setattr(probe, "REACH", 2.0)
 
 

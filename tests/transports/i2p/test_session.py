@@ -299,9 +299,11 @@ def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
     with opened.open().stream():
         assert silent.get(timeout=WAIT) == (opened.session, DEST)
         opened.scripted.stream()
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", WAIT)
     with opened.open(self_contained=True).stream() as stream:
         opened.scripted.stream().sendall(b"x")
         assert receive_exactly(stream.socket, 1) == b"x"
+        opened.pass_deadlines()
         assert answered.get(timeout=WAIT) == DEST
     assert silent.empty()
 

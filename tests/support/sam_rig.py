@@ -191,7 +191,7 @@ class Opened:
         return outcome
 
     def pass_deadlines(self) -> None:
-        """Have the bridge do now what it does when every deadline has passed."""
+        """Let the bridge do now what it does when every deadline has passed."""
         deadlines = self.bridge.deadlines
         deadlines.loop.call(lambda: deadlines._check(time.monotonic() + 2 * WAIT))
 

@@ -81,7 +81,7 @@ class Client:
         return outcomes[0]
 
     def pass_deadlines(self) -> None:
-        """Have the connection do now what it does after every deadline, once a stream waits for its answer."""
+        """Let the connection do now what it does after every deadline, once a stream waits for its answer."""
         wait_until(lambda: self.connection._unanswered)
         self.connection.loop.call(lambda: self.connection._expire_due(time.monotonic() + 2 * WAIT))
 

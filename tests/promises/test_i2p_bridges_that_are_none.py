@@ -187,7 +187,9 @@ class Bridge(ScriptedBridge):
 
 
 @pytest.fixture
-def scripted():
+def scripted(monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", WAIT)  # these answer
+    monkeypatch.setattr("relay.transports.i2p.connector._ATTEMPT", WAIT)
     made = []
 
     def make(command, *words):

@@ -247,7 +247,7 @@ def test_accepts_that_fail_after_all(world, over_i2p):
         exchange(*rig.connect())
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_over_real_routers(i2p_restarts, scenario, record_property):
     seconds, problem = i2p_restarts[scenario]

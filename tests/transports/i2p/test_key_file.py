@@ -337,7 +337,10 @@ def test_another_process_has_it_until_it_ends(tmp_path):
         other.wait(WAIT)
         with KeyFile.open(path, never) as file:  # what the dead one left beside it does no harm
             assert file.key == KEY
+            assert file.seconds_since_session == 0.0, "a session of the one that was killed may have ended just now"
     assert os.listdir(tmp_path) == ["me.dat"]
+    with KeyFile.open(path, never) as file:
+        assert file.seconds_since_session == math.inf
 
 
 def test_a_forked_child_holds_nothing(tmp_path):

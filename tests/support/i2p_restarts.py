@@ -68,7 +68,7 @@ def is_served(tunnel: relay.TunnelClient) -> bool:
 
 
 def _state_of(tunnel: Any) -> str:
-    """What a tunnel says of itself; one in another process says nothing."""
+    """Describe a tunnel of this process, for the journal."""
     if not isinstance(tunnel, relay.Tunnel):
         return "another process"
     state = getattr(tunnel, "state", "without a session of its own")

@@ -218,7 +218,7 @@ def test_giving_up(far):
             far.rig.thaw()
         idle = threading.Event()
         with link.open("cat") as stream:
-            assert finish(stream, b"here") == b"here"
+            assert finish(stream, b"here") == b"here", (failure(stream), link.lost, far.rig)
         link.connection.when_idle(idle.set)
         assert idle.wait(WAIT)
         assert all(answer._outcome is None for answer, _ in asked)

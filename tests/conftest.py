@@ -1,4 +1,4 @@
-"""What every test gets: a check for leaks after each, skips that are heard, and a few fixtures."""
+"""Fixtures of every test: a check for leaks after each, skips that are heard, and a few fixtures."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ SSH_SERVERS = {"embedded": "ssh_server", "sshd": "sshd"}
 
 @pytest.fixture(params=SSH_SERVERS)
 def far_end(request: pytest.FixtureRequest, backend: str, openssh_server: Any) -> Any:
-    """Runs a test with each backend against each server, which is not to be ended; see :class:`sshd.FarEnd`."""
+    """Runs a test with each backend against each server, which the test must not end; see :class:`sshd.FarEnd`."""
     import sshd
 
     return sshd.FarEnd(request.param, backend, request.getfixturevalue(SSH_SERVERS[request.param]))
@@ -376,7 +376,7 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those with real I2P routers come first, for they take the longest.
+    """Sort the tests: if they run side by side, those with real I2P routers come first, for they take the longest.
 
     What runs beside them all the time is looked at in the end.
     """
@@ -439,19 +439,19 @@ def i2p_hops(i2p_networks: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def i2p_restarts(i2p_networks: Any) -> Any:
-    """What came of ``i2p_restarts.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    """The outcome of ``i2p_restarts.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
     return i2p_networks.restarts("i2p_restarts")
 
 
 @pytest.fixture(scope="session")
 def chain_restarts(i2p_networks: Any) -> Any:
-    """What came of ``chain_restarts.py``: a scenario → the seconds of each recovery, and what went wrong or nothing."""
+    """The outcome of ``chain_restarts.py``: a scenario → the seconds of each recovery, and its error or nothing."""
     return i2p_networks.restarts("chain_restarts")
 
 
 @pytest.fixture(scope="session")
 def i2p_peers(i2p_networks: Any) -> Any:
-    """What came of ``i2p_peers.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    """The outcome of ``i2p_peers.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
     return i2p_networks.restarts("i2p_peers")
 
 
@@ -497,7 +497,7 @@ I2P_WORLDS = {"double": "i2p_double", "java-double": "java_double", "i2pd": "i2p
 
 @pytest.fixture(params=I2P_WORLDS)
 def i2p_world(request: pytest.FixtureRequest) -> Any:
-    """Runs a test on embedded bridges and on real routers, which are not to be ended; see :class:`i2p_world.World`."""
+    """Runs a test on embedded bridges and on real routers, which it must not end; see :class:`i2p_world.World`."""
     return request.getfixturevalue(I2P_WORLDS[request.param])
 
 

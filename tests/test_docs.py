@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is true."""
+"""The examples of the README and of the pages of docs/ are true."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def spawner():
 
 
 def output(argv, **options):
-    """What a child says on its standard output; it must end with status 0."""
+    """Return what a child says on its standard output; it must end with status 0."""
     with start(argv, stdout=PIPE, **options) as child:
         said, _ = child.communicate(timeout=WAIT)
     assert child.returncode == 0
@@ -161,7 +161,7 @@ def test_standard_error_is_the_programs_own(capfd):
 
 @pytest.fixture
 def lines(caplog):
-    """What the log has."""
+    """Return the messages of the log."""
     caplog.set_level(logging.INFO, "relay")
     return lambda: [one.getMessage() for one in caplog.records]
 

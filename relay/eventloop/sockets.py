@@ -203,8 +203,10 @@ def connect_error(target: str, error: OSError | None) -> ConnectError:
         return error
     number = error.errno if error is not None else None
     if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
-        return ConnectError(f"{target}: no answer in time; is the host up and the port open?", reason="connect_timeout")
+        return ConnectError(
+            f"{target}: no answer in time; check that the host is up and the port is open", reason="connect_timeout"
+        )
     if number == errno.ECONNREFUSED:
-        return ConnectError(f"{target}: connection refused; is the service running?", reason="refused")
+        return ConnectError(f"{target}: connection refused; check that the service is running", reason="refused")
     text = error.strerror or str(error) if error is not None else "no address"
     return ConnectError(f"{target}: {text}", reason="unreachable")

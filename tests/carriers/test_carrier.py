@@ -106,7 +106,7 @@ def carried():
 
 
 def outcome_of(carrier, timeout=WAIT, **options):
-    """What a waiter is told."""
+    """Return the outcome that a waiter gets."""
     told = queue.SimpleQueue()
     carrier.when_up(told.put, time.monotonic() + timeout, **options)
     return told.get(timeout=WAIT)
@@ -782,7 +782,7 @@ def test_what_is_made_after_the_close_is_closed(carried):
 
 
 def idle_of(carrier):
-    """Set as soon as the carrier says that no stream rides on it."""
+    """Set as soon as the carrier says that it has no stream."""
     idle = threading.Event()
     carrier.when_idle(idle.set)
     turned(carrier)
@@ -997,7 +997,7 @@ class Still:
             self.calls.pop(0)()
 
     def facts(self):
-        """What an event can change."""
+        """Return what an event can change."""
         links = self.connector.links
         return {
             "attempts": self.connector.attempts + len(self.attempts),

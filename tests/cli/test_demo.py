@@ -27,7 +27,7 @@ def run(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """A directory of files, some of which are nobody's business."""
+    """A directory of files, some of which are private."""
     tmp_path = tmp_path_factory.mktemp("pages")
     sizes = {"index.html": 7, "a b/ü?.txt": 100_003, "deep/er/empty": 0, "big.bin": 3_000_000}
     for name, size in sizes.items():
@@ -47,7 +47,7 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(pages, warm_command):
-    """What a whole demo of these files says, once for all who look at it."""
+    """The output of a whole demo of these files, run once for all tests."""
     return run(str(pages[0]))
 
 

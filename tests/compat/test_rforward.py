@@ -265,7 +265,7 @@ def test_the_mask(world, caplog, mask, told):
     with world.client(tunnel) as client:
         send_and_end(client, b"echo")
         receive_all(client)
-    tunnel.pause()  # which waits for what is told of the client
+    tunnel.pause()  # which waits for the log about the client
     tunnel.resume()
     wait_until(lambda: not tunnel._channels._living)
     world.transport.close()
@@ -686,7 +686,7 @@ def test_notify_takes_what_is_in_the_queue(world):
 
 
 def test_notify_in_a_handler_takes_the_very_channel(world):
-    """Of two tunnels and an older channel that nobody wants yet, with the queue in a bad order."""
+    """Of two tunnels and an older channel that no tunnel has taken yet, with the queue in a bad order."""
     tunnels = [world.tunnel(world.serve(greet(letter))) for letter in (b"1", b"2")]
     whose = {}
 

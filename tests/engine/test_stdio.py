@@ -72,7 +72,7 @@ class Rig:
         self.close(self.write)
 
     def answer(self, size=-1):
-        """What comes out, up to its end or a size."""
+        """Return what comes out, up to its end or a size."""
         found = bytearray()
         while size < 0 or len(found) < size:
             assert select.select([self.read], [], [], WAIT)[0], "no answer"
@@ -291,7 +291,7 @@ def test_many_small_pieces_fill_a_pipe_and_arrive(rig):
 
 def test_one_direction_that_is_stuck_does_not_hold_up_the_other(rig):
     one = rig().begin()
-    flooding = Thread(_flood, one.far)  # nobody reads the output
+    flooding = Thread(_flood, one.far)  # without a reader of the output
     writer = Thread(write_all, one, one.write, BLOCK)
     assert hashlib.sha256(receive_exactly(one.far, len(BLOCK))).hexdigest() == HASH
     writer.result()
@@ -450,7 +450,7 @@ def test_a_stream_that_has_answered_is_known_to(rig):
 
 
 class Clock:
-    """What time it is for the carrying, which looks again after each limit's time."""
+    """The time for the transfer, which looks again after each limit's time."""
 
     def __init__(self):
         self.now = 0.0
@@ -601,7 +601,7 @@ def test_waiting_uses_no_processor(rig, pair, state):
 
 
 def wakes(thread):
-    """How often a thread has been on the processor; one that spins has not slept and is preempted, or uses time."""
+    """Return how often a thread has been on the processor; one that spins is preempted, or uses time."""
     with open(f"/proc/self/task/{thread.native_id}/stat") as file:
         ticks = file.read().rpartition(")")[2].split()[11:13]
     with open(f"/proc/self/task/{thread.native_id}/status") as file:
@@ -733,7 +733,7 @@ def held(certificates, listener, monkeypatch):
 
 
 def test_it_ends_when_all_has_left_this_process(held):
-    """The command exits next: what the session still had would be lost, and nobody would know."""
+    """The command exits next: what the session still had would be lost, without a word."""
     assert held.carry(held.go.set)
     assert held.left[0] == 0
     assert receive_all(held.server) == BLOCK[: 1 << 15]

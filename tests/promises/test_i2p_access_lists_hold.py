@@ -1,4 +1,4 @@
-"""Who connects over I2P is known, and who is not to come in does not, which records, log and counts say."""
+"""Clients over I2P are known, and those that are not allowed are rejected, as records, log and counts say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relay.transports.i2p import key_file as keyfiles
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """Nobody waits until a router has forgotten the last session of a key."""
+    """No test waits until a router has forgotten the last session of a key."""
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
 
 

@@ -61,7 +61,7 @@ def test_netcat_gets_its_answer(i2p_world, serve):
 
 
 def test_what_a_client_sent_before_its_end_arrives_whole(i2p_world, over_i2p):
-    """The end itself comes after ``linger``, if nobody answers."""
+    """The end itself comes after ``linger``, without an answer."""
     rig = over_i2p(i2p_world, reach={"linger": 1000.0})
     client, far = rig.connect()
     upload = Thread(send_and_end, client, BLOCK * 2)

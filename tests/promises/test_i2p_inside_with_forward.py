@@ -1,4 +1,4 @@
-"""What is promised over real routers, once more in their own network, where a router can connect to us (FORWARD)."""
+"""The promises over real routers, once more in their own network, where a router can connect to us (FORWARD)."""
 
 from __future__ import annotations
 

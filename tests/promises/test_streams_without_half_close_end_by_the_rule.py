@@ -16,7 +16,7 @@ from relay.testing import FakeListener, pair
 
 
 class Bare:
-    """An object that has ``recv``, ``sendall`` and ``close`` and nothing else."""
+    """An object that has ``recv``, ``sendall`` and ``close`` only."""
 
     def __init__(self, near):
         self._near = near

@@ -1,4 +1,4 @@
-"""What ØMQ sockets send over SSH arrives whole, also if the sockets and the tunnel are closed at once."""
+"""Messages of ØMQ sockets over SSH arrive whole, also if the sockets and the tunnel are closed at once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_one_message_and_an_end_at_once(connect):
 
 
 def test_a_puller_that_is_slow(connect):
-    """What its queue does not take waits on the way; the close waits for it."""
+    """Messages that its queue does not take wait on the way; the close waits for it."""
     with sockets() as make:
         puller, pusher = make(zmq.PULL), make(zmq.PUSH)
         puller.rcvhwm = 1

@@ -13,7 +13,7 @@ from relay.streams.pair_end import LINGER, PairEnd
 
 
 class Owner:
-    """What has an end: it counts what is called."""
+    """An owner of an end, which notes the calls."""
 
     def __init__(self):
         self.loop = Loop()

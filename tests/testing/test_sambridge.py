@@ -79,14 +79,14 @@ class Program:
         return self.ask(message).result
 
     def ends(self):
-        """Whether this is the end, or becomes so within a moment."""
+        """Return whether this is the end, or becomes so within a moment."""
         try:
             return self.recv(1) == b""
         except ConnectionResetError:
             return True
 
     def is_silent(self, seconds=SHORT):
-        """Whether nothing comes, not even the end."""
+        """Return whether nothing comes, not even the end."""
         self.settimeout(seconds)
         try:
             return not self.recv(1 << 16) and False
@@ -156,7 +156,7 @@ class Clients:
         return program
 
     def forwarded(self, listening):
-        """Who has connected, and the socket, which is past the line that says so."""
+        """Return who has connected, and the socket, which is past the line that says so."""
         connection = self._stack.enter_context(listening.accept()[0])
         connection.settimeout(WAIT)
         line = bytearray()
@@ -496,7 +496,7 @@ def test_one_that_accepts_goes(personality, make):
         return
     wait_until(lambda: bridge.connections == 3)
     clients.connect("client", server.dest)
-    assert second.is_silent()  # nobody is served until another one asks
+    assert second.is_silent()  # no client is served until another one asks
     third = clients.accept("server")
     assert parse_peer(third.line()) == client.dest
     clients.connect("client", server.dest)
@@ -582,7 +582,7 @@ def test_everything_comes_before_the_end(personality, make):
         connected.close()
 
     sending = Thread(send)
-    sending.result()  # 16 MiB wait for somebody who does not read yet
+    sending.result()  # 16 MiB wait for a client that does not read yet
     assert sha256_of(accepted) == hashlib.sha256(BLOCK * 16).hexdigest()
 
 
@@ -768,7 +768,7 @@ def test_two_routers_in_one_network(personality, make):
     assert (near.streams, far.streams) == (1, 1)
     far.kill()
     assert accepted.ends()
-    assert connected.is_silent()  # nobody tells
+    assert connected.is_silent()  # it gets no notice
     connected.sendall(b"into the void")
     far.restart()
     again = servers.session("one", server.key.base64)
@@ -898,7 +898,7 @@ def test_the_same_keys_too_soon(make):
     sent(connected, accepted)
     assert accepted.ends()
     assert time.monotonic() - began >= 1.0
-    assert connected.is_silent()  # nobody tells it
+    assert connected.is_silent()  # it gets no notice
     assert zombie.ask(naming_lookup("ME")).options["VALUE"] == first.dest
     waiting = clients.accept("again")
     lost = clients.connect("client", first.dest)
@@ -1529,7 +1529,7 @@ def test_who_sends_has_to_wait_when_too_much_is_held(make, monkeypatch):
         for _ in range(64):
             stalled.sendall(BLOCK)
     stalled.settimeout(WAIT)
-    server.close()  # nobody tells who sends
+    server.close()  # the sender gets no notice
     for _ in range(16):
         stalled.sendall(BLOCK)
     for end in (server, client):
@@ -1931,7 +1931,7 @@ def test_as_i2pd_a_session_ends(i2p_world, real, both):
     sent(connected, accepted)
     server.close()
     assert accepted.ends()
-    assert connected.is_silent(2.0)  # the far end is not told
+    assert connected.is_silent(2.0)  # the far end gets no notice
     assert real.connect("client", server.dest).is_silent(1.0)
     assert real.asked(stream_accept("mortal")).result == "INVALID_ID"
 

@@ -50,7 +50,7 @@ PROHIBITED, CONNECT_FAILED, UNKNOWN_KIND, SHORTAGE = 1, 2, 3, 4
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """What the client's side of paramiko logs about the failures that are wanted here."""
+    """The log of paramiko's client about the failures that this test makes."""
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("paramiko").setLevel(logging.NOTSET)

@@ -242,7 +242,7 @@ def test_what_it_has_not_read_does_not_make_its_end_a_reset():
 
 
 def test_one_that_closes_its_output_goes_on(tmp_path):
-    """The end of its output is told when it has ended, for only then it is known what that end was."""
+    """The end of its output is reported when it has ended, because only then it is known what that end was."""
     with opened("sh", "-c", 'echo first; exec >&-; cat >"$0"; exit 4', str(tmp_path / "taken")) as stream:
         assert receive_exactly(stream.socket, 6) == b"first\n"
         assert finish(stream, b"the rest") == b""
@@ -299,7 +299,7 @@ def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path, monkeypatch):
 
 
 def test_a_reset_ends_it_before_it_sees_the_end_of_its_input(tmp_path):
-    """What was cut must not be taken for the whole."""
+    """Output that was cut must not be taken for the whole."""
     for number in range(5):
         stream = opened("sh", "-c", 'echo on; cat >"$0.part" && mv "$0.part" "$0"', str(tmp_path / str(number)))
         assert receive_exactly(stream.socket, 3) == b"on\n"

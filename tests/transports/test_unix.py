@@ -241,7 +241,7 @@ def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
 
     def slow(descriptor, operation):
         if not calls:
-            lock.unlink()  # whoever had it is done
+            lock.unlink()  # its last holder is done
         calls.append(operation)
         flock(descriptor, operation)
 

@@ -1,4 +1,4 @@
-"""How a session is made, made again, and replaced."""
+"""Sessions are created, re-created and replaced."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, m
     first = up(carrier)
     bridge.kill()
     wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
-    bridge.restart()  # before it is tried again, so that nobody has met a closed port since
+    bridge.restart()  # before it is tried again, so that no attempt has met a closed port since
     wait_until(lambda: carrier.link not in (None, first))
 
 
@@ -408,7 +408,7 @@ def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
     wait_until(lambda: bridge.connections == 0)
 
 
-# -- sessions that have gone deaf --
+# -- sessions that are unresponsive --
 
 
 def stream(session, dest):

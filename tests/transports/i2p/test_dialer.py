@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.dialer``: streams to a destination over a session that is shared, kept up and replaced."""
+"""``relay.transports.i2p.dialer``: streams to a destination over a session that is shared, supervised and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A destination of ours: its states, who is let in, what waits, and what becomes of it when the router goes."""
+"""A destination that relay listens on: its states, who is allowed, what waits, and its end with the router."""
 
 from __future__ import annotations
 

@@ -77,19 +77,19 @@ def fall_due(monkeypatch):
 
 
 def proofs(bridge):
-    """How many streams were begun."""
+    """Return how many streams were begun."""
     return sum(command.words == ("STREAM", "CONNECT") for command in bridge.commands)
 
 
 def creations(bridge):
-    """How many sessions were asked for, with keys of their own and without."""
+    """Return how many sessions were asked for, with keys of their own and without."""
     options = [command.options for command in bridge.commands if command.words == ("SESSION", "CREATE")]
     transient = sum("SIGNATURE_TYPE" in one for one in options)
     return len(options) - transient, transient
 
 
 def break_proofs(monkeypatch, there, answer=b"", times=1000):
-    """Have no proof be answered, or with this, so many times."""
+    """Answer no proof, or with this, so many times."""
     left = [times]
     real = there._monitor.answers
 
@@ -409,7 +409,7 @@ def test_it_ends_at_any_moment(bridge, listen):
 
 
 class Target:
-    """What a monitor asks and reports."""
+    """A target of a monitor, which notes what is asked and reported."""
 
     def __init__(self):
         self.told = queue.SimpleQueue()
@@ -451,7 +451,7 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     carrier = make_carrier("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), lambda: None)
     carrier.begin()
     try:
-        session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
+        session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where no program accepts
         carrier.subscribe(lambda state, error: state is CarrierState.BACKING_OFF and lost.set())
         prover._io_thread.loop.call(lambda: prover.watch(session))
         if alive:

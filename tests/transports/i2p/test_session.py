@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.session``: a session's life, its signs of life, and the names it knows."""
+"""``relay.transports.i2p.session``: a session's life, its keepalive probes, and the names it knows."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_flood_of_pings_is_survived(opened):
     wait_until(lambda: "PONG last" in opened.scripted.asked)
 
 
-# -- signs of life ----------------------------------------------------------------------------------------------------
+# -- keepalive probes -------------------------------------------------------------------------------------------------
 
 
 def test_a_bridge_that_answers_pings_is_pinged(opened):

@@ -250,7 +250,7 @@ def test_a_silent_server_is_given_up_at_the_deadline(certificates, listener):
 
 
 class Cancel:
-    """What a tunnel gives to a factory."""
+    """A cancel token of a tunnel."""
 
     def __init__(self):
         self.reader, self.writer = socket.socketpair()
@@ -426,7 +426,7 @@ def s_server(certificates, version, reserved):
 
 
 def listens(port):
-    """Whether somebody listens there, told by the kernel: a connection would be counted."""
+    """Return whether a program listens there, from the kernel: a connection would be counted."""
     with open("/proc/net/tcp") as table:
         return any(line.split()[1:4:2] == [f"0100007F:{port:04X}", "0A"] for line in table)
 

@@ -321,7 +321,7 @@ def test_what_a_server_says_becomes_an_error(scripted, code, text, reason, told)
 
 
 def test_giving_up_leaves_nothing(scripted):
-    """A late success is closed; a late refusal is nobody's."""
+    """A late success is closed; a late refusal has no stream."""
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         for answer in (91, 92):
@@ -516,7 +516,7 @@ def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scri
 
 
 def survives(server, connection, lost):
-    """Whether the connection still does what it is for, once it has seen all that was sent."""
+    """Return whether the connection still does what it is for, once it has seen all that was sent."""
     server.send(80, "no-such-request", True)
     server.expect(82)
     stream, number = server.open(connection)

@@ -61,7 +61,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix != ".py":
         yield 1, source
         return
-    with_data = not DATA.match(str(path.relative_to(ROOT)))
+    with_data = not (path.is_relative_to(ROOT) and DATA.match(str(path.relative_to(ROOT))))
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT or (
             token.type == tokenize.STRING and (with_data or token.string.startswith('"""'))

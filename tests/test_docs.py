@@ -243,6 +243,15 @@ def test_forbidden_words_are_found_in_strings_and_comments(check_words, tmp_path
     ]
 
 
+def test_strings_of_tests_are_data(check_words, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_words, "ROOT", tmp_path)
+    for folder, lines in ("tests", [1]), ("tests/support", [1, 2]):
+        path = tmp_path / folder / "test_it.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('"""It is told."""\ntext = "told"\n')
+        assert [line for line, _ in check_words.words(path)] == lines
+
+
 def test_forbidden_words_are_found_in_pages(check_words, tmp_path):
     path = tmp_path / "page.md"
     path.write_text("# A page\n\nIt is told\nas ever. Toldo is not.\n")

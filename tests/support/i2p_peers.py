@@ -20,12 +20,14 @@ import i2pd
 from helpers import Server, Thread, echo, receive_exactly, wait_until
 from i2p_restarts import reach, serve, until_served
 from i2p_world import NODE, NPM, read_line
-from scenarios import journal, run_all
+from scenarios import check_routers, journal, run_all
 
 import relay
 from relay.process import PIPE
 
 DEADLINE = 240.0  # seconds for each step that waits for routers
+PUBLISHED = 75.0  # seconds for a client of a session that others publish, if the router publishes it at all
+SESSIONS = 3
 ANSWER = 15.0  # seconds for one stream to bring bytes
 LATEST = 580.0  # seconds; before the tests give up
 TEXT = b"anybody?"
@@ -107,10 +109,14 @@ def a_plain_sam_client_reaches_us(network: i2pd.Network, server: relay.TunnelSer
 def we_reach_a_plain_sam_server(network: i2pd.Network, server: relay.TunnelServer) -> float:
     """The other way round."""
     begin = time.monotonic()
-    with contextlib.closing(PlainSAM(network.router(1), "plain-server")) as session:
-        threading.Thread(target=session.serve, daemon=True).start()
-        with reach(network.router(2), session.dest) as client:
-            until_served(client)
+
+    def once(number: int) -> None:
+        with contextlib.closing(PlainSAM(network.router(1), f"plain-server-{number}")) as session:
+            threading.Thread(target=session.serve, daemon=True).start()
+            with reach(network.router(2), session.dest) as client:
+                until_served(client, PUBLISHED)
+
+    _until_published(once)
     return time.monotonic() - begin
 
 
@@ -126,12 +132,32 @@ def npm_s_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -
 def we_reach_npm_s_server(network: i2pd.Network, server: relay.TunnelServer) -> float:
     """The library has the router forward streams to a port of its program."""
     begin = time.monotonic()
-    with npm_peer(network, "server", network.router(1)) as said:
-        dest = said.readline().split()[1]
-        journal.info("npm's server has its session")
-        with reach(network.router(2), dest) as client:
-            until_served(client)
+
+    def once(_: int) -> None:
+        with npm_peer(network, "server", network.router(1)) as said:
+            dest = said.readline().split()[1]
+            journal.info("npm's server has its session")
+            with reach(network.router(2), dest) as client:
+                until_served(client, PUBLISHED)
+
+    _until_published(once)
     return time.monotonic() - begin
+
+
+def _until_published(once: Callable[[int], None]) -> None:
+    """Do it again with another session, if the router has not published the last one.
+
+    i2pd publishes a lease set at one floodfill after another. This network has one: if that does not confirm, or the
+    session's tunnels are gone at that moment, the router tries no more until it makes new tunnels, after ten minutes.
+    """
+    for number in range(SESSIONS):
+        try:
+            return once(number)
+        except AssertionError:
+            if number == SESSIONS - 1:
+                raise
+            check_routers()
+            journal.info("once more, with another session")
 
 
 @contextlib.contextmanager

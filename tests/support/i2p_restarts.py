@@ -85,12 +85,12 @@ def live(tunnel: relay.TunnelClient) -> Iterator[socket.socket]:
         yield client
 
 
-def until_served(tunnel: relay.TunnelClient) -> float:
+def until_served(tunnel: relay.TunnelClient, deadline: float = DEADLINE) -> float:
     """Seconds from now on."""
     begin = time.monotonic()
     while not is_served(tunnel):
         check_routers()
-        assert time.monotonic() < begin + DEADLINE, f"not served for {DEADLINE} s"
+        assert time.monotonic() < begin + deadline, f"not served for {deadline} s"
         threading.Event().wait(0.002)
     return time.monotonic() - begin
 

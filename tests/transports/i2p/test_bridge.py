@@ -122,7 +122,7 @@ def test_no_answer_to_the_connect():
         error = error_of(bridge, 0.05)
         bridge.close()
     assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
-    assert str(error).startswith("i2p:?sam=x: no answer in time; is the host up"), "its name is said once"
+    assert str(error).startswith("i2p:?sam=x: no answer in time; check that the host is up"), "its name is said once"
 
 
 @pytest.mark.parametrize("seconds", [None, 5.0])

@@ -13,18 +13,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import IO, Any
 
 from .addresses.options import secret_variables
 from .errors import ConnectError, RelayError
+from .eventloop.loop import Loop
+from .eventloop.poller import IN
 
 __all__ = [
     "DEVNULL",
     "PIPE",
     "Process",
     "StandardError",
+    "StandardErrorPipe",
     "begin",
     "end",
     "own_stderr",
@@ -229,6 +232,8 @@ logger = logging.getLogger("relay")
 _LONGEST = 300  # bytes that are kept of a line
 _AT_ONCE = 50  # lines of one chunk that are looked at
 _RATE = 20  # lines that are logged in a second
+_CHUNK = 64 << 10  # bytes that are read of a pipe at once
+_AT_THE_END = 16  # such chunks that are read of a program that has ended
 
 
 class StandardError:
@@ -280,6 +285,69 @@ class StandardError:
         number, self._left_out = self._left_out, 0
         if number:
             logger.info("%s: it said %d lines more", self._name, number)
+
+
+class StandardErrorPipe:
+    """The pipe that a program gets as its standard error. relay's end belongs to the thread of its loop.
+
+    :param feed: called with what the program has written; must not block.
+    :raises OSError: if there are no descriptors left.
+    """
+
+    __slots__ = ("descriptor", "theirs", "_feed", "_loop")
+
+    def __init__(self, feed: Callable[[bytes], object]) -> None:
+        self.descriptor, self.theirs = os.pipe()
+        os.set_blocking(self.descriptor, False)
+        self._loop: Loop | None = None
+        self._feed = feed
+
+    def start(self, loop: Loop) -> None:
+        """Close the program's end, which the program has by now, and watch the other one."""
+        self._close_theirs()
+        self._loop = loop
+        loop.watch(self.descriptor, IN, self._on_event)
+
+    def finish(self) -> None:
+        """Read the rest, after the program has ended. A child of it may have the pipe and write without end."""
+        for _ in range(_AT_THE_END):
+            if not self._read():
+                break
+
+    def close(self) -> None:
+        """Close both ends. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.forget(self.descriptor)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """In a forked child: only close the descriptors."""
+        self._close_theirs()
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _close_theirs(self) -> None:
+        theirs, self.theirs = self.theirs, -1
+        if theirs >= 0:
+            os.close(theirs)
+
+    def _on_event(self, event: int, now: float) -> None:
+        if not self._read() and self._loop is not None:
+            self._loop.forget(self.descriptor)
+
+    def _read(self) -> bool:
+        """Take what the program has written; return whether there may be more, now or later."""
+        try:
+            data = os.read(self.descriptor, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if data:
+            self._feed(data)
+        return bool(data)
 
 
 def program_error(name: str, how: str, last: str) -> ConnectError:

@@ -1,8 +1,9 @@
-"""What every test gets: a check for leaks after each, skips that are heard, and a few fixtures."""
+"""Fixtures of every test: a check for leaks after each, skips that are heard, and a few fixtures."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import shutil
@@ -27,8 +28,10 @@ from relay.testing import Leaks  # noqa: E402
 LEAVING = WAIT  # seconds for what is on its way out when a test ends
 CI = os.environ.get("CI") == "true"
 
-# Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each.
+# Hundreds of tests start a program that imports relay: it is compiled once for all of them, not again by each; and so
+# are the tests, not again by each of the processes that run them side by side.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The default control sockets of programs that tests start.
 _runtime = tempfile.TemporaryDirectory(prefix="relay-run-")
@@ -278,7 +281,7 @@ SSH_SERVERS = {"embedded": "ssh_server", "sshd": "sshd"}
 
 @pytest.fixture(params=SSH_SERVERS)
 def far_end(request: pytest.FixtureRequest, backend: str, openssh_server: Any) -> Any:
-    """Runs a test with each backend against each server, which is not to be ended; see :class:`sshd.FarEnd`."""
+    """Runs a test with each backend against each server, which the test must not end; see :class:`sshd.FarEnd`."""
     import sshd
 
     return sshd.FarEnd(request.param, backend, request.getfixturevalue(SSH_SERVERS[request.param]))
@@ -369,8 +372,17 @@ def pytest_configure(config: pytest.Config) -> None:
             namespace.isolate()
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector away from the tests themselves: half a million objects, and none of them garbage."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those with real I2P routers come first, for they take the longest.
+    """Sort the tests: if they run side by side, those with real I2P routers come first, for they take the longest.
 
     What runs beside them all the time is looked at in the end.
     """
@@ -433,19 +445,19 @@ def i2p_hops(i2p_networks: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def i2p_restarts(i2p_networks: Any) -> Any:
-    """What came of ``i2p_restarts.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    """The outcome of ``i2p_restarts.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
     return i2p_networks.restarts("i2p_restarts")
 
 
 @pytest.fixture(scope="session")
 def chain_restarts(i2p_networks: Any) -> Any:
-    """What came of ``chain_restarts.py``: a scenario → the seconds of each recovery, and what went wrong or nothing."""
+    """The outcome of ``chain_restarts.py``: a scenario → the seconds of each recovery, and its error or nothing."""
     return i2p_networks.restarts("chain_restarts")
 
 
 @pytest.fixture(scope="session")
 def i2p_peers(i2p_networks: Any) -> Any:
-    """What came of ``i2p_peers.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
+    """The outcome of ``i2p_peers.py``: a scenario → the seconds that it took, and what went wrong or nothing."""
     return i2p_networks.restarts("i2p_peers")
 
 
@@ -491,7 +503,7 @@ I2P_WORLDS = {"double": "i2p_double", "java-double": "java_double", "i2pd": "i2p
 
 @pytest.fixture(params=I2P_WORLDS)
 def i2p_world(request: pytest.FixtureRequest) -> Any:
-    """Runs a test on embedded bridges and on real routers, which are not to be ended; see :class:`i2p_world.World`."""
+    """Runs a test on embedded bridges and on real routers, which it must not end; see :class:`i2p_world.World`."""
     return request.getfixturevalue(I2P_WORLDS[request.param])
 
 

@@ -29,7 +29,7 @@ BEATS = 50  # turns of the loop
 
 
 def run(work):
-    """What a coroutine returns, in a loop of its own and within a time."""
+    """Return what a coroutine returns, in a loop of its own and within a time."""
     return asyncio.run(asyncio.wait_for(work, 3 * WAIT))
 
 
@@ -41,7 +41,7 @@ async def until(condition):
 
 
 class Gate:
-    """Where another thread waits until the loop has turned many times since: if nobody turns it, it waits in vain."""
+    """A wait of another thread for many turns of the loop: if the loop stands still, it waits in vain."""
 
     def __init__(self):
         self.reached = threading.Event()
@@ -71,7 +71,7 @@ def url_of(server):
 
 
 async def echoed(connected, text=b"hello"):
-    """What an echo server sends back up to the end of file; closes the socket."""
+    """Return what an echo server sends back up to the end of file; closes the socket."""
     reader, writer = await asyncio.open_connection(sock=connected)
     writer.write(text)
     writer.write_eof()
@@ -169,7 +169,7 @@ def test_many_at_once_share_one_connection(far_end, echo_server):
 
 
 def test_no_attempt_has_a_thread_of_its_own(make_ssh_server, backend):
-    """Two hundred that the server lets wait at one time: there are as many threads of ours as for one."""
+    """Two hundred that the server lets wait at one time: there are as many threads of relay as for one."""
     asked, go_on = [], threading.Event()
     server = make_ssh_server(permit=lambda target: asked.append(target) or not go_on.wait(WAIT))
 
@@ -309,7 +309,7 @@ def meeting_a_bridge(monkeypatch, gate):
 
 @contextlib.contextmanager
 def silent():
-    """A server that never says anything; where, and whether somebody is there."""
+    """A server that never sends anything; its address, and whether a client is there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield "{}:{}".format(*listening.getsockname()), lambda: select.select([listening], [], [], 0)[0]
 
@@ -400,7 +400,7 @@ class Late(Dialer):
         self.released = True
 
     def tell(self):
-        """Have a stream; returns its far end."""
+        """Open a stream; returns its far end."""
         near, far = socket.socketpair()
         far.settimeout(WAIT)
         done, self.done = self.done, None
@@ -483,7 +483,7 @@ def test_one_that_fails_ends_the_others_of_its_group(serve):
 
 
 def failures(sshd, tmp_path):
-    """What fails, by name: an address and its hops."""
+    """Failures by name: an address and its hops."""
     return {
         "refused": ("127.0.0.1:1", []),
         "missing": (f"unix://{tmp_path}/none", []),

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ show is true."""
+"""The examples of the README and of the pages of docs/ are true."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from command_rig import run
 from documents import ALL, PAGES, README, ROOT
 from helpers import WAIT
 from messages import messages, strings
@@ -83,11 +83,8 @@ def test_the_commands_are_understood(example):
         parse_target(words[2])
         assert isinstance(parse_listen(values["--on"]), (SSHListen, I2PListen))
     parse_hops([hop for option, hop in itertools.pairwise(words) if option == "--via"])
-    done = subprocess.run(
-        # The last words are too many: everything before them was understood.
-        [str(Path(sys.executable).parent / "relay"), *words[1:], *(["file"] if words[1] == "up" else []), "surplus"],
-        capture_output=True, text=True, timeout=WAIT, check=False,
-    )  # fmt: skip
+    # The last words are too many: everything before them was understood.
+    done = run(*words[1:], *(["file"] if words[1] == "up" else []), "surplus")
     assert "surplus: unexpected argument" in done.stderr
 
 
@@ -198,8 +195,7 @@ def test_the_systemd_unit_is_right():
     program, *words = unit["Service"]["ExecStart"].split()
     assert program.endswith("/relay")
     assert float(unit["Service"]["TimeoutStopSec"]) > inspect.signature(Options).parameters["drain"].default
-    command = [str(Path(sys.executable).parent / "relay"), *words, "surplus"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
+    done = run(*words, "surplus")
     assert "unexpected argument" in done.stderr
 
 
@@ -245,6 +241,15 @@ def test_forbidden_words_are_found_in_strings_and_comments(check_words, tmp_path
         (4, "'told'"),
         (5, "'is wanted'"),
     ]
+
+
+def test_strings_of_tests_are_data(check_words, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_words, "ROOT", tmp_path)
+    for folder, lines in ("tests", [1]), ("tests/support", [1, 2]):
+        path = tmp_path / folder / "test_it.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('"""It is told."""\ntext = "told"\n')
+        assert [line for line, _ in check_words.words(path)] == lines
 
 
 def test_forbidden_words_are_found_in_pages(check_words, tmp_path):
@@ -371,20 +376,13 @@ def test_the_file_of_tunnels_is_right(tmp_path):
     (text,) = re.findall(r"^```toml\n(.*?)^```", ALL, re.DOTALL | re.MULTILINE)
     (tmp_path / "key").write_text("")
     (tmp_path / "relay.toml").write_text(text.replace("~/.ssh/work", str(tmp_path / "key")))
-    program = str(Path(sys.executable).parent / "relay")
-    done = subprocess.run(
-        [program, "check", "--print", str(tmp_path / "relay.toml")],
-        capture_output=True, text=True, timeout=WAIT, check=False,
-    )  # fmt: skip
+    done = run("check", "--print", str(tmp_path / "relay.toml"))
     assert (done.returncode, done.stderr) == (0, "")
     assert [*tomllib.loads(done.stdout)["tunnels"]] == ["db", "site", "proxy"]
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\$ relay check --print -- ([^$\n]*?)(?: +[#>].*)?$", ALL, re.MULTILINE))
 def test_a_command_line_becomes_a_file(line):
-    program = str(Path(sys.executable).parent / "relay")
-    done = subprocess.run(
-        [program, "check", "--print", "--", *shlex.split(line)], capture_output=True, text=True, timeout=WAIT
-    )
+    done = run("check", "--print", "--", *shlex.split(line))
     assert (done.returncode, done.stderr) == (0, "")
     assert tomllib.loads(done.stdout)["tunnels"]

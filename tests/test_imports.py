@@ -1,4 +1,4 @@
-"""What ``import relay`` loads, and which way the imports of the package point."""
+"""Modules that ``import relay`` loads, and the direction of the imports of the package."""
 
 from __future__ import annotations
 

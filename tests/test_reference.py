@@ -1,4 +1,4 @@
-"""What docs/write_reference.py writes is up to date."""
+"""The pages that docs/write_reference.py writes are up to date."""
 
 from __future__ import annotations
 

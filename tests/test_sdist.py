@@ -21,7 +21,7 @@ SOME_TESTS = (
 
 
 def run(folder: Path, *argv: str, **variables: str) -> str:
-    """What a command says; nothing that it could load comes from a network or from this checkout."""
+    """Return what a command says; nothing that it could load comes from a network or from this checkout."""
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": str(folder), **variables}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,7 +29,7 @@ def run(folder: Path, *argv: str, **variables: str) -> str:
 
 
 def source_files() -> list[str]:
-    """What belongs to the source: git's files, with those to come; in a release itself, what it says it has."""
+    """The files of the source: git's files, with those to come; in a release itself, what it says it has."""
     if (ROOT / ".git").exists():
         return run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")[:-1]
     listed = (ROOT / "relay_toolkit.egg-info" / "SOURCES.txt").read_text().splitlines()
@@ -54,7 +54,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 
 @pytest.fixture
 def built(release: tuple[Path, set[str]]) -> Path:
-    """Where the unpacked release is."""
+    """The directory of the unpacked release."""
     return release[0]
 
 

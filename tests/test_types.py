@@ -1,4 +1,4 @@
-"""What mypy says of programs that make tunnels, and what our own factories take."""
+"""Types: mypy's findings in programs that make tunnels, and the keywords of relay's factories."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Partial:
     def close(self) -> bool: return True
 
 
-class Deaf:
+class Silent:
     def sendall(self, data: bytes) -> None: ...
     def close(self) -> None: ...
 
@@ -83,10 +83,10 @@ def passing(peer: Any, deadline: float | None, cancel: Any) -> relay.Stream:
 def untyped(): return plainly()  # type: ignore[no-untyped-def]
 def nothing() -> None: ...
 def number() -> int: return 3
-def deaf() -> Deaf: return Deaf()
+def silent() -> Silent: return Silent()
 def text() -> Text: return Text()
 async def later() -> socket.socket: return plainly()
-def told(record: Any) -> None: ...
+def ended(record: Any) -> None: ...
 """
 
 GOOD = """
@@ -95,7 +95,7 @@ relay.Tunnel(relay.listen(":0"), relay.target("db:1", via=["ssh://me@h"]), timeo
 relay.Tunnel(relay.listen("tls://:0?cert=a"), relay.unix("/run/x"))
 relay.Tunnel(relay.ssh_listen("me@h"), relay.ssh("me@h", "db", 1))
 relay.Tunnel(relay.i2p_listen("site"), relay.tls("h", 443))
-relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic(), on_end=told)
+relay.Tunnel(relay.socks_listen("127.0.0.1", 0), relay.dynamic(), on_end=ended)
 relay.Tunnel(relay.testing.FakeListener(), relay.i2p("name.i2p"))
 relay.Tunnel(Door(), plainly)
 relay.Tunnel(plain, secured)
@@ -124,7 +124,7 @@ relay.Tunnel(plain, "db:5432")
 relay.Tunnel(plain, plainly())
 relay.Tunnel(plain, nothing)
 relay.Tunnel(plain, number)
-relay.Tunnel(plain, deaf)
+relay.Tunnel(plain, silent)
 relay.Tunnel(plain, text)
 relay.Tunnel(plain, later)
 relay.Tunnel(plain, lambda: "db:5432")

@@ -84,7 +84,7 @@ class _ProxyAddress(Password):
         check_options(self)
         if self.user is None:
             if self.has_password:
-                raise ValueError("password: there is no user; a proxy wants both, user@ and a password")
+                raise ValueError("password: no user is given; a proxy needs both, user@ and a password")
             return
         _check_user(self.user, self.protocol)
         if not self.has_password:
@@ -149,7 +149,7 @@ class Command:
         except ValueError as error:
             raise ValueError(f"exec: {str(error).lower()}; words are quoted as in a shell") from None
         if not argv or not argv[0]:
-            raise ValueError("exec: there is no command; exec:nc %h %p is one")
+            raise ValueError("exec: no command is given; for example exec:nc %h %p")
         for word in argv:
             _fill(word, "", "")
         object.__setattr__(self, "argv", argv)

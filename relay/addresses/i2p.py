@@ -111,7 +111,7 @@ class I2PRouter:
             problem = f"{self.session[:40]!r} is no name; one is printable, {_LONGEST_NAME} characters at most"
             raise ValueError(f"session: {problem}")
         if self.user is None and any((self.password, self.password_file, self.password_env)):
-            raise ValueError("password: there is no user; SAM wants both, user= and a password")
+            raise ValueError("password: no user is given; SAM needs both, user= and a password")
         for name, value in self.options:
             _check_option(name, value)
 

@@ -83,7 +83,7 @@ def read_i2p_target(parser: AddressParser, rest: str) -> I2PTarget:
         parser.fail("something follows the name", "parameters begin with a question mark: i2p://NAME.i2p?sam=HOST:PORT")
     dest, colon, port = place.partition(":")
     if not dest:
-        parser.fail("there is no name", "write one: i2p://NAME.i2p; i2p: alone is a place to listen at")
+        parser.fail("no name is given", "write one: i2p://NAME.i2p; i2p: alone is a place to listen at")
     number = parser.port(port, 1) if colon else None
     router = _router(parser, parser.options("i2p://", query, options_of(I2PRouter), is_option))
     try:

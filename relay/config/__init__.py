@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..addresses.hops import Hop
+from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
 from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
@@ -95,14 +95,15 @@ def read(path: str, name: str | None = None) -> Config:
     return _checked(document, problems, str(Path(path).absolute().parent), no_secrets)
 
 
-def of_command_line(name: str, tunnel: dict[str, Any]) -> Config:
+def of_command_line(name: str, tunnel: dict[str, Any], listen: Listen | None = None) -> Config:
     """Return a command line as if it were a file.
 
     :param name: of the tunnel.
     :param tunnel: its table.
+    :param listen: its address to listen on, if it is parsed already.
     """
     no_secrets = "all users of this machine can read a command line"
-    return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets)
+    return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets, listen)
 
 
 def _distrust(status: os.stat_result) -> str:
@@ -155,7 +156,9 @@ def _line_of_digits(text: str) -> int:
     return 0
 
 
-def _checked(document: dict[str, Any], problems: Problems, folder: str, no_secrets: str) -> Config:
+def _checked(
+    document: dict[str, Any], problems: Problems, folder: str, no_secrets: str, listen: Listen | None = None
+) -> Config:
     shape_problems(File, document, keys_at, problems)
     right: dict[str, Any] = {}
     for name, value in document.items():
@@ -164,7 +167,7 @@ def _checked(document: dict[str, Any], problems: Problems, folder: str, no_secre
         elif not problems.about(name):
             right[name] = value
     file = File.model_validate(right)
-    checker = Checker(file, problems, no_secrets)
+    checker = Checker(file, problems, no_secrets, listen)
     entries = checker.entries()
     if not file.tunnels and not problems.in_order():
         problems.add((), "there are no tunnels in it; [tunnels.NAME] begins one, with listen = … and target = …")

@@ -69,12 +69,14 @@ class Checker:
     :param file: the tables; those without it are left out.
     :param problems: takes what is wrong.
     :param no_secrets: why there may be no secrets in it; empty if there may.
+    :param listen: the address to listen on of the only tunnel, if it is parsed already.
     """
 
-    def __init__(self, file: File, problems: Problems, no_secrets: str) -> None:
+    def __init__(self, file: File, problems: Problems, no_secrets: str, listen: Listen | None = None) -> None:
         self.file = file
         self.problems = problems
         self.hops: dict[str, HopValue] = {}
+        self.listen = listen
         self.listens = ListenTable()
         self.bridge: TCPAddress | TLSTarget | None = None
         self._no_secrets = no_secrets
@@ -157,7 +159,7 @@ class _One:
         self._name = name
         self._path = ("tunnels", name)
         self._tunnel = tunnel
-        self._listen = checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
+        self._listen = checker.listen or checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
         self._is_proxy = isinstance(self._listen, ProxyListen) or tunnel.target == ANYWHERE
 
     def entry(self) -> Entry:
@@ -265,7 +267,7 @@ class _One:
         if len(passwords) > 1:
             self._refuse(max(passwords), "the password is given twice; once is enough")
         if passwords and "user" not in given:
-            self._refuse(min(passwords), "there is no user; a proxy wants both, or neither")
+            self._refuse(min(passwords), "no user is given; a proxy needs both, or neither")
         if "user" in given and not passwords:
             self._refuse("user", "password missing; set password_file or password_env")
         if "user" in given and getattr(self._listen, "user", None):

@@ -71,10 +71,11 @@ class SpareDescriptor:
 
     def is_available(self) -> bool:
         """Return whether the descriptor is open; open it again if that is possible."""
-        try:
-            self.open()
-        except OSError:
-            return False
+        if self._descriptor is None:
+            try:
+                self.open()
+            except OSError:
+                return False
         return True
 
     def release(self) -> bool:

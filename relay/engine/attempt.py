@@ -185,7 +185,7 @@ class Attempt:
             self._connecting = sock.fileno()
         else:
             connection.summary.target = connection.summary.target or peer
-            self._opened(sock, stream, now)
+            connection.open(sock, stream, self._connector.workspace, now)
 
     def _on_connected(self, stream: Stream, event: int, now: float) -> None:
         sock = stream.socket
@@ -204,7 +204,7 @@ class Attempt:
             self.connection.summary.target = self.connection.summary.target or peer
             self._connecting = -1
             self._connector.loop.forget(sock.fileno())
-            self._opened(sock, stream, now)
+            self.connection.open(sock, stream, self._connector.workspace, now)
 
     # -- a race on the relay thread ----------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Attempt:
         if isinstance(outcome, OSError):
             self._connector.failed(self.connection, connect_error(str(self.plan.target), outcome), now)
         else:
-            self._opened(outcome, None, now)
+            self.connection.open(outcome, None, self._connector.workspace, now)
 
     # -- a stream that comes later --------------------------------------------------------------
 
@@ -243,9 +243,6 @@ class Attempt:
             self.finished(outcome, time.monotonic())
         elif isinstance(outcome, Stream):
             self._connector.close_stream(outcome, clean=False)
-
-    def _opened(self, sock: socket.SocketType, stream: Stream | None, now: float) -> None:
-        self.connection.open(sock, stream, self._connector.workspace, now)
 
     def after_fork(self) -> None:
         """Close the sockets, in a forked child."""

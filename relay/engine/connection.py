@@ -71,8 +71,6 @@ __all__ = ["Connection", "ConnectionOwner"]
 
 logger = logging.getLogger("relay")
 
-_LONGEST = 500  # characters of a client's mistake, in the log
-
 
 class ConnectionOwner(Protocol):
     """The relay thread, as the owner of a connection."""
@@ -193,7 +191,7 @@ class Connection:
     def _log_refusal(self, refusal: RejectedRequest, now: float) -> None:
         if not refusal.problem:
             return
-        values = self.owner.name, printable(refusal.problem, _LONGEST), format_address(self.summary.peer)
+        values = self.owner.name, printable(refusal.problem, 500), format_address(self.summary.peer)
         if refusal.guessed:
             self.summary.rule = "login"
             self.owner.denied(self, now)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable
 from enum import Enum, auto
 
-__all__ = ["Direction", "FdCopier", "Readiness", "SinkError", "SourceError"]
+__all__ = ["Direction", "FdCopier", "Interests", "Readiness", "SinkError", "SourceError", "is_same_socket", "shut_down"]
 
 _PIECE = 1 << 17  # bytes that are copied at once, and held at most
 _WIDE = 1 << 18  # bytes of a pipe that bulk is read from
@@ -163,6 +163,48 @@ class Direction:
         if self.wait_for is Readiness.SOURCE:
             return select.POLLIN if descriptor == self.source else 0
         return select.POLLOUT if descriptor == self.sink else 0
+
+
+class Interests:
+    """The events that a thread waits for, by descriptor.
+
+    :param wake: a descriptor that is waited for as well until it is readable; -1 for none.
+    """
+
+    def __init__(self, wake: int = -1) -> None:
+        self._poller = select.poll()
+        self._masks: dict[int, int] = {}
+        if wake >= 0:
+            self._poller.register(wake, select.POLLIN)
+
+    def set(self, descriptor: int, mask: int) -> None:
+        """Wait for these events, and for a hang-up; for nothing if the mask is -1."""
+        if mask == self._masks.get(descriptor, -1):
+            return
+        self._masks[descriptor] = mask
+        if mask < 0:
+            self._poller.unregister(descriptor)
+        else:
+            self._poller.register(descriptor, mask)
+
+    def wait(self, milliseconds: float | None) -> dict[int, int]:
+        """Wait, and return the events; none if there was none in time."""
+        return dict(self._poller.poll(milliseconds))
+
+
+def is_same_socket(source: int, sink: int) -> bool:
+    """Return whether both are one socket: its peer sees no EOF while the other descriptor is open."""
+    first, second = os.fstat(source), os.fstat(sink)
+    return stat.S_ISSOCK(second.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def shut_down(descriptor: int) -> None:
+    """Send EOF on a socket that is known by its descriptor."""
+    with socket.socket(fileno=os.dup(descriptor)) as shared:
+        try:
+            shared.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it was reset, which the other direction sees
 
 
 class _Copy:

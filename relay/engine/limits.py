@@ -13,7 +13,10 @@ from .records import ConnectionState, ConnectionSummary
 
 __all__ = ["ConnectionDeadline", "Limits", "Pending"]
 
-_QUIET = 1.0  # seconds for which the EOF of a target is held back from a client stream without half-close
+# Seconds for which the EOF of a target is held back from a client stream without half-close: after the last byte of the
+# client, which may still send, and after the last byte of the target: a router of I2P may lose an EOF that is too near.
+_QUIET = 1.0
+_BEFORE_EOF = 0.25
 
 
 class Limits:
@@ -193,7 +196,7 @@ class ConnectionDeadline:
         if self.limits.linger is not None:
             found.append((max(ended.ended, self._progress, other.last) + self.limits.linger, "linger"))
         if ended is flows.downstream and client is not None and not client.half_close:  # the client's EOF is held back
-            found.append((max(ended.ended, other.last + _QUIET), "done"))
+            found.append((max(ended.ended, ended.last + _BEFORE_EOF, other.last + _QUIET), "done"))
         return found
 
     def _still_sends(self, reason: str, now: float) -> bool:

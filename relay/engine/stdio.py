@@ -1,20 +1,44 @@
-"""Standard input and output, or another pair of descriptors, as the client of a stream."""
+"""Standard input and output, or another pair of descriptors, as the client of a stream.
+
+============ ============================ ============ ===============================================================
+state        event                        next state   action
+============ ============================ ============ ===============================================================
+COPYING      input ends                   INPUT_ENDED  half-close the stream, if it has half-close
+COPYING      stream takes no more         INPUT_ENDED  keep the error: what the stream has sent is still passed on
+COPYING      stream ends                  STREAM_ENDED close the output
+COPYING      stream ends, input unneeded  DONE         none; the stream has no half-close, or the input is a terminal
+COPYING      reader leaves                READER_GONE  give the input 0.3 s to end
+INPUT_ENDED  stream ends                  DONE         raise the error that was kept
+INPUT_ENDED  reader leaves                DONE         raise, if bytes were lost
+STREAM_ENDED input ends                   DONE         none
+STREAM_ENDED stream takes no more         FAILED       raise
+STREAM_ENDED stream hangs up              DONE         raise, if it was reset
+READER_GONE  input ends                   DONE         raise, if bytes were lost
+READER_GONE  stream takes no more         DONE         raise, if bytes were lost
+READER_GONE  stream hangs up              DONE         raise, if bytes were lost
+READER_GONE  input timeout                FAILED       raise
+============ ============================ ============ ===============================================================
+
+The *reader* is the program that reads the output. A limit of time, a failure of the stream and an error of the input or
+of the output raise in every state; a stream without half-close is DONE when its answer has lingered. After DONE the
+transfer is DRAINING until the bytes that were sent have left this process. FAILED stands for the exception.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import select
 import socket
-import stat
 import time
 
 from ..errors import ConnectError, RelayError
 from ..streams.cancellation import Cancel, Cancellation
 from ..streams.checks import check_time
 from ..streams.stream import Stream
-from .descriptors import Direction, Readiness, SinkError, SourceError
+from .descriptors import Direction, Interests, Readiness, SinkError, SourceError, is_same_socket, shut_down
 
 __all__ = ["carry"]
 
@@ -77,6 +101,17 @@ def carry(
     return ended
 
 
+class _State(enum.Enum):
+    """The state of a transfer; the docstring of the module has the table."""
+
+    COPYING = enum.auto()
+    INPUT_ENDED = enum.auto()
+    STREAM_ENDED = enum.auto()
+    READER_GONE = enum.auto()
+    DONE = enum.auto()
+    DRAINING = enum.auto()
+
+
 class _Exchange:
     """Both directions, in one thread.
 
@@ -91,22 +126,16 @@ class _Exchange:
         if stream.socket.family == socket.AF_UNIX:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         self._stream = stream
-        self._name = stream.target or "the stream"
         self._idle = idle
         self._linger = linger
-        self._socket = stream.socket.fileno()
-        self._source = source
-        self._sink = sink
-        self._up = Direction(source, self._socket)
-        self._down = Direction(self._socket, sink)
-        self._poller = select.poll()
-        self._watched: dict[int, int] = {}
+        self._up = Direction(source, stream.socket.fileno())
+        self._down = Direction(stream.socket.fileno(), sink)
+        self._interests = Interests()
         self._last = time.monotonic()  # when a byte was moved
         self._queued = 0  # the unsent bytes of the stream at the last look
         self._write_error: BaseException | None = None  # why the stream takes no more
-        self._reader_gone_at: float | None = None  # since when the output has no reader
-        self._lost = False  # whether bytes were lost by that
-        self._done = False
+        self._lost = False  # whether bytes were lost because the output has no reader
+        self._state = _State.COPYING
         if not stream.answered:
             stream.received = lambda: self._down.copier.moved
 
@@ -120,12 +149,11 @@ class _Exchange:
     def run(self, cancel: Cancel | None) -> bool:
         """Copy; see :func:`carry`."""
         stop = -1 if cancel is None else cancel.fileno()
-        if cancel is not None:
-            self._poller.register(stop, select.POLLIN)
-        while not self._done:
+        self._interests = Interests(stop)
+        while self._state is not _State.DONE:
             self._watch()
             due = self._due()
-            events = dict(self._poller.poll(_until(due)))
+            events = self._interests.wait(_until(due))
             if stop in events:
                 return False
             self._move(events)
@@ -142,8 +170,8 @@ class _Exchange:
         """
         if self._stream.drained is None:
             return True
-        self._shut_down(self._socket)
-        self._done, self._reader_gone_at = False, None
+        shut_down(self._up.sink)
+        self._state = _State.DRAINING
         with contextlib.closing(Cancellation()) as drained:
             poller = select.poll()
             poller.register(drained.fileno(), select.POLLIN)
@@ -166,25 +194,19 @@ class _Exchange:
         No other descriptor is watched, because a hang-up is reported without end. Exceptions are the output, to see its
         reader leave, and the socket after its EOF, to see it fail.
         """
-        up, down = self._up, self._down
-        own = up.interest(self._socket) | down.interest(self._socket)
-        self._set_interest(self._socket, own if own or down.ended is not None else -1)
-        self._set_interest(self._source, up.interest(self._source) or -1)
-        self._set_interest(self._sink, down.interest(self._sink) if down.ended is None else -1)
-
-    def _set_interest(self, descriptor: int, mask: int) -> None:
-        before = self._watched.get(descriptor, -1)
-        if mask == before:
-            return
-        self._watched[descriptor] = mask
-        if mask < 0:
-            self._poller.unregister(descriptor)
-        else:
-            self._poller.register(descriptor, mask)
+        up, down, interests = self._up, self._down, self._interests
+        sock = up.sink
+        own = up.interest(sock) | down.interest(sock)
+        interests.set(sock, own if own or down.ended is not None else -1)
+        interests.set(up.source, up.interest(up.source) or -1)
+        interests.set(down.sink, down.interest(down.sink) if down.ended is None else -1)
 
     def _due(self) -> float | None:
         """Return the time of the next limit if no byte moves until then."""
-        limits = [self._reader_gone_at + _INPUT_TIMEOUT] if self._reader_gone_at is not None else []
+        limits = []
+        if self._state is _State.READER_GONE:
+            assert self._down.ended is not None
+            limits.append(self._down.ended + _INPUT_TIMEOUT)
         if self._idle is not None:
             limits.append(self._last + self._idle)
         if self._linger is not None and (ended := self._half_ended()) is not None:
@@ -200,15 +222,15 @@ class _Exchange:
     def _move(self, events: dict[int, int]) -> None:
         """Move what can be moved now."""
         up, down = self._up, self._down
-        on_socket = events.get(self._socket, 0)
+        on_socket = events.get(up.sink, 0)
         if down.ended is None and (
-            on_socket & _READABLE if down.wait_for is Readiness.SOURCE else events.get(self._sink, 0)
+            on_socket & _READABLE if down.wait_for is Readiness.SOURCE else events.get(down.sink, 0)
         ):
             self._move_down()
-        elif events.get(self._sink, 0) & _GONE:
+        elif events.get(down.sink, 0) & _GONE:
             self._reader_gone()
-        if up.ended is None and not self._done:
-            if events.get(self._source, 0) if up.wait_for is Readiness.SOURCE else on_socket & _WRITABLE:
+        if up.ended is None and self._state is not _State.DONE:
+            if events.get(up.source, 0) if up.wait_for is Readiness.SOURCE else on_socket & _WRITABLE:
                 self._move_up()
             elif down.ended is not None and on_socket & _GONE:
                 self._on_hang_up()
@@ -245,12 +267,14 @@ class _Exchange:
 
     def _input_ended(self) -> None:
         self._up.ended = time.monotonic()
-        if self._reader_gone_at is not None:
+        if self._state is _State.READER_GONE:
             self._end_without_reader()
-        elif self._down.ended is not None:
-            self._done = True
-        elif self._stream.half_close:
-            self._shut_down(self._socket)
+        elif self._state is _State.STREAM_ENDED:
+            self._state = _State.DONE
+        else:
+            self._state = _State.INPUT_ENDED
+            if self._stream.half_close:
+                shut_down(self._up.sink)
 
     def _stream_ended(self) -> None:
         """Take the EOF of the stream, which may turn out to be a failure."""
@@ -262,55 +286,54 @@ class _Exchange:
         # A target that has received an EOF may send nothing.
         has_eof = self._up.ended is not None and stream.half_close
         if not (stream.answered or self._down.copier.moved or has_eof):
-            raise ConnectError(f"{self._name}: closed before sending any data; check that the service is running")
+            raise ConnectError(f"{self._name()}: closed before sending any data; check that the service is running")
         if self._write_error is not None:
             raise self._failure_or(self._write_error)
         self._down.ended = time.monotonic()
-        if self._up.ended is not None or not stream.half_close or os.isatty(self._source):
-            self._done = True
+        if self._state is _State.INPUT_ENDED or not stream.half_close or os.isatty(self._up.source):
+            self._state = _State.DONE
         else:
+            self._state = _State.STREAM_ENDED
             self._close_output()
 
     def _close_output(self) -> None:
         """Close the output, so that its reader sees EOF, while the input goes on."""
-        self._set_interest(self._sink, -1)
+        sink = self._down.sink
+        self._interests.set(sink, -1)
         self._down.copier.close()
-        if _is_same_socket(self._source, self._sink):
-            self._shut_down(self._sink)
+        if is_same_socket(self._up.source, sink):
+            shut_down(sink)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, self._sink, inheritable=False)  # so that no other file gets the number
+        os.dup2(nothing, sink, inheritable=False)  # so that no other file gets the number
         os.close(nothing)
 
-    @staticmethod
-    def _shut_down(descriptor: int) -> None:
-        with socket.socket(fileno=os.dup(descriptor)) as shared:
-            try:
-                shared.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # it was reset, which the other direction sees
+    def _name(self) -> str:
+        return self._stream.target or "the stream"
 
     def _failure_or(self, error: BaseException | None) -> BaseException:
         """Return why the stream failed, as far as it knows."""
-        return _failure(self._stream) or RelayError(f"{self._name}: {_reset_text(error)}")
+        return _failure(self._stream) or RelayError(f"{self._name()}: {_reset_text(error)}")
 
     def _on_write_error(self, error: BaseException | None) -> None:
         """Take an error of writing to the stream; bytes that it has sent are still passed on."""
         self._up.ended = time.monotonic()
         self._write_error = error
-        if self._reader_gone_at is not None:
+        if self._state is _State.READER_GONE:
             self._end_without_reader()
-        elif self._down.ended is not None:
+        elif self._state is _State.STREAM_ENDED:
             raise self._failure_or(error)
+        else:
+            self._state = _State.INPUT_ENDED
 
     def _on_hang_up(self) -> None:
         """Take a hang-up of the stream after its EOF."""
-        if self._reader_gone_at is not None:
+        if self._state is _State.READER_GONE:
             return self._end_without_reader()
-        with socket.socket(fileno=os.dup(self._socket)) as shared:
+        with socket.socket(fileno=os.dup(self._up.sink)) as shared:
             number = shared.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise self._failure_or(OSError(number, os.strerror(number)))
-        self._done = True
+        self._state = _State.DONE
 
     def _cannot_write(self, error: BaseException | None) -> None:
         if not isinstance(error, BrokenPipeError):
@@ -320,31 +343,33 @@ class _Exchange:
 
     def _reader_gone(self) -> None:
         """Note that the output has no reader. A program that has ended closes the input as well, now or soon."""
-        self._reader_gone_at = self._down.ended = time.monotonic()
-        if self._up.ended is not None:
+        self._down.ended = time.monotonic()
+        if self._state is _State.INPUT_ENDED:
             self._end_without_reader()
+        else:
+            self._state = _State.READER_GONE
 
     def _end_without_reader(self) -> None:
         """End, because the output has no reader and the input has ended."""
         if self._lost:
             raise BrokenPipeError(errno.EPIPE, _NO_READER)
-        self._done = True
+        self._state = _State.DONE
 
     # -- limits ---------------------------------------------------------------------------------------------------
 
     def _look_at_limits(self) -> None:
         now = time.monotonic()
-        if self._done or (due := self._due()) is None or now < due:
+        if self._state is _State.DONE or (due := self._due()) is None or now < due:
             return
-        if self._reader_gone_at is not None:
+        if self._state is _State.READER_GONE:
             raise BrokenPipeError(errno.EPIPE, _NO_READER)
         if self._still_sends(now):
             return
         if self._idle is not None and now >= self._last + self._idle:
-            raise RelayError(f"{self._name}: no byte has moved for {self._idle:g} s (--idle-timeout)")
+            raise RelayError(f"{self._name()}: no byte has moved for {self._idle:g} s (--idle-timeout)")
         if self._stream.half_close:
-            raise RelayError(f"{self._name}: no byte has come for {self._linger:g} s after one end (--linger)")
-        self._done = True  # that was the answer
+            raise RelayError(f"{self._name()}: no byte has come for {self._linger:g} s after one end (--linger)")
+        self._state = _State.DONE  # that was the answer
 
     def _still_sends(self, now: float) -> bool:
         """Return whether the stream has sent queued bytes since the last look; the first look counts as if it had."""
@@ -362,12 +387,6 @@ def _until(due: float | None) -> float | None:
 
 def _failure(stream: Stream) -> BaseException | None:
     return stream.failure() if stream.failure is not None else None
-
-
-def _is_same_socket(source: int, sink: int) -> bool:
-    """Return whether both are one socket: its peer sees no EOF while the other descriptor is open."""
-    first, second = os.fstat(source), os.fstat(sink)
-    return stat.S_ISSOCK(second.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
 def _text(error: BaseException | None) -> str:

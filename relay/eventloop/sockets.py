@@ -35,6 +35,7 @@ __all__ = [
 Socket = TypeVar("Socket", bound=sockets.SocketType)
 
 _NONBLOCKING_STREAM = sockets.SOCK_STREAM | getattr(sockets, "SOCK_NONBLOCK", 0)
+_DROPPED = 64 << 10  # bytes that are read at once to drop them
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -71,6 +72,16 @@ def set_to_reset(socket: sockets.SocketType) -> None:
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, _RESET)
     except OSError:
         pass  # it is closed, or of a kind that has no such thing
+
+
+def drop_unread(socket: sockets.SocketType) -> None:
+    """Drop what was sent in vain: a close with bytes unread would be a reset to the other end."""
+    try:
+        socket.shutdown(sockets.SHUT_RD)
+        while socket.recv(_DROPPED, sockets.MSG_DONTWAIT):
+            pass
+    except OSError:
+        pass
 
 
 def unread(socket: sockets.SocketType) -> int:
@@ -192,8 +203,10 @@ def connect_error(target: str, error: OSError | None) -> ConnectError:
         return error
     number = error.errno if error is not None else None
     if isinstance(error, TimeoutError) or number == errno.ETIMEDOUT:
-        return ConnectError(f"{target}: no answer in time; is the host up and the port open?", reason="connect_timeout")
+        return ConnectError(
+            f"{target}: no answer in time; check that the host is up and the port is open", reason="connect_timeout"
+        )
     if number == errno.ECONNREFUSED:
-        return ConnectError(f"{target}: connection refused; is the service running?", reason="refused")
+        return ConnectError(f"{target}: connection refused; check that the service is running", reason="refused")
     text = error.strerror or str(error) if error is not None else "no address"
     return ConnectError(f"{target}: {text}", reason="unreachable")

@@ -216,7 +216,7 @@ class SocketDialer(Dialer):
         if len(endpoints) != 1 or trace is not SILENT:
             return _BackgroundConnect(self.target, deadline, done, trace).begin(endpoints, self._lookup)
         try:
-            made, status = _open(endpoints[0])
+            made, status = open_socket(endpoints[0], socket.socket)
         except OSError as error:
             done(connect_error(self.target, error))
             return _nothing

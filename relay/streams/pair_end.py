@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections.abc import Callable
 
@@ -28,7 +27,7 @@ class PairEnd:
     :raises OSError: if there are no descriptors left.
     """
 
-    __slots__ = ("socket", "gone", "_expired", "_holder", "_loop", "_mark", "_moved", "_timer", "_watch")
+    __slots__ = ("socket", "gone", "watch", "_expired", "_holder", "_loop", "_mark", "_moved", "_timer")
 
     def __init__(
         self, loop: Loop, on_event: Handler, moved: Callable[[], int], expired: Callable[[float], object]
@@ -42,8 +41,9 @@ class PairEnd:
         self._moved: Callable[[], int] | None = moved
         self._expired: Callable[[float], object] | None = expired
         self._mark = -1  # what had moved at the last look
-        self._watch = Watch(self.socket, loop, on_event)
-        self._timer: Timer | None = Timer(loop.timers, self._look)
+        self._timer: Timer | None = None
+        self.watch = Watch(self.socket, loop, on_event)
+        """The events that are waited for; after the first ones also errors and hang-ups."""
 
     def hand_over(self) -> socket.socket:
         """Return the holder's end; once."""
@@ -51,24 +51,11 @@ class PairEnd:
         assert holder is not None
         return holder
 
-    @property
-    def mask(self) -> int:
-        """The events that are waited for."""
-        return self._watch.mask
-
-    def want(self, mask: int) -> None:
-        """Wait for these events; errors and hang-ups always."""
-        self._watch.set_interest(mask)
-
-    def hung_up(self, now: float) -> None:
-        """Note that the holder has closed the stream, and begin to look for progress."""
-        self.gone = self._watch.hung = True
-        if self._timer is not None and self._timer.due == math.inf:
+    def expect_progress(self, now: float) -> None:
+        """Begin to look whether bytes leave, because the holder has closed the stream. Idempotent."""
+        if self._timer is None:
+            self._timer = Timer(self._loop.timers, self._look)
             self._timer.start(now + LINGER, now)
-
-    def end_output(self) -> None:
-        """Pass an end of file on to the holder."""
-        self.socket.shutdown(socket.SHUT_WR)
 
     def end(self, *, reset: bool) -> None:
         """Close the end after this turn of the loop.
@@ -77,7 +64,7 @@ class PairEnd:
         """
         if self._timer is not None:
             self._timer.stop()
-        self._watch.end()
+        self.watch.end()
         self._timer = self._moved = self._expired = None  # they refer to the owner
         if reset:
             set_to_reset(self.socket)

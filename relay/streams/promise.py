@@ -150,20 +150,14 @@ class CallbackChain:
         except OSError as error:
             self.finish(error)
             return False
-        if not self._keep(number, undo):
-            undo()
-        return True
-
-    def _keep(self, number: int, undo: Abort) -> bool:
-        """Keep the function that gives a step up, if the step is still under way.
-
-        :returns: ``False`` if it was given up meanwhile.
-        """
         with self._lock:
             if number != self._number:
                 return True  # it was over before it returned, and the next one may have begun
             self._undo = undo
-            return not self._given_up
+            is_given_up = self._done is None  # else the number would be another one
+        if is_given_up:
+            undo()
+        return True
 
     def finish(self, outcome: Stream | OSError) -> None:
         """Call ``done``; there is no further step."""

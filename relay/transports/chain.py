@@ -27,7 +27,7 @@ KINDS: dict[type[Hop], str] = {
     SSHServer: "ssh.dialer:SSHNetwork",
     I2PRouter: "i2p.dialer:I2PNetwork",
     Proxy: "proxies.dialer:ProxyNetwork",
-    Command: "program_dialer:ProgramNetwork",
+    Command: "program:ProgramNetwork",
 }
 """The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialer``."""
 
@@ -69,7 +69,7 @@ class _Here:
     def to(self, place: Place | I2PTarget) -> Dialer:
         assert not isinstance(place, I2PTarget)
         if isinstance(place, Command):
-            from .program_dialer import Local
+            from .program import Local
 
             return Local(place)
         return tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path)

@@ -90,7 +90,9 @@ def parse_rule(text: str, named: Mapping[str, Hop] | None = None) -> Rule:
     pattern, sign, way = text.partition("=")
     what = f"rule '{shown(pattern)}=…'"
     if not sign or not way:
-        raise AddressError(f"rule '{shown(pattern)}': there is no way; PATTERN=direct, =refuse or =HOP,HOP tells it")
+        raise AddressError(
+            f"rule '{shown(pattern)}': no route is given; write PATTERN=direct, PATTERN=refuse or PATTERN=HOP,HOP"
+        )
     found = _BRACKETED.fullmatch(pattern) or _PLAIN.fullmatch(pattern)
     if found is None:
         raise AddressError(f"{what}: the pattern cannot be read; {_ALLOWED}")

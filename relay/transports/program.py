@@ -1,4 +1,4 @@
-"""A program's standard input and output as a stream.
+"""A program's standard input and output as a stream, its dialers, and the network behind a program that is a hop.
 
 One end of a socketpair is the program's standard input and output; the other one is the stream's socket. relay keeps a
 copy of the program's end: it shows when the stream is closed, also if only its socket is, and it keeps the end of file
@@ -16,21 +16,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from ..addresses.hops import Command
+from ..addresses.values import TCPAddress
 from ..errors import ConnectError, RelayError
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
+from ..eventloop.sockets import drop_unread
 from ..eventloop.unix_reset import leave_unread, socketpair
-from ..process import Process, StandardError, begin, program_error
+from ..process import Process, StandardError, StandardErrorPipe, begin, program_error
+from ..streams.dialer import Dialer, Network
 from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
 
-__all__ = ["ProgramStream", "empty", "run"]
+__all__ = ["Local", "ProgramNetwork", "ProgramStream", "Programs", "run"]
 
 _MOMENT = 1.0  # seconds for a program to end by itself when its stream is closed, until it gets SIGTERM
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
-_CHUNK = 64 << 10  # bytes of standard error that are read at once
-_AT_THE_END = 16  # such chunks that are read of a program that has ended
 
 
 def run(
@@ -62,9 +64,55 @@ def run(
         program = _Program(name, target or name, deadline, done, said)
     except OSError as error:
         done(ConnectError(f"{name}: cannot be started: {error.strerror or error}"))
-        return _nothing
+        return lambda: None
     program.begin(words)
     return program.give_up
+
+
+class Programs(Dialer):
+    """A factory for streams that are a program's standard input and output, a new process for each.
+
+    :param words: and the name: as for :func:`run`.
+    """
+
+    def __init__(self, words: Sequence[str], name: str) -> None:
+        super().__init__(name)
+        self._name = name
+        self._words = words
+
+    def dial(
+        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
+    ) -> Abort:
+        """Begin to start the program; see :meth:`relay.streams.dialer.Dialer.dial`."""
+        return run(self._words, self._name, deadline, done, target=self.target)
+
+
+class Local(Programs):
+    """Streams to a command that runs here, a new process for each; see :func:`run`.
+
+    :param command: what to run; of a hop, what :meth:`relay.addresses.hops.Command.to` returns.
+    """
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command.words, str(command))
+
+
+class ProgramNetwork:
+    """The network as seen from a program such as a ``ProxyCommand``, which receives the host and the port.
+
+    :param command: the program.
+    :param below: the network of the machine on which it runs.
+    """
+
+    def __init__(self, command: Command, below: Network) -> None:
+        self._command = command
+        self._below = below
+
+    def to(self, place: TCPAddress) -> Dialer:
+        """Return a dialer that starts the program for each stream, with the host and the port filled in."""
+        made = self._below.to(self._command.to(place))
+        made.target = str(place)
+        return made
 
 
 class ProgramStream(Stream):
@@ -104,23 +152,18 @@ class _Program:
         self._process: Process | None = None
         self._owner = os.getpid()
         self._lines = StandardError(name)
-        self._said = said or self._lines.feed
         self._pid = -1
         self._next_signal: signal.Signals | None = None  # when it is to end
-        theirs, ours = socketpair()
-        theirs.setblocking(True)  # the program shares it, and expects that
+        # A duplicate of the stream's end, while this process may have a copy of it.
+        self._far: socket.socket | None = None
+        self._ours: socket.socket | None
+        self._theirs, self._ours = socketpair()
+        self._theirs.setblocking(True)  # the program shares it, and expects that
         try:
-            self._stderr, self._their_stderr = os.pipe()
+            self._stderr = StandardErrorPipe(said or self._lines.feed)
         except OSError:
-            ours.close()
-            theirs.close()
+            self._close_pair()
             raise
-        self._ours: socket.socket | None = ours
-        self._theirs = theirs
-        self._far: socket.socket | None = (
-            None  # a duplicate of the stream's end, while this process may have a copy of it
-        )
-        os.set_blocking(self._stderr, False)
         try:
             self._io_thread = IOThread.acquire(self)
         except OSError:
@@ -136,7 +179,7 @@ class _Program:
         """Begin to start it, once."""
         theirs = self._theirs.fileno()
         try:
-            future = begin(words, stdin=theirs, stdout=theirs, stderr=self._their_stderr)
+            future = begin(words, stdin=theirs, stdout=theirs, stderr=self._stderr.theirs)
         except FileNotFoundError:
             self._not_started(ConnectError(f"{self.name}: {_missing(words[0])}"))
         except (OSError, RuntimeError) as error:
@@ -170,14 +213,18 @@ class _Program:
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors; every lock may be held for ever."""
-        if self._ours is not None:
-            self._ours.close()
-        self._theirs.close()
+        self._close_pair()
         if self._far is not None:
             self._far.close()
-        for descriptor in (self._stderr, self._their_stderr, self._pid):
-            if descriptor >= 0:
-                os.close(descriptor)
+        self._stderr.abandon()
+        if self._pid >= 0:
+            os.close(self._pid)
+
+    def _close_pair(self) -> None:
+        self._theirs.close()
+        ours, self._ours = self._ours, None
+        if ours is not None:
+            ours.close()
 
     # -- its beginning --------------------------------------------------------------------------------------------
 
@@ -199,15 +246,8 @@ class _Program:
 
     def _not_started(self, error: OSError) -> None:
         """Nothing of it is there, and nothing is watched."""
-        descriptors = (self._stderr, self._their_stderr, self._pid)
-        self._stderr = self._their_stderr = self._pid = -1
-        for descriptor in descriptors:
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._theirs.close()
-        ours, self._ours = self._ours, None
-        if ours is not None:
-            ours.close()
+        self._stderr.close()
+        self._close_pair()
         self._io_thread.release(self)
         self._tell(error)
 
@@ -229,11 +269,9 @@ class _Program:
             process.wait()
             return self._not_started(self._start_error(error))
         self._process = process
-        their_stderr, self._their_stderr = self._their_stderr, -1
-        os.close(their_stderr)
         loop = self._io_thread.loop
         loop.watch(self._pid, IN, self._on_exit)
-        loop.watch(self._stderr, IN, self._on_stderr)
+        self._stderr.start(loop)
         loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
         ours, self._ours = self._ours, None
         assert ours is not None
@@ -269,25 +307,6 @@ class _Program:
         if self._next_signal == signal.SIGTERM:
             self._wait_for_kill()
 
-    def _on_stderr(self, event: int, now: float) -> None:
-        if not self._read_stderr():
-            self._io_thread.loop.forget(self._stderr)
-
-    def _read_stderr(self) -> bool:
-        """Take what it has said.
-
-        :returns: whether there may be more, now or later.
-        """
-        try:
-            data = os.read(self._stderr, _CHUNK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if data:
-            self._said(data)
-        return bool(data)
-
     def _on_exit(self, event: int, now: float) -> None:
         """It has ended: first know how, and then let the end of file through."""
         self._patience.stop()
@@ -296,9 +315,7 @@ class _Program:
             assert process is not None
             _signal_group(process, signal.SIGKILL)
             self.status = process.wait()
-        for _ in range(_AT_THE_END):  # what has its standard error still may go on for ever
-            if not self._read_stderr():
-                break
+        self._stderr.finish()
         self._lines.end()
         self.error = _failure(self.name, self.status, self._lines.last)
         self._release()
@@ -306,12 +323,12 @@ class _Program:
     def _release(self) -> None:
         loop = self._io_thread.loop
         self._forget_socket()
-        for descriptor in (self._pid, self._stderr):
-            loop.forget(descriptor)
-            os.close(descriptor)
-        self._pid = self._stderr = -1
+        loop.forget(self._pid)
+        os.close(self._pid)
+        self._pid = -1
+        self._stderr.close()
         if self.error is None:
-            empty(self._theirs)
+            drop_unread(self._theirs)
         else:
             self._far = leave_unread(self._theirs)
         if self._far is None:
@@ -351,16 +368,6 @@ def _shut_down(sock: socket.socket) -> None:
         pass
 
 
-def empty(sock: socket.socket) -> None:
-    """Drop what was sent in vain: a close with bytes unread would be a reset to the other end."""
-    try:
-        sock.shutdown(socket.SHUT_RD)
-        while sock.recv(_CHUNK, socket.MSG_DONTWAIT):
-            pass
-    except OSError:
-        pass
-
-
 def _failure(name: str, status: int, last: str) -> ConnectError | None:
     if status > 0:
         return program_error(name, f"ended with status {status}", last)
@@ -389,7 +396,3 @@ def _missing(program: str) -> str:
             return f"{program} is not an executable file; check the path, or run chmod +x"
         return f"there is no {program}; check the spelling"
     return f"there is no {program} in PATH; install it, or give its whole path"
-
-
-def _nothing() -> None:
-    pass

@@ -1,4 +1,4 @@
-"""What every address as text has in common, read on its own; :mod:`relay.addresses.parse` has the whole of them."""
+"""The common syntax of all addresses, read on its own; :mod:`relay.addresses.parse` has the whole of them."""
 
 from __future__ import annotations
 

@@ -349,7 +349,7 @@ def test_whatever_the_bytes_they_are_a_key_or_refused(data, end):
 
 
 def test_names_need_no_i2plib():
-    """Importing it loads asyncio, which nothing else here needs."""
+    """Importing it loads asyncio, which no other part of the module needs."""
     modules = "from relay.addresses import destinations as d\nfrom relay.transports.i2p import messages"
     code = f"{modules}\nd.check_destination('a.i2p')\nd.check_destination('{B32}')"
     done = [

@@ -30,7 +30,7 @@ def created(bridge):
 
 
 def answer_stream(bridge, client):
-    """Prove that a stream of ours leads to the bridge's."""
+    """Prove that a stream of relay leads to the bridge's."""
     client.setblocking(True)
     client.settimeout(WAIT)
     exchange(client, bridge.stream())
@@ -122,7 +122,7 @@ BAD = [
     ({"session": 3}, TypeError, "^session: "),
     ({"keys": 3}, TypeError, "^keys: "),
     ({"in_depth": 8}, ValueError, "^in_depth: 8 is out of range; 0 to 7 hops"),
-    ({"password": "x"}, ValueError, "^password: there is no user"),
+    ({"password": "x"}, ValueError, "^password: no user is given"),
     ({"depth": 1}, TypeError, "^depth: there is no such keyword"),
     ({"via": "ssh://h"}, TypeError, "^via: expected a list of addresses"),
     ({"via": ["i2p:"]}, ValueError, "127.0.0.1:7656: what follows i2p: has a name in .i2p; the hop i2p:"),

@@ -29,7 +29,7 @@ def bridge():
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Where the keys of sessions go."""
+    """The directory for the keys of sessions."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr(
         "relay.transports.i2p.connector._REMEMBERED", (0.1, 0.1)
@@ -253,7 +253,7 @@ WRONG = [
     ({"depth": 3}, TypeError, "^depth: there is no such keyword"),
     ({"in_depth": 9}, ValueError, "^in_depth: 9 is out of range"),
     ({"via": ["tcp://h:1"]}, ValueError, "^hop 'tcp://h:1': tcp:// is a target, not a hop"),
-    ({"password": "hunter2"}, ValueError, "^password: there is no user"),
+    ({"password": "hunter2"}, ValueError, "^password: no user is given"),
 ]
 WRONG_SERVER = [
     *WRONG,

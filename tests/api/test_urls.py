@@ -111,7 +111,7 @@ def test_hops_do_not_lead_to_what_listens_here():
 
 
 class Dialer:
-    """In place of a factory over SSH: says how it was called."""
+    """A stand-in for a factory over SSH: it notes how it was called."""
 
     target = "h:80"
 

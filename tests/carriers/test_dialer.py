@@ -79,7 +79,7 @@ class World:
         return relay.Stream(near)
 
     def dial(self, seconds=WAIT, **options):
-        """Begin a stream; what is told comes out of the queue."""
+        """Begin a stream; its outcome comes out of the queue."""
         told = queue.SimpleQueue()
         deadline = None if seconds is None else time.monotonic() + seconds
         return told, dial(self.carrier, self.begin, deadline, told.put, **options)

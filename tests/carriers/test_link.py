@@ -1,4 +1,4 @@
-"""``relay.carriers.link``: who waits for a carrier is told once, in time, or not at all."""
+"""``relay.carriers.link``: a waiter for a carrier gets one outcome, in time, or none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from relay.eventloop.loop import Timers
 
 @pytest.fixture
 def carrier():
-    """What a waiter needs of a carrier; what it is asked to call it calls at once."""
+    """A carrier as a waiter sees it; it calls a function at once."""
     dropped = []
     made = SimpleNamespace(name="c", error=None, dropped=dropped, remove_waiter=dropped.append, calls=0)
 

@@ -7,9 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import command_rig
 import pytest
 from helpers import WAIT, refusing, wait_until
 
@@ -18,19 +18,17 @@ from relay.cli import demo_over_i2p
 from relay.cli.commands import demo
 from relay.testing import SAMBridge
 
-RELAY = str(Path(sys.executable).parent / "relay")
 ROOT = Path(relay.__file__).parent.parent
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        [RELAY, "demo", *arguments], capture_output=True, text=True, timeout=WAIT, check=False, **options
-    )
+    return command_rig.run("demo", *arguments, **options)
 
 
-@pytest.fixture
-def pages(tmp_path):
-    """A directory of files, some of which are nobody's business."""
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A directory of files, some of which are private."""
+    tmp_path = tmp_path_factory.mktemp("pages")
     sizes = {"index.html": 7, "a b/ü?.txt": 100_003, "deep/er/empty": 0, "big.bin": 3_000_000}
     for name, size in sizes.items():
         path = tmp_path / "site" / name
@@ -47,9 +45,14 @@ def pages(tmp_path):
     return site, sizes
 
 
-def test_it_compares_every_byte_and_says_so(pages):
+@pytest.fixture(scope="module")
+def done(pages, warm_command):
+    """The output of a whole demo of these files, run once for all tests."""
+    return run(str(pages[0]))
+
+
+def test_it_compares_every_byte_and_says_so(pages, done):
     site, sizes = pages
-    done = run(str(site))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"on the 4 files of {site}" in done.stdout
     assert f"4 pages, {sum(sizes.values()):,} bytes" in done.stdout
@@ -65,8 +68,7 @@ def backends(said):
     return shown
 
 
-def test_it_shows_an_ssh_hop_over_each_backend(pages):
-    done = run(str(pages[0]))
+def test_it_shows_an_ssh_hop_over_each_backend(done):
     assert (done.returncode, done.stderr) == (0, "")
     assert backends(done.stdout) == (["paramiko", "openssh"] if shutil.which("ssh") else ["paramiko"])
 
@@ -93,8 +95,7 @@ A_CHAIN = re.compile(
 )
 
 
-def test_it_goes_over_i2p_with_a_bridge_of_its_own(pages):
-    done = run(str(pages[0]))
+def test_it_goes_over_i2p_with_a_bridge_of_its_own(done):
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^sam bridge   127\.0\.0\.1:\d+, in a process of its own", done.stdout, re.MULTILINE)
     assert OVER_I2P.search(done.stdout)[2] == "4"
@@ -188,11 +189,11 @@ def test_it_serves_nothing_hidden_linked_or_built(pages):
         client.close()
 
 
-def test_a_page_that_differs_is_a_failure(pages, monkeypatch):
+def test_a_page_that_differs_is_a_failure(pages, tmp_path):
     site, _ = pages
     found = demo.find_pages(site)
     with demo.web_server(found) as address:
-        (other := site / "other").write_text("something else")
+        (other := tmp_path / "other").write_text("something else")
         with pytest.raises(OSError, match="/index.html: what came through the relay is not what .*other holds"):
             demo.fetch(address, ["/index.html"], {"/index.html": other})
 

@@ -38,7 +38,7 @@ def router():
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """Where destinations are kept."""
+    """The directory of the destinations."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data" / "relay" / "i2p"
 
@@ -370,7 +370,7 @@ def test_lists_of_the_address_and_of_the_options_add_up():
 
 
 class Slow:
-    """In place of a factory: its session is not ready at once."""
+    """A stand-in for a factory whose session is not ready at once."""
 
     state = "backing off"
 

@@ -279,7 +279,7 @@ def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen
 
 
 def _is_whole(lines, width):
-    """Whether there is one table, and nothing of another."""
+    """Return whether there is one table, and nothing of another."""
     heads = [number for number, line in enumerate(lines) if line.startswith("49 of 50 tunnels")]
     titles = [number for number, line in enumerate(lines) if line.startswith("tunnel ")]
     feet = [number for number, line in enumerate(lines) if " live of " in line]

@@ -25,7 +25,7 @@ ERRORS = [
 
 
 class Opened:
-    """An open tunnel that notes what is done to it; its drain ends when it is told so."""
+    """An open tunnel that notes what is done to it; its drain ends when the test says so."""
 
     def __init__(self):
         self.calls = []

@@ -1,4 +1,4 @@
-"""What is made from the commands: the reference page, the manual pages, the completions of three shells."""
+"""Files that are made from the commands: the reference page, the manual pages, the completions of three shells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command imports in a thread at its start."""
+"""Imports of the command in a thread at its start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers import WAIT
 
 
 def run(code):
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     program = f"import sys\nfrom relay.cli import startup\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True)
     return done.stdout.split()

@@ -1,4 +1,4 @@
-"""What the live table is told of tunnels: rates, what has ended, and what stands first."""
+"""Tunnels in the live table: rates, what has ended, and what stands first."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def test_the_mask(world, caplog, mask, told):
     with world.client(tunnel) as client:
         send_and_end(client, b"echo")
         receive_all(client)
-    tunnel.pause()  # which waits for what is told of the client
+    tunnel.pause()  # which waits for the log about the client
     tunnel.resume()
     wait_until(lambda: not tunnel._channels._living)
     world.transport.close()
@@ -330,12 +330,13 @@ def test_a_chosen_port_that_comes_too_late_is_given_back(server, impatient):
     assert server.expect_request() == ("cancel-tcpip-forward", b"\0\0\0\x09127.0.0.1" + (4713).to_bytes(4, "big"))
 
 
-def test_a_server_that_never_answers_the_cancellation(server, impatient, caplog):
+def test_a_server_that_never_answers_the_cancellation(server, monkeypatch, caplog):
     tunnel = tunnel_to(server.transport, port=4713)
     starting = Thread(tunnel.start)
     server.expect_request()
     server.server.send(GRANTED)
     starting.result()
+    monkeypatch.setattr(reversetunnel, "_ANSWER", 0.25)
     tunnel.stop_thread()
     assert not tunnel.is_alive()
     assert "no answer from the SSH server to the cancellation" in caplog.text
@@ -685,7 +686,7 @@ def test_notify_takes_what_is_in_the_queue(world):
 
 
 def test_notify_in_a_handler_takes_the_very_channel(world):
-    """Of two tunnels and an older channel that nobody wants yet, with the queue in a bad order."""
+    """Of two tunnels and an older channel that no tunnel has taken yet, with the queue in a bad order."""
     tunnels = [world.tunnel(world.serve(greet(letter))) for letter in (b"1", b"2")]
     whose = {}
 

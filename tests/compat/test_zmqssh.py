@@ -258,7 +258,7 @@ process.join()
 
 
 def test_in_a_process_of_the_callers_own(known, echo_server):
-    """What the original had ``multiprocessing`` run."""
+    """Return what the original had ``multiprocessing`` run."""
     (port,) = zmqssh.select_random_ports(1)
     arguments = [str(port), str(echo_server.address[1]), known]
     with start([*program(OWN_PROCESS), *arguments], stdin=PIPE) as process:

@@ -167,7 +167,7 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
             "4: tunnels.t.transient: a destination that is not saved has no keys and no session",
         ),
         ("[tunnels.t]\nlisten = 'socks5://:0'\nuser = 'u'", "3: tunnels.t.user: password missing"),
-        ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: there is no user"),
+        ("[tunnels.t]\nlisten = 'http://:0'\npassword_env = 'u'", "3: tunnels.t.password_env: no user is given"),
         (
             "[tunnels.t]\nlisten = 'http://:0'\nuser = 'u'\npassword_env = 'u'\npassword_file = 'f'",
             "5: tunnels.t.password_file: the password is given twice",
@@ -184,7 +184,7 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
             "[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=bastion']",
             "3: tunnels.t.rule[0]: there is no hop 'bastion'",
         ),
-        ("[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=']", "3: tunnels.t.rule[0]: rule '*': there is no way"),
+        ("[tunnels.t]\nlisten = 'socks5://:0'\nrule = ['*=']", "3: tunnels.t.rule[0]: rule '*': no route is given"),
         # the file as a whole
         ("", "there are no tunnels in it; [tunnels.NAME] begins one"),
         ("a = [\n1,\nb", "3: this is not TOML: Invalid value"),
@@ -234,7 +234,7 @@ def test_a_secret_in_a_file_that_its_owner_alone_can_read(problems, text, told, 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
 def test_a_file_that_others_can_write(problems, mode):
-    """Whoever can write it can have programs started."""
+    """A user who can write it can have programs started."""
     text = only(problems("nonsense = 1\n" + T, mode)).strip()
     assert text == f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
 

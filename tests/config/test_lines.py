@@ -1,4 +1,4 @@
-"""Where everything is in a TOML file: the scan finds what ``tomllib`` finds, and on the right line."""
+"""The lines of a TOML file: the scan finds what ``tomllib`` finds, and on the right line."""
 
 from __future__ import annotations
 

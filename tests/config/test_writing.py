@@ -1,4 +1,4 @@
-"""What holds in the end, as a file: it says the same, and no secrets."""
+"""The effective settings as a file: they are the same, without secrets."""
 
 from __future__ import annotations
 

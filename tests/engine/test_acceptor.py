@@ -25,7 +25,7 @@ def test_the_argument_is_named_as_the_caller_knows_it() -> None:
 
 
 class Flaky(socket.socket):
-    """A listening socket whose accept fails as often as it is told."""
+    """A listening socket whose accept fails as often as the test says."""
 
     failures: list[OSError]
 

@@ -39,7 +39,7 @@ class Words(ProxyHandshake):
 
 
 class Attempt:
-    """What makes a stream: it notes what is done with it."""
+    """A maker of a stream, which notes what is done with it."""
 
     def __init__(self):
         self.calls = []

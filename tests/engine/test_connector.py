@@ -1,4 +1,4 @@
-"""What is asked of factories, and how their errors are named; how they are called is in the promises."""
+"""Calls of factories, and the names of their errors; the promises test how they are called."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_where_the_kernel_cannot_it_copies(make, pipe, sockets, monkeypatch, tmp
 
 @pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH])
 def test_an_error_of_the_socket_is_told_once_and_never_taken_for_an_end(make, pipe, sockets, monkeypatch, number):
-    """The system forgets it when it has told it: a copy would read an end of file next."""
+    """The system forgets it once it has reported it: a copy would read an end of file next."""
     monkeypatch.setattr(os, "splice", refuse(number))
     with pytest.raises(SourceError):
         make(sockets[0].fileno(), pipe[1]).move()

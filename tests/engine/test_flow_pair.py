@@ -61,7 +61,7 @@ def world():
         yield lambda **options: World(stack, **options)
 
 
-# -- streams on which nobody may answer -------------------------------------------------------------------------------
+# -- streams on which no target may answer ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [socket.socket.close, reset])
@@ -162,13 +162,13 @@ class Fate:
 
 
 def settling(tunnel):
-    """Whether an end waits for its reason."""
+    """Return whether an end waits for its reason."""
     streams = [stream for one in tunnel._relay._slots.connections for stream in (one.client_stream, one.target_stream)]
     return any(stream is not None and stream.settle < 0 for stream in streams)
 
 
 def pass_time(tunnel):
-    """Have the tunnel do now what it does after a long time."""
+    """Make the tunnel do now what it does after a long time."""
     tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.timers.run(time.monotonic() + 2 * LONG))
 
 

@@ -97,6 +97,6 @@ def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(liste
         wait_until(lambda: any(call[0] == "over" for call in list(thread.calls)))
     finally:
         thread.close(5.0)
-    thread.close(0.0)  # the second one is not told
+    thread.close(0.0)  # the second client gets no reply
     assert thread.calls == [("start", False), ("admit", 0), ("over", "refused", 0), ("close", 5.0, False)]
     assert not thread.strays

@@ -15,6 +15,7 @@ import tty
 
 import pytest
 from helpers import BLOCK, PROMPT, WAIT, Thread, ending, flood, receive_all, receive_exactly, sha256_of, wait_until
+from state_table import rows_of
 from tls_rig import Rig as TLSRig
 
 import relay
@@ -71,7 +72,7 @@ class Rig:
         self.close(self.write)
 
     def answer(self, size=-1):
-        """What comes out, up to its end or a size."""
+        """Return what comes out, up to its end or a size."""
         found = bytearray()
         while size < 0 or len(found) < size:
             assert select.select([self.read], [], [], WAIT)[0], "no answer"
@@ -290,7 +291,7 @@ def test_many_small_pieces_fill_a_pipe_and_arrive(rig):
 
 def test_one_direction_that_is_stuck_does_not_hold_up_the_other(rig):
     one = rig().begin()
-    flooding = Thread(_flood, one.far)  # nobody reads the output
+    flooding = Thread(_flood, one.far)  # without a reader of the output
     writer = Thread(write_all, one, one.write, BLOCK)
     assert hashlib.sha256(receive_exactly(one.far, len(BLOCK))).hexdigest() == HASH
     writer.result()
@@ -449,7 +450,7 @@ def test_a_stream_that_has_answered_is_known_to(rig):
 
 
 class Clock:
-    """What time it is for the carrying, which looks again after each limit's time."""
+    """The time for the transfer, which looks again after each limit's time."""
 
     def __init__(self):
         self.now = 0.0
@@ -600,7 +601,7 @@ def test_waiting_uses_no_processor(rig, pair, state):
 
 
 def wakes(thread):
-    """How often a thread has been on the processor; one that spins has not slept and is preempted, or uses time."""
+    """Return how often a thread has been on the processor; one that spins is preempted, or uses time."""
     with open(f"/proc/self/task/{thread.native_id}/stat") as file:
         ticks = file.read().rpartition(")")[2].split()[11:13]
     with open(f"/proc/self/task/{thread.native_id}/status") as file:
@@ -732,7 +733,7 @@ def held(certificates, listener, monkeypatch):
 
 
 def test_it_ends_when_all_has_left_this_process(held):
-    """The command exits next: what the session still had would be lost, and nobody would know."""
+    """The command exits next: what the session still had would be lost, without a word."""
     assert held.carry(held.go.set)
     assert held.left[0] == 0
     assert receive_all(held.server) == BLOCK[: 1 << 15]
@@ -755,3 +756,103 @@ def test_a_limit_ends_the_wait_for_what_has_not_left_this_process(held):
 def test_a_cancel_ends_the_wait_for_what_has_not_left_this_process(held):
     with contextlib.closing(Cancellation()) as cancel:
         assert not held.carry(cancel.set, cancel=cancel)
+
+
+# The table of states.
+
+STATE_ROWS = [
+    ("COPYING", "input ends", "INPUT_ENDED", "half-close the stream"),
+    ("COPYING", "stream takes no more", "INPUT_ENDED", "keep the error"),
+    ("COPYING", "stream ends", "STREAM_ENDED", "close the output"),
+    ("COPYING", "stream ends, input unneeded", "DONE", ""),
+    ("COPYING", "reader leaves", "READER_GONE", "set a limit"),
+    ("INPUT_ENDED", "stream ends", "DONE", ""),
+    ("INPUT_ENDED", "reader leaves", "DONE", ""),
+    ("STREAM_ENDED", "input ends", "DONE", ""),
+    ("STREAM_ENDED", "stream takes no more", "FAILED", "the connection was reset"),
+    ("STREAM_ENDED", "stream hangs up", "DONE", ""),
+    ("READER_GONE", "input ends", "DONE", ""),
+    ("READER_GONE", "stream takes no more", "DONE", ""),
+    ("READER_GONE", "stream hangs up", "DONE", ""),
+    ("READER_GONE", "input timeout", "FAILED", "standard output: its reader has closed it"),
+]
+ENTRY = {"COPYING": None, "INPUT_ENDED": "input ends", "STREAM_ENDED": "stream ends", "READER_GONE": "reader leaves"}
+
+
+class Steps:
+    """A transfer that runs in no thread: the test gives it each event."""
+
+    def __init__(self, rig, clock):
+        self.rig, self.clock = rig, clock
+        self.exchange = stdio._Exchange(rig.stream, rig.source, rig.sink, None, None)
+
+    def do(self, event):
+        exchange, rig = self.exchange, self.rig
+        if event == "input ends":
+            rig.end_input()
+            exchange._move({rig.source: select.POLLHUP})
+        elif event == "stream takes no more":
+            os.write(rig.write, b"x")
+            rig.far.shutdown(socket.SHUT_RD)
+            exchange._move({rig.source: select.POLLIN})
+        elif event.startswith("stream ends"):
+            rig.stream.half_close = "unneeded" not in event
+            rig.far.shutdown(socket.SHUT_WR)
+            exchange._move({rig.stream.fileno(): select.POLLIN})
+        elif event == "reader leaves":
+            exchange._move({rig.sink: select.POLLERR})
+        elif event == "stream hangs up":
+            exchange._move({rig.stream.fileno(): select.POLLHUP})
+        else:
+            assert event == "input timeout"
+            self.clock.now += stdio._INPUT_TIMEOUT
+            exchange._look_at_limits()
+
+
+@pytest.fixture
+def steps(rig, clock):
+    made = Steps(rig("unix"), clock)
+    yield made
+    made.exchange.close()
+
+
+@pytest.mark.parametrize(("state", "event", "following", "action"), STATE_ROWS)
+def test_each_row_of_the_table(steps, state, event, following, action):
+    if ENTRY[state] is not None:
+        steps.do(ENTRY[state])
+    exchange = steps.exchange
+    assert exchange._state.name == state
+    if following == "FAILED":
+        with pytest.raises((RelayError, BrokenPipeError), match=action):
+            steps.do(event)
+        return
+    steps.do(event)
+    assert exchange._state.name == following
+    if action == "half-close the stream":
+        assert steps.rig.far.recv(1) == b""
+    elif action == "keep the error":
+        assert isinstance(exchange._write_error, BrokenPipeError)
+    elif action == "close the output":
+        assert steps.rig.answer() == b""
+    elif action == "set a limit":
+        assert exchange._due() == stdio._INPUT_TIMEOUT
+
+
+def test_the_error_that_was_kept_is_raised_when_the_stream_ends(steps):
+    steps.do("stream takes no more")
+    with pytest.raises(RelayError, match="the connection was reset"):
+        steps.do("stream ends")
+
+
+@pytest.mark.parametrize("event", ["input ends", "stream takes no more", "stream hangs up"])
+def test_without_a_reader_lost_bytes_are_an_error_at_the_end(steps, event):
+    steps.rig.close(steps.rig.read)
+    steps.rig.far.sendall(b"lost")
+    steps.exchange._move({steps.rig.stream.fileno(): select.POLLIN})
+    assert steps.exchange._state.name == "READER_GONE"
+    with pytest.raises(BrokenPipeError):
+        steps.do(event)
+
+
+def test_the_table_has_these_rows():
+    assert rows_of(stdio) == [row[:3] for row in STATE_ROWS]

@@ -16,7 +16,7 @@ from relay.eventloop.poller import HUP, IN
 
 
 class Client:
-    """Reclients what it was told."""
+    """A client that notes what it was called with."""
 
     def __init__(self):
         self.told = 0

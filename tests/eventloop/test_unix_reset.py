@@ -107,7 +107,7 @@ def test_a_file_that_has_got_its_number_keeps_its_locks(pair, tmp_path):
 
 
 def test_what_is_put_there_is_never_data(pair):
-    """Also to whoever has a copy of our end."""
+    """Also to a process with a copy of relay's end."""
     near, far = pair
     with near.dup() as copy:
         copy.setblocking(False)
@@ -139,7 +139,7 @@ def test_a_kernel_without_data_out_of_band(pair, monkeypatch):
     cut(near)
     assert_cut(far)
     one, other = socket.socketpair()
-    with one, other:  # not one of ours: somebody else may read from it
+    with one, other:  # not one of relay's: another program may read from it
         assert leave_unread(one) is None
 
 

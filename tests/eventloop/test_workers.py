@@ -1,4 +1,4 @@
-"""Threads for what may block: as few as the work needs, and nobody waits for one that is blocked."""
+"""Threads for what may block: as few as the work needs, and no job waits for one that is blocked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server of operators against hostile clients: each gets an error or is closed, and disturbs nobody."""
+"""The server of operators against hostile clients: each gets an error or is closed, and no other client notices."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def answer_to(client, data):
     ids=["TLS", "newlines", "length", "long head", "10 MB", "long body", "chunk"],
 )
 def test_garbage_gets_an_error_or_the_end(app, monkeypatch, data, at_status):
-    monkeypatch.setattr(server, "REQUEST_TIME", 0.5)  # for the rest of a body that nobody reads
+    monkeypatch.setattr(server, "REQUEST_TIME", 0.5)  # for the rest of a body that is never read
     with connect(app, at_status=at_status) as client:
         answer = answer_to(client, data)
         assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]

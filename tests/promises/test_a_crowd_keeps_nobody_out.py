@@ -1,4 +1,4 @@
-"""Clients that have not been let in yet, and names that nobody resolves, keep no other client out."""
+"""Clients that have not been let in yet, and names that do not resolve, keep no other client out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream that relay knows was cut is an error to whoever holds its socket, after the bytes that came before."""
+"""A stream that relay knows was cut is an error to the holder of its socket, after the bytes that came before."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def truncating(certificates, listener):
 
 
 def read(made):
-    """What comes, up to a reset."""
+    """Return what comes, up to a reset."""
     made.settimeout(WAIT)
     assert made.recv(1) == b"!"
     made.sendall(b"?")
@@ -87,7 +87,7 @@ def test_relay_aio_connect(truncating, how):
                 await writer.wait_closed()
         return got
 
-    assert HALF.startswith(asyncio.run(asyncio.wait_for(fetch(), WAIT)))  # asyncio drops what nobody has read yet
+    assert HALF.startswith(asyncio.run(asyncio.wait_for(fetch(), WAIT)))  # asyncio drops what is not read yet
 
 
 @pytest.mark.parametrize("how", ["FIN", "RST"])
@@ -111,7 +111,7 @@ def test_a_program_that_fails():
 
 
 def test_a_program_that_fails_while_another_one_has_its_standard_input():
-    """The one that is left is in a session of its own: nothing ends it, and nobody waits for it."""
+    """The one that is left is in a session of its own: nothing ends it, and no test waits for it."""
     shell = "printf '!'; head -c 1 >&2; setsid sleep 5 & exit 3"
     with relay.connect(f'exec:sh -c "{shell}"') as made:
         made.settimeout(WAIT)

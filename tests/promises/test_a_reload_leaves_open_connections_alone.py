@@ -59,7 +59,7 @@ def up(tmp_path, hang_up_heard):
 
 
 class Clients:
-    """Clients that connect one after the other, as fast as they are served, until they are told to stop."""
+    """Clients that connect one after the other, as fast as they are served, until the test stops them."""
 
     def __init__(self, port, talk, count=4):
         self.served = 0

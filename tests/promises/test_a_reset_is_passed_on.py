@@ -99,7 +99,7 @@ def test_a_truncated_tls_stream_is_a_reset_and_not_an_end(relayed, who):
 
 @pytest.mark.parametrize("who", ["client", "target"])
 def test_a_reset_ends_a_unix_peer(relayed, who):
-    """A Unix peer cannot be told by a reset (see the table of guarantees); its stream ends all the same."""
+    """A Unix peer cannot see a reset (see the table of guarantees); its stream ends all the same."""
     rig = relayed(way_in="unix" if who == "target" else "tcp", way_out="unix" if who == "client" else "tcp")
     client, far = rig.connect()
     exchange(client, far)

@@ -1,4 +1,4 @@
-"""A factory that sleeps, or a target that swallows SYNs, delays nobody else."""
+"""A factory that sleeps, or a target that swallows SYNs, delays no other client."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_target_that_swallows_syns(listener, any_engine, marked):
 
 
 def test_our_own_tcp_to_a_target_that_swallows_syns():
-    """The first SYN is lost and sent again a second later; whoever comes meanwhile is served at once."""
+    """The first SYN is lost and sent again a second later; a client that comes meanwhile is served at once."""
     with black_hole() as hole, relay.Tunnel(relay.listen(":0"), relay.tcp(*hole.getsockname())) as tunnel:
         with socket.create_connection(tunnel.address, timeout=WAIT):
             wait_until(lambda: tunnel.stats().active == 1)
@@ -120,7 +120,7 @@ def test_our_own_tcp_to_a_target_that_swallows_syns():
 
 
 def served(hole, text):
-    """Accept until somebody says ``text``; the first client of the tunnel says nothing."""
+    """Accept until a client sends ``text``; the first client of the tunnel says nothing."""
     with contextlib.ExitStack() as stack:
         fars = []
         while True:

@@ -19,7 +19,7 @@ def tunnel(factory, **limits):
 
 
 def fate(tunnel):
-    """How a client ends that sends a request at once."""
+    """Return how a client ends that sends a request at once."""
     return fate_of_client(tunnel.address, b"request")
 
 

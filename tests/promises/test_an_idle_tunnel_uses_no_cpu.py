@@ -13,7 +13,7 @@ IDLE = 200
 
 
 def switches(threads):
-    """How often each thread has waited or been put aside, from the kernel."""
+    """Return how often each thread has waited or been put aside, from the kernel."""
     counts = {}
     for thread in threads:
         text = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
@@ -22,7 +22,7 @@ def switches(threads):
 
 
 def is_asleep_for(seconds, threads):
-    """Whether no thread runs in that time."""
+    """Return whether no thread runs in that time."""
     threading.Event().wait(0.2)
     begin = switches(threads)
     threading.Event().wait(seconds)

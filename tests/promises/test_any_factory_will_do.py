@@ -44,7 +44,7 @@ def tunnel_to():
 
 
 def ask(tunnel, text=b"hello"):
-    """What a client gets that sends ``text`` and its end."""
+    """Return what a client gets that sends ``text`` and its end."""
     with socket.create_connection(tunnel.address, timeout=WAIT) as client:
         send_and_end(client, text)
         return receive_all(client)
@@ -109,7 +109,7 @@ def test_a_unix_connect_that_said_eagain_is_made_again(full_backlog, tunnel_to, 
 
 
 def test_a_users_own_unix_connect_that_said_eagain_resets_the_client(full_backlog, tunnel_to, any_engine):
-    """Nobody but the callable knows the path: the client must not look connected."""
+    """Only the callable knows the path: the client must not look connected."""
 
     @relay.nonblocking
     def make():
@@ -199,7 +199,7 @@ def test_on_close_is_called_once_and_may_block(listener, tunnel_to):
 
 
 class Bare:
-    """``recv``, ``sendall`` and ``close``, and nothing else."""
+    """``recv``, ``sendall`` and ``close`` only."""
 
     def __init__(self, near):
         self._near = near
@@ -237,7 +237,7 @@ class Short:
 
 
 class WithShutdownWrite(Bare):
-    """What a paramiko channel calls half-close."""
+    """The half-close of a paramiko channel."""
 
     def shutdown_write(self):
         self._near.shutdown(socket.SHUT_WR)
@@ -299,7 +299,7 @@ def test_an_ssl_socket(tunnel_to, certificates):
 
 
 class Gateway(paramiko.ServerInterface):
-    """Grants everybody everything, and notes where channels want to go."""
+    """Grants every request, and notes where channels want to go."""
 
     def check_auth_none(self, username):
         return paramiko.AUTH_SUCCESSFUL
@@ -327,7 +327,7 @@ def test_a_bare_paramiko_channel(ssh):
     client, server = ssh
 
     class Channels:
-        """What the server accepts, as a listener."""
+        """A listener for what the server accepts."""
 
         def accept(self):
             return server.accept(10), None
@@ -405,7 +405,7 @@ def test_one_that_picks_another_of_several_targets_each_time(tunnel_to, serve):
 
 
 def test_one_that_picks_at_random_between_ours(tunnel_to, serve, tmp_path):
-    """Any sender of ours may be called by a user's own callable."""
+    """Any dialer of relay may be called by a user's own callable."""
     servers = [serve(lambda end: end.sendall(b"tcp")), serve(lambda end: end.sendall(b"unix"), str(tmp_path / "s"))]
     choose = random.Random(1)
 

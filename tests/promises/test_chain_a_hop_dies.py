@@ -1,4 +1,4 @@
-"""A hop of three dies: its streams end with their reason, and all that rides on it comes back in order, by itself."""
+"""A hop of three dies: its streams end with their reason, and all that uses it comes back in order, by itself."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def attempt(rig, hops):
 
 
 def in_order(caplog, hops):
-    """Who has come back, in this order."""
+    """Return who has come back, in this order."""
     again = re.compile("(.*): connected")
     found = [match[1] for message in caplog.messages if (match := again.fullmatch(message))]
     return [place for place in found if place in map(name, hops)]

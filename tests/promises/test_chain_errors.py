@@ -1,4 +1,4 @@
-"""What fails in a chain is told with the hop that it belongs to, in one line and without secrets."""
+"""A failure in a chain names the hop that it belongs to, in one line and without secrets."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_target_that_refuses_connections(world, nowhere, last):
 
 
 def test_a_target_that_refuses_connections_behind_a_command(world, nowhere):
-    """All that can be told is that the command has ended."""
+    """All that relay knows is that the command has ended."""
     factory = relay.target(nowhere, world.via(["paramiko", "openssh", "exec"]))
     with relay.Tunnel(relay.listen(":0"), factory) as tunnel:
         assert fate_of_client(tunnel.address) == "reset"

@@ -54,13 +54,13 @@ class Silent:
             self._changed.notify_all()
 
     def wait_until_stuck(self) -> None:
-        """Wait until somebody waits for an answer in vain; forgets who did so before."""
+        """Wait until a client waits for an answer in vain; forgets those of before."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._stuck, WAIT)
             self._stuck = 0
 
     def wait_until_left(self) -> None:
-        """Wait until nobody is connected."""
+        """Wait until no client is connected."""
         with self._changed:
             assert self._changed.wait_for(lambda: not self._there, WAIT), f"{self._there} are still connected"
 
@@ -216,7 +216,7 @@ HOPS = {"nothing": [], "one paramiko": ["paramiko"], "paramiko and openssh": ["p
 
 @pytest.fixture(params=HOPS)
 def before(request, spawner_thread):
-    """What works before it: servers, and their addresses as hops."""
+    """The servers before it, and their addresses as hops."""
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(SSHServer(commands=bool)) for _ in HOPS[request.param]]
         via = [f"{server.url}&backend={name}" for server, name in zip(servers, HOPS[request.param], strict=True)]
@@ -248,7 +248,7 @@ def all_left(before, *stages):
 
 @contextlib.contextmanager
 def held(before):
-    """What is before it is up already."""
+    """The hops before it are up already."""
     with contextlib.ExitStack() as stack:
         if before[1]:
             stack.enter_context(contextlib.closing(relay.target(TARGET, before[1]))).ready(WAIT)

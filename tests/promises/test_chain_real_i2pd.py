@@ -6,7 +6,7 @@ import pytest
 from chain_restarts import SCENARIOS
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_over_real_routers(chain_restarts, scenario, record_property):
     recoveries, problem = chain_restarts[scenario]

@@ -417,7 +417,7 @@ def test_a_second_hop_that_is_broken(doctor, ssh_server, make_ssh_server, target
 
 
 def test_a_second_hop_of_the_same_name(doctor, ssh_server, target, tmp_path):
-    """Steps are told apart by their order, not by their names."""
+    """Steps differ by their order, not by their names."""
     unknown = ssh_url(ssh_server, hostkey=None, known_hosts=tmp_path / "none", backend="paramiko")
     found = doctor(target, "--via", ssh_server.url, "--via", unknown)
     found.names("host key", ssh_server.fingerprint, "is not known")

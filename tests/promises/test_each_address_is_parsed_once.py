@@ -108,3 +108,13 @@ def test_pipe(parsed, hops, serve):
 def test_local(parsed, hops, echo_server):
     target = "{}:{}".format(*echo_server.address)
     assert parsed(LOCAL, target, *hops) == once(target, *hops)
+
+
+def test_check_of_a_command_line(parsed, hops):
+    words = ["forward", "127.0.0.1:0", "localhost:1", "--via", hops[0], "--via", hops[1]]
+    assert parsed(COMMAND, "check", "--", *words) == once("127.0.0.1:0", "localhost:1", *hops)
+
+
+def test_check_of_a_reverse_tunnel(parsed, hops):
+    place = f"{hops[0]}&listen=0"
+    assert parsed(COMMAND, "check", "--", "expose", "localhost:1", "--on", place) == once("localhost:1", place, "0")

@@ -13,7 +13,7 @@ from relay.transports.i2p.key_file import path_of_session
 
 @pytest.fixture(autouse=True)
 def data_home(monkeypatch, tmp_path):
-    """Where the user's own data would be; and nobody waits until a router has forgotten the last session of a key."""
+    """A directory for the user's data; and no test waits until a router has forgotten the last session of a key."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
 

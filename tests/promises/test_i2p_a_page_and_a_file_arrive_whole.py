@@ -15,6 +15,14 @@ FILE = BLOCK * 5
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Ends a connection when its client has everything: i2pd drops what waits in it for a reader when the end comes."""
+
+    received = threading.Semaphore(0)  # released when a client has everything
+
+    def finish(self):
+        super().finish()
+        assert self.received.acquire(timeout=3 * WAIT), "no client has got everything"
+
     def log_message(self, *_):
         pass
 
@@ -36,7 +44,9 @@ def web_server(tmp_path):
 
 def fetch(address, path):
     with urllib.request.urlopen("http://{}:{}/{}".format(*address, path), timeout=3 * WAIT) as answer:
-        return answer.read()
+        data = answer.read()
+    Quiet.received.release()
+    return data
 
 
 def fetch_both(world, port):

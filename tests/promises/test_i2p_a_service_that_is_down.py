@@ -1,4 +1,4 @@
-"""The local service is down: whoever comes from outside sees its stream end at once, and the tunnel lives."""
+"""The local service is down: a client from outside sees its stream end at once, and the tunnel lives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from helpers import WAIT, ended, exchange, fate_of_client, receive_exactly, send_and_end
 
-AT_ONCE = 9.0  # seconds; a stream that nobody accepts ends after ten
+AT_ONCE = 9.0  # seconds; a stream that is not accepted ends after ten
 
 
 def test_clients_are_reset_at_once_and_served_when_it_is_back(i2p_world, over_i2p):

@@ -6,7 +6,7 @@ import pytest
 from i2p_peers import SCENARIOS
 
 
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_over_real_routers(i2p_peers, scenario, record_property):
     seconds, problem = i2p_peers[scenario]

@@ -1,4 +1,4 @@
-"""What cannot be right is an error at the call, in one line: what, where, and what is allowed or to be done."""
+"""Wrong input is an error at the call, in one line: what, where, and what is allowed or the remedy."""
 
 from __future__ import annotations
 

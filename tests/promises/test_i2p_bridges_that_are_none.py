@@ -1,4 +1,4 @@
-"""What is at the bridge's address may be anything: a clear error in one line, bounded memory, and no hang."""
+"""Anything may listen at the bridge's address: a clear error in one line, bounded memory, and no hang."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam_rig import ScriptedBridge
 import relay
 from relay.addresses.destinations import PrivateKey
 
-TIMEOUT = 0.3  # seconds that are left to a bridge to say HELLO, or to make a session, in place of 8 and 600
+TIMEOUT = 0.3  # seconds that are left to a bridge to say HELLO, or to make a session, instead of 8 and 600
 MUCH = 64 << 20  # bytes that are more than anybody may swallow
 SWALLOWED = 16 << 20  # bytes that the kernel's buffers may take, and more than that
 KEY = PrivateKey.generate()
@@ -157,7 +157,7 @@ def test_one_that_speaks_first(make, serve):
 
 @pytest.mark.parametrize("make", [server, client])
 def test_two_answers_at_once(make, serve):
-    """What was not asked for is no answer to the next question."""
+    """An answer without a question is no answer to the next question."""
     check(make, b"", after(HELLO + HELLO), serve)
 
 
@@ -187,7 +187,9 @@ class Bridge(ScriptedBridge):
 
 
 @pytest.fixture
-def scripted():
+def scripted(monkeypatch):
+    monkeypatch.setattr("relay.transports.i2p.bridge.HELLO", WAIT)  # these answer
+    monkeypatch.setattr("relay.transports.i2p.connector._ATTEMPT", WAIT)
     made = []
 
     def make(command, *words):

@@ -60,7 +60,7 @@ def test_with_bulk_under_way_and_stalled_readers(i2p_world, over_i2p):
         with prompt():
             tunnel.close()
     for thread in sending:
-        with contextlib.suppress(ConnectionError):  # a router takes much that nobody reads
+        with contextlib.suppress(ConnectionError):  # a router takes much that is never read
             thread.result()
     for thread in reading:
         thread.result()
@@ -87,7 +87,7 @@ def slow(i2p_double):
 
 
 def creating(bridge):
-    """Whether a session is being made there."""
+    """Return whether a session is being made there."""
     return any(command.words == ("SESSION", "CREATE") for command in bridge.commands) and not bridge.sessions
 
 

@@ -50,7 +50,7 @@ def world(request):
 
 
 class States:
-    """The states that a tunnel has told of."""
+    """The states that a tunnel has reported."""
 
     def __init__(self):
         self.seen = []
@@ -169,7 +169,7 @@ def test_often(world, over_i2p):
 
 @pytest.mark.parametrize("side", ["servers", "clients"])
 def test_the_control_socket_is_cut(world, over_i2p, side):
-    """The session goes with it, and nothing else: the router lives."""
+    """Only the session goes with it: the router lives."""
     rig = over_i2p(world)
     client, far = rig.connect()
     exchange(client, far)
@@ -229,7 +229,7 @@ def test_a_duplicate_destination_after_a_loss_is_waited_out(world, over_i2p):
 
 
 def test_leases_that_are_still_spreading(world, over_i2p):
-    """A new destination cannot be reached at first: that is tried again, and nobody notices."""
+    """A new destination cannot be reached at first: relay tries again, and no client notices."""
     rig = over_i2p(world)
     world.clients.fail_connects(3)
     client = rig.client()
@@ -240,14 +240,14 @@ def test_leases_that_are_still_spreading(world, over_i2p):
 
 
 def test_accepts_that_fail_after_all(world, over_i2p):
-    """OK, and then an error in place of a destination: the next one is asked for."""
+    """OK, and then an error instead of a destination: the next one is asked for."""
     rig = over_i2p(world, serve={"accept": "accept"})
     world.servers.late_error(3)
     for _ in range(5):
         exchange(*rig.connect())
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_over_real_routers(i2p_restarts, scenario, record_property):
     seconds, problem = i2p_restarts[scenario]

@@ -1,4 +1,4 @@
-"""A peer that never answers is given up after ``connect_timeout``; where nobody accepts, that is told by a reset."""
+"""A peer that never answers is given up after ``connect_timeout``; without an accept, the client sees a reset."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ended_but_one(tunnel):
 
 
 def test_where_nobody_accepts_it_is_no_empty_answer(i2p_world):
-    """i2pd says OK to every stream, and ends those that nobody accepts after ten seconds; the Java router waits."""
+    """i2pd says OK to every stream, and ends those that are not accepted after ten seconds; the Java router waits."""
     limit, reason = (SHORT, "connect_timeout") if i2p_world.personality == "java" else (WAIT, "unreachable")
     with i2p_world.deaf() as dest, i2p_world.reach(dest, connect_timeout=limit) as client:
         with socket.create_connection(client.address, 3 * WAIT) as caller:
@@ -62,7 +62,7 @@ def test_where_nobody_accepts_it_is_no_empty_answer(i2p_world):
 
 
 def test_an_answer_of_nothing_at_all_is_told_from_one(i2p_world, over_i2p):
-    """One that ends at once, without a byte, looks like nobody; one that says something does not."""
+    """One that ends at once, without a byte, looks like no peer; one that sends something does not."""
     rig = over_i2p(i2p_world)
     client, far = rig.connect()
     client.sendall(b"x")

@@ -23,7 +23,7 @@ PIECE = 16  # characters or bytes in a row that betray it
 
 
 class Secret:
-    """The part of a private key that nobody may see, in each form in which it may be written."""
+    """The part of a private key that must stay secret, in each form in which it may be written."""
 
     def __init__(self, key):
         public = len(PrivateKey.from_bytes(key.data).destination) // 4 * 3
@@ -37,9 +37,9 @@ class Secret:
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
-    """Where the user's own data would be; and files are for everybody, unless somebody takes care.
+    """A directory for the user's data; files are open to all users, unless relay restricts them.
 
-    Nobody waits until a router has forgotten the last session of a key.
+    No test waits until a router has forgotten the last session of a key.
     """
     monkeypatch.setattr("relay.transports.i2p.connector._REMEMBERED", (0.0, 0.0))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -102,7 +102,7 @@ def test_not_in_an_error(i2p_double, everything, tmp_path, result, monkeypatch):
 
 
 class Parrot(ScriptedBridge):
-    """A bridge that repeats what it is told, as errors of parsers do: first when it refuses, then after all is well."""
+    """A bridge that repeats what it gets, as errors of parsers do: first when it refuses, then after all is well."""
 
     def _answer(self, line):
         if line.startswith("SESSION CREATE"):

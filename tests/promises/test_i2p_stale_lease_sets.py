@@ -26,7 +26,7 @@ def quick(monkeypatch):
 
 
 def is_served(rig):
-    """Whether a client gets through and back."""
+    """Return whether a client gets through and back."""
     rig.target.settimeout(0.3)
     client = rig.client()
     client.settimeout(0.5)
@@ -72,7 +72,7 @@ def test_the_same_keys_again_too_soon(world, over_i2p):
 
 
 def sound(world, rig):
-    """Whether the second session of the keys was given up, and the one after that has proved itself."""
+    """Return whether the second session of the keys was given up, and the one after that has proved itself."""
     own = [one for one in world.servers.commands if one.options.get("DESTINATION") == "***"]
     return len(own) > 2 and rig.server.state == "published"
 
@@ -91,7 +91,7 @@ def test_a_program_that_is_started_again_too_soon(world, over_i2p, tmp_path):
 
 
 def test_a_client_that_has_gone_deaf(world, over_i2p):
-    """Trap 2: whoever knew the server before its router restarted gets OK and no bytes."""
+    """Trap 2: a client that knew the server before its router restarted gets OK and no bytes."""
     rig = over_i2p(world)
     exchange(*rig.connect())
     before = rig.tunnel.dest
@@ -123,7 +123,7 @@ def test_clients_that_do_not_wait_for_long(world, over_i2p, monkeypatch):
 
 
 def test_a_deaf_session_ends_with_its_last_stream(world, over_i2p, echo_server):
-    """What still works on it goes on, such as a stream to another destination."""
+    """Streams that still work go on, such as a stream to another destination."""
     rig = over_i2p(world, linger=0.1)
     client, far = rig.connect()
     exchange(client, far)

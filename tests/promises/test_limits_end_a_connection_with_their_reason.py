@@ -28,7 +28,7 @@ LONG = 1000.0  # seconds of one that comes when the test says so
 
 
 def started(tunnel):
-    """When the last connection was accepted, in monotonic seconds."""
+    """Return the time of the last accept, in monotonic seconds."""
     return max(connection.summary.started for connection in tunnel._relay._slots.connections)
 
 

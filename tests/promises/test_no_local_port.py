@@ -1,4 +1,4 @@
-"""Drivers reach real servers through chains, and nobody else on this machine can ride along: no port listens for them.
+"""Drivers reach real servers through chains, and no other program of this machine can use them: no port listens.
 
 Those that take a socket get one from ``relay.connect``, those that take a path one from ``relay.local``.
 """
@@ -49,7 +49,7 @@ def via(request, openssh_server):
 
 @contextlib.contextmanager
 def alone():
-    """What is done here opens no port, and leaves nothing while all servers go on."""
+    """Check that the body opens no port, and leaves nothing while all servers go on."""
     with check_leaks(WAIT):
         others = psutil.Process().children()  # servers, and tests with routers, which run beside this one
         before = ports(others)
@@ -58,7 +58,7 @@ def alone():
 
 
 def ports(others=()):
-    """Where this program and its children listen over TCP: pairs of a process and the inode of a socket.
+    """Return where this program and its children listen over TCP: pairs of a process and the inode of a socket.
 
     :param others: children that do not count, nor do theirs.
 
@@ -94,7 +94,7 @@ def _descriptors(pid):
 
 
 def directly(database):
-    """What the database answers to whoever is beside it."""
+    """Return the answer of the database to a client beside it."""
     with psycopg.connect(host=str(database.folder), port=database.port, user=database.name, dbname="postgres") as one:
         return one.execute(ROWS).fetchall()
 

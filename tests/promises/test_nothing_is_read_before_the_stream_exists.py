@@ -64,7 +64,7 @@ def arrived(request, waiting):
 
 
 def unread(end):
-    """How many bytes wait in the kernel (FIONREAD)."""
+    """Return how many bytes wait in the kernel (FIONREAD)."""
     answer = array.array("i", [0])
     fcntl.ioctl(end, termios.FIONREAD, answer)
     return answer[0]
@@ -74,7 +74,7 @@ def test_the_clients_bytes_wait_in_the_kernel(waiting, arrived):
     _, client, accepted = arrived
     client.sendall(BLOCK[:20000])
     wait_until(lambda: unread(accepted) == 20000)
-    threading.Event().wait(0.2)  # whoever reads ahead would have done it by now
+    threading.Event().wait(0.2)  # a relay that reads ahead would have done it by now
     assert unread(accepted) == 20000
     waiting.release()
     got = b""

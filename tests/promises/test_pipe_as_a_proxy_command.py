@@ -1,4 +1,4 @@
-"""Real programs that take ``relay pipe`` as their way to a server: ssh, scp, rsync, git, and whoever wrote for nc."""
+"""Real programs that take ``relay pipe`` as their way to a server: ssh, scp, rsync, git, and programs made for nc."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def program(name):
 class Client:
     """A user's ``ssh`` whose way to a server is ``relay pipe``.
 
-    ``argv`` is the command that rsync, scp and git are told to use; the host is called ``far``.
+    ``argv`` is the command that rsync, scp and git use; the host is called ``far``.
     """
 
     def __init__(self, folder, server, hops=()):
@@ -53,7 +53,7 @@ class Client:
         self.argv = [program("ssh"), "-F", str(self.config)]
 
     def ssh(self, command, **options):
-        """What a command prints that is run there."""
+        """Return the output of a command that runs there."""
         done = subprocess.run([*self.argv, "far", command], capture_output=True, timeout=60, check=False, **options)
         assert (done.returncode, done.stderr) == (0, b""), done
         return done.stdout
@@ -198,7 +198,10 @@ def test_a_server_out_of_reach_is_told_by_us_on_the_users_terminal(tmp_path, mak
     server.kill()
     done = subprocess.run([*client.argv, "far", "true"], capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 255
-    assert f"relay: 127.0.0.1:{server.port}: connection refused; is the service running?\n" in done.stderr.decode()
+    assert (
+        f"relay: 127.0.0.1:{server.port}: connection refused; check that the service is running\n"
+        in done.stderr.decode()
+    )
 
 
 def test_ten_at_once(direct):

@@ -98,7 +98,7 @@ def test_psql(reach, database):
 
 
 def test_psql_to_a_socket_on_the_server(reach, database):
-    """Where the database believes whoever is on its own machine."""
+    """A machine on which the database believes every client of that machine."""
     with reach(f"unix://{database.socket}", ".s.PGSQL.5432") as place:
         assert psql(place, "-c", ROWS) == psql(("127.0.0.1", database.port), "-c", ROWS)
 

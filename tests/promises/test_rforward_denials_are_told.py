@@ -14,7 +14,7 @@ from relay.compat.rforward import RevFwTunnel
 
 
 class Session:
-    """What X2Go calls a session, with its hook."""
+    """A session of X2Go, with its hook."""
 
     def __init__(self):
         self.denied = []

@@ -170,7 +170,7 @@ def hosts(server):
 
 
 def exchanged(port, text):
-    """Whether a new client at a port gets back what it says."""
+    """Return whether a new client at a port gets back what it says."""
     with socket.create_connection((LOOPBACK, port), WAIT) as client:
         client.sendall(text)
         return receive_exactly(client, len(text)) == text
@@ -199,7 +199,7 @@ def test_a_program_for_the_original(sshd, echo_server, run):
 
 
 def test_the_same_on_the_original(sshd, echo_server, run):
-    """What of it the original does: it serves, once it is ready, which it does not tell. Its cancels are not heeded."""
+    """The part that the original does: it serves, once it is ready, without a word. Its cancels are not heeded."""
 
     def served():
         try:

@@ -25,7 +25,7 @@ from rforward_rig import LOOPBACK, World, greet, still_usable, worlds
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """Whoever waits for an answer of the server waits for longer than is prompt."""
+    """A thread that waits for an answer of the server waits for longer than is prompt."""
     monkeypatch.setattr("relay.compat._rforward.tunnel._ANSWER", WAIT)
     monkeypatch.setattr("relay.compat._rforward.tunnel._PATIENCE", 4 * WAIT)
 

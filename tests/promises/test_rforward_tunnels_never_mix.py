@@ -33,7 +33,7 @@ def world(request, openssh_server):
 
 
 def first_letter(port, text=b"hello"):
-    """Who answers at a port; whoever it is sends back what it gets."""
+    """Return the server that answers at a port; it sends back what it gets."""
     with socket.create_connection((LOOPBACK, port), WAIT) as client:
         letter = receive_exactly(client, 1)
         client.sendall(text)
@@ -123,7 +123,7 @@ def test_the_callers_handler_may_come_later(world):
 
 
 def test_the_callers_requests_and_ours_do_not_get_each_others_answers(world):
-    """Of paramiko, everybody who waits gets an answer; denied ones and granted ones take turns here."""
+    """With paramiko, every waiting thread gets an answer; denied ones and granted ones take turns here."""
     over = threading.Event()
     wrong = queue.SimpleQueue()
 

@@ -145,12 +145,12 @@ def test_a_low_limit_of_descriptors(child, listener, opened):
     assert 5 <= len(fars) <= 20, "as many as there are descriptors for"
     relay.assert_at_rest()
     for far in fars:
-        far.close()  # which resets nobody: the clients' pings were read
+        far.close()  # which resets no client: the clients' pings were read
     assert service_resumes(relay, listener, clients, opened)
 
 
 def service_resumes(relay, listener, clients, opened):
-    """Everybody leaves; who comes then is served."""
+    """All clients leave; a new one is served then."""
     for client in clients:
         client.close()
     listener.settimeout(0.3)

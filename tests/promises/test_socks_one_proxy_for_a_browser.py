@@ -70,7 +70,7 @@ def test_each_name_where_it_lives(
         assert (status, page) == (56 if way == "http" else 97, "")
         assert "403" in said if way == "http" else "Can't complete SOCKS" in said
 
-        status, page, _ = fetch(proxy, "http://gone.corp.example/")  # a name that nobody has, also not the server
+        status, page, _ = fetch(proxy, "http://gone.corp.example/")  # a name without an address, also on the server
         assert (status, page) == (56 if way == "http" else 97, "")
         assert ssh_server.opened + ssh_server.refused == 3
 

@@ -42,7 +42,7 @@ def spawner():
 
 
 def make_tunnel(listen, target, *, timeout=None, **options):
-    """What ``relay.spawn`` does, in this process."""
+    """A stand-in for ``relay.spawn``, in this process."""
     receive = listen if isinstance(listen, socket.socket) else relay.listen(listen)
     try:
         return relay.Tunnel(receive, relay.target(target), timeout=timeout, **options)
@@ -104,7 +104,7 @@ def rig(make):
 
 
 def is_gone(address):
-    """Nobody listens there any more."""
+    """No program listens there any more."""
     with socket.socket() as probe:
         return probe.connect_ex(address) == errno.ECONNREFUSED
 

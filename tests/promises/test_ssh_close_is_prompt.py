@@ -131,7 +131,7 @@ def test_of_a_listener_whose_server_is_gone(mortal_far_end, slow):
 
 
 def test_of_a_socket_of_connect(far_end, echo_server):
-    """When the last socket is closed, the connection goes, too."""
+    """The connection closes with the last socket."""
     client = relay.connect("{}:{}".format(*echo_server.address), via=[far_end.url])
     with prompt():
         client.close()

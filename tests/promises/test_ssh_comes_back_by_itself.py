@@ -35,7 +35,7 @@ def connected(address):
 
 
 def test_the_server_is_killed_in_mid_stream(mortal_far_end, over_ssh):
-    rig = over_ssh(mortal_far_end.address(keepalive=10 * WAIT))  # nobody notices by that
+    rig = over_ssh(mortal_far_end.address(keepalive=10 * WAIT))  # which notices nothing
     pairs = [rig.connect() for _ in range(3)]
     for client, far in pairs:
         exchange(client, far)

@@ -94,7 +94,7 @@ def test_what_waits_for_a_slow_command_when_the_stream_is_closed_arrives(far, tm
 
 def test_a_command_that_heeds_no_end_does_not_hold_the_connection_for_ever(far, monkeypatch):
     for module in "paramiko.channel", "openssh.sessions":
-        monkeypatch.setattr(f"relay.transports.ssh.{module}._LINGER", 0.3)
+        monkeypatch.setattr(f"relay.transports.ssh.{module}.LINGER", 0.3)
     with remote(far) as link:
         stream = link.open("sh", "-c", "echo on; exec sleep 1000")
         assert receive_exactly(stream.socket, 3) == b"on\n"
@@ -218,7 +218,7 @@ def test_giving_up(far):
             far.rig.thaw()
         idle = threading.Event()
         with link.open("cat") as stream:
-            assert finish(stream, b"here") == b"here"
+            assert finish(stream, b"here") == b"here", (failure(stream), link.lost, far.rig)
         link.connection.when_idle(idle.set)
         assert idle.wait(WAIT)
         assert all(answer._outcome is None for answer, _ in asked)

@@ -113,7 +113,7 @@ def alive(pid):
 
 @pytest.mark.parametrize("url", ["secret"])
 def test_no_secret_is_in_the_arguments_of_a_child(make_ssh_server, spawner_thread, url):
-    """What ps(1) shows to everybody holds no password."""
+    """The command line in ps(1), which all users see, has no password."""
     server = make_ssh_server(users={"ann": "wonderland"}, methods=["password"])
     factory = relay.ssh(
         f"ann@127.0.0.1:{server.address[1]}",

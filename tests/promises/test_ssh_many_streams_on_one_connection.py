@@ -1,4 +1,4 @@
-"""A hundred streams at once and five hundred short ones in a row ride on one login, and leave nothing."""
+"""A hundred streams at once and five hundred short ones in a row use one login, and leave nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server's policy forbids is a typed error, and a connection's reason is ``denied``."""
+"""A stream that the server's policy forbids is a typed error, and a connection's reason is ``denied``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_some_targets_only(backend, make_sshd, echo_server, serve):
 
 
 def test_no_unix_sockets(backend, make_sshd, serve, tmp_path):
-    """Sshd says no more than that the open failed, as if nobody listened there."""
+    """Sshd says no more than that the open failed, as if no program listened there."""
     url = FarEnd("sshd", backend, make_sshd("AllowStreamLocalForwarding no")).url
     with pytest.raises(relay.ConnectError) as failed:
         relay.connect(f"unix://{serve(echo, str(tmp_path / 'target')).address}", via=[url])

@@ -105,7 +105,7 @@ def test_a_unix_socket_on_the_server(far_end, tmp_path):
 
 
 def test_the_first_connection_is_not_lost(far_end):
-    """Somebody who connects at the very moment at which the server has granted the port."""
+    """A client that connects at the very moment at which the server has granted the port."""
     for _ in range(5):
         with relay.ssh_listen(far_end.url) as listener:
             meet(listener)

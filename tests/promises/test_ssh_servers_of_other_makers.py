@@ -36,7 +36,7 @@ PATIENT = 6 * WAIT  # seconds that a client waits for a server that comes back
 
 @pytest.fixture(scope="session")
 def built(pytestconfig):
-    """Where what is built for the tests stays from one run to the next."""
+    """The directory for what is built for the tests, kept from one run to the next."""
     return pytestconfig.cache.mkdir("foreign_servers")
 
 

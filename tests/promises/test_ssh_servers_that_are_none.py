@@ -1,4 +1,4 @@
-"""What accepts a connection and is no SSH server: an error when the time is over that was given."""
+"""A server that accepts a connection and is no SSH server: an error when the time is over that was given."""
 
 from __future__ import annotations
 

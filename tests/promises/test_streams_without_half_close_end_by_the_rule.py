@@ -16,7 +16,7 @@ from relay.testing import FakeListener, pair
 
 
 class Bare:
-    """An object that has ``recv``, ``sendall`` and ``close`` and nothing else."""
+    """An object that has ``recv``, ``sendall`` and ``close`` only."""
 
     def __init__(self, near):
         self._near = near
@@ -159,7 +159,8 @@ def test_an_upload_under_way_is_not_cut_by_the_targets_end(one_way_in, quiet):
     assert ended(tunnel) == ["done"]
 
 
-def test_after_a_quiet_second_the_targets_end_is_passed_on_at_once(one_way_in, quiet):
+def test_after_a_quiet_second_the_targets_end_is_passed_on_at_once(one_way_in, quiet, monkeypatch):
+    monkeypatch.setattr(limits_module, "_BEFORE_EOF", 0.0)
     tunnel, connect = one_way_in
     client, far = connect(tunnel)
     client.sendall(b"request")
@@ -184,6 +185,21 @@ def test_a_recent_request_holds_the_targets_end_for_a_second(one_way_in, quiet):
     assert not readable(client, 0.1), "the upload may still be under way"
     expire(tunnel, time.monotonic() + quiet)
     assert ending(client) == "end of file"
+
+
+def test_the_targets_end_comes_a_while_after_its_last_byte(one_way_in, monkeypatch):
+    monkeypatch.setattr(limits_module, "_BEFORE_EOF", 1000.0)
+    tunnel, connect = one_way_in
+    client, far = connect(tunnel)
+    moment = time.monotonic()
+    send_and_end(far, b"all")
+    assert receive_exactly(client, 3) == b"all"
+    wait_until(lambda: tunnel.connections()[0].state == "half-closed")
+    expire(tunnel, moment + 1000.0)
+    assert not readable(client, 0.1), "a router of I2P may lose an end that comes with the last byte"
+    expire(tunnel, time.monotonic() + 1000.0)
+    assert ending(client) == "end of file"
+    assert ended(tunnel) == ["done"]
 
 
 def test_the_end_of_a_second_comes_by_itself(one_way_in):

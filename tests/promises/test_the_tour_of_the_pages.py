@@ -1,4 +1,4 @@
-"""Every line that the pages about chains and proxies show runs, with the test's servers in place of those named."""
+"""Every line that the pages about chains and proxies show runs, with the test's servers instead of those named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serve_page(connection):
 
 
 class Places:
-    """What takes the place of the names in the pages."""
+    """The replacements of the names in the pages."""
 
     def __init__(self, stack, folder, certificates):
         def serve_tls(connection):

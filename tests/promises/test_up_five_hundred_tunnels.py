@@ -26,7 +26,7 @@ def is_bad(number):
 
 @pytest.fixture
 def taken():
-    """Ports that somebody else has."""
+    """Ports that another program has."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(BAD)]
 
@@ -107,7 +107,7 @@ def test_they_take_little_memory_and_no_time_when_idle(up, echo_server):
 
 
 def is_asleep_for(seconds, pid):
-    """Whether no thread of a process runs in that time."""
+    """Return whether no thread of a process runs in that time."""
     threading.Event().wait(0.5)
     begin = switches(pid)
     threading.Event().wait(seconds)
@@ -115,7 +115,7 @@ def is_asleep_for(seconds, pid):
 
 
 def switches(pid):
-    """How often each thread has waited or been put aside, from the kernel."""
+    """Return how often each thread has waited or been put aside, from the kernel."""
     counts = {}
     for thread in os.listdir(f"/proc/{pid}/task"):
         text = Path(f"/proc/{pid}/task/{thread}/status").read_text()

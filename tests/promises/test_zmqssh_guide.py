@@ -35,7 +35,7 @@ sock.send(b"who is there?")
 try:
     print(sock.recv().decode())
 except zmq.Again:
-    print("nobody")
+    print("no reader")
 """
 
 TARGET = """
@@ -139,14 +139,14 @@ def test_on_the_same_lan(hosts, listening):
 def test_through_a_server(hosts, user, listening):
     client, _, _ = hosts
     listening("tcp://10.0.1.2:5555")
-    assert says(client, SAME_LAN, 500) == "nobody"  # it cannot be reached from here
+    assert says(client, SAME_LAN, 500) == "no reader"  # it cannot be reached from here
     assert says(client, THROUGH_A_SERVER) == "who is there? 10.0.1.2"
 
 
 def test_only_on_localhost(hosts, user, listening):
     _, server, _ = hosts
     listening("tcp://127.0.0.1:5555")
-    assert says(server, SAME_LAN, 500) == "nobody"  # it does not listen there
+    assert says(server, SAME_LAN, 500) == "no reader"  # it does not listen there
     assert says(server, ONLY_ON_LOCALHOST) == "who is there? 10.0.1.2"
 
 

@@ -275,7 +275,7 @@ def read_until(end, words):
 
 
 def test_nothing_is_asked_for_in_the_background(protected, backend):
-    """A program without a terminal of its own is told at once."""
+    """A program without a terminal gets an error at once."""
     argv = [*program(ASKING), "tcp://127.0.0.1:1", named(embedded(protected)), backend]
     with start(argv, stdout=PIPE) as process:
         said = process.stdout.read()

@@ -36,7 +36,7 @@ sys.stdin.read(1)
 def user(far_end, tmp_path, monkeypatch):
     made = User(tmp_path / "home", monkeypatch)
     made.knows(far_end.server)
-    # Short, for a Unix socket's path is; and nobody else's.
+    # Short, for a Unix socket's path is; and of no other test.
     monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
     (tmp_path / "t").mkdir()
     return made

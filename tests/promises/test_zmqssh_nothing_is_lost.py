@@ -1,7 +1,8 @@
-"""What ØMQ sockets send over SSH arrives whole, also if the sockets and the tunnel are closed at once."""
+"""Messages of ØMQ sockets over SSH arrive whole, also if the sockets and the tunnel are closed at once."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 
@@ -45,9 +46,10 @@ def hash_of(puller, count):
     return seen.hexdigest()
 
 
-EXPECTED = hashlib.sha256()
-for at in range(MESSAGES):
-    EXPECTED.update(message(at))
+@functools.cache  # not while tests are collected, which each process does
+def expected():
+    """The hash of all messages."""
+    return hashlib.sha256(b"".join(map(message, range(MESSAGES)))).hexdigest()
 
 
 def test_a_hundred_mebibytes_and_an_end_at_once(connect):
@@ -60,7 +62,7 @@ def test_a_hundred_mebibytes_and_an_end_at_once(connect):
         pusher.close(linger=-1)
         tunnel.close()
         assert tunnel.recent()[-1].reason == "done"
-        assert reading.result() == EXPECTED.hexdigest()
+        assert reading.result() == expected()
 
 
 def test_a_hundred_mebibytes_back(connect):
@@ -70,7 +72,7 @@ def test_a_hundred_mebibytes_back(connect):
         reading = Thread(hash_of, puller, MESSAGES)
         for number in range(MESSAGES):
             pusher.send(message(number))
-        assert reading.result() == EXPECTED.hexdigest()
+        assert reading.result() == expected()
 
 
 def test_one_message_and_an_end_at_once(connect):
@@ -86,7 +88,7 @@ def test_one_message_and_an_end_at_once(connect):
 
 
 def test_a_puller_that_is_slow(connect):
-    """What its queue does not take waits on the way; the close waits for it."""
+    """Messages that its queue does not take wait on the way; the close waits for it."""
     with sockets() as make:
         puller, pusher = make(zmq.PULL), make(zmq.PUSH)
         puller.rcvhwm = 1

@@ -69,7 +69,7 @@ def test_over_the_original(sshd, backend, tmp_path, monkeypatch, pattern):
         with sockets() as make:
             PATTERNS[pattern](make, connect)
     finally:
-        sshd.kill_sessions()  # which ends the ssh that the original lets go of
+        sshd.kill_sessions()  # which ends the ssh that the original leaves behind
         for tunnel in opened:
             if backend == "paramiko":
                 tunnel.terminate()

@@ -11,7 +11,7 @@ from zmq_world import PATIENCE, User, bound, named, program, sockets
 
 from relay.process import DEVNULL, PIPE, start
 
-# What a client of a remote kernel does: four ports at once, and nobody keeps what is returned.
+# What a client of a remote kernel does: four ports at once, and the result is dropped.
 KERNEL = """
 import json, sys
 from getpass import getpass
@@ -140,7 +140,7 @@ def test_it_runs(sshd, tmp_path, monkeypatch, name, library):
         ports = dict.fromkeys(["shell_port", "iopub_port", "stdin_port", "hb_port"], port)
         arguments = [json.dumps({"ip": "127.0.0.1", "urls": [url], **ports}), named(sshd.server), str(sshd.keyfile)]
         said, status = run(PATIENCE + code if library == "original" else code, arguments, server)
-    sshd.kill_sessions()  # the original lets go of its ssh
+    sshd.kill_sessions()  # the original leaves its ssh behind
     assert (said, status) == ([f"answer {number}" for number in range(4)], 0)
 
 

@@ -63,7 +63,7 @@ class Bare:
         return self.channel.receive(time.monotonic() + WAIT)
 
     def last(self):
-        """What it says at its end."""
+        """Return what it says at its end."""
         channel = Channel(self.events)
         said = []
         while (message := channel.receive(time.monotonic() + WAIT)) is not None:
@@ -140,7 +140,7 @@ def test_it_ends_when_its_last_connection_has_drained(bare):
 
 
 def test_it_does_not_end_and_the_kernel_ends_it():
-    """What hangs in the child cannot keep it alive: an alarm is set before anything is asked to end."""
+    """A job that hangs in the child cannot keep it alive: an alarm is set before anything is asked to end."""
     hang = (
         "import relay.engine.tunnel, threading; relay.engine.tunnel.Tunnel.close = lambda *_: threading.Event().wait()"
     )
@@ -260,7 +260,7 @@ def test_a_program_that_is_gone_stops_the_log_and_nobody_else(forwarder, monkeyp
 
 
 def test_it_ends_at_once_if_the_program_has_died_before():
-    """And the kernel has nobody to send a signal for, who waits for a server meanwhile."""
+    """And the kernel has no process to send a signal for while one waits for a server."""
     with Bare(program=os.getppid()) as orphan:
         assert orphan.begin() is None
         assert orphan.process.wait(WAIT) == 0

@@ -1,4 +1,4 @@
-"""``relay.spawning.ephemeral``: a tunnel that ends by itself, and lets everybody finish."""
+"""``relay.spawning.ephemeral``: a tunnel that ends by itself, and lets every client finish."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_whoever_comes_in_time_starts_it_anew(make, listening):
 
 
 def at(tunnel, moment):
-    """Have the tunnel do now what it does up to a moment, in monotonic seconds."""
+    """Make the tunnel do now what it does up to a moment, in monotonic seconds."""
     tunnel._relay.run_in_thread(lambda: tunnel._relay.loop.timers.run(moment))
 
 

@@ -217,7 +217,7 @@ def test_the_default_timeout_of_sockets_does_not_matter() -> None:
 
 
 def test_a_slow_object_has_all_the_time_in_which_it_takes_something() -> None:
-    """What it is given for a clean end is without progress, not for everything that is left."""
+    """The time for a clean end is without progress, not for everything that is left."""
     taken, go_on = bytearray(), threading.Semaphore(0)
 
     class Slow(Clogged):

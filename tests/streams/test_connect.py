@@ -1,4 +1,4 @@
-"""``relay.streams.connect``: direct connects that are begun at once and told later."""
+"""``relay.streams.connect``: direct connects that begin at once and report later."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def to(*addresses, literal=True, family=socket.AF_INET):
 
 
 def dial(factory, seconds=WAIT):
-    """Begin; what is told comes out of the queue."""
+    """Begin; the outcome comes out of the queue."""
     told = queue.SimpleQueue()
     deadline = None if seconds is None else time.monotonic() + seconds
     return told, factory.dial(deadline, told.put)
 
 
 def members():
-    """How many hold the io_thread."""
+    """Return the number of clients of the I/O thread."""
     io_thread = IOThread._current
     return len(io_thread._clients) if io_thread is not None else 0
 
@@ -100,7 +100,7 @@ def test_a_refusal(at_once_or_later, literal):
         told, _ = dial(to(address, literal=literal))
         error = told.get(timeout=WAIT)
     assert isinstance(error, relay.ConnectError) and error.reason == "refused"
-    assert str(error) == "the target: connection refused; is the service running?"
+    assert str(error) == "the target: connection refused; check that the service is running"
 
 
 def test_the_next_address_is_tried(echo_server):
@@ -370,7 +370,7 @@ def test_a_silent_address_delays_only_by_the_attempt_delay() -> None:
 def test_a_refused_connect_says_what_to_do() -> None:
     with listening() as gone:
         endpoint = Endpoint(socket.AF_INET, gone.getsockname())
-    with pytest.raises(ConnectError, match="connection refused; is the service running") as caught:
+    with pytest.raises(ConnectError, match="connection refused; check that the service is running") as caught:
         SocketDialer("db:1", lambda: [endpoint], literal=True)(deadline=time.monotonic() + 10)
     assert caught.value.reason == "refused"
 

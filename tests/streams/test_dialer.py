@@ -1,4 +1,4 @@
-"""``relay.streams.dialer``: streams that are begun and told of later, in a tunnel and out of one."""
+"""``relay.streams.dialer``: streams that begin at once and are reported later, in a tunnel and out of one."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_an_ipv4_address_is_a_source():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),  # whoever has a network has 2**64 addresses
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),  # a peer with a network has 2**64 addresses
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
         ("fe80::1%lo", "fe80::2", True),
         ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
@@ -61,7 +61,7 @@ def test_whoever_has_few_keeps_them(sources, count):
     assert len(set(chosen)) == len(chosen) == min(count, len(items))
     left = collections.Counter(source for _, source in set(items) - set(chosen))
     taken = collections.Counter(source for _, source in chosen)
-    for source in taken:  # nobody else has clearly more than a source that had to give way
+    for source in taken:  # no other source has clearly more than a source that had to give way
         assert left[source] + 1 >= max(left.values(), default=0)
     for source in taken:
         ages = [age for age, one in items if one == source]

@@ -13,7 +13,7 @@ from relay.streams.pair_end import LINGER, PairEnd
 
 
 class Owner:
-    """What has an end: it counts what is called."""
+    """An owner of an end, which notes the calls."""
 
     def __init__(self):
         self.loop = Loop()
@@ -37,23 +37,22 @@ def owner():
 
 
 def test_what_the_holder_sends_is_an_event(owner):
-    owner.end.want(IN)
+    owner.end.watch.set_interest(IN)
     owner.holder.sendall(b"x")
     owner.loop.turn()
-    assert owner.events == [IN] and owner.end.socket.recv(2) == b"x" and owner.end.mask == IN
+    assert owner.events == [IN] and owner.end.socket.recv(2) == b"x" and owner.end.watch.mask == IN
 
 
 def test_a_hang_up_is_reported_also_when_nothing_else_is(owner):
-    owner.end.want(0)
+    owner.end.watch.set_interest(0)
     owner.holder.close()
     owner.loop.turn()
-    assert owner.events[0] & HUP and not owner.end.gone
-    owner.end.hung_up(0.0)
-    assert owner.end.gone
+    assert owner.events[0] & HUP
 
 
 def test_it_expires_when_nothing_has_moved_since_the_last_look(owner):
-    owner.end.hung_up(0.0)
+    owner.end.expect_progress(0.0)
+    owner.end.expect_progress(LINGER)  # which changes nothing
     owner.loop.timers.run(LINGER + 1)
     assert not owner.expired, "the first look has nothing to compare with"
     owner.moved = 5
@@ -72,7 +71,7 @@ def test_the_holder_sees_how_it_ended(owner, reset, how):
 
 
 def test_an_end_of_file_is_passed_on(owner):
-    owner.end.end_output()
+    owner.end.socket.shutdown(socket.SHUT_WR)
     assert owner.holder.recv(1) == b""
     owner.holder.sendall(b"late")
     assert owner.end.socket.recv(4) == b"late"

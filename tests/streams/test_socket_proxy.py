@@ -39,7 +39,7 @@ class Rig:
         self.over.set()
 
     def all_over(self):
-        """Wait until nothing is left, whatever of it was told."""
+        """Wait until nothing is left, whatever of it was reported."""
         assert self.over.wait(WAIT)
         wait_until(lambda: self.inner.fileno() < 0 and IOThread._current is None)
         assert self.overs == ["relay-io"]

@@ -7,12 +7,10 @@ had ended, or what went wrong.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +19,14 @@ import i2pd
 from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_all, receive_exactly, send_and_end
 from i2p_restarts import DEADLINE, command, live, place, serve, until_served
+from scenarios import run_all
 from sshd import Sshd, server_url
 
 import relay
 
 SIZE = 5 << 20  # bytes each way
 KEEPALIVE = 3  # seconds: only this shows that a router at the far end has gone
-LATEST = 600.0  # seconds
+LATEST = 580.0  # seconds; before the tests give up
 DEPTH = "in_depth=0&out_depth=0"
 
 Recoveries = dict[str, float]
@@ -193,20 +192,12 @@ SCENARIOS: dict[str, Callable[[Ground], Recoveries]] = {
 }
 
 
-def _outcome(scenario: Callable[[Ground], Recoveries], ground: Ground) -> tuple[Recoveries | None, str]:
-    try:
-        return scenario(ground), ""
-    except BaseException:  # noqa: BLE001 - it is reported
-        return None, traceback.format_exc()
-
-
 def _main(folder: Path) -> None:
     service = Server(echo)
-    with i2pd.Network(folder, 4, exploratory=0) as network:
+    with i2pd.Network(folder, 4, exploratory=0, loglevel="warn") as network:
         network.router(4).hide()
         ground = Ground(network, folder, "{}:{}".format(*service.address))
-        threads = {name: Thread(_outcome, one, ground) for name, one in SCENARIOS.items()}
-        print(json.dumps({name: thread.result(LATEST) for name, thread in threads.items()}))
+        run_all(SCENARIOS, network, ground, latest=LATEST)
     service.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import os
 import signal
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 import relay
 
@@ -51,8 +54,23 @@ def wait_until(condition: Callable[[], object], timeout: float = WAIT) -> None:
     """Wait for what has no event of its own, such as a count in a record."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"still not true after {timeout} s"
+        if time.monotonic() >= deadline:
+            _report()
+            raise AssertionError(f"still not true after {timeout} s; standard error has the state of the process")
         threading.Event().wait(0.002)
+
+
+TIME_WAIT = "06"  # the state in /proc/net/tcp
+
+
+def _report() -> None:
+    """Print what a failure by chance must tell at once: the threads' stacks, the children and the sockets."""
+    faulthandler.dump_traceback(2)
+    lines = [str(child) for child in psutil.Process().children(recursive=True)]
+    with contextlib.suppress(OSError):
+        table = Path("/proc/net/tcp").read_text().splitlines()
+        lines += [line for line in table if line.split()[3] != TIME_WAIT]
+    os.write(2, "\n".join([*lines, ""]).encode())
 
 
 def expire(tunnel: relay.Tunnel, moment: float) -> None:

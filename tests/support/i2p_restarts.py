@@ -7,14 +7,12 @@ again, or what went wrong.
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,14 @@ import i2pd
 from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
 from i2p_world import SHORT, Cable
+from scenarios import check_routers, journal, run_all
 
 import relay
 
 DEADLINE = 240.0  # seconds for each step that waits for routers
 ATTEMPT = 3.0  # seconds for one client
 AT_LAST = 20.0  # seconds of service that show that it lasts
-LATEST = 900.0
+LATEST = 580.0  # seconds; before the tests give up
 
 Scenario = Callable[[i2pd.Network, str], float]
 
@@ -52,29 +51,47 @@ def reach(router: i2pd.Router, dest: str) -> relay.TunnelClient:
 
 
 def is_served(tunnel: relay.TunnelClient) -> bool:
-    """Return true if a new client gets an answer."""
+    """Return true if a new client gets an answer. The journal tells what each one got."""
+    begin = time.monotonic()
     try:
         with socket.create_connection(tunnel.address, ATTEMPT) as client:
             client.sendall(b"anybody?")
-            return receive_exactly(client, 8) == b"anybody?"
-    except OSError:
-        return False
+            got = receive_exactly(client, 8)
+    except OSError as error:
+        outcome = repr(error)
+    else:
+        if got == b"anybody?":
+            return True
+        outcome = f"{got!r} and an end"
+    journal.info("%s after %.1f s; %s", outcome, time.monotonic() - begin, _state_of(tunnel))
+    return False
+
+
+def _state_of(tunnel: Any) -> str:
+    """Describe a tunnel of this process, for the journal."""
+    if not isinstance(tunnel, relay.Tunnel):
+        return "another process"
+    state = getattr(tunnel, "state", "without a session of its own")
+    return f"{tunnel.name} is {state}, open {tunnel.connections()}, last {tunnel.recent()[-1:]}"
 
 
 @contextlib.contextmanager
 def live(tunnel: relay.TunnelClient) -> Iterator[socket.socket]:
     """A client that is served."""
-    wait_until(lambda: is_served(tunnel), DEADLINE)
+    until_served(tunnel)
     with socket.create_connection(tunnel.address, DEADLINE) as client:
         client.sendall(b"hello")
         assert receive_exactly(client, 5) == b"hello"
         yield client
 
 
-def until_served(tunnel: relay.TunnelClient) -> float:
+def until_served(tunnel: relay.TunnelClient, deadline: float = DEADLINE) -> float:
     """Seconds from now on."""
     begin = time.monotonic()
-    wait_until(lambda: is_served(tunnel), DEADLINE)
+    while not is_served(tunnel):
+        check_routers()
+        assert time.monotonic() < begin + deadline, f"not served for {deadline} s"
+        threading.Event().wait(0.002)
     return time.monotonic() - begin
 
 
@@ -135,7 +152,7 @@ def the_router_cannot_connect_to_the_program(network: i2pd.Network, service: str
 
 
 def the_program_is_killed_and_started_again(network: i2pd.Network, service: str) -> float:
-    """Trap 1 in another program, which knows nothing of the end of the one before."""
+    """Trap 1 in another program: the lock that the killed one has left says that its session may have just ended."""
     return _started_again(network, service, signal.SIGKILL)
 
 
@@ -200,19 +217,11 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def _outcome(scenario: Scenario, network: i2pd.Network, service: str) -> tuple[float | None, str]:
-    try:
-        return scenario(network, service), ""
-    except BaseException:  # noqa: BLE001 - it is reported
-        return None, traceback.format_exc()
-
-
 def _main(folder: str) -> None:
     service = Server(echo)
-    with i2pd.Network(Path(folder), 4, exploratory=0) as network:
+    with i2pd.Network(Path(folder), 4, exploratory=0, loglevel="warn") as network:
         at = "{}:{}".format(*service.address)
-        threads = {name: Thread(_outcome, one, network, at) for name, one in SCENARIOS.items()}
-        print(json.dumps({name: thread.result(LATEST) for name, thread in threads.items()}))
+        run_all(SCENARIOS, network, network, at, latest=LATEST)
     service.close()
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from helpers import stop
 from namespace import LOOPBACK, Namespace, Unavailable
 
@@ -91,9 +92,12 @@ class Network:
 
     def start(self) -> Network:
         """Start all routers; returns when they answer."""
-        for step in (Router.launch, Router.wait_for_identity, Router.kill):
-            for router in self.routers:
-                step(router)
+        new = self.routers
+        while new:  # one that is killed while it writes its description again leaves half of it
+            for step in (Router.launch, Router.wait_for_identity, Router.kill):
+                for router in new:
+                    step(router)
+            new = [router for router in new if not router.has_identity]
         # The floodfill gets to know the others when they come, so that it does not connect to them, too.
         for router in self.routers[1:]:
             router.learn(self.routers)
@@ -232,10 +236,19 @@ class Router:
             probe.sendall(b"HELLO VERSION MIN=3.0 MAX=3.1\n")
             return probe.recv(1 << 12).startswith(b"HELLO REPLY RESULT=OK")
 
+    @property
+    def has_identity(self) -> bool:
+        """Return true if its keys and its own description are there, whole."""
+        try:
+            info = (self.folder / "router.info").read_bytes()
+            Ed25519PublicKey.from_public_bytes(info[352:384]).verify(info[-64:], info[:-64])
+        except (FileNotFoundError, ValueError, InvalidSignature):
+            return False
+        return True
+
     def wait_for_identity(self) -> None:
         """Wait until it has made its keys and its own description."""
-        info = self.folder / "router.info"
-        self._wait(lambda: info.exists() and info.stat().st_size > 0)
+        self._wait(lambda: self.has_identity)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT
@@ -263,8 +276,8 @@ class Router:
 
     def _end(self, number: int) -> None:
         if self._pid is not None:
-            _end(self._pid, number)
-            self._pid = None
+            pid, self._pid = self._pid, None  # first: one that is ended has not crashed
+            _end(pid, number)
             self._door.shut()
 
     def restart(self) -> None:

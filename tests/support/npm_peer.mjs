@@ -38,6 +38,7 @@ if (role === "client") {
   }
 } else {
   const server = net.createServer((connection) => {
+    console.error("a stream has come");
     let line = true; // the first one is the destination that connects
     connection.on("error", () => {});
     connection.on("data", (data) => {
@@ -48,6 +49,8 @@ if (role === "client") {
   });
   server.listen(0, "127.0.0.1", async () => {
     const forward = await createForward({ sam, forward: { host: "127.0.0.1", port: server.address().port } });
+    forward.on("error", (error) => console.error(`${error}`));
+    forward.on("close", () => console.error("a socket of the session has closed"));
     console.log(`serves ${forward.getPublicKey()}`);
   });
 }

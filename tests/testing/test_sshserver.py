@@ -50,7 +50,7 @@ PROHIBITED, CONNECT_FAILED, UNKNOWN_KIND, SHORTAGE = 1, 2, 3, 4
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """What the client's side of paramiko logs about the failures that are wanted here."""
+    """The log of paramiko's client about the failures that this test makes."""
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("paramiko").setLevel(logging.NOTSET)
@@ -830,6 +830,27 @@ def test_rekey_in_the_middle_loses_nothing(ssh_server, echo_server, ssh, tmp_pat
             ssh_server.rekey()
         assert hashing.result() == hashlib.sha256(BLOCK * 16).hexdigest()
         upload.result()
+
+
+def test_rekey_returns_when_the_next_exchange_may_begin(ssh_server):
+    """Else the end of the one would let messages through in the middle of the next."""
+    ending, go = threading.Event(), threading.Event()
+
+    class Slow(threading.Event):
+        def set(self):
+            ending.set()
+            go.wait(WAIT)
+            super().set()
+
+    with logged_in(ssh_server):
+        (session,) = ssh_server._live()
+        session.transport.clear_to_send = Slow()
+        rekeying = Thread(ssh_server.rekey)
+        assert ending.wait(WAIT)
+        rekeying.join(0.3)
+        assert rekeying.is_alive()
+        go.set()
+        rekeying.result()
 
 
 def test_stop_and_start_at_the_same_port(ssh_server):

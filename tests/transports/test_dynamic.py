@@ -1,4 +1,4 @@
-"""``relay.dynamic``: which way leads to what a client asks for, and what is kept up for it."""
+"""``relay.dynamic``: the route to the address that a client requests, and the carriers for it."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_what_a_pattern_is_about(pattern, host, port, matches):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "there is no way"),
-        ("a", "there is no way"),
-        ("a=", "there is no way"),
+        ("", "no route is given"),
+        ("a", "no route is given"),
+        ("a=", "no route is given"),
         ("=direct", "the pattern cannot be read"),
         ("a b=direct", "the pattern cannot be read"),
         ("fd00::/8=direct", "the pattern cannot be read"),

@@ -1,4 +1,4 @@
-"""Files that are named by somebody else."""
+"""Files that are named by another user."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -12,18 +13,31 @@ import time
 from concurrent.futures import Future
 
 import pytest
-from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, receive_until_reset, wait_until
-from program_rig import BRIDGE, failure, finish
+from helpers import (
+    PROMPT,
+    WAIT,
+    Server,
+    Thread,
+    receive_all,
+    receive_exactly,
+    receive_until_reset,
+    refusing,
+    wait_until,
+)
+from program_rig import BRIDGE, CASES, command, failure, finish, said
 
+import relay
+from relay.addresses.hops import Command
+from relay.addresses.values import TCPAddress
 from relay.errors import ConnectError
 from relay.eventloop.background import IOThread
+from relay.eventloop.sockets import reset
 from relay.process import start
 from relay.streams.cancellation import Cancellation
 from relay.streams.promise import Promise
-from relay.testing import check_stream
+from relay.testing import check_factory, check_stream
 from relay.transports import program
-from relay.transports.program import ProgramStream, run
-from relay.transports.program_dialer import Programs
+from relay.transports.program import Local, Programs, ProgramStream, run
 
 STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
 
@@ -228,7 +242,7 @@ def test_what_it_has_not_read_does_not_make_its_end_a_reset():
 
 
 def test_one_that_closes_its_output_goes_on(tmp_path):
-    """The end of its output is told when it has ended, for only then it is known what that end was."""
+    """The end of its output is reported when it has ended, because only then it is known what that end was."""
     with opened("sh", "-c", 'echo first; exec >&-; cat >"$0"; exit 4', str(tmp_path / "taken")) as stream:
         assert receive_exactly(stream.socket, 6) == b"first\n"
         assert finish(stream, b"the rest") == b""
@@ -274,7 +288,8 @@ def test_one_that_ignores_sigterm_is_killed_with_what_it_has_started(quick):
     wait_until(lambda: not is_running(child))
 
 
-def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path):
+def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_MOMENT", WAIT)
     stream = opened("sh", "-c", 'cat >"$0.part"; sleep 0.2; mv "$0.part" "$0"', str(tmp_path / "taken"))
     stream.socket.sendall(b"all of it")
     stream.close()
@@ -284,7 +299,7 @@ def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path):
 
 
 def test_a_reset_ends_it_before_it_sees_the_end_of_its_input(tmp_path):
-    """What was cut must not be taken for the whole."""
+    """Output that was cut must not be taken for the whole."""
     for number in range(5):
         stream = opened("sh", "-c", 'echo on; cat >"$0.part" && mv "$0.part" "$0"', str(tmp_path / str(number)))
         assert receive_exactly(stream.socket, 3) == b"on\n"
@@ -404,3 +419,116 @@ def test_others_may_want_what_it_says():
     run(["sh", "-c", "echo word >&2; cat"], "exec:sh", None, answer.put, said=take)
     with answer.get(time.monotonic() + WAIT, None), news:
         assert news.wait_for(lambda: b"".join(said) == b"word\n", WAIT)
+
+
+# Dialers: a command of this machine as a target or as a hop.
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.__name__ for case in CASES])
+def test_a_program(case):
+    def opened(*words):
+        stream = Local(command(*words))(deadline=time.monotonic() + WAIT)
+        stream.socket.settimeout(WAIT)
+        return stream
+
+    case(opened)
+
+
+def test_its_name_shows_the_program_and_no_argument():
+    factory = Local(Command("/usr/bin/nc --password hunter2 %h %p"))
+    assert factory.target == "exec:nc …"
+    assert "hunter2" not in repr(factory)
+
+
+def test_as_a_hop_it_is_told_where_to_lead(serve):
+    server: Server = serve(lambda end: end.sendall(end.recv(100)[::-1]))
+    hop = Command(f"{shlex.join(BRIDGE)} %h %p")
+    assert hop.is_hop
+    with Local(hop.to(TCPAddress(*server.address)))() as stream:
+        stream.socket.settimeout(WAIT)
+        stream.socket.sendall(b"word")
+        assert receive_all(stream.socket) == b"drow"
+
+
+def test_a_hop_that_fails_is_named_by_the_error():
+    with refusing() as (host, port), Local(Command(f"{shlex.join(BRIDGE)} %h %p").to(TCPAddress(host, port)))() as made:
+        made.socket.settimeout(WAIT)
+        assert receive_until_reset(made.socket) == b""
+        text = str(failure(made))
+    assert text.startswith("exec:") and "ended with status 1 (ConnectionRefusedError: " in text
+
+
+def test_what_it_leads_to_may_have_another_name_than_it_has_in_errors():
+    factory = Local(Command("sh -c 'exit 1'"))
+    factory.target = "db:5432"
+    with factory() as made:
+        assert made.target == "db:5432"
+        made.socket.settimeout(WAIT)
+        assert receive_until_reset(made.socket) == b""
+        assert str(failure(made)) == "exec:sh …: ended with status 1"
+
+
+def test_a_factory_in_a_tunnel(listener):
+    check_factory(Local(command(*BRIDGE, *map(str, listener.getsockname()))), listener)
+
+
+def test_a_socket_for_a_user_leaves_nothing():
+    user = Local(Command("cat")).open_socket(time.monotonic() + WAIT)
+    user.settimeout(WAIT)
+    user.sendall(b"word")
+    assert user.recv(10) == b"word"
+    user.close()
+
+
+@pytest.mark.parametrize("text", ["exec:cat", "exec:sh -c 'cat; exec sleep 1000'"])
+def test_a_socket_of_connect_leaves_nothing(text, monkeypatch):
+    monkeypatch.setattr("relay.transports.program._MOMENT", 0.05)
+    with relay.connect(text) as user:
+        user.settimeout(WAIT)
+        user.sendall(b"word")
+        assert user.recv(10) == b"word"
+
+
+def test_a_detached_socket_leaves_nothing_either():
+    user = Local(Command("cat")).open_socket(time.monotonic() + WAIT)
+    os.close(user.detach())
+
+
+def test_a_program_that_fails_resets_the_client_of_a_tunnel(relayed, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    rig = relayed(Local(Command("sh -c 'echo half of it; echo no more >&2; exit 1'")))
+    client = rig.client()
+    with pytest.raises(ConnectionResetError):
+        receive_all(client)
+    wait_until(rig.tunnel.recent)
+    assert rig.tunnel.recent()[0].reason == "target_reset"
+    assert "exec:sh …: no more" in said(caplog)
+    assert any("exec:sh …: ended with status 1 (no more)" in one.getMessage() for one in caplog.records)
+
+
+def test_a_program_that_is_missing_resets_the_client_of_a_tunnel(relayed):
+    rig = relayed(Local(Command("no-such-program")))
+    with pytest.raises(ConnectionResetError):
+        receive_all(rig.client())
+    wait_until(rig.tunnel.recent)
+    assert rig.tunnel.recent()[0].reason == "unreachable"
+
+
+def test_a_client_that_resets_ends_the_program(relayed, tmp_path):
+    taken = tmp_path / "taken"
+    rig = relayed(Local(command("sh", "-c", 'echo on; cat >"$0.part" && mv "$0.part" "$0"', str(taken))))
+    client = rig.client()
+    assert receive_exactly(client, 3) == b"on\n"
+    reset(client)
+    wait_until(rig.tunnel.recent)
+    assert rig.tunnel.recent()[0].reason == "client_reset"
+    rig.close()
+    assert not taken.exists()
+
+
+def test_closing_a_tunnel_ends_its_programs(relayed):
+    rig = relayed(Local(Command("sh -c 'echo on; exec sleep 1000'")))
+    clients = [rig.client() for _ in range(5)]
+    for client in clients:
+        assert receive_exactly(client, 3) == b"on\n"
+    rig.close()

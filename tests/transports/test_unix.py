@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import os
 import socket
+import stat
 
 import pytest
 from helpers import WAIT, echo, receive_all, send_and_end
 
 import relay
+from relay.transports import unix
+from relay.transports.unix import listen_unix
 
 
 def test_it_connects(serve, tmp_path):
@@ -53,3 +60,236 @@ def test_a_bad_value_is_a_value_error_at_once(path):
 def test_a_bad_type_is_a_type_error_at_once(path):
     with pytest.raises(TypeError, match="^path: "):
         relay.unix(path)
+
+
+# Listening: whose file it is, who may use it, and when it goes.
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "socket"
+
+
+def mode(path):
+    return stat.S_IMODE(os.lstat(path).st_mode)
+
+
+def reach(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(path))
+
+
+def make_stale(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+def test_it_listens_and_removes_its_file(path):
+    with listen_unix(path) as listening:
+        assert listening.getsockname() == str(path)
+        reach(path)
+    assert not path.exists()
+    listening.close()
+
+
+@pytest.mark.parametrize("linux", [True, False])
+def test_its_owner_alone_may_use_it_from_its_first_moment(path, monkeypatch, linux):
+    seen = []
+    bind = unix.UnixListener.bind
+
+    def watched(self, address):
+        bind(self, address)
+        seen.append(mode(path))
+
+    monkeypatch.setattr(unix, "_LINUX", linux)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
+    before = os.umask(0)
+    try:
+        with listen_unix(path):
+            assert seen == [0o600]
+            assert mode(path) == 0o600
+            assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+
+
+def test_a_stale_file_is_replaced(path):
+    make_stale(path)
+    with listen_unix(path):
+        reach(path)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_file_at_which_somebody_answers_is_left_alone(path, kind):
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(str(path))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        with pytest.raises(OSError, match=f"unix://{path}: another program listens there") as failure:
+            listen_unix(path)
+        assert failure.value.errno == errno.EADDRINUSE
+        assert path.exists()
+
+
+def test_a_listener_with_a_full_backlog_is_left_alone(path):
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as client:
+        other.bind(str(path))
+        other.listen(0)
+        client.connect(str(path))
+        with pytest.raises(OSError, match="another program listens there"):
+            listen_unix(path)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: path.symlink_to("nowhere")])
+def test_a_file_that_is_no_socket_is_left_alone(path, make):
+    make(path)
+    before = os.lstat(path)
+    with pytest.raises(OSError, match="a file that is not a socket lies there; it is left alone"):
+        listen_unix(path)
+    assert os.lstat(path) == before
+
+
+def test_a_missing_directory_says_where(tmp_path):
+    with pytest.raises(OSError, match=f"unix://{tmp_path}/none/socket: No such file") as failure:
+        listen_unix(tmp_path / "none" / "socket")
+    assert failure.value.errno == errno.ENOENT
+
+
+def test_of_two_that_find_it_stale_one_alone_replaces_it(path, monkeypatch):
+    make_stale(path)
+    refused = []
+
+    def unlink(name):
+        if name != str(path):
+            return os_unlink(name)
+        # The other one comes after the file was found stale, and before it is gone.
+        with pytest.raises(OSError, match="another program is about to listen there") as failure:
+            listen_unix(path)
+        refused.append(failure.value.errno)
+        return os_unlink(name)
+
+    os_unlink = os.unlink
+    monkeypatch.setattr(os, "unlink", unlink)
+    with listen_unix(path) as listening:
+        monkeypatch.undo()
+        assert refused == [errno.EADDRINUSE]
+        assert listening.getsockname() == str(path)
+        reach(path)
+
+
+def test_nobody_who_may_not_write_there_keeps_it_from_starting(path):
+    """Neither an abstract address nor a lock on the directory, both of which anybody can have, is in the way."""
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest().encode()
+    folder = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(b"\0relay listens at " + digest)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with listen_unix(path):
+            reach(path)
+    os.close(folder)
+
+
+def test_the_lock_is_its_owners_alone_and_goes(path, monkeypatch):
+    seen = []
+    bind = unix.UnixListener.bind
+
+    def watched(self, address):
+        bind(self, address)
+        seen.extend((name, mode(path.parent / name)) for name in os.listdir(path.parent) if name != "socket")
+
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
+    with listen_unix(path):
+        assert seen == [(".socket.relay-lock", 0o600)]
+        assert os.listdir(path.parent) == ["socket"]
+        with pytest.raises(OSError, match="another program listens there"):
+            listen_unix(path)
+        assert os.listdir(path.parent) == ["socket"]
+
+
+def test_the_lock_of_a_killed_program_is_taken_over(path):
+    (path.parent / ".socket.relay-lock").touch(0o600)
+    with listen_unix(path):
+        assert os.listdir(path.parent) == ["socket"]
+
+
+@pytest.mark.parametrize("make", [lambda lock: lock.touch(), lambda lock: lock.mkdir()], ids=["held", "not a file"])
+@pytest.mark.parametrize("other", [False, True], ids=["ours", "another's"])
+def test_a_lock_that_cannot_be_had(path, monkeypatch, make, other):
+    """It counts only if it is this user's."""
+    lock = path.parent / ".socket.relay-lock"
+    make(lock)
+    descriptor = os.open(lock, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        if other:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            with listen_unix(path):
+                reach(path)
+        else:
+            with pytest.raises(OSError, match="another program is about to listen there|Is a directory"):
+                listen_unix(path)
+            assert not path.exists()
+    finally:
+        os.close(descriptor)
+    assert lock.exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(path, monkeypatch):
+    lock = path.parent / ".socket.relay-lock"
+    flock, bind, calls, held = fcntl.flock, unix.UnixListener.bind, [], []
+
+    def slow(descriptor, operation):
+        if not calls:
+            lock.unlink()  # its last holder is done
+        calls.append(operation)
+        flock(descriptor, operation)
+
+    def watched(self, address):
+        held.append(lock.exists())
+        bind(self, address)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    monkeypatch.setattr(unix.UnixListener, "bind", watched)
+    with listen_unix(path):
+        assert held == [True]
+        assert os.listdir(path.parent) == ["socket"]
+
+
+def test_a_file_that_took_its_place_is_not_removed(path):
+    listening = listen_unix(path)
+    path.unlink()
+    with listen_unix(path) as other:
+        listening.close()
+        assert path.exists()
+        reach(path)
+        assert other.fileno() >= 0
+
+
+def test_a_file_that_is_gone_is_no_failure(path):
+    listening = listen_unix(path)
+    path.unlink()
+    listening.close()
+
+
+def test_a_forked_child_does_not_remove_it(path):
+    with listen_unix(path) as listening:
+        if (child := os.fork()) == 0:
+            listening.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        reach(path)
+
+
+def test_what_it_accepts_is_a_plain_socket(path):
+    with listen_unix(path) as listening, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        accepted, _ = listening.accept()
+        with accepted:
+            assert type(accepted) is socket.socket
+
+
+@pytest.mark.parametrize("bad", ["", "a\nb", "/" + "x" * 120])
+def test_a_bad_path_is_a_value_error(bad):
+    with pytest.raises(ValueError, match="^path: "):
+        listen_unix(bad)

@@ -19,6 +19,7 @@ from ..output import configuration_read, failures_reported, print_line
 from . import command as load_command
 
 if TYPE_CHECKING:
+    from ...addresses.hops import Listen
     from ...config import Config, Entry
     from ..plan import Plan
     from ..preflight import Preflight
@@ -161,17 +162,20 @@ def _of_line(command: str, words: Sequence[str]) -> Config:
 
     with load_command(command).make_context(command, [*words]) as context:
         given = {name: _plain(value) for name, value in context.params.items() if value not in (None, (), [])}
+    listen: Listen | None = None
     if command == "expose":
-        parse_elsewhere(given["on"], "--on")
+        listen = parse_elsewhere(given["on"], "--on")
         given |= {"listen": given.pop("on"), "listen_via": given.pop("via", None)}
     if command == "socks":
         given["target"] = "anywhere"
-    if command == "forward" and isinstance(place := parse_listen(given["listen"]), I2PListen):
-        given["transient"] = not (place.router.keys or place.router.session)  # it is expose that keeps destinations
+    if command == "forward":
+        listen = parse_listen(given["listen"])
+        if isinstance(listen, I2PListen):  # it is expose that keeps destinations
+            given["transient"] = not (listen.router.keys or listen.router.session)
     known = {
         name: given[name] for name in Tunnel.model_fields if given.get(name) is not None and given[name] is not False
     }
-    return of_command_line(command, known)
+    return of_command_line(command, known, listen)
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ check(TESTING, "relay.testing.SSHServer")
 
 GONE = (OSError, EOFError, paramiko.SSHException)  # what paramiko raises when the connection is lost
 _CHUNK = 65536  # bytes copied at once
+_KEX_TIMEOUT = 30.0  # seconds for the end of a key exchange, when both sides have new keys
 _OPEN_TIMEOUT = 30.0  # seconds for a client's reply to a channel that its forward opens
 
 
@@ -228,6 +229,7 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             super().run()
         finally:
             self.packetizer.complete_handshake()  # else its timer's thread lives on when a handshake fails
+            self.clear_to_send.set()  # wakes renegotiate_keys
             with self.lock:
                 self.over = True
                 events = list(self.channel_events.values())
@@ -236,6 +238,15 @@ class Transport(paramiko.Transport):  # type: ignore[misc]
             for event in events:
                 event.set()
             self._when_over()
+
+    def renegotiate_keys(self) -> None:
+        """Exchange new keys; return when messages may be sent again.
+
+        paramiko returns a moment before that. An exchange that began in that moment would not hold messages back, and
+        a message during an exchange ends the connection (RFC 4253, section 7.1).
+        """
+        super().renegotiate_keys()
+        self.clear_to_send.wait(_KEX_TIMEOUT)
 
     def _parse_kex_init(self, message: Any) -> None:
         """Ignore the first packet after a wrong guess of the client (RFC 4253, section 7.1); paramiko does not."""

@@ -39,7 +39,7 @@ class KeyFile:
     :param path: of the file, as it was given.
     :param key: the key.
     :param lock: of the file.
-    :param rested: seconds since a session of the key has ended, as far as that is known.
+    :param seconds_since_session: seconds since a session of the key has ended, as far as that is known.
     """
 
     def __init__(self, path: Path, key: PrivateKey, lock: _Lock, seconds_since_session: float = math.inf) -> None:
@@ -61,7 +61,8 @@ class KeyFile:
         name, real = _places(path)  # two links to a file are one key; a dangling link is followed
         lock = _Lock(real, name)
         try:
-            seconds_since_session = _seconds_since_session(real)
+            # One that was killed could not record the end of its session, which may have been just now.
+            seconds_since_session = 0.0 if lock.was_left else _seconds_since_session(real)
             key = _read(real, name)
             if key is None:
                 key = make()
@@ -262,6 +263,8 @@ class _Lock:
     It also excludes other sessions of this process, and ends with the process. In a directory where relay may not
     write, it locks the key file itself, which relay cannot replace there.
 
+    ``was_left`` is true if the last program that had the lock was killed: its lock file is still there.
+
     :param path: of the key file, without symbolic links.
     :param name: of the key file, in errors.
     :raises SAMError: if another session has locked it, or if it cannot be locked.
@@ -270,6 +273,7 @@ class _Lock:
     def __init__(self, path: Path, name: Path) -> None:
         self._beside: Path | None = path.with_name(f".{path.name}.lock")
         self._held: list[int] = []  # one descriptor or none; list.pop is atomic
+        self.was_left = False
         try:
             while not self._held:
                 self._try(path)
@@ -294,12 +298,21 @@ class _Lock:
         flags = os.O_CLOEXEC | os.O_NONBLOCK
         if self._beside is not None:
             try:
-                return os.open(self._beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | flags, 0o600)
+                return self._open_beside(os.O_RDWR | os.O_NOFOLLOW | flags)
             except OSError:
                 if os.access(path.parent, os.W_OK) or not path.exists():
                     raise
         self._beside = None
         return os.open(path, os.O_RDONLY | flags)
+
+    def _open_beside(self, flags: int) -> int:
+        assert self._beside is not None
+        try:
+            self.was_left = False
+            return os.open(self._beside, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            self.was_left = True
+            return os.open(self._beside, flags | os.O_CREAT, 0o600)
 
     def release(self) -> None:
         """Unlock. Idempotent."""

@@ -156,7 +156,9 @@ class Proxied(Upgrade):
             return on_the_way(error, self._proxy, self._before)
         if isinstance(error, EOFError):
             what = "a SOCKS5 proxy" if self._proxy.protocol == "socks5" else "an HTTP proxy"
-            return ConnectError(f"{self._proxy}: it closed the connection instead of an answer; is it {what}?")
+            return ConnectError(
+                f"{self._proxy}: it closed the connection instead of an answer; check that it is {what}"
+            )
         why = error.strerror if isinstance(error, OSError) else None
         return ConnectError(f"{self._proxy}: the connection to the proxy was lost ({why or error})")
 

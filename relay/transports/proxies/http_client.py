@@ -110,7 +110,7 @@ def _judge(
     if status in _STATUS:
         text, reason = _STATUS[status]
         raise ConnectError(f"{place}: {text.format(proxy)} ({said})", reason=reason)
-    hint = "" if status >= 500 else "; is it a proxy, and does it allow that port?"
+    hint = "" if status >= 500 else "; check that it is a proxy and allows that port"
     raise ConnectError(f"{proxy}: it answers CONNECT {place} with {said}{hint}")
 
 

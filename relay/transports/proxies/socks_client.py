@@ -24,11 +24,11 @@ _ADDRESS = 4  # where the bound address begins in a reply; RFC 1928, section 6
 
 # Of the place that was asked for: what a proxy says of it, and the reason.
 _REPLIES = {
-    1: ("{} could not connect to it (general failure); does the name or the address exist there?", "unreachable"),
+    1: ("{} could not connect to it (general failure); check that the name or the address exists there", "unreachable"),
     2: ("{} does not allow it (not allowed by its rules)", "denied"),
     3: ("{} says that its network is unreachable", "unreachable"),
     4: ("{} says that it is unreachable", "unreachable"),
-    5: ("{} says that it refused the connection; is the service running?", "refused"),
+    5: ("{} says that it refused the connection; check that the service is running", "refused"),
     6: ("{} says that it does not answer in time (TTL expired)", "connect_timeout"),
 }
 # Of the proxy itself.
@@ -60,7 +60,7 @@ def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
     methods = [SOCKS5AuthMethod.NO_AUTH_REQUIRED]
     if login is not None:
         methods.append(SOCKS5AuthMethod.USERNAME_PASSWORD)
-    late = f"{proxy}: no answer in time; does it speak SOCKS5?"
+    late = f"{proxy}: no answer in time; check that it speaks SOCKS5"
     answer = yield Question(SOCKS5AuthMethodsRequest(methods).dumps(), _two, late)
     version, method = answer[:1], answer[1:]
     if version != _VERSION:
@@ -70,7 +70,7 @@ def log_in(proxy: Proxy, login: tuple[bytes, bytes] | None) -> Dialogue:
         raise AuthenticationError(f"{proxy}: {_no_method(login is not None)}")
     if method not in methods:
         raise ConnectError(
-            f"{proxy}: it chose a login that was not offered (method {method[0]}); is it a SOCKS5 proxy?"
+            f"{proxy}: it chose a login that was not offered (method {method[0]}); check that it is a SOCKS5 proxy"
         )
     if login is not None and method == SOCKS5AuthMethod.USERNAME_PASSWORD:
         yield from _show_password(proxy, login, late)

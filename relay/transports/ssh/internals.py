@@ -73,8 +73,8 @@ LISTS = tuple(_ATTRIBUTES)
 TESTING: Names = {
     "transport.Transport": """
         _channel_handler_table _channels _next_channel _parse_channel_open _parse_kex_init _really_parse_kex_init
-        _send_user_message _unlink_channel auth_handler channels_seen default_max_packet_size default_window_size
-        local_kex_init lock packetizer run
+        _send_user_message _unlink_channel auth_handler channels_seen clear_to_send default_max_packet_size
+        default_window_size local_kex_init lock packetizer renegotiate_keys run
     """,
     "transport.ChannelMap": "put",
     "channel.Channel": """

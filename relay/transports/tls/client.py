@@ -144,7 +144,7 @@ def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.
     if cert is not None:
         load_chain(context, cert, key)
     elif key is not None:
-        raise ValueError("key: there is no certificate for it; cert= names one")
+        raise ValueError("key: no certificate is given for it; add cert=")
     return context
 
 
@@ -167,17 +167,19 @@ def _explained(name: str, error: OSError) -> ConnectError:
         text = f"the server's certificate was not accepted: {error.verify_message}; {_advice(error.verify_code)}"
         return ConnectError(f"{name}: {text}", reason="denied")
     if isinstance(error, TimeoutError):
-        return ConnectError(f"{name}: no TLS handshake in time; does the port speak TLS?", reason="connect_timeout")
+        return ConnectError(
+            f"{name}: no TLS handshake in time; check that the port speaks TLS", reason="connect_timeout"
+        )
     if error.errno == errno.ECANCELED:
         return ConnectError(f"{name}: the attempt was given up")
     if not isinstance(error, ssl.SSLError):
         text = error.strerror or str(error)
-        return ConnectError(f"{name}: the TLS handshake failed ({text}); does the port speak TLS?")
+        return ConnectError(f"{name}: the TLS handshake failed ({text}); check that the port speaks TLS")
     if is_denial(error):
-        text = f"the server does not accept this client ({error.reason}); does it want a (or another) cert=?"
+        text = f"the server does not accept this client ({error.reason}); check whether it needs cert=, or another one"
         return ConnectError(f"{name}: {text}", reason="denied")
     if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_MESSAGE"):
-        return ConnectError(f"{name}: what answers there does not speak TLS ({error.reason}); is it the right port?")
+        return ConnectError(f"{name}: what answers there does not speak TLS ({error.reason}); check the port")
     return ConnectError(f"{name}: the TLS handshake failed ({error.reason}); the server must speak TLS 1.2 or later")
 
 

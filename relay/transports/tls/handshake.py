@@ -76,9 +76,11 @@ class Handshake:
         if self._done is None:
             return
         now = time.monotonic()
-        due = [at for at in (self._deadline, self._first) if at is not None]
-        if due:
-            self._timer.start(min(due), now)
+        due = self._deadline
+        if self._first is not None and (due is None or self._first < due):
+            due = self._first
+        if due is not None:
+            self._timer.start(due, now)
         self._on_event(0, now)
 
     def _on_event(self, event: int, now: float) -> None:

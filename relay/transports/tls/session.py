@@ -25,6 +25,10 @@ from .states import Incoming, Outgoing
 
 __all__ = ["Session", "TLSStream"]
 
+# The look-up of an Enum's member is slow, and these are needed for each event.
+_SENDING, _SENT_END = Outgoing.OPEN, Outgoing.ENDED
+_RECEIVING, _REPLYING, _RECEIVED_END = Incoming.OPEN, Incoming.REPLYING, Incoming.ENDING
+
 _AT_EXIT = 10.0  # seconds that the interpreter's exit waits for what was sent
 
 
@@ -207,14 +211,16 @@ class Session:
             return self._end(reset=True)
         try:
             if event & HUP:
-                pair.hung_up(now)
+                pair.gone = pair.watch.hung = True
             if event & OUT:
                 self._deliver()
-            if event & (IN | HUP | ERR) and pair.mask & IN:
+            if event & (IN | HUP | ERR) and pair.watch.mask & IN:
                 self._encrypt()
             self._settle()
         except OSError as error:
             self._fail(error)
+        if pair.gone and not self.is_over:
+            pair.expect_progress(now)
 
     def _encrypt(self) -> None:
         """Move what the holder sent, or its end, towards the transport."""
@@ -270,7 +276,7 @@ class Session:
             self.records.flush()
         if is_end:
             self.incoming = Incoming.ENDING
-        elif length and self.outgoing is not Outgoing.OPEN:
+        elif length and self.outgoing is not _SENDING:
             self.incoming = Incoming.REPLYING
         if length:
             if self._heard_first is not None:
@@ -291,26 +297,27 @@ class Session:
         """Pass ends on, and wait for what can be done next."""
         records, pair = self.records, self._pair
         assert pair is not None
-        if self.incoming is Incoming.ENDING and not self._plain:
+        if self.incoming is _RECEIVED_END and not self._plain:
             self.incoming = Incoming.ENDED
-            pair.end_output()
-        if self.outgoing is not Outgoing.OPEN and not records.cipher:
+            pair.socket.shutdown(socket.SHUT_WR)
+        is_sending = self.outgoing is _SENDING
+        if not is_sending and not records.cipher:
             if self.outgoing is Outgoing.ENDING:
-                self.outgoing = Outgoing.ENDED
+                self.outgoing = _SENT_END
                 self._call_drained()
             if self.incoming is Incoming.ENDED:
                 return self._end(reset=False)
-            if pair.gone and self.outgoing is Outgoing.ENDED:
+            if pair.gone and self.outgoing is _SENT_END:
                 # Closing at once would reset the connection, and lose what was sent, if a ticket is on its way here:
                 # wait for the far end's end, as the kernel does for TCP.
                 self.outgoing = Outgoing.SHUT
                 self.transport.socket.shutdown(socket.SHUT_WR)
         # What OpenSSL answers by itself (to a flood of key updates) must go out before more is read.
-        has_ended = self.incoming is Incoming.ENDING or self.incoming is Incoming.ENDED
-        idle = self._plain or has_ended or (records.cipher and records.has_reply)
-        self._watch.set_interest((0 if idle else IN) | (OUT if records.cipher else 0))
-        takes_more = self.outgoing is Outgoing.OPEN and not records.cipher
-        pair.want((IN if takes_more else 0) | (OUT if self._plain else 0))
+        receives = self.incoming is _RECEIVING or self.incoming is _REPLYING
+        if self._plain or (records.cipher and records.has_reply):
+            receives = False
+        self._watch.set_interest((IN if receives else 0) | (OUT if records.cipher else 0))
+        pair.watch.set_interest((IN if is_sending and not records.cipher else 0) | (OUT if self._plain else 0))
         if self._on_finished is not None:
             self._look_finished()
 

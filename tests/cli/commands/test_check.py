@@ -202,7 +202,7 @@ LINES = [
 
 @pytest.fixture
 def plan_of_line(monkeypatch):
-    """What a command itself would open."""
+    """Return what a command itself would open."""
     found = []
     monkeypatch.setattr(SingleTunnel, "relay", lambda tunnel: found.append(tunnel._members[0].plan))
     for module in (serving, socks):
@@ -288,7 +288,7 @@ def test_nothing_is_looked_at_to_print():
         ("expose 127.0.0.1:1 --on ssh://x --keys k", 2, "keys: it goes with an i2p: address of listen alone"),
         ("expose 127.0.0.1:1 --on i2p --keys k --transient", 2, "transient: a destination that is not saved"),
         ("socks 1080 --user me", 2, "user: password missing"),
-        ("socks 1080 --rule '*='", 2, "there is no way"),
+        ("socks 1080 --rule '*='", 2, "no route is given"),
         ("socks tls://:1?cert=x", 2, "a proxy does not listen there"),
     ],
 )

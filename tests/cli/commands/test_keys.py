@@ -13,7 +13,7 @@ from relay.transports.i2p.key_file import KeyFile, read, write
 
 
 def lines(done):
-    """What a command that went well has printed."""
+    """Return what a command that went well has printed."""
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 

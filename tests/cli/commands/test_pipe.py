@@ -229,7 +229,7 @@ def test_at_a_terminal_it_ends_with_the_target(place, accept):
 def test_a_refusal_is_one_line():
     with refusing() as (host, port):
         done = pipe(f"{host}:{port}", input=b"x")
-    assert done.stderr.decode() == f"relay: {host}:{port}: connection refused; is the service running?\n"
+    assert done.stderr.decode() == f"relay: {host}:{port}: connection refused; check that the service is running\n"
     assert (done.stdout, done.returncode) == (b"", 1)
 
 

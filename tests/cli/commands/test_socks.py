@@ -150,7 +150,7 @@ def test_a_password_that_crosses_the_network_in_the_clear_is_a_warning(start, li
         (["socks5://me:secret@:0"], 2, "all users of this machine can read a password"),
         (["socks5://me@:0?password_env=X", "--user", "me", "--password-env", "X"], 2, "--user: it is in LISTEN"),
         (["localhost"], 2, "no port"),
-        ([":0", "--rule", "*"], 2, "rule '*': there is no way"),
+        ([":0", "--rule", "*"], 2, "rule '*': no route is given"),
         ([":0", "--rule", "10.0.0.1/8=direct"], 2, "host bits set"),
         ([":0", "--via", "tls://a:1"], 2, "is a target, not a hop"),
         ([":0", "--via", "ssh://me:secret@a"], 2, "all users of this machine can read a password"),

@@ -55,14 +55,14 @@ def meet(bridge):
 
 
 def works(conversation):
-    """Whether it is answered."""
+    """Return whether it is answered."""
     told = queue.SimpleQueue()
     conversation.ask(ping("x"), time.monotonic() + WAIT, told.put)
     return getattr(told.get(timeout=WAIT), "words", None) == ("PONG",)
 
 
 def warm(bridge):
-    """Have a spare ready."""
+    """Make a spare connection."""
     for _ in range(2):
         meet(bridge).close()
     wait_until(lambda: len(bridge.idle.ready) == 1)
@@ -75,7 +75,7 @@ def far_end(scripted, conversation):
 
 
 def fill(bridge):
-    """As whoever has been served does it."""
+    """Do as a client does that has been served."""
     filled = threading.Event()
     bridge._io_thread.loop.call(lambda: (bridge.fill(), filled.set()))
     assert filled.wait(WAIT)
@@ -122,7 +122,7 @@ def test_no_answer_to_the_connect():
         error = error_of(bridge, 0.05)
         bridge.close()
     assert isinstance(error, ConnectError) and error.reason == "connect_timeout"
-    assert str(error).startswith("i2p:?sam=x: no answer in time; is the host up"), "its name is said once"
+    assert str(error).startswith("i2p:?sam=x: no answer in time; check that the host is up"), "its name is said once"
 
 
 @pytest.mark.parametrize("seconds", [None, 5.0])
@@ -279,7 +279,7 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
 def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     warm(bridge)
     stop, go = threading.Event(), threading.Event()
-    bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that nobody has seen it yet
+    bridge._io_thread.loop.call(lambda: (stop.set(), go.wait(WAIT)))  # so that relay has not seen it yet
     assert stop.wait(WAIT)
     for end in list(scripted.ends):
         end.close()

@@ -1,4 +1,4 @@
-"""How a session is made, made again, and replaced."""
+"""Sessions are created, re-created and replaced."""
 
 from __future__ import annotations
 
@@ -190,11 +190,11 @@ def test_after_each_loss_there_is_a_new_id(scripted, make):
 def test_that_it_takes_long_is_told_now_and_then(bridge, make, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "relay")
     monkeypatch.setattr(connector, "_PROGRESS", 0.02)
-    bridge.settings.build_time = 0.2
-    up(make(bridge))
-    lines = [record.getMessage() for record in caplog.records if "building tunnels" in record.getMessage()]
-    assert len(lines) >= 2
-    assert lines[0] == "here: the router is still building tunnels, after 0 s"
+    bridge.hold_answers("SESSION CREATE")
+    carrier = make(bridge)
+    wait_until(lambda: caplog.text.count("here: the router is still building tunnels, after ") >= 2)
+    bridge.release_answers()
+    up(carrier)
 
 
 def test_an_attempt_has_an_end_all_the_same(bridge, make, monkeypatch):
@@ -354,7 +354,7 @@ def test_nor_by_a_router_that_has_ended_itself_however_soon_it_is_back(bridge, m
     first = up(carrier)
     bridge.kill()
     wait_until(lambda: carrier.state is CarrierState.BACKING_OFF)
-    bridge.restart()  # before it is tried again, so that nobody has met a closed port since
+    bridge.restart()  # before it is tried again, so that no attempt has met a closed port since
     wait_until(lambda: carrier.link not in (None, first))
 
 
@@ -408,7 +408,7 @@ def test_the_wait_is_over_at_once_when_it_is_closed(bridge, make, monkeypatch):
     wait_until(lambda: bridge.connections == 0)
 
 
-# -- sessions that have gone deaf --
+# -- sessions that are unresponsive --
 
 
 def stream(session, dest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -38,6 +39,16 @@ def deadlines(io_thread):
     return Deadlines(io_thread.loop)
 
 
+@contextlib.contextmanager
+def held(io_thread):
+    """Its thread does nothing meanwhile: no time comes between two lines of a test."""
+    stopped, go = threading.Event(), threading.Event()
+    io_thread.loop.call(lambda: stopped.set() or go.wait(WAIT))
+    assert stopped.wait(WAIT)
+    yield
+    go.set()
+
+
 def test_the_time_comes_once(deadlines):
     item = Item()
     due = time.monotonic() + 0.05
@@ -48,20 +59,22 @@ def test_the_time_comes_once(deadlines):
     assert due <= when
 
 
-def test_what_is_dropped_does_not_expire(deadlines):
+def test_what_is_dropped_does_not_expire(io_thread, deadlines):
     dropped, kept = Item(), Item()
-    for item in (dropped, kept):
-        deadlines.set(item, time.monotonic() + 0.03)
-    deadlines.drop(dropped)
-    deadlines.drop(dropped)
+    with held(io_thread):
+        for item in (dropped, kept):
+            deadlines.set(item, time.monotonic() + 0.03)
+        deadlines.drop(dropped)
+        deadlines.drop(dropped)
     assert kept.expired.wait(WAIT)
     assert not dropped.times
 
 
-def test_a_new_time_replaces_the_old_one(deadlines):
+def test_a_new_time_replaces_the_old_one(io_thread, deadlines):
     later, sooner = Item(), Item()
-    deadlines.set(later, time.monotonic() + 0.02)
-    deadlines.set(later, time.monotonic() + 60)
+    with held(io_thread):
+        deadlines.set(later, time.monotonic() + 0.02)
+        deadlines.set(later, time.monotonic() + 60)
     deadlines.set(sooner, time.monotonic() + 60)
     deadlines.set(sooner, time.monotonic() + 0.05)
     assert sooner.expired.wait(WAIT)
@@ -133,14 +146,15 @@ def test_one_that_sets_itself_again_comes_again(deadlines):
     wait_until(lambda: len(item.times) == 3)
 
 
-def test_those_that_expire_one_by_one_are_looked_at_together(deadlines, monkeypatch):
+def test_those_that_expire_one_by_one_are_looked_at_together(io_thread, deadlines, monkeypatch):
     looks = []
     arm = deadlines._arm
     monkeypatch.setattr(deadlines, "_arm", lambda: (looks.append(1), arm()))
     items = [Item() for _ in range(300)]
-    begun = time.monotonic()
-    for number, item in enumerate(items):
-        deadlines.set(item, begun + 0.1 + number * 0.001)
+    with held(io_thread):
+        begun = time.monotonic()
+        for number, item in enumerate(items):
+            deadlines.set(item, begun + 0.1 + number * 0.001)
     assert all(item.expired.wait(WAIT) for item in items)
     assert len(looks) < 40
 

@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.dialer``: streams to a destination over a session that is shared, kept up and replaced."""
+"""``relay.transports.i2p.dialer``: streams to a destination over a session that is shared, supervised and replaced."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from relay.streams.dialer import Upgrade
 from relay.transports.chain import network
 from relay.transports.i2p.dialer import I2PFactory
 from relay.transports.i2p.key_file import write
+from relay.transports.i2p.unconfirmed import UnconfirmedStream
 from relay.transports.tls.client import Client
 
 
@@ -212,7 +213,7 @@ def test_a_stream_on_which_nobody_answers_is_reset(world, caplog):
 
 @pytest.mark.parametrize("first", ["control", "stream", "stream's reset"])
 def test_a_stream_whose_session_is_lost_ends_by_a_reset(world, first, monkeypatch):
-    monkeypatch.setattr("relay.transports.i2p.opening.SETTLE", 0.3)
+    monkeypatch.setattr("relay.transports.i2p.opening.SETTLE", 2.0)
     tunnel = world.tunnel()
     client, far = world.client(tunnel)
     exchange(client, far)
@@ -344,10 +345,14 @@ def test_it_is_not_renewed_for_each_such_stream(world, impatient):
     assert len(world.bridge.controls) == 2
 
 
-def test_a_session_whose_streams_answer_stays(world, impatient):
-    tunnel = world.tunnel()
-    client, far = world.client(tunnel)
+def test_a_session_whose_streams_answer_stays(world):
+    factory = world.factory()
+    client, far = world.client(world.tunnel(factory))
     exchange(client, far)
+    deadlines, looked = factory.carrier().link.unconfirmed._deadlines, threading.Event()
+    (doubted,) = [item for item in deadlines._due if isinstance(item, UnconfirmedStream)]
+    deadlines.loop.call(lambda: doubted.expire(time.monotonic()) or looked.set())
+    assert looked.wait(WAIT)
     threading.Event().wait(0.2)
     assert len(world.bridge.controls) == 1
 

@@ -31,7 +31,7 @@ def prompt(monkeypatch):
 
 
 class Session:
-    """What a port wants of a session: a name, and where the bridge is."""
+    """A session as a port sees it: a name, and the address of the bridge."""
 
     name = "the session"
 
@@ -76,7 +76,7 @@ class Gate:
         return made
 
     def call(self, function):
-        """Have it called in the I/O thread, and wait for that."""
+        """Call it in the I/O thread, and wait for that."""
         done = threading.Event()
         self.io_thread.loop.call(lambda: (function(), done.set()))
         assert done.wait(WAIT)
@@ -291,7 +291,7 @@ def as_another_user(function, *arguments):
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can act as another user")
 @pytest.mark.parametrize("late", [False, True], ids=["at-once", "late"])
 def test_no_other_user_speaks_for_a_destination(enter, owners, late):
-    """Whether its connections are accepted at once or after they have ended."""
+    """Its connections may be accepted at once or after they have ended."""
     entrance = enter(owners=owners)
     entrance.port.pause(late)
     with as_another_user(attack, entrance.port.number):

@@ -38,14 +38,14 @@ def mode(path):
 
 
 def saved(path, data=KEY.data):
-    """A file as somebody else may have written it."""
+    """A file as another user may have written it."""
     path.write_bytes(data)
     path.chmod(0o600)
     return path
 
 
 def refused(path, problem, make=never):
-    """The one line that says why a file is not to be had."""
+    """The one line that says why a file cannot be used."""
     with pytest.raises(relay.SAMError, match=problem) as raised:
         KeyFile.open(path, make)
     text = str(raised.value)
@@ -273,7 +273,7 @@ def test_it_can_be_read_while_it_is_in_use(tmp_path):
 
 
 def test_a_key_is_made_once_however_many_ask(tmp_path):
-    """And nobody has it at the same time as somebody else."""
+    """And no two processes have it at the same time."""
     made, having, most = [], [], []
 
     def make():
@@ -301,7 +301,7 @@ def test_a_key_is_made_once_however_many_ask(tmp_path):
 
 
 def test_whoever_finds_the_lock_of_the_last_one_removed_asks_again(tmp_path, monkeypatch):
-    """Between opening the file beside and locking it, the one who had it may have let go and removed it."""
+    """Between opening the file beside and locking it, its last holder may have released and removed it."""
     path = saved(tmp_path / "me.dat")
     first = KeyFile.open(path, never)
     real, opened = fcntl.flock, []
@@ -337,7 +337,10 @@ def test_another_process_has_it_until_it_ends(tmp_path):
         other.wait(WAIT)
         with KeyFile.open(path, never) as file:  # what the dead one left beside it does no harm
             assert file.key == KEY
+            assert file.seconds_since_session == 0.0, "a session of the one that was killed may have ended just now"
     assert os.listdir(tmp_path) == ["me.dat"]
+    with KeyFile.open(path, never) as file:
+        assert file.seconds_since_session == math.inf
 
 
 def test_a_forked_child_holds_nothing(tmp_path):
@@ -356,7 +359,7 @@ def test_a_forked_child_holds_nothing(tmp_path):
     far.close()
     with near:
         assert near.recv(1) == b"x"
-        refused(path, "in use")  # the child has not let go of what is ours
+        refused(path, "in use")  # the child has not released the parent's lock
         file._lock.forget()  # as if this process had died
         KeyFile.open(path, never).close()
     os.waitpid(child, 0)

@@ -30,7 +30,7 @@ from relay.transports.i2p.reachability import ReachabilityMonitor
 @pytest.fixture(autouse=True)
 def prompt(monkeypatch):
     make_prompt(monkeypatch)
-    monkeypatch.setattr(probe, "ANSWER", 0.5)
+    monkeypatch.setattr(probe, "ANSWER", 5.0)
     monkeypatch.setattr(probe, "REACH", 2.0)
 
 
@@ -61,20 +61,35 @@ def clients(bridge):
     made.close()
 
 
+@pytest.fixture
+def fall_due(monkeypatch):
+    """``fall_due(listener)``: the next proof falls due, and is made or not; none does so by itself."""
+    monkeypatch.setattr(reachability, "AFTER", (1000.0, 1000.0, 1000.0))
+    monkeypatch.setattr(reachability, "SELDOM", (1000.0, 1000.0))
+
+    def now(there):
+        schedule = there._monitor._schedule
+        before = schedule.successes
+        there._call(lambda: there._monitor._due(time.monotonic()))
+        wait_until(lambda: schedule.successes > before)
+
+    return now
+
+
 def proofs(bridge):
-    """How many streams were begun."""
+    """Return how many streams were begun."""
     return sum(command.words == ("STREAM", "CONNECT") for command in bridge.commands)
 
 
 def creations(bridge):
-    """How many sessions were asked for, with keys of their own and without."""
+    """Return how many sessions were asked for, with keys of their own and without."""
     options = [command.options for command in bridge.commands if command.words == ("SESSION", "CREATE")]
     transient = sum("SIGNATURE_TYPE" in one for one in options)
     return len(options) - transient, transient
 
 
 def break_proofs(monkeypatch, there, answer=b"", times=1000):
-    """Have no proof be answered, or with this, so many times."""
+    """Answer no proof, or with this, so many times."""
     left = [times]
     real = there._monitor.answers
 
@@ -131,30 +146,25 @@ def test_it_has_the_same_depths_a_name_of_nobody_and_few_tunnels(bridge, listen)
 def test_it_is_proved_again_and_again_and_the_other_session_goes_in_between(bridge, listen, soon):
     there = listen()
     assert there.wait_published(WAIT)
-    wait_until(lambda: proofs(bridge) == 4)
+    wait_until(lambda: proofs(bridge) >= 4)
     wait_until(lambda: len(bridge.sessions) == 1)
-    wait_until(lambda: proofs(bridge) == 6)
+    wait_until(lambda: proofs(bridge) >= 6)
     assert creations(bridge)[0] == 1
     assert creations(bridge)[1] >= 3, "for each late one"
     assert there.state == "published"
 
 
-def check_now(there):
-    """Let the next check be due now, whatever its time is: the time that a busy machine takes does not matter then."""
-    there._call(lambda: there._monitor._due(time.monotonic()))
-
-
-def test_while_others_come_nothing_more_is_proved(bridge, listen, clients):
+def test_while_others_come_nothing_more_is_proved(bridge, listen, clients, fall_due):
     there = listen()
     assert there.wait_published(WAIT)
-    factory = clients.factory(there)
-    begun = proofs(bridge)
-    for ours in range(1, 11):
+    factory, begun = clients.factory(there), proofs(bridge)
+    for number in range(1, 7):
         with clients.connect(factory):
             accept(there)[0].close()
-        check_now(there)
-        assert proofs(bridge) - begun == ours, "only the client's stream"
-    wait_until(lambda: check_now(there) or proofs(bridge) - begun == 11)
+        fall_due(there)
+        assert proofs(bridge) - begun == number, "the clients' own"
+    fall_due(there)
+    assert proofs(bridge) - begun == 7, "nobody has come"
 
 
 def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypatch):
@@ -175,20 +185,23 @@ def test_others_do_not_make_it_published(bridge, listen, clients, soon, monkeypa
     assert creations(bridge)[0] == 1
 
 
-def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients):
+def test_bytes_of_streams_that_are_open_are_proof_enough(bridge, listen, clients, fall_due):
     there = listen()
     assert there.wait_published(WAIT)
     with clients.connect(there) as near:
         far, _ = accept(there)
         with far:
             begun = proofs(bridge)
-            for _ in range(10):
+            for _ in range(6):
+                threading.Event().wait(0.02)  # the kernel's times have ticks of up to 10 ms
                 exchange(near.socket, far.socket)
-                there._monitor._schedule.last_success -= 1  # the kernel's time of the last byte is coarse
-                check_now(there)
-                assert there._monitor.state is reachability.State.WAITING
+                fall_due(there)
             assert proofs(bridge) == begun
-            wait_until(lambda: check_now(there) or proofs(bridge) == begun + 1)
+            threading.Event().wait(0.02)
+            fall_due(there)  # the last bytes may have come since the check before this one, or not
+            begun = proofs(bridge)
+            fall_due(there)
+            assert proofs(bridge) == begun + 1, "nothing has come"
 
 
 @pytest.mark.parametrize("option", ["i2cp.leaseSetType=3", "i2cp.dontPublishLeaseSet=false"])
@@ -275,7 +288,7 @@ def test_the_session_of_the_proof_is_doubted_first(bridge, listen, monkeypatch, 
     assert there.wait_published(WAIT)
     before = creations(bridge)
     break_proofs(monkeypatch, there, b"somebody else's words\n", times=1)
-    check_now(there)
+    there._call(lambda: there._monitor._due(time.monotonic()))
     wait_until(lambda: there._monitor._schedule.successes > 1)
     assert "a stream ended before its reply" in caplog.text
     assert creations(bridge)[1] == before[1] + 1
@@ -396,7 +409,7 @@ def test_it_ends_at_any_moment(bridge, listen):
 
 
 class Target:
-    """What a monitor asks and reports."""
+    """A target of a monitor, which notes what is asked and reported."""
 
     def __init__(self):
         self.told = queue.SimpleQueue()
@@ -438,7 +451,7 @@ def test_what_others_did_during_a_proof_outweighs_it(bridge, prover, alive, monk
     carrier = make_carrier("here", I2PRouter(sam=parse_sam(bridge.sam)), network(), lambda: None)
     carrier.begin()
     try:
-        session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where nobody accepts
+        session = wait_until_up(carrier, None, None, wait_for_reconnect=False)  # where no program accepts
         carrier.subscribe(lambda state, error: state is CarrierState.BACKING_OFF and lost.set())
         prover._io_thread.loop.call(lambda: prover.watch(session))
         if alive:

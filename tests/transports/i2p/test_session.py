@@ -1,4 +1,4 @@
-"""``relay.transports.i2p.session``: a session's life, its signs of life, and the names it knows."""
+"""``relay.transports.i2p.session``: a session's life, its keepalive probes, and the names it knows."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_flood_of_pings_is_survived(opened):
     wait_until(lambda: "PONG last" in opened.scripted.asked)
 
 
-# -- signs of life ----------------------------------------------------------------------------------------------------
+# -- keepalive probes -------------------------------------------------------------------------------------------------
 
 
 def test_a_bridge_that_answers_pings_is_pinged(opened):
@@ -299,9 +299,11 @@ def test_who_wants_to_know_is_told_of_silence_and_answers(opened, monkeypatch):
     with opened.open().stream():
         assert silent.get(timeout=WAIT) == (opened.session, DEST)
         opened.scripted.stream()
+    monkeypatch.setattr("relay.transports.i2p.unconfirmed.SILENT", WAIT)
     with opened.open(self_contained=True).stream() as stream:
         opened.scripted.stream().sendall(b"x")
         assert receive_exactly(stream.socket, 1) == b"x"
+        opened.pass_deadlines()
         assert answered.get(timeout=WAIT) == DEST
     assert silent.empty()
 

@@ -28,7 +28,7 @@ class Clock:
 
 
 class World:
-    """Trials, and what is told of them."""
+    """Trials, and what is reported of them."""
 
     def __init__(self):
         self.clock = Clock()

@@ -96,7 +96,7 @@ def made_by(factory, seconds=WAIT):
 
 
 def failure_of(factory):
-    """Why there is no stream."""
+    """Return why there is no stream."""
     with pytest.raises(relay.RelayError) as failed:
         factory(deadline=time.monotonic() + WAIT)
     return failed.value
@@ -122,7 +122,7 @@ def test_ipv6(real):
 
 
 def test_the_target_speaks_first(real, serve):
-    """What it says may come together with the proxy's answer."""
+    """Its first bytes may come together with the proxy's answer."""
     server = serve(lambda connection: send_and_end(connection, b"welcome" * 1000))
     for _ in range(20):
         with made_by(real.to(server.address)) as stream:
@@ -151,7 +151,10 @@ def test_a_refusal(real):
     place = "{}:{}".format(*address)
     if real.scheme == "socks5":
         assert error.reason == "refused"
-        assert str(error) == f"{place}: {real.hop()} says that it refused the connection; is the service running?"
+        assert (
+            str(error)
+            == f"{place}: {real.hop()} says that it refused the connection; check that the service is running"
+        )
     else:
         assert str(error) == f"{place}: {real.hop()} says that it cannot be reached (500 Unable to connect)"
 
@@ -199,7 +202,9 @@ def test_the_other_kind_of_proxy(proxies):
         with pytest.raises(ConnectError) as failed:
             factory(deadline=time.monotonic() + 0.5)
         assert str(failed.value).startswith(f"{hop}: ")
-        assert any(word in str(failed.value) for word in ("may be a SOCKS5", "closed the", "does it speak SOCKS5"))
+        assert any(
+            word in str(failed.value) for word in ("may be a SOCKS5", "closed the", "check that it speaks SOCKS5")
+        )
 
 
 def test_a_proxy_that_dies_and_comes_back(tmp_path, spawner_thread, echo_server):
@@ -421,7 +426,7 @@ def test_an_end_in_place_of_an_answer(halfway, reset_it):
 
 def test_whose_fault_silence_is(way):
     for proxy, said, text in (
-        (SOCKS, b"", "socks5://proxy:1080: no answer in time; does it speak SOCKS5?"),
+        (SOCKS, b"", "socks5://proxy:1080: no answer in time; check that it speaks SOCKS5"),
         (SOCKS, WELCOME, "db.internal:5432: socks5://proxy:1080 has not reached it in time"),
         (HTTP, b"", "db.internal:5432: http://proxy:3128 has not answered in time"),
     ):
@@ -478,7 +483,7 @@ def test_an_error_on_the_way(way, error, text):
     ],
 )
 def test_why_the_stream_to_the_proxy_has_ended(way, failure, text):
-    """It may know: its carrier was lost, or nobody was there after all."""
+    """It may know: its carrier was lost, or no program was there after all."""
     made = way("unix")
     made.prepare = lambda stream: setattr(stream, "failure", lambda: failure)
     begun = Begun(socks(made, before=(BASTION,)))
@@ -516,7 +521,7 @@ def test_two_hundred_at_once_need_one_thread(way):
     st.sampled_from([SOCKS, SOCKS_LOGIN, HTTP, HTTP_LOGIN]), st.lists(st.binary(min_size=1, max_size=40), max_size=8)
 )
 def test_whatever_a_proxy_says_in_whatever_pieces(proxy, pieces):
-    """It is a stream or an error of ours, and nothing is left."""
+    """It is a stream or an error of relay, and nothing is left."""
     made = Way("unix")
     try:
         begun = Begun(socks(made, proxy))
@@ -576,7 +581,7 @@ def test_a_time_that_is_none(way, timeout, error):
 
 
 def shown_password(factory, made):
-    """What a proxy that wants one is told."""
+    """Return the password that a proxy gets."""
     begun = Begun(factory)
     far = made.end()
     hear(far, HELLO_LOGIN)

@@ -19,12 +19,12 @@ LOGIN = (USER.encode(), PASSWORD.encode())
 
 
 def through(data, login=None, place=PLACE, step=1000):
-    """Ask for a place; returns what the proxy was told, and what nobody has read of what it said."""
+    """Ask for a place; returns what the proxy got, and what is unread of what it sent."""
     return converse(connect(HTTP_LOGIN if login else HTTP, place, login), data, step)
 
 
 def error_of(data, login=None):
-    """What a proxy's answer comes to."""
+    """Return what a proxy's answer comes to."""
     with pytest.raises(relay.RelayError) as failed:
         through(data, login)
     text = str(failed.value)
@@ -107,10 +107,10 @@ def test_what_a_proxy_says_of_the_place(line, reason, words):
     ("line", "words"),
     [
         ("501 Not Implemented", "with 501 Not Implemented"),
-        ("405 Not Allowed", "with 405 Not Allowed; is it a proxy, and does it allow that port?"),
-        ("301 Moved", "with 301 Moved; is it a proxy, and does it allow that port?"),
-        ("400 " + "x" * 1000, f"with 400 {'x' * 80}; is it a proxy, and does it allow that port?"),
-        ("418 \x1b[31mred\x07", "with 418 \\x1b[31mred\\x07; is it a proxy, and does it allow that port?"),
+        ("405 Not Allowed", "with 405 Not Allowed; check that it is a proxy and allows that port"),
+        ("301 Moved", "with 301 Moved; check that it is a proxy and allows that port"),
+        ("400 " + "x" * 1000, f"with 400 {'x' * 80}; check that it is a proxy and allows that port"),
+        ("418 \x1b[31mred\x07", "with 418 \\x1b[31mred\\x07; check that it is a proxy and allows that port"),
     ],
 )
 def test_what_a_proxy_says_of_itself(line, words):
@@ -173,7 +173,7 @@ def test_a_head_as_long_as_is_allowed():
 @example(b"\r\n\r\n", 1, False)
 @example(b"200 OK\r\n \r\n\r\n", 1, False)
 def test_whatever_a_proxy_says(data, step, has_login):
-    """It is an error of ours, or a stream."""
+    """It is an error of relay, or a stream."""
     for start in (b"", b"HTTP/1.1 ", b"HTTP/1.1 200 ", b"HTTP/1.1 407 No\r\n", b"HTTP/1.1 200 OK\r\n"):
         for end in (b"", b"\r\n\r\n"):
             try:

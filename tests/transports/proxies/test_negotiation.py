@@ -37,7 +37,7 @@ def ask(*questions, heard=None, error=None):
 
 
 def lost(error):
-    """What the stream's end comes to."""
+    """Return what the stream's end comes to."""
     return ConnectError(f"lost: {error!r}")
 
 
@@ -116,7 +116,7 @@ def test_an_answer_in_pieces(make, kind):
 
 
 def pending(sock):
-    """Whether there is something to be read."""
+    """Return whether there is something to be read."""
     try:
         return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except BlockingIOError:
@@ -266,7 +266,7 @@ def test_giving_up_when_it_is_done(make):
 
 
 def test_it_begins_at_once_in_the_io_thread():
-    """Which is where most ways are told of."""
+    """Most kinds of targets are tested there."""
     near, far = socket.socketpair()
     near.setblocking(False)
     said, told, holder = queue.SimpleQueue(), queue.SimpleQueue(), type("Holder", (), {"abandon": lambda self: None})()
@@ -285,7 +285,7 @@ def test_it_begins_at_once_in_the_io_thread():
 
 
 def test_somebody_has_answered(make):
-    """Where being connected does not mean that anybody is there, the proxy's answer does."""
+    """The proxy's answer means that a target is there, also if a connection does not mean that."""
     rig = make("unix", b"one\n", prepare=lambda stream: setattr(stream, "answered", False))
     assert not rig.stream.answered
     rig.far.sendall(b"1\n")

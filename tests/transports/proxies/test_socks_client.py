@@ -26,7 +26,7 @@ def through(data, login=None, place=PLACE, step=1):
 
 
 def error_of(data, login=None, place=PLACE):
-    """What a proxy's answer comes to."""
+    """Return what a proxy's answer comes to."""
     with pytest.raises(relay.RelayError) as failed:
         through(data, login, place, step=1000)
     text = str(failed.value)
@@ -158,7 +158,7 @@ def test_who_does_not_speak_it(data, words):
 @example(WELCOME + b"\x05\x00\x00\x03", 1, False)
 @example(WELCOME + GRANTED, 300, False)
 def test_whatever_a_proxy_says(data, step, has_login):
-    """It is an error of ours, or a stream; nothing is read beyond the longest reply that there may be."""
+    """It is an error of relay, or a stream; nothing is read beyond the longest reply that there may be."""
     for start in (b"", WELCOME, WELCOME + b"\x05\x00\x00"):
         try:
             _, rest = through(start + data, LOGIN if has_login else None, step=step)
@@ -177,7 +177,7 @@ def test_logging_in_alone(data, login, said):
 
 def test_silence_belongs_to_the_proxy_and_then_to_the_place():
     for data, late in (
-        (b"", "socks5://proxy:1080: no answer in time; does it speak SOCKS5?"),
+        (b"", "socks5://proxy:1080: no answer in time; check that it speaks SOCKS5"),
         (WELCOME, "db.internal:5432: socks5://proxy:1080 has not reached it in time"),
     ):
         with pytest.raises(EOFError) as ended:

@@ -81,7 +81,7 @@ def request_4(address, user=b"me", name=b"", command=1):
 
 
 def heard(text, who=None, size=None):
-    """What is answered to a text that comes in pieces of a size, and the outcome."""
+    """Return what is answered to a text that comes in pieces of a size, and the outcome."""
     greeting = SOCKSHandshake(who)
     size = size or len(text) or 1
     said = b""
@@ -241,7 +241,7 @@ def connect():
 
 
 def is_asked_for(tunnel):
-    """Whether a stream is being made for its one client."""
+    """Return whether a stream is being made for its one client."""
     return any(isinstance(one.pending, Attempt) for one in tunnel._relay._slots.connections)
 
 
@@ -534,14 +534,14 @@ def test_without_limits_a_greeting_still_has_one(proxy, connect, monkeypatch):
 
 
 def test_five_hundred_who_are_never_done_cost_little_and_are_gone_in_time(proxy, connect, echo_server, monkeypatch):
-    monkeypatch.setattr(handshake_module, "_PARTING", LONG)  # whoever is sent away stays until the test leaves
+    monkeypatch.setattr(handshake_module, "_PARTING", LONG)  # a rejected client stays until the test leaves
     texts = [b"\5", HELLO, b"\4\1" + b"x" * 200, HELLO + b"\5\1\0\3\xff" + b"x" * 200, b"garbage" * 100]
     tunnel = proxy(connect_timeout=LONG, timeout=None)
     process = psutil.Process()
     before = process.memory_info().rss
     stay = [connect(tunnel, texts[number % len(texts)]) for number in range(500)]
     wait_until(lambda: tunnel.stats().active == 500)
-    client = connect(tunnel)  # nobody is held up
+    client = connect(tunnel)  # no client is delayed
     assert ask(client, echo_server.address) == 0
     exchange_with_itself(client)
     assert process.memory_info().rss - before < 16 << 20

@@ -1,4 +1,4 @@
-"""What is deferred is there when it is used."""
+"""A deferred module is there when it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import relay
 
 
 def run(code):
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     program = f"import sys\nfrom relay.transports.ssh import deferred\n{code}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=True)
     return done.stdout.split()

@@ -126,7 +126,7 @@ def test_closing_one_that_is_patient_ends_its_wait(world, listen_patiently):
 
 
 def come(world, place=GRANTED, peer=("10.0.0.1", 5), connection=-1):
-    """Somebody connects there; returns the far end."""
+    """Connect there; returns the far end."""
     near, far = socket.socketpair()
     near.setblocking(False)
     far.settimeout(WAIT)
@@ -221,7 +221,7 @@ def test_one_connection_is_asked_once(world, listen):
 
 @pytest.fixture
 def slow(world, monkeypatch):
-    """The second connection grants GRANTED when it is told to."""
+    """The second connection grants GRANTED when the test says so."""
     entered, go = threading.Event(), threading.Event()
 
     class Slow(ssh_world.Connection):

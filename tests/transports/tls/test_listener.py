@@ -1,4 +1,4 @@
-"""``relay.listen('tls://…')``: handshakes beside the accept path, and nobody held up by anybody else's."""
+"""``relay.listen('tls://…')``: handshakes beside the accept path, which delay no other client."""
 
 from __future__ import annotations
 

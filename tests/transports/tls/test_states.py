@@ -22,7 +22,7 @@ MORE = ssl.SSLWantReadError()
 
 
 class Records:
-    """What a far end sends and takes, as the test says."""
+    """The records of a far end that sends and takes what the test says."""
 
     has_received = has_reply = False
 

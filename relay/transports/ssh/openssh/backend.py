@@ -114,7 +114,7 @@ class OpenSSH:
             poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
         finally:
             master.settled.close()
-        if master.is_up:
+        if master.has_logged_in:
             return
         if cancel.is_set():
             raise ConnectError(f"{master.settings.name}: the attempt was given up")
@@ -292,7 +292,7 @@ class OpenSSH:
         self._controls = [Control(self.loop, path, self._control_broken) for _ in range(2)]
         self._remote_forwards.control = self._controls[1]
 
-    def ended(self, error: CarrierError) -> None:
+    def ended(self, error: CarrierError, *, is_lost: bool) -> None:
         """Fail everything: the process has ended; on the loop's thread."""
         self._sessions.ended(error)
         for control in self._controls:
@@ -308,7 +308,7 @@ class OpenSSH:
             call, self._when_idle = self._when_idle, None
         if call is not None:
             call()
-        if self._master.is_up and not self._master.was_closed:
+        if is_lost:
             self._lost(error)
 
     def _all_unmade(self) -> list[Opening]:

@@ -1,8 +1,29 @@
-"""The process ``ssh -N`` with its private directory, its standard error, and the thread that watches it."""
+"""The process ``ssh -N`` with its private directory, its standard error, and the thread that watches it.
+
+======= ================================ ======= ======================================================================
+state   event                            next    action
+======= ================================ ======= ======================================================================
+LOGIN   logged in                        UP      end the dialog for secrets, close the copy of ssh's connection
+LOGIN   logged in, but no control socket LOGIN   none: the line came from another program, such as ProxyCommand
+LOGIN   host key cannot be written       REFUSED SIGTERM, and SIGKILL at once
+LOGIN   close                            CLOSING SIGTERM, and SIGKILL at once
+LOGIN   process ends                     ENDED   end all streams; the login has failed
+UP      logged in                        UP      none: the line came from another program
+UP      close                            CLOSING SIGTERM, and SIGKILL after 0.4 s
+UP      process ends                     ENDED   end all streams; the connection is lost
+REFUSED close                            CLOSING SIGTERM, and SIGKILL at once
+REFUSED process ends                     ENDED   end all streams; the login has failed
+CLOSING logged in                        CLOSING none
+CLOSING close                            CLOSING SIGTERM again
+CLOSING process ends                     ENDED   end all streams
+ENDED   close                            ENDED   none
+======= ================================ ======= ======================================================================
+"""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
 import shutil
@@ -11,6 +32,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from ....errors import CarrierError, ConnectError, RelayError
@@ -26,7 +48,7 @@ from .diagnostics import decoded, said, why
 from .host_keys import UNWRITTEN, unwritten_error
 from .quickack import QuickAck
 
-__all__ = ["Master", "Watcher"]
+__all__ = ["Master", "MasterState", "Watcher"]
 
 logger = logging.getLogger("relay")
 
@@ -40,6 +62,12 @@ _LINE = 2000  # bytes of a line that are kept
 _QUIET = 0.02  # seconds in which lines gather before they are read
 _MOMENT = 0.2  # seconds for the thread to end after the process
 _FLUSH = 0.4  # seconds for ssh to send its data and to end by itself
+
+
+class MasterState(enum.Enum):
+    """The state of the process; the docstring of the module has the table."""
+
+    LOGIN, UP, REFUSED, CLOSING, ENDED = range(5)
 
 
 class Watcher(Protocol):
@@ -60,8 +88,58 @@ class Watcher(Protocol):
         :raises OSError: if there is no control socket: then the line came from another program, such as ProxyCommand.
         """
 
-    def ended(self, error: CarrierError) -> None:
-        """Handle the end of the process. Called on the loop's thread."""
+    def ended(self, error: CarrierError, *, is_lost: bool) -> None:
+        """Handle the end of the process. Called on the loop's thread.
+
+        :param error: why it has ended.
+        :param is_lost: whether it was up, and relay has not closed it.
+        """
+
+
+class _StandardError:
+    """The standard error of ssh: lines for its owner, and the last of them for errors.
+
+    :param name: the name of the server.
+    """
+
+    __slots__ = ("descriptor", "_lines", "_name", "_rest", "_warned")
+
+    def __init__(self, name: str) -> None:
+        self.descriptor = -1
+        self._name = name
+        self._lines: deque[str] = deque(maxlen=_LINES)
+        self._rest = b""
+        self._warned: set[str] = set()
+
+    def read(self) -> Iterator[bytes]:
+        """Return the lines that ssh has written by now. Does not block."""
+        for _ in range(_AT_ONCE):
+            try:
+                data = os.read(self.descriptor, _CHUNK)
+            except OSError:  # nothing there, or closed
+                return
+            lines = (self._rest + data).split(b"\n")
+            self._rest = lines.pop()[:_LINE]
+            yield from lines
+            if len(data) < _CHUNK:
+                return
+
+    def keep(self, text: str, *, has_logged_in: bool) -> None:
+        """Keep a line that is not for its owner, and log it."""
+        if text.startswith(_UNKNOWN) and len(self._warned) < _WARNINGS and text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s: ssh says: %s", self._name, text.removeprefix("WARNING: "))
+        if text and not (has_logged_in and text.startswith("debug")):
+            logger.debug("%s: ssh: %s", self._name, text)
+            self._lines.append(text)
+
+    def forget_login(self) -> None:
+        """Keep fewer lines from now on."""
+        self._lines = deque(maxlen=_LAST_LINES)
+
+    def lines(self) -> list[str]:
+        """Return the last lines."""
+        return list(self._lines)
 
 
 class Master:
@@ -78,15 +156,13 @@ class Master:
         self.name = f"relay ssh {settings.hostname}"  # of its threads
         self.lock = threading.Lock()  # guards the lines of standard error and all state that follows from them
         self.settled = Cancellation()  # set when it is logged in, or has ended
-        self.is_up = False
+        self.has_logged_in = False
         self.gone: CarrierError | None = None  # it has ended, or is being closed
         self.refusal: OSError | None = None  # why relay has ended it: a missing secret, an unwritable file
+        self._state = MasterState.LOGIN
         self._watcher = watcher
         self._stream = stream
-        self._lines: deque[str] = deque(maxlen=_LINES)
-        self._warned: set[str] = set()
-        self._rest = b""
-        self._closing = False
+        self._stderr = _StandardError(settings.name)
         self._over = threading.Event()
         self.loop = Loop()
         self._quick_ack = QuickAck(self.loop)
@@ -113,7 +189,7 @@ class Master:
             self._process = self._start(deadline - time.monotonic(), undo)
             self._pid = os.pidfd_open(self._process.pid)
             undo.callback(os.close, self._pid)
-            self.loop.watch(self._stderr, IN, self._on_stderr)
+            self.loop.watch(self._stderr.descriptor, IN, self._on_stderr)
             self.loop.watch(self._pid, IN, self._on_end)
             self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             self._thread.start()
@@ -121,9 +197,9 @@ class Master:
 
     def _start(self, seconds: float, undo: contextlib.ExitStack) -> Process:
         settings, given = self.settings, self._stream is not None
-        self._stderr, theirs = os.pipe()
-        undo.callback(os.close, self._stderr)
-        os.set_blocking(self._stderr, False)
+        self._stderr.descriptor, theirs = os.pipe()
+        undo.callback(os.close, self._stderr.descriptor)
+        os.set_blocking(self._stderr.descriptor, False)
         try:
             with os.fdopen(theirs, "wb") as pipe:
                 process = start(
@@ -149,22 +225,13 @@ class Master:
     def stderr_lines(self) -> list[str]:
         """Return the last lines of standard error."""
         with self.lock:
-            return list(self._lines)
+            return self._stderr.lines()
 
     def drain(self) -> None:
         """Read and handle the lines that ssh has written by now; with the lock held. Does not block."""
-        for _ in range(_AT_ONCE):
-            try:
-                data = os.read(self._stderr, _CHUNK)
-            except OSError:  # nothing there, or closed
-                return
-            lines = (self._rest + data).split(b"\n")
-            self._rest = lines.pop()[:_LINE]
-            for line in lines:
-                if not self._watcher.line(line):
-                    self._keep(line)
-            if len(data) < _CHUNK:
-                return
+        for line in self._stderr.read():
+            if not self._watcher.line(line):
+                self._keep(line)
 
     def failure(self) -> OSError | None:
         """Return why ssh has ended before the login was complete; ``None`` if it has not ended."""
@@ -184,7 +251,8 @@ class Master:
     def close(self) -> None:
         """End ssh, and wait for its end. It has a moment to send its data. Idempotent."""
         with self.lock:
-            self._closing = True
+            if self._state is not MasterState.ENDED:
+                self._state = MasterState.CLOSING
             if self.gone is None:
                 self.gone = CarrierError(f"{self.settings.name}: the connection was closed")
         self.loop.call(self._terminate)
@@ -197,7 +265,7 @@ class Master:
         self._remove.detach()
         self.loop.close()
         self._askpass.abandon()
-        for descriptor in (self._stderr, self._pid):
+        for descriptor in (self._stderr.descriptor, self._pid):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self._quick_ack.abandon()
@@ -214,22 +282,19 @@ class Master:
             self._stream.close()  # may block: it releases the carrier below
 
     def _keep(self, line: bytes) -> None:
-        if not self.is_up and line.startswith(_READY):
+        is_login = self._state is MasterState.LOGIN
+        if is_login and line.startswith(_READY):
             self.loop.call(self._ready)
         text = decoded(line[:_LINE])
-        if not self.is_up and self.gone is None and text.startswith(UNWRITTEN):
+        if is_login and text.startswith(UNWRITTEN):
+            self._state = MasterState.REFUSED
             self.refusal = unwritten_error(self.settings)
             self.gone = CarrierError(str(self.refusal))
             self.loop.call(self._terminate)
-        if text.startswith(_UNKNOWN) and len(self._warned) < _WARNINGS and text not in self._warned:
-            self._warned.add(text)
-            logger.warning("%s: ssh says: %s", self.settings.name, text.removeprefix("WARNING: "))
-        if text and not (self.is_up and text.startswith("debug")):
-            logger.debug("%s: ssh: %s", self.settings.name, text)
-            self._lines.append(text)
+        self._stderr.keep(text, has_logged_in=self.has_logged_in)
 
     def _ready(self) -> None:
-        if self.is_up or self.gone is not None:
+        if self._state is not MasterState.LOGIN:
             return
         try:
             self._watcher.ready()
@@ -240,8 +305,10 @@ class Master:
         if self._stream is not None:
             self._stream.socket.close()  # ssh has it
         with self.lock:
-            self.is_up = True
-            self._lines = deque(maxlen=_LAST_LINES)
+            self.has_logged_in = True
+            if self._state is MasterState.LOGIN:  # else it was closed at this moment
+                self._state = MasterState.UP
+            self._stderr.forget_login()
         self._askpass.close()
         self.settled.set()
 
@@ -255,11 +322,11 @@ class Master:
 
     def _on_stderr(self, event: int, now: float) -> None:
         if not event & IN:
-            return self.loop.forget(self._stderr)
+            return self.loop.forget(self._stderr.descriptor)
         self._read()
-        if self.is_up and not self._watcher.is_urgent():
+        if self.has_logged_in and not self._watcher.is_urgent():
             # Lines gather for a moment, unless a caller waits for one: a busy ssh does not wake this thread for each.
-            self.loop.poller.modify(self._stderr, 0)
+            self.loop.poller.modify(self._stderr.descriptor, 0)
             self._quiet.start(now + _QUIET, now)
 
     def _read(self) -> None:
@@ -274,14 +341,14 @@ class Master:
     def read_at_once(self) -> None:
         """Read the next line when it arrives; on the loop's thread."""
         self._quiet.stop()
-        if self._stderr in self.loop.handlers:
-            self.loop.poller.modify(self._stderr, IN)
+        if self._stderr.descriptor in self.loop.handlers:
+            self.loop.poller.modify(self._stderr.descriptor, IN)
 
     def _terminate(self) -> None:
         if self._process.returncode is None:
             self._signal(signal.SIGTERM)
             now = time.monotonic()
-            self._patience.start(now + (_FLUSH if self.is_up else 0.0), now)
+            self._patience.start(now + (_FLUSH if self.has_logged_in else 0.0), now)
 
     def _kill(self, now: float) -> None:
         self._signal(signal.SIGKILL)
@@ -298,11 +365,13 @@ class Master:
             with self.lock:
                 self.drain()
         with self.lock:
-            words = said(list(self._lines)) or f"ssh ended with status {self._process.returncode}"
+            words = said(self._stderr.lines()) or f"ssh ended with status {self._process.returncode}"
             if self.gone is None:
                 self.gone = CarrierError(f"{self.settings.name}: the connection was lost: {words}")
+            is_lost = self._state is MasterState.UP
+            self._state = MasterState.ENDED
         self._release()
-        self._watcher.ended(self.gone)
+        self._watcher.ended(self.gone, is_lost=is_lost)
         self.settled.set()
         self.loop.stop()
 
@@ -311,20 +380,15 @@ class Master:
         self._quiet.stop()
         self._askpass.close()
         self._quick_ack.close()
-        for descriptor in (self._stderr, self._pid):
+        for descriptor in (self._stderr.descriptor, self._pid):
             self.loop.forget(descriptor)
         with self.lock:
-            os.close(self._stderr)
-            self._stderr = -1
+            os.close(self._stderr.descriptor)
+            self._stderr.descriptor = -1
         os.close(self._pid)
         if self._stream is not None:
             self._stream.socket.close()
         self._remove()
-
-    @property
-    def was_closed(self) -> bool:
-        """True if :meth:`close` was called."""
-        return self._closing
 
 
 def _remove(folder: str, pid: int) -> None:

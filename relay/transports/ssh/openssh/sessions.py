@@ -7,14 +7,10 @@ status of the command is known.
 
 from __future__ import annotations
 
-import array
 import errno
-import fcntl
 import functools
-import os
 import shlex
 import socket
-import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,11 +19,11 @@ from typing import Protocol
 from ....addresses.hops import Command
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
-from ....eventloop.poller import ERR, HUP, IN
-from ....eventloop.sockets import set_to_reset
+from ....eventloop.poller import ERR, HUP
+from ....eventloop.sockets import drop_unread, set_to_reset, unread
 from ....eventloop.unix_reset import socketpair
-from ....process import StandardError, program_error
-from ...program import empty
+from ....process import StandardError, StandardErrorPipe, program_error
+from ....streams.pair_end import LINGER
 from ..open_failures import command_rejected, session_rejected
 from .channel_log import ChannelLog
 from .control import ControlError, SessionControl
@@ -37,11 +33,8 @@ from .opening import Error, Opening
 __all__ = ["Sessions"]
 
 _AT_ONCE = 32  # pending requests; the backlog of ssh's control socket is 64
-_CHUNK = 64 << 10  # bytes of standard error that are read at once
-_AT_THE_END = 16  # such chunks that are read of a command that has ended
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _MOMENT = 1.0  # seconds after the owner has closed the stream, for a command to end by itself
-_LINGER = 60.0  # seconds without progress after which the data that such an owner has sent are dropped
 
 
 class _Owner(Protocol):
@@ -143,7 +136,7 @@ class _Session:
         self._giving_up = Timer(self._loop.timers, self._give_up)
         self._control: SessionControl | None = None
         self._theirs: socket.socket | None = None
-        self._stderr = -1
+        self._stderr: StandardErrorPipe | None = None
         self._is_asked = False  # and ssh has not replied
         self._is_left = False  # the owner has closed the stream, and its data were sent
         self._is_ended = False  # the server has ended the channel
@@ -168,18 +161,16 @@ class _Session:
         self._theirs, ours = socketpair()
         self._theirs.setblocking(True)  # ssh shares it and expects that
         try:
-            self._stderr, their_stderr = os.pipe()
-            with os.fdopen(their_stderr, "wb") as pipe:
-                os.set_blocking(self._stderr, False)
-                path, theirs = self._all.master.path("control"), self._theirs.fileno()
-                self._control = SessionControl(self._loop, path, self._on_end)
-                text = shlex.join(self._command.words)
-                self._control.open(text, (theirs, theirs, pipe.fileno()), self._answered)
+            stderr = self._stderr = StandardErrorPipe(self._lines.feed)
+            path, theirs = self._all.master.path("control"), self._theirs.fileno()
+            self._control = SessionControl(self._loop, path, self._on_end)
+            text = shlex.join(self._command.words)
+            self._control.open(text, (theirs, theirs, stderr.theirs), self._answered)
         except OSError:
             ours.close()
             raise
         self._is_asked = True
-        self._loop.watch(self._stderr, IN, self._on_stderr)
+        stderr.start(self._loop)
         self._loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
         with self._lock:
             self._opening.connected(ours)
@@ -245,20 +236,14 @@ class _Session:
             self._timer.start(now + _MOMENT, now)
 
     def _leave(self, now: float) -> None:
-        unread = self._count_unread()
-        if unread != self._unread:
-            self._unread, self._until = unread, now + _LINGER
-        if unread and now < self._until:
+        assert self._theirs is not None
+        left = unread(self._theirs)  # by ssh
+        if left != self._unread:
+            self._unread, self._until = left, now + LINGER
+        if left and now < self._until:
             return self._timer.start(now + _MOMENT, now)
         self._is_left = True
         return None if self._is_asked else self._leave_now()
-
-    def _count_unread(self) -> int:
-        """Return the number of bytes that ssh has not read."""
-        assert self._theirs is not None
-        number = array.array("i", [0])
-        fcntl.ioctl(self._theirs.fileno(), termios.FIONREAD, number)
-        return number[0]
 
     def _leave_now(self) -> None:
         """Let ssh send the rest and close the channel. A server replies to that only when the command has ended."""
@@ -267,37 +252,17 @@ class _Session:
             if self._is_freed:
                 return self._all.owner.over(self._opening)
         now = time.monotonic()
-        self._giving_up.start(now + _LINGER, now)
+        self._giving_up.start(now + LINGER, now)
         return None
 
     def _give_up(self, now: float) -> None:
         with self._lock:
             self._all.owner.over(self._opening)
 
-    def _on_stderr(self, event: int, now: float) -> None:
-        if not self._read_stderr():
-            self._loop.forget(self._stderr)
-
-    def _read_stderr(self) -> bool:
-        """Take what it has said.
-
-        :returns: whether there may be more, now or later.
-        """
-        try:
-            data = os.read(self._stderr, _CHUNK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if data:
-            self._lines.feed(data)
-        return bool(data)
-
     def _on_end(self, error: RelayError) -> None:
         """End the session: ssh has closed the control connection, and released the channel before."""
-        for _ in range(_AT_THE_END):
-            if not self._read_stderr():
-                break
+        if self._stderr is not None:
+            self._stderr.finish()
         self._lines.end()
         with self._lock:
             self._all.master.drain()
@@ -347,15 +312,13 @@ class _Session:
         self._settling.stop()
         if self._control is not None:
             self._control.close()
-        stderr, self._stderr = self._stderr, -1
-        if stderr >= 0:
-            self._loop.forget(stderr)
-            os.close(stderr)
+        if self._stderr is not None:
+            self._stderr.close()
         theirs, self._theirs = self._theirs, None
         if theirs is not None:
             self._loop.forget(theirs.fileno())
             if clean:
-                empty(theirs)
+                drop_unread(theirs)
             else:
                 set_to_reset(theirs)
             self._loop.discard(theirs)
@@ -364,7 +327,7 @@ class _Session:
         """In a forked child: close only the descriptors."""
         if self._control is not None:
             self._control.abandon()
-        if self._stderr >= 0:
-            os.close(self._stderr)
+        if self._stderr is not None:
+            self._stderr.abandon()
         if self._theirs is not None:
             self._theirs.close()

@@ -56,10 +56,10 @@ from ....errors import RelayError
 from ....eventloop.background import Watch
 from ....eventloop.loop import Timer
 from ....eventloop.poller import ERR, HUP, IN, OUT
-from ....eventloop.sockets import set_to_reset
+from ....eventloop.sockets import drop_unread, set_to_reset
 from ....eventloop.unix_reset import socketpair
+from ....streams.pair_end import BETWEEN, LINGER
 from ....streams.stream import Stream
-from ...program import empty
 from .flow_control import WINDOW, Backlog, Window
 from .messages import ADJUST, CLOSE, END, REQUEST_REFUSED
 from .mux import Mux
@@ -71,8 +71,6 @@ PACKET = 64 << 10  # bytes in a packet that relay accepts
 
 _FULL = SLOTS * PIECE
 _GATHERED = 64  # packets, before they are passed on
-_BETWEEN = 256 << 10  # bytes in the socketpair on their way to the owner; Linux doubles it
-_LINGER = 60.0  # seconds without progress after which a channel without an owner is given up
 _CREDIT = 0xFFFFFFFF  # bytes; RFC 4254, section 5.2
 
 
@@ -137,7 +135,7 @@ class Channel:
         self._moved = self._mark = 0  # bytes in both directions; at the last look of the linger timer
         self._scatter = False  # the owner sends more than one packet at a time
         inner, theirs = socketpair()
-        inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BETWEEN)
+        inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BETWEEN)
         self._inner: socket.socket | None = inner
         self._receive = inner.recv_into
         self._theirs: socket.socket | None = theirs
@@ -350,7 +348,7 @@ class Channel:
         if inner is not None:
             self._watch.end()
             if self.error is None:
-                empty(inner)
+                drop_unread(inner)
             else:
                 set_to_reset(inner)
             self._mux.loop.discard(inner)
@@ -371,7 +369,7 @@ class Channel:
 
     def _wait(self, now: float) -> None:
         if self._timer is not None:
-            self._timer.start(now + _LINGER, now)
+            self._timer.start(now + LINGER, now)
 
     def _over(self) -> None:
         """Stop counting the channel as open, once."""

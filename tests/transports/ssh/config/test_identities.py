@@ -1,4 +1,4 @@
-"""What key files tell without a passphrase."""
+"""Facts that key files show without a passphrase."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def told(tmp_path: Path) -> Callable[..., Options]:
-    """``told(text, host)``: what a configuration says of a host."""
+    """Return a function of a configuration and a host, which returns the settings of the host."""
 
     def ask(text: str, host: str = "host") -> Options:
         (tmp_path / "config").write_text(text)

@@ -37,7 +37,7 @@ def no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def told(tmp_path: Path) -> Told:
-    """``told(configuration, **wishes)``: what is settled for the host ``db``."""
+    """Return a function of a configuration and wishes, which returns the settings of the host ``db``."""
 
     def ask(text: str = "", **wishes: Any) -> Settings:
         (tmp_path / "config").write_text(text)

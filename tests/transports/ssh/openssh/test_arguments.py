@@ -24,7 +24,7 @@ def with_server(**fields: object) -> Settings:
 
 
 def effective(settings: Settings, given: bool = False) -> dict[str, str]:
-    """What ssh makes of the command line."""
+    """Return what ssh makes of the command line."""
     argv = arguments(settings, "/tmp/x 100%", given=given, seconds=10)
     if "-F" not in argv:
         argv[1:1] = ["-F", "/dev/null"]

@@ -1,4 +1,4 @@
-"""Where ssh's helpers ask: real helpers as ssh runs them, and callers that are none."""
+"""The server of ssh's helpers: real helpers as ssh runs them, and callers that are none."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ from relay.transports.ssh.openssh.backend import OpenSSH, connect
 
 
 class Client:
-    """One connection, and what was told of it."""
+    """One connection, and what was reported of it."""
 
     def __init__(self, server: SSHServer, stream: Stream | None = None, timeout: float = WAIT) -> None:
         self.lost: list[CarrierError] = []
@@ -81,7 +81,7 @@ class Client:
         return outcomes[0]
 
     def pass_deadlines(self) -> None:
-        """Have the connection do now what it does after every deadline, once a stream waits for its answer."""
+        """Let the connection do now what it does after every deadline, once a stream waits for its answer."""
         wait_until(lambda: self.connection._unanswered)
         self.connection.loop.call(lambda: self.connection._expire_due(time.monotonic() + 2 * WAIT))
 
@@ -138,7 +138,7 @@ def test_a_stream_keeps_every_promise(client: Client, listener: socket.socket, s
         stream = client.open(place, self_contained=self_contained)
         return stream, listener.accept()[0]
 
-    client.open(place).close()  # the listener of ssh, a descriptor of nobody's, is there before the leak checks
+    client.open(place).close()  # the listener of ssh, a descriptor without an owner, is there before the leak checks
     listener.accept()[0].close()
     check_stream(make_pair)
 
@@ -235,7 +235,7 @@ def test_refused_empty_and_good_targets_are_told_apart(client: Client, serve: Ca
 
 
 def told(stream: Stream) -> str:
-    """What a stream has come to."""
+    """Return what a stream has come to."""
     assert stream.failure is not None
     data = b""
     with stream, contextlib.suppress(ConnectionResetError):
@@ -555,7 +555,7 @@ def test_ssh_ends_with_a_program_that_is_killed(sshd: Any, tmp_path: Path) -> No
         os.kill(pid, 0)
         child.kill()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    shutil.rmtree(folder, ignore_errors=True)  # nobody else does, unless another program has looked for such
+    shutil.rmtree(folder, ignore_errors=True)  # no other program does, unless it has looked for such
 
 
 def test_a_program_that_does_not_close_leaves_nothing(sshd: Any, tmp_path: Path) -> None:

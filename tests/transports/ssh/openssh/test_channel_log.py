@@ -1,4 +1,4 @@
-"""What the lines on ssh's standard error tell of its streams; also lines of other versions, and forged ones."""
+"""Lines about streams on ssh's standard error; also lines of other versions, and forged ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIRM = (
 
 
 class Told:
-    """Collects what is told of one stream."""
+    """Collects the events of one stream."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -113,7 +113,7 @@ def test_other_channels_are_nobodys() -> None:
     rig.read(b"debug1: Connection to port -2 forwarding to other port 1 requested.\r")
     rig.read(b"debug1: channel 2: new direct-tcpip [direct-tcpip] (inactive timeout: 0)\r", CONFIRM % 2)
     assert told.events == []
-    # An accept that failed has no channel; the next channel is somebody else's.
+    # An accept that failed has no channel; the next channel is another stream's.
     rig.read(b"debug1: Connection to port -2 forwarding to db.internal port 5432 requested.\r")
     rig.read(b"debug1: channel 3: new mux-control [mux-control] (inactive timeout: 0)\r", CONFIRM % 3)
     assert told.events == []

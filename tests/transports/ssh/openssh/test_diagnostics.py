@@ -1,4 +1,4 @@
-"""What ssh says, as typed errors of one line."""
+"""Messages of ssh as typed errors of one line."""
 
 from __future__ import annotations
 

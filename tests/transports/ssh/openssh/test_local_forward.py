@@ -18,7 +18,7 @@ PLACE = TCPAddress("db.internal", 5432)
 
 
 class Owner:
-    """Remembers what it was told."""
+    """Notes the calls."""
 
     server = "ssh://me@bastion"
 

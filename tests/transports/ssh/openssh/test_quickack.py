@@ -42,7 +42,7 @@ class Rig:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing is due: the next turn would wait for ever."""
+        """Return whether nothing is due: the next turn would wait for ever."""
         return self.loop.timers.first == float("inf") and not self.loop.poller.poll(0)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ def test_data_are_acknowledged_when_they_arrive_and_once_more_after_a_rest(rig: 
     assert not rig.is_waiting  # but resting
     rig.turn_until(3)
     assert rig.times[2] - rig.times[1] >= quickack._REST * 0.9
-    assert rig.is_waiting  # although nobody has read the data
+    assert rig.is_waiting  # although the data are not read
 
 
 def test_data_that_the_other_process_has_read_already_are_acknowledged(rig: Rig) -> None:

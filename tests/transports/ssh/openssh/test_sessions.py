@@ -34,7 +34,7 @@ FREE = b"debug1: channel %d: free: client-session, nchannels 5\r"
 
 
 class Told:
-    """Collects what is told of one command's channel."""
+    """Collects the events of one command's channel."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -62,7 +62,7 @@ def test_lines_before_and_after_the_number_is_known(new: bytes) -> None:
 
 def test_numbers_are_used_again() -> None:
     channels, first, second = ChannelLog(Told), Told(), Told()
-    for line in NEW, ACCEPTED, FREE:  # nobody claims it
+    for line in NEW, ACCEPTED, FREE:  # no session claims it
         channels.read(line % 4)
     channels.read(NEW % 4)
     channels.claim(4, first)
@@ -206,7 +206,7 @@ def test_no_descriptors_for_it(far: FarEnd, monkeypatch: pytest.MonkeyPatch) -> 
         def fail(*args: Any) -> None:
             raise OSError(24, "Too many open files")
 
-        for name, module in (("socketpair", sessions), ("pipe", sessions.os)):
+        for name, module in (("socketpair", sessions), ("pipe", os)):
             outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
             with monkeypatch.context() as patch:
                 patch.setattr(module, name, fail)

@@ -451,7 +451,7 @@ def test_new_keys_in_mid_transfer_lose_nothing(sshd, echo_server, names, monkeyp
 
 
 def damage(transport):
-    """Have the last byte of what is received next be another one."""
+    """Change the last byte of what is received next."""
     wire = transport.wire
     receive = wire._receive
 
@@ -539,7 +539,7 @@ def test_what_the_server_says_is_never_final_whatever_it_does_to_paramiko(
 
 @pytest.fixture
 def before_login(monkeypatch):
-    """Have something done to the transport before the login."""
+    """Return a function that changes the transport before the login."""
     real = backend.authenticate
 
     def before(do):
@@ -708,7 +708,7 @@ def test_a_frozen_server_is_noticed_by_the_check_alone(sshd):
 
 
 def pause(connection, seconds, asks=False):
-    """What the connection sees when the process was stopped: nothing ran, nobody checked, and all its times are older.
+    """Play a process that was stopped: nothing ran, no timer was checked, and all its times are older.
 
     With ``asks``, it has asked just before, and the answer lies in the socket.
     """
@@ -955,7 +955,7 @@ def test_idle_is_also_when_the_connection_is_closed(ssh_server, echo_server):
 
 
 def test_the_interpreters_end_is_not_held_up(ssh_server):
-    """What paramiko does at exit."""
+    """Paramiko joins its threads at exit."""
     lost = Lost()
     connection = connect(settings_for(ssh_server), lost)
     connection._transport.stop_thread()

@@ -290,7 +290,7 @@ def test_a_failure_is_a_reset_and_no_eof(rig: Rig) -> None:
 
 @pytest.mark.parametrize("lead", [opened, eof_sent, close_sent, discarding, eof_pending, ended])
 def test_a_channel_is_over_once(rig: Rig, lead: Step, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_channel, "_LINGER", 1000.0)
+    monkeypatch.setattr(one_channel, "LINGER", 1000.0)
     lead(rig)
     assert not rig.over
     owner_resets(rig)

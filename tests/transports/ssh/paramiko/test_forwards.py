@@ -353,7 +353,7 @@ def test_answers_come_in_the_order_of_asking(server):
             two.result()
         for _ in range(3):
             server.send(81)
-            server.send(82)  # which nobody asked for
+            server.send(82)  # which answers no request
         connection.check()
         assert b"keepalive@openssh.com" in server.expect(80)
 

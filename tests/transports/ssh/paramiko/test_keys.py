@@ -25,7 +25,7 @@ KINDS = {"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-nistp256", "rsa": "ssh-r
 
 
 class Found:
-    """What is offered with these settings, and the notes."""
+    """The keys that are offered with these settings, and the notes."""
 
     def __init__(self, settings: Settings) -> None:
         self.notes: list[str] = []

@@ -445,7 +445,7 @@ def test_a_server_that_goes_away_with_a_word(hostile: Any) -> None:
 
 
 def test_a_server_that_accepts_the_service_twice(hostile: Any) -> None:
-    """What was sent once is not sent again."""
+    """The service request is not sent again."""
     interface = Hostile("password")
     server, made = hostile(interface)
 

@@ -321,7 +321,7 @@ def test_what_a_server_says_becomes_an_error(scripted, code, text, reason, told)
 
 
 def test_giving_up_leaves_nothing(scripted):
-    """A late success is closed; a late refusal is nobody's."""
+    """A late success is closed; a late refusal has no stream."""
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         for answer in (91, 92):
@@ -491,7 +491,7 @@ def test_a_stream_that_the_server_has_closed_ends_with_the_connection_too(script
 
 
 def test_a_server_that_does_not_answer_a_close(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    monkeypatch.setattr(one_channel, "LINGER", 0.1)
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, _ = server.open(connection)
@@ -502,7 +502,7 @@ def test_a_server_that_does_not_answer_a_close(scripted, monkeypatch):
 
 
 def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_LINGER", 0.1)
+    monkeypatch.setattr(one_channel, "LINGER", 0.1)
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection, window=10)
@@ -516,7 +516,7 @@ def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scri
 
 
 def survives(server, connection, lost):
-    """Whether the connection still does what it is for, once it has seen all that was sent."""
+    """Return whether the connection still does what it is for, once it has seen all that was sent."""
     server.send(80, "no-such-request", True)
     server.expect(82)
     stream, number = server.open(connection)
@@ -528,7 +528,7 @@ def survives(server, connection, lost):
 
 
 def test_more_than_the_window_allows(scripted, monkeypatch):
-    monkeypatch.setattr(one_channel, "_BETWEEN", 1 << 12)
+    monkeypatch.setattr(one_channel, "BETWEEN", 1 << 12)
     server, lost = scripted(), Lost()
     with contextlib.closing(server.connect(lost)) as connection:
         stream, number = server.open(connection)

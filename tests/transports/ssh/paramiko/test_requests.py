@@ -1,4 +1,4 @@
-"""What a server asks for is refused, and heard."""
+"""Requests of a server are refused, and its answers read."""
 
 from __future__ import annotations
 

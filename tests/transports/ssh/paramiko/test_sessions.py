@@ -51,7 +51,7 @@ def rig(spawner_thread):
 
 
 def parsed(content):
-    """The channel, the kind, whether an answer is wanted and the rest of a request."""
+    """The channel, the kind, whether an answer is requested and the rest of a request."""
     number, length = struct.unpack_from(">II", content)
     end = 8 + length
     return number, content[8:end], bool(content[end]), content[end + 1 :]
@@ -107,7 +107,7 @@ def test_bytes_before_the_answer_are_kept(rig):
 
 
 def ends(rig, end, *requests):
-    """What an end of the command with these requests is."""
+    """Return what an end of the command with these requests is."""
     stream, number = rig.open()
     with stream:
         rig.server.send(DATA, number, b"output")

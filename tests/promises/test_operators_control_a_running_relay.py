@@ -50,8 +50,9 @@ def ctl(environment, *words, status=0):
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr
 
+
+def addresses(command):
     """Return the addresses where the tunnels listen, by name, and the address of the status server."""
-    """Where the tunnels listen, by name, and the address of the status server."""
     where = {}
     for _ in range(2):
         name, _, rest = command.process.stdout.readline().partition(": listening on ")

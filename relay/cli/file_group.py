@@ -15,7 +15,8 @@ from ..config import Config, read
 from ..engine.records import Stats
 from .endpoint_plan import EndpointPlan
 from .figures import ReloadFigures
-from .group import GroupOverError, TunnelGroup
+from .group import TunnelGroup
+from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
 from .options import Options
 from .output import configuration_read, describe_error, print_error, print_line, status_of, total
@@ -109,6 +110,7 @@ class FileGroup(TunnelGroup):
     def __init__(self, members: Sequence[Member], signals: Signals, file: TunnelFile) -> None:
         super().__init__(members, signals)
         self._file = file
+        self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
         self._figures = ReloadFigures(last_success=time.time())
         self._leaving: tuple[Member, ...] = ()
@@ -138,7 +140,7 @@ class FileGroup(TunnelGroup):
 
         if dry_run:
             return ReloadResult(tuple(verdicts(self._members, self._file.again())))
-        with self._calls_lock:
+        with self._reloads_lock:
             reloads = self._reloads = self._reloads or Reloads(self._reload)
         return reloads.run()
 
@@ -216,8 +218,10 @@ class FileGroup(TunnelGroup):
             each.apply()
             if each.is_postponed:
                 self._late[member] = each
-                postponed = functools.partial(self._later, self._on_late_problem, member)
-                each.hand_over(functools.partial(self._later, self._on_late_listener, member, each), postponed)
+                postponed = functools.partial(self._main_thread.later, self._on_late_problem, member)
+                each.hand_over(
+                    functools.partial(self._main_thread.later, self._on_late_listener, member, each), postponed
+                )
             elif each.verdict >= Verdict.REROUTED and member.opened is not None:
                 _tell(member)
                 self._try_hops(member, member.opened, fatal=False)
@@ -228,8 +232,8 @@ class FileGroup(TunnelGroup):
         if each.bound is not None:
             self._start(member, each)
         elif each.is_postponed:
-            opened = functools.partial(self._later, self._on_bound, member, each)
-            member.begin(each.hand_over(opened, functools.partial(self._later, self._on_postponed, member)))
+            opened = functools.partial(self._main_thread.later, self._on_bound, member, each)
+            member.begin(each.hand_over(opened, functools.partial(self._main_thread.later, self._on_postponed, member)))
         else:
             self._begin(member)
 

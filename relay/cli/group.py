@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import queue
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..engine.records import Stats
 from .figures import ReloadFigures
 from .i2p_options import tell_published
+from .main_thread import MainThread
 from .member import Member, MemberState, Snapshot
 from .output import closing, describe_error, print_error, print_line, status_of, summary, total
 from .plan import Opened
@@ -24,23 +24,17 @@ from .probes import BackgroundCall, HopProbe
 from .signals import Signals
 
 if TYPE_CHECKING:  # a command starts in half the time without them
-    from concurrent.futures import Future
-
     from .live import LiveTable, View
     from .reload import ReloadResult
     from .views import Watched
 
-__all__ = ["GroupOverError", "TunnelGroup", "UnknownTunnelError"]
+__all__ = ["TunnelGroup", "UnknownTunnelError"]
 
 logger = logging.getLogger("relay.cli")
 
 REFRESH = 0.5  # seconds between two states of the live table
 
 Result = TypeVar("Result")
-
-
-class GroupOverError(RuntimeError):
-    """A call of a group that has ended."""
 
 
 class UnknownTunnelError(LookupError):
@@ -74,7 +68,7 @@ class TunnelGroup:
         """When it was made, in seconds since 1970."""
         self._members = tuple(members)
         self._signals = signals
-        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._main_thread = MainThread(signals.wake)
         self._ending = threading.Event()
         self._preflight = Preflight(names=False)
         self._without_result = len(members)  # those that have neither opened nor failed yet
@@ -84,9 +78,6 @@ class TunnelGroup:
         self._status = 0
         self._terminal = ExitStack()  # restores the terminal
         self._table: LiveTable | None = None
-        self._main = threading.current_thread()
-        self._calls_lock = threading.Lock()  # for the two that follow
-        self._calls: set[Future[Any]] | None = set()  # that wait for the main thread; None after its end
 
     # -- from any thread --------------------------------------------------------------------------------------------
 
@@ -122,17 +113,7 @@ class TunnelGroup:
         :raises GroupOverError: if the group has ended before that.
         :raises BaseException: what it raises.
         """
-        if threading.current_thread() is self._main:
-            return function(*arguments)
-        from concurrent.futures import Future
-
-        future: Future[Result] = Future()
-        with self._calls_lock:
-            if self._calls is None:
-                raise GroupOverError("relay is ending; start it again")
-            self._calls.add(future)
-        self._later(self._answer, future, functools.partial(function, *arguments))
-        return future.result()
+        return self._main_thread.call(function, *arguments)
 
     def pause(self, name: str) -> None:
         """Accept no client at a tunnel until :meth:`resume`; clients wait in the listen backlog.
@@ -160,7 +141,7 @@ class TunnelGroup:
 
     def stop(self) -> None:
         """End as after SIGTERM: the first call drains, the second one ends. Does not wait."""
-        self._later(self._on_signal, signal.SIGTERM)
+        self._main_thread.later(self._on_signal, signal.SIGTERM)
 
     def reload(self, dry_run: bool = False) -> ReloadResult:
         """Read the file again, and change the tunnels that it changes. Not in the main thread, which does the work.
@@ -176,11 +157,6 @@ class TunnelGroup:
 
         raise ReloadError(["this command has no file to reload; relay up has one"])
 
-    def _later(self, event: Callable[..., None], *arguments: Any) -> None:
-        """Call something in the main thread."""
-        self._events.put(functools.partial(event, *arguments))
-        self._signals.wake()
-
     # -- the main thread --------------------------------------------------------------------------------------------
 
     def run(self, *, watch: bool) -> int:
@@ -190,7 +166,7 @@ class TunnelGroup:
         :returns: the exit status: 0 after a signal; else 2 if the user has to change the configuration of what failed
             (of every tunnel, if none is left), 1 for another failure.
         """
-        self._main = threading.current_thread()
+        self._main_thread.enter()
         try:
             with self._terminal:
                 if watch:
@@ -203,7 +179,7 @@ class TunnelGroup:
                     self._turn()
             self._close()
         finally:
-            self._refuse_calls()
+            self._main_thread.close()
         self._log_summary()
         return self._status
 
@@ -212,8 +188,8 @@ class TunnelGroup:
         heard = self._wait()
         if heard:
             self._on_signal(heard)
-        while not self._done and not self._events.empty():
-            self._events.get()()
+        while not self._done and self._main_thread.run_next():
+            pass
         if self._table is not None and heard != 0:
             self._table.refresh()
 
@@ -227,24 +203,6 @@ class TunnelGroup:
     def _wait(self) -> int | None:
         return self._signals.wait(REFRESH if self._table is not None else None)
 
-    def _answer(self, future: Future[Result], function: Callable[[], Result]) -> None:
-        """Run a function for a thread that waits for its result."""
-        with self._calls_lock:
-            if self._calls is None or future not in self._calls:
-                return
-            self._calls.discard(future)
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001  (it is raised in the thread that waits)
-            future.set_exception(error)
-
-    def _refuse_calls(self) -> None:
-        """Raise in the threads that still wait for the main thread, and in those that come later."""
-        with self._calls_lock:
-            calls, self._calls = self._calls or (), None
-        for future in calls:
-            future.set_exception(GroupOverError("relay is ending; start it again"))
-
     def _find(self, name: str) -> Member:
         for member in self._members:
             if member.name == name:
@@ -254,8 +212,8 @@ class TunnelGroup:
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def _begin(self, member: Member) -> None:
-        opened = functools.partial(self._later, self._on_outcome, member)
-        postponed = functools.partial(self._later, self._on_postponed, member)
+        opened = functools.partial(self._main_thread.later, self._on_outcome, member)
+        postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
         try:
             opening = functools.partial(member.plan.open, self._preflight)
             member.begin(BackgroundCall(opening, opened, postponed))
@@ -327,11 +285,11 @@ class TunnelGroup:
             probe = self._probes[key]
             probe.members.append((member, fatal))
             if probe.trial is not None and probe.trial.error is not None:
-                self._later(self._on_refused, probe)
+                self._main_thread.later(self._on_refused, probe)
             return
         options = member.plan.options
         probe = self._probes[key] = _Probe([(member, fatal)])
-        failed = functools.partial(self._later, self._on_refused, probe)
+        failed = functools.partial(self._main_thread.later, self._on_refused, probe)
         probe.trial = member.plan.trial(opened.make_send, options.connect_timeout, failed, fail_fast=options.fail_fast)
 
     def _on_refused(self, probe: _Probe) -> None:
@@ -369,7 +327,7 @@ class TunnelGroup:
 
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
-        member.drain(seconds, functools.partial(self._later, self._on_drained, member))
+        member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member))
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()

@@ -25,7 +25,8 @@ from ..operations.instance import (
     TunnelStatus,
     Verdict,
 )
-from .group import GroupOverError, TunnelGroup, UnknownTunnelError
+from .group import TunnelGroup, UnknownTunnelError
+from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
 from .views import hop_state
 

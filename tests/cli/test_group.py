@@ -10,7 +10,8 @@ import pytest
 from helpers import WAIT, receive_exactly, wait_until
 
 from relay.addresses.parse import parse_listen, parse_target
-from relay.cli.group import GroupOverError, TunnelGroup, UnknownTunnelError
+from relay.cli.group import TunnelGroup, UnknownTunnelError
+from relay.cli.main_thread import GroupOverError
 from relay.cli.member import Member, MemberState, WrongStateError
 from relay.cli.options import Options
 from relay.cli.plan import make_plan
@@ -86,12 +87,12 @@ def test_calls_after_the_end_are_refused_and_so_are_those_that_wait(group):
     assert begun.wait(WAIT)
     second = threading.Thread(target=wait)
     second.start()
-    wait_until(lambda: len(group._calls) == 1)
+    wait_until(lambda: group._main_thread.has_callers)
     goes_on.set()
     first.join(WAIT)
     second.join(WAIT)
     assert raised == [True]
-    wait_until(lambda: group._calls is None)
+    wait_until(lambda: group._main_thread.is_over)
     with pytest.raises(GroupOverError, match="relay is ending"):
         group.call(int)
 

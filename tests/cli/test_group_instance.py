@@ -12,8 +12,9 @@ from helpers import WAIT, receive_until_reset, wait_until
 from instance_double import check_contract
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
-from relay.cli.group import GroupOverError, TunnelGroup
+from relay.cli.group import TunnelGroup
 from relay.cli.group_instance import GroupInstance
+from relay.cli.main_thread import GroupOverError
 from relay.cli.member import Member, MemberState
 from relay.cli.options import Options
 from relay.cli.plan import make_plan
@@ -107,7 +108,7 @@ def test_a_tunnel_that_is_not_open_shows_its_configuration():
 
 def test_after_the_end_an_action_is_a_conflict(instance, group):
     group.call(group._end, 0)
-    wait_until(lambda: group._calls is None)
+    wait_until(lambda: group._main_thread.is_over)
     with pytest.raises(ConflictError, match="relay is ending"):
         instance.pause("a")
     assert instance.status().draining

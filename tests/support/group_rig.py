@@ -10,7 +10,7 @@ import threading
 from helpers import WAIT, receive_exactly, wait_until
 
 from relay.cli.file_group import FileGroup, TunnelFile
-from relay.cli.group import GroupOverError
+from relay.cli.main_thread import GroupOverError
 from relay.cli.options import Options
 from relay.cli.signals import Signals
 

@@ -1,0 +1,102 @@
+"""The calls of other threads in the main thread, which runs them between two signals."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # a command starts in half the time without it
+    from concurrent.futures import Future
+
+__all__ = ["GroupOverError", "MainThread"]
+
+Result = TypeVar("Result")
+
+
+class GroupOverError(RuntimeError):
+    """A call of a group that has ended."""
+
+
+class MainThread:
+    """The calls that wait for the main thread. Until :meth:`enter` it is the thread that has made the object.
+
+    :param wake: ends the wait of the main thread; called from any thread.
+    """
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+        self._thread = threading.current_thread()
+        self._events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # for the following one
+        self._waiting: set[Future[Any]] | None = set()  # the threads that wait for a result; None after the end
+
+    # -- from any thread --------------------------------------------------------------------------------------------
+
+    def later(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the main thread, and do not wait."""
+        self._events.put(functools.partial(function, *arguments))
+        self._wake()
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function in the main thread, and wait for it; from the main thread, at once.
+
+        :param function: called with the arguments. It must not wait for long: no signal is handled meanwhile.
+        :returns: its result.
+        :raises GroupOverError: if the end comes before that.
+        :raises BaseException: what it raises.
+        """
+        if threading.current_thread() is self._thread:
+            return function(*arguments)
+        from concurrent.futures import Future
+
+        future: Future[Result] = Future()
+        with self._lock:
+            if self._waiting is None:
+                raise GroupOverError("relay is ending; start it again")
+            self._waiting.add(future)
+        self.later(self._answer, future, functools.partial(function, *arguments))
+        return future.result()
+
+    @property
+    def has_callers(self) -> bool:
+        """True if a thread waits for a result."""
+        return bool(self._waiting)
+
+    @property
+    def is_over(self) -> bool:
+        """True after the end: no call waits or comes any more."""
+        return self._waiting is None
+
+    # -- the main thread --------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Make the current thread the main thread."""
+        self._thread = threading.current_thread()
+
+    def run_next(self) -> bool:
+        """Call the next function; return false if there is none."""
+        if self._events.empty():
+            return False
+        self._events.get()()
+        return True
+
+    def close(self) -> None:
+        """Raise in the threads that still wait, and in those that come later."""
+        with self._lock:
+            waiting, self._waiting = self._waiting or (), None
+        for future in waiting:
+            future.set_exception(GroupOverError("relay is ending; start it again"))
+
+    def _answer(self, future: Future[Result], function: Callable[[], Result]) -> None:
+        """Call a function for a thread that waits for its result."""
+        with self._lock:
+            if self._waiting is None or future not in self._waiting:
+                return
+            self._waiting.discard(future)
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (it is raised in the thread that waits)
+            future.set_exception(error)

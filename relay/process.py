@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from .addresses.options import secret_variables
 from .errors import ConnectError, RelayError
-from .eventloop.loop import Loop
+from .eventloop.loop import Loop, expect_child
 from .eventloop.poller import IN
 
 __all__ = [
@@ -92,6 +92,7 @@ class _Spawner:
 
 def _fulfil(future: Future[Process], argv: Sequence[str], options: Mapping[str, Any]) -> None:
     # Not in the loop above, where the child and its error would be held until the next one is made.
+    expect_child()
     try:
         future.set_result(subprocess.Popen(argv, **options))
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller

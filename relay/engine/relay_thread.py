@@ -388,10 +388,4 @@ def _after_fork_in_child() -> None:
     _all.clear()
 
 
-def _before_fork() -> None:
-    # From now on a child may hold copies of the descriptors that are open.
-    for relay in list(_all):
-        relay.loop.closing_forgets = False
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -122,7 +122,7 @@ class Watch:
 
     def end(self) -> None:
         """Watch no longer; the socket is about to be closed."""
-        self._loop.forget(self._descriptor, closing=True)
+        self._loop.forget(self._descriptor)
         self._watched = False
         self._handler = _ended  # the client and its watch would be a cycle for the collector to find
 

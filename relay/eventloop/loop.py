@@ -10,12 +10,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from .poller import IN, Poller, PollPoller, make_poller
 from .sockets import close_for_good
 
-__all__ = ["Loop", "Timed", "Timer", "Timers"]
+__all__ = ["Loop", "Timed", "Timer", "Timers", "expect_child"]
 
 logger = logging.getLogger("relay")
 
@@ -151,6 +151,8 @@ class Loop:
     cope with a descriptor that is not ready after all.
     """
 
+    has_children: ClassVar[bool] = False  # this process has made a child, or is about to
+
     def __init__(self) -> None:
         self.poller: Poller = make_poller()
         self.closing_forgets = not isinstance(self.poller, PollPoller)
@@ -175,10 +177,13 @@ class Loop:
     def forget(self, descriptor: int, closing: bool = False) -> None:
         """Watch a descriptor no longer.
 
-        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a forked child
-            holds a copy of it.
+        :param closing: that it is about to be closed, which takes it out of an epoll by itself, unless a child holds a
+            copy of it. relay knows of its own children and of forks (:func:`expect_child`), not of those that the
+            program starts by ``subprocess``. So only the engine passes this, for whom each system call counts.
         """
-        if self.handlers.pop(descriptor, None) is not None and not (closing and self.closing_forgets):
+        if self.handlers.pop(descriptor, None) is not None and not (
+            closing and self.closing_forgets and not Loop.has_children
+        ):
             try:
                 self.poller.unregister(descriptor)
             except OSError:
@@ -287,6 +292,19 @@ class Loop:
         crashed = getattr(getattr(getattr(handler, "func", handler), "__self__", None), "crashed", None)
         if crashed is not None:
             crashed(now)
+
+
+def expect_child() -> None:
+    """Take every descriptor out of its poller before it is closed, from now on; called before each child is made.
+
+    A child holds copies of all descriptors: until it executes its program, or for ever. An epoll keeps reporting a
+    socket that this process has closed while a copy is open, and by its number, which may be a new socket's by then.
+    """
+    Loop.has_children = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=expect_child)
 
 
 def _wakeup() -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from helpers import WAIT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.eventloop.loop import Loop, Timer, Timers
+from relay.eventloop.background import Watch
+from relay.eventloop.loop import Loop, Timer, Timers, expect_child
 from relay.eventloop.poller import IN
+from relay.process import start
 
 
 class Item:
@@ -163,6 +166,52 @@ def test_a_socket_is_closed_only_after_its_turn(loop: Loop) -> None:
         loop.run()
         assert states == [True]
         assert ours.fileno() == -1
+
+
+@pytest.mark.parametrize("who", ["a watch", "the engine"])
+def test_a_copy_in_a_child_keeps_no_closed_socket_in_the_loop(
+    loop: Loop, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child has copies between its fork and its program; their events would go to a new socket of the same number."""
+    monkeypatch.setattr(Loop, "has_children", False)
+    ours, theirs = socket.socketpair()
+    new, other = socket.socketpair()
+    events: list[int] = []
+
+    def handle(event: int, now: float) -> None:
+        events.append(event)
+
+    with ours, theirs, new, other:
+        number = ours.fileno()
+        watch = Watch(ours, loop, handle)
+        watch.set_interest(IN)
+        copy = os.dup(number)  # as the child has it
+        try:
+            if who == "a watch":
+                watch.end()
+            else:
+                expect_child()
+                loop.forget(number, closing=True)
+            os.dup2(new.fileno(), number)  # closes it, and gives its number to another socket, at once
+            theirs.close()
+            Watch(ours, loop, handle).set_interest(IN)
+            loop.call(loop.stop)
+            loop.run()
+        finally:
+            os.close(copy)
+    assert events == []
+
+
+@pytest.mark.parametrize("who", ["fork", "start"])
+def test_the_loops_know_of_the_children_that_relay_makes(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loop, "has_children", False)
+    if who == "start":
+        start(["true"]).wait(WAIT)
+    elif pid := os.fork():
+        os.waitpid(pid, 0)
+    else:
+        os._exit(0)
+    assert Loop.has_children
 
 
 @pytest.mark.usefixtures("poll_only")

@@ -21,16 +21,17 @@ from helpers import BLOCK, WAIT, Thread, ending, exchange, receive_exactly, send
 CHILD = """
 import encodings.idna, fcntl, os, resource, sys, threading
 import relay, relay.testing
+from relay.eventloop.pipes import PipePool
 relay.Tunnel, relay.tcp, relay.listen
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
-    os.setuid(65534)
+    os.setuid(20000 + os.getpid() % 40000)  # whose quota of pipes no other test uses
 port, limit = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 tunnel = relay.Tunnel(relay.listen(":0"), relay.tcp("127.0.0.1", port), timeout=None)
 print(tunnel.address[1], flush=True)
-spent = []
+spent, pipes = [], []
 
 def spend_descriptors():
     try:
@@ -40,12 +41,22 @@ def spend_descriptors():
         return len(spent)
 
 def spend_pipes():
-    try:
-        while True:
-            spent.extend(os.pipe())
-            fcntl.fcntl(spent[-1], fcntl.F_SETPIPE_SZ, 1 << 20)
-    except OSError:
-        return len(spent) // 2
+    while True:
+        ends = os.pipe()
+        try:
+            fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+        except OSError:
+            for end in ends:
+                os.close(end)
+            return len(pipes) // 2
+        pipes.extend(ends)
+
+def make_pipe(pool, make=PipePool._make):
+    if pipes:
+        spend_pipes()  # what another process of this user has given back
+    return make(pool)
+
+PipePool._make = make_pipe
 
 def engines(count):
     while len(tunnel.recent()) < count:
@@ -53,8 +64,9 @@ def engines(count):
     return [one.engine for one in tunnel.recent()]
 
 def free():
-    while spent:
-        os.close(spent.pop())
+    for ends in spent, pipes:
+        while ends:
+            os.close(ends.pop())
     return 0
 
 for line in sys.stdin:

@@ -68,7 +68,7 @@ class AskpassServer:
         """Close the socket and all connections; on the loop's thread."""
         for one in (self._socket, *self._callers):
             if one.fileno() >= 0:
-                self._loop.forget(one.fileno(), closing=True)
+                self._loop.forget(one.fileno())
                 one.close()
         self._callers.clear()
 

@@ -113,7 +113,7 @@ class Control:
     def close(self) -> None:
         """Close the connection; pending requests get an error."""
         if self._socket.fileno() >= 0:
-            self._loop.forget(self._socket.fileno(), closing=True)
+            self._loop.forget(self._socket.fileno())
             self._socket.close()
         replies, self._replies = self._replies, {}
         for reply in replies.values():

@@ -219,7 +219,7 @@ class RemoteForwards:
         """Accept no more of its streams; its path is free when this returns."""
         if self._forwards.get(forward.place) is forward:
             del self._forwards[forward.place]
-        self._loop.forget(forward.socket.fileno(), closing=True)
+        self._loop.forget(forward.socket.fileno())
         forward.socket.close()
         with self._master.lock:
             self._master.drain()  # ssh logs a connect before it connects: no arrival may be left for the next forward

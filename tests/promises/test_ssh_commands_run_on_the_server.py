@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from helpers import PROMPT, WAIT, Thread, receive_all, receive_exactly, wait_until
+from helpers import PROMPT, WAIT, Thread, is_running, receive_all, receive_exactly, wait_until
 from program_rig import BRIDGE, CASES, MUCH, failure, finish, remote, said
 from sshd import FarEnd
 
@@ -292,17 +292,8 @@ def test_a_reset_ends_the_command(make_sshd, make_ssh_server, tmp_path):
             pid = int(receive_exactly(stream.socket, 1) + stream.socket.recv(20))
             stream.socket.sendall(b"half of it")
             stream.reset()
-            wait_until(lambda pid=pid: not _is_running(pid))
+            wait_until(lambda pid=pid: not is_running(pid))
             # The one of OpenSSH sends signals only where it has separated privileges, which it has not for root.
             assert not taken.exists() or (kind == "sshd" and os.geteuid() == 0)
             with link.open("cat") as other:
                 assert finish(other, b"still there") == b"still there"
-
-
-def _is_running(pid):
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from helpers import WAIT, exchange, wait_until
+from helpers import WAIT, exchange, is_running, wait_until
 from sshd import FarEnd
 
 import relay
@@ -93,7 +93,7 @@ def test_the_connection_ends_with_the_program(backend, sshd, number):
         program.send_signal(number)
         program.wait(WAIT)
         wait_until(lambda: not sshd.sessions())
-        wait_until(lambda: not any(alive(pid) for pid in children))
+        wait_until(lambda: not any(is_running(pid) for pid in children))
 
 
 def family(pid):
@@ -102,13 +102,6 @@ def family(pid):
         for child in map(int, path.read_text().split()):
             found += [child, *family(child)]
     return found
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("url", ["secret"])

@@ -117,6 +117,14 @@ def receive_rest(end: Any) -> bytes:
     return bytes(data)
 
 
+def is_running(pid: int) -> bool:
+    """Return true if there is a process of this number that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):  # the second one if it ends between the open and the read
+        return False
+
+
 def stop(pid: int) -> None:
     """Stop a process (SIGSTOP), and wait until each of its threads has stopped, which takes the system a moment."""
     os.kill(pid, signal.SIGSTOP)

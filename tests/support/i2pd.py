@@ -188,6 +188,11 @@ class Router:
             make_keys(self._ready[-1])
             self.configure(_ready_destination(self._ready[-1], 20000 + number, hops))
 
+    @property
+    def ready(self) -> int:
+        """The number of destinations that are left for :meth:`ready_keys`."""
+        return len(self._ready)
+
     def ready_keys(self) -> Path:
         """The private keys of a destination that the router has tunnels for, twelve seconds after its start.
 

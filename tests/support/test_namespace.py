@@ -10,7 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import BLOCK, WAIT, Thread, ending, fate_of_client, receive_all, receive_exactly, send_and_end, wait_until
+from helpers import (
+    BLOCK,
+    WAIT,
+    Thread,
+    ending,
+    fate_of_client,
+    is_running,
+    receive_all,
+    receive_exactly,
+    send_and_end,
+    wait_until,
+)
 from namespace import HARD_END, LOOPBACK, Namespace, Unavailable
 
 HERE = Path(__file__).parent
@@ -107,16 +118,16 @@ def test_programs_end_with_it(namespace):
         grandchild = int(process.stdout.readline())
         spawned = own.spawn(["sleep", "60"], Path(os.devnull))
     assert process.returncode == -signal.SIGKILL
-    wait_until(lambda: not _lives(grandchild) and not _lives(spawned))
+    wait_until(lambda: not is_running(grandchild) and not is_running(spawned))
 
 
 def test_a_program_of_its_own_is_nobodys_child(namespace, tmp_path):
     output = tmp_path / "output"
     pid = namespace.spawn(["sh", "-c", "echo here; cat /proc/net/dev; exec sleep 60"], output)
     wait_until(lambda: output.exists() and "lo:" in output.read_text())
-    assert _lives(pid)  # and the check for leaks does not see it
+    assert is_running(pid)  # and the check for leaks does not see it
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not _lives(pid))
+    wait_until(lambda: not is_running(pid))
 
 
 CHILD = """
@@ -133,17 +144,9 @@ def test_all_of_it_ends_when_the_program_is_killed(namespace):
     argv = [sys.executable, "-c", CHILD, str(HERE), str(HERE.parents[1])]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         pids = list(map(int, process.stdout.readline().split()))
-        assert len(pids) == 3 and all(map(_lives, pids))
+        assert len(pids) == 3 and all(map(is_running, pids))
         process.kill()
-    wait_until(lambda: not any(map(_lives, pids)))
-
-
-def _lives(pid):
-    """Return true if it runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    wait_until(lambda: not any(map(is_running, pids)))
 
 
 def test_a_door_keeps_half_close(ends):

@@ -18,6 +18,7 @@ from helpers import (
     WAIT,
     Server,
     Thread,
+    is_running,
     receive_all,
     receive_exactly,
     receive_until_reset,
@@ -59,14 +60,6 @@ def opened(*words):
     stream = Programs(words, f"exec:{words[0]}")(deadline=time.monotonic() + WAIT)
     stream.socket.settimeout(WAIT)
     return stream
-
-
-def is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def told_pid(stream):

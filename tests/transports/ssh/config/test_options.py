@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import wait_until
+from helpers import is_running, wait_until
 
 from relay import AddressError, ConnectError
 from relay.addresses.ssh import SSHServer
@@ -141,14 +141,7 @@ def test_a_client_that_hangs_is_ended_with_its_children(
         text = (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""
         if text:
             break
-    wait_until(lambda: not _lives(int(text)))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    wait_until(lambda: not is_running(int(text)))
 
 
 def test_a_child_that_stays_behind_does_not_hold_us(told: Any, tmp_path: Path) -> None:

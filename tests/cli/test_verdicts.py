@@ -31,6 +31,8 @@ KEYS = {
     "drain": (PLAIN, "", "drain = 3", "tuned"),
     "required": (PLAIN, "", "required = true", "tuned"),
     "on_reload": (PLAIN, "", 'on_reload = "cut"', "tuned"),
+    "probe": (PLAIN, "", 'probe = "connect"', "tuned"),
+    "probe_interval": (PLAIN + 'probe = "connect"\n', "", "probe_interval = 3", "tuned"),
     "sam": (PLAIN.replace("db:1", "i2p://name.i2p"), "", 'sam = "127.0.0.2:7656"', "rerouted"),
     "listen": ('[tunnels.one]\ntarget = "db:1"\n', "listen = 1", "listen = 2", "moved"),
     "listen_via": (AT_SSH, "", 'listen_via = ["ssh://other"]', "moved"),

@@ -33,7 +33,12 @@ import relay
 from relay.engine.records import REASONS, ConnectionRecord
 from relay.testing import FakeListener
 
-MEMBERS = {"address", "close", "connections", "join", "kill", "metrics", "pause", "recent", "resume", "stats"}
+MEMBERS = {"address", "close", "join", "kill", "pause", "ping", "resume"} | {
+    "connections",
+    "metrics",
+    "recent",
+    "stats",
+}
 OF_I2P = {"b32", "dest", "session", "state"}
 
 

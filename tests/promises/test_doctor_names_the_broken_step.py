@@ -77,7 +77,7 @@ def test_nothing_is_broken(doctor, target):
 
 def test_nothing_listens(doctor, refusing):
     found = doctor(refusing)
-    found.names("connect", "connection refused", "is the service running?")
+    found.names("connect", "connection refused", "check that the service is running")
     assert found.steps == ["route"]
 
 
@@ -242,7 +242,7 @@ def test_tls_chain_that_is_incomplete(doctor, tls):
 
 
 def test_tls_server_that_speaks_none(doctor, target, certificates):
-    doctor(f"tls://{target}?ca={certificates.ca}").names("tls", "does not speak TLS", "is it the right port?")
+    doctor(f"tls://{target}?ca={certificates.ca}").names("tls", "does not speak TLS", "check the port")
 
 
 def test_tls_server_that_is_silent(doctor, silent, certificates, impatient):
@@ -435,7 +435,9 @@ def test_the_hops_alone(doctor, ssh_server):
 
 
 def test_a_proxy_that_is_not_there(doctor, refusing, target):
-    doctor(target, "--via", f"socks5://{refusing}").names("connect", "connection refused", "is the service running?")
+    doctor(target, "--via", f"socks5://{refusing}").names(
+        "connect", "connection refused", "check that the service is running"
+    )
 
 
 def test_a_proxy_with_another_login(doctor, target, tmp_path):
@@ -457,7 +459,7 @@ def test_a_proxy_that_refuses_the_request(doctor, refusing, scheme):
     with relay.Tunnel(relay.listen(f"{scheme}://127.0.0.1:0"), relay.dynamic(), timeout=None) as tunnel:
         found = doctor(refusing, "--via", f"{scheme}://127.0.0.1:{tunnel.address[1]}")
     found.names(
-        "proxy request", *(("refused", "running?") if scheme == "socks5" else ("cannot be reached", "name and port"))
+        "proxy request", *(("refused", "is running") if scheme == "socks5" else ("cannot be reached", "name and port"))
     )
 
 

@@ -237,7 +237,7 @@ def test_advice_has_a_line_of_its_own(status):
         reserved.bind(("127.0.0.1", 0))
         code, out, _ = status("127.0.0.1:{}".format(*reserved.getsockname()[1:]))
     assert code == 1
-    assert "→ is the service running?" in out
+    assert "→ check that the service is running" in out
     assert out.splitlines()[-1].startswith("1 check failed")
 
 

@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
 def report():
     checks = [
         Check("resolve", "db:5432", Status.OK, "10.0.0.7", seconds=0.00312345678, facts={"ipv4": ["10.0.0.7"]}),
-        Check("connect", "db:5432", Status.FAILED, "connection refused", "is the service running?"),
+        Check("connect", "db:5432", Status.FAILED, "connection refused", "check that the service is running"),
     ]
     other = Section("machine", "this machine", [Check("clock", "", Status.WARNING, "late"), *checks[:1]])
     return Report([Section("db", "5432 → db:5432", checks), other])

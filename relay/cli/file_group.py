@@ -145,6 +145,13 @@ class FileGroup(TunnelGroup):
         return reloads.run()
 
     def _reload(self) -> ReloadResult:
+        self.supervisor.on_reload()
+        try:
+            return self._reload_now()
+        finally:
+            self.supervisor.on_reloaded(was_successful=self._figures.was_successful)
+
+    def _reload_now(self) -> ReloadResult:
         from .reload import ReloadError, ReloadResult, prepared
 
         try:

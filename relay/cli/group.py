@@ -22,6 +22,7 @@ from .plan import Opened
 from .preflight import Preflight
 from .probes import BackgroundCall, HopProbe
 from .signals import Signals
+from .supervisor import Supervisor
 
 if TYPE_CHECKING:  # a command starts in half the time without them
     from .live import LiveTable, View
@@ -64,6 +65,8 @@ class TunnelGroup:
         """Opens the log file again; from any thread. Set by the one who opens the file."""
         self.on_change: Callable[[], object] = lambda: None
         """Called in the main thread when tunnels have opened or were reloaded."""
+        self.supervisor = Supervisor()
+        """Told about what happens; the service manager, if there is one."""
         self.started = time.time()
         """When it was made, in seconds since 1970."""
         self._members = tuple(members)
@@ -192,6 +195,7 @@ class TunnelGroup:
             pass
         if self._table is not None and heard != 0:
             self._table.refresh()
+        self.supervisor.on_turn()
 
     def _show(self, view: View) -> None:
         from .live import live_table
@@ -201,7 +205,10 @@ class TunnelGroup:
             self._table = self._terminal.enter_context(table)
 
     def _wait(self) -> int | None:
-        return self._signals.wait(REFRESH if self._table is not None else None)
+        timeout = self.supervisor.timeout()
+        if self._table is not None:
+            timeout = REFRESH if timeout is None else min(REFRESH, timeout)
+        return self._signals.wait(timeout)
 
     def _find(self, name: str) -> Member:
         for member in self._members:

@@ -122,7 +122,7 @@ def start(
     :param stderr: as ``stdin``.
     :param pass_fds: further descriptors, which keep their numbers.
     :param env: the whole environment; ``None`` passes on the program's own. Variables that hold a secret of relay
-        (:func:`relay.addresses.options.secret_variables`) are taken out.
+        (:func:`relay.addresses.options.secret_variables`) and those of a service manager are taken out.
     :returns: the process. Its owner waits for it.
     :raises FileNotFoundError: if there is no such program.
     :raises RelayError: if this program has no Python interpreter to start it with.
@@ -166,8 +166,14 @@ def begin(
     )
 
 
+# A service manager means them for this process alone; sd_listen_fds(3), sd_notify(3).
+_OF_THIS_PROCESS = frozenset(
+    ("FDSTORE", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+)
+
+
 def _without_secrets(env: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    names = secret_variables()
+    names = _OF_THIS_PROCESS | secret_variables()
     whole = os.environ if env is None else env
     return env if names.isdisjoint(whole) else {name: value for name, value in whole.items() if name not in names}
 

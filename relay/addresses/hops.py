@@ -17,7 +17,7 @@ from ..errors import AddressError, ConnectError
 from .i2p import I2PListen, I2PRouter, I2PTarget
 from .options import CONTROL, FILE, SECRET, VARIABLE, Secret, check_options, option
 from .ssh import SSHListen, SSHServer
-from .values import TCPAddress, TLSListen, UnixAddress, check_host_port, is_i2p
+from .values import SystemdListen, TCPAddress, TLSListen, UnixAddress, check_host_port, is_i2p
 
 __all__ = [
     "Command",
@@ -180,7 +180,7 @@ class Command:
 
 Hop = SSHServer | I2PRouter | Proxy | Command
 Route = tuple[Hop, ...]
-Listen = TCPAddress | UnixAddress | TLSListen | SSHListen | I2PListen | ProxyListen
+Listen = TCPAddress | UnixAddress | TLSListen | SSHListen | I2PListen | ProxyListen | SystemdListen
 Place = TCPAddress | UnixAddress | Command
 
 

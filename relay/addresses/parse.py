@@ -13,10 +13,12 @@ from .i2p import I2PListen, I2PTarget
 from .i2p_parser import read_i2p_listen, read_i2p_target
 from .options import options_of
 from .ssh import LISTEN, SSHListen, SSHServer
-from .values import Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
+from .values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 
 __all__ = ["parse_elsewhere", "parse_hop", "parse_hops", "parse_listen", "parse_ssh_server", "parse_target"]
 
+_SYSTEMD = re.compile(r"systemd:(?![0-9]*$|//)(.*)", re.IGNORECASE)
+_SYSTEMD_NAME = re.compile(r"[!-9;-~]{1,255}")  # sd_listen_fds_with_names(3): no colon
 _I2P = re.compile(r"i2p:?(\?.*)?", re.IGNORECASE)
 
 
@@ -40,7 +42,7 @@ def parse_target(text: str, before: Hop | None = None) -> Target | I2PTarget | C
 def parse_listen(text: str) -> Listen:
     """Parse an address to listen on; without a host, it is on the loopback.
 
-    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
+    :param text: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME``,
         ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with ``HOST:PORT``,
         ``PORT`` or ``/PATH`` of the server (``127.0.0.1:0`` unless it is given) and the parameters of
         :func:`parse_hop`, ``socks5://[user@]host:port?password_file=…&password_env=…`` or ``http://…`` for clients that
@@ -160,15 +162,17 @@ class _Target(AddressParser):
 
 
 class _Listen(SSHParser):
-    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http")
+    schemes: tuple[str, ...] = ("tcp", "tls", "unix", "ssh", "i2p", "socks5", "http", "systemd")
     forms = (
         "allowed are :port, host:port, unix:///path, tls://host:port, ssh://user@host?listen=host:port, i2p:, "
-        "socks5://host:port and http://host:port"
+        "socks5://host:port, http://host:port and systemd:NAME"
     )
     i2p_names = "relay listens only on destinations of its own; use i2p: for that"
     least_port = 0
 
     def plain(self) -> tuple[str, str]:
+        if "systemd" in self.schemes and (found := _SYSTEMD.fullmatch(self.text)):
+            return "systemd", found[1]
         found = _I2P.fullmatch(self.text) if "i2p" in self.schemes else None
         return super().plain() if found is None else ("i2p", found[1] or "")
 
@@ -181,6 +185,8 @@ class _Listen(SSHParser):
         scheme, rest = self.split()
         if scheme == "unix":
             return UnixAddress(self.path(rest))
+        if scheme == "systemd":
+            return self.inherited(rest)
         if scheme == "ssh":
             return self.reverse(rest)
         if scheme == "i2p":
@@ -197,6 +203,15 @@ class _Listen(SSHParser):
                 "no certificate", "a TLS listener needs tls://host:port?cert=FILE, and key=FILE if it is elsewhere"
             )
         return TLSListen(host, port, **given)
+
+    def inherited(self, name: str) -> SystemdListen:
+        """Parse the name of a socket that systemd opens."""
+        if self.text.lower().startswith("systemd://") or not _SYSTEMD_NAME.fullmatch(name):
+            self.fail(
+                "not a name of a socket",
+                "systemd:NAME has the FileDescriptorName of a socket unit, up to 255 characters",
+            )
+        return SystemdListen(name)
 
     def reverse(self, rest: str) -> SSHListen:
         server, given = self.ssh_url(rest, {"listen": LISTEN})

@@ -15,6 +15,7 @@ from .options import CONTROL, FILE, PRINTABLE, option, options_of
 
 __all__ = [
     "LONGEST_UNIX_PATH",
+    "SystemdListen",
     "TCPAddress",
     "TLSListen",
     "TLSTarget",
@@ -50,6 +51,16 @@ class UnixAddress:
 
     def __str__(self) -> str:
         return f"unix://{quoted(self.path)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SystemdListen:
+    """``systemd:NAME`` to listen at: a socket that systemd has opened (``FileDescriptorName`` of systemd.socket(5))."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"systemd:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ..addresses.hops import Command, Listen, ProxyListen, Route, check_way
 from ..addresses.i2p import I2PListen, I2PTarget
 from ..addresses.parse import parse_hops, parse_listen, parse_target
 from ..addresses.ssh import SSHListen
-from ..addresses.values import Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
+from ..addresses.values import SystemdListen, Target, TCPAddress, TLSListen, TLSTarget, UnixAddress, is_i2p
 from ..errors import AddressError
 from ..streams.checks import check_time
 from ..streams.dialer import Dialer
@@ -35,6 +35,7 @@ LISTENERS: dict[type, str] = {
     SSHListen: "api.ssh:listen_ssh",
     I2PListen: "api.i2p:listen_i2p",
     ProxyListen: "transports.proxies.protocols:listen_proxy",
+    SystemdListen: "transports.activated:listen_systemd",
 }
 
 
@@ -115,8 +116,9 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
 def listen(address: str, via: Sequence[str] = ()) -> Any:
     """Listen on any address; without a host, on 127.0.0.1.
 
-    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``,
-        ``tls://host:port?cert=…&key=…&client_ca=…``, ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
+    :param address: ``:port``, ``port``, ``host:port``, ``tcp://host:port``, ``unix:///path``, ``systemd:NAME`` (a
+        socket that systemd has opened), ``tls://host:port?cert=…&key=…&client_ca=…``,
+        ``ssh://[user@]host[:port]?listen=…`` with the ``HOST:PORT`` or
         ``/PATH`` on which the server listens (default: 127.0.0.1:0), ``i2p:?keys=…&…`` with the
         parameters of :func:`relay.i2p_listen`, or ``socks5://[user@]host:port?password_file=…&password_env=…`` or
         ``http://…`` for clients that name their targets (see :func:`relay.dynamic`); port 0 picks a free one.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..engine.records import Stats
+from ..transports.tcp import inherit
 from .figures import ReloadFigures
 from .i2p_options import tell_published
 from .main_thread import MainThread
@@ -223,7 +224,8 @@ class TunnelGroup:
         postponed = functools.partial(self._main_thread.later, self._on_postponed, member)
         try:
             opening = functools.partial(member.plan.open, self._preflight)
-            member.begin(BackgroundCall(opening, opened, postponed))
+            sockets = self.supervisor.sockets_of(member.name)
+            member.begin(BackgroundCall(functools.partial(inherit, sockets, opening), opened, postponed))
         except RuntimeError as error:  # the system has no thread left
             self._give_up(member, error)
             self._on_first_result()

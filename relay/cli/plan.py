@@ -13,7 +13,7 @@ from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHListen
-from ..addresses.values import Target, TCPAddress, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer, listener
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, ConnectError
@@ -253,7 +253,7 @@ def _by(rules: int) -> str:
 
 def _proxy(
     address: Listen, user: str | None, password: str | None, password_file: str | None, password_env: str | None
-) -> tuple[UnixAddress | ProxyListen, Callable[[], Any]]:
+) -> tuple[UnixAddress | SystemdListen | ProxyListen, Callable[[], Any]]:
     """Return the address of a proxy, and a function that makes its listener."""
     login: dict[str, Any] = {
         "user": user,
@@ -264,21 +264,20 @@ def _proxy(
     if (user is None) != (password is None and password_file is None and password_env is None):
         problem = "--user: user missing" if user is None else "--user: password missing"
         raise ValueError(f"{problem}; set --user NAME and --password-file FILE or --password-env NAME")
-    if isinstance(address, UnixAddress):
-        path = address.path
+    if isinstance(address, UnixAddress | SystemdListen):
+        place = address
 
         def listen() -> Any:
             from ..transports.proxies.listener import login_of
             from ..transports.proxies.socks_server import SOCKSListener
-            from ..transports.unix import listen_unix
 
-            return SOCKSListener(listen_unix(path), login_of(**login))
+            return SOCKSListener(listener(place), login_of(**login))
 
         return address, listen
     if isinstance(address, TCPAddress):
         address = ProxyListen("socks5", address.host, address.port)
     if not isinstance(address, ProxyListen):
-        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
+        allowed = "allowed are :port, host:port, unix:///path, socks5://host:port, http://host:port and systemd:NAME"
         raise AddressError(f"listen address '{address}': a proxy for programs does not listen there; {allowed}")
     if user is not None:
         if address.user is not None:

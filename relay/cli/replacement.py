@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import threading
@@ -14,10 +13,10 @@ from ..addresses.i2p import I2PListen
 from ..addresses.values import TCPAddress, TLSListen
 from ..config.listen_conflicts import exclude_each_other
 from ..engine import changes
-from ..transports.tcp import inheriting
+from ..transports.tcp import inherit
 from .member import Member, MemberState
 from .output import describe_error
-from .plan import Bound, Opening
+from .plan import Bound
 from .preflight import Preflight
 from .probes import BackgroundCall
 from .verdicts import EFFECTS, Change, Settings, Verdict
@@ -155,7 +154,7 @@ class Replacement:
                 plan.check(preflight)  # all that can be checked while the old listener is open
                 other.vacate()
                 self._vacated.append(other)
-        opening = functools.partial(_inherit, heirlooms, functools.partial(plan.bind, preflight))
+        opening = functools.partial(inherit, heirlooms, functools.partial(plan.bind, preflight))
         self._attempt = BackgroundCall(opening, self._on_outcome, self._on_postponed)
 
     def sockets(self) -> list[Any]:
@@ -312,8 +311,3 @@ class Replacement:
 def _same_port(one: object, other: object) -> bool:
     """Return whether a socket of one address can serve the other."""
     return isinstance(one, _AT_PORT) and isinstance(other, _AT_PORT) and one.host == other.host
-
-
-def _inherit(sockets: Sequence[Any], bind: Callable[[Opening], Bound], opening: Opening) -> Bound:
-    with inheriting(sockets) if sockets else contextlib.nullcontext():
-        return bind(opening)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
+
 __all__ = ["Supervisor"]
 
 
@@ -11,6 +14,10 @@ class Supervisor:
     def timeout(self) -> float | None:
         """Return the most seconds until it wants a turn of the main thread; ``None`` for none."""
         return None
+
+    def sockets_of(self, name: str) -> Sequence[socket.socket]:
+        """Return listening sockets that a tunnel may take over when it opens; they stay with their owner."""
+        return ()
 
     def on_turn(self) -> None:
         """The main thread has handled what there was."""

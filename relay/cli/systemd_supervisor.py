@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from ..addresses.values import SystemdListen
 from ..operations.health import TURN
-from ..operations.service_manager import Notifier, notifier
+from ..operations.service_manager import Notifier, is_stored_name, notifier, stored_name
+from ..transports.activated import received
 from .group import TunnelGroup
 from .member import MemberState, Snapshot
 from .output import closing
@@ -35,8 +39,11 @@ def supervised(group: TunnelGroup) -> Iterator[None]:
         yield
         return
     with manager:
-        group.supervisor = SystemdSupervisor(group, manager)
-        yield
+        supervisor = group.supervisor = SystemdSupervisor(group, manager)
+        try:
+            yield
+        finally:
+            supervisor.close()
 
 
 class SystemdSupervisor(Supervisor):
@@ -55,10 +62,19 @@ class SystemdSupervisor(Supervisor):
         self._is_ending = False
         self._reloads = False
         self._status = ""
+        self._store = _Store(group, manager)
 
     def timeout(self) -> float | None:
         """Return the seconds until the watchdog is due."""
         return None if self._watchdog is None else self._watchdog.timeout()
+
+    def sockets_of(self, name: str) -> Sequence[socket.socket]:
+        """Return the listening sockets that systemd has kept for a tunnel."""
+        return self._store.sockets_of(name)
+
+    def close(self) -> None:
+        """Close the kept sockets that nobody has taken over."""
+        self._store.close()
 
     def on_turn(self) -> None:
         """Tell what has changed."""
@@ -67,6 +83,7 @@ class SystemdSupervisor(Supervisor):
                 self._tell_end()
             elif not self._reloads:
                 self._tell_state()
+        self._store.on_turn()
         if self._watchdog is not None:
             self._watchdog.on_turn()
 
@@ -117,6 +134,61 @@ class SystemdSupervisor(Supervisor):
         if required:
             return all(member.state.accepts for member in required)
         return all(member.state is not MemberState.OPENING for member in members)
+
+
+class _Store:
+    """The listening TCP sockets that systemd keeps over a restart, so that clients wait and are not refused.
+
+    A socket is found again by the name of its tunnel and its address. A Unix socket is not kept, because its file is
+    removed with its listener; one of a socket unit is systemd's own.
+    """
+
+    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
+        self._group = group
+        self._manager = manager
+        passed = received()
+        self._passed = {name: passed.pop(name) for name in [*passed] if is_stored_name(name)}
+        self._kept = {name: {one.getsockname() for one in sockets} for name, sockets in self._passed.items()}
+
+    def sockets_of(self, name: str) -> Sequence[socket.socket]:
+        return self._passed.get(stored_name(name), ())
+
+    def close(self) -> None:
+        """Close what was passed; the listeners have duplicates. Idempotent."""
+        passed, self._passed = self._passed, {}
+        for sockets in passed.values():
+            for one in sockets:
+                one.close()
+
+    def on_turn(self) -> None:
+        """Once all tunnels have begun, keep what listens and nothing else."""
+        members = self._group.members
+        if self._group.is_ending or any(member.state is MemberState.OPENING for member in members):
+            return
+        self.close()
+        if not self._manager.stores:
+            return
+        wanted: dict[str, dict[Any, socket.socket]] = {}
+        for member in members:
+            if (listening := _listening(member)) is not None:
+                wanted.setdefault(stored_name(member.name), {})[listening.getsockname()] = listening
+        for name in [name for name, places in self._kept.items() if wanted.get(name, {}).keys() != places]:
+            self._manager.forget(name)
+            del self._kept[name]
+        for name, sockets in wanted.items():
+            if name not in self._kept:
+                for listening in sockets.values():
+                    self._manager.store(name, listening)
+                self._kept[name] = {*sockets}
+
+
+def _listening(member: Snapshot) -> socket.socket | None:
+    """Return the listening TCP socket of a tunnel that relay has opened itself; ``None`` if there is none."""
+    if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
+        return None
+    found = getattr(member.opened.receive, "listening", member.opened.receive)
+    is_tcp = isinstance(found, socket.socket) and found.family in (socket.AF_INET, socket.AF_INET6)
+    return found if is_tcp and found.fileno() >= 0 else None
 
 
 class _Watchdog:

@@ -16,7 +16,7 @@ from ..addresses.parse import parse_hop, parse_hops, parse_listen, parse_target
 from ..addresses.printable import shown
 from ..addresses.redact import redact
 from ..addresses.ssh import SSHListen
-from ..addresses.values import Target, TCPAddress, TLSTarget, UnixAddress
+from ..addresses.values import SystemdListen, Target, TCPAddress, TLSTarget, UnixAddress
 from ..transports.dynamic import Rule, parse_rule
 from .lines import Path
 from .listen_conflicts import ListenTable
@@ -237,7 +237,7 @@ class _One:
         self._checker.check_secrets((*self._path, "listen"), [listen])
         if self._tunnel.listen_via and server is None:
             self._refuse("listen_via", "it listens on this machine; hops lead to ssh:// and i2p: ones only")
-        if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress):
+        if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress | SystemdListen):
             allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
             self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
         line = self._problems.line((*self._path, "listen"))

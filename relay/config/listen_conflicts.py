@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
-from ..addresses.values import TCPAddress, TLSListen, UnixAddress
+from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
 __all__ = ["Claim", "ListenTable", "exclude_each_other"]
@@ -62,7 +62,7 @@ def _overlap(one: str, other: str) -> bool:
 
 def _key(listen: object, tunnel: Tunnel) -> object:
     """Return a key that is equal for equal addresses; ``None`` for an address that is never shared."""
-    if isinstance(listen, UnixAddress):
+    if isinstance(listen, UnixAddress | SystemdListen):
         return listen
     if isinstance(listen, SSHListen):
         is_free = isinstance(listen.place, TCPAddress) and listen.place.port == 0

@@ -156,8 +156,8 @@ class Tunnel(Defaults):
     """One tunnel, from where it listens to its target."""
 
     listen: Address
-    """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `tls://HOST:PORT?cert=FILE`, `ssh://HOST?listen=HOST:PORT`
-    or `i2p:`; for a proxy `socks5://HOST:PORT` or `http://HOST:PORT`."""
+    """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `systemd:NAME`, `tls://HOST:PORT?cert=FILE`,
+    `ssh://HOST?listen=HOST:PORT` or `i2p:`; for a proxy `socks5://HOST:PORT` or `http://HOST:PORT`."""
     listen_via: list[str] | None = None
     """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
     target: str | None = None

@@ -9,15 +9,17 @@ import ipaddress
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from ..addresses.values import TCPAddress, check_host_port
 from ..errors import ConnectError
 from ..eventloop.sockets import Endpoint
 from ..streams.connect import SocketDialer, resolved
 
-__all__ = ["BACKLOG", "inheriting", "listen_tcp", "tcp"]
+__all__ = ["BACKLOG", "inherit", "inheriting", "listen_tcp", "tcp"]
+
+Result = TypeVar("Result")
 
 
 def tcp(host: str, port: int) -> SocketDialer:
@@ -141,6 +143,12 @@ def inheriting(sockets: Sequence[socket.socket]) -> Iterator[None]:
         yield
     finally:
         _inheritance.sockets = before
+
+
+def inherit(sockets: Sequence[socket.socket], function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function, and let :func:`listen_tcp` in it take over sockets; see :func:`inheriting`."""
+    with inheriting(sockets):
+        return function(*arguments)
 
 
 def _inherited(family: int, address: Any) -> socket.socket | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 
 import pytest
-from group_rig import letter, running
+from group_rig import Group, letter, running
 from helpers import WAIT, wait_until
 
 from relay.cli.reload import ReloadError
@@ -65,9 +66,9 @@ def test_ready_is_told_once_and_the_status_when_it_changes(up, target):
 
 def test_a_tunnel_that_is_not_required_does_not_delay_the_start(up, target):
     waiting = "ssh://nobody@127.0.0.1:1?listen=:0&hostkey=SHA256:" + "A" * 43
-    group, manager = up(toml("a", target) + toml("b", target, listen=waiting))
+    _, manager = up(toml("a", target) + toml("b", target, listen=waiting))
     wait_until(lambda: manager.heard[:1] == [("ready", "1 of 2 tunnels listen")])
-    group, manager = up(toml("a", target) + toml("b", target, "required = true", listen=waiting))
+    _, manager = up(toml("a", target) + toml("b", target, "required = true", listen=waiting))
     wait_until(lambda: manager.heard)
     assert manager.heard[0] == ("status", "1 of 2 tunnels listen") and "ready" not in manager.names()
 
@@ -113,6 +114,75 @@ def test_the_watchdog_starves_while_a_loop_does_not_turn(up, target, caplog):
     finally:
         goes_on.set()
     wait_until(lambda: manager.names().count("alive") > fed)
+
+
+class Stored(Manager):
+    """Keeps sockets, as systemd does, and passes them to the next relay."""
+
+    stores = 8
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def store(self, name, listening):
+        self.kept.setdefault(name, []).append(listening.dup())
+
+    def forget(self, name):
+        for one in self.kept.pop(name):
+            one.close()
+
+
+@pytest.fixture
+def restarted(tmp_path, monkeypatch):
+    """Runs the tunnels of a text once more, with the sockets that systemd has kept."""
+    manager = Stored()
+
+    @contextlib.contextmanager
+    def start(text):
+        with contextlib.ExitStack() as stack:
+            passed = {name: [one.dup() for one in sockets] for name, sockets in manager.kept.items()}
+            monkeypatch.setattr("relay.cli.systemd_supervisor.received", lambda: passed)
+            original = Group.run
+
+            def run(group, **options):
+                group.supervisor = SystemdSupervisor(group, manager)
+                original(group, **options)
+                group.supervisor.close()
+
+            monkeypatch.setattr(Group, "run", run)
+            try:
+                yield stack.enter_context(running(tmp_path / "relay.toml", text)), manager
+            finally:
+                monkeypatch.setattr(Group, "run", original)
+
+    yield start
+    for name in [*manager.kept]:
+        manager.forget(name)
+
+
+def test_listening_sockets_outlive_a_restart_and_clients_wait(restarted, target, reserved, tmp_path):
+    text = toml("a", target, listen=f"127.0.0.1:{reserved}")
+    unix = toml("u", target, listen=f"unix://{tmp_path}/u")
+    with restarted(text + toml("b", target) + unix) as (group, manager):
+        wait_until(lambda: manager.kept.keys() == {"relay-listen-a", "relay-listen-b"})
+        gone = group.tunnel("b").address
+    with socket.create_connection(("127.0.0.1", reserved), WAIT) as waiting:
+        with restarted(text) as (group, manager):
+            assert waiting.recv(1) == b"a"
+            wait_until(lambda: manager.kept.keys() == {"relay-listen-a"})
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(gone)
+
+
+def test_a_reload_changes_what_is_kept(restarted, target):
+    with restarted(toml("a", target) + toml("b", target)) as (group, manager):
+        wait_until(lambda: len(manager.kept) == 2)
+        before = group.tunnel("a").address
+        group.rewrite(toml("a", target, listen="localhost:0") + toml("c", target))
+        wait_until(lambda: manager.kept.keys() == {"relay-listen-a", "relay-listen-c"})
+        (kept,) = manager.kept["relay-listen-a"]
+        assert kept.getsockname() == group.tunnel("a").address != before
 
 
 def test_without_a_service_manager_nothing_is_supervised(up, target, monkeypatch):

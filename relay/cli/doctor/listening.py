@@ -13,7 +13,7 @@ from typing import Any
 from ...addresses.hops import Listen, Route
 from ...addresses.i2p import I2PListen
 from ...addresses.ssh import SSHListen
-from ...addresses.values import TCPAddress, UnixAddress
+from ...addresses.values import SystemdListen, TCPAddress, UnixAddress
 from ...transports.i2p.key_file import read
 from ...transports.tcp import tcp
 from ..plan import is_loopback
@@ -49,6 +49,8 @@ def check_listen(
         return _at_i2p(where, before, make_probe, deadline, open_remote=open_remote)
     if isinstance(where, UnixAddress):
         return [_unix(where.path)]
+    if isinstance(where, SystemdListen):
+        return []  # systemd has opened it, for the service alone
     host, port = getattr(where, "host", ""), getattr(where, "port", 0)
     return [_tcp(TCPAddress(host, port))]
 

@@ -1,0 +1,88 @@
+"""Sockets that systemd has opened, with the variables and descriptors of sd_listen_fds(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+import relay
+from relay.errors import AddressError, RelayError
+from relay.transports import activated
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """Passes sockets by their names, as if systemd had."""
+    made = []
+
+    def give(**sockets):
+        made.extend(one for of_name in sockets.values() for one in of_name)
+        monkeypatch.setattr(activated, "_received", lambda: sockets)
+
+    yield give
+    for one in made:
+        one.close()
+
+
+def listening():
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_a_listener_is_a_duplicate_of_the_passed_socket(passed):
+    only = listening()
+    passed(web=[only])
+    for _ in range(2):  # closing it does not take the address away
+        with relay.listen("systemd:web") as made:
+            assert made.getsockname() == only.getsockname() and made.fileno() != only.fileno()
+
+
+def test_each_mistake_has_its_line(passed):
+    with pytest.raises(RelayError, match=r"systemd:web: systemd has passed no socket of this name \(none\); set File"):
+        relay.listen("systemd:web")
+    datagrams, idle = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
+    passed(two=[listening(), listening()], datagrams=[datagrams], idle=[idle])
+    with pytest.raises(RelayError, match=r"no socket of this name \(datagrams, idle, two\)"):
+        relay.listen("systemd:web")
+    with pytest.raises(RelayError, match="systemd has passed 2 sockets of this name"):
+        relay.listen("systemd:two")
+    for name in ("datagrams", "idle"):
+        with pytest.raises(RelayError, match="not a socket that listens for streams"):
+            relay.listen(f"systemd:{name}")
+
+
+@pytest.mark.parametrize("text", ["systemd:", "systemd://web", "systemd:a:b", "systemd:a b", "systemd:" + "x" * 256])
+def test_a_wrong_name_is_an_error_of_the_address(text):
+    with pytest.raises(AddressError):
+        relay.listen(text)
+
+
+def descriptors(*sockets):
+    """The descriptors of sockets, at consecutive numbers; the last one may be no socket."""
+    first = 200
+    for number, one in enumerate(sockets):
+        os.dup2(one.fileno(), first + number)
+    return first
+
+
+def test_sockets_are_taken_over_by_name_and_the_variables_removed():
+    with listening() as one, listening() as other, open("/dev/null") as no_socket:
+        first = descriptors(one, other, no_socket)
+        environment = {"LISTEN_FDS": "4", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "web:web", "HOME": "/"}
+        try:
+            found = activated.take_over(environment, first)
+            assert environment == {"HOME": "/"}
+            assert [each.getsockname() for each in found["web"]] == [one.getsockname(), other.getsockname()]
+            assert found.keys() == {"web"} and not any(each.get_inheritable() for each in found["web"])
+        finally:
+            for each in found["web"]:
+                each.close()
+            os.close(first + 2)
+
+
+@pytest.mark.parametrize("more", [{"LISTEN_PID": "1"}, {"LISTEN_FDS": "x"}, {"LISTEN_PID": ""}])
+def test_sockets_of_another_process_are_left_alone(more):
+    environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), **more}
+    assert activated.take_over(environment, 200) == {}
+    assert environment == {}

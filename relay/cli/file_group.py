@@ -157,7 +157,7 @@ class FileGroup(TunnelGroup):
         try:
             if self.is_ending:
                 raise GroupOverError("relay is ending; start it again")
-            replacements = prepared(self._members, self._file.again())
+            replacements = prepared(self._members, self._file.again(), self.supervisor.on_vacated)
             try:
                 self.call(self._commit, replacements)
             except GroupOverError:

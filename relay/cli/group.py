@@ -67,7 +67,7 @@ class TunnelGroup:
         self.on_change: Callable[[], object] = lambda: None
         """Called in the main thread when tunnels have opened or were reloaded."""
         self.supervisor = Supervisor()
-        """Told about what happens; the service manager, if there is one."""
+        """The events for a service manager."""
         self.started = time.time()
         """When it was made, in seconds since 1970."""
         self._members = tuple(members)
@@ -118,6 +118,10 @@ class TunnelGroup:
         :raises BaseException: what it raises.
         """
         return self._main_thread.call(function, *arguments)
+
+    def later(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Run a function in the main thread, and do not wait."""
+        self._main_thread.later(function, *arguments)
 
     def pause(self, name: str) -> None:
         """Accept no client at a tunnel until :meth:`resume`; clients wait in the listen backlog.

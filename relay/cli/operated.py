@@ -1,10 +1,11 @@
-"""A group of tunnels with its control and status sockets."""
+"""A group of tunnels with its control and status sockets, and with the service manager that has started it."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ def operated(
 ) -> Iterator[None]:
     """Listen for operators while the group runs. Until the first client this costs neither a thread nor an import.
 
+    A service manager (``NOTIFY_SOCKET``) is notified of the state of the group.
+
     :param group: the tunnels.
     :param signals: waits for the first client.
     :param plan: where it listens.
@@ -54,17 +57,40 @@ def operated(
     probes = TunnelProbes(group)
     try:
         if not endpoints:
-            yield
+            with _supervised(group):
+                yield
             return
         from ..operations.waiting import Endpoints
 
         waiting = Endpoints(endpoints, functools.partial(_make_instance, group, probes, plan.config, path), signals)
         try:
-            yield
+            with _supervised(group):
+                yield
         finally:
             waiting.close()
     finally:
         probes.close()
+
+
+@contextmanager
+def _supervised(group: TunnelGroup) -> Iterator[None]:
+    """Notify the service manager of the state of the group, if there is one."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        yield
+        return
+    from ..operations.service_manager import notifier
+    from .systemd_supervisor import SystemdSupervisor
+
+    manager = notifier()
+    if manager is None:
+        yield
+        return
+    with manager:
+        supervisor = group.supervisor = SystemdSupervisor(group, manager)
+        try:
+            yield
+        finally:
+            supervisor.close()
 
 
 def _control(path: str | None, config: str) -> Iterator[Endpoint]:

@@ -86,11 +86,14 @@ def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Ch
     return compare([one.settings for one in _running(members) if one.settings is not None], settings)
 
 
-def prepared(members: Sequence[Member], settings: Sequence[Settings]) -> list[Replacement]:
+def prepared(
+    members: Sequence[Member], settings: Sequence[Settings], vacated: Callable[[str], object]
+) -> list[Replacement]:
     """Check and open everything that the new settings need.
 
     :param members: the tunnels of the group.
     :param settings: those of the file.
+    :param vacated: called with the name of a tunnel whose listener had to close first.
     :returns: the changes, in the order of the verdicts; :meth:`~relay.cli.replacement.Replacement.undo` closes them.
         One with an error is a tunnel that had failed before, in the same way: it stays as it is.
     :raises ReloadError: if one cannot be opened; all is as before then.
@@ -98,7 +101,7 @@ def prepared(members: Sequence[Member], settings: Sequence[Settings]) -> list[Re
     running = {one.name: one for one in _running(members)}
     new = {one.name: one for one in settings}
     changes = verdicts(members, settings)
-    replacements = [Replacement(each, new.get(each.name), running.get(each.name)) for each in changes]
+    replacements = [Replacement(each, new.get(each.name), running.get(each.name), vacated) for each in changes]
     preflight = Preflight(names=False)
     # Those whose listener is in the way of others close it only after everything else has been bound.
     crowded = [each for each in replacements if each.must_vacate(replacements)]

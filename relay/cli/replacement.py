@@ -35,9 +35,16 @@ class Replacement:
     :param change: the verdict.
     :param settings: those of the new file; ``None`` for a tunnel that is gone.
     :param member: the tunnel that runs; ``None`` for a new one.
+    :param vacated: called with its name after its listener has closed for another one.
     """
 
-    def __init__(self, change: Change, settings: Settings | None, member: Member | None) -> None:
+    def __init__(
+        self,
+        change: Change,
+        settings: Settings | None,
+        member: Member | None,
+        vacated: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.change = change
         self.settings = settings
         self.member = member
@@ -55,6 +62,7 @@ class Replacement:
         self._postponement: Exception | None = None
         self._handlers: tuple[Callable[[], object], Callable[[Exception], object]] | None = None
         self._tunings: list[Callable[[], object]] = []
+        self._on_vacated = vacated
         self._vacated: list[Replacement] = []
 
     @property
@@ -171,6 +179,7 @@ class Replacement:
         if not self.is_vacant and self.member is not None and self.member.opened is not None:
             self.is_vacant = True
             changes.listen_nowhere(self.member.opened.tunnel)
+            self._on_vacated(self.member.name)
 
     def _access(self) -> Iterable[Callable[[], object]]:
         """Return what changes the access to the listener in place."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import time
 
 from .group import TunnelGroup
 from .i2p_options import tell_published
@@ -31,6 +32,7 @@ class SingleTunnel(TunnelGroup):
         super().__init__([Member(plan)], signals)
         self._title = title
         self._explains_wait = plan.at_i2p  # until it is open, or the log says what it waits for
+        self._slow_at = time.monotonic() + SLOW
         self._error: Exception | None = None
 
     def relay(self) -> None:
@@ -45,8 +47,9 @@ class SingleTunnel(TunnelGroup):
     def _wait(self) -> int | None:
         if not self._explains_wait:
             return super()._wait()
-        heard = self._signals.wait(SLOW)
-        if heard is None:
+        due = self.supervisor.timeout()
+        heard = self._signals.wait(SLOW if due is None else min(SLOW, due))
+        if heard is None and time.monotonic() >= self._slow_at:
             self._explains_wait = False
             report_slow()
         return heard

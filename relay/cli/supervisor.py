@@ -1,4 +1,4 @@
-"""The one who supervises a group of tunnels from outside: by default there is none, and nothing is told."""
+"""The interface between a group of tunnels and a service manager, with an implementation for none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Supervisor"]
 
 
 class Supervisor:
-    """Told about what happens to a group. This one does nothing; :mod:`relay.cli.systemd_supervisor` has another."""
+    """Events of a group, for a service manager. This one does nothing."""
 
     def timeout(self) -> float | None:
         """Return the most seconds until it wants a turn of the main thread; ``None`` for none."""
@@ -18,6 +18,9 @@ class Supervisor:
     def sockets_of(self, name: str) -> Sequence[socket.socket]:
         """Return listening sockets that a tunnel may take over when it opens; they stay with their owner."""
         return ()
+
+    def on_vacated(self, name: str) -> None:
+        """A tunnel has closed its listener for another one; on the thread of the reload."""
 
     def on_turn(self) -> None:
         """The main thread has handled what there was."""

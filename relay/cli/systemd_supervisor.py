@@ -1,6 +1,6 @@
-"""A group of tunnels as a service: what systemd is told, and when.
+"""Notifications to systemd about a group of tunnels.
 
-systemd hears ``READY=1`` once each tunnel with ``required = true`` listens. If none is required, each must have opened,
+relay sends ``READY=1`` when each tunnel with ``required = true`` listens. If none is required, each must have opened,
 failed, or wait for a server, so that one server that is down does not keep the service from starting.
 """
 
@@ -8,102 +8,93 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-from ..addresses.values import SystemdListen
 from ..operations.health import TURN
-from ..operations.service_manager import Notifier, is_stored_name, notifier, stored_name
-from ..transports.activated import received
+from ..operations.service_manager import Notifier
 from .group import TunnelGroup
-from .member import MemberState, Snapshot
+from .member import MemberState
 from .output import closing
+from .stored_sockets import StoredSockets
 from .supervisor import Supervisor
 
-__all__ = ["SystemdSupervisor", "supervised"]
+__all__ = ["SystemdSupervisor"]
 
 logger = logging.getLogger("relay.operations")
 
 _MARGIN = 5.0  # seconds to close everything after the drain
-
-
-@contextmanager
-def supervised(group: TunnelGroup) -> Iterator[None]:
-    """Tell the service manager about a group while it runs, if there is one."""
-    manager = notifier()
-    if manager is None:
-        yield
-        return
-    with manager:
-        supervisor = group.supervisor = SystemdSupervisor(group, manager)
-        try:
-            yield
-        finally:
-            supervisor.close()
+_EXTENSION = 30.0  # seconds that one request for more time gives
+_AGAIN = 10.0  # seconds from one to the next
 
 
 class SystemdSupervisor(Supervisor):
-    """Notifies systemd. Belongs to the main thread, except the two methods about a reload.
+    """The notifications. Belongs to the main thread, except the methods about a reload.
 
     :param group: the tunnels.
     :param manager: takes the notifications.
+    :raises AddressError: if the variables of systemd about sockets are malformed.
     """
 
     def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
         self._group = group
         self._manager = manager
         self._watchdog = None if manager.watchdog is None else _Watchdog(group, manager, manager.watchdog / 2)
+        self._extension: _Extension | None = None  # since the end has begun
         self._lock = threading.Lock()  # for what follows, and for the order of the notifications
         self._is_ready = False
-        self._is_ending = False
         self._reloads = False
         self._status = ""
-        self._store = _Store(group, manager)
+        self._store = StoredSockets(group, manager)
 
     def timeout(self) -> float | None:
-        """Return the seconds until the watchdog is due."""
-        return None if self._watchdog is None else self._watchdog.timeout()
+        """Return the seconds until the watchdog, or the next request for more time, is due."""
+        due = min((one.due for one in (self._watchdog, self._extension) if one is not None), default=math.inf)
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def sockets_of(self, name: str) -> Sequence[socket.socket]:
         """Return the listening sockets that systemd has kept for a tunnel."""
         return self._store.sockets_of(name)
 
     def close(self) -> None:
-        """Close the kept sockets that nobody has taken over."""
+        """Close the kept sockets that no tunnel has taken over."""
         self._store.close()
 
     def on_turn(self) -> None:
-        """Tell what has changed."""
+        """Report what has changed."""
         with self._lock:
             if self._group.is_ending:
-                self._tell_end()
+                self._report_end()
             elif not self._reloads:
-                self._tell_state()
+                self._report_state()
         self._store.on_turn()
         if self._watchdog is not None:
             self._watchdog.on_turn()
 
+    def on_vacated(self, name: str) -> None:
+        """Ask systemd to close its copy of a listener that a reload has closed, and wait for that."""
+        self._store.release(name)
+
     def on_reload(self) -> None:
-        """Tell that a reload begins."""
+        """Report that a reload begins."""
         with self._lock:
             self._reloads = True
-            if self._is_ready and not self._is_ending:
+            if self._is_ready and self._extension is None:
                 self._manager.reloading()
 
     def on_reloaded(self, *, was_successful: bool) -> None:
-        """Tell that the reload has ended, well or not."""
+        """Report that the reload has ended, well or not."""
         with self._lock:
             self._reloads = False
-            if self._is_ready and not self._is_ending:
-                self._status = self._counts() + ("" if was_successful else "; the last reload failed")
+            if self._is_ready and self._extension is None:
+                self._status = self._counts(was_successful=was_successful)
                 self._manager.ready(self._status)
 
-    def _tell_state(self) -> None:
-        status = self._counts() + ("" if self._group.reload_figures.was_successful else "; the last reload failed")
+    def _report_state(self) -> None:
+        status = self._counts(was_successful=self._group.reload_figures.was_successful)
         if not self._is_ready and self._has_started():
             self._is_ready, self._status = True, status
             self._manager.ready(status)
@@ -111,22 +102,20 @@ class SystemdSupervisor(Supervisor):
             self._status = status
             self._manager.status(status)
 
-    def _tell_end(self) -> None:
-        if self._is_ending:
-            return
-        self._is_ending = True
-        drains = [member for member in self._members if member.state is MemberState.DRAINING]
-        live = sum(member.opened.tunnel.stats().active for member in drains if member.opened is not None)
-        longest = max((member.plan.options.drain for member in drains), default=0.0)
-        self._manager.stopping(closing(live, longest), longest + _MARGIN)
+    def _report_end(self) -> None:
+        if self._extension is None:
+            everyone = [*self._group.members, *self._group.leaving]
+            drains = [member for member in everyone if member.state is MemberState.DRAINING]
+            live = sum(member.opened.tunnel.stats().active for member in drains if member.opened is not None)
+            longest = max((member.plan.options.drain for member in drains), default=0.0)
+            self._manager.stopping(closing(live, longest))
+            self._extension = _Extension(self._manager, longest + _MARGIN)
+        self._extension.on_turn()
 
-    @property
-    def _members(self) -> list[Snapshot]:
-        return [*self._group.members, *self._group.leaving]
-
-    def _counts(self) -> str:
+    def _counts(self, *, was_successful: bool) -> str:
         members = self._group.members
-        return f"{sum(member.state.accepts for member in members)} of {len(members)} tunnels listen"
+        text = f"{sum(member.state.accepts for member in members)} of {len(members)} tunnels listen"
+        return text if was_successful else f"{text}; the last reload failed"
 
     def _has_started(self) -> bool:
         members = self._group.members
@@ -136,85 +125,50 @@ class SystemdSupervisor(Supervisor):
         return all(member.state is not MemberState.OPENING for member in members)
 
 
-class _Store:
-    """The listening TCP sockets that systemd keeps over a restart, so that clients wait and are not refused.
+class _Extension:
+    """Requests for more time while open connections finish, none beyond the most that they may take.
 
-    A socket is found again by the name of its tunnel and its address. A Unix socket is not kept, because its file is
-    removed with its listener; one of a socket unit is systemd's own.
+    systemd kills a service that does not end within ``TimeoutStopSec`` and does not ask for more time.
+
+    :param seconds: the most that the end may take.
     """
 
-    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
-        self._group = group
+    def __init__(self, manager: Notifier, seconds: float) -> None:
+        self.due = time.monotonic()
         self._manager = manager
-        passed = received()
-        self._passed = {name: passed.pop(name) for name in [*passed] if is_stored_name(name)}
-        self._kept = {name: {one.getsockname() for one in sockets} for name, sockets in self._passed.items()}
-
-    def sockets_of(self, name: str) -> Sequence[socket.socket]:
-        return self._passed.get(stored_name(name), ())
-
-    def close(self) -> None:
-        """Close what was passed; the listeners have duplicates. Idempotent."""
-        passed, self._passed = self._passed, {}
-        for sockets in passed.values():
-            for one in sockets:
-                one.close()
+        self._deadline = self.due + seconds
 
     def on_turn(self) -> None:
-        """Once all tunnels have begun, keep what listens and nothing else."""
-        members = self._group.members
-        if self._group.is_ending or any(member.state is MemberState.OPENING for member in members):
+        """Ask when it is time."""
+        now = time.monotonic()
+        if now < self.due:
             return
-        self.close()
-        if not self._manager.stores:
-            return
-        wanted: dict[str, dict[Any, socket.socket]] = {}
-        for member in members:
-            if (listening := _listening(member)) is not None:
-                wanted.setdefault(stored_name(member.name), {})[listening.getsockname()] = listening
-        for name in [name for name, places in self._kept.items() if wanted.get(name, {}).keys() != places]:
-            self._manager.forget(name)
-            del self._kept[name]
-        for name, sockets in wanted.items():
-            if name not in self._kept:
-                for listening in sockets.values():
-                    self._manager.store(name, listening)
-                self._kept[name] = {*sockets}
-
-
-def _listening(member: Snapshot) -> socket.socket | None:
-    """Return the listening TCP socket of a tunnel that relay has opened itself; ``None`` if there is none."""
-    if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
-        return None
-    found = getattr(member.opened.receive, "listening", member.opened.receive)
-    is_tcp = isinstance(found, socket.socket) and found.family in (socket.AF_INET, socket.AF_INET6)
-    return found if is_tcp and found.fileno() >= 0 else None
+        left = self._deadline - now
+        self._manager.extend(min(left, _EXTENSION))
+        self.due = now + _AGAIN if left > _EXTENSION else math.inf
 
 
 class _Watchdog:
-    """Feeds the watchdog from the main thread, if the loop of each tunnel turns.
+    """The feeding of the watchdog from the main thread, if the loop of each tunnel turns.
 
-    :param period: seconds between two signs of life.
+    :param period: seconds between two notifications.
     """
 
     def __init__(self, group: TunnelGroup, manager: Notifier, period: float) -> None:
+        self.due = time.monotonic()
         self._group = group
         self._manager = manager
         self._period = period
-        self._due = time.monotonic()
         self._round: _Round | None = None
-
-    def timeout(self) -> float:
-        return max(0.0, self._due - time.monotonic())
 
     def on_turn(self) -> None:
         """Ask each loop when it is time; the last one that answers feeds the watchdog."""
         now = time.monotonic()
-        if now < self._due:
+        if now < self.due:
             return
         if self._round is not None and (names := self._round.pending):
             logger.error("%s: its loop does not turn; the watchdog of systemd is not fed", min(names))
-        self._due = now + self._period
+        self.due = now + self._period
         members = [one for one in self._group.members if one.opened is not None and not one.state.is_over]
         asked = self._round = _Round(now, {member.name for member in members})
         for member in members:
@@ -224,7 +178,7 @@ class _Watchdog:
         self._feed(asked)
 
     def _on_answer(self, asked: _Round, name: str) -> None:
-        """A loop has turned; on its thread."""
+        """A loop has turned; on its thread, which must not wait for systemd."""
         self._group.later(self._on_turned, asked, name)
 
     def _on_turned(self, asked: _Round, name: str) -> None:
@@ -240,7 +194,7 @@ class _Watchdog:
 class _Round:
     """A question to all loops whether they turn.
 
-    :param started: when they were asked, in monotonic seconds.
+    :param started: the time of the question, in monotonic seconds.
     :param pending: the names of the tunnels that have not answered.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import logging
 import os
+import select
 import socket
 import time
 from collections.abc import Mapping, MutableMapping
@@ -18,17 +19,15 @@ __all__ = ["Notifier", "is_stored_name", "notifier", "stored_name"]
 logger = logging.getLogger("relay.operations")
 
 _TIMEOUT = 5.0  # seconds for the service manager to take a datagram
-_LONGEST = 365 * 86400.0  # seconds; a drain without a limit
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
 _STORED = "relay-listen-"
-_LONGEST_NAME = 255  # characters of FDNAME; sd_pid_notify_with_fds(3)
 
 
 class Notifier:
     """Sends notifications. From any thread.
 
     :param address: of the socket: an absolute path, or ``@`` and an abstract name (unix(7)).
-    :param watchdog: seconds within which the service manager expects each sign of life; ``None`` for no watchdog.
+    :param watchdog: most seconds between two :meth:`alive`; ``None`` for no watchdog.
     :param stores: the most descriptors that it keeps over a restart.
     """
 
@@ -48,32 +47,37 @@ class Notifier:
         self._socket.close()
 
     def ready(self, status: str) -> None:
-        """Tell that the start, or a reload, is done.
+        """Report that the start, or a reload, is done.
 
         :param status: one line for people.
         """
         self._send("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """Tell the state in one line for people."""
+        """Report the state in one line for people."""
         self._send(f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Tell that a reload begins; :meth:`ready` ends it."""
+        """Report that a reload begins; :meth:`ready` ends it."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._send("RELOADING=1", f"MONOTONIC_USEC={now}")
 
-    def stopping(self, status: str, seconds: float) -> None:
-        """Tell that the program is about to end.
+    def stopping(self, status: str) -> None:
+        """Report that the program is about to end.
 
         :param status: one line for people.
-        :param seconds: the most that it may take.
         """
-        extension = int(min(seconds, _LONGEST) * 1e6)
-        self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={extension}")
+        self._send("STOPPING=1", f"STATUS={status}")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for time until the next notification; beyond that and its own limit, the service manager kills.
+
+        :param seconds: from now.
+        """
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def alive(self) -> None:
-        """Give the watchdog a sign of life."""
+        """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
     def store(self, name: str, listening: socket.socket) -> None:
@@ -86,6 +90,19 @@ class Notifier:
     def forget(self, name: str) -> None:
         """Ask the service manager to close the sockets that it keeps under a name."""
         self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def barrier(self) -> None:
+        """Wait until the service manager has handled everything before this, 5 s at most."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._send("BARRIER=1", descriptor=writer)  # it closes this one
+            os.close(writer)
+            waiting = select.poll()
+            waiting.register(reader, 0)  # for POLLHUP
+            if not waiting.poll(_TIMEOUT * 1000):
+                logger.warning("the service manager did not answer within %g s", _TIMEOUT)
+        finally:
+            os.close(reader)
 
     def _send(self, *fields: str, descriptor: int | None = None) -> None:
         """Send fields. A service manager that does not listen is no reason to stop."""
@@ -125,11 +142,9 @@ def _number(text: str) -> int:
 def stored_name(tunnel: str) -> str:
     """Return the name under which the listening socket of a tunnel is stored.
 
-    A name has no colon and no control characters (sd_pid_notify_with_fds(3)), so that others are replaced. Two tunnels
-    may get the same name; their sockets are told apart by their addresses.
+    :param tunnel: its name, which has no character that systemd rejects (sd_pid_notify_with_fds(3)).
     """
-    plain = "".join(char if char.isascii() and char.isprintable() and char not in ": " else "_" for char in tunnel)
-    return (_STORED + plain)[:_LONGEST_NAME]
+    return _STORED + tunnel
 
 
 def is_stored_name(name: str) -> bool:

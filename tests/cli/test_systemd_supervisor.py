@@ -1,34 +1,23 @@
-"""What systemd is told about a group of tunnels, in this process."""
+"""The notifications to systemd about a group of tunnels, in this process."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
+import math
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
-from group_rig import Group, letter, running
+from group_rig import letter, running
 from helpers import WAIT, wait_until
+from service_manager_double import ServiceManager
 
+from relay.cli import systemd_supervisor
+from relay.cli.endpoint_plan import EndpointPlan
+from relay.cli.operated import operated
 from relay.cli.reload import ReloadError
-from relay.cli.systemd_supervisor import SystemdSupervisor, supervised
-
-
-class Manager:
-    """Notes what it is told."""
-
-    stores = 0
-
-    def __init__(self, watchdog=None):
-        self.watchdog = watchdog
-        self.heard = []
-
-    def __getattr__(self, name):
-        return lambda *values: self.heard.append((name, *values))
-
-    def names(self):
-        return [name for name, *_ in self.heard]
+from relay.cli.systemd_supervisor import SystemdSupervisor
 
 
 @pytest.fixture
@@ -42,7 +31,7 @@ def up(tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(text, watchdog=None):
-            group, manager = stack.enter_context(running(tmp_path / "relay.toml", text)), Manager(watchdog)
+            group, manager = stack.enter_context(running(tmp_path / "relay.toml", text)), ServiceManager(watchdog)
             group.call(lambda: setattr(group, "supervisor", SystemdSupervisor(group, manager)))
             group.call(lambda: None)
             return group, manager
@@ -85,13 +74,29 @@ def test_a_reload_is_told_from_its_begin_to_its_end(up, target):
     assert manager.heard[-1][1] == "2 of 2 tunnels listen; the last reload failed"
 
 
-def test_the_end_has_the_time_that_the_drain_may_take(up, target):
-    group, manager = up(toml("a", target, "drain = 20"))
+def test_the_end_asks_for_time_again_and_again_while_connections_finish(up, target, monkeypatch):
+    monkeypatch.setattr(systemd_supervisor, "_AGAIN", 0.01)
+    group, manager = up(toml("a", target, "drain = 200"))
     with group.connect("a") as client:
         assert client.recv(1) == b"a"
         group.stop()
-        wait_until(lambda: "stopping" in manager.names())
-        assert manager.heard[-1] == ("stopping", "closing; 1 live, 20 s to finish; again to end at once", 25.0)
+        wait_until(lambda: manager.names().count("extend") >= 3)
+        assert manager.heard[1] == ("stopping", "closing; 1 live, 200 s to finish; again to end at once")
+        assert set(manager.heard[2:]) == {("extend", 30.0)}
+
+
+def test_no_time_is_asked_for_beyond_the_drain(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(systemd_supervisor, "time", SimpleNamespace(monotonic=lambda: now))
+    manager = ServiceManager()
+    extension, due = systemd_supervisor._Extension(manager, 45.0), []
+    for _ in range(3):
+        extension.on_turn()
+        due.append(extension.due)
+        now = extension.due
+        extension.on_turn() if now < math.inf else None
+    assert due[:1] == [110.0] and extension.due == math.inf
+    assert manager.heard == [("extend", 30.0), ("extend", 30.0), ("extend", 25.0)]
 
 
 def test_the_watchdog_is_fed_at_half_its_time(up, target):
@@ -116,78 +121,11 @@ def test_the_watchdog_starves_while_a_loop_does_not_turn(up, target, caplog):
     wait_until(lambda: manager.names().count("alive") > fed)
 
 
-class Stored(Manager):
-    """Keeps sockets, as systemd does, and passes them to the next relay."""
-
-    stores = 8
-
-    def __init__(self):
-        super().__init__()
-        self.kept = {}
-
-    def store(self, name, listening):
-        self.kept.setdefault(name, []).append(listening.dup())
-
-    def forget(self, name):
-        for one in self.kept.pop(name):
-            one.close()
-
-
-@pytest.fixture
-def restarted(tmp_path, monkeypatch):
-    """Runs the tunnels of a text once more, with the sockets that systemd has kept."""
-    manager = Stored()
-
-    @contextlib.contextmanager
-    def start(text):
-        with contextlib.ExitStack() as stack:
-            passed = {name: [one.dup() for one in sockets] for name, sockets in manager.kept.items()}
-            monkeypatch.setattr("relay.cli.systemd_supervisor.received", lambda: passed)
-            original = Group.run
-
-            def run(group, **options):
-                group.supervisor = SystemdSupervisor(group, manager)
-                original(group, **options)
-                group.supervisor.close()
-
-            monkeypatch.setattr(Group, "run", run)
-            try:
-                yield stack.enter_context(running(tmp_path / "relay.toml", text)), manager
-            finally:
-                monkeypatch.setattr(Group, "run", original)
-
-    yield start
-    for name in [*manager.kept]:
-        manager.forget(name)
-
-
-def test_listening_sockets_outlive_a_restart_and_clients_wait(restarted, target, reserved, tmp_path):
-    text = toml("a", target, listen=f"127.0.0.1:{reserved}")
-    unix = toml("u", target, listen=f"unix://{tmp_path}/u")
-    with restarted(text + toml("b", target) + unix) as (group, manager):
-        wait_until(lambda: manager.kept.keys() == {"relay-listen-a", "relay-listen-b"})
-        gone = group.tunnel("b").address
-    with socket.create_connection(("127.0.0.1", reserved), WAIT) as waiting:
-        with restarted(text) as (group, manager):
-            assert waiting.recv(1) == b"a"
-            wait_until(lambda: manager.kept.keys() == {"relay-listen-a"})
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(gone)
-
-
-def test_a_reload_changes_what_is_kept(restarted, target):
-    with restarted(toml("a", target) + toml("b", target)) as (group, manager):
-        wait_until(lambda: len(manager.kept) == 2)
-        before = group.tunnel("a").address
-        group.rewrite(toml("a", target, listen="localhost:0") + toml("c", target))
-        wait_until(lambda: manager.kept.keys() == {"relay-listen-a", "relay-listen-c"})
-        (kept,) = manager.kept["relay-listen-a"]
-        assert kept.getsockname() == group.tunnel("a").address != before
-
-
 def test_without_a_service_manager_nothing_is_supervised(up, target, monkeypatch):
     group, _ = up(toml("a", target))
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     before = group.supervisor
-    with supervised(group):
-        assert group.supervisor is before
+    for address in (None, "vsock:2:1234"):
+        if address is not None:
+            monkeypatch.setenv("NOTIFY_SOCKET", address)
+        with operated(group, group._signals, EndpointPlan("none")):
+            assert group.supervisor is before

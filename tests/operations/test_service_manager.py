@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import WAIT
 
+from relay.operations import service_manager
 from relay.operations.service_manager import Notifier, is_stored_name, notifier, stored_name
 
 
@@ -38,10 +40,10 @@ def test_each_notification_has_its_fields(manager):
         found = fields(heard)
         assert found.keys() == {"RELOADING", "MONOTONIC_USEC"}
         assert before <= int(found["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        told.stopping("closing", 35)
-        assert fields(heard) == {"STOPPING": "1", "STATUS": "closing", "EXTEND_TIMEOUT_USEC": "35000000"}
-        told.stopping("closing", float("inf"))
-        assert int(fields(heard)["EXTEND_TIMEOUT_USEC"]) < 1 << 63
+        told.stopping("closing")
+        assert fields(heard) == {"STOPPING": "1", "STATUS": "closing"}
+        told.extend(2.5)
+        assert fields(heard) == {"EXTEND_TIMEOUT_USEC": "2500000"}
         told.alive()
         assert fields(heard) == {"WATCHDOG": "1"}
         told.forget("relay-listen-db")
@@ -87,8 +89,26 @@ def test_an_address_of_another_kind_is_no_service_manager(address):
     assert notifier({"NOTIFY_SOCKET": address}) is None
 
 
-def test_names_of_stored_sockets_are_allowed_ones():
+def test_names_of_stored_sockets_are_known_again():
     assert stored_name("db") == "relay-listen-db"
-    assert stored_name("a:b\nc ü") == "relay-listen-a_b_c__"
-    assert len(stored_name("x" * 1000)) == 255
     assert is_stored_name(stored_name("db")) and not is_stored_name("db")
+
+
+def test_a_barrier_ends_when_the_service_manager_has_come_to_it(manager):
+    heard, address = manager
+    with Notifier(address) as told, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(told.barrier)
+        data, descriptors, _, _ = socket.recv_fds(heard, 4096, 8)
+        assert data == b"BARRIER=1" and not waiting.done()
+        os.close(*descriptors)
+        waiting.result(WAIT)
+
+
+def test_a_barrier_does_not_wait_for_ever(manager, monkeypatch, caplog):
+    monkeypatch.setattr(service_manager, "_TIMEOUT", 0.01)
+    heard, address = manager
+    with Notifier(address) as told:
+        told.barrier()
+        _, descriptors, _, _ = socket.recv_fds(heard, 4096, 8)
+        os.close(*descriptors)
+    assert "the service manager did not answer within 0.01 s" in caplog.text

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 import relay
-from relay.errors import AddressError, RelayError
+from relay.errors import AddressError
 from relay.transports import activated
 
 
@@ -19,7 +19,7 @@ def passed(monkeypatch):
 
     def give(**sockets):
         made.extend(one for of_name in sockets.values() for one in of_name)
-        monkeypatch.setattr(activated, "_received", lambda: sockets)
+        monkeypatch.setattr(activated._received, "outcome", sockets)
 
     yield give
     for one in made:
@@ -39,16 +39,16 @@ def test_a_listener_is_a_duplicate_of_the_passed_socket(passed):
 
 
 def test_each_mistake_has_its_line(passed):
-    with pytest.raises(RelayError, match=r"systemd:web: systemd has passed no socket of this name \(none\); set File"):
+    with pytest.raises(AddressError, match=r"web: systemd has passed no socket of this name \(none\); set File"):
         relay.listen("systemd:web")
     datagrams, idle = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
     passed(two=[listening(), listening()], datagrams=[datagrams], idle=[idle])
-    with pytest.raises(RelayError, match=r"no socket of this name \(datagrams, idle, two\)"):
+    with pytest.raises(AddressError, match=r"no socket of this name \(datagrams, idle, two\)"):
         relay.listen("systemd:web")
-    with pytest.raises(RelayError, match="systemd has passed 2 sockets of this name"):
+    with pytest.raises(AddressError, match="systemd has passed 2 sockets of this name"):
         relay.listen("systemd:two")
     for name in ("datagrams", "idle"):
-        with pytest.raises(RelayError, match="not a socket that listens for streams"):
+        with pytest.raises(AddressError, match="not a socket that listens for streams"):
             relay.listen(f"systemd:{name}")
 
 
@@ -69,7 +69,7 @@ def descriptors(*sockets):
 def test_sockets_are_taken_over_by_name_and_the_variables_removed():
     with listening() as one, listening() as other, open("/dev/null") as no_socket:
         first = descriptors(one, other, no_socket)
-        environment = {"LISTEN_FDS": "4", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "web:web", "HOME": "/"}
+        environment = {"LISTEN_FDS": "3", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "web:web:null", "HOME": "/"}
         try:
             found = activated.take_over(environment, first)
             assert environment == {"HOME": "/"}
@@ -81,8 +81,40 @@ def test_sockets_are_taken_over_by_name_and_the_variables_removed():
             os.close(first + 2)
 
 
-@pytest.mark.parametrize("more", [{"LISTEN_PID": "1"}, {"LISTEN_FDS": "x"}, {"LISTEN_PID": ""}])
+def test_a_unix_socket_is_taken_over_too(passed, tmp_path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "s"))
+        made.listen()
+        passed(unix=[made])
+        relay.listen("systemd:unix").close()
+        assert (tmp_path / "s").exists()  # it is systemd's
+
+
+@pytest.mark.parametrize("more", [{"LISTEN_PID": "1"}, {"LISTEN_PID": ""}, {"LISTEN_FDS": ""}, {"LISTEN_FDS": "0"}])
 def test_sockets_of_another_process_are_left_alone(more):
     environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), **more}
     assert activated.take_over(environment, 200) == {}
     assert environment == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"LISTEN_PID": "x"}, "LISTEN_PID: expected a number, got 'x'"),
+        ({"LISTEN_PID": "9" * 99}, "LISTEN_PID: expected a number, got '999"),
+        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS: expected a number, got '-1'"),
+        ({"LISTEN_FDS": "99999"}, "LISTEN_FDS: expected a number, got '99999'"),
+        ({"LISTEN_FDS": "1\n"}, r"LISTEN_FDS: expected a number, got '1\\n'"),
+        ({"LISTEN_FDNAMES": "a:b"}, "LISTEN_FDNAMES: it has 2 names for 1 descriptors"),
+        ({}, "LISTEN_FDS: descriptor 200 is not open"),
+    ],
+)
+def test_malformed_variables_are_one_line_at_each_use(more, problem, monkeypatch):
+    environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), **more}
+    with pytest.raises(AddressError, match=problem + ".*; only systemd sets this variable, unset it elsewhere"):
+        activated.take_over(environment, 200)
+    monkeypatch.setattr(activated._received, "outcome", None)
+    monkeypatch.setattr(os, "environ", {"LISTEN_FDS": "x", "LISTEN_PID": str(os.getpid())})
+    for _ in range(2):
+        with pytest.raises(AddressError, match="LISTEN_FDS: expected a number"):
+            relay.listen("systemd:web")

@@ -51,7 +51,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 @click.argument(
     "listen",
     metavar="LISTEN",
-    help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE or ssh://HOST?listen=:PORT. "
+    help="8080, :0, HOST:PORT, unix:///PATH, tls://HOST:PORT?cert=FILE, ssh://HOST?listen=:PORT or systemd:NAME. "
     "localhost is 127.0.0.1 alone; [::1]:8080 is the other loopback.",
 )
 @click.argument(

@@ -43,7 +43,9 @@ A comma between two hops of a rule is followed by a scheme.
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("listen", metavar="LISTEN", help="1080, :0, HOST:PORT or unix:///PATH for SOCKS; http://HOST:PORT")
+@click.argument(
+    "listen", metavar="LISTEN", help="1080, :0, HOST:PORT, unix:///PATH or systemd:NAME for SOCKS; http://HOST:PORT"
+)
 @via
 @click.option(
     "--rule",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
@@ -25,9 +24,6 @@ from ..options import (
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
 from ..signals import Signals
-
-if TYPE_CHECKING:  # a command starts in half the time without it
-    from ..group import TunnelGroup
 
 __all__ = ["EXAMPLES", "up"]
 
@@ -126,20 +122,7 @@ def up(
             with (
                 operated(group, signals, config.endpoints(control, status)),
                 connections_logged(group, signals, log_path or config.log_file, interval),
-                _supervised(group),
             ):
                 result = group.run(watch=watch)
     if result:
         raise click.exceptions.Exit(result)
-
-
-@contextlib.contextmanager
-def _supervised(group: TunnelGroup) -> Iterator[None]:
-    """Tell the service manager about the group, if one has started this process."""
-    if "NOTIFY_SOCKET" not in os.environ:
-        yield
-        return
-    from ..systemd_supervisor import supervised
-
-    with supervised(group):
-        yield

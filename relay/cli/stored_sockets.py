@@ -1,0 +1,142 @@
+"""The listening TCP sockets that systemd keeps over a restart, so that clients wait and are not refused.
+
+A socket is found again by the name of its tunnel and its address. A Unix socket is not kept, because its file is
+removed with its listener; one of a socket unit is systemd's own.
+
+Source: sd_pid_notify_with_fds(3), systemd.service(5) ("FileDescriptorStoreMax=").
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..addresses.hops import ProxyListen
+from ..addresses.values import SystemdListen, TCPAddress, TLSListen
+from ..operations.service_manager import Notifier, is_stored_name, stored_name
+from ..transports.activated import received
+from .group import TunnelGroup
+from .member import MemberState, Snapshot
+
+__all__ = ["StoredSockets"]
+
+logger = logging.getLogger("relay.operations")
+
+
+class StoredSockets:
+    """The sockets of a group in the file descriptor store.
+
+    A socket that no tunnel takes over would keep its address in use: systemd closes it before any tunnel opens.
+
+    :param group: the tunnels, before they are opened.
+    :param manager: keeps the sockets.
+    :raises AddressError: if the variables of systemd about sockets are malformed.
+    """
+
+    def __init__(self, group: TunnelGroup, manager: Notifier) -> None:
+        self._group = group
+        self._manager = manager
+        passed = received()
+        self._passed: dict[str, list[socket.socket]] = {}  # from before the restart
+        self._lock = threading.Lock()  # for the next one
+        self._kept: dict[str, Any] = {}  # the addresses of what systemd keeps, by its name
+        self._has_warned = False
+        stale = []
+        for name in [name for name in passed if is_stored_name(name)]:
+            listens = [one.plan.routes.where for one in group.members if stored_name(one.name) == name]
+            if unclaimed := self._take(name, passed.pop(name), listens):
+                stale.append(name)
+                for one in unclaimed:
+                    one.close()
+        self._forget(stale)
+
+    def sockets_of(self, name: str) -> Sequence[socket.socket]:
+        """Return the sockets from before the restart that a tunnel may take over."""
+        return self._passed.get(stored_name(name), ())
+
+    def close(self) -> None:
+        """Close the sockets from before the restart; the listeners have duplicates. Idempotent."""
+        passed, self._passed = self._passed, {}
+        for sockets in passed.values():
+            for one in sockets:
+                one.close()
+
+    def release(self, name: str) -> None:
+        """Ask systemd to close the socket of a tunnel, and wait for that; from any thread."""
+        with self._lock:
+            is_kept = self._kept.pop(stored_name(name), None) is not None
+        self._forget([stored_name(name)] if is_kept else [])
+
+    def on_turn(self) -> None:
+        """Once all tunnels have begun, have systemd keep the sockets of those that listen, and no other."""
+        members = self._group.members
+        if self._group.is_ending or any(member.state is MemberState.OPENING for member in members):
+            return
+        self.close()
+        if not self._manager.stores:
+            return
+        wanted = self._wanted(members)
+        with self._lock:
+            places = {name: listening.getsockname() for name, listening in wanted.items()}
+            for name in [name for name, place in self._kept.items() if places.get(name) != place]:
+                self._manager.forget(name)
+                del self._kept[name]
+            for name in places.keys() - self._kept.keys():
+                self._manager.store(name, wanted[name])
+            self._kept |= places
+
+    def _take(self, name: str, sockets: list[socket.socket], listens: Sequence[object]) -> list[socket.socket]:
+        """Take the socket at the address of a tunnel; return the others."""
+        claimed = [one for one in sockets if any(_fits(one, where) for where in listens)]
+        if claimed:
+            self._passed[name] = claimed
+        if len(claimed) == len(sockets) == 1:
+            self._kept[name] = claimed[0].getsockname()
+        return [one for one in sockets if one not in claimed]
+
+    def _forget(self, names: Iterable[str]) -> None:
+        names = [*names]
+        for name in names:
+            self._manager.forget(name)
+        if names:
+            self._manager.barrier()
+
+    def _wanted(self, members: Iterable[Snapshot]) -> dict[str, socket.socket]:
+        """Return the sockets to keep, by their names."""
+        found = [(stored_name(member.name), one) for member in members if (one := _listening(member)) is not None]
+        most = self._manager.stores
+        if len(found) > most and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d listening sockets for %d places in systemd's store; raise FileDescriptorStoreMax", len(found), most
+            )
+        return dict(found[:most])
+
+
+def _fits(one: socket.socket, where: object) -> bool:
+    """Return whether a listener at an address would take over a socket."""
+    if not isinstance(where, TCPAddress | TLSListen | ProxyListen):
+        return False
+    host, port = one.getsockname()[:2]
+    return bool(port == where.port and (not _is_literal(where.host) or host == where.host))
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _listening(member: Snapshot) -> socket.socket | None:
+    """Return the listening TCP socket of a tunnel that relay has opened itself; ``None`` if there is none."""
+    if member.opened is None or not member.state.accepts or isinstance(member.plan.routes.where, SystemdListen):
+        return None
+    found = getattr(member.opened.receive, "listening", member.opened.receive)
+    is_tcp = isinstance(found, socket.socket) and found.family in (socket.AF_INET, socket.AF_INET6)
+    return found if is_tcp and found.fileno() >= 0 else None

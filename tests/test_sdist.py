@@ -75,7 +75,7 @@ def test_its_tests_run(built: Path) -> None:
 
 
 MANUALS = {f"share/man/man1/{path.name}" for path in (ROOT / "docs" / "man").glob("*.1")}
-OPERATIONS = {"share/relay/fail2ban/relay.conf", "share/relay/grafana-dashboard.json"}
+OPERATIONS = {f"share/relay/{name}" for name in ("fail2ban/relay.conf", "grafana-dashboard.json", "relay.rules.yml")}
 COMPLETIONS = {
     "share/bash-completion/completions/relay",
     "share/zsh/site-functions/_relay",

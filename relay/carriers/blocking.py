@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from ..errors import CarrierError
+from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..streams.cancellation import Cancellation
 from .link import AnyLink, Connector
 
@@ -36,6 +37,8 @@ class BlockingCalls(Generic[AnyLink]):
         call: Callable[[Callable[[], object]], bool],
     ) -> None:
         self.cancel = Cancellation()  # set when the carrier is closed
+        self.connect_times = Durations(CONNECT_TIMES)
+        """How long the attempts took that have made a link."""
         self._name = name
         self._connector = connector
         self._attempt_timeout = attempt_timeout
@@ -82,12 +85,14 @@ class BlockingCalls(Generic[AnyLink]):
             if made:
                 self._call(functools.partial(lost, made[0], error))
 
+        begun = time.monotonic()
         try:
-            made.append(self._connector.connect(time.monotonic() + self._attempt_timeout, self.cancel, on_lost))
+            made.append(self._connector.connect(begun + self._attempt_timeout, self.cancel, on_lost))
         except BaseException as error:  # noqa: BLE001  (an unexpected error is final, and goes to the clients)
             failure = error if isinstance(error, Exception) else RuntimeError(repr(error))  # sys.exit() of a callback
             self._call(functools.partial(failed, failure))
         else:
+            self.connect_times.add([time.monotonic() - begun])
             self._call(functools.partial(connected, made[0], errors))
 
     def _close(self, link: AnyLink | None, then: Callable[[], object]) -> None:

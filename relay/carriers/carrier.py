@@ -116,8 +116,8 @@ class Carrier(Generic[AnyLink]):
         self._check_interval = check_interval
         self._log_at_debug = log_at_debug
         self._connector = connector
-        self._blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
-        self._links: Links[AnyLink] = Links(self.call, self._blocking.close_link)
+        self.blocking = BlockingCalls(name, connector, attempt_timeout, self.call)
+        self._links: Links[AnyLink] = Links(self.call, self.blocking.close_link)
         self._retries = RetryPolicy(max_backoff)
         self._waiters: dict[Waiter[AnyLink], None] = {}
         self._watchers: list[Watcher] = []
@@ -223,7 +223,7 @@ class Carrier(Generic[AnyLink]):
         self._state = CarrierState.ABANDONED
         self._ended = threading.Event()  # the lock of the old one may be held for ever
         self._ended.set()
-        self._blocking.cancel.abandon()
+        self.blocking.cancel.abandon()
         self._links.abandon()
 
     def call(self, function: Callable[[], object]) -> bool:
@@ -324,7 +324,7 @@ class Carrier(Generic[AnyLink]):
         else:
             self._retries.lost(time.monotonic() - self.since)
             self._back_off(error)
-        self._blocking.close_link(link)
+        self.blocking.close_link(link)
 
     def _on_timer(self, now: float) -> None:
         if self._state is CarrierState.BACKING_OFF:
@@ -343,13 +343,13 @@ class Carrier(Generic[AnyLink]):
         is_connecting = self._state in (CarrierState.CONNECTING, CarrierState.REPLACING)
         self._change(CarrierState.CLOSING if is_connecting else CarrierState.CLOSED, self.error)
         self._timer.stop()
-        self._blocking.cancel.set()
+        self.blocking.cancel.set()
         self._resolve_waiters(self._closed_error())
         link = self._links.close()
         if not is_connecting:  # else the end waits for the attempt
             self._finish(link)
         elif link is not None:
-            self._blocking.close_link(link)
+            self.blocking.close_link(link)
 
     # -- in the I/O thread: actions ------------------------------------------------------------------------------
 
@@ -380,11 +380,11 @@ class Carrier(Generic[AnyLink]):
         self._timer.start(self.since + delay, self.since)
 
     def _connect(self) -> None:
-        self._blocking.connect(self._connected, self._not_connected, self._lost)
+        self.blocking.connect(self._connected, self._not_connected, self._lost)
 
     def _finish(self, link: AnyLink | None) -> None:
         self._state = CarrierState.CLOSED
-        self._blocking.close(link, self._closed)
+        self.blocking.close(link, self._closed)
 
     def _closed(self) -> None:
         """Release the I/O thread; in the thread that has closed the rest."""

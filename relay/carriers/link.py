@@ -57,6 +57,10 @@ class Link(Protocol):
     def streams(self) -> int:
         """The number of open streams, those being opened included. Read from any thread."""
 
+    @property
+    def rtt(self) -> float | None:
+        """The last round trip of a keepalive probe, seconds; ``None`` if it is not known. Read from any thread."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open; at once if none is."""
 

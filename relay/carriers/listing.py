@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..eventloop.background import IOThread
+from ..eventloop.histogram import CONNECT_TIMES, Durations, Histogram
 from .carrier import Carrier
 from .link import strip_prefix
 
@@ -23,8 +24,9 @@ class CarrierStatus:
     :param since: when the state last changed, in seconds since 1970.
     :param losses: the links that were lost.
     :param streams: the open streams, those being opened included.
-    :param rtt: seconds of a round trip, if the carrier measures it.
+    :param rtt: seconds of the last round trip of a keepalive probe, if the carrier measures it and is up.
     :param error: why it is not up; empty if it is, or no attempt has ended yet.
+    :param metrics: how long the attempts took that succeeded, by the bounds ``CONNECT_TIMES``.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CarrierStatus:
     streams: int
     rtt: float | None = None
     error: str = ""
+    metrics: Histogram = Durations(CONNECT_TIMES).counted
 
 
 def carriers() -> list[CarrierStatus]:
@@ -45,7 +48,7 @@ def carriers() -> list[CarrierStatus]:
 
 
 def _status(carrier: Carrier[Any]) -> CarrierStatus:
-    error = carrier.error
+    error, link = carrier.error, carrier.link
     return CarrierStatus(
         carrier.name,
         carrier.kind,
@@ -53,5 +56,7 @@ def _status(carrier: Carrier[Any]) -> CarrierStatus:
         time.time() - (time.monotonic() - carrier.since),
         carrier.losses,
         carrier.streams(),
-        error=strip_prefix(carrier.name, error) if error is not None else "",
+        link.rtt if link is not None else None,
+        strip_prefix(carrier.name, error) if error is not None else "",
+        carrier.blocking.connect_times.counted,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -22,6 +23,7 @@ from ..operations.instance import (
     ProbeStatus,
     RejectedError,
     ReloadReport,
+    ReloadStatus,
     TunnelStatus,
     Verdict,
 )
@@ -59,6 +61,7 @@ class GroupInstance:
 
     def status(self) -> InstanceStatus:
         """Return the facts about the process."""
+        reloads = self._group.reload_figures
         return InstanceStatus(
             version=self._version,
             pid=os.getpid(),
@@ -67,6 +70,7 @@ class GroupInstance:
             draining=self._group.is_ending,
             log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
             control=self._control,
+            reloads=ReloadStatus(*reloads) if reloads.last_success else None,
         )
 
     def tunnels(self) -> list[TunnelStatus]:
@@ -107,6 +111,16 @@ class GroupInstance:
                     asked.append((member.name, turned))
         deadline = time.monotonic() + timeout
         return [name for name, turned in asked if not turned.wait(max(0.0, deadline - time.monotonic()))]
+
+    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> set[str]:
+        """Measure how long loops take to turn."""
+        asked = set()
+        for member in self._group.members:
+            if member.name in names and member.opened is not None and not member.state.is_over:
+                timed = functools.partial(_time_turn, turned, member.name, time.monotonic())
+                if member.opened.tunnel.ping(timed):
+                    asked.add(member.name)
+        return asked
 
     # -- what is done -------------------------------------------------------------------------------------------------
 
@@ -202,7 +216,12 @@ def _tunnel(member: Snapshot, probe: ProbeStatus | None) -> TunnelStatus:
         figures=opened.tunnel.stats() if opened is not None else None,
         metrics=opened.tunnel.metrics() if opened is not None else None,
         probe=probe,
+        certificate_end=getattr(opened.receive, "certificate_end", None) if opened is not None else None,
     )
+
+
+def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:
+    turned(name, time.monotonic() - asked)
 
 
 def _connection(tunnel: str, record: ConnectionRecord) -> ConnectionStatus:

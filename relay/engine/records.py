@@ -6,11 +6,12 @@ import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..eventloop.histogram import Histogram
 from ..eventloop.sockets import format_address
 from ..streams.request import Request
 from .connection_id import epoch, id_of, next_number
 
-__all__ = ["REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Histogram", "Metrics", "Stats"]
+__all__ = ["REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats"]
 
 REASONS: Mapping[str, str | None] = {
     "done": None,  # the party whose EOF came first
@@ -98,15 +99,6 @@ class Stats(NamedTuple):
     """Bytes to clients."""
     failed: Mapping[str, int]
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
-
-
-class Histogram(NamedTuple):
-    """Numbers of seconds, counted by size."""
-
-    counts: tuple[int, ...]
-    """How many were at most the bound of the same index, and above the one before; the last are above all bounds."""
-    total: float
-    """Their sum."""
 
 
 class Metrics(NamedTuple):

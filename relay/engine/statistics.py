@@ -6,26 +6,24 @@ adding those of many at once costs a connection less, and a tunnel that is read 
 
 from __future__ import annotations
 
-import bisect
 import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
+from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
-from .records import REASONS, ConnectionRecord, ConnectionSummary, Histogram, Metrics, Stats
+from .records import REASONS, ConnectionRecord, ConnectionSummary, Metrics, Stats
 
-__all__ = ["AGES", "CONNECT_TIMES", "Statistics", "set_access_log"]
+__all__ = ["AGES", "Statistics", "set_access_log"]
 
 logger = logging.getLogger("relay")
 
 AGES = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 """The bounds of :attr:`~relay.engine.records.Metrics.ages`, seconds."""
-CONNECT_TIMES = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0)
-"""The bounds of :attr:`~relay.engine.records.Metrics.connect_times`, seconds."""
 
 _RECENT = 100  # ended connections that are remembered
 _MOST_WAITING = 200  # ended connections whose figures are not added up yet
@@ -43,33 +41,6 @@ def set_access_log(put: Callable[[str, ConnectionRecord], object] | None) -> Non
     """
     global _access_log  # noqa: PLW0603  (one for the process, as the log is)
     _access_log = put
-
-
-class _Sizes:
-    """Numbers of seconds, counted by size.
-
-    :param bounds: of the sizes, in ascending order.
-    """
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._total = 0.0
-
-    def add(self, values: list[float]) -> None:
-        """Count the values."""
-        values.sort()
-        self._total += sum(values)
-        below = 0
-        for index, bound in enumerate(self._bounds):
-            until = bisect.bisect_right(values, bound, below)
-            self._counts[index] += until - below
-            below = until
-        self._counts[-1] += len(values) - below
-
-    def get(self) -> Histogram:
-        """Return the counts."""
-        return Histogram(tuple(self._counts), self._total)
 
 
 class Statistics:
@@ -94,8 +65,8 @@ class Statistics:
         self._received = self._sent = self._spliced_received = self._spliced_sent = 0
         self._ended: collections.Counter[str] = collections.Counter(dict.fromkeys(REASONS, 0))
         self._denied = collections.Counter(dict.fromkeys(_RULES, 0))
-        self._ages = _Sizes(AGES)
-        self._connect_times = _Sizes(CONNECT_TIMES)
+        self._ages = Durations(AGES)
+        self._connect_times = Durations(CONNECT_TIMES)
         self._bytes = (0, 0, 0, 0)  # that were returned last
 
     def add(self, connection: Connection) -> None:
@@ -155,8 +126,8 @@ class Statistics:
                 states,
                 dict(self._ended),
                 *self._bytes,
-                connect_times=self._connect_times.get(),
-                ages=self._ages.get(),
+                connect_times=self._connect_times.counted,
+                ages=self._ages.counted,
                 denied=dict(self._denied),
                 accept_errors=dict(self.accept_errors),
             )

@@ -11,7 +11,7 @@ __all__ = ["as_json"]
 def as_json(value: Any) -> Any:
     """Return what JSON has for a value: an object for a dataclass or a named tuple, by the names of its fields.
 
-    A tunnel's counters for ``/metrics`` are left out.
+    The counters for ``/metrics`` of a tunnel or a carrier are left out.
     """
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value) if field.name != "metrics"]

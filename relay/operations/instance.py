@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ __all__ = [
     "ProbeStatus",
     "RejectedError",
     "ReloadReport",
+    "ReloadStatus",
     "TunnelStatus",
     "Verdict",
 ]
@@ -74,6 +75,8 @@ class TunnelStatus:
     :param figures: since it was opened; ``None`` before that.
     :param metrics: all counters since it was opened; ``None`` before that.
     :param probe: its probe; ``None`` if it has none.
+    :param certificate_end: until when the certificate of its TLS listener is valid, in seconds since 1970; ``None`` if
+        it has none.
     """
 
     name: str
@@ -88,6 +91,7 @@ class TunnelStatus:
     figures: Stats | None = None
     metrics: Metrics | None = None
     probe: ProbeStatus | None = None
+    certificate_end: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,22 @@ class ConnectionStatus:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """The reloads of a process.
+
+    :param succeeded: those that were done.
+    :param failed: those that have changed nothing.
+    :param was_successful: whether the last one was done; true before the first one.
+    :param last_success: when the last one was done, or the start, in seconds since 1970.
+    """
+
+    succeeded: int
+    failed: int
+    was_successful: bool
+    last_success: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceStatus:
     """The process.
@@ -129,6 +149,7 @@ class InstanceStatus:
     :param draining: whether it is about to end.
     :param log_level: one of :data:`LOG_LEVELS`.
     :param control: the path of the control socket; empty if there is none.
+    :param reloads: its reloads; ``None`` for a command line.
     """
 
     version: str
@@ -138,6 +159,7 @@ class InstanceStatus:
     draining: bool
     log_level: str
     control: str = ""
+    reloads: ReloadStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +220,15 @@ class Instance(Protocol):
 
         :param timeout: seconds to wait for all of them.
         :returns: the names of the tunnels whose loop did not turn.
+        """
+
+    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> Collection[str]:
+        """Measure how long the loops of open tunnels take to turn. Never waits.
+
+        :param names: of the tunnels.
+        :param turned: called in the thread of each loop, with the name of the tunnel and the seconds that it took. It
+            must not block.
+        :returns: the names of the tunnels for which it will be called, unless they end before.
         """
 
     def pause(self, name: str) -> None:

@@ -54,6 +54,10 @@ _SCHEMAS = {
         draining=_YES,
         log_level=_words(*LOG_LEVELS),
         control={"type": "string", "description": "Path of the control socket; empty if there is none."},
+        reloads=_or_null(_ref("Reloads")),
+    ),
+    "Reloads": _object(
+        "The reloads of a process.", succeeded=_COUNT, failed=_COUNT, was_successful=_YES, last_success=_TIME
     ),
     "Figures": _object(
         "Figures of a tunnel since it was opened.",
@@ -84,6 +88,7 @@ _SCHEMAS = {
         problem=_TEXT,
         figures=_or_null(_ref("Figures")),
         probe=_or_null(_ref("Probe")),
+        certificate_end=_or_null(_TIME),
     ),
     "Connection": _object(
         "A connection, open or ended.",

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import errors
-from ..engine.records import ConnectionRecord, Histogram, Metrics, Stats
+from ..engine.records import ConnectionRecord, Metrics, Stats
+from ..eventloop.histogram import Histogram
 
 __all__ = [
     "Channel",

@@ -33,6 +33,7 @@ class Link:
         self.closed = threading.Event()
         self.abandoned = False
         self.streams = 0
+        self.rtt = None
         self._idle = None
 
     def when_idle(self, call):
@@ -605,9 +606,9 @@ def test_the_last_stream_ends_it_also_without_a_thread(no_threads):
 
 def test_a_forked_child_needs_no_lock_of_ours(carried):
     carrier, _ = carried(held_back)
-    wait_until(lambda: carrier._blocking.cancel._pipe)
-    descriptors = carrier._blocking.cancel._pipe
-    with carrier._io_thread.loop._lock, carrier._blocking.cancel._lock:
+    wait_until(lambda: carrier.blocking.cancel._pipe)
+    descriptors = carrier.blocking.cancel._pipe
+    with carrier._io_thread.loop._lock, carrier.blocking.cancel._lock:
         child = os.fork()
         if child == 0:
             try:
@@ -1005,7 +1006,7 @@ class Still:
             "closed": sum(link.closed.is_set() for link in links),
             "abandoned": sum(link.abandoned for link in links),
             "connector closed": self.connector.closed.is_set(),
-            "cancelled": self.carrier._blocking.cancel.is_set(),
+            "cancelled": self.carrier.blocking.cancel.is_set(),
             "links told": sum(outcome in links for outcome in self.outcomes),
             "errors told": sum(isinstance(outcome, Exception) for outcome in self.outcomes),
             "waiting": len(self.carrier._waiters),
@@ -1071,7 +1072,7 @@ def test_each_row_of_the_table(monkeypatch, state, event, following, changes):
     changed = {name: now - before[name] for name, now in still.facts().items() if now != before[name]}
     changed.pop("abandoned", None)  # "any" is the subject of the next test
     assert changed == changes
-    still.carrier._blocking.cancel.close()
+    still.carrier.blocking.cancel.close()
 
 
 @pytest.mark.parametrize("state", [state for state in WAY if state != "abandoned"])

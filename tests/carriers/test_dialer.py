@@ -24,6 +24,7 @@ class Link:
     """A link whose streams the test plays."""
 
     streams = 0
+    rtt = None
 
     def __init__(self, lost):
         self.lose = lambda: lost(CarrierError("c: the line went dead"))

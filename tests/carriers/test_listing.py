@@ -15,6 +15,7 @@ from relay.errors import CarrierError, ConnectError
 class Link:
     def __init__(self, streams, lost):
         self.streams = streams
+        self.rtt = 0.25
         self.lost = lost
 
     def when_idle(self, call):
@@ -57,12 +58,14 @@ def test_a_carrier_that_is_up_shows_its_streams_and_since_when():
     carrier = Carrier("ssh://me@here", Connector(3), None, kind="ssh")
     try:
         before = time.time()
-        assert status_of(carrier).state == "connecting"
+        status = status_of(carrier)
+        assert (status.state, status.rtt, sum(status.metrics.counts)) == ("connecting", None, 0)
         carrier.begin()
         wait_until(lambda: carrier.state is CarrierState.UP)
         status = status_of(carrier)
         assert (status.kind, status.state, status.streams, status.losses) == ("ssh", "up", 3, 0)
-        assert (status.error, status.rtt) == ("", None)
+        assert (status.error, status.rtt) == ("", 0.25)
+        assert sum(status.metrics.counts) == 1
         assert before - 1 < status.since < time.time() + 1
     finally:
         carrier.close()

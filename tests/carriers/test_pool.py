@@ -19,6 +19,7 @@ class Link:
 
     def __init__(self):
         self.streams = 0
+        self.rtt = None
         self._idle = None
 
     def when_idle(self, call):

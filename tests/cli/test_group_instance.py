@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import socket
 import threading
 
@@ -112,6 +113,13 @@ def test_after_the_end_an_action_is_a_conflict(instance, group):
     with pytest.raises(ConflictError, match="relay is ending"):
         instance.pause("a")
     assert instance.status().draining
+
+
+def test_loops_are_timed(instance, group):
+    timed = queue.SimpleQueue()
+    assert instance.time_loops(["b", "nope"], lambda *turn: timed.put(turn)) == {"b"}
+    name, seconds = timed.get(timeout=WAIT)
+    assert name == "b" and 0 < seconds < WAIT
 
 
 def test_a_loop_that_does_not_turn_is_named(instance, group):

@@ -9,7 +9,8 @@ import pytest
 
 from relay.engine import statistics as module
 from relay.engine.records import REASONS, ConnectionState, ConnectionSummary
-from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics, set_access_log
+from relay.engine.statistics import AGES, Statistics, set_access_log
+from relay.eventloop.histogram import CONNECT_TIMES
 
 
 def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):

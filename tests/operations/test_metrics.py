@@ -6,26 +6,29 @@ import contextlib
 import http.server
 import json
 import re
-import socket
 import subprocess
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from documents import PAGES, ROOT
-from helpers import WAIT, exchange, wait_until
+from helpers import WAIT, exchange, reserved_port, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.engine.records import REASONS, Histogram, Metrics
-from relay.engine.statistics import AGES, CONNECT_TIMES, Statistics
-from relay.operations.instance import CarrierStatus, InstanceStatus, TunnelStatus
-from relay.operations.metrics import CONTENT_TYPE, FAMILIES, MetricsPage
+from relay.engine.records import REASONS, Metrics
+from relay.engine.statistics import AGES, Statistics
+from relay.eventloop.histogram import CONNECT_TIMES, Histogram
+from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
+from relay.operations.metric_families import FAMILIES, LAGS
+from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 
 EMPTY = Statistics("", None, None).metrics([])
+RELOADS = ReloadStatus(3, 2, False, 1e9)
 HOSTILE = 'a"b\\c\nd{e}\N{RIGHT-TO-LEFT OVERRIDE}f #'
 
 
@@ -44,13 +47,26 @@ class Running:
     """An instance with these tunnels and carriers."""
 
     def __init__(
-        self, *tunnels: TunnelStatus, carriers: tuple[CarrierStatus, ...] = (), draining: bool = False
+        self,
+        *tunnels: TunnelStatus,
+        carriers: tuple[CarrierStatus, ...] = (),
+        draining: bool = False,
+        reloads: ReloadStatus | None = RELOADS,
     ) -> None:
         self.tunnels = lambda: tunnels
         self.carriers = lambda: carriers
         self.status = lambda: InstanceStatus(
-            version="1.2", pid=1, started=0.0, config="", draining=draining, log_level="info"
+            version="1.2", pid=1, started=0.0, config="", draining=draining, log_level="info", reloads=reloads
         )
+        self.timed: list[str] = []
+        self.stuck: list[str] = []
+
+    def time_loops(self, names: Collection[str], turned: Callable[[str, float], object]) -> list[str]:
+        self.timed += names
+        for name in names:
+            if name not in self.stuck:
+                turned(name, 0.003)
+        return [name for name in names if name != "gone"]
 
 
 def page(*tunnels: TunnelStatus, **values: Any) -> str:
@@ -155,6 +171,42 @@ def test_carriers_of_one_name_are_one() -> None:
     assert [of(text, one, carrier="i2p:", kind="i2p") for one in names] == [0, 0, 0, None]
 
 
+def test_the_connect_times_of_carriers_of_one_name_are_added_up() -> None:
+    quick, slow = Histogram((2, *[0] * 8, 0), 0.001), Histogram((0, *[0] * 8, 1), 130.0)
+    text = page(carriers=(carrier("ssh://a", metrics=quick), carrier("ssh://a", metrics=slow)))
+    name, labels = "relay_carrier_connect_seconds", {"carrier": "ssh://a", "kind": "ssh"}
+    buckets = [of(text, f"{name}_bucket", **labels, le=le) for le in ("0.001", "120.0", "+Inf")]
+    assert buckets == [2, 2, 3]
+    assert (of(text, f"{name}_sum", **labels), of(text, f"{name}_count", **labels)) == (130.001, 3)
+
+
+def test_reloads_have_their_metrics_if_there_is_a_file() -> None:
+    text = page()
+    assert of(text, "relay_config_reloads_total", result="success") == 3
+    assert of(text, "relay_config_reloads_total", result="failure") == 2
+    assert of(text, "relay_config_last_reload_successful") == 0
+    assert of(text, "relay_config_last_reload_success_timestamp_seconds") == 1e9
+    assert not [name for name, _ in samples(page(reloads=None)) if name.startswith("relay_config")]
+
+
+def test_a_certificate_has_its_end() -> None:
+    text = page(tunnel("site", certificate_end=1.5e9), tunnel("db"))
+    name = "relay_certificate_not_after_timestamp_seconds"
+    assert (of(text, name, tunnel="site"), of(text, name, tunnel="db")) == (1.5e9, None)
+
+
+def test_a_scrape_measures_the_loops_that_have_connections_for_the_next_one() -> None:
+    busy = EMPTY._replace(states={"connecting": 0, "open": 1, "half-closed": 0})
+    running = Running(tunnel("a", busy), tunnel("stuck", busy), tunnel("gone", busy), tunnel("idle"))
+    running.stuck = ["stuck", "gone"]
+    metrics = MetricsPage(running)  # type: ignore[arg-type]
+    counts = [of(metrics.render().decode(), "relay_loop_lag_seconds_count") for _ in range(3)]
+    assert counts == [0, 1, 2]
+    assert sorted(running.timed) == ["a"] * 3 + ["gone"] * 3 + ["stuck"], "one that has not turned is not asked again"
+    assert of(metrics.render().decode(), "relay_loop_lag_seconds_bucket", le="0.005") == 3
+    assert len(LAGS) + 1 == len([labels for name, labels in samples(page()) if name == "relay_loop_lag_seconds_bucket"])
+
+
 def test_the_process_has_its_metrics() -> None:
     text = page(draining=True)
     assert of(text, "relay_draining") == 1
@@ -164,12 +216,18 @@ def test_the_process_has_its_metrics() -> None:
     assert of(text, "process_open_fds") and of(text, "process_cpu_seconds_total") is not None
 
 
-@pytest.mark.parametrize("name", [HOSTILE, "x" * 10_000, "\udc80"], ids=["markup", "long", "surrogate"])
+@pytest.mark.parametrize(
+    "name", [HOSTILE, "x" * 10_000, "\udc80", "100 %s"], ids=["markup", "long", "surrogate", "percent"]
+)
 def test_a_hostile_name_is_a_label_value_and_no_more(name: str) -> None:
     text = page(tunnel(name), carriers=(carrier(name),))
     shown = name.encode(errors="replace").decode()
     assert of(text, "relay_tunnel_up", tunnel=shown) == 1
+    assert of(text, "relay_connections_active", tunnel=shown, state="open") == 0
+    assert of(text, "relay_bytes_total", tunnel=shown, direction="in", engine="copy") == 0
+    assert of(text, "relay_connection_seconds_count", tunnel=shown) == 0
     assert of(text, "relay_carrier_up", carrier=shown, kind="ssh") == 1
+    assert of(text, "relay_carrier_connect_seconds_count", carrier=shown, kind="ssh") == 0
 
 
 def test_no_label_is_of_a_peer() -> None:
@@ -186,12 +244,13 @@ def test_no_label_is_of_a_peer() -> None:
         "errno",
         "version",
         "python",
+        "result",
     }
 
 
 def test_the_labels_are_those_of_the_table() -> None:
     probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
-    text = page(tunnel("db", probe=probe), carriers=(carrier("ssh://a", rtt=1.0),))
+    text = page(tunnel("db", probe=probe, certificate_end=1.0), carriers=(carrier("ssh://a", rtt=1.0),))
     for family in text_string_to_metric_families(text):
         if family.name.startswith("relay_"):
             full = family.name + ("_total" if family.type == "counter" else "")
@@ -242,8 +301,11 @@ def served(metrics: MetricsPage):
 @contextlib.contextmanager
 def prometheus(target: int, folder):
     """A Prometheus that scrapes a port; its own port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with reserved_port() as port:
+        yield from _prometheus(target, folder, port)
+
+
+def _prometheus(target: int, folder, port: int):
     scrape = {"job_name": "relay", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
     configuration = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
     (folder / "prometheus.json").write_text(json.dumps(configuration))  # JSON is YAML
@@ -290,7 +352,7 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
             for entry in asked(port, "query", query='{__name__=~"relay_.+"}')["result"]
         }
         expected = {family.name for family in FAMILIES if family.kind != "histogram"}
-        absent = {name for name in expected if "probe" in name or "ready" in name or "rtt" in name}
+        absent = {name for name in expected if re.search("probe|ready|rtt|certificate", name)}
         assert expected - absent <= set(names)
         kinds = asked(port, "metadata")
         for family in FAMILIES:
@@ -310,7 +372,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     assert named <= known
     shown = {name.removesuffix("_bucket") for name in named}
     assert {family.name for family in FAMILIES} - shown == {
-        "relay_tunnel_last_probe_timestamp_seconds", "relay_carrier_rtt_seconds",
+        "relay_tunnel_last_probe_timestamp_seconds", "relay_config_reloads_total",
     }  # fmt: skip
     labels = {label for family in FAMILIES for label in family.labels} | {"job", "instance", "le"}
     for query in queries:
@@ -345,3 +407,24 @@ def test_prometheus_understands_each_query_of_the_dashboard(tmp_path: Path) -> N
         capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+RULES = ROOT / "docs" / "relay.rules.yml"
+
+
+def test_promtool_accepts_the_rules_for_alerts() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"SUCCESS: \d+ rules found", done.stdout)
+
+
+def test_the_rules_for_alerts_use_metrics_that_exist() -> None:
+    text = RULES.read_text()
+    lines = [line for line in text.splitlines() if not re.search("summary|description", line)]
+    named = set(re.findall(r"\b(?:relay|process)_\w+", "\n".join(lines)))
+    known = {family.name for family in FAMILIES} | {name for name, _ in samples(page(tunnel("db")))}
+    assert named and named <= known | {"process_open_fds", "process_max_fds"}
+    alerts = re.findall(r"- alert: (\w+)", text)
+    assert len(set(alerts)) == len(alerts) == text.count("summary: ") == text.count("severity: ")

@@ -80,6 +80,9 @@ class Double:
     def stuck_loops(self, timeout):
         return self.stuck
 
+    def time_loops(self, names, turned):
+        return []
+
     def pause(self, name):
         self._act(name, "paused")
 

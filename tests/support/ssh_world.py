@@ -27,6 +27,7 @@ class Connection:
         self.far = []
         self.errors = list(world.lossy)
         self.closed = False
+        self.rtt = None
         self.forwards = {}  # place → whom to tell of a stream
         self.refusals = world.refusals
         self.stopped = []

@@ -90,6 +90,11 @@ class Session:
         """Number of streams that are open or being opened."""
         return self._streams.count
 
+    @property
+    def rtt(self) -> float | None:
+        """The seconds until the router's SAM bridge answered the last PING; ``None`` if it answers none."""
+        return self._keepalive.rtt
+
     def failure(self) -> CarrierError | None:
         """Return why the session has ended, which has ended its streams; ``None`` while it is up."""
         error = self._streams.error
@@ -295,10 +300,12 @@ class _Keepalive:
 
     def __init__(self, session: Session, control: Conversation) -> None:
         self.can_ping: bool | None = None  # None: unknown; False: trying
+        self.rtt: float | None = None
         self._session = session
         self._control = control
         self._missed = 0  # consecutive PINGs without a PONG
         self._pongs = 0  # on the spare conversation
+        self._sent = 0.0  # the last PING on the control socket, monotonic seconds
 
     def check(self) -> None:
         if self.can_ping is None:
@@ -310,9 +317,12 @@ class _Keepalive:
             if self._missed > _MISSED:
                 self._session.lose(CarrierError(f"{self._session.name}: the router does not respond"))
             else:
+                self._sent = time.monotonic()
                 self._control.say(ping(self._session.id))
 
     def on_pong(self) -> None:
+        if self._missed == 1:  # else it may answer an earlier PING
+            self.rtt = time.monotonic() - self._sent
         self._missed = 0
 
     def _on_conversation(self, outcome: Conversation | OSError) -> None:

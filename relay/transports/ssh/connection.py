@@ -172,6 +172,10 @@ class Connection(Protocol):
     def streams(self) -> int:
         """The number of streams that are open or being opened. Read from any thread."""
 
+    @property
+    def rtt(self) -> float | None:
+        """The seconds until the last keepalive probe got its reply; ``None`` if the backend does not know it."""
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once, in any thread, as soon as no stream is open or being opened; perhaps at once.
 

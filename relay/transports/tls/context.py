@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import ssl
+import weakref
 
-__all__ = ["load_chain", "trusting"]
+__all__ = ["load_chain", "not_after", "trusting"]
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+_own: weakref.WeakKeyDictionary[ssl.SSLContext, bytes] = weakref.WeakKeyDictionary()  # which no context tells
 
 
 def trusting(purpose: ssl.Purpose, argument: str, ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
@@ -54,6 +61,26 @@ def load_chain(context: ssl.SSLContext, cert: str | os.PathLike[str], key: str |
             raise ValueError(f"{argument}: the key in {path} is not that of the certificate in {cert}") from error
         _check_certificate(cert)
         raise ValueError(f"{argument}: {path} holds no private key in PEM form") from error
+    with open(cert, "rb") as file:  # without the key, which may follow
+        found = _CERTIFICATE.search(file.read())
+    if found is not None:
+        _own[context] = found[0]
+
+
+def not_after(context: ssl.SSLContext) -> float | None:
+    """Return until when the certificate that a context shows is valid: seconds since 1970, ``None`` if unknown."""
+    own = _own.get(context)
+    return None if own is None else _end_of(own)
+
+
+@functools.lru_cache(1024)
+def _end_of(certificate: bytes) -> float | None:
+    from cryptography import x509  # a listener does not need it
+
+    try:
+        return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+    except ValueError:
+        return None
 
 
 def _check_certificate(cert: str | os.PathLike[str]) -> None:

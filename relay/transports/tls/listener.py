@@ -23,7 +23,7 @@ from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.rate_limited_log import RateLog
 from ...streams.stream import Stream
 from ..tcp import listen_tcp
-from .context import load_chain, trusting
+from .context import load_chain, not_after, trusting
 from .handshake import Handshake
 from .session import Session, TLSStream
 
@@ -114,6 +114,11 @@ class TLSListener:
     def listening(self) -> socket.socket:
         """The listening socket."""
         return self._socket
+
+    @property
+    def certificate_end(self) -> float | None:
+        """Until when the certificate is valid, in seconds since 1970; ``None`` if that is not known."""
+        return not_after(self._context)
 
     def set_context(self, context: ssl.SSLContext) -> None:
         """Use another certificate for the handshakes that begin from now on. From any thread."""

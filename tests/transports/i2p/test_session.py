@@ -133,6 +133,7 @@ def test_a_ping_of_the_bridge_is_answered(opened):
 def test_what_is_not_for_us_is_passed_over(opened, line):
     opened.far_control.say(line, "PING x")
     wait_until(lambda: "PONG x" in opened.scripted.asked)
+    assert opened.session.rtt is None
     assert opened.session.failure() is None
 
 
@@ -163,6 +164,7 @@ def test_a_bridge_that_answers_pings_is_pinged(opened):
         session.check()
         wait_until(lambda: session._keepalive._missed == 0)
     assert asked[-1] == "PING ours" and opened.lost.empty()
+    assert 0 < session.rtt < WAIT
 
 
 def test_one_that_answers_no_more_is_dead(opened):

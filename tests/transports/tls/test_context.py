@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import ssl
 
 import pytest
 import trustme
 
-from relay.transports.tls.context import load_chain, trusting
+from relay.transports.tls.context import load_chain, not_after, trusting
 
 
 def test_a_client_verifies_by_default():
@@ -82,3 +83,15 @@ def test_a_certificate_and_its_key_may_be_in_one_file(context, certificates, tmp
     both.write_bytes(certificates.key.read_bytes() + certificates.cert.read_bytes())
     load_chain(context, both, None)
     load_chain(context, str(both), None)
+
+
+def test_a_context_tells_until_when_its_certificate_is_valid(tmp_path):
+    authority = trustme.CA()
+    end = datetime.datetime(2030, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
+    made = authority.issue_cert("localhost", not_after=end)
+    both = tmp_path / "both.pem"  # the key first: the certificate is found behind it
+    both.write_bytes(made.private_key_pem.bytes() + b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    context = trusting(ssl.Purpose.CLIENT_AUTH, "client_ca", None)
+    assert not_after(context) is None
+    load_chain(context, both, None)
+    assert not_after(context) == end.timestamp()

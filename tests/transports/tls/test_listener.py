@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import os
@@ -46,6 +47,14 @@ def connect():
             return stack.enter_context(socket.create_connection(listener.address[:2], WAIT))
 
         yield make
+
+
+def test_it_tells_until_when_its_certificate_is_valid(listening, tmp_path):
+    assert listening.certificate_end is not None
+    made = trustme.CA().issue_cert("localhost", not_after=datetime.datetime(2031, 1, 1, tzinfo=datetime.UTC))
+    made.private_key_and_cert_chain_pem.write_to_path(tmp_path / "new.pem")
+    listening.set_context(module.server_context(tmp_path / "new.pem"))
+    assert listening.certificate_end == datetime.datetime(2031, 1, 1, tzinfo=datetime.UTC).timestamp()
 
 
 def accepted(listener):

@@ -87,6 +87,7 @@ class OpenSSH:
         self._patient: set[Opening] = set()  # streams whose caller waits for the server's reply
         self._next = math.inf  # the first deadline
         self.streams = 0
+        self.rtt = None  # ssh does not report its probes
         self._when_idle: Callable[[], object] | None = None
         self._names = 0
         self._controls: list[Control] = []

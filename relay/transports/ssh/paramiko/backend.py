@@ -95,6 +95,8 @@ class Connection:
         self._silence = Timer(wire.loop.timers, self._check_silence)
         self._probed = self._checked = -math.inf  # monotonic times of the last keepalive probe and the last check
         self._unhandled = 0  # checks that the transport's thread has not handled yet
+        self.rtt: float | None = None
+        """The seconds until the last keepalive probe got its reply; ``None`` before the first one."""
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
@@ -293,8 +295,13 @@ class Connection:
         """Send a probe, unless one is pending; also after a pause in the checks, because this process was stopped."""
         if not self._requests or now - self._checked > _STOPPED * keepalive:
             self._probed = now
-            self._requests.ask("keepalive@openssh.com", b"", _nothing)
+            self._requests.ask("keepalive@openssh.com", b"", partial(self._on_reply, now))
         self._checked = now
+
+    def _on_reply(self, sent: float, reply: bytes | None) -> None:
+        """Take the reply to a probe. Servers deny a request that they do not know, which is a reply, too."""
+        if self._mux.ended is None:
+            self.rtt = time.monotonic() - sent
 
     def _check_silence(self, now: float) -> None:
         """Check when the server has sent its last byte. After a probe it has ``keepalive`` seconds to reply."""
@@ -345,7 +352,3 @@ class Connection:
         if self._closed:
             return CarrierError(f"{name}: the connection was closed")
         return CarrierError(f"{name}: the connection was lost: {printable(str(why or '')) or 'unknown reason'}")
-
-
-def _nothing(answer: bytes | None) -> None:
-    pass

@@ -775,6 +775,14 @@ def test_a_living_server_answers_for_ever(rig):
     assert lost.empty()
 
 
+def test_the_reply_to_a_probe_tells_the_round_trip(ssh_server):
+    with contextlib.closing(connect(settings_for(ssh_server, keepalive=WAIT))) as connection:
+        assert connection.rtt is None
+        connection.check()
+        wait_until(lambda: connection.rtt is not None)
+        assert 0 < connection.rtt < WAIT
+
+
 def test_no_keepalive(ssh_server):
     with contextlib.closing(connect(settings_for(ssh_server, keepalive=None))) as connection:
         connection._wire.heard -= 1000

@@ -8,10 +8,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..config import Config, read
+from ..config import Config, Entry, Written, read
 from ..engine.records import Stats
 from .endpoint_plan import EndpointPlan
 from .figures import ReloadFigures
@@ -20,6 +20,7 @@ from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
 from .options import Options
 from .output import configuration_read, describe_error, print_error, print_line, status_of, total
+from .plan import Plan
 from .plan_from_file import plans_of, print_problems
 from .signals import Signals
 from .verdicts import Settings, Verdict
@@ -31,6 +32,13 @@ if TYPE_CHECKING:  # at the first reload
 __all__ = ["FileGroup", "TunnelFile"]
 
 logger = logging.getLogger("relay.cli")
+
+
+class _Read(NamedTuple):
+    """The file without problems, as it was read last: what is written as then need not be checked again."""
+
+    written: Written
+    settings: Sequence[Settings]
 
 
 class TunnelFile:
@@ -45,7 +53,7 @@ class TunnelFile:
         self.path = path
         self.name = name
         self._shown = shown
-        self._read: Config | None = None
+        self._last: _Read | None = None
         self.log_file: str | None = None
         """The access log, as the file has it at the start."""
         self.log_interval: float | None = None
@@ -65,8 +73,9 @@ class TunnelFile:
             file.control, file.status, bool(file.status_public), file.status_token_file, self.path
         )
         with contextlib.chdir(config.folder):
-            settings = self._settings(config)
+            settings = self._settings(config, {})
         print_problems(config)
+        self._last = _Read(config.written, settings)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
 
     def endpoints(self, control: str | None, status: str | None) -> EndpointPlan:
@@ -84,19 +93,22 @@ class TunnelFile:
         """
         from .reload import ReloadError
 
+        last = self._last
+        assert last is not None, "it was read at the start"
         try:
             with configuration_read():
-                config = read(self.path, self.name)
+                config = read(self.path, self.name, last.written)
         except (OSError, ValueError) as error:
             raise ReloadError([describe_error(error)], status_of(error)) from error
-        settings = self._settings(config)
+        settings = self._settings(config, {one.name: (one.entry, one.plan) for one in last.settings})
         if problems := config.problems.in_order():
             status = 2 if any(problem.is_config_error for problem in problems) else 1
             raise ReloadError([config.problems.format(problem) for problem in problems], status)
+        self._last = _Read(config.written, settings)
         return settings
 
-    def _settings(self, config: Config) -> list[Settings]:
-        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown)]
+    def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
+        return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]
 
 
 class FileGroup(TunnelGroup):
@@ -112,6 +124,7 @@ class FileGroup(TunnelGroup):
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
+        self._is_signalled = False  # a thread is about to reload for a signal
         self._figures = ReloadFigures(last_success=time.time())
         self._leaving: tuple[Member, ...] = ()
         self._removed = Stats(0, 0, 0, 0, {})  # the figures of tunnels that have gone
@@ -154,6 +167,7 @@ class FileGroup(TunnelGroup):
     def _reload_now(self) -> ReloadResult:
         from .reload import ReloadError, ReloadResult, prepared
 
+        self._is_signalled = False  # a signal that comes from now on may be about a later version of the file
         try:
             if self.is_ending:
                 raise GroupOverError("relay is ending; start it again")
@@ -183,10 +197,15 @@ class FileGroup(TunnelGroup):
     # -- the main thread --------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number in self._signals.reloading and not self.is_ending:
-            threading.Thread(target=self._on_reload_signal, name="relay-reload", daemon=True).start()
-        else:
+        if number not in self._signals.reloading or self.is_ending:
             super()._on_signal(number)
+        elif not self._is_signalled:
+            self._is_signalled = True
+            try:
+                threading.Thread(target=self._on_reload_signal, name="relay-reload", daemon=True).start()
+            except RuntimeError as error:  # the system has no thread left
+                self._is_signalled = False
+                print_error(f"reload: {error}; nothing has changed")
 
     @property
     def _everyone(self) -> tuple[Member, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import click
@@ -23,15 +23,23 @@ __all__ = ["add_problem", "collect_problems", "plan_of", "plans_of", "print_prob
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)")
 
 
-def plans_of(config: Config, shown: Options) -> list[tuple[Entry, Plan]]:
+def plans_of(
+    config: Config, shown: Options, known: Mapping[str, tuple[Entry, Plan]] | None = None
+) -> list[tuple[Entry, Plan]]:
     """Return the plans of all tunnels without problems; problems of others are added to the file.
 
     :param shown: the options of output.
+    :param known: the plans of an earlier state of the file, by name; an entry that is the same keeps its plan.
     """
     found: list[tuple[Entry, Plan]] = []
     for entry in config.entries:
         path = ("tunnels", entry.name)
-        if not config.problems.about(*path):
+        same = known.get(entry.name) if known is not None else None
+        if config.problems.about(*path):
+            continue
+        if same is not None and same[0] is entry:
+            found.append(same)
+        else:
             with collect_problems(config, *path):
                 found.append((entry, plan_of(entry, shown)))
     return found

@@ -145,8 +145,10 @@ def compare(old: Iterable[Settings], new: Iterable[Settings]) -> list[Change]:
 def _change(old: Settings | None, new: Settings) -> Change:
     if old is None:
         return Change(new.name, Verdict.NEW)
-    was, now = old.values(), new.values()
-    effects = {key: _effect(key, old, new) for key in now if was[key] != now[key]}
+    effects: dict[str, Verdict] = {}
+    if old.entry is not new.entry or old.plan is not new.plan:
+        was, now = old.values(), new.values()
+        effects = {key: _effect(key, old, new) for key in now if was[key] != now[key]}
     for key, effect in _FILES.items():
         if key not in effects and old.files.get(key) != new.files.get(key):
             effects[key] = effect

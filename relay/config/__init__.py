@@ -17,12 +17,13 @@ from ..addresses.hops import Hop, Listen
 from ..addresses.printable import shown
 from ..transports.files import open_regular
 from .checking import ANYWHERE, Checker, Entry
-from .lines import lines_of
 from .models import LIMITS, File, keys_at, schema
 from .problems import Problem, Problems, shape_problems
+from .unchanged import Written
 from .writing import as_toml
 
-__all__ = ["ANYWHERE", "LIMITS", "Config", "Entry", "Problem", "as_toml", "find", "of_command_line", "read", "schema"]
+__all__ = ["ANYWHERE", "LIMITS", "Config", "Entry", "Problem", "Written"]
+__all__ += ["as_toml", "find", "of_command_line", "read", "schema"]
 
 NAME = "relay.toml"
 
@@ -43,6 +44,8 @@ class Config:
     :param hops: the hops by name, as values.
     :param entries: the tunnels, in the order of the file; use only those without :attr:`problems`.
     :param problems: its problems.
+    :param document: its tables as they are written.
+    :param no_secrets: why there may be no secrets in it; empty if there may.
     """
 
     folder: str
@@ -50,6 +53,13 @@ class Config:
     hops: Mapping[str, Hop]
     entries: list[Entry]
     problems: Problems
+    document: Mapping[str, Any]
+    no_secrets: str
+
+    @property
+    def written(self) -> Written:
+        """The file for a later :func:`read`; only if it has no problems."""
+        return Written(self.document, self.no_secrets, tuple(self.entries))
 
 
 def find() -> str:
@@ -69,7 +79,7 @@ def find() -> str:
     raise ValueError(f"there is no {NAME} here, nor a {users}; name a file")
 
 
-def read(path: str, name: str | None = None) -> Config:
+def read(path: str, name: str | None = None, before: Written | None = None) -> Config:
     """Read a file and check it.
 
     A file that others can write is rejected, because it can name programs to start. A file that others can read must
@@ -77,6 +87,7 @@ def read(path: str, name: str | None = None) -> Config:
 
     :param path: of the file.
     :param name: of the file in its problems; the path by default.
+    :param before: the file when it was read last; a tunnel that is written as it was then has the same entry.
     :returns: its contents and its problems.
     :raises OSError: if it cannot be read.
     """
@@ -92,7 +103,7 @@ def read(path: str, name: str | None = None) -> Config:
         document = _parsed(data, problems)
     mode = stat.S_IMODE(status.st_mode)
     no_secrets = f"others can read the file (mode {mode:04o}); chmod 600 it" if mode & 0o077 else ""
-    return _checked(document, problems, str(Path(path).absolute().parent), no_secrets)
+    return _checked(document, problems, str(Path(path).absolute().parent), no_secrets, before=before)
 
 
 def of_command_line(name: str, tunnel: dict[str, Any], listen: Listen | None = None) -> Config:
@@ -124,7 +135,7 @@ def _parsed(data: bytes, problems: Problems) -> dict[str, Any]:
             problems.add((), f"a key with more than {_DEEPEST} parts; none here has as many", line=deep)
             return {}
         document = tomllib.loads(text)
-        problems.lines = lines_of(text)
+        problems.text = text
         return document
     except UnicodeDecodeError as error:
         problems.add((), "a byte that is not UTF-8, which TOML is", line=data.count(b"\n", 0, error.start) + 1)
@@ -157,18 +168,41 @@ def _line_of_digits(text: str) -> int:
 
 
 def _checked(
-    document: dict[str, Any], problems: Problems, folder: str, no_secrets: str, listen: Listen | None = None
+    document: dict[str, Any],
+    problems: Problems,
+    folder: str,
+    no_secrets: str,
+    listen: Listen | None = None,
+    before: Written | None = None,
 ) -> Config:
-    shape_problems(File, document, keys_at, problems)
-    right: dict[str, Any] = {}
-    for name, value in document.items():
-        if name in ("hops", "tunnels") and isinstance(value, dict):
-            right[name] = {key: each for key, each in value.items() if not problems.about(name, key)}
-        elif not problems.about(name):
-            right[name] = value
-    file = File.model_validate(right)
-    checker = Checker(file, problems, no_secrets, listen)
+    same = before.unchanged(document, no_secrets) if before is not None else {}
+    file = _file(document, same, problems)
+    checker = Checker(file, problems, no_secrets, listen, same)
     entries = checker.entries()
     if not file.tunnels and not problems.in_order():
         problems.add((), "there are no tunnels in it; [tunnels.NAME] begins one, with listen = … and target = …")
-    return Config(folder, file, checker.hops, entries, problems)
+    return Config(folder, file, checker.hops, entries, problems, document, no_secrets)
+
+
+def _file(document: dict[str, Any], same: Mapping[str, Entry], problems: Problems) -> File:
+    """Return the tables that have the right types; problems of the others are added.
+
+    :param same: the tunnels that have been checked before.
+    """
+    new = document
+    if same:
+        new = document | {"tunnels": {name: one for name, one in document["tunnels"].items() if name not in same}}
+    file = shape_problems(File, new, keys_at, problems)
+    if file is None:
+        right: dict[str, Any] = {}
+        for name, value in new.items():
+            if name in ("hops", "tunnels") and isinstance(value, dict):
+                right[name] = {key: each for key, each in value.items() if not problems.about(name, key)}
+            elif not problems.about(name):
+                right[name] = value
+        file = File.model_validate(right)
+    if same:
+        known = file.tunnels | {name: entry.tunnel for name, entry in same.items()}
+        in_order = {name: known[name] for name in document["tunnels"] if name in known}
+        file = file.model_copy(update={"tunnels": in_order})
+    return file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -70,16 +70,25 @@ class Checker:
     :param problems: takes what is wrong.
     :param no_secrets: why there may be no secrets in it; empty if there may.
     :param listen: the address to listen on of the only tunnel, if it is parsed already.
+    :param same: the tunnels that have been checked before.
     """
 
-    def __init__(self, file: File, problems: Problems, no_secrets: str, listen: Listen | None = None) -> None:
+    def __init__(
+        self,
+        file: File,
+        problems: Problems,
+        no_secrets: str,
+        listen: Listen | None = None,
+        same: Mapping[str, Entry] | None = None,
+    ) -> None:
         self.file = file
         self.problems = problems
         self.hops: dict[str, HopValue] = {}
         self.listen = listen
-        self.listens = ListenTable()
         self.bridge: TCPAddress | TLSTarget | None = None
+        self._listens = ListenTable()
         self._no_secrets = no_secrets
+        self._same = same or {}
 
     def entries(self) -> list[Entry]:
         """Check the file.
@@ -90,7 +99,22 @@ class Checker:
             self._check_hop(name, hop)
         if self.file.defaults.sam is not None:
             self.bridge = self.read(("defaults", "sam"), parse_sam, self.file.defaults.sam)
-        return [_One(self, name, tunnel).entry() for name, tunnel in self.file.tunnels.items()]
+        return [self._entry(name, tunnel) for name, tunnel in self.file.tunnels.items()]
+
+    def _entry(self, name: str, tunnel: Tunnel) -> Entry:
+        same = self._same.get(name)
+        if same is None:
+            return _One(self, name, tunnel).entry()
+        self.claim(same.listen, name, tunnel)
+        return same
+
+    def claim(self, listen: Listen | None, name: str, tunnel: Tunnel) -> None:
+        """Reject an address to listen on that another tunnel has."""
+        other = self._listens.claim(listen, name, tunnel)
+        if other is not None:
+            line = self.problems.line(("tunnels", other, "listen"))
+            where = f", line {line}" if line else ""
+            self.problems.add(("tunnels", name, "listen"), f"{other} listens there already{where}")
 
     def _check_hop(self, name: str, hop: str | Hop) -> None:
         path = ("hops", name)
@@ -240,10 +264,7 @@ class _One:
         if self._is_proxy and not isinstance(listen, ProxyListen | TCPAddress | UnixAddress | SystemdListen):
             allowed = "allowed are :port, host:port, unix:///path, socks5://host:port and http://host:port"
             self._refuse("listen", f"{redact(self._tunnel.listen)}: a proxy does not listen there; {allowed}")
-        line = self._problems.line((*self._path, "listen"))
-        other = self._checker.listens.claim(listen, self._name, line, self._tunnel)
-        if other is not None:
-            self._refuse("listen", f"{other.name} listens there already{f', line {other.line}' if other.line else ''}")
+        self._checker.claim(listen, self._name, self._tunnel)
 
     def _check_words(self) -> None:
         """Check the keys that only proxies and destinations have, and those that exclude each other."""

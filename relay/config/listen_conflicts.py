@@ -2,55 +2,45 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen
 from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["Claim", "ListenTable", "exclude_each_other"]
+__all__ = ["ListenTable", "exclude_each_other"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
-
-
-class Claim(NamedTuple):
-    """The tunnel of an address, and the line of the file."""
-
-    name: str
-    line: int
 
 
 class ListenTable:
     """The addresses that have a tunnel."""
 
     def __init__(self) -> None:
-        self._places: dict[object, Claim] = {}
-        self._ports: dict[int, list[tuple[str, Claim]]] = {}
+        self._places: dict[object, str] = {}
+        self._ports: dict[int, list[tuple[str, str]]] = {}
 
-    def claim(self, listen: object, name: str, line: int, tunnel: Tunnel) -> Claim | None:
-        """Claim an address for a tunnel, or return the tunnel that has it already."""
-        claim = Claim(name, line)
+    def claim(self, listen: object, name: str, tunnel: Tunnel) -> str | None:
+        """Claim an address for a tunnel, or return the name of the tunnel that has it already."""
         if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
-            return self._at_port(listen.host, listen.port, claim) if listen.port else None
+            return self._at_port(listen.host, listen.port, name) if listen.port else None
         key = _key(listen, tunnel)
-        return None if key is None or self._places.setdefault(key, claim) == claim else self._places[key]
+        return None if key is None or self._places.setdefault(key, name) == name else self._places[key]
 
-    def _at_port(self, host: str, port: int, claim: Claim) -> Claim | None:
+    def _at_port(self, host: str, port: int, name: str) -> str | None:
         others = self._ports.setdefault(port, [])
-        for other, their_claim in others:
+        for other, their_name in others:
             if _overlap(host, other):
-                return their_claim
-        others.append((host, claim))
+                return their_name
+        others.append((host, name))
         return None
 
 
 def exclude_each_other(one: object, tunnel: Tunnel, other: object, other_tunnel: Tunnel) -> bool:
     """Return whether two addresses, each with its tunnel, cannot be listened on at the same time."""
     table = ListenTable()
-    table.claim(one, "one", 0, tunnel)
-    return table.claim(other, "other", 0, other_tunnel) is not None
+    table.claim(one, "one", tunnel)
+    return table.claim(other, "other", other_tunnel) is not None
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from .lines import Path
+from .lines import Path, lines_of
 
 __all__ = ["Problem", "Problems", "near", "shape_problems"]
 
 Keys = Callable[[Path], Iterable[str]]
+Model = TypeVar("Model", bound=BaseModel)
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _EXPECTED = {
@@ -54,7 +56,8 @@ class Problems:
     def __init__(self, name: str, root: Path = ()) -> None:
         self.name = name
         self._root = root
-        self.lines: Mapping[Path, int] = {}
+        self.text = ""
+        """The file, if it is TOML."""
         self._found: list[tuple[Problem, Path]] = []
 
     def add(self, path: Path, text: str, *, line: int | None = None, is_config_error: bool = True) -> None:
@@ -66,9 +69,14 @@ class Problems:
 
     def line(self, path: Path) -> int:
         """Return the line of a path, or of the table that it would be in."""
-        while path and path not in self.lines:
+        while path and path not in self._lines:
             path = path[:-1]
-        return self.lines.get(path, 0)
+        return self._lines.get(path, 0)
+
+    @functools.cached_property
+    def _lines(self) -> Mapping[Path, int]:
+        """The line of each path. Most files have no problem, and need none."""
+        return lines_of(self.text)
 
     def about(self, *path: str | int) -> bool:
         """Return whether the value at a path, or a part of it, has a problem."""
@@ -100,13 +108,14 @@ def near(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
-def shape_problems(model: type[BaseModel], document: Any, keys: Keys, problems: Problems) -> None:
+def shape_problems(model: type[Model], document: Any, keys: Keys, problems: Problems) -> Model | None:
     """Add the problems of a document that does not have the types of a model.
 
     :param keys: returns the known keys of the table at a path.
+    :returns: the document as a value; ``None`` if it has such problems.
     """
     try:
-        model.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         for found in error.errors(include_url=False):
             path = _path_of(found["loc"], document)
@@ -116,6 +125,7 @@ def shape_problems(model: type[BaseModel], document: Any, keys: Keys, problems: 
                 problems.add(path[:-1], f"there is no {path[-1]}, which it needs")
             else:
                 problems.add(path, _problem(found))
+        return None
 
 
 def _path_of(where: Iterable[str | int], document: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import ssl
 import threading
@@ -482,6 +483,43 @@ def test_one_reload_runs_one_waits_and_the_others_join_it(monkeypatch):
     for thread in threads:
         thread.join(WAIT)
     assert sorted(results) == [1, 2, 2, 2, 2]
+
+
+def test_a_signal_starts_no_thread_while_another_one_has_not_begun(up, places, monkeypatch):
+    group = up(toml("one", places[0]))
+    group._signals.reloading = frozenset({signal.SIGHUP})
+    begun, goes_on, read = threading.Event(), threading.Event(), group._file.again
+
+    def again():
+        begun.set()
+        assert goes_on.wait(WAIT)
+        return read()
+
+    monkeypatch.setattr(group._file, "again", again)
+    try:
+        group.call(group._on_signal, signal.SIGHUP)
+        assert begun.wait(WAIT)
+        for _ in range(50):
+            group.call(group._on_signal, signal.SIGHUP)
+        assert sum(thread.name == "relay-reload" for thread in threading.enumerate()) == 2
+    finally:
+        goes_on.set()
+    wait_until(lambda: group.reload_figures.succeeded == 2)
+
+
+def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, capfd):
+    group = up(toml("one", places[0]))
+    group._signals.reloading = frozenset({signal.SIGHUP})
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("relay.cli.file_group.threading.Thread.start", start)
+        group._on_signal(signal.SIGHUP)
+    assert "reload: can't start new thread; nothing has changed" in capfd.readouterr().err
+    group.call(group._on_signal, signal.SIGHUP)
+    wait_until(lambda: group.reload_figures.succeeded == 1)
 
 
 def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):

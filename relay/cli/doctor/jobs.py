@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -21,6 +22,8 @@ from .probe import Destination, RouteProbe
 from .report import Check, Section, Status
 
 __all__ = ["Job", "jobs_of_plan", "run_jobs"]
+
+logger = logging.getLogger("relay.cli")
 
 AT_ONCE = 4  # routes that are tested at one time
 _OF_TARGET = ("target", "forwarding", "first bytes", "tls", "certificate", "proxy request", "destination")
@@ -155,32 +158,60 @@ class _Tester:
         return made
 
     def _group(self, group: Sequence[Job]) -> None:
-        probe: RouteProbe | None = None
-        broken = ""
+        route = _RouteTest(self.probe)
         try:
             for job in group:
-                checks = _local_checks(job)
-                problem = next((check for check in checks if check.status is Status.FAILED), None)
-                if problem is None and broken:
-                    detail = f"its hops were not tested again: they have failed for {broken}"
-                    checks.append(Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there"))
-                elif problem is None and (job.route or job.target is not None):
-                    if probe is None:
-                        probe = self.probe(_anonymous(job.route))
-                    found = probe.test(_without_keys(job.target), time.monotonic() + self._timeout)
-                    checks += found
-                    failed = [check for check in found if check.status is Status.FAILED]
-                    if job.route and any(check.step not in _OF_TARGET for check in failed):
-                        broken = job.name
-                        probe.close()  # else it would try again, and a server may count the logins
-                if problem is None and job.listen is not None:
-                    checks += check_listen(
-                        job.listen, job.listen_via, self.probe, time.monotonic() + self._timeout, self._open_remote
-                    )
+                checks: list[Check] = []
+                try:
+                    self._test(job, route, checks)
+                except Exception as error:
+                    logger.debug("a check has failed", exc_info=True)
+                    detail = f"{type(error).__name__}: {error}"
+                    checks.append(Check("check", job.name, Status.FAILED, detail, "this is a bug of relay: report it"))
                 self._done((job, checks))
         finally:
-            if probe is not None:
-                probe.close()
+            route.close()
+
+    def _test(self, job: Job, route: _RouteTest, checks: list[Check]) -> None:
+        checks += _local_checks(job)
+        if any(check.status is Status.FAILED for check in checks):
+            return
+        if job.route or job.target is not None:
+            checks += route.test(job, time.monotonic() + self._timeout)
+        if job.listen is not None:
+            deadline = time.monotonic() + self._timeout
+            checks += check_listen(job.listen, job.listen_via, self.probe, deadline, self._open_remote)
+
+
+class _RouteTest:
+    """The test of the targets of one route; once a hop has failed, it is not tested again.
+
+    :param make_probe: makes the probe of a route.
+    """
+
+    def __init__(self, make_probe: Callable[[Route], RouteProbe]) -> None:
+        self._make_probe = make_probe
+        self._probe: RouteProbe | None = None
+        self._broken = ""  # the name of the job whose hops have failed
+
+    def test(self, job: Job, deadline: float) -> list[Check]:
+        """Test the target of a job."""
+        if self._broken:
+            detail = f"its hops were not tested again: they have failed for {self._broken}"
+            return [Check("hops", shown(over(job.route).strip()), Status.FAILED, detail, "see there")]
+        if self._probe is None:
+            self._probe = self._make_probe(_anonymous(job.route))
+        found = self._probe.test(_without_keys(job.target), deadline)
+        failed = [check for check in found if check.status is Status.FAILED]
+        if job.route and any(check.step not in _OF_TARGET for check in failed):
+            self._broken = job.name
+            self._probe.close()  # else it would try again, and a server may count the logins
+        return found
+
+    def close(self) -> None:
+        """Close the hops."""
+        if self._probe is not None:
+            self._probe.close()
 
 
 def _local_checks(job: Job) -> list[Check]:

@@ -10,21 +10,23 @@ from typing import Any
 import click
 
 from ..addresses.printable import printable
-from ..operations.client import Client, ClientError
+from ..operations.client import REJECTED, Client, ClientError
 from ..operations.runtime import control_sockets
 from .output import describe_error
 
 __all__ = ["connected", "names_of_tunnels", "tunnel_names"]
 
+_MISTAKES = (400, 404, 409, REJECTED)
 _SHORT = 0.5  # seconds for a completion
 _GONE = (errno.ECONNREFUSED, errno.ENOENT)
 
 
 @contextmanager
-def connected(path: str | None) -> Iterator[Client]:
+def connected(path: str | None, *, rejection_is_failure: bool = False) -> Iterator[Client]:
     """Connect to the running relay, and report its errors as those of the command.
 
     :param path: of its control socket; ``None`` for the only one that runs.
+    :param rejection_is_failure: whether a file that the relay rejects is its failure; else it is the user's mistake.
     :raises ValueError: if none runs, or several do.
     :raises OSError: for an error of the relay, or of the connection to it.
     """
@@ -33,7 +35,7 @@ def connected(path: str | None) -> Iterator[Client]:
         yield client
     except ClientError as error:
         text = printable(str(error))
-        if error.status in (400, 404, 409, 422):
+        if error.status in _MISTAKES and not (error.status == REJECTED and rejection_is_failure):
             raise ValueError(text) from error
         raise OSError(text) from error
     except TimeoutError as error:

@@ -6,6 +6,8 @@ instance. At an endpoint that only shows, nothing but GET is allowed.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -33,6 +35,9 @@ __all__ = ["LONGEST_BODY", "make_app"]
 logger = logging.getLogger("relay.operations")
 
 LONGEST_BODY = 64 << 10  # bytes of a request's body
+# Requests that may take long get a few threads, so that others find one free.
+RELOADS = 4  # one runs, the others become the next one
+CHECKS = 4
 
 Answer = Callable[[Request], Any]
 
@@ -51,7 +56,7 @@ def make_app(instance: Instance) -> ASGIApp:
         _get("/connections", operations.connections),
         _get("/connections/recent", operations.recent),
         _get("/carriers", lambda request: {"carriers": instance.carriers()}),
-        _get("/livez", lambda request: _health(liveness(instance))),
+        _get("/livez", lambda request: _health(liveness(instance)), asyncio.Semaphore(CHECKS)),
         _get("/readyz", lambda request: _health(readiness(instance))),
         _get("/readyz/{name}", operations.ready),
         _get("/metrics", lambda request: Response(metrics.render(), media_type=CONTENT_TYPE)),
@@ -60,7 +65,7 @@ def make_app(instance: Instance) -> ASGIApp:
         _act("/tunnels/{name}/resume", lambda request: instance.resume(request.path_params["name"])),
         _act("/tunnels/{name}/drain", lambda request: instance.drain(request.path_params["name"])),
         _act("/connections/{id}", lambda request: instance.kill(request.path_params["id"]), "DELETE"),
-        _act("/reload", operations.reload),
+        _act("/reload", operations.reload, threads=asyncio.Semaphore(RELOADS)),
         _act("/reopen", lambda request: instance.reopen_logs()),
         _act("/stop", lambda request: instance.stop()),
         Route("/log-level", operations.set_log_level, methods=["PUT"]),
@@ -112,16 +117,19 @@ class _Operations:
         return Response(status_code=204)
 
 
-def _get(path: str, answer: Answer) -> Route:
-    return Route(path, _endpoint(answer), methods=["GET"])
+def _get(path: str, answer: Answer, threads: asyncio.Semaphore | None = None) -> Route:
+    return Route(path, _endpoint(answer, threads), methods=["GET"])
 
 
-def _act(path: str, act: Answer, method: str = "POST") -> Route:
-    return Route(path, _endpoint(act), methods=[method])
+def _act(path: str, act: Answer, method: str = "POST", threads: asyncio.Semaphore | None = None) -> Route:
+    return Route(path, _endpoint(act, threads), methods=[method])
 
 
-def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-    """Return what calls a function on a thread, because it may wait for another one, and turns its value into JSON."""
+def _endpoint(answer: Answer, threads: asyncio.Semaphore | None) -> Callable[[Request], Awaitable[Response]]:
+    """Return what calls a function on a thread, because it may wait for another one, and turns its value into JSON.
+
+    :param threads: how many threads it may have; ``None`` for all those that endpoints share.
+    """
 
     def work(request: Request) -> Response:
         try:
@@ -136,7 +144,8 @@ def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
         return Response(status_code=204) if value is None else _json(200, as_json(value))
 
     async def respond(request: Request) -> Response:
-        return await run_in_threadpool(work, request)
+        async with threads or contextlib.nullcontext():
+            return await run_in_threadpool(work, request)
 
     return respond
 

@@ -8,8 +8,9 @@ import socket
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["Client", "ClientError"]
+__all__ = ["REJECTED", "Client", "ClientError"]
 
+REJECTED = 422  # the HTTP status of a reload that has changed nothing, because of its file
 _LONGEST = 64 << 20  # bytes of an answer
 
 
@@ -53,6 +54,12 @@ class Client:
     def __init__(self, path: str, timeout: float = 10.0) -> None:
         self.path = path
         self._connection = _Connection(path, timeout)
+
+    def set_timeout(self, seconds: float) -> None:
+        """Set the time for each step of a request."""
+        self._connection.timeout = seconds
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(seconds)
 
     def get(self, *parts: str, **query: str) -> Any:
         """Return the value at a path; the parts after the first one are quoted.

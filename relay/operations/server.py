@@ -2,6 +2,7 @@
 
 What a client sends is bounded: the head by 16 KiB, the time until its request is complete by 10 s, and the number of
 clients of an endpoint by 128. When there are more, the one that has been without a request for the longest is closed.
+A client that takes nothing of its answer for 10 s is closed as well.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -29,6 +31,7 @@ logger = logging.getLogger("relay.operations")
 
 LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 REQUEST_TIME = 10.0  # seconds from the first chance to send a request until it is complete
+ANSWER_TIME = 10.0  # seconds in which a client takes nothing of an answer that waits for it
 KEEP_ALIVE = 30  # seconds without another request
 MOST_CLIENTS = 128  # of one endpoint
 LAST_ANSWERS = 1  # seconds at the end for those under way
@@ -103,6 +106,7 @@ class _Client(H11Protocol):
         self.app_state = {**self.app_state, "endpoint": endpoint}
         self._is_control = endpoint.is_control
         self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._number = next(_numbers)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,10 +120,24 @@ class _Client(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_nothing()
+        self._forget_stall()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """The client does not take what it is sent."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(ANSWER_TIME, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken some of it."""
+        super().resume_writing()
+        self._forget_stall()
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:  # garbage after an answer has begun: it is too late for a status
+            self.transport.abort()
         if self._is_waiting():
             self._expect_request()
         else:
@@ -140,6 +158,11 @@ class _Client(H11Protocol):
         deadline, self._deadline = self._deadline, None
         if deadline is not None:
             deadline.cancel()
+
+    def _forget_stall(self) -> None:
+        stalled, self._stalled = self._stalled, None
+        if stalled is not None:
+            stalled.cancel()
 
     def _make_room(self) -> None:
         """Close the oldest client without a request if there are too many."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import re
+import select
 import socket
 import threading
 
@@ -86,6 +89,80 @@ def test_a_request_that_is_answered_slowly_is_not_cut(app, double, monkeypatch):
     threading.Timer(0.3, release.set).start()
     double.at_reload = lambda: release.wait(WAIT)
     assert app.http.post("/reload").status_code == 200
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_closed(app, double, monkeypatch):
+    monkeypatch.setattr(server, "ANSWER_TIME", 0.05)
+    tunnel = double.all["a"]
+    double.all = {str(number): dataclasses.replace(tunnel, problem="x" * 1000) for number in range(2000)}
+    with connect(app) as client:
+        client.sendall(b"GET /tunnels HTTP/1.1\r\nHost: x\r\n\r\n")
+        closed = select.poll()
+        closed.register(client, 0)  # the end alone
+        assert closed.poll(WAIT * 1000)
+    double.all = {"a": tunnel}
+    assert app.get("/instance").status_code == 200
+
+
+def test_a_client_that_reads_slowly_gets_all_of_its_answer(app, double, monkeypatch):
+    monkeypatch.setattr(server, "ANSWER_TIME", WAIT)
+    tunnel = double.all["a"]
+    double.all = {str(number): dataclasses.replace(tunnel, problem="x" * 1000) for number in range(500)}
+    with connect(app) as client:
+        client.sendall(b"GET /tunnels HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = b""
+        while piece := client.recv(4000):
+            received += piece
+    assert received.count(b"x" * 1000) == 500
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n\r\n", b"A" * 100_000])
+def test_garbage_after_the_answer_is_the_end_and_no_error_of_the_server(app, caplog, rest):
+    """The app answers before the body has come."""
+    with connect(app) as client:
+        client.sendall(b"POST /reload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+        answer_to(client, rest)
+    assert app.get("/instance").status_code == 200
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 4\r\nContent-Length: 40",
+        b"Content-Length: 4, 40",
+        b"Content-Length : 4",
+        b"Content-Length: +4",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        b"X: a\rb",
+        b"\0: x",
+    ],
+)
+def test_a_body_whose_end_is_not_certain_is_rejected(app, double, fields):
+    """Source: RFC 9112, section 6.3: another server may see the next request elsewhere."""
+    with connect(app) as client:
+        data = b"POST /tunnels/a/pause HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n\r\n"
+        answer = answer_to(client, data + b"POST /stop HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert re.match(rb"HTTP/1.1 (400|501) ", answer), answer
+    assert answer.count(b"HTTP/1.1") == 1
+    assert (double.all["a"].state, double.facts.draining) == ("listening", False)
+
+
+def test_many_reloads_and_health_checks_that_wait_leave_room_for_the_others(app, double):
+    entered, release = threading.Event(), threading.Event()
+    double.at_reload = double.at_check = lambda: (entered.set(), release.wait(WAIT))
+    with contextlib.ExitStack() as stack:
+        stack.callback(release.set)
+        for path in [b"POST /reload", b"GET /livez"] * 30:
+            client = stack.enter_context(connect(app))
+            client.sendall(path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert entered.wait(WAIT)
+        assert app.get("/instance").status_code == 200
+        assert app.get("/readyz").status_code == 200
+        release.set()
+        assert client.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_hundred_idle_clients_do_not_delay_a_reload(app):

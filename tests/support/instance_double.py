@@ -48,7 +48,7 @@ class Double:
         self.done = []
         self.stuck = []
         self.rejection = None
-        self.at_reload = lambda: None
+        self.at_reload = self.at_check = lambda: None
 
     @staticmethod
     def connection(number, tunnel):
@@ -78,6 +78,7 @@ class Double:
         return [CarrierStatus("ssh://me@x", "ssh", "backing off", time.time(), 2, 0, error="no route")]
 
     def stuck_loops(self, timeout):
+        self.at_check()
         return self.stuck
 
     def time_loops(self, names, turned):

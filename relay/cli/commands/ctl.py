@@ -33,6 +33,8 @@ curl --unix-socket PATH http://localhost/tunnels (the same protocol: HTTP with J
 
 LEVELS = ("debug", "info", "warning", "error")
 
+_LONG = 300.0  # seconds for a reload: it waits for the one before it, and for servers at which tunnels are to listen
+
 
 @click.group(invoke_without_command=True, subcommand_metavar="COMMAND [ARGS]...", epilog=EXAMPLES)
 @click.pass_context
@@ -56,7 +58,8 @@ def subcommand(function: Callable[..., None]) -> click.Command:
 
     @functools.wraps(function)
     def run(**arguments: Any) -> None:
-        with failures_reported(debug=False), connected(arguments.pop("control")) as client:
+        path = arguments.pop("control")
+        with failures_reported(debug=False), connected(path, rejection_is_failure=True) as client:
             function(client, **arguments)
 
     return ctl.command(function.__name__.removesuffix("_").replace("_", "-"))(control(run))
@@ -148,10 +151,11 @@ def kill(client: Any, id: str) -> None:  # noqa: A002  (the name of the argument
 @click.option("--dry-run", is_flag=True, help="Change nothing; only print what would change.")
 @as_json
 def reload(client: Any, dry_run: bool, as_json: bool) -> None:
-    """Read relay.toml again and apply its changes; on an error nothing changes (status 2).
+    """Read relay.toml again and apply its changes; on an error nothing changes (status 1).
 
     Prints a line for each tunnel that changes.
     """
+    client.set_timeout(_LONG)
     answer = client.request("POST", "/reload", dry_run="true" if dry_run else "false")
     if as_json:
         return _print_json(answer)

@@ -1,0 +1,215 @@
+"""The change of one tunnel, before anything is touched: what it opens, what is in its way, and how that is undone."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import SimpleNamespace
+
+import pytest
+from helpers import WAIT
+
+from relay.cli.member import MemberState
+from relay.cli.options import Options
+from relay.cli.plan_from_file import plans_of
+from relay.cli.preflight import Preflight
+from relay.cli.replacement import Replacement
+from relay.cli.verdicts import Change, Settings, Verdict, compare
+from relay.config import read
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Returns the settings of the only tunnel of a text."""
+
+    def work(listen, target="127.0.0.1:1", *more):
+        path = tmp_path / "relay.toml"
+        path.touch(0o600)
+        path.write_text("\n".join(["[tunnels.one]", f'listen = "{listen}"', f'target = "{target}"', *more, ""]))
+        config = read(str(path))
+        assert config.problems.in_order() == []
+        ((entry, plan),) = plans_of(config, Options())
+        return Settings.of(entry, plan)
+
+    return work
+
+
+class Member:
+    """A tunnel that runs; its listener is one of the test."""
+
+    def __init__(self, settings, receive=None, state=MemberState.LISTENING):
+        self.settings, self.plan, self.state = settings, settings.plan, state
+        self.opened = None
+        if receive is not None:
+            tunnel = SimpleNamespace(address=receive.getsockname())
+            self.opened = SimpleNamespace(receive=receive, make_send=None, tunnel=tunnel)
+
+
+@pytest.fixture
+def made():
+    """Makes changes; their listeners and factories are closed with the test."""
+    all_made = []
+
+    def make(old, new, receive=None, state=MemberState.LISTENING):
+        (change,) = compare([old] if old else [], [new] if new else [])
+        member = Member(old, receive, state) if old else None
+        all_made.append(Replacement(change, new, member))
+        return all_made[-1]
+
+    yield make
+    for each in all_made:
+        each.undo()
+
+
+def ready(change, everyone=()):
+    change.prepare(Preflight(names=False), [*everyone, change])
+    change.wait()
+    return change
+
+
+def test_what_stays_and_what_goes_needs_nothing(made, load):
+    for change in (made(load(":0"), load(":0")), made(load(":0"), None)):
+        ready(change)
+        assert (change.error, change.bound, change.make_send, change.is_postponed) == (None, None, None, False)
+    assert [change.leaves, change.listens_anew] == [True, False]
+
+
+def test_a_new_tunnel_listens_before_it_is_opened_and_undo_closes_it(made, load, reserved):
+    change = ready(made(None, load(f":{reserved}")))
+    assert change.verdict is Verdict.NEW and change.listens_anew
+    assert change.bound.receive.getsockname()[1] == reserved
+    assert change.undo() == ""
+    assert change.bound.receive.fileno() < 0
+
+
+def test_another_route_needs_a_factory_alone(made, load, listener):
+    change = ready(made(load(":0"), load(":0", "127.0.0.1:2"), listener))
+    assert change.verdict is Verdict.REROUTED
+    assert (change.bound, change.make_send.target) == (None, "127.0.0.1:2")
+
+
+def test_other_limits_need_nothing(made, load, listener):
+    change = ready(made(load(":0"), load(":0", "127.0.0.1:1", "nconnect = 3"), listener))
+    assert change.verdict is Verdict.TUNED
+    assert (change.bound, change.make_send, change.listens_anew, change.leaves) == (None, None, False, False)
+
+
+@pytest.mark.parametrize("state", [MemberState.OPENING, MemberState.WAITING])
+def test_what_has_not_opened_yet_begins_anew_after_the_others(made, load, reserved, state):
+    change = ready(made(load(":0"), load(f":{reserved}"), None, state))
+    assert change.is_deferred and change.bound is None
+
+
+def test_what_cannot_be_opened_is_an_error(made, load, listener):
+    change = ready(made(None, load(f":{listener.getsockname()[1]}")))
+    assert "Address already in use" in str(change.error)
+    change = ready(made(None, load(":0", "exec:no-such-program-anywhere")))
+    assert "program not found" in str(change.error)
+
+
+def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listener):
+    port = listener.getsockname()[1]
+    old = made(load(":0"), None, listener)
+    assert old.old_address.port == port
+    new = made(None, load(f":{port}"))
+    assert not new.must_vacate([old, new]), "it takes over the socket"
+    ready(new, [old])
+    assert new.error is None
+    assert new.bound.receive.getsockname() == listener.getsockname()
+    assert new.bound.receive.fileno() != listener.fileno()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "vacates"),
+    [
+        ("127.0.0.1:{}", "0.0.0.0:{}", True),
+        ("127.0.0.1:{}", "tls://127.0.0.1:{}?cert=a&key=b", False),
+        ("127.0.0.1:{}", "127.0.0.2:{}", False),
+        ("unix:///tmp/{}", "unix:///tmp/{}", True),
+        ("ssh://a?listen=:{}", "ssh://a?listen=:{}", True),
+        ("ssh://a?listen=:{}", "ssh://b?listen=:{}", False),
+    ],
+)
+def test_an_old_listener_that_excludes_the_new_one_closes_first(made, load, old, new, vacates):
+    gone, other = made(load(old.format(8080)), None), made(None, load(new.format(8080)))
+    assert other.must_vacate([gone, other]) is vacates
+    stays = made(load(old.format(8080)), load(old.format(8080)))
+    assert not other.must_vacate([stays, other]), "what stays is not closed"
+
+
+def test_tls_keys_change_at_the_same_address_in_place(made, load, listener):
+    change = made(load("tls://:0?cert=a&key=b"), load("tls://:0?cert=c&key=b"), listener)
+    assert change.verdict is Verdict.MOVED
+    assert not change.listens_anew and not change.leaves
+
+
+class Attempt:
+    """The call that opens a listener, of the test."""
+
+    def __init__(self, opening, outcome, postponed):
+        self.report_outcome, self.report_postponed = outcome, postponed
+        self.given_up = False
+
+    def outcome(self):
+        raise OSError("it is over")
+
+    def give_up(self):
+        self.given_up = True
+
+
+@pytest.fixture
+def waiting(made, load, monkeypatch):
+    """A change whose listener is under way."""
+    monkeypatch.setattr("relay.cli.replacement.BackgroundCall", Attempt)
+    change = made(None, load("ssh://me@nowhere"))
+    change.prepare(Preflight(names=False), [change])
+    return change
+
+
+def test_a_listener_that_waits_for_its_server_counts_as_open_and_its_events_are_passed_on(waiting):
+    problem, events = OSError("no route"), []
+    waiting._attempt.report_postponed(problem)
+    waiting.wait()
+    assert waiting.is_postponed
+    waiting.hand_over(lambda: events.append("over"), events.append)
+    assert events == [problem], "that of before"
+    waiting._attempt.report_postponed(later := OSError("still no route"))
+    waiting._attempt.report_outcome()
+    assert events == [problem, later, "over"]
+    waiting.wait()
+    assert str(waiting.error) == "it is over" and not waiting.is_postponed
+
+
+def test_an_outcome_from_before_is_passed_on_too(waiting):
+    events = []
+    waiting._attempt.report_outcome()
+    waiting.hand_over(lambda: events.append("over"), events.append)
+    assert events == ["over"]
+
+
+def test_undo_gives_up_what_waits(waiting):
+    assert waiting.undo() == ""
+    assert waiting._attempt.given_up
+
+
+def test_wait_ends_with_the_first_event(waiting):
+    settled = threading.Thread(target=waiting.wait)
+    settled.start()
+    waiting._attempt.report_postponed(OSError("no route"))
+    settled.join(WAIT)
+    assert not settled.is_alive()
+
+
+def test_a_listener_that_cannot_come_back_is_told(made, load, listener):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        old = load(f":{other.getsockname()[1]}")
+        change = made(old, None, listener)
+        assert change.return_to_listener() == "", "it has not closed"
+        change.is_vacant = True
+        change.member.name = "one"
+        said = change.return_to_listener()
+    assert said.startswith("one: cannot listen again: 127.0.0.1:") and "Address already in use" in said
+
+
+def test_a_change_is_told_in_one_line():
+    assert str(Change("db", Verdict.TUNED, ("nconnect", "linger"))) == "db: tuned (nconnect, linger)"

@@ -1,4 +1,4 @@
-"""Mistakes and hostile clients of operators: each gets an error, relay says so in one line, and everything else goes on."""
+"""Mistakes and hostile clients of operators: each gets an error, relay says so in one line, everything else goes on."""
 
 from __future__ import annotations
 

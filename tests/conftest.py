@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import trustme
 
@@ -24,6 +25,10 @@ from helpers import WAIT, Certificates, Relayed, Server, echo, reserved_port  # 
 
 from relay.process import start  # noqa: E402
 from relay.testing import Leaks  # noqa: E402
+
+# A busy machine takes seconds for one example; the limit of a test is pytest-timeout's.
+hypothesis.settings.register_profile("relay", deadline=None)
+hypothesis.settings.load_profile("relay")
 
 LEAVING = WAIT  # seconds for what is on its way out when a test ends
 CI = os.environ.get("CI") == "true"

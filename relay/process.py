@@ -35,6 +35,7 @@ __all__ = [
     "python",
     "start",
     "start_python",
+    "written",
 ]
 
 DEVNULL = subprocess.DEVNULL
@@ -212,6 +213,18 @@ def end(process: Process, seconds: float, *, group: bool = False) -> None:
     except subprocess.TimeoutExpired:
         signal_all(signal.SIGKILL)
         process.wait()
+
+
+def written(pid: int) -> int:
+    """Return how many bytes a child has written to all its descriptors; 0 if the system does not report it.
+
+    Source: ``/proc/pid/io`` in proc(5).
+    """
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+            return int(file.read().partition("wchar:")[2].split()[0])
+    except OSError:
+        return 0
 
 
 def python() -> list[str]:

@@ -95,9 +95,10 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
     :returns: a connected, blocking socket; closing it releases its carrier. If relay knows that the transfer
         was cut (a truncated TLS stream, a lost carrier, a program that failed), reading raises ConnectionResetError
         after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
-        ``SHUT_WR``, and a socket that was passed to another process. When the interpreter exits, it waits up to 10 s
-        until what was sent over TLS has left. Over SSH, and from a program (``exec:``), wait for the peer's end before
-        the exit: what was sent directly before it may be lost.
+        ``SHUT_WR``, and a socket that was passed to another process. The interpreter's exit closes the socket and, as
+        long as bytes leave, waits until what was sent has arrived: for at most 10 s without progress over TLS and at an
+        I2P router, 60 s at an SSH server. An I2P router may lose what it has not delivered when this process ends: wait
+        for the peer's reply.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.

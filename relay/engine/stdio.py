@@ -367,7 +367,7 @@ class _Exchange:
             return
         if self._idle is not None and now >= self._last + self._idle:
             raise RelayError(f"{self._name()}: no byte has moved for {self._idle:g} s (--idle-timeout)")
-        if self._stream.half_close:
+        if self._stream.half_close or self._state is _State.DRAINING:
             raise RelayError(f"{self._name()}: no byte has come for {self._linger:g} s after one end (--linger)")
         self._state = _State.DONE  # that was the answer
 

@@ -28,6 +28,7 @@ __all__ = [
     "format_address",
     "reset",
     "set_to_reset",
+    "shut_down",
     "unread",
     "unsent",
 ]
@@ -82,6 +83,14 @@ def drop_unread(socket: sockets.SocketType) -> None:
             pass
     except OSError:
         pass
+
+
+def shut_down(socket: sockets.SocketType) -> None:
+    """End both directions, also where another process has a copy; of a socketpair, the other end can still read."""
+    try:
+        socket.shutdown(sockets.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended already
 
 
 def unread(socket: sockets.SocketType) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from ..eventloop.background import IOThread, Watch
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN, OUT
-from ..eventloop.sockets import set_to_reset
+from ..eventloop.sockets import set_to_reset, shut_down
 from ..eventloop.unix_reset import socketpair
+from . import exit_drain
 from .stream import Stream
 
 __all__ = ["self_contained"]
@@ -92,11 +93,34 @@ class _SocketProxy:
         self.down = _Direction(stream.socket, outer)
         self._settling: Timer | None = None  # until the stream knows whether its end was a failure
         self._ended = False  # the holder's end of file was passed on
+        self._on_sent: Callable[[], object] | None = None
         self._io_thread = IOThread.acquire(self)
         loop = self._io_thread.loop
         self._inside = Watch(stream.socket, loop, self._on_inside)
         self._outside = Watch(outer, loop, self._on_outside)
         loop.call(self._settle)
+        exit_drain.track(self)
+
+    quiet = 10.0  # seconds; see relay.streams.exit_drain.Sender
+
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Close the holder's end at exit, and call ``done`` once the stream has taken what was sent."""
+
+        def look() -> None:
+            self._on_sent = done
+            if self._over is None:
+                done()
+            elif not self._outside.hung:
+                shut_down(self._outer)  # as a close of the other end: what was sent is still there
+
+        return self._io_thread.loop.call(look)
+
+    def progress(self) -> int:
+        """Return how many bytes have left."""
+        return self.up.moved - len(self.up.held)
+
+    def __repr__(self) -> str:
+        return f"the stream to {self._stream.target or 'a target'}"
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors."""
@@ -165,6 +189,8 @@ class _SocketProxy:
         # After this turn, for its events may still come.
         self._io_thread.loop.call(self._stream.close if clean else self._stream.reset)
         self._io_thread.loop.discard(self._outer)
+        if self._on_sent is not None:
+            self._io_thread.loop.call(self._on_sent)
         try:
             over()
         finally:

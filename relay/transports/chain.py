@@ -69,7 +69,7 @@ class _Here:
     def to(self, place: Place | I2PTarget) -> Dialer:
         assert not isinstance(place, I2PTarget)
         if isinstance(place, Command):
-            from .program import Local
+            from .program_dialer import Local
 
             return Local(place)
         return tcp(place.host, place.port) if isinstance(place, TCPAddress) else unix(place.path)

@@ -1,4 +1,4 @@
-"""A program's standard input and output as a stream, its dialers, and the network behind a program that is a hop.
+"""A program's standard input and output as a stream.
 
 One end of a socketpair is the program's standard input and output; the other one is the stream's socket. relay keeps a
 copy of the program's end: it shows when the stream is closed, also if only its socket is, and it keeps the end of file
@@ -16,22 +16,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from ..addresses.hops import Command
-from ..addresses.values import TCPAddress
 from ..errors import ConnectError, RelayError
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
-from ..eventloop.sockets import drop_unread
+from ..eventloop.sockets import drop_unread, shut_down, unread
 from ..eventloop.unix_reset import leave_unread, socketpair
 from ..process import Process, StandardError, StandardErrorPipe, begin, program_error
-from ..streams.dialer import Dialer, Network
+from ..streams import exit_drain
+from ..streams.pair_end import LINGER
 from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
 
-__all__ = ["Local", "ProgramNetwork", "ProgramStream", "Programs", "run"]
+__all__ = ["ProgramStream", "run"]
 
-_MOMENT = 1.0  # seconds for a program to end by itself when its stream is closed, until it gets SIGTERM
+_MOMENT = (
+    1.0  # seconds for a program to end when its stream is closed and it has read everything, until it gets SIGTERM
+)
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
 
 
@@ -43,12 +44,14 @@ def run(
     *,
     target: str | None = None,
     said: Callable[[bytes], object] | None = None,
+    alone: bool = False,
 ) -> Abort:
     """Begin to start a program whose standard input and output is a stream. Never blocks.
 
     The end of what the stream sends is the program's end of input; the stream ends when the program has, and that is a
-    failure unless its status is 0. A program that goes on after its stream was closed is sent SIGTERM after a second,
-    and killed two seconds later; what it leaves behind in its process group ends with it.
+    failure unless its status is 0. After a close the program may read what was sent, as long as it makes progress. A
+    program that goes on is sent SIGTERM after a second, and killed two seconds later; what it leaves behind in its
+    process group ends with it.
 
     :param words: the program, looked for in ``PATH`` unless it has a slash, and its arguments; no shell is involved.
     :param name: what to call it in errors and in the log.
@@ -58,61 +61,16 @@ def run(
     :param target: what it leads to, in records; ``None`` for its name.
     :param said: called in the I/O thread with what it says on its standard error; must not block. ``None`` to log
         the lines of it.
+    :param alone: whether the caller uses nothing but the socket of the stream, which the exit of this process closes.
     :returns: gives it up: ``done`` is not called after that, and nothing is left.
     """
     try:
-        program = _Program(name, target or name, deadline, done, said)
+        program = _Program(name, target or name, deadline, done, said, alone)
     except OSError as error:
         done(ConnectError(f"{name}: cannot be started: {error.strerror or error}"))
         return lambda: None
     program.begin(words)
     return program.give_up
-
-
-class Programs(Dialer):
-    """A factory for streams that are a program's standard input and output, a new process for each.
-
-    :param words: and the name: as for :func:`run`.
-    """
-
-    def __init__(self, words: Sequence[str], name: str) -> None:
-        super().__init__(name)
-        self._name = name
-        self._words = words
-
-    def dial(
-        self, deadline: float | None, done: OnResult, *, self_contained: bool = False, wait_for_reconnect: bool = True
-    ) -> Abort:
-        """Begin to start the program; see :meth:`relay.streams.dialer.Dialer.dial`."""
-        return run(self._words, self._name, deadline, done, target=self.target)
-
-
-class Local(Programs):
-    """Streams to a command that runs here, a new process for each; see :func:`run`.
-
-    :param command: what to run; of a hop, what :meth:`relay.addresses.hops.Command.to` returns.
-    """
-
-    def __init__(self, command: Command) -> None:
-        super().__init__(command.words, str(command))
-
-
-class ProgramNetwork:
-    """The network as seen from a program such as a ``ProxyCommand``, which receives the host and the port.
-
-    :param command: the program.
-    :param below: the network of the machine on which it runs.
-    """
-
-    def __init__(self, command: Command, below: Network) -> None:
-        self._command = command
-        self._below = below
-
-    def to(self, place: TCPAddress) -> Dialer:
-        """Return a dialer that starts the program for each stream, with the host and the port filled in."""
-        made = self._below.to(self._command.to(place))
-        made.target = str(place)
-        return made
 
 
 class ProgramStream(Stream):
@@ -139,8 +97,16 @@ class ProgramStream(Stream):
 class _Program:
     """One program, from before its start until it has ended. It belongs to the I/O thread but for what says so."""
 
+    quiet = None  # it is ended some time after the close of its stream; see :class:`relay.streams.exit_drain.Sender`.
+
     def __init__(
-        self, name: str, target: str, deadline: float | None, done: OnResult, said: Callable[[bytes], object] | None
+        self,
+        name: str,
+        target: str,
+        deadline: float | None,
+        done: OnResult,
+        said: Callable[[bytes], object] | None,
+        alone: bool,
     ) -> None:
         self.name = name
         self.target = target
@@ -154,6 +120,9 @@ class _Program:
         self._lines = StandardError(name)
         self._pid = -1
         self._next_signal: signal.Signals | None = None  # when it is to end
+        self._is_alone = alone
+        self._unread, self._until = 0, 0.0  # bytes that it has not read; until when it may do that
+        self._on_sent: Callable[[], object] | None = None
         # A duplicate of the stream's end, while this process may have a copy of it.
         self._far: socket.socket | None = None
         self._ours: socket.socket | None
@@ -204,6 +173,23 @@ class _Program:
         if os.getpid() == self._owner:
             self._signal(signal.SIGTERM)
             self._io_thread.loop.call(self._wait_for_kill)
+
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Call ``done`` at exit, once it has ended; see :class:`relay.streams.exit_drain.Sender`."""
+
+        def look() -> None:
+            if self._process is not None and self._is_alone:
+                shut_down(self._theirs)  # as a close of the other end: what was sent is still there
+                self._wait_for_end()
+            if self._process is None or self._next_signal is None:
+                done()
+            self._on_sent = done
+
+        return self._io_thread.loop.call(look)
+
+    def progress(self) -> int:
+        """Return how many bytes it has not read."""
+        return self._unread
 
     def _signal(self, number: int) -> None:
         """Signal it and what it has started. It is not reaped yet, so its number is its own."""
@@ -269,6 +255,7 @@ class _Program:
             process.wait()
             return self._not_started(self._start_error(error))
         self._process = process
+        exit_drain.track(self)
         loop = self._io_thread.loop
         loop.watch(self._pid, IN, self._on_exit)
         self._stderr.start(loop)
@@ -303,9 +290,19 @@ class _Program:
 
     def _end_it(self, now: float) -> None:
         assert self._next_signal is not None
+        if self._next_signal == signal.SIGTERM and self._reads(now):
+            return self._patience.start(now + _MOMENT, now)
         self._signal(self._next_signal)
         if self._next_signal == signal.SIGTERM:
             self._wait_for_kill()
+        return None
+
+    def _reads(self, now: float) -> bool:
+        """Return whether it still reads what was sent before the close, or did so a moment ago."""
+        left = unread(self._theirs)
+        if left != self._unread:
+            self._unread, self._until = left, now + (LINGER if left else _MOMENT)
+        return now < self._until
 
     def _on_exit(self, event: int, now: float) -> None:
         """It has ended: first know how, and then let the end of file through."""
@@ -319,6 +316,8 @@ class _Program:
         self._lines.end()
         self.error = _failure(self.name, self.status, self._lines.last)
         self._release()
+        if self._on_sent is not None:
+            self._on_sent()
 
     def _release(self) -> None:
         loop = self._io_thread.loop
@@ -332,7 +331,7 @@ class _Program:
         else:
             self._far = leave_unread(self._theirs)
         if self._far is None:
-            _shut_down(self._theirs)  # another process may have a copy
+            shut_down(self._theirs)  # another process may have a copy
             loop.discard(self._theirs)
             self._io_thread.release(self)
         else:  # a shutdown would be an end of file before it is a reset
@@ -352,20 +351,13 @@ class _Program:
         assert far is not None
         self._copies.stop()
         self._io_thread.loop.forget(far.fileno())
-        _shut_down(far)
+        shut_down(far)
         self._io_thread.loop.discard(far)
         self._io_thread.release(self)
 
     def crashed(self, now: float) -> None:
         """A bug in a handler: end it."""
         self._signal(signal.SIGKILL)
-
-
-def _shut_down(sock: socket.socket) -> None:
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
 
 
 def _failure(name: str, status: int, last: str) -> ConnectError | None:

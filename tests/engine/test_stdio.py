@@ -718,7 +718,9 @@ class Held:
         monkeypatch.setattr(TLSStream, "close", lambda stream: self.left.append(unsent(stream.socket)) or close(stream))
         self.go = threading.Event()
         stack.callback(self.go.set)
-        IOThread._current.loop.call(lambda: self.go.wait(WAIT))
+        stands = threading.Event()
+        IOThread._current.loop.call(lambda: stands.set() or self.go.wait(WAIT))
+        assert stands.wait(WAIT)
 
     def carry(self, when_it_waits=lambda: None, **options):
         drained = self.stream.drained
@@ -751,6 +753,13 @@ def test_what_cannot_leave_this_process_is_a_failure(held):
 def test_a_limit_ends_the_wait_for_what_has_not_left_this_process(held):
     with pytest.raises(RelayError, match="--idle-timeout"):
         held.carry(idle_timeout=SOON)
+
+
+def test_a_linger_ends_that_wait_once_also_without_half_close(held):
+    """It does not only note that the answer is over, and then look again each millisecond."""
+    held.stream.half_close = False
+    with pytest.raises(RelayError, match="--linger"):
+        held.carry(linger=SOON)
 
 
 def test_a_cancel_ends_the_wait_for_what_has_not_left_this_process(held):

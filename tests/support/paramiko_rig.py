@@ -62,18 +62,20 @@ def connect(settings: Settings, lost: Any = None, *, seconds: float = WAIT, canc
             cancellation.close()
 
 
-def begin(connection: Any, place: Any, seconds: float | None = WAIT) -> tuple[queue.SimpleQueue[Any], Any]:
+def begin(
+    connection: Any, place: Any, seconds: float | None = WAIT, **options: bool
+) -> tuple[queue.SimpleQueue[Any], Any]:
     """Ask for a stream; returns where it comes, and how to give it up."""
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     deadline = None if seconds is None else time.monotonic() + seconds
-    return told, connection.open(place, deadline, told.put)
+    return told, connection.open(place, deadline, told.put, **options)
 
 
-def open_stream(connection: Any, place: Any, seconds: float | None = WAIT) -> Stream:
+def open_stream(connection: Any, place: Any, seconds: float | None = WAIT, **options: bool) -> Stream:
     """A stream to a place, whose socket has a deadline."""
     if isinstance(place, tuple):
         place = TCPAddress(*place)
-    outcome = begin(connection, place, seconds)[0].get(timeout=WAIT)
+    outcome = begin(connection, place, seconds, **options)[0].get(timeout=WAIT)
     if isinstance(outcome, Exception):
         raise outcome
     outcome.socket.settimeout(WAIT)

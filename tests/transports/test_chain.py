@@ -19,7 +19,7 @@ from relay.addresses.ssh import SSHServer
 from relay.addresses.values import TCPAddress, UnixAddress
 from relay.transports.chain import KINDS, chain, network, numbered
 from relay.transports.i2p.dialer import I2PFactory
-from relay.transports.program import Local
+from relay.transports.program_dialer import Local
 from relay.transports.proxies.dialer import Proxied
 from relay.transports.ssh.dialer import SSHFactory
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 
 import pytest
 from helpers import (
+    BLOCK,
     PROMPT,
     WAIT,
     Server,
@@ -38,7 +39,8 @@ from relay.streams.cancellation import Cancellation
 from relay.streams.promise import Promise
 from relay.testing import check_factory, check_stream
 from relay.transports import program
-from relay.transports.program import Local, Programs, ProgramStream, run
+from relay.transports.program import ProgramStream, run
+from relay.transports.program_dialer import Local, Programs
 
 STUBBORN = "trap '' TERM; echo on; while :; do sleep 1000; done"
 
@@ -471,6 +473,20 @@ def test_a_socket_for_a_user_leaves_nothing():
     user.sendall(b"word")
     assert user.recv(10) == b"word"
     user.close()
+
+
+def test_a_program_that_reads_slowly_gets_all_that_was_sent_before_the_close(tmp_path, monkeypatch):
+    """It is sent SIGTERM only when it has read nothing for a while; several moments pass before it begins to read."""
+    monkeypatch.setattr("relay.transports.program._MOMENT", 0.05)
+    script = 'echo on; while ! test -e "$0.go"; do sleep 0.02; done; cat >"$0.part" && mv "$0.part" "$0"'
+    with relay.connect(f"exec:sh -c '{script}' {tmp_path / 'taken'}") as user:
+        user.settimeout(WAIT)
+        assert user.recv(10) == b"on\n"
+        user.sendall(BLOCK[:100_000])
+    threading.Event().wait(0.3)
+    (tmp_path / "taken.go").touch()
+    wait_until((tmp_path / "taken").exists)
+    assert (tmp_path / "taken").read_bytes() == BLOCK[:100_000]
 
 
 @pytest.mark.parametrize("text", ["exec:cat", "exec:sh -c 'cat; exec sleep 1000'"])

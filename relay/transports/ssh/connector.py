@@ -21,7 +21,7 @@ from ...streams.dialer import Dialer, Network
 from ...streams.promise import Abort, OnResult, Promise
 from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace, report_to
-from ..program import Programs
+from ..program_dialer import Programs
 from .config.settings import resolve_settings
 from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
 

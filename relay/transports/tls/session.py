@@ -5,19 +5,17 @@ Its states are in :mod:`relay.transports.tls.states`.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import socket
 import ssl
 import threading
-import time
-import weakref
 from collections.abc import Callable
 
 from ...eventloop.background import BUFFER, IOThread, Watch
 from ...eventloop.poller import ERR, HUP, IN, OUT
 from ...eventloop.sockets import keep_alive
+from ...streams import exit_drain
 from ...streams.pair_end import LINGER, PairEnd
 from ...streams.stream import Stream
 from .records import STEP, Records, TLSError, is_denial
@@ -28,8 +26,6 @@ __all__ = ["Session", "TLSStream"]
 # The look-up of an Enum's member is slow, and these are needed for each event.
 _SENDING, _SENT_END = Outgoing.OPEN, Outgoing.ENDED
 _RECEIVING, _REPLYING, _RECEIVED_END = Incoming.OPEN, Incoming.REPLYING, Incoming.ENDING
-
-_AT_EXIT = 10.0  # seconds that the interpreter's exit waits for what was sent
 
 
 class TLSStream(Stream):
@@ -107,7 +103,7 @@ class Session:
             self.io_thread.release(self)
             raise
         stream = TLSStream(pair.hand_over(), self)
-        _open.add(self)
+        exit_drain.track(self, upper=True)
         self._begin(pair, watch)
         return stream
 
@@ -125,19 +121,24 @@ class Session:
     def _is_drained(self) -> bool:
         return self.is_over or self.outgoing is Outgoing.ENDED or self.outgoing is Outgoing.SHUT
 
-    def finish(self, seconds: float) -> None:
-        """Wait until what the holder sent has left, and for the far end's end if the holder has closed the stream.
+    quiet = 10.0  # seconds; see relay.streams.exit_drain.Sender
 
-        :param seconds: to wait at most.
-        """
-        finished = threading.Event()
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Call ``done`` once what the holder sent has left, and after the far end's end if the holder has closed it."""
+        loop = self.io_thread.loop
 
         def look() -> None:
-            self._on_finished = finished.set
+            self._on_finished = lambda: loop.call(done) or done()  # after this turn, which closes the transport
             self._look_finished()
 
-        if not self.is_over and self.io_thread.loop.call(look):
-            finished.wait(seconds)
+        return not self.is_over and loop.call(look)
+
+    def progress(self) -> int:
+        """Return how many bytes have left; see :class:`relay.streams.exit_drain.Sender`."""
+        return self.records.progress()
+
+    def __repr__(self) -> str:
+        return f"the TLS stream to {self.name}"
 
     def wake(self) -> None:
         """Make the background loop look at :attr:`aborted`."""
@@ -394,14 +395,3 @@ class Session:
         if self._over is not None:
             self._over.set()
         self.io_thread.release(self)
-
-
-_open: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-@atexit.register
-def _finish_all() -> None:
-    """At exit: a kernel socket would send what was written to it, but the I/O thread ends with the program."""
-    until = time.monotonic() + _AT_EXIT
-    for session in tuple(_open):
-        session.finish(max(0.0, until - time.monotonic()))

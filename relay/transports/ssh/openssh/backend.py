@@ -17,16 +17,19 @@ from ....addresses.hops import Command
 from ....addresses.values import UnixAddress
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
+from ....streams import exit_drain
 from ....streams.cancellation import Cancel
+from ....streams.pair_end import LINGER
 from ....streams.stream import Stream
 from ....streams.trace import SILENT, Stage, Trace, observed
 from ..connection import Accepted, Address, Connection, Lost, OnResult, Place, Settings
-from .channel_log import ChannelLog, is_plain, shown
+from .channel_log import ChannelLog
 from .control import Control, close_forward, open_forward
 from .diagnostics import timeout_error
 from .host_keys import check_pin, check_writable
-from .local_forward import LocalForward
+from .local_forward import LocalForward, objection
 from .master import Master
+from .open_streams import OpenStreams
 from .opening import Opening
 from .remote_forward import RemoteForwards
 from .sessions import Sessions
@@ -66,6 +69,7 @@ def connect(
         except BaseException:
             connection.close()
             raise
+    exit_drain.track(connection)
     return connection
 
 
@@ -86,9 +90,7 @@ class OpenSSH:
         self._unanswered: dict[Opening, None] = {}  # streams with a deadline
         self._patient: set[Opening] = set()  # streams whose caller waits for the server's reply
         self._next = math.inf  # the first deadline
-        self.streams = 0
         self.rtt = None  # ssh does not report its probes
-        self._when_idle: Callable[[], object] | None = None
         self._names = 0
         self._controls: list[Control] = []
         self._channels = ChannelLog(self._arrived)
@@ -96,6 +98,7 @@ class OpenSSH:
         self.start = self._master.start
         self.loop = self._master.loop
         self.soon = self.loop.call
+        self._open = OpenStreams(self.soon)
         self._timer = Timer(self.loop.timers, self._expire_due)
         self._remote_forwards = RemoteForwards(self._master, self._channels, self._unknown)
         self._sessions = Sessions(self._master, self._channels, self)
@@ -132,11 +135,14 @@ class OpenSSH:
         the stream's ``failure`` returns the reply of the server.
         """
         if isinstance(place, Command):
-            return self._sessions.open(place, Opening(self, str(place), done, deadline, patient=True))
-        opening = Opening(self, str(place), done, deadline, patient=self_contained)
+            opening = Opening(self, str(place), done, deadline, patient=True, alone=self_contained)
+            return self._sessions.open(place, opening)
+        opening = Opening(self, str(place), done, deadline, patient=self_contained, alone=self_contained)
         made, report = None, None
         with self._master.lock:
-            error: OSError | None = self._master.gone or self._objection(place)
+            error: OSError | None = self._master.gone
+            if error is None and place not in self._forwards:
+                error = objection(place, self._channels.expected)
             if error is None:
                 self.begun(opening)
                 forward = self._forward(place)
@@ -160,8 +166,9 @@ class OpenSSH:
                 self.over(opening)
 
     def _arrived(self) -> Opening:
-        self.streams += 1
-        return Opening(self, self._master.settings.name)
+        opening = Opening(self, self._master.settings.name)
+        self._open.add(opening)
+        return opening
 
     def _unknown(self) -> Opening:
         """Make the opening for a stream from the server about which ssh has logged nothing (before OpenSSH 9.2)."""
@@ -181,17 +188,6 @@ class OpenSSH:
             self._forwards.move_to_end(place)
         return forward
 
-    def _objection(self, place: Address) -> ConnectError | None:
-        """Return why a target is unsupported."""
-        if place in self._forwards:
-            return None
-        if not is_plain(place):
-            return ConnectError(f"{str(place)!a}: control characters in an address are not supported", reason="denied")
-        if shown(place) in self._channels.expected:
-            text = "another target in use begins with the same 100 characters"
-            return ConnectError(f"{place}: {text}; use the backend paramiko")
-        return None
-
     def _make_room(self) -> None:
         """Cancel the least recently used forwards."""
         for place, forward in list(self._forwards.items()):
@@ -204,7 +200,7 @@ class OpenSSH:
 
     def begun(self, opening: Opening) -> None:
         """Count a stream and watch its deadline. Called with the lock held."""
-        self.streams += 1
+        self._open.add(opening)
         if opening.patient and opening.done is not None:
             self._patient.add(opening)
             self.soon(self._master.read_at_once)
@@ -224,13 +220,7 @@ class OpenSSH:
 
     def over(self, opening: Opening) -> None:
         """Stop counting a stream, which has ended."""
-        if opening.is_over or not self.streams:
-            return
-        opening.is_over = True
-        self.streams -= 1
-        if not self.streams and self._when_idle is not None:
-            call, self._when_idle = self._when_idle, None
-            self.soon(call)
+        self._open.remove(opening)
 
     def unexplained_error(self, opening: Opening) -> ConnectError | CarrierError | None:
         """Return why a stream has ended about which ssh has logged nothing; without the lock."""
@@ -253,11 +243,28 @@ class OpenSSH:
         """Cancel a remote forward; see :meth:`relay.transports.ssh.connection.Connection.stop_listening`."""
         self._remote_forwards.end(place)
 
+    @property
+    def streams(self) -> int:
+        """The number of streams that are open or being opened."""
+        return len(self._open)
+
+    quiet = LINGER  # seconds; see relay.streams.exit_drain.Sender
+
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Call ``done`` at exit; see :class:`relay.streams.exit_drain.Sender`."""
+        with self._master.lock:
+            self._open.when_sent(done)
+            return self._master.gone is None
+
+    def progress(self) -> int:
+        """Return how much ssh has written by now; replies to keepalive probes do not count."""
+        return self._master.written() >> 14
+
     def when_idle(self, call: Callable[[], object]) -> None:
         """Call ``call`` once no stream is open; see :class:`relay.transports.ssh.connection.Connection`."""
         with self._master.lock:
-            idle = not self.streams or self._master.gone is not None
-            self._when_idle = None if idle else call
+            idle = not self._open or self._master.gone is not None
+            self._open.when_idle(None if idle else call)
         if idle:
             call()
 
@@ -305,10 +312,7 @@ class OpenSSH:
                 opening.fail(error)
             self._channels.clear()
             self._forwards.clear()
-            self.streams = 0
-            call, self._when_idle = self._when_idle, None
-        if call is not None:
-            call()
+            self._open.clear()
         if is_lost:
             self._lost(error)
 

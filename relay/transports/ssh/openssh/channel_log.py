@@ -16,7 +16,17 @@ from typing import Protocol
 from ....addresses.values import TCPAddress
 from ..connection import Address
 
-__all__ = ["UNIX", "Arrival", "ChannelLog", "ChannelObserver", "FUNCTIONS", "SessionObserver", "is_plain", "shown"]
+__all__ = [
+    "UNIX",
+    "Arrival",
+    "ChannelLog",
+    "ChannelObserver",
+    "FUNCTIONS",
+    "Key",
+    "SessionObserver",
+    "is_plain",
+    "shown",
+]
 
 # The functions whose lines relay needs in addition to the level DEBUG1 (`LogVerbose`; the same texts from 8.5 to 10.5).
 FUNCTIONS = "*:channel_input_open_confirmation():*,*:chan_rcvd_*,*:chan_obuf_empty():*,*:client_status_confirm():*"

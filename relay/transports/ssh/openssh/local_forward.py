@@ -7,17 +7,32 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Container
 
 from ....errors import CarrierError, ConnectError
 from ....eventloop.sockets import Endpoint, connect_blocking
 from ..connection import Address
-from .channel_log import shown
+from .channel_log import Key, is_plain, shown
 from .opening import Opening
 
-__all__ = ["LocalForward"]
+__all__ = ["LocalForward", "objection"]
 
 _NONBLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _BACKLOG_TIMEOUT = 60.0  # seconds for ssh to make room in a full backlog
+
+
+def objection(place: Address, expected: Container[Key]) -> ConnectError | None:
+    """Return why a target is unsupported.
+
+    :param place: the target.
+    :param expected: the targets in use, as ssh logs them.
+    """
+    if not is_plain(place):
+        return ConnectError(f"{str(place)!a}: control characters in an address are not supported", reason="denied")
+    if shown(place) in expected:
+        text = "another target in use begins with the same 100 characters"
+        return ConnectError(f"{place}: {text}; use the backend paramiko")
+    return None
 
 
 class LocalForward:

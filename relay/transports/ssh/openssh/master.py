@@ -38,7 +38,7 @@ from typing import Protocol
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Loop, Timer
 from ....eventloop.poller import IN
-from ....process import DEVNULL, Process, start
+from ....process import DEVNULL, Process, start, written
 from ....streams.cancellation import Cancellation
 from ....streams.stream import Stream
 from ..connection import Settings
@@ -226,6 +226,10 @@ class Master:
         """Return the last lines of standard error."""
         with self.lock:
             return self._stderr.lines()
+
+    def written(self) -> int:
+        """Return how many bytes ssh has written to all its descriptors, as far as the system reports it."""
+        return written(self._process.pid)
 
     def drain(self) -> None:
         """Read and handle the lines that ssh has written by now; with the lock held. Does not block."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import socket
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
 from ....errors import CarrierError, ConnectError
+from ....eventloop.sockets import shut_down
 from ....streams.stream import Stream
 from ..connection import OnResult
 from ..open_failures import open_timeout
@@ -46,16 +48,18 @@ class Opening:
     :param done: called with the outcome; ``None`` for a stream that the server has opened.
     :param deadline: monotonic seconds until which the server must have replied.
     :param patient: whether ``done`` is called only after that reply; otherwise as soon as ssh has the stream.
+    :param alone: whether the caller uses nothing but the socket of the stream, which the exit of this process closes.
     """
 
     __slots__ = (
         "_is_answered",
+        "_made",
         "_socket",
+        "alone",
         "deadline",
         "done",
         "error",
         "is_ended",
-        "is_over",
         "is_traced",
         "name",
         "owner",
@@ -70,22 +74,36 @@ class Opening:
         deadline: float | None = None,
         *,
         patient: bool = False,
+        alone: bool = False,
     ) -> None:
         self.owner = owner
         self.name = name
         self.done = done
         self.deadline = math.inf if deadline is None else deadline
         self.patient = patient
+        self.alone = alone
         self.error: Error | None = None
         self.is_ended = False  # the server has sent EOF or CLOSE
-        self.is_over = False
         self.is_traced = True  # ssh logs the events of its channel
         self._is_answered = False
         self._socket: socket.socket | None = None  # kept until the server has replied
+        self._made: weakref.ref[socket.socket] | None = None  # of a stream that has an owner
 
     def stream(self, made: socket.socket) -> Stream:
         """Make the stream over a socket to ssh."""
+        self._made = weakref.ref(made)
         return Stream(made, target=self.name, failure=self.failure)
+
+    def leave(self) -> bool:
+        """Return at exit whether its owner has closed the stream; one that only has the socket does so now."""
+        if self._made is None:
+            return False
+        made = self._made()
+        if made is None or made.fileno() < 0:
+            return True
+        if self.alone:
+            shut_down(made)
+        return self.alone
 
     def failure(self) -> Error | None:
         """Return why the stream has failed; called at its EOF. ``None`` if it has ended without a failure."""

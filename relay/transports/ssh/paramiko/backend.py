@@ -15,6 +15,7 @@ import paramiko
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
 from ....eventloop.poller import IN
+from ....streams import exit_drain
 from ....streams.cancellation import Cancel
 from ....streams.stream import Stream
 from ....streams.trace import SILENT, Stage, Trace, observed
@@ -125,6 +126,7 @@ class Connection:
             self._up = not self._wire.ending
         if not self._up:
             raise self._why(EOFError())
+        exit_drain.track(self)
 
     def give_up(self) -> None:
         """Release a connection that was not established."""
@@ -231,10 +233,20 @@ class Connection:
         self, place: Place, deadline: float | None, done: OnResult, *, self_contained: bool = False
     ) -> Callable[[], object]:
         """Begin to open a stream; see :class:`relay.transports.ssh.connection.Connection`."""
-        opening = Opening(self._mux, place, deadline, done)
+        opening = Opening(self._mux, place, deadline, done, alone=self_contained)
         if not self._loop.call(opening.begin):
             opening.resolve(self._ended())
         return opening.give_up
+
+    quiet = None  # a stream that is closed is given up after a time without progress; see :mod:`.channel`.
+
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Call ``done`` at exit; see :class:`relay.streams.exit_drain.Sender`."""
+        return self._loop.call(partial(self._mux.when_sent, done))
+
+    def progress(self) -> float:
+        """Return when the server has sent its last byte."""
+        return self._wire.heard
 
     def listen(self, place: Address, accepted: Accepted, deadline: float | None) -> Address:
         """Ask the server to listen; see :class:`relay.transports.ssh.connection.Connection`."""

@@ -4,42 +4,7 @@ A socketpair connects the channel with the owner of its stream. Nothing blocks: 
 accept wait in the socketpair, and those that the owner does not read wait in a backlog, which the window bounds.
 Everything runs on the transport's thread.
 
-Each side sends EOF when it has no more data, which leaves the other direction open, and CLOSE once, after which it may
-send nothing; the channel is over when both CLOSEs were sent (RFC 4254, section 5.3). Two states describe that.
-*Receiving* is the direction from the server to the owner:
-
-=========== ============================= =========== ================================================================
-state       event                         next state  action
-=========== ============================= =========== ================================================================
-OPEN        data                          OPEN        pass them on; what the owner does not read waits in the backlog
-OPEN        the owner hangs up            DISCARDING  clear the backlog, start the linger timer
-OPEN        EOF or CLOSE                  EOF_PENDING then as for an empty backlog, if it is empty
-DISCARDING  data                          DISCARDING  drop them, and give their bytes back to the window
-DISCARDING  EOF or CLOSE                  ENDED       none
-EOF_PENDING the backlog is empty          ENDED       pass the EOF on; a reset instead, if the stream has failed
-EOF_PENDING the owner hangs up            ENDED       clear the backlog, start the linger timer
-EOF_PENDING data, EOF or CLOSE            the same    ignore them
-ENDED       data, EOF or CLOSE            the same    ignore them
-any         the channel detaches (below)  ENDED       clear the backlog, close the channel's end of the socketpair
-=========== ============================= =========== ================================================================
-
-*Sending* is the direction from the owner to the server, and the channel as a whole:
-
-=========== ============================= =========== ================================================================
-state       event                         next state  action
-=========== ============================= =========== ================================================================
-OPEN        data                          OPEN        send them, as many as the server's window allows
-OPEN        the owner's EOF               EOF_SENT    send EOF
-OPEN        the channel detaches          CLOSE_SENT  send CLOSE
-OPEN        the server's CLOSE            CLOSED      send CLOSE; the number is free
-EOF_SENT    the channel detaches          CLOSE_SENT  send CLOSE
-EOF_SENT    the server's CLOSE            CLOSED      send CLOSE; the number is free
-CLOSE_SENT  the server's CLOSE            CLOSED      the number is free
-=========== ============================= =========== ================================================================
-
-The channel *detaches* from the owner when the stream is reset or fails, and when Sending is no longer OPEN and either
-Receiving is ENDED or the owner has hung up. After that it is over as soon as Sending is CLOSED; at once if the stream
-was reset or has failed; after 60 s if the server does not answer.
+Its states are in :mod:`relay.transports.ssh.paramiko.states`.
 """
 
 from __future__ import annotations
@@ -50,13 +15,13 @@ import select
 import socket
 import struct
 import time
-from enum import Enum
+from collections.abc import Callable
 
 from ....errors import RelayError
 from ....eventloop.background import Watch
 from ....eventloop.loop import Timer
 from ....eventloop.poller import ERR, HUP, IN, OUT
-from ....eventloop.sockets import drop_unread, set_to_reset
+from ....eventloop.sockets import drop_unread, set_to_reset, shut_down, unread
 from ....eventloop.unix_reset import socketpair
 from ....streams.pair_end import BETWEEN, LINGER
 from ....streams.stream import Stream
@@ -64,26 +29,15 @@ from .flow_control import WINDOW, Backlog, Window
 from .messages import ADJUST, CLOSE, END, REQUEST_REFUSED
 from .mux import Mux
 from .packets import PIECE, SLOTS
+from .states import Receiving, Sending
 
-__all__ = ["PACKET", "Channel", "ChannelStream", "Receiving", "Sending"]
+__all__ = ["PACKET", "Channel", "ChannelStream"]
 
 PACKET = 64 << 10  # bytes in a packet that relay accepts
 
 _FULL = SLOTS * PIECE
 _GATHERED = 64  # packets, before they are passed on
 _CREDIT = 0xFFFFFFFF  # bytes; RFC 4254, section 5.2
-
-
-class Receiving(Enum):
-    """States of the direction from the server to the owner of the stream; see the table of the module."""
-
-    OPEN, DISCARDING, EOF_PENDING, ENDED = range(4)
-
-
-class Sending(Enum):
-    """States of the direction from the owner of the stream to the server; see the table of the module."""
-
-    OPEN, EOF_SENT, CLOSE_SENT, CLOSED = range(4)
 
 
 _RECEIVING_OPEN = Receiving.OPEN  # the look-up of an Enum's member is slow, and needed for each message
@@ -117,15 +71,17 @@ class Channel:
     """
 
     __slots__ = (
-        "_backlog", "_batch", "_credit", "_inner", "_mark", "_moved", "_mux", "_number", "_packet", "_receive",
-        "_receiving", "_remote", "_scatter", "_sending", "_theirs", "_timer", "_watch", "_window", "cut", "error",
-        "target",
+        "_backlog", "_batch", "_credit", "_has_sent", "_inner", "_is_alone", "_mark", "_moved", "_mux",
+        "_number", "_packet", "_receive", "_receiving", "_remote", "_scatter", "_sending", "_theirs", "_timer",
+        "_watch", "_window", "cut", "error", "on_over", "target",
     )  # fmt: skip
 
     def __init__(self, mux: Mux, number: int, remote: int, credit: int, packet: int, target: str) -> None:
         self.target = target
         self.error: OSError | None = None
         self.cut = False  # the stream was reset or has failed: nothing more is passed on
+        self.on_over: Callable[[], object] = _nothing  # called when the channel is over
+        self._has_sent = self._is_alone = False  # the owner has sent data; it has nothing but the socket
         self._mux = mux
         self._number, self._remote = number, remote
         self._credit, self._packet, self._window = credit, max(1, min(packet, PIECE)), Window()
@@ -144,9 +100,13 @@ class Channel:
         self._watch.set_interest(IN if credit else 0)
         mux.live.add(self)
 
-    def hand_over(self) -> ChannelStream:
-        """Return the stream for its owner; once. The channel must not keep it: that would be a reference cycle."""
+    def hand_over(self, *, alone: bool = False) -> ChannelStream:
+        """Return the stream for its owner; once. The channel must not keep it: that would be a reference cycle.
+
+        :param alone: whether the owner has nothing but its socket, which it does not close at exit.
+        """
         assert self._theirs is not None
+        self._is_alone = alone
         theirs, self._theirs = self._theirs, None
         return ChannelStream(theirs, self)
 
@@ -296,6 +256,7 @@ class Channel:
             return False
         self._credit -= size
         self._moved += size
+        self._has_sent = True
         self._scatter = size >= PIECE
         packetizer.send_data(self._remote, size)
         return self._credit > 0
@@ -327,6 +288,33 @@ class Channel:
         poller = select.poll()
         poller.register(self._inner, 0)
         return bool(poller.poll(0))
+
+    def leave(self) -> bool:
+        """Return at exit whether bytes of the owner may not have arrived; see :meth:`.mux.Entry.leave`."""
+        if self._is_alone:
+            self._hang_up()
+        has_sent = self._has_sent or (self._inner is not None and unread(self._inner) > 0)
+        return has_sent and self._timer is not None and self.look()
+
+    def _hang_up(self) -> None:
+        """Do as if the owner had closed its end; what it has sent is still there."""
+        if self._inner is not None:
+            shut_down(self._inner)
+
+    def when_over(self, done: Callable[[], object]) -> None:
+        """Call ``done``, in any thread, once the server has closed the channel, or never will.
+
+        The owner needs the stream no more: it counts as closed.
+        """
+
+        def look() -> None:
+            self._hang_up()  # the owner may be gone before the server has ended its direction
+            self.on_over = done
+            if self._timer is None:
+                done()
+
+        if not self._mux.loop.call(look):
+            done()
 
     def fail(self, error: OSError) -> None:
         """End the stream with a failure, which its owner can read."""
@@ -377,9 +365,13 @@ class Channel:
         if timer is not None:
             timer.stop()
             self._mux.one_less()
+            self.on_over()
 
     def _expired(self, now: float) -> None:
         if self._inner is None:
+            self.error = self.error or RelayError(
+                f"{self.target}: {self._mux.name} has not closed it in {LINGER:g} s; check the target"
+            )
             return self._over()
         if self._moved == self._mark:
             self.cut = True
@@ -395,3 +387,7 @@ class Channel:
     def crashed(self, now: float) -> None:
         """A handler of this channel has raised an error, which is logged: end the stream."""
         self.fail(OSError(errno.EIO, "a bug in relay; the log has it"))
+
+
+def _nothing() -> None:
+    pass

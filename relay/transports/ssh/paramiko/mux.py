@@ -69,6 +69,12 @@ class Entry(Protocol):
     def look(self) -> bool:
         """Return whether the owner of the stream has hung up."""
 
+    def leave(self) -> bool:
+        """At exit: return whether it is closed and not all that its owner sent is known to have arrived.
+
+        A stream whose owner has only the socket counts as closed from now on.
+        """
+
     def fail(self, error: OSError, /) -> None:
         """End the stream with a failure."""
 
@@ -118,6 +124,7 @@ class Mux:
         self._free: list[int] = []
         self.streams = 0
         self._idle: Callable[[], object] | None = None
+        self._on_sent: Callable[[], object] | None = None
         self._later: list[bytes] = []  # messages that wait for new keys
         self.packetizer.deliver = self._deliver
         self.wire.drained = transport.resumed = self._resume
@@ -203,6 +210,7 @@ class Mux:
     def one_less(self) -> None:
         """Stop counting a stream, which is over or was not opened."""
         self.streams -= 1
+        self._look_sent()
         if not self.streams:
             idle, self._idle = self._idle, None
             if idle is not None:
@@ -214,6 +222,20 @@ class Mux:
             self._idle = call
         else:
             call()
+
+    def when_sent(self, call: Callable[[], object]) -> None:
+        """Call ``call`` once the server has taken what was sent on closed streams; at exit."""
+        self._on_sent = call
+        self._look_sent()
+
+    def _look_sent(self) -> None:
+        call = self._on_sent
+        if call is None:
+            return
+        leaving = [entry for entry in list(self._entries.values()) if entry.leave()]
+        if not leaving:
+            self._on_sent = None
+            guarded(call)
 
     def _on_confirmed(self, body: memoryview) -> None:
         number, remote, credit, packet = struct.unpack_from(">IIII", body)

@@ -30,11 +30,13 @@ class Opening:
     :param place: the target, as seen from the server.
     :param deadline: monotonic seconds, or ``None``.
     :param done: called once, with the stream or the error.
+    :param alone: whether the caller uses nothing but the socket of the stream.
     """
 
-    def __init__(self, mux: Mux, place: Place, deadline: float | None, done: OnResult) -> None:
+    def __init__(self, mux: Mux, place: Place, deadline: float | None, done: OnResult, *, alone: bool = False) -> None:
         self._mux = mux
         self.place = place
+        self.is_alone = alone
         self.pending: CommandChannel | None = None  # open, but the server has not accepted the command yet
         self._deadline = deadline
         self._lock = threading.Lock()
@@ -90,7 +92,9 @@ class Opening:
         else:
             channel = Channel(self._mux, number, remote, credit, packet, self.target)
             self._mux.put(number, channel)
-            self.resolve(channel.hand_over())
+            stream = channel.hand_over(alone=self.is_alone)
+            stream.drained = channel.when_over
+            self.resolve(stream)
 
     def resolve(self, outcome: Stream | OSError) -> None:
         """Report the outcome, if the caller still waits.

@@ -27,6 +27,7 @@ class Opening(Protocol):
     """The request for a command, as its channel uses it."""
 
     pending: CommandChannel | None  # open, but the server has not accepted the command yet
+    is_alone: bool  # the caller uses nothing but the socket of the stream
 
     @property
     def target(self) -> str:
@@ -69,7 +70,7 @@ class CommandChannel(Channel):
         """Handle the success of the request: the command runs."""
         opening = self._take_opening()
         if opening is not None:
-            opening.resolve(self.hand_over())
+            opening.resolve(self.hand_over(alone=opening.is_alone))
 
     def denied(self) -> None:
         """Handle the failure of the request."""

@@ -15,6 +15,7 @@ from paramiko.kex_gex import KexGexSHA256
 
 from ....errors import CarrierError
 from ....eventloop.loop import Timer
+from ....streams import exit_drain
 from ..connection import CLIENT_HINT, IncompatibleError, Settings
 from .host_keys import ALGORITHMS
 from .messages import Handler, printable
@@ -26,9 +27,10 @@ __all__ = ["Transport", "choose_algorithms", "is_exiting"]
 logger = logging.getLogger("relay.ssh.paramiko")
 
 _exiting = threading.Event()
-# When the interpreter exits, paramiko ends every transport that is left. This handler runs before that, because it was
-# registered later.
+# When the interpreter exits, paramiko ends every transport that is left. These handlers run before that, because they
+# were registered later: first the wait for what was sent, then the other one.
 atexit.register(_exiting.set)
+exit_drain.run_before_others()
 
 # The default offer, the best first, as far as the installed paramiko has it: no SHA-1 or MD5, no CBC, no group of
 # 1024 bits. AES-GCM is by far the fastest; without it, MACs that do not encrypt the length (etm) are better.

@@ -1,4 +1,4 @@
-"""The states of a channel: every row of the tables in ``relay.transports.ssh.paramiko.channel``."""
+"""The states of a channel: every row of the tables in ``relay.transports.ssh.paramiko.states``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from relay.errors import ConnectError
 from relay.eventloop.loop import Loop
 from relay.transports.ssh.paramiko import channel as one_channel
-from relay.transports.ssh.paramiko.channel import Channel, Receiving, Sending
+from relay.transports.ssh.paramiko.channel import Channel
 from relay.transports.ssh.paramiko.flow_control import WINDOW
 from relay.transports.ssh.paramiko.messages import ADJUST, CLOSE, DATA, END
 from relay.transports.ssh.paramiko.packets import PIECE, SLOTS
+from relay.transports.ssh.paramiko.states import Receiving, Sending
 
 NUMBER, REMOTE = 3, 7
 PIECES = 40  # of data from the server: more than a socketpair holds, and less than the window

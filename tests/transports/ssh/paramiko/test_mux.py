@@ -127,6 +127,51 @@ def test_closing_the_socket_alone_lets_everything_go(connection, pair):
     wait_until(lambda: not len(connection._mux))
 
 
+def test_at_exit_a_closed_stream_is_waited_for_until_the_server_has_closed_it(connection, pair):
+    (stream, far), (other, _) = pair(), pair()
+    other.socket.sendall(b"of a stream that stays open")
+    stream.socket.sendall(b"last words")
+    stream.close()
+    sent = threading.Event()
+    assert connection.when_sent(sent.set)
+    assert receive_all(far) == b"last words"
+    far.close()
+    assert sent.wait(WAIT)
+    other.socket.sendall(b"!")
+
+
+def test_at_exit_a_socket_without_another_owner_counts_as_closed(connection, listener):
+    with open_stream(connection, listener.getsockname(), self_contained=True) as stream, listener.accept()[0] as far:
+        far.settimeout(WAIT)
+        stream.socket.sendall(b"last words")
+        sent = threading.Event()
+        assert connection.when_sent(sent.set)
+        assert receive_all(far) == b"last words"
+        far.close()
+        assert sent.wait(WAIT)
+
+
+def test_at_exit_a_stream_without_a_byte_is_not_waited_for(connection, pair):
+    stream, _ = pair()
+    stream.close()
+    sent = threading.Event()
+    assert connection.when_sent(sent.set)
+    assert sent.wait(WAIT)
+
+
+def test_a_stream_has_drained_when_the_server_has_closed_it(pair):
+    stream, far = pair()
+    stream.socket.sendall(b"last words")
+    drained = threading.Event()
+    stream.drained(drained.set)
+    assert receive_all(far) == b"last words"
+    far.close()
+    assert drained.wait(WAIT)
+    again = threading.Event()
+    stream.drained(again.set)
+    assert again.wait(WAIT)
+
+
 def test_a_reset_drops_what_is_under_way(connection, pair):
     stream, far = pair()
     stream.reset()

@@ -1,0 +1,107 @@
+"""The wait at the interpreter's exit, until what was sent on streams of this process has left it.
+
+The kernel delivers what was written to its sockets also after their process has ended. relay moves the bytes of some
+streams in threads of this process (TLS, SSH, programs, I2P), which end with it. So the exit counts as the close of
+every stream whose caller has the socket alone, and waits for all streams that were closed, as long as bytes leave.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Sender", "drain", "run_before_others", "track"]
+
+logger = logging.getLogger("relay")
+
+
+class Sender(Protocol):
+    """A connection or a stream whose bytes a thread of this process moves."""
+
+    @property
+    def quiet(self) -> float | None:
+        """Seconds without progress after which the exit waits no more; ``None`` if the sender gives up by itself."""
+
+    def when_sent(self, done: Callable[[], object]) -> bool:
+        """Call ``done`` once nothing waits here that was sent on a closed stream. From any thread.
+
+        :param done: called in any thread, perhaps before this returns, perhaps twice; must not block.
+        :returns: whether it will be called; ``False`` if the sender has ended.
+        """
+
+    def progress(self) -> object:
+        """Return a value that changes while bytes leave. From any thread."""
+
+
+_upper: weakref.WeakSet[Sender] = weakref.WeakSet()
+_lower: weakref.WeakSet[Sender] = weakref.WeakSet()
+
+
+def track(sender: Sender, *, upper: bool = False) -> None:
+    """Wait for a sender at exit, while it exists.
+
+    :param sender: is not kept alive by this.
+    :param upper: whether the stream below it may be another sender's, as that of TLS may be. It is waited for first.
+    """
+    (_upper if upper else _lower).add(sender)
+
+
+def drain() -> None:
+    """Wait until all senders have sent what they had, or send no more."""
+    for senders in (_upper, _lower):
+        waits = [_Wait(sender) for sender in tuple(senders)]
+        for one in waits:
+            one.wait()
+
+
+class _Wait:
+    """The wait for one sender."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._sent = threading.Event()
+        self._mark = sender.progress()
+        self._began = time.monotonic()
+        self._is_needed = sender.when_sent(self._sent.set)
+
+    def wait(self) -> None:
+        """Wait until it has sent everything, or has made no progress for too long."""
+        if not self._is_needed:
+            return
+        quiet = self._sender.quiet
+        until = None if quiet is None else self._began + quiet
+        while not self._sent.wait(None if until is None else max(0.0, until - time.monotonic())):
+            mark = self._sender.progress()
+            if mark == self._mark:
+                logger.warning(
+                    "exit: %s has taken nothing for %g s, and what it has not taken may be lost; check the target",
+                    self._sender,
+                    quiet,
+                )
+                return
+            self._mark, until = mark, time.monotonic() + (quiet or 0.0)
+
+
+def run_before_others() -> None:
+    """Let the wait run before every handler of the exit that is registered by now.
+
+    A library such as paramiko ends its connections in a handler of its own, and the last one registered runs first.
+    """
+    atexit.unregister(drain)
+    atexit.register(drain)
+
+
+def _after_fork_in_child() -> None:
+    _upper.clear()
+    _lower.clear()
+
+
+run_before_others()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

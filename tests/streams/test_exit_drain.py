@@ -1,0 +1,137 @@
+"""``relay.streams.exit_drain``: what the exit of the interpreter waits for, and for how long."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from helpers import WAIT
+
+from relay.streams import exit_drain
+
+
+class Sender:
+    """A sender that the test scripts.
+
+    :param sent: whether everything has left already; ``None`` for a sender that has ended.
+    """
+
+    def __init__(self, quiet=WAIT, sent=True, moves=(), then=None):
+        self.quiet = quiet
+        self.sent = sent
+        self.moves = iter(moves)
+        self.then = then
+        self.done = None
+
+    def when_sent(self, done):
+        self.done = done
+        if self.sent:
+            done()
+        return self.sent is not None
+
+    def progress(self):
+        if self.then is not None:
+            self.then(self)
+        return next(self.moves, 0)
+
+    def __repr__(self):
+        return "the sender"
+
+
+@pytest.fixture(autouse=True)
+def none_of_others(monkeypatch):
+    for name in ("_upper", "_lower"):
+        monkeypatch.setattr(exit_drain, name, type(exit_drain._upper)())
+
+
+def test_senders_that_have_sent_and_those_that_have_ended_are_not_waited_for(caplog):
+    senders = [Sender(), Sender(sent=None)]
+    for sender in senders:
+        exit_drain.track(sender)
+    exit_drain.drain()
+    assert not caplog.records
+
+
+def test_it_waits_until_everything_has_left(caplog):
+    sender = Sender(sent=False)
+    exit_drain.track(sender)
+    drained = threading.Event()
+    waiting = threading.Thread(target=lambda: exit_drain.drain() or drained.set())
+    waiting.start()
+    assert not drained.wait(0.1)
+    sender.done()
+    assert drained.wait(WAIT)
+    waiting.join()
+    assert not caplog.records
+
+
+def test_progress_puts_the_limit_off(caplog):
+    counts = itertools.count()
+    sender = Sender(quiet=0.01, sent=False, moves=counts, then=lambda one: next(looks) == 5 and one.done())
+    looks = itertools.count()
+    exit_drain.track(sender)
+    exit_drain.drain()
+    assert next(counts) >= 5
+    assert not caplog.records
+
+
+def test_without_progress_it_gives_up_and_says_so(caplog):
+    sender = Sender(quiet=0.01, sent=False)
+    exit_drain.track(sender)
+    exit_drain.drain()
+    assert [record.getMessage() for record in caplog.records] == [
+        "exit: the sender has taken nothing for 0.01 s, and what it has not taken may be lost; check the target"
+    ]
+
+
+def test_the_upper_ones_are_first():
+    order = []
+    lower = Sender(then=lambda one: order.append("lower"))
+    upper = Sender(then=lambda one: order.append("upper"))
+    exit_drain.track(lower)
+    exit_drain.track(upper, upper=True)
+    exit_drain.drain()
+    assert order == ["upper", "lower"]
+
+
+def test_a_sender_that_is_gone_is_forgotten():
+    exit_drain.track(Sender(quiet=None, sent=False))
+    gc.collect()
+    exit_drain.drain()
+
+
+def test_a_forked_child_waits_for_nothing():
+    sender = Sender(quiet=None, sent=False)
+    exit_drain.track(sender)
+    pid = os.fork()
+    if not pid:
+        exit_drain.drain()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert sender.done is None
+
+
+ORDER = """
+import atexit
+from relay.streams import exit_drain
+atexit.register(print, "a library")
+exit_drain.run_before_others()
+
+class Sender:
+    quiet = None
+    def progress(self): return 0
+    def when_sent(self, done): print("the wait"); done(); return True
+
+sender = Sender()
+exit_drain.track(sender)
+"""
+
+
+def test_it_runs_before_the_handlers_that_are_there():
+    said = subprocess.run([sys.executable, "-c", ORDER], stdout=subprocess.PIPE, timeout=WAIT, text=True).stdout
+    assert said.splitlines() == ["the wait", "a library"]

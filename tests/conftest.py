@@ -54,12 +54,14 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test leaves a descriptor (a socket, a pipe), a thread or a child process."""
     import i2p_world
 
-    if i2p_world.wanted_by(request.node):
-        request.getfixturevalue("i2p_networks")  # which outlive the test: they are there before it
+    wanted = i2p_world.wanted_by(request.node)
+    networks = request.getfixturevalue("i2p_networks") if wanted else None  # which outlive the test
     if "warm_relay" in sys.modules:
         request.getfixturevalue("warm_command")  # and so does this
     leaks = Leaks()
     yield
+    if networks is not None:
+        networks.check(wanted)
     left = leaks.left(timeout=LEAVING)
     assert not left, "left behind:\n  " + "\n  ".join(left)
 

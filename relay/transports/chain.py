@@ -27,7 +27,7 @@ KINDS: dict[type[Hop], str] = {
     SSHServer: "ssh.dialer:SSHNetwork",
     I2PRouter: "i2p.dialer:I2PNetwork",
     Proxy: "proxies.dialer:ProxyNetwork",
-    Command: "program:ProgramNetwork",
+    Command: "program_dialer:ProgramNetwork",
 }
 """The class of each kind of hop: called with the hop and the network below it, it has ``to(place) -> Dialer``."""
 

@@ -147,7 +147,7 @@ def we_reach_npm_s_server(network: i2pd.Network, server: relay.TunnelServer) -> 
 def _until_published(once: Callable[[int], None]) -> None:
     """Do it again with another session, if the router has not published the last one.
 
-    i2pd publishes a lease set at one floodfill after another. This network has one: if that does not confirm, or the
+    i2pd publishes a lease set at one floodfill after another. This network has two: if they do not confirm, or the
     session's tunnels are gone at that moment, the router tries no more until it makes new tunnels, after ten minutes.
     """
     for number in range(SESSIONS):
@@ -197,7 +197,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def _main(folder: str) -> None:
     service = Server(echo)
-    with i2pd.Network(Path(folder), 2, exploratory=0, loglevel="warn") as network:
+    with i2pd.Network(Path(folder), 2, exploratory=0, loglevel="warn", floodfills=2) as network:
         with serve(network.router(1), "{}:{}".format(*service.address)) as server:
             run_all(SCENARIOS, network, network, server, latest=LATEST)
     service.close()

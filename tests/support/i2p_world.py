@@ -128,14 +128,16 @@ class Routers(World):
     """Two real routers, with as many destinations that are ready as were asked for.
 
     :param files: of private keys: of the servers', of the clients'.
-    :param pid: the process of the clients' router.
+    :param pid: returns the process of the clients' router.
     """
 
     inside: Sequence[str] = ()  # where the two bridges are for programs in their network
 
-    def __init__(self, server: str, client: str, files: Sequence[list[Path]], pid: int, **options: Any) -> None:
+    def __init__(
+        self, server: str, client: str, files: Sequence[list[Path]], pid: Callable[[], int], **options: Any
+    ) -> None:
         super().__init__(server, client, **options)
-        self._files = files
+        self.files = files
         self._pid = pid
 
     def server_keys(self) -> Path:
@@ -146,20 +148,21 @@ class Routers(World):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        stop(self._pid)
+        pid = self._pid()
+        stop(pid)
         try:
             yield
         finally:
-            os.kill(self._pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
 
     def _take(self, which: int) -> Path:
-        assert self._files[which], "no ready destination is left; the fixture must ask for more"
-        return self._files[which].pop()
+        assert self.files[which], "no ready destination is left; the fixture must ask for more"
+        return self.files[which].pop()
 
     def lend(self, count: int) -> dict[str, str]:
         """The environment in which a program can have :func:`inside`, with so many destinations."""
         files = [[str(self._take(which)) for _ in range(count)] for which in (0, 1)]
-        return {**os.environ, INSIDE: json.dumps([*self.inside, files, self._pid])}
+        return {**os.environ, INSIDE: json.dumps([*self.inside, files, self._pid()])}
 
 
 def inside() -> Routers | None:
@@ -168,7 +171,7 @@ def inside() -> Routers | None:
     if told is None:
         return None
     server, client, files, pid = json.loads(told)
-    return Routers(server, client, [list(map(Path, some)) for some in files], pid)
+    return Routers(server, client, [list(map(Path, some)) for some in files], lambda: pid)
 
 
 class OverI2P(Relayed):
@@ -288,6 +291,7 @@ class Networks:
         self._make_folder = make_folder
         self._stack = contextlib.ExitStack()
         self._made: dict[str, Any] = {}
+        self._worlds: dict[str, Routers] = {}  # of the networks that many tests share
         for name in wanted:
             self._make(name)
 
@@ -324,12 +328,30 @@ class Networks:
 
         :param name: of the fixture.
         """
+        count = MANY if name == "i2p_routers" else FEW
         for _ in range(TRIES - 1):
             try:
-                return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
+                self._worlds[name] = _two_routers(self._have(name), count)
+                break
             except AssertionError:  # one router takes another one for dead, which passes, but not soon
                 self._make(name)
-        return _two_routers(self._have(name), MANY if name == "i2p_routers" else FEW)
+        else:
+            self._worlds[name] = _two_routers(self._have(name), count)
+        return self._worlds[name]
+
+    def check(self, names: set[str]) -> None:
+        """Start the routers again that have crashed, for the tests that follow.
+
+        :param names: of the networks that the last test had.
+        :raises AssertionError: if one had crashed, with the signal that has ended it and the last lines of its log.
+        """
+        for name in names & self._worlds.keys():
+            network = self._made[name]
+            try:
+                network.restore()
+            except AssertionError:
+                _wait_until_ready(network, self._worlds[name])
+                raise
 
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
         """The last message of a program: a scenario → what was measured, and what went wrong or nothing.
@@ -373,23 +395,34 @@ def is_real(nodeid: str) -> bool:
 def _two_routers(network: i2pd.Network, count: int) -> Routers:
     """The world of programs outside a network: they use ACCEPT, for a router in there cannot connect to them."""
     servers, clients = (network.router(number) for number in (1, 2))
-    files = [_published(clients, servers, count), _published(servers, clients, count)]
+    files = [_ready(clients, servers, count), _ready(servers, clients, count)]
     outside = ["{}:{}".format(*router.sam) for router in (servers, clients)]
-    world = Routers(*outside, files, clients.pid, accept="accept")
+    world = Routers(*outside, files, lambda: clients.pid, accept="accept")
     world.inside = ["{}:{}".format(*router.inside) for router in (servers, clients)]
     return world
 
 
-def _published(elsewhere: i2pd.Router, router: i2pd.Router, count: int) -> list[Path]:
+def _wait_until_ready(network: i2pd.Network, world: Routers) -> None:
+    """Wait until the destinations that are left are ready again, after a router has started again."""
+    servers, clients = (network.router(number) for number in (1, 2))
+    _published(clients, world.files[0], len(world.files[0]))
+    _published(servers, world.files[1], len(world.files[1]))
+
+
+def _ready(elsewhere: i2pd.Router, router: i2pd.Router, count: int) -> list[Path]:
     """Return the keys of ready destinations of a router, the first ones that another router finds."""
-    files = [router.ready_keys() for _ in range(router.ready)]
+    return _published(elsewhere, [router.ready_keys() for _ in range(router.ready)], count)
+
+
+def _published(elsewhere: i2pd.Router, files: list[Path], count: int) -> list[Path]:
+    """Return the first of these destinations that a router finds."""
     found: list[Path] = []
     deadline = time.monotonic() + 60
     with contextlib.closing(socket.create_connection(elsewhere.sam, WAIT)) as connection:
         connection.settimeout(30)
         connection.sendall(b"HELLO VERSION MIN=3.1 MAX=3.1\n")
         read_line(connection)
-        while True:
+        while len(found) < count:
             for file in [file for file in files if file not in found]:
                 connection.sendall(f"NAMING LOOKUP NAME={i2pd.address_of(file)}\n".encode())
                 if b"RESULT=OK" in read_line(connection):
@@ -398,3 +431,4 @@ def _published(elsewhere: i2pd.Router, router: i2pd.Router, count: int) -> list[
                     return found
             assert time.monotonic() < deadline, f"{len(found)} ready destinations are published, not {count}"
             threading.Event().wait(0.1)  # nothing tells when a lease set has spread
+    return found

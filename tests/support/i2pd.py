@@ -43,6 +43,9 @@ WAIT = 30.0  # seconds that a router may take for one step; a tenth of a second 
 Section = tuple[str, Mapping[str, object]]  # of tunnels.conf: a name of its own, and options
 
 
+_LAST = 20  # lines of a log that are shown after a crash
+
+
 class Network:
     """A floodfill and some routers, which know each other. A context manager; entering it takes half a second.
 
@@ -55,6 +58,7 @@ class Network:
     :param exploratory: hops of the routers' own tunnels. With none, routers meet only when there is something to send:
         of two that connect to each other at one moment, one may take the other for dead for minutes.
     :param loglevel: ``error``, ``warn``, ``info`` or ``debug``.
+    :param floodfills: routers without clients that keep lease sets; one is number 0, the others follow the rest.
     :raises Unavailable: where there can be no network namespace.
     """
 
@@ -67,14 +71,18 @@ class Network:
         hops: int = 0,
         exploratory: int = 1,
         loglevel: str = "error",
+        floodfills: int = 1,
     ) -> None:
         assert PROGRAM is not None, "there is no i2pd"
         # A copy: where AppArmor is on, Debian's profile keeps the program at its own path to the system's directories.
         self.program = str(shutil.copy(PROGRAM, folder / "i2pd"))
         self.settings = {"exploratory": exploratory, "loglevel": loglevel}
         self.namespace = Namespace(["198.18.0.1"])
-        self.routers = [Router(self, folder / f"router-{number}", number) for number in range(routers + 1)]
-        for router in self.routers[1:]:
+        self.routers = [
+            Router(self, folder / f"router-{number}", number, floodfill=not 0 < number <= routers)
+            for number in range(routers + floodfills)
+        ]
+        for router in self.routers[1 : routers + 1]:
             router.keep_ready(ready, hops)
 
     @property
@@ -112,7 +120,7 @@ class Network:
         :raises AssertionError: with its log, if one has crashed; it runs again all the same.
         """
         crashed = [router for router in self.routers if router.crashed]
-        logs = [f"{router.folder.name} has crashed:\n{router.log()}" for router in crashed]
+        logs = [f"i2pd has crashed: {router.folder.name}, which says:\n{router.last_lines()}" for router in crashed]
         for router in crashed:
             router.kill()
         for router in self.routers:
@@ -145,7 +153,7 @@ class Router:
     ``sam`` is the address of its SAM bridge for programs outside the network, ``inside`` for programs in it.
     """
 
-    def __init__(self, network: Network, folder: Path, number: int) -> None:
+    def __init__(self, network: Network, folder: Path, number: int, *, floodfill: bool) -> None:
         self.folder = folder
         self.inside = (LOOPBACK, 7656 + 2 * number)  # i2pd takes the port below it, too
         self._network = network
@@ -156,7 +164,7 @@ class Router:
         self._ready: list[Path] = []
         self._sections: list[Section] = []
         folder.mkdir()
-        values = {"address": f"198.18.0.{number + 1}", "port": self.inside[1], "floodfill": str(number == 0).lower()}
+        values = {"address": f"198.18.0.{number + 1}", "port": self.inside[1], "floodfill": str(floodfill).lower()}
         (folder / "i2pd.conf").write_text(CONFIGURATION.format(**values, **network.settings))
         self._write_tunnels()
 
@@ -302,6 +310,10 @@ class Router:
         """Its log so far."""
         files = (self.folder / "log", self.folder / "output")
         return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    def last_lines(self) -> str:
+        """The last lines of its log; after a crash with the signal that has ended it."""
+        return "\n".join(self.log().splitlines()[-_LAST:])
 
     def close(self) -> None:
         """Kill it and give up its port outside. Idempotent."""

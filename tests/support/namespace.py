@@ -256,10 +256,12 @@ class _Holder:
         self._control = control
         self._doors: dict[int, asyncio.Server] = {}
         self._passing: set[asyncio.Task[None] | None] = set()
+        self._outputs: dict[int, str] = {}  # of the programs that run, by process id
 
     async def serve(self) -> None:
         requests: asyncio.Queue[tuple[bytes, list[int]]] = asyncio.Queue()
         asyncio.get_running_loop().add_reader(self._control, lambda: requests.put_nowait(_packet(self._control)))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
         while True:
             request, descriptors = await requests.get()
             if not request:
@@ -278,7 +280,20 @@ class _Holder:
             self.answer(None, made.fileno())
 
     async def _spawn(self, output: str, program: str, *argv: str) -> None:
-        self.answer(_spawned(output, program, argv))
+        pid = _spawned(output, program, argv)
+        self._outputs[pid] = output
+        self.answer(pid)
+
+    def _reap(self) -> None:
+        """Write the signal that has ended a program to its output, if nobody sends that one."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                output = self._outputs.pop(pid, os.devnull)
+                number = -os.waitstatus_to_exitcode(status)
+                if number > 0 and number not in (signal.SIGTERM, signal.SIGKILL):
+                    with open(output, "a") as said:
+                        said.write(f"ended by {signal.Signals(number).name}\n")
 
     async def _open(self, door: int, port: int, descriptor: int) -> None:
         async def through(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -341,7 +356,6 @@ def _spawned(output: str, program: str, argv: Sequence[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _system("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -353,7 +367,6 @@ def _hold(descriptor: int, addresses: Sequence[str]) -> None:
         except OSError as error:
             holder.answer(problem=str(error))
             return
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that have ended are gone at once
         holder.answer()
         asyncio.run(holder.serve())
 

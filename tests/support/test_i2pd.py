@@ -132,7 +132,7 @@ def test_a_network_is_restored_after_a_test(network, router):
 def test_a_crash_is_told(network, router):
     os.kill(router.pid, signal.SIGSEGV)
     wait_until(lambda: router.crashed)
-    with pytest.raises(AssertionError, match="(?s)router-1 has crashed:.*starting"):
+    with pytest.raises(AssertionError, match="(?s)i2pd has crashed: router-1, .*starting.*\nended by SIGSEGV"):
         network.restore()
     with SAM(router.sam):
         pass

@@ -140,9 +140,7 @@ class OpenSSH:
         opening = Opening(self, str(place), done, deadline, patient=self_contained, alone=self_contained)
         made, report = None, None
         with self._master.lock:
-            error: OSError | None = self._master.gone
-            if error is None and place not in self._forwards:
-                error = objection(place, self._channels.expected)
+            error: OSError | None = self._master.gone or objection(place, self._forwards, self._channels.expected)
             if error is None:
                 self.begun(opening)
                 forward = self._forward(place)

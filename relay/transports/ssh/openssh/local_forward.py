@@ -21,12 +21,15 @@ _NONBLOCKING = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _BACKLOG_TIMEOUT = 60.0  # seconds for ssh to make room in a full backlog
 
 
-def objection(place: Address, expected: Container[Key]) -> ConnectError | None:
+def objection(place: Address, known: Container[Address], expected: Container[Key]) -> ConnectError | None:
     """Return why a target is unsupported.
 
     :param place: the target.
+    :param known: the targets in use.
     :param expected: the targets in use, as ssh logs them.
     """
+    if place in known:
+        return None
     if not is_plain(place):
         return ConnectError(f"{str(place)!a}: control characters in an address are not supported", reason="denied")
     if shown(place) in expected:

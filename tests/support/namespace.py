@@ -285,7 +285,7 @@ class _Holder:
         self.answer(pid)
 
     def _reap(self) -> None:
-        """Write the signal that has ended a program to its output, if nobody sends that one."""
+        """Write the signal of a crash to the output of its program; routers are ended by other signals."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = ended

@@ -30,6 +30,9 @@ _TYPES = {
 }
 _MARKED = re.compile(r"(<!-- made by docs/write_reference.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
+TOP = """Keys before the first table. An option of the command line with the same name overrides its key. A reload
+changes what they set up; if one needs a restart, relay logs that."""
+
 KEYWORDS = '''"""The keywords of the options, for type checkers; docs/write_reference.py writes this file."""
 
 from __future__ import annotations
@@ -82,9 +85,13 @@ def configuration() -> str:
     tables = schema["$defs"]
     defaults = set(tables["Defaults"]["properties"])
     own = {name: key for name, key in tables["Tunnel"]["properties"].items() if name not in defaults}
+    top = {name: key for name, key in schema["properties"].items() if name not in ("defaults", "hops", "tunnels")}
     hop = "`[hops]` has the address of each hop under its name. A hop with options is a table:"
     return "\n\n".join(
         [
+            "### The top of the file",
+            TOP,
+            _keys(top, ()),
             "### `[defaults]`",
             f"{tables['Defaults']['description']} All keys are optional.",
             _keys(tables["Defaults"]["properties"], ()),

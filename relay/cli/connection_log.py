@@ -1,4 +1,4 @@
-"""The access log of a group of tunnels: ``--log-file``, and its reopening on SIGUSR1."""
+"""The access log of a group of tunnels: ``--log-file``, its reopening on SIGUSR1, and another one after a reload."""
 
 from __future__ import annotations
 
@@ -6,64 +6,120 @@ import functools
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from ..addresses.printable import shown
 from ..engine.statistics import set_access_log
 from ..eventloop.sockets import format_address
+from .endpoint_plan import LogPlan
 from .group import TunnelGroup
 from .output import describe_error
 from .signals import Signals
+from .top_keys import Swap
 
 if TYPE_CHECKING:  # a command without the log does not need it
     from ..operations.access_log import AccessLog, LoggedTunnel
 
-__all__ = ["connections_logged"]
+__all__ = ["ConnectionLog", "connections_logged"]
 
 logger = logging.getLogger("relay.cli")
 
 
 @contextmanager
-def connections_logged(
-    group: TunnelGroup, signals: Signals, path: str | None, interval: float | None
-) -> Iterator[None]:
+def connections_logged(group: TunnelGroup, signals: Signals, plan: LogPlan) -> Iterator[ConnectionLog]:
     """Write the access log while the group runs.
 
     :param group: the tunnels.
     :param signals: SIGUSR1 opens the file again.
-    :param path: of the file; ``None`` for no access log.
-    :param interval: seconds between two lines of an open connection; ``None`` for none.
+    :param plan: the file.
+    :returns: the log.
     :raises ValueError: if the file cannot be opened.
     """
-    if path is None:
-        yield
-        return
-    from ..operations.access_log import AccessLog
-
-    try:
-        log = AccessLog(os.path.abspath(os.path.expanduser(path)), interval, functools.partial(_tunnels, group))
-    except OSError as error:
-        raise ValueError(f"log file {shown(path)}: {error.strerror}; check the path and its permissions") from error
-    group.reopen_logs = log.reopen
-    signals.on(signal.SIGUSR1, functools.partial(_reopen, log))
-    set_access_log(log.put)
-    try:
-        yield
-    finally:
-        set_access_log(None)
-        log.close()
+    with closing(ConnectionLog(group, plan)) as log:
+        group.reopen_logs = log.reopen
+        signals.on(signal.SIGUSR1, log.on_signal)
+        yield log
 
 
-def _reopen(log: AccessLog) -> None:
-    """Open the file again, or keep the old one."""
-    try:
-        log.reopen()
-    except OSError as error:
-        logger.error("cannot reopen the log file: %s; the old one is kept", describe_error(error))
-    else:
-        logger.info("SIGUSR1: the log file is open again")
+class ConnectionLog:
+    """The access log, if there is one. Belongs to the main thread, except :meth:`prepare` and :meth:`reopen`.
+
+    :param group: the tunnels.
+    :param plan: the file.
+    :raises ValueError: if it cannot be opened.
+    """
+
+    def __init__(self, group: TunnelGroup, plan: LogPlan) -> None:
+        self._group = group
+        self._plan = plan
+        self._log: AccessLog | None = None
+        self._use(self._open(plan))
+
+    def prepare(self, plan: LogPlan) -> Swap | None:
+        """Open the file of another plan, if it differs; on the thread that reloads.
+
+        :returns: the change; ``None`` if there is none.
+        :raises ValueError: if the file cannot be opened.
+        """
+        if plan == self._plan or (plan.path is None and self._plan.path is None):
+            return None
+        made = self._open(plan)
+
+        def commit() -> None:
+            old, self._plan = self._log, plan
+            self._use(made)
+            if old is not None:  # it writes what it has got so far
+                threading.Thread(target=old.close, name="relay-access-log closing", daemon=True).start()
+
+        return Swap(commit, made.close if made is not None else _nothing)
+
+    def reopen(self) -> None:
+        """Open the file again, if there is one.
+
+        :raises OSError: if it cannot be opened; the old one is kept.
+        """
+        if (log := self._log) is not None:
+            log.reopen()
+
+    def on_signal(self) -> None:
+        """Open the file again, or keep the old one."""
+        try:
+            self.reopen()
+        except OSError as error:
+            logger.error("cannot reopen the log file: %s; the old one is kept", describe_error(error))
+        else:
+            text = "SIGUSR1: the log file is open again" if self._log is not None else "SIGUSR1: there is no log file"
+            logger.info(text)
+
+    def close(self) -> None:
+        """Write the lines that wait, and close the file."""
+        log = self._log
+        self._use(None)
+        if log is not None:
+            log.close()
+
+    def _open(self, plan: LogPlan) -> AccessLog | None:
+        path, interval = plan
+        if path is None:
+            return None
+        from ..operations.access_log import AccessLog
+
+        try:
+            whole = os.path.abspath(os.path.expanduser(path))
+            return AccessLog(whole, interval, functools.partial(_tunnels, self._group))
+        except OSError as error:
+            raise ValueError(f"log file {shown(path)}: {error.strerror}; check the path and its permissions") from error
+
+    def _use(self, log: AccessLog | None) -> None:
+        self._log = log
+        set_access_log(log.put if log is not None else None)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _tunnels(group: TunnelGroup) -> Iterator[LoggedTunnel]:

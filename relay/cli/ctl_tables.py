@@ -102,13 +102,15 @@ def print_carriers(carriers: Sequence[Row]) -> None:
             _print_text(f"{each['name']}: {each['error']}")
 
 
-def verdict_lines(verdicts: Sequence[Row]) -> Iterator[str]:
-    """Yield a line for each tunnel that a reload changes, or one if it changes none."""
+def verdict_lines(verdicts: Sequence[Row], keys: Sequence[Row] = ()) -> Iterator[str]:
+    """Yield a line for each key and each tunnel that a reload changes, or one if it changes none."""
     changed = [each for each in verdicts if each["verdict"] != "same"]
+    for each in keys:
+        yield f"key {printable(each['key'])}: {printable(each['remedy'] or each['effect'])}"
     for each in changed:
         detail = f": {printable(each['detail'])}" if each["detail"] else ""
         yield f"{printable(each['name'])}: {printable(each['verdict'])}{detail}"
-    if not changed:
+    if not changed and not keys:
         yield "nothing has changed"
 
 

@@ -1,10 +1,10 @@
-"""The addresses at which a command listens for operators."""
+"""The sockets and the access log that a command opens for operators, as values."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["EndpointPlan"]
+__all__ = ["EndpointPlan", "LogPlan"]
 
 
 class EndpointPlan(NamedTuple):
@@ -22,3 +22,14 @@ class EndpointPlan(NamedTuple):
     is_public: bool = False
     token_file: str | None = None
     config: str = ""
+
+
+class LogPlan(NamedTuple):
+    """The access log of a command, before it is opened.
+
+    :param path: of the file; ``None`` for no access log.
+    :param interval: seconds between two lines of an open connection; ``None`` for none.
+    """
+
+    path: str | None
+    interval: float | None

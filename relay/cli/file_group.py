@@ -8,21 +8,23 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config, Entry, Written, read
+from ..config.models import File
 from ..engine.records import Stats
-from .endpoint_plan import EndpointPlan
+from .endpoint_plan import EndpointPlan, LogPlan
 from .figures import ReloadFigures
 from .group import TunnelGroup
 from .main_thread import GroupOverError
 from .member import Member, MemberState, Snapshot
-from .options import Options
+from .options import LOG_INTERVAL, Options
 from .output import configuration_read, describe_error, print_error, print_line, status_of, total
 from .plan import Plan
 from .plan_from_file import plans_of, print_problems
 from .signals import Signals
+from .top_keys import KeyChange, KeyEffect, Swap, compare_keys
 from .verdicts import Settings, Verdict
 
 if TYPE_CHECKING:  # at the first reload
@@ -41,23 +43,32 @@ class _Read(NamedTuple):
     settings: Sequence[Settings]
 
 
+class Reread(NamedTuple):
+    """The content of a file that was read again, without problems."""
+
+    settings: list[Settings]
+    file: File
+    keys: tuple[KeyChange, ...]
+    """The keys at its top that have changed."""
+
+
 class TunnelFile:
     """A ``relay.toml``, which is read again at each reload. Its paths are relative to its folder.
 
     :param path: of the file, absolute.
     :param shown: the options of output.
     :param name: of the file in messages, as the user gave it.
+    :param given: the keys at the top of the file that options of the command line override, with their values.
     """
 
-    def __init__(self, path: str, shown: Options, name: str) -> None:
+    def __init__(self, path: str, shown: Options, name: str, given: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.name = name
         self._shown = shown
         self._last: _Read | None = None
-        self.log_file: str | None = None
-        """The access log, as the file has it at the start."""
-        self.log_interval: float | None = None
-        self._endpoints = EndpointPlan()  # of the file
+        self._given = given or {}
+        self._started = self.current = File()
+        """The tables of the file at the start, or after the last reload."""
 
     def first(self) -> list[Member]:
         """Read the file at the start, in its folder.
@@ -67,26 +78,27 @@ class TunnelFile:
         :raises OSError: if it cannot be read.
         """
         config = read(self.path, self.name)
-        file = config.file
-        self.log_file, self.log_interval = file.log_file, file.log_interval
-        self._endpoints = EndpointPlan(
-            file.control, file.status, bool(file.status_public), file.status_token_file, self.path
-        )
+        self._started = self.current = config.file
         with contextlib.chdir(config.folder):
             settings = self._settings(config, {})
         print_problems(config)
         self._last = _Read(config.written, settings)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
 
-    def endpoints(self, control: str | None, status: str | None) -> EndpointPlan:
-        """Return where to listen for operators: as the file said at the start, unless the command line has an address.
+    def endpoints(self, file: File) -> EndpointPlan:
+        """Return where to listen for operators."""
+        control, status = self._key(file, "control"), self._key(file, "status")
+        return EndpointPlan(control, status, bool(file.status_public), file.status_token_file, self.path)
 
-        :param control: of the command line, and so is the next one.
-        """
-        file = self._endpoints
-        return file._replace(control=control or file.control, status=status or file.status)
+    def log(self, file: File) -> LogPlan:
+        """Return where the access log is."""
+        return LogPlan(self._key(file, "log_file"), self._key(file, "log_interval") or LOG_INTERVAL)
 
-    def again(self) -> list[Settings]:
+    def _key(self, file: File, name: str) -> Any:
+        """Return a key at the top of a file, or the option of the command line that overrides it."""
+        return self._given.get(name, getattr(file, name))
+
+    def again(self) -> Reread:
         """Read the file again; the current directory is its folder.
 
         :raises ReloadError: if it has problems, or cannot be read.
@@ -105,7 +117,8 @@ class TunnelFile:
             status = 2 if any(problem.is_config_error for problem in problems) else 1
             raise ReloadError([config.problems.format(problem) for problem in problems], status)
         self._last = _Read(config.written, settings)
-        return settings
+        keys = compare_keys(self._started, self.current, config.file, self._given)
+        return Reread(settings, config.file, keys)
 
     def _settings(self, config: Config, known: Mapping[str, tuple[Entry, Plan]]) -> list[Settings]:
         return [Settings.of(entry, plan) for entry, plan in plans_of(config, self._shown, known)]
@@ -121,6 +134,8 @@ class FileGroup(TunnelGroup):
 
     def __init__(self, members: Sequence[Member], signals: Signals, file: TunnelFile) -> None:
         super().__init__(members, signals)
+        self.parts: Sequence[Callable[[File], Swap | None]] = ()
+        """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -152,7 +167,8 @@ class FileGroup(TunnelGroup):
         from .reload import ReloadResult, Reloads, verdicts
 
         if dry_run:
-            return ReloadResult(tuple(verdicts(self._members, self._file.again())))
+            read_again = self._file.again()
+            return ReloadResult(tuple(verdicts(self._members, read_again.settings)), read_again.keys)
         with self._reloads_lock:
             reloads = self._reloads = self._reloads or Reloads(self._reload)
         return reloads.run()
@@ -165,18 +181,24 @@ class FileGroup(TunnelGroup):
             self.supervisor.on_reloaded(was_successful=self._figures.was_successful)
 
     def _reload_now(self) -> ReloadResult:
-        from .reload import ReloadError, ReloadResult, prepared
+        from .reload import ReloadError, ReloadResult, prepared, prepared_parts
 
         self._is_signalled = False  # a signal that comes from now on may be about a later version of the file
         try:
             if self.is_ending:
                 raise GroupOverError("relay is ending; start it again")
-            replacements = prepared(self._members, self._file.again(), self.supervisor.on_vacated)
+            new = self._file.again()
+            parts = prepared_parts(self.parts, new.file)
             try:
-                self.call(self._commit, replacements)
-            except GroupOverError:
-                for each in replacements:
-                    each.undo()
+                replacements = prepared(self._members, new.settings, self.supervisor.on_vacated)
+                try:
+                    self.call(self._commit, new, parts, replacements)
+                except GroupOverError:
+                    for each in replacements:
+                        each.undo()
+                    raise
+            except (ReloadError, GroupOverError):
+                parts.undo()
                 raise
         except (ReloadError, GroupOverError) as error:
             for line in getattr(error, "lines", (str(error),)):
@@ -185,7 +207,7 @@ class FileGroup(TunnelGroup):
             self._figures = self._figures._replace(failed=self._figures.failed + 1, was_successful=False)
             raise
         self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
-        return ReloadResult(tuple(each.change for each in replacements))
+        return ReloadResult(tuple(each.change for each in replacements), new.keys)
 
     def _on_reload_signal(self) -> None:
         """Reload on a thread of its own; what goes wrong has been printed."""
@@ -211,10 +233,14 @@ class FileGroup(TunnelGroup):
     def _everyone(self) -> tuple[Member, ...]:
         return (*self._members, *self._leaving)
 
-    def _commit(self, replacements: Sequence[Replacement]) -> None:
-        """Change the tunnels; everything that they need is open."""
+    def _commit(self, new: Reread, parts: Swap, replacements: Sequence[Replacement]) -> None:
+        """Change the tunnels and the other parts; everything that they need is open."""
         if self.is_ending:
             raise GroupOverError("relay is ending; start it again")
+        parts.commit()
+        self._file.current = new.file
+        for key in new.keys:
+            logger.log(logging.INFO if key.effect is KeyEffect.TUNED else logging.WARNING, "reload: %s", key)
         self._probes.clear()  # what has failed may have been fixed
         before = {member.name: member for member in self._members}
         kept = [each for each in replacements if each.verdict is not Verdict.GONE]

@@ -16,6 +16,7 @@ from ..carriers.listing import CarrierStatus, carriers
 from ..engine.records import ConnectionRecord
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
+    ChangedKey,
     ConflictError,
     ConnectionStatus,
     InstanceStatus,
@@ -54,7 +55,8 @@ class GroupInstance:
         self._group = group
         self._probe_of = probe_of
         self._config = config
-        self._control = control
+        self.control = control
+        """The path of the control socket, which a reload may change; empty if there is none."""
         self._version = version("relay-toolkit")
 
     # -- what is shown ------------------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ class GroupInstance:
             config=self._config,
             draining=self._group.is_ending,
             log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
-            control=self._control,
+            control=self.control,
             reloads=ReloadStatus(*reloads) if reloads.last_success else None,
         )
 
@@ -159,7 +161,8 @@ class GroupInstance:
         except GroupOverError as error:
             raise ConflictError(str(error)) from error
         changes = (Verdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)
-        return ReloadReport(tuple(changes), dry_run)
+        keys = (ChangedKey(each.key, each.effect.value, each.remedy) for each in result.keys)
+        return ReloadReport(tuple(changes), dry_run, tuple(keys))
 
     def set_log_level(self, level: str) -> None:
         """Log from this level on."""

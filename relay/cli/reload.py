@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
+from ..config.models import File
 from .member import Member, MemberState
 from .output import describe_error, status_of
 from .preflight import Preflight
 from .replacement import Replacement
+from .top_keys import KeyChange, Swap, prepare_all
 from .verdicts import Change, Settings, Verdict, compare
 
-__all__ = ["ReloadError", "ReloadResult", "Reloads", "prepared", "verdicts"]
+__all__ = ["ReloadError", "ReloadResult", "Reloads", "prepared", "prepared_parts", "verdicts"]
 
 
 class ReloadError(ValueError):
@@ -35,18 +37,11 @@ class ReloadResult:
     """The effect of a reload, or of one that would be done.
 
     :param changes: a verdict for each tunnel: those of the file in its order, then those that are gone.
+    :param keys: the keys at the top of the file that have changed.
     """
 
     changes: tuple[Change, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as the control socket does."""
-        return {
-            "verdicts": [
-                {"tunnel": change.name, "verdict": change.verdict.word, "changes": list(change.keys)}
-                for change in self.changes
-            ]
-        }
+    keys: tuple[KeyChange, ...] = ()
 
 
 class Reloads:
@@ -84,6 +79,19 @@ class Reloads:
 def verdicts(members: Sequence[Member], settings: Sequence[Settings]) -> list[Change]:
     """Return the verdicts for tunnels that run; those that have failed, drain or are closed count as new."""
     return compare([one.settings for one in _running(members) if one.settings is not None], settings)
+
+
+def prepared_parts(parts: Iterable[Callable[[File], Swap | None]], file: File) -> Swap:
+    """Open what the keys at the top of the file need.
+
+    :param parts: prepare one part of the program each.
+    :param file: the file.
+    :raises ReloadError: if something cannot be opened; nothing is open then.
+    """
+    try:
+        return prepare_all(functools.partial(prepare, file) for prepare in parts)
+    except (OSError, ValueError) as error:
+        raise ReloadError([describe_error(error)], status_of(error)) from error
 
 
 def prepared(

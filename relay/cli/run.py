@@ -64,14 +64,14 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     :raises Exception: why it cannot relay.
     """
     from .connection_log import connections_logged
-    from .endpoint_plan import EndpointPlan
+    from .endpoint_plan import EndpointPlan, LogPlan
     from .operated import operated
     from .single import SingleTunnel
 
     group, options = SingleTunnel(plan, signals, title), plan.options
     with (
         operated(group, signals, EndpointPlan(options.control, options.status)),
-        connections_logged(group, signals, options.log_file, options.log_interval or LOG_INTERVAL),
+        connections_logged(group, signals, LogPlan(options.log_file, options.log_interval or LOG_INTERVAL)),
     ):
         group.relay()
 

@@ -13,19 +13,22 @@ __all__ = ["Signals", "die_of"]
 
 
 class Signals:
-    """Catches SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP while it is entered, in the main thread.
+    """Catches SIGINT, SIGTERM and SIGHUP while it is entered, in the main thread.
+
+    A SIGHUP that was ignored at the start (nohup) never ends the program: it stays ignored, or requests a reload.
 
     A signal is a byte in a socketpair (``signal.set_wakeup_fd``), and so is :meth:`wake`, so that one wait covers both.
 
-    :param reload: whether SIGHUP is a request to reload. It is none if standard input is a terminal: then it says that
-        the terminal has closed.
+    :param reload: whether SIGHUP is a request to reload. If standard input is a terminal, it says that the terminal has
+        closed, unless it was ignored.
     """
 
     def __init__(self, *, reload: bool = False) -> None:
-        self.reloading = frozenset({signal.SIGHUP} if reload and not os.isatty(0) else ())
+        was_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self.reloading = frozenset({signal.SIGHUP} if reload and (was_ignored or not os.isatty(0)) else ())
         """The signals that are a request to reload; the others end the program."""
         self._caught: list[int] = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        if self.reloading or not was_ignored:
             self._caught.append(signal.SIGHUP)
         self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()

@@ -12,6 +12,7 @@ from ..engine.records import Metrics, Stats
 __all__ = [
     "LOG_LEVELS",
     "CarrierStatus",
+    "ChangedKey",
     "ConflictError",
     "ConnectionStatus",
     "Instance",
@@ -177,15 +178,31 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedKey:
+    """The effect of a reload on a key at the top of the file that has changed.
+
+    :param key: the key.
+    :param effect: ``tuned``, ``overridden`` (by the command line) or ``restart`` (only a restart changes it).
+    :param remedy: what the user has to do so that it is in force; empty if the reload does it.
+    """
+
+    key: str
+    effect: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ReloadReport:
     """The effect of a reload.
 
     :param verdicts: one for each tunnel, before or after.
     :param dry_run: whether nothing was changed.
+    :param keys: the keys at the top of the file that have changed.
     """
 
     verdicts: tuple[Verdict, ...]
     dry_run: bool = False
+    keys: tuple[ChangedKey, ...] = ()
 
 
 class Instance(Protocol):

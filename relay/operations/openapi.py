@@ -120,7 +120,15 @@ _SCHEMAS = {
         verdict=_words("same", "tuned", "rerouted", "moved", "gone", "new"),
         detail=_TEXT,
     ),
-    "Reload": _object("The effect of a reload.", verdicts=_list(_ref("Verdict")), dry_run=_YES),
+    "ChangedKey": _object(
+        "The effect of a reload on a key at the top of the file that has changed.",
+        key=_TEXT,
+        effect=_words("tuned", "overridden", "restart"),
+        remedy={"type": "string", "description": "What puts it in force; empty if the reload does."},
+    ),
+    "Reload": _object(
+        "The effect of a reload.", verdicts=_list(_ref("Verdict")), dry_run=_YES, keys=_list(_ref("ChangedKey"))
+    ),
     "Health": {
         "type": "object",
         "description": "The answer to a health check.",

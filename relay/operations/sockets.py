@@ -16,7 +16,7 @@ from ..transports.files import open_regular
 from ..transports.unix import listen_unix
 from .runtime import make_directory
 
-__all__ = ["Endpoint", "InUseError", "open_control", "open_status", "read_token"]
+__all__ = ["Endpoint", "InUseError", "check_status", "open_control", "open_status", "read_token"]
 
 _BACKLOG = 128
 _LONGEST_TOKEN = 4096  # bytes of a token file
@@ -28,9 +28,9 @@ class InUseError(OSError):
     """Another relay listens at the control socket."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Endpoint:
-    """A listening socket for operators.
+    """A listening socket for operators. Only its token ever changes.
 
     :param socket: it listens.
     :param is_control: whether it takes actions; else it only shows.
@@ -92,22 +92,12 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
     :raises ValueError: if the address is wrong, or is public without permission or without a token.
     :raises OSError: if it cannot be opened; its ``strerror`` begins with the address.
     """
-    token = read_token(token_file) if token_file is not None else None
-    where = parse_listen(address)
+    where, token = check_status(address, is_public=is_public, token_file=token_file)
     if isinstance(where, UnixAddress):
         path = os.path.abspath(where.path)
         make_directory(path)
         return Endpoint(listen_unix(path), token=token, path=path)
-    number = _number(where.host) if isinstance(where, TCPAddress) else None
-    if number is None or not isinstance(where, TCPAddress):
-        raise AddressError(
-            f"status address '{address}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
-        )
-    if not number.is_loopback and not is_public:
-        hint = "use 127.0.0.1, or set status_public = true and status_token_file in relay.toml"
-        raise ValueError(f"status address '{address}': other machines can reach it; {hint}")
-    if not number.is_loopback and token is None:
-        raise ValueError(f"status address '{address}': a public one needs a token; set status_token_file")
+    number = ipaddress.ip_address(where.host)
     family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -118,6 +108,30 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
         made.close()
         raise OSError(error.errno, f"status address {address}: {error.strerror}") from error
     return Endpoint(made, is_public=not number.is_loopback, token=token)
+
+
+def check_status(
+    address: str, *, is_public: bool = False, token_file: str | None = None
+) -> tuple[TCPAddress | UnixAddress, str | None]:
+    """Check a status address, and read its token; the parameters and the errors are those of :func:`open_status`.
+
+    :returns: the address, its host a number, and the token.
+    """
+    token = read_token(token_file) if token_file is not None else None
+    where = parse_listen(address)
+    if isinstance(where, UnixAddress):
+        return where, token
+    number = _number(where.host) if isinstance(where, TCPAddress) else None
+    if number is None or not isinstance(where, TCPAddress):
+        raise AddressError(
+            f"status address '{address}': expected PORT, IP:PORT or unix:///PATH, such as 127.0.0.1:9464"
+        )
+    if not number.is_loopback and not is_public:
+        hint = "use 127.0.0.1, or set status_public = true and status_token_file in relay.toml"
+        raise ValueError(f"status address '{address}': other machines can reach it; {hint}")
+    if not number.is_loopback and token is None:
+        raise ValueError(f"status address '{address}': a public one needs a token; set status_token_file")
+    return TCPAddress(str(number), where.port), token
 
 
 def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

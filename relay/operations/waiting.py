@@ -80,6 +80,13 @@ class Endpoints:
         self._stop.set()
         self._thread.join(_END)
 
+    def retire(self) -> None:
+        """Close them as :meth:`close` does, and do not wait for that. The last answers may take a second."""
+        if self._thread is None:
+            self.close()
+        else:
+            self._stop.set()
+
     def _close_sockets(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()

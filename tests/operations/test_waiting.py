@@ -6,7 +6,7 @@ import threading
 
 import httpx
 import pytest
-from helpers import WAIT
+from helpers import WAIT, wait_until
 from instance_double import Double
 
 from relay.operations.sockets import open_control, open_status
@@ -93,3 +93,13 @@ def test_without_a_thread_it_is_logged_and_relay_goes_on(made, monkeypatch, capl
     next(iter(waiter.watched.values()))()
     assert "can't start new thread" in caplog.text
     assert not (tmp_path / "c.sock").exists()
+
+
+@pytest.mark.parametrize("is_used", [False, True], ids=["no client", "one client"])
+def test_retired_ones_close_by_themselves(made, tmp_path, is_used):
+    waiting, waiter, _, _ = made
+    if is_used:
+        next(iter(waiter.watched.values()))()
+    waiting.retire()
+    wait_until(lambda: not operations_threads() and not (tmp_path / "c.sock").exists())
+    assert waiter.watched == {}

@@ -103,6 +103,8 @@ def _print_verdicts(words: Sequence[str]) -> None:
     path = _control_of(words[0], default_path) if words else None
     with connected(path) as client:
         answer = client.request("POST", "/reload", dry_run="true")
+    for each in answer["keys"]:
+        print_line(printable(f"key {each['key']}: {each['remedy'] or each['effect']}"))
     for each in answer["verdicts"]:
         detail = f" ({each['detail']})" if each["detail"] else ""
         print_line(printable(f"{each['name']}: {each['verdict']}{detail}"))

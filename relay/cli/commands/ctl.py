@@ -161,7 +161,7 @@ def reload(client: Any, dry_run: bool, as_json: bool) -> None:
         return _print_json(answer)
     from ..ctl_tables import verdict_lines
 
-    for line in verdict_lines(answer["verdicts"]):
+    for line in verdict_lines(answer["verdicts"], answer["keys"]):
         print_line(line)
 
 

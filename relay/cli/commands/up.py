@@ -10,7 +10,6 @@ from typing import Literal
 import click
 
 from ..options import (
-    LOG_INTERVAL,
     Options,
     control,
     debug,
@@ -97,7 +96,7 @@ def up(
     After a signal, open connections may finish (drain); a second signal closes them.
 
     SIGHUP reloads FILE: relay changes only the tunnels that it changes, and their open connections go on (on_reload).
-    If FILE has a problem, or a tunnel cannot be opened, nothing changes. On a terminal, SIGHUP ends relay.
+    If FILE has a problem, or a tunnel cannot be opened, nothing changes. On a terminal that closes, SIGHUP ends relay.
     """
     shown = Options(fail_fast=fail_fast, verbose=verbose, watch=watch, log_format=log_format, debug=debug)
     with (
@@ -111,18 +110,33 @@ def up(
         from ..operated import operated
 
         raise_descriptor_limit()
-        log_path = os.path.abspath(log_file) if log_file is not None else None
+        options = {
+            "control": _absolute(control),
+            "status": status,
+            "log_file": _absolute(log_file),
+            "log_interval": log_interval,
+        }
+        given = {key: value for key, value in options.items() if value is not None}
         with configuration_read():
             name = str(file or find())
-            config = TunnelFile(os.path.abspath(name), shown, name)
+            config = TunnelFile(os.path.abspath(name), shown, name, given)
             members = config.first()
         with contextlib.chdir(os.path.dirname(config.path)):
             group = FileGroup(members, signals, config)
-            interval = log_interval or config.log_interval or LOG_INTERVAL
+
             with (
-                operated(group, signals, config.endpoints(control, status)),
-                connections_logged(group, signals, log_path or config.log_file, interval),
+                operated(group, signals, config.endpoints(config.current)) as sockets,
+                connections_logged(group, signals, config.log(config.current)) as log,
             ):
+                group.parts = (
+                    lambda top: sockets.prepare(config.endpoints(top)),
+                    lambda top: log.prepare(config.log(top)),
+                )
                 result = group.run(watch=watch)
     if result:
         raise click.exceptions.Exit(result)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Return a path of the command line, to which the folder of the file does not matter."""
+    return path if path is None or path == "none" else os.path.abspath(path)

@@ -1,0 +1,212 @@
+"""The control socket and the status server of a group of tunnels, which a reload can open elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..eventloop.sockets import format_address
+from .endpoint_plan import EndpointPlan
+from .group import TunnelGroup
+from .output import describe_error
+from .signals import Signals
+from .top_keys import Swap, prepare_all
+
+if TYPE_CHECKING:  # a command without these sockets needs none of them
+    from ..operations.instance import ProbeStatus
+    from ..operations.sockets import Endpoint
+    from ..operations.waiting import Endpoints
+    from .group_instance import GroupInstance
+
+__all__ = ["OperatorSockets"]
+
+logger = logging.getLogger("relay.operations")
+
+NONE = "none"
+
+
+class _Open(NamedTuple):
+    """A socket, and what serves its clients."""
+
+    endpoint: Endpoint
+    server: Endpoints
+
+
+class OperatorSockets:
+    """The sockets of operators. Belongs to the main thread, except :meth:`prepare`.
+
+    :param group: the tunnels.
+    :param signals: waits for the first client.
+    :param probe_of: returns the probe of a tunnel, by its name.
+    :param plan: where to listen.
+    :raises ValueError: if an address is wrong.
+    :raises OSError: if the control socket cannot be opened; a running relay that has it is named.
+    """
+
+    def __init__(
+        self, group: TunnelGroup, signals: Signals, probe_of: Callable[[str], ProbeStatus | None], plan: EndpointPlan
+    ) -> None:
+        self._group = group
+        self._signals = signals
+        self._probe_of = probe_of
+        self._plan = plan
+        self._instance: GroupInstance | None = None
+        self._status: _Open | None = None
+        control = _control(plan)
+        self._control = None if control is None else self._served(control)
+        try:
+            status = _status_or_none(plan)
+            self._status = None if status is None else self._served(status)
+        except BaseException:
+            self.close()
+            raise
+        self._tell()
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of its Unix sockets."""
+        return [each.endpoint.path for each in (self._control, self._status) if each is not None and each.endpoint.path]
+
+    def close(self) -> None:
+        """Answer the requests under way, close the sockets and remove their files."""
+        for each in (self._control, self._status):
+            if each is not None:
+                each.server.close()
+
+    # -- a reload -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, plan: EndpointPlan) -> Swap:
+        """Open the sockets of another plan that differ; on the thread that reloads.
+
+        :raises ValueError: if an address or a token is wrong.
+        :raises OSError: if a socket cannot be opened.
+        """
+        prepared = prepare_all(functools.partial(each, plan) for each in (self._prepare_control, self._prepare_status))
+
+        def commit() -> None:
+            prepared.commit()
+            self._plan = plan
+
+        return Swap(commit, prepared.undo)
+
+    def _prepare_control(self, plan: EndpointPlan) -> Swap | None:
+        if plan.control == self._plan.control:
+            return None
+        made = _control(plan)
+
+        def commit() -> None:
+            old, self._control = self._control, None if made is None else self._served(made)
+            if self._instance is not None:
+                self._instance.control = made.path if made is not None else ""
+            if old is not None:
+                old.server.retire()
+
+        return Swap(commit, _closing(made))
+
+    def _prepare_status(self, plan: EndpointPlan) -> Swap | None:
+        before, current = self._plan, self._status
+        is_moved = plan.status != before.status
+        if not is_moved and current is not None:
+            return self._prepare_token(plan, current.endpoint)
+        made = _status(plan) if is_moved else _status_or_none(plan)  # it may have been in use at the start
+        if made is None and current is None:
+            return None
+
+        def commit() -> None:
+            old, self._status = self._status, None if made is None else self._served(made)
+            if old is not None:
+                old.server.retire()
+            self._tell()
+
+        return Swap(commit, _closing(made))
+
+    def _prepare_token(self, plan: EndpointPlan, endpoint: Endpoint) -> Swap | None:
+        from ..operations.sockets import check_status
+
+        _, token = check_status(plan.status or "", is_public=plan.is_public, token_file=plan.token_file)
+        if token == endpoint.token:
+            return None
+
+        def commit() -> None:
+            endpoint.token = token
+            logger.info("status server: it has another token")
+
+        return Swap(commit, _closing(None))
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    def _served(self, endpoint: Endpoint) -> _Open:
+        from ..operations.waiting import Endpoints
+
+        return _Open(endpoint, Endpoints([endpoint], self._make_instance, self._signals))
+
+    def _make_instance(self) -> GroupInstance:
+        """Return the instance; called on the thread of each server with its first client."""
+        from .group_instance import GroupInstance
+
+        path = self._control.endpoint.path if self._control is not None else ""
+        self._instance = self._instance or GroupInstance(self._group, self._plan.config, path, self._probe_of)
+        return self._instance
+
+    def _tell(self) -> None:
+        if self._status is not None:
+            endpoint = self._status.endpoint
+            where = endpoint.path or f"http://{format_address(endpoint.socket.getsockname())}"
+            logging.getLogger("relay.cli").info("status server at %s", where)
+
+
+def _control(plan: EndpointPlan) -> Endpoint | None:
+    """Open the control socket, if there is to be one.
+
+    :raises OSError: if it cannot be opened, and was requested or is in use.
+    """
+    if plan.control == NONE or (plan.control is None and not plan.config):
+        return None
+    from ..operations.runtime import default_path
+    from ..operations.sockets import InUseError, open_control
+
+    if plan.control is not None:
+        return open_control(plan.control)
+    chosen = default_path(plan.config)
+    if chosen is None:
+        logger.info("there is no control socket: this user has no runtime directory; set XDG_RUNTIME_DIR or --control")
+        return None
+    try:
+        return open_control(chosen)
+    except InUseError:
+        raise
+    except (OSError, ValueError) as error:  # it was not requested
+        logger.info("there is no control socket: %s", describe_error(error))
+        return None
+
+
+def _status(plan: EndpointPlan) -> Endpoint | None:
+    """Open the socket of the status server, if there is to be one."""
+    if plan.status is None or plan.status == NONE:
+        return None
+    from ..operations.sockets import open_status
+
+    return open_status(plan.status, is_public=plan.is_public, token_file=plan.token_file)
+
+
+def _status_or_none(plan: EndpointPlan) -> Endpoint | None:
+    """Do the same; if its address is in use, log that."""
+    try:
+        return _status(plan)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise
+        logger.warning("%s; relay continues without its status server", error.strerror)
+        return None
+
+
+def _closing(endpoint: Endpoint | None) -> Callable[[], object]:
+    return functools.partial(_close, endpoint)
+
+
+def _close(endpoint: Endpoint | None) -> None:
+    if endpoint is not None:
+        endpoint.close()

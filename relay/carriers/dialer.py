@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Generic
 
 from ..errors import CarrierError, ConnectError, RelayError
 from ..streams.cancellation import Cancel
+from ..streams.path import StreamPath
 from ..streams.promise import Abort, CallbackChain, OnResult, Promise
 from ..streams.stream import Stream
 from .carrier import Carrier
@@ -26,6 +28,7 @@ def dial(
     done: OnResult,
     *,
     wait_for_reconnect: bool = True,
+    numbers: tuple[int, int] = (1, 2),
 ) -> Abort:
     """Open a stream over a carrier once its link is up, and again if the link is lost before the stream is open.
 
@@ -34,15 +37,19 @@ def dial(
     :param deadline: as for :meth:`relay.streams.dialer.Dialer.dial`.
     :param done: as for :meth:`relay.streams.dialer.Dialer.dial`.
     :param wait_for_reconnect: whether to wait, until the deadline, for another attempt when one has failed.
+    :param numbers: those of the carrier and of the target on the route, for the path of the stream.
     :returns: gives up: ``done`` is not called after that.
     """
-    return _PendingStream(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect).begin()
+    return _PendingStream(carrier, begin, deadline, done, wait_for_reconnect, numbers).begin()
 
 
 class _PendingStream(Generic[AnyLink]):
     """One stream that is being opened."""
 
-    __slots__ = ("_begin", "_carrier", "_deadline", "_link", "_lost", "_restarts", "_steps", "_wait_for_reconnect")
+    __slots__ = (
+        "_begin", "_begun", "_carrier", "_deadline", "_link", "_lost", "_numbers", "_restarts", "_steps", "_up",
+        "_wait_for_reconnect",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -50,8 +57,8 @@ class _PendingStream(Generic[AnyLink]):
         begin: Begin[AnyLink],
         deadline: float | None,
         done: OnResult,
-        *,
         wait_for_reconnect: bool,
+        numbers: tuple[int, int],
     ) -> None:
         self._carrier = carrier
         self._begin = begin
@@ -61,11 +68,13 @@ class _PendingStream(Generic[AnyLink]):
         self._link: AnyLink | None = None
         self._lost: tuple[AnyLink, CarrierError] | None = None
         self._restarts = 0
+        self._numbers = numbers
+        self._begun = self._up = time.monotonic()
 
     def begin(self) -> Abort:
         link = self._carrier.link
         if link is None or self._lost is not None:
-            self._steps.begin(self._wait, self._on_link)
+            self._steps.begin(self._wait, self._on_link_at_last)
         else:
             self._on_link(link)
         return self._steps.give_up
@@ -74,6 +83,10 @@ class _PendingStream(Generic[AnyLink]):
         return self._carrier.when_up(
             callback, self._deadline, wait_for_reconnect=self._wait_for_reconnect, instead_of=self._lost
         )
+
+    def _on_link_at_last(self, outcome: AnyLink | Exception) -> None:
+        self._up = time.monotonic()
+        self._on_link(outcome)
 
     def _on_link(self, outcome: AnyLink | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -94,7 +107,15 @@ class _PendingStream(Generic[AnyLink]):
             self._restarts += 1
             self.begin()
         else:
+            if isinstance(outcome, Stream):
+                outcome.path = self._path()
             self._steps.finish(outcome)
+
+    def _path(self) -> StreamPath:
+        begun, up, (carrier, target) = self._begun, self._up, self._numbers
+        opened = (target, time.monotonic() - up)
+        steps = (opened,) if up == begun else ((carrier, up - begun), opened)
+        return StreamPath(steps, self._carrier.name, self._restarts + 1)
 
 
 def wait_until_up(

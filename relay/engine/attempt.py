@@ -176,6 +176,8 @@ class Attempt:
         connection = self.connection
         connection.target, connection.target_stream = sock, stream
         connection.summary.target = stream.target or connection.summary.target
+        if stream.path is not None and self.plan.dialer is not None:
+            connection.summary.path, connection.summary.route = stream.path, self.plan.dialer.route
         try:
             peer = sock.getpeername()
         except OSError:

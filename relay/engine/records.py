@@ -6,12 +6,14 @@ import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..addresses.hops import Route
 from ..eventloop.histogram import Histogram
 from ..eventloop.sockets import format_address
+from ..streams.path import StreamPath, hop_times
 from ..streams.request import Request
 from .connection_id import epoch, id_of, next_number
 
-__all__ = ["REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats"]
+__all__ = ["DIRECT", "REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats"]
 
 REASONS: Mapping[str, str | None] = {
     "done": None,  # the party whose EOF came first
@@ -31,6 +33,10 @@ REASONS: Mapping[str, str | None] = {
     "closed": "admin",
 }
 """Each word for the end of a connection, and who ended it then. A factory of a user may have further words."""
+
+
+DIRECT = "1:target"
+"""The only part of a connect without hops."""
 
 
 class ConnectionState(enum.Enum):
@@ -84,6 +90,13 @@ class ConnectionRecord(NamedTuple):
     """The party that ended it: ``client``, ``target``, ``relay`` or ``admin``."""
     rule: str | None = None
     """The rule that denied the client: ``access-list`` or ``login``."""
+    hop_times: tuple[tuple[str, float], ...] = ()
+    """The parts of the connect, each the number and the kind of what was reached, and the seconds that it took: such as
+    ``1:ssh`` (the wait for a hop that was not up), ``2:target`` and ``2:tls`` (the handshake with it)."""
+    carrier: str | None = None
+    """The shared connection that it goes over, such as ``ssh://me@bastion``."""
+    attempts: int = 1
+    """How often the dial was begun: again whenever a carrier was lost before the stream was open."""
 
 
 class Stats(NamedTuple):
@@ -126,6 +139,9 @@ class Metrics(NamedTuple):
     """Rule → clients that it denied: ``access-list`` and ``login``."""
     accept_errors: Mapping[str, int]
     """Name of the error, such as ``EMFILE`` → how often accepting a client failed with it."""
+    hop_times: Mapping[str, Histogram]
+    """Number and kind of what was reached, such as ``1:ssh`` or ``2:target`` → the times of :attr:`connect_times` that
+    this took; see :attr:`ConnectionRecord.hop_times`."""
 
     def stats(self) -> Stats:
         """Return the figures that users see."""
@@ -154,6 +170,8 @@ class ConnectionSummary:
     target_ended_first = False  # the target's EOF came before the client's
     reason: str | None = None
     rule: str | None = None  # that denied the client
+    path: StreamPath | None = None  # None for a connect without hops
+    route: Route = ()
 
     def __init__(self, peer: Any, started: float) -> None:
         self.peer = peer
@@ -164,6 +182,14 @@ class ConnectionSummary:
     def connect_time(self) -> float | None:
         """Seconds from the start of the dial until the stream was open."""
         return self.opened - (self.dialed or self.started) if self.opened else None
+
+    def hop_times(self) -> tuple[tuple[str, float], ...]:
+        """Return the times of the parts of the connect, each with the number and the kind of what was reached."""
+        if not self.opened:
+            return ()
+        if self.path is None:
+            return ((DIRECT, self.opened - (self.dialed or self.started)),)
+        return hop_times(self.path, self.route)
 
     def record(self, now: float, state: ConnectionState) -> ConnectionRecord:
         """Return the record of a connection whose figures are those noted here."""
@@ -188,6 +214,9 @@ class ConnectionSummary:
             first_byte=first_byte - self.started if first_byte else None,
             by=self._ended_by(),
             rule=self.rule,
+            hop_times=self.hop_times(),
+            carrier=self.path.carrier if self.path is not None else None,
+            attempts=self.path.attempts if self.path is not None else 1,
         )
 
     def target_name(self) -> str | None:

@@ -16,7 +16,7 @@ from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
-from .records import REASONS, ConnectionRecord, ConnectionSummary, Metrics, Stats
+from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, Stats
 
 __all__ = ["AGES", "Statistics", "set_access_log"]
 
@@ -67,6 +67,7 @@ class Statistics:
         self._denied = collections.Counter(dict.fromkeys(_RULES, 0))
         self._ages = Durations(AGES)
         self._connect_times = Durations(CONNECT_TIMES)
+        self._hop_times = {DIRECT: Durations(CONNECT_TIMES)}
         self._bytes = (0, 0, 0, 0)  # that were returned last
 
     def add(self, connection: Connection) -> None:
@@ -130,6 +131,7 @@ class Statistics:
                 ages=self._ages.counted,
                 denied=dict(self._denied),
                 accept_errors=dict(self.accept_errors),
+                hop_times={label: times.counted for label, times in self._hop_times.items()},
             )
 
     def after_fork(self) -> None:
@@ -151,9 +153,14 @@ class Statistics:
         self._ended.update([summary.reason for summary in batch])  # type: ignore[misc]  # each has one
         self._denied.update([summary.rule for summary in batch if summary.rule is not None])
         self._ages.add([summary.finished - summary.started for summary in batch])
-        self._connect_times.add(
-            [summary.opened - (summary.dialed or summary.started) for summary in batch if summary.opened]
-        )
+        opened = [summary for summary in batch if summary.opened]
+        self._connect_times.add([summary.opened - (summary.dialed or summary.started) for summary in opened])
+        direct = [summary.opened - (summary.dialed or summary.started) for summary in opened if summary.path is None]
+        self._hop_times[DIRECT].add(direct)
+        parts = [part for summary in opened if summary.path is not None for part in summary.hop_times()]
+        for label in {label for label, _ in parts}:
+            times = self._hop_times.setdefault(label, Durations(CONNECT_TIMES))
+            times.add([seconds for one, seconds in parts if one == label])
 
     def _warn_of_lifetime(self, connection: Connection) -> None:
         self._has_warned = True

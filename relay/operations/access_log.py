@@ -207,6 +207,7 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "target": record.target,
         "hops": tunnel.hops,
         "connect_ms": _milliseconds(record.connect_time),
+        "hop_ms": {hop: _milliseconds(seconds) for hop, seconds in record.hop_times},
         "first_byte_ms": _milliseconds(record.first_byte),
         "seconds": round(record.age, 3),
         "in": record.received,
@@ -216,6 +217,8 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "reason": record.reason,
         "by": record.by,
         "rule": record.rule,
+        "attempt": record.attempts,
+        "carrier": record.carrier,
     }
 
 

@@ -121,6 +121,12 @@ def _byte_counts(name: str, tunnel: str) -> str:
     return "\n".join([f'{begin}{direction}",engine="{engine}"}} %s' for direction, engine in kinds])
 
 
+def _hop_times(name: str, facts: Facts) -> Iterable[str]:
+    for tunnel, metrics in facts.counters:
+        for hop, times in metrics.hop_times.items():
+            yield _filled(_histogram(name, f'tunnel="{tunnel}",hop="{hop}"', CONNECT_TIMES), times)
+
+
 def _tunnel_histogram(bounds: tuple[float, ...], value: Callable[[Metrics], Histogram]) -> _Samples:
     def samples(name: str, facts: Facts) -> Iterable[str]:
         for tunnel, metrics in facts.counters:
@@ -215,9 +221,9 @@ FAMILIES = (
     Family(
         "relay_connect_seconds",
         "histogram",
-        ("tunnel",),
-        "Time from the start of the dial until the target was connected, of the connections that have ended.",
-        _tunnel_histogram(CONNECT_TIMES, lambda metrics: metrics.connect_times),
+        ("tunnel", "hop"),
+        "Time that each part of the connect took, of the connections that have ended.",
+        _hop_times,
     ),
     Family(
         "relay_connection_seconds",

@@ -137,7 +137,8 @@ def to_address(value: Any) -> Any:
 
 def to_record(fields: list[Any]) -> ConnectionRecord:
     """A connection's record."""
-    return ConnectionRecord(*map(to_address, fields))
+    record = ConnectionRecord(*map(to_address, fields))
+    return record._replace(hop_times=tuple(map(to_address, record.hop_times)))
 
 
 def to_stats(fields: list[Any]) -> Stats:
@@ -148,7 +149,11 @@ def to_stats(fields: list[Any]) -> Stats:
 def to_metrics(fields: list[Any]) -> Metrics:
     """A tunnel's counters for monitoring."""
     metrics = Metrics(*fields)
-    return metrics._replace(connect_times=_to_histogram(metrics.connect_times), ages=_to_histogram(metrics.ages))
+    return metrics._replace(
+        connect_times=_to_histogram(metrics.connect_times),
+        ages=_to_histogram(metrics.ages),
+        hop_times={label: _to_histogram(times) for label, times in metrics.hop_times.items()},
+    )
 
 
 def _to_histogram(fields: Sequence[Any]) -> Histogram:

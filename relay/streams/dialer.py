@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
@@ -12,6 +13,7 @@ from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
 from .cancellation import Cancel
+from .path import HANDSHAKE, StreamPath
 from .promise import Abort, CallbackChain, OnResult, Promise
 from .request import Request
 from .stream import Stream
@@ -176,12 +178,22 @@ class Upgrade(Dialer):
                 deadline, self._explained(done), self_contained=self_contained, wait_for_reconnect=wait_for_reconnect
             )
         steps = CallbackChain(self._explained(done))
+        begun = time.monotonic()
 
         def upgrade(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
-                steps.finish(outcome)
-            elif not steps.begin(functools.partial(begin, outcome, deadline), steps.finish):
+                return steps.finish(outcome)
+            now = time.monotonic()
+            path = outcome.path or StreamPath(((len(self.route) + 1, now - begun),))
+            upgraded = functools.partial(finish, path, now)
+            if not steps.begin(functools.partial(begin, outcome, deadline), upgraded):
                 outcome.close()
+            return None
+
+        def finish(path: StreamPath, connected: float, outcome: Stream | OSError) -> None:
+            if isinstance(outcome, Stream):
+                outcome.path = path.extended(HANDSHAKE, time.monotonic() - connected)
+            steps.finish(outcome)
 
         steps.begin(
             functools.partial(

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..eventloop.sockets import is_tls, reset, unsent
+from .path import StreamPath
 from .request import Request
 
 __all__ = ["Stream", "nonblocking"]
@@ -43,6 +44,7 @@ class Stream:
         "settle",
         "denied",
         "request",
+        "path",
     )
 
     def __init__(
@@ -72,6 +74,7 @@ class Stream:
         self.settle = 0.0  # seconds after an end of file until ``failure`` knows what it was
         self.denied: Exception | None = None  # the reason to reject its client
         self.request: Request | None = None  # the request of its client, which is not answered yet
+        self.path: StreamPath | None = None  # None for a connect without hops
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; −1 once it is closed."""

@@ -123,6 +123,8 @@ def test_a_stream_is_begun_over_the_link(world):
     told, _ = world.dial()
     with told.get(timeout=WAIT) as stream:
         assert isinstance(stream, relay.Stream)
+        assert [number for number, _ in stream.path.steps] == [2], "the link was up"
+        assert stream.path[1:] == ("c", 1)
     assert world.begun == world.links
 
 
@@ -132,13 +134,16 @@ def test_it_waits_for_the_link(world):
     told, _ = world.dial()
     wait_until(lambda: world.carrier._waiters)
     go.set()
-    told.get(timeout=WAIT).close()
+    with told.get(timeout=WAIT) as stream:
+        assert [number for number, _ in stream.path.steps] == [1, 2]
+        assert all(0 < seconds < WAIT for _, seconds in stream.path.steps)
 
 
 def test_a_stream_under_which_the_link_is_lost_is_begun_again_on_the_next(world):
     world.outcomes = [LOST]
     told, _ = world.dial()
-    told.get(timeout=WAIT).close()
+    with told.get(timeout=WAIT) as stream:
+        assert stream.path.attempts == 2
     assert len(world.links) == 2 and world.begun == world.links
 
 

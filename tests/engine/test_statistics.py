@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from relay.addresses.ssh import SSHServer
 from relay.engine import statistics as module
 from relay.engine.records import REASONS, ConnectionState, ConnectionSummary
 from relay.engine.statistics import AGES, Statistics, set_access_log
 from relay.eventloop.histogram import CONNECT_TIMES
+from relay.streams.path import StreamPath
 
 
 def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):
@@ -93,6 +95,22 @@ def test_the_counters_are_the_same_however_many_are_added_up_at_once(monkeypatch
     assert len(metrics.connect_times.counts) == len(CONNECT_TIMES) + 1
     assert metrics.connect_times.counts == (0, 1, 0, 0, 0, 2, 4, 0, 0, 0)
     assert metrics.connect_times.total == pytest.approx(21.007)
+    assert metrics.hop_times == {"1:target": metrics.connect_times}
+
+
+def test_the_parts_of_a_connect_are_counted_by_hop(statistics):
+    route = (SSHServer("a"),)
+    waited = StreamPath(((1, 3.0), (2, 0.002)), "ssh://a")
+    at_once = StreamPath(((2, 0.002),), "ssh://a")
+    for path in (waited, at_once, None):
+        statistics.add(ended("done", opened=101.0, path=path, route=route if path else ()))
+    times = {hop: (sum(found.counts), round(found.total, 6)) for hop, found in statistics.metrics([]).hop_times.items()}
+    assert times == {"1:target": (1, 1.0), "1:ssh": (1, 3.0), "2:target": (2, 0.004)}
+    assert [record.hop_times for record in statistics.recent()] == [
+        (("1:ssh", 3.0), ("2:target", 0.002)),
+        (("2:target", 0.002),),
+        (("1:target", 1.0),),
+    ]
 
 
 @pytest.mark.parametrize(("age", "index"), [(0.0, 0), (0.1, 0), (0.11, 1), (86400.0, 6), (1e9, 7)])

@@ -24,6 +24,7 @@ from relay.operations.access_log import AccessLog, LoggedTunnel, entry
 RECORD = ConnectionRecord(
     ("203.0.113.5", 51234), "db:5432", 1.2345, 5, 7, "splice", "closed", "done",
     "018f0000-0000-7000-8000-000000000001", 1e9, 0.0123456, 0.5, "client", None,
+    (("1:ssh", 0.01), ("2:target", 0.0023456)), "ssh://me@inner", 2,
 )  # fmt: skip
 WEB = LoggedTunnel("web", "127.0.0.1:80", ("ssh://me@bastion", "ssh://me@inner"), list)
 
@@ -60,6 +61,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "target": "db:5432",
         "hops": ("ssh://me@bastion", "ssh://me@inner"),
         "connect_ms": 12.346,
+        "hop_ms": {"1:ssh": 10.0, "2:target": 2.346},
         "first_byte_ms": 500.0,
         "seconds": 1.234,
         "in": 5,
@@ -69,6 +71,8 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "reason": "done",
         "by": "client",
         "rule": None,
+        "attempt": 2,
+        "carrier": "ssh://me@inner",
     }
     rows = [line.split("|")[1].strip(" `") for line in PAGES["operations"].splitlines() if line.startswith("| `")]
     first = rows.index("ts")
@@ -77,7 +81,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
 
 def test_what_is_not_known_is_null() -> None:
     fields = entry(WEB, ConnectionRecord(None, None, 0.0, 0, 0, "copy", "connecting"))
-    assert [fields[name] for name in ("target", "connect_ms", "first_byte_ms", "reason", "by")] == [None] * 5
+    assert [fields[name] for name in ("target", "connect_ms", "first_byte_ms", "reason", "by", "carrier")] == [None] * 6
     assert fields["peer"] == ""
 
 

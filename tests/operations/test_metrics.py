@@ -118,13 +118,13 @@ def test_each_counter_has_its_sample() -> None:
 
 def test_a_histogram_is_cumulative() -> None:
     connect = Histogram((1, 2, 0, 0, 0, 0, 0, 0, 0, 4), 500.5)
-    text = page(tunnel("db", EMPTY._replace(connect_times=connect)))
-    buckets = [
-        of(text, "relay_connect_seconds_bucket", tunnel="db", le=le) for le in ("0.001", "0.005", "120.0", "+Inf")
-    ]
+    text = page(tunnel("db", EMPTY._replace(hop_times={"1:ssh": EMPTY.connect_times, "2:target": connect})))
+    labels = {"tunnel": "db", "hop": "2:target"}
+    buckets = [of(text, "relay_connect_seconds_bucket", **labels, le=le) for le in ("0.001", "0.005", "120.0", "+Inf")]
     assert buckets == [1, 3, 3, 7]
-    assert of(text, "relay_connect_seconds_sum", tunnel="db") == 500.5
-    assert of(text, "relay_connect_seconds_count", tunnel="db") == 7
+    assert of(text, "relay_connect_seconds_sum", **labels) == 500.5
+    assert of(text, "relay_connect_seconds_count", **labels) == 7
+    assert of(text, "relay_connect_seconds_count", tunnel="db", hop="1:ssh") == 0
     ends = {dict(labels)["le"] for name, labels in samples(text) if name == "relay_connection_seconds_bucket"}
     assert ends == {str(bound) for bound in AGES} | {"+Inf"}
     assert len(CONNECT_TIMES) == len(connect.counts) - 1
@@ -245,6 +245,7 @@ def test_no_label_is_of_a_peer() -> None:
         "version",
         "python",
         "result",
+        "hop",
     }
 
 

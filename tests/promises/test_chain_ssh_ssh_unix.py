@@ -38,6 +38,11 @@ def test_every_byte_arrives(two, rig):
     answering.result()
     assert ended(rig.tunnel) == ["done"]
     assert [one.logins for one in two] == [1, 1]
+    (record,) = rig.tunnel.recent()
+    hops = [hop for hop, _ in record.hop_times]
+    assert hops[-1] == "3:target" and set(hops[:-1]) <= {"2:ssh"}, "the wait for the second server, and the stream"
+    assert two[1].url.startswith(f"{record.carrier}?") and record.attempts == 1
+    assert sum(rig.tunnel.metrics().hop_times["3:target"].counts) == 1
 
 
 def test_nothing_of_the_users_shell_is_read(rig, tmp_path, monkeypatch):

@@ -104,6 +104,7 @@ def test_every_kind_of_address(address):
 
 def test_a_record_and_the_figures():
     record = ConnectionRecord(("127.0.0.1", 5), None, 0.25, 1 << 60, 0, "copy", "closed", "done")
+    record = record._replace(hop_times=(("1:ssh", 0.5), ("2:target", 0.25)), carrier="ssh://a", attempts=2)
     assert to_record(over_the_wire(record)) == record
     assert type(to_record(over_the_wire(record)).peer) is tuple
     figures = Stats(3, 1, 5, 7, {"refused": 2})

@@ -14,6 +14,7 @@ import relay
 from relay.engine.attempt import Attempt
 from relay.streams.cancellation import Cancellation
 from relay.streams.dialer import Dialer, Upgrade
+from relay.streams.path import HANDSHAKE
 from relay.streams.promise import CallbackChain, Promise
 
 
@@ -245,6 +246,7 @@ def test_an_upgrade_makes_another_stream(dialer):
 
     with upgraded(inner, upgrade)() as stream:
         assert stream.socket.getpeername() == other.far[0].getsockname()
+        assert [number for number, _ in stream.path.steps] == [1, HANDSHAKE]
     assert inner.far[0].recv(1) == b""
 
 

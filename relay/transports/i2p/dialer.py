@@ -65,6 +65,7 @@ class I2PFactory(Dialer):
         self._place = target
         self._explain = explain
         router = target.router
+        self._number = len(below.route) + 1
         below.to(router.sam)  # raises now if the address of the bridge or one of its files is wrong
         make = functools.partial(make_carrier, str(router), router, below, functools.partial(_keys, router))
         self._holder: CarrierRef[Session] = CarrierRef(str(router), ("i2p", router, below.route, below.trace), make)
@@ -145,7 +146,9 @@ class I2PFactory(Dialer):
             done(self._explain(outcome) if isinstance(outcome, OSError) else outcome)
 
         explained = done if self._explain is _as_it_is else on_outcome
-        return dial(self._holder.carrier(), begin, deadline, explained, wait_for_reconnect=wait_for_reconnect)
+        numbers = self._number, max(self._number, len(self.route) + 1)
+        carrier = self._holder.carrier()
+        return dial(carrier, begin, deadline, explained, wait_for_reconnect=wait_for_reconnect, numbers=numbers)
 
     def _session(self, deadline: float | None, *, wait_for_reconnect: bool) -> Session:
         try:

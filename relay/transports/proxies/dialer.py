@@ -13,6 +13,7 @@ from ...addresses.values import TCPAddress, is_ipv6
 from ...errors import AddressError, AuthenticationError, ConnectError, RelayError
 from ...streams.checks import check_time
 from ...streams.dialer import Dialer, Network, Upgrade
+from ...streams.path import StreamPath
 from ...streams.promise import Abort, CallbackChain, OnResult, Promise
 from ...streams.stream import Stream
 from ...streams.trace import Stage, report_to
@@ -103,6 +104,8 @@ class Proxied(Upgrade):
         self, say: Say, deadline: float | None, done: OnResult, *, self_contained: bool, wait_for_reconnect: bool
     ) -> Abort:
         steps = CallbackChain(done)
+        number = max(1, len(self.route))  # of the proxy
+        begun = time.monotonic()
 
         def known(login: Login | OSError | None) -> None:
             if isinstance(login, OSError):
@@ -116,13 +119,17 @@ class Proxied(Upgrade):
         def reached(login: Login | None, outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
                 return steps.finish(on_the_way(outcome, self._proxy, self._before))
-            if not steps.begin(lambda on_stream: self._negotiate(outcome, say(login), deadline, on_stream), agreed):
+            now = time.monotonic()
+            path = outcome.path or StreamPath(((number, now - begun),))
+            then = functools.partial(agreed, path, now)
+            if not steps.begin(lambda on_stream: self._negotiate(outcome, say(login), deadline, on_stream), then):
                 outcome.close()
             return None
 
-        def agreed(outcome: Stream | OSError) -> None:
+        def agreed(path: StreamPath, connected: float, outcome: Stream | OSError) -> None:
             if isinstance(outcome, Stream):
                 outcome.target = self.target
+                outcome.path = path.extended(number + 1, time.monotonic() - connected)
             steps.finish(outcome)
 
         steps.begin(self._read_login, known)

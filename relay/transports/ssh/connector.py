@@ -56,15 +56,20 @@ def dial(
     self_contained: bool = False,
     wait_for_reconnect: bool = True,
     trace: Trace = SILENT,
+    number: int = 1,
 ) -> Abort:
-    """Begin to open a stream to a target that the server can reach; see :func:`relay.carriers.dialer.dial`."""
+    """Begin to open a stream to a target that the server can reach; see :func:`relay.carriers.dialer.dial`.
+
+    :param number: of the server on the route.
+    """
+    numbers = number, number + 1
 
     def begin(link: Connection, on_result: OnResult) -> Abort:
         if trace is not SILENT:
             on_result = report_to(trace.begin(Stage.CHANNEL, str(place), server=carrier.name), on_result)
         return link.open(place, deadline, on_result, self_contained=self_contained)
 
-    return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect)
+    return dialer.dial(carrier, begin, deadline, done, wait_for_reconnect=wait_for_reconnect, numbers=numbers)
 
 
 def _make_carrier(server: SSHServer, below: Network) -> Carrier[Connection]:

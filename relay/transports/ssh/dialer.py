@@ -44,6 +44,7 @@ class SSHFactory(Dialer):
     def __init__(self, server: SSHServer, below: Network, place: Place) -> None:
         super().__init__(str(place))
         self._holder = Holder(server, below)
+        self._number = len(below.route) + 1
         self._place = place
 
     @property
@@ -101,6 +102,7 @@ class SSHFactory(Dialer):
             self_contained=self_contained,
             wait_for_reconnect=wait_for_reconnect,
             trace=self.trace,
+            number=self._number,
         )
 
     def close_when_idle(self) -> None:

@@ -109,6 +109,7 @@ def test_a_stream(real, echo_server, host):
     factory.ready(WAIT)
     with made_by(factory) as stream:
         assert stream.target == f"{host}:{place[1]}" and stream.half_close
+        assert [number for number, _ in stream.path.steps] == [1, 2]
         stream.socket.sendall(b"ping")
         assert receive_exactly(stream.socket, 4) == b"ping"
 

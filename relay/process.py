@@ -30,6 +30,7 @@ __all__ = [
     "StandardErrorPipe",
     "begin",
     "end",
+    "end_spawner",
     "own_stderr",
     "program_error",
     "python",
@@ -72,7 +73,15 @@ class _Spawner:
         """Begin anew; in a forked child the thread does not run, and the lock may be held for ever."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+
+    def stop(self) -> None:
+        """End the thread, and with it the children that it has made; the next child gets another one."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._requests.put(None)
+                thread.join()
 
     def popen(self, argv: Sequence[str], **options: Any) -> Future[Process]:
         """``subprocess.Popen``, in the spawner's thread and in a session of its own. Does not wait."""
@@ -86,13 +95,13 @@ class _Spawner:
         return future
 
     @staticmethod
-    def _run(requests: queue.SimpleQueue[_Request]) -> None:
-        while True:
-            _fulfil(*requests.get())
+    def _run(requests: queue.SimpleQueue[_Request | None]) -> None:
+        while (request := requests.get()) is not None:
+            _fulfil(*request)
+            del request  # else the child and its error would be held until the next one is made
 
 
 def _fulfil(future: Future[Process], argv: Sequence[str], options: Mapping[str, Any]) -> None:
-    # Not in the loop above, where the child and its error would be held until the next one is made.
     expect_child()
     try:
         future.set_result(subprocess.Popen(argv, **options))
@@ -102,6 +111,11 @@ def _fulfil(future: Future[Process], argv: Sequence[str], options: Mapping[str, 
 
 _spawner = _Spawner()
 os.register_at_fork(after_in_child=_spawner.reset)
+
+
+def end_spawner() -> None:
+    """End the thread that makes children, and the children with it; the next child gets another thread."""
+    _spawner.stop()
 
 
 def start(

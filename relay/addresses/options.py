@@ -12,6 +12,7 @@ written by ``docs/write_reference.py``.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -38,6 +39,7 @@ __all__ = [
     "check_options",
     "check_variable",
     "choice",
+    "files_of",
     "inline_secrets",
     "option",
     "options_of",
@@ -140,6 +142,13 @@ def _declared(owner: type) -> Mapping[str, Option]:
             default = None if one.default is MISSING else one.default
             found[one.name] = replace(declared, default=default)
     return found
+
+
+def files_of(value: Any) -> tuple[str, ...]:
+    """Return the paths in the options of a value, as they were given."""
+    declared = options_of(type(value))
+    given = [getattr(value, name) for name, one in declared.items() if one.kind is FILE]
+    return tuple(os.fspath(path) for path in given if path is not None)
 
 
 def check_options(value: Any) -> None:

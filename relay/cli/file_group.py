@@ -28,6 +28,7 @@ from .top_keys import KeyChange, KeyEffect, Swap, compare_keys
 from .verdicts import Settings, Verdict
 
 if TYPE_CHECKING:  # at the first reload
+    from ..operations.sandbox import Sandbox
     from .reload import ReloadResult, Reloads
     from .replacement import Replacement
 
@@ -94,6 +95,12 @@ class TunnelFile:
         """Return where the access log is."""
         return LogPlan(self._key(file, "log_file"), self._key(file, "log_interval") or LOG_INTERVAL)
 
+    @property
+    def sandbox(self) -> str | None:
+        """Whether there is a sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
+        mode: str | None = self._key(self._started, "sandbox")
+        return mode
+
     def _key(self, file: File, name: str) -> Any:
         """Return a key at the top of a file, or the option of the command line that overrides it."""
         return self._given.get(name, getattr(file, name))
@@ -136,6 +143,8 @@ class FileGroup(TunnelGroup):
         super().__init__(members, signals)
         self.parts: Sequence[Callable[[File], Swap | None]] = ()
         """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
+        self.sandbox: Sandbox | None = None
+        """The sandbox of the process, which a reload cannot change."""
         self._file = file
         self._reloads_lock = threading.Lock()  # for the following one, which the first reload makes
         self._reloads: Reloads | None = None
@@ -167,8 +176,8 @@ class FileGroup(TunnelGroup):
         from .reload import ReloadResult, Reloads, verdicts
 
         if dry_run:
-            read_again = self._file.again()
-            return ReloadResult(tuple(verdicts(self._members, read_again.settings)), read_again.keys)
+            new = self._read_again()
+            return ReloadResult(tuple(verdicts(self._members, new.settings)), new.keys)
         with self._reloads_lock:
             reloads = self._reloads = self._reloads or Reloads(self._reload)
         return reloads.run()
@@ -187,7 +196,7 @@ class FileGroup(TunnelGroup):
         try:
             if self.is_ending:
                 raise GroupOverError("relay is ending; start it again")
-            new = self._file.again()
+            new = self._read_again()
             parts = prepared_parts(self.parts, new.file)
             try:
                 replacements = prepared(self._members, new.settings, self.supervisor.on_vacated)
@@ -208,6 +217,25 @@ class FileGroup(TunnelGroup):
             raise
         self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
         return ReloadResult(tuple(each.change for each in replacements), new.keys)
+
+    def _read_again(self) -> Reread:
+        """Read the file again, and check that the sandbox allows what has changed.
+
+        :raises ReloadError: if it has problems, or needs a restart.
+        """
+        if self.sandbox is None:
+            return self._file.again()
+        from .reload import ReloadError, verdicts
+        from .sandboxed import forbidden, unreadable
+
+        if problem := unreadable(self.sandbox, self._file.path):
+            raise ReloadError([problem], 1)
+        new = self._file.again()
+        changed = {each.name for each in verdicts(self._members, new.settings) if each.verdict is not Verdict.SAME}
+        plans = [one.plan for one in new.settings if one.name in changed]
+        if lines := forbidden(self.sandbox, plans, self._file.endpoints(new.file), self._file.log(new.file)):
+            raise ReloadError(lines, 1)
+        return new
 
     def _on_reload_signal(self) -> None:
         """Reload on a thread of its own; what goes wrong has been printed."""

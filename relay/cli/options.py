@@ -27,6 +27,7 @@ __all__ = [
     "log_file",
     "log_format",
     "log_interval",
+    "sandbox",
     "seconds",
     "seconds_or_zero",
     "status",
@@ -152,6 +153,11 @@ log_interval = click.option(
     type=seconds,
     help="Time between two such lines of an open connection [600].",
 )
+sandbox = click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "on", "off"]),
+    help="Give up access to other files and ports (Landlock); auto does so where that is possible [off].",
+)
 debug = click.option("--debug", is_flag=True, help="Log at debug level, with tracebacks.")
 
 
@@ -171,6 +177,7 @@ class Options:
     log_format: Literal["text", "json"] = "text"
     log_file: str | None = None
     log_interval: float | None = None
+    sandbox: Literal["auto", "on", "off"] | None = None
     debug: bool = False
     control: str | None = None
     status: str | None = None
@@ -194,7 +201,7 @@ class Options:
 
 _SHARED = (
     nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, control, status, verbose, watch,
-    log_format, log_file, log_interval, debug,
+    log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
 
 

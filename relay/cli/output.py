@@ -30,6 +30,7 @@ __all__ = [
     "configuration_read",
     "drop_stdout",
     "failures_reported",
+    "log_stopped",
     "logged_to_stderr",
     "describe_error",
     "print_line",
@@ -169,6 +170,19 @@ def logged_to_stderr(log_format: str, *, verbose: bool, debug: bool, named: bool
 
 
 @contextmanager
+def log_stopped() -> Iterator[None]:
+    """End the thread of the log for a while; what is logged meanwhile is written afterwards."""
+    handlers = [one for one in logging.getLogger("relay").handlers if isinstance(one, _Lines)]
+    for handler in handlers:
+        handler.stop()
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.start()
+
+
+@contextmanager
 def carriers_quiet(level: int, names: Collection[str] | None = None) -> Iterator[list[logging.LogRecord]]:
     """Hold back what carriers log of their failures, because the command reports these itself.
 
@@ -205,8 +219,17 @@ class _Lines(logging.Handler):
         self.setFormatter(formatter)
         self._dropped = 0
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread = threading.Thread(target=self._write, name="relay-log", daemon=True)
         self._thread.start()
+
+    def stop(self) -> None:
+        """Wait until the queue is written, at most :data:`PATIENCE` seconds, and end the thread."""
+        self._records.put(None)
+        self._thread.join(PATIENCE)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record, or count it as dropped."""
@@ -220,9 +243,8 @@ class _Lines(logging.Handler):
         self._records.put(record)
 
     def close(self) -> None:
-        """Wait until the queue is written, at most :data:`PATIENCE` seconds."""
-        self._records.put(None)
-        self._thread.join(PATIENCE)
+        """Stop the thread, and close the handler."""
+        self.stop()
         super().close()
 
     def _write(self) -> None:

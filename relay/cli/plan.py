@@ -229,12 +229,14 @@ def make_proxy_plan(
     address, opener = _proxy(where, user, password, password_file, password_env)
     routes = dict.fromkeys([via, *(rule.route for rule in rules)])
     router = with_bridge(bridge, I2PRouter())
+    out = [(route, None) for route in routes if route]
+    is_direct = not (via or rules) or any(rule.route == () for rule in rules)
     return Plan(
         name,
         options.settled(over_i2p=True, at_i2p=False),
         lambda _: opener(),
         lambda: Dynamic(via, tuple(rules), (router,)),
-        Routes(address, (), [(route, None) for route in routes if route]),
+        Routes(address, (), out, [(router,)], is_direct, [password_file] if password_file else []),
         over=over(via) + _by(len(rules)),
         way=name,
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",

@@ -29,11 +29,17 @@ class Routes(NamedTuple):
     :param where: the address to listen on.
     :param before: the hops to that.
     :param out: the hops to each target, and the target; ``None`` for the targets that clients request.
+    :param further: more hops to the targets that clients request, which are not checked.
+    :param anywhere: whether relay itself connects to the targets that clients request.
+    :param files: files that are in none of the addresses.
     """
 
     where: Any
     before: Route = ()
     out: Sequence[tuple[Route, Any]] = ()
+    further: Sequence[Route] = ()
+    anywhere: bool = False
+    files: Sequence[str] = ()
 
 
 class Preflight:
@@ -62,7 +68,7 @@ class Preflight:
             return self._look(routes, make_send)
 
     def _look(self, routes: Routes, make_send: Callable[[], Any]) -> str | None:
-        where, before, out = routes
+        where, before, out = routes.where, routes.before, routes.out
         self._try(object(), lambda: _close(make_send()))
         self._route(before)
         for route, end in out:

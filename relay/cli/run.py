@@ -69,11 +69,15 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     from .single import SingleTunnel
 
     group, options = SingleTunnel(plan, signals, title), plan.options
-    with (
-        operated(group, signals, EndpointPlan(options.control, options.status)),
-        connections_logged(group, signals, LogPlan(options.log_file, options.log_interval or LOG_INTERVAL)),
-    ):
-        group.relay()
+    endpoints = EndpointPlan(options.control, options.status)
+    log = LogPlan(options.log_file, options.log_interval or LOG_INTERVAL)
+    with operated(group, signals, endpoints):
+        if options.sandbox not in (None, "off"):
+            from .sandboxed import sandboxed
+
+            sandboxed(options.sandbox, [plan], endpoints, log)
+        with connections_logged(group, signals, log):
+            group.relay()
 
 
 def _hinted(listen: Callable[[Opening | None], Any], hint: str, opening: Opening | None) -> Any:

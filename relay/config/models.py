@@ -259,6 +259,9 @@ class File(_Table):
     """Whether other machines may reach the status server; it then needs status_token_file. Default: false."""
     status_token_file: str | None = None
     """Owner-only file (mode 0600) with the token that clients of the status server send."""
+    sandbox: Literal["auto", "on", "off"] | None = None
+    """Whether relay gives up access to other files and ports than those of the file (Landlock): with `auto` where that
+    is possible, with `on` it does not run without. Default: off."""
 
 
 def keys_at(path: Path) -> Iterable[str]:

@@ -17,6 +17,7 @@ from ..options import (
     log_file,
     log_format,
     log_interval,
+    sandbox,
     status,
     verbose,
 )
@@ -72,6 +73,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 @log_format
 @log_file
 @log_interval
+@sandbox
 @debug
 def up(
     file: Path | None,
@@ -83,6 +85,7 @@ def up(
     log_format: Literal["text", "json"],
     log_file: str | None,
     log_interval: float | None,
+    sandbox: Literal["auto", "on", "off"] | None,
     debug: bool,
 ) -> None:
     """Open all the tunnels of FILE and relay, until SIGINT or SIGTERM.
@@ -115,6 +118,7 @@ def up(
             "status": status,
             "log_file": _absolute(log_file),
             "log_interval": log_interval,
+            "sandbox": sandbox,
         }
         given = {key: value for key, value in options.items() if value is not None}
         with configuration_read():
@@ -123,16 +127,18 @@ def up(
             members = config.first()
         with contextlib.chdir(os.path.dirname(config.path)):
             group = FileGroup(members, signals, config)
+            endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
+            with operated(group, signals, endpoints) as sockets:
+                if config.sandbox not in (None, "off"):
+                    from ..sandboxed import sandboxed
 
-            with (
-                operated(group, signals, config.endpoints(config.current)) as sockets,
-                connections_logged(group, signals, config.log(config.current)) as log,
-            ):
-                group.parts = (
-                    lambda top: sockets.prepare(config.endpoints(top)),
-                    lambda top: log.prepare(config.log(top)),
-                )
-                result = group.run(watch=watch)
+                    group.sandbox = sandboxed(config.sandbox, [one.plan for one in members], endpoints, log_plan)
+                with connections_logged(group, signals, log_plan) as log:
+                    group.parts = (
+                        lambda top: sockets.prepare(config.endpoints(top)),
+                        lambda top: log.prepare(config.log(top)),
+                    )
+                    result = group.run(watch=watch)
     if result:
         raise click.exceptions.Exit(result)
 

@@ -61,7 +61,7 @@ class Job:
 def jobs_of_plan(plan: Plan) -> list[Job]:
     """Return the routes of a tunnel; a proxy has one for each set of hops of its rules."""
     connections = plan.options.nconnect if plan.options.nconnect > 0 else None
-    where, before, out = plan.routes
+    where, before, out = plan.routes[:3]
     jobs = [
         Job(plan.name, f"{plan.name}: {plan.configured}", route, target, connections=connections)
         for route, target in out or [((), None)]

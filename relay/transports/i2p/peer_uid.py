@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["PeerUidLookup", "hold_end", "release_end"]
+__all__ = ["PeerUidLookup", "hold_end", "release_end", "remember_kernel"]
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h; see sock_diag(7).
 _SOCK_DIAG = 4  # the netlink protocol
@@ -41,6 +41,21 @@ _ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
 _DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
 
 
+_remembered = False  # whether the kernel reports the user of a closed end
+
+
+def remember_kernel() -> None:
+    """Find out now what the kernel reports, before a sandbox prevents connections to any port.
+
+    A lookup that cannot find out trusts less.
+    """
+    global _remembered  # noqa: PLW0603  (there is one kernel)
+    with contextlib.suppress(OSError):
+        lookup = PeerUidLookup()
+        _remembered = lookup.knows_closed
+        lookup.close()
+
+
 class PeerUidLookup:
     """Looks up the user of the other end of a connection, if both ends are on this machine (sock_diag(7)).
 
@@ -58,7 +73,7 @@ class PeerUidLookup:
         self._number = 0
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _SOCK_DIAG)
         with contextlib.suppress(OSError):
-            self.knows_closed = self._find_closed()
+            self.knows_closed = _remembered or self._find_closed()
 
     def of(self, connection: socket.socket) -> int | None:
         """Return the user of the other end of a connection.

@@ -23,6 +23,7 @@ from ...streams.stream import Stream
 from ...streams.trace import SILENT, Stage, Trace, report_to
 from ..program_dialer import Programs
 from .config.settings import resolve_settings
+from .confinement import is_confined
 from .connection import KEY_EXCHANGE, LOGIN, Connect, Connection, IncompatibleError, Place, Settings
 
 __all__ = ["Holder", "backend_for", "dial"]
@@ -95,6 +96,8 @@ class _SSHConnector:
         settings = resolve_settings(self._server, behind=bool(self._below.route))
         settings = dataclasses.replace(settings, read_only=trace.changes_nothing)
         self._tried = chosen = self._chosen or backend_for(settings)
+        if chosen == "openssh":
+            _check_programs(settings, "the OpenSSH client")
         connect: Connect = import_module(f".{chosen}.backend", __package__).connect
         if chosen == "openssh" and not self._below.route and not _is_at_i2p(settings):
             self._close_dialer()
@@ -110,6 +113,8 @@ class _SSHConnector:
         depends = isinstance(error, IncompatibleError) or getattr(error, "stage", "") in (KEY_EXCHANGE, LOGIN)
         if not depends or self._tried != "paramiko" or self._server.backend is not None or not shutil.which("ssh"):
             return ""
+        if is_confined():
+            return ""
         self._chosen = "openssh"
         return "trying the OpenSSH client instead"
 
@@ -124,6 +129,7 @@ class _SSHConnector:
         route = network.route
         if not route and settings.command is not None:
             self._close_dialer()
+            _check_programs(settings, "ProxyCommand")
             return _command(settings.command, settings.name)
         if len(route) > _DEEPEST:
             raise AddressError(f"{settings.name}: more than {_DEEPEST} hops on the way; check ProxyJump for a loop")
@@ -193,6 +199,15 @@ def backend_for(settings: Settings) -> str:
         why = settings.requires_openssh or "backend=openssh"
         raise RelayError(f"{settings.name}: {why} needs the OpenSSH client, and there is no ssh in PATH; install it")
     return "openssh"
+
+
+def _check_programs(settings: Settings, program: str) -> None:
+    """Check that no sandbox keeps relay from starting a program; the configuration may have changed since the start.
+
+    :raises RelayError: if one does.
+    """
+    if is_confined():
+        raise RelayError(f"{settings.name}: the sandbox does not let relay start {program}; restart relay")
 
 
 def _command(command: str, name: str) -> Stream:

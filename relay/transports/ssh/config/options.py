@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from shutil import which
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from ....addresses.ssh import SSHServer
 from ....addresses.values import is_i2p
@@ -143,7 +143,7 @@ def _defaults_of(server: SSHServer, program: str) -> Mapping[str, list[str]]:
 def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
     """Run ``ssh -G``."""
     # Not a pipe: a program that `Match exec` leaves behind may keep it open for ever.
-    with tempfile.TemporaryFile() as complaints:
+    with _memory() as complaints:
         process = start(argv, stdin=DEVNULL, stdout=PIPE, stderr=complaints)
         late = threading.Event()
 
@@ -172,6 +172,13 @@ def _ask(server: SSHServer, argv: Sequence[str]) -> Mapping[str, list[str]]:
     if status != 0:
         raise AddressError(f"{server}: ssh cannot use its configuration: {_first_line(complaint)}")
     return _parsed(output)
+
+
+def _memory() -> IO[bytes]:
+    """Return a file without a name; on Linux it needs no folder in which this program may write."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("relay ssh -G"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _first_line(complaint: bytes) -> str:

@@ -97,7 +97,7 @@ class TunnelFile:
 
     @property
     def sandbox(self) -> str | None:
-        """Whether there is a sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
+        """The mode of the sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
         mode: str | None = self._key(self._started, "sandbox")
         return mode
 

@@ -14,10 +14,11 @@ from ..operations.client import REJECTED, Client, ClientError
 from ..operations.runtime import control_sockets
 from .output import describe_error
 
-__all__ = ["connected", "names_of_tunnels", "tunnel_names"]
+__all__ = ["connected", "names_of_tunnels", "process_at", "tunnel_names"]
 
 _MISTAKES = (400, 404, 409, REJECTED)
 _SHORT = 0.5  # seconds for a completion
+_OPEN = ("listening", "paused")  # the states of a tunnel that has its listener
 _GONE = (errno.ECONNREFUSED, errno.ENOENT)
 
 
@@ -67,6 +68,23 @@ def _status(path: str) -> Any:
         return None
     finally:
         client.close()
+
+
+def process_at(address: str) -> int | None:
+    """Return the process id of the relay that listens at an address; ``None`` if none says so.
+
+    :param address: of a listener, as ``relay ctl list`` shows it.
+    """
+    for path in control_sockets():
+        client = Client(path, _SHORT)
+        try:
+            if any(one["listen"] == address and one["state"] in _OPEN for one in client.get("/tunnels")["tunnels"]):
+                return int(client.get("/instance")["pid"])
+        except (OSError, ClientError, KeyError, TypeError, ValueError):
+            continue
+        finally:
+            client.close()
+    return None
 
 
 def tunnel_names(path: str | None) -> list[str]:

@@ -76,6 +76,12 @@ def test_a_relay_is_shown_and_controlled_while_it_runs(file, environment):
             "relay ctl stop ends it\n"
         )
 
+        # relay doctor knows it.
+        text = file.read_text().replace('":0"', '"{}:{}"'.format(*where["web"]), 1)
+        (asked := file.with_name("asked.toml")).write_text(text)
+        done = run("doctor", "--config", str(asked), "web", env=environment)
+        assert f"the running relay (process {command.process.pid}) listens here" in done.stdout, done
+
         with socket.create_connection(where["web"], WAIT) as client:
             client.sendall(b"ping")
             assert client.recv(4) == b"ping"

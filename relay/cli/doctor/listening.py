@@ -17,6 +17,7 @@ from ...addresses.values import SystemdListen, TCPAddress, UnixAddress
 from ...transports.i2p.key_file import read
 from ...transports.tcp import tcp
 from ..plan import is_loopback
+from ..running import process_at
 from .probe import RouteProbe
 from .report import Check, Status
 from .wording import split
@@ -27,7 +28,7 @@ _REMEDIES = {
     errno.EADDRNOTAVAIL: "this machine has no such address: correct it, or listen on 127.0.0.1",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: use another port, or AmbientCapabilities= of systemd",
 }
-_IN_USE = "another program uses it, or relay is running already; ss -ltnp shows which"
+_IN_USE = "another program uses it, or a relay without a control socket; ss -ltnp shows which"
 
 MakeProbe = Callable[[Route], RouteProbe]
 
@@ -66,9 +67,16 @@ def _tcp(place: TCPAddress) -> Check:
     except OSError as error:
         detail = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
-            return Check("listen", subject, Status.WARNING, detail, _IN_USE)
+            return _in_use(subject, detail)
         return Check("listen", subject, Status.FAILED, detail, _REMEDIES.get(error.errno or 0, "correct the address"))
     return Check("listen", subject, Status.OK, "free")
+
+
+def _in_use(subject: str, detail: str) -> Check:
+    """Report who has the address: a relay that runs, or another program."""
+    if pid := process_at(subject):
+        return Check("listen", subject, Status.OK, f"the running relay (process {pid}) listens here")
+    return Check("listen", subject, Status.WARNING, detail, _IN_USE)
 
 
 def _unix(path: str) -> Check:
@@ -86,7 +94,7 @@ def _unix(path: str) -> Check:
             probe.setblocking(False)
             if probe.connect_ex(path) == errno.ECONNREFUSED:
                 return Check("listen", subject, Status.OK, "a socket without a listener is there; relay replaces it")
-        return Check("listen", subject, Status.WARNING, "it exists", _IN_USE)
+        return _in_use(subject, "it exists")
     return Check("listen", subject, Status.OK, "free")
 
 

@@ -144,7 +144,7 @@ def test_a_listening_address_that_is_in_use(doctor, config, target):
     with socket.create_server(("127.0.0.1", 0)) as other:
         listen = "127.0.0.1:{}".format(*other.getsockname()[1:])
         found = doctor("--config", config(db={"listen": listen, "target": target}))
-    found.names("listen", "already in use", "relay is running already", status="warning")
+    found.names("listen", "already in use", "a relay without a control socket", status="warning")
 
 
 def test_a_listening_address_of_another_machine(doctor, config, target):

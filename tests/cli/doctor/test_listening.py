@@ -73,7 +73,7 @@ def test_a_port(listener):
     assert only(":0").status is Status.OK
     found = only(f":{listener.getsockname()[1]}")
     assert (found.status, found.text) == (Status.WARNING, "Address already in use")
-    assert "relay is running already" in found.advice
+    assert "a relay without a control socket" in found.advice
     found = only("192.0.2.1:80")
     assert (found.status, "no such address" in found.advice) == (Status.FAILED, True)
     found = only(f"tls://127.0.0.1:{listener.getsockname()[1]}?cert=a&key=b")

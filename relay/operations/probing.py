@@ -61,11 +61,11 @@ class ProbeTarget:
 class _Record:
     """The probes of one tunnel."""
 
-    def __init__(self, target: ProbeTarget, due: float) -> None:
+    def __init__(self, target: ProbeTarget, due: float, status: ProbeStatus | None = None) -> None:
         self.target = target
         self.due = due  # monotonic seconds
         self.is_running = False
-        self.status = ProbeStatus(target.kind, target.interval)
+        self.status = status or ProbeStatus(target.kind, target.interval)
 
 
 class Prober:
@@ -142,7 +142,10 @@ class Prober:
                 self._changed.wait(max(0.0, min(waiting) - time.monotonic()) if waiting else None)
 
     def _update(self, now: float) -> None:
-        """Take the tunnels of now; one whose probe has changed begins anew."""
+        """Take the tunnels of now; one whose probe has changed begins anew.
+
+        One that has another route is probed at once. Its last result counts until then.
+        """
         found = {target.name: target for target in self._targets()}
         for name in self._records.keys() - found.keys():
             del self._records[name]
@@ -151,6 +154,8 @@ class Prober:
             if record is None or (record.target.probe, record.target.interval) != (target.probe, target.interval):
                 first = random.uniform(0, min(_FIRST, target.interval * _SPREAD))  # noqa: S311  (no secret)
                 self._records[name] = _Record(target, now + first)
+            elif record.target.dial is not target.dial:
+                self._records[name] = _Record(target, now, record.status)
             else:
                 record.target = target
 
@@ -177,10 +182,13 @@ class Prober:
             self._end(record, target, began, problem)
 
     def _end(self, record: _Record, target: ProbeTarget, began: float, problem: str) -> None:
-        """Note the outcome; with the lock held."""
+        """Note the outcome, unless the tunnel has gone or has another route; with the lock held."""
         record.is_running = False
         self._changed.notify_all()
         if self._is_closed:
+            return
+        self._update(time.monotonic())
+        if self._records.get(target.name) is not record:
             return
         before = record.status
         seconds = time.monotonic() - began

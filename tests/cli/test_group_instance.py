@@ -9,6 +9,7 @@ import socket
 import threading
 
 import pytest
+from group_rig import repeats, running
 from helpers import WAIT, receive_until_reset, wait_until
 from instance_double import check_contract
 
@@ -20,7 +21,7 @@ from relay.cli.member import Member, MemberState
 from relay.cli.options import Options
 from relay.cli.plan import make_plan
 from relay.cli.signals import Signals
-from relay.operations.instance import ConflictError
+from relay.operations.instance import ConflictError, NotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,28 @@ def test_it_shows_and_kills_a_connection(instance, group):
     wait_until(lambda: instance.recent("a"))
     (ended,) = instance.recent("a")
     assert (ended.id, ended.reason) == (shown.id, "killed")
+
+
+def test_it_shows_and_kills_a_connection_of_a_tunnel_that_a_reload_has_removed(tmp_path, echo_server):
+    target = "{}:{}".format(*echo_server.address)
+    one, other = (f'[tunnels.{name}]\nlisten = ":0"\ntarget = "{target}"\n' for name in ("one", "other"))
+    with running(tmp_path / "relay.toml", one + other) as made:
+        instance = GroupInstance(made, "", "")
+        with made.connect("one") as client, made.connect("one") as second:
+            assert repeats(client) and repeats(second)
+            first, last = (each.id for each in instance.connections("one"))
+            assert made.rewrite(other)["one"] == "gone"
+            assert [tunnel.name for tunnel in instance.tunnels()] == ["other"]
+            assert [each.id for each in instance.connections()] == [first, last]
+            instance.kill(first)
+            receive_until_reset(client)
+            assert repeats(second)
+            instance.kill(last)
+            receive_until_reset(second)
+        wait_until(lambda: made.leaving == ())
+        for killed in (first, last):
+            with pytest.raises(NotFoundError, match="there is no open connection with this id"):
+                instance.kill(killed)
 
 
 def test_a_tunnel_that_is_not_open_shows_its_configuration():

@@ -143,6 +143,68 @@ def test_a_change_is_one_line_in_the_log(probe, caplog):
     assert lines == ["t: probe: db:1: no route\\x1b[31m", "t: the probe succeeds again"]
 
 
+class Route:
+    """A factory whose calls wait until the test releases them, and then fail."""
+
+    def __init__(self, problem=""):
+        self.called, self.goes_on = threading.Event(), threading.Event()
+        self.problem = problem
+
+    def __call__(self, **_):
+        self.called.set()
+        assert self.goes_on.wait(WAIT)
+        if self.problem:
+            raise relay.ConnectError(self.problem)
+        near, far = socket.socketpair()
+        far.close()
+        return relay.Stream(near)
+
+
+def test_another_route_is_probed_at_once_and_the_old_result_counts_until_then(monkeypatch, caplog):
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    old, new = Route(), Route()
+    targets = [ProbeTarget("t", "connect", LONG, WAIT, old)]
+    prober = Prober(lambda: targets)
+    try:
+        prober.wake()
+        old.goes_on.set()
+        assert outcome(prober) == ""
+        before = prober.status("t")
+        targets[0] = ProbeTarget("t", "connect", LONG, WAIT, new)
+        prober.wake()
+        assert new.called.wait(WAIT)
+        assert prober.status("t") == before
+        new.problem = "no route"
+        new.goes_on.set()
+        wait_until(lambda: prober.status("t") != before)
+        assert prober.status("t").problem == "no route"
+    finally:
+        prober.close()
+    assert [record.message for record in caplog.records] == ["t: probe: no route"]
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "another route"])
+def test_a_probe_of_an_old_route_is_not_the_result_of_a_new_one(monkeypatch, caplog, is_gone):
+    """A reload closes the old route while it is probed."""
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    old, new = Route("the route is closed"), Route()
+    new.goes_on.set()
+    targets = [ProbeTarget("t", "connect", LONG, WAIT, old)]
+    prober = Prober(lambda: targets)
+    try:
+        prober.wake()
+        assert old.called.wait(WAIT)
+        targets[:] = [] if is_gone else [ProbeTarget("t", "connect", LONG, WAIT, new)]
+        old.goes_on.set()
+        if is_gone:
+            wait_until(lambda: prober.status("t") is None)
+        else:
+            assert outcome(prober) == ""
+    finally:
+        prober.close()
+    assert caplog.records == []
+
+
 def test_a_bug_in_a_factory_is_logged_and_a_problem(probe, caplog):
     assert outcome(probe(None, dial=lambda **_: 1 / 0)) == "ZeroDivisionError"
     assert "t: the probe failed" in caplog.text

@@ -169,6 +169,38 @@ def test_a_reroute_under_a_storm_of_clients_refuses_none(up, serve):
         clients.end()
 
 
+@pytest.mark.parametrize("change", ["another name", "another place", "other names at other places"])
+def test_a_tunnel_that_is_renamed_or_changes_places_under_a_storm_refuses_none(up, serve, change):
+    """The new tunnel takes over the listening socket, with the clients that have connected to it."""
+    places = [place(serve(letter(which))) for which in (b"a", b"b")]
+    _, reload, ports = up(tunnel("one", 0, places[0]) + tunnel("two", 0, places[1]))
+    numbers = [ports["one"], ports["two"]]
+
+    def text(number):
+        turn = number % 2
+        names = [f"one{turn}", f"two{turn}"] if "name" in change else ["one", "two"]
+        ends = numbers[::-1] if "place" in change and turn else numbers
+        return tunnel(names[0], ends[0], places[0]) + tunnel(names[1], ends[1], places[1])
+
+    def talk(client):
+        assert receive_exactly(client, 1) in b"ab"
+
+    reload(text(0))
+    clients = [Clients(number, talk, 2) for number in numbers]
+    try:
+        for number in range(1, RELOADS + 1):
+            reload(text(number))
+            for one in clients:
+                one.wait_for(5)
+            swapped = "place" in change and number % 2
+            for port, expected in zip(numbers, (b"b", b"a") if swapped else (b"a", b"b"), strict=True):
+                with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+                    assert receive_exactly(client, 1) == expected
+    finally:
+        for one in clients:
+            one.end()
+
+
 def test_a_mistake_changes_nothing(up, serve):
     target = place(serve(letter(b"a")))
     good = tunnel("one", 0, target)

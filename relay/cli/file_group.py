@@ -247,8 +247,10 @@ class FileGroup(TunnelGroup):
     # -- the main thread --------------------------------------------------------------------------------------------
 
     def _on_signal(self, number: int) -> None:
-        if number not in self._signals.reloading or self.is_ending:
+        if number not in self._signals.reloading:
             super()._on_signal(number)
+        elif self.is_ending:  # it is no second request to end
+            print_error("reload: relay is ending; start it again")
         elif not self._is_signalled:
             self._is_signalled = True
             try:

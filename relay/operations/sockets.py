@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 
 from ..addresses.parse import parse_listen
@@ -22,6 +23,8 @@ _BACKLOG = 128
 _LONGEST_TOKEN = 4096  # bytes of a token file
 _SHORTEST_TOKEN = 16  # characters
 _SHARED = 0o077
+_SHORT = 1.0  # seconds for the connect to a socket of another program
+_UCRED = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
 
 class InUseError(OSError):
@@ -54,7 +57,8 @@ def open_control(path: str) -> Endpoint:
     """Listen at a control socket, owner-only. The stale socket of a process that was killed is replaced.
 
     :param path: of the socket.
-    :raises InUseError: if a program listens there; it names a running relay by its process ID and its file.
+    :raises InUseError: if a program listens there; it names a running relay by its process ID and its file, and another
+        program, or a relay that does not answer, by its process ID.
     :raises OSError: if it cannot be opened.
     :raises ValueError: if others may put files beside it.
     """
@@ -65,7 +69,8 @@ def open_control(path: str) -> Endpoint:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise InUseError(errno.EADDRINUSE, f"control socket {path}: {_user_of(path) or error.strerror}") from error
+        user = _user_of(path) or f"{error.strerror}{_process_at(path)}"
+        raise InUseError(errno.EADDRINUSE, f"control socket {path}: {user}") from error
 
 
 def _user_of(path: str) -> str:
@@ -81,6 +86,20 @@ def _user_of(path: str) -> str:
             client.close()
     except (ClientError, OSError, KeyError, TypeError):
         return ""
+
+
+def _process_at(path: str) -> str:
+    """Return the process that listens at a Unix socket, as a part of a text; empty if the system does not tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return ""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_SHORT)
+        try:
+            client.connect(path)
+            number, _, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        except OSError:
+            return ""
+    return f", process {number}"
 
 
 def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any, NamedTuple
 
 from ..addresses.printable import shown
 from ..carriers.listing import CarrierStatus, carriers
@@ -31,9 +32,33 @@ from ..operations.instance import (
 from .group import TunnelGroup, UnknownTunnelError
 from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
+from .plan import Plan
 from .views import hop_state
 
 __all__ = ["GroupInstance"]
+
+
+class _Texts(NamedTuple):
+    """The texts about a tunnel that hardly ever change."""
+
+    plan: Plan
+    address: Any
+    listen: str
+    target: str
+    via: tuple[str, ...]
+
+
+def _texts(plan: Plan, address: Any) -> _Texts:
+    """Return the texts about a tunnel.
+
+    :param plan: by which it is opened.
+    :param address: where it listens; ``None`` if it was never open.
+    """
+    listen = shown(str(plan.routes.where)) if address is None else format_address(address) + plan.on
+    ends = plan.routes.out
+    via, end = ends[0] if len(ends) == 1 else ((), None)
+    target = shown(str(end)) if end is not None else "anywhere"
+    return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
 
 
 class GroupInstance:
@@ -53,6 +78,7 @@ class GroupInstance:
         probe_of: Callable[[str], ProbeStatus | None] = lambda _: None,
     ) -> None:
         self._group = group
+        self._texts: dict[str, _Texts] = {}  # by the name of the tunnel; monitoring reads them often
         self._probe_of = probe_of
         self._config = config
         self.control = control
@@ -77,7 +103,35 @@ class GroupInstance:
 
     def tunnels(self) -> list[TunnelStatus]:
         """Return the tunnels, in the order of the file."""
-        return [_tunnel(member, self._probe_of(member.name)) for member in self._group.members]
+        return [self._tunnel(member) for member in self._group.members]
+
+    def _tunnel(self, member: Snapshot) -> TunnelStatus:
+        plan, opened = member.plan, member.opened
+        hops, problem, metrics, end = "up", member.problem, None, None
+        if opened is not None:
+            metrics = opened.tunnel.metrics()
+            end = getattr(opened.receive, "certificate_end", None)
+            if member.state.accepts:
+                hops, problem = hop_state(opened.receive, opened.make_send)
+        address = opened.tunnel.address if opened is not None else None
+        texts = self._texts.get(plan.name)
+        if texts is None or texts.plan is not plan or texts.address != address:
+            texts = self._texts[plan.name] = _texts(plan, address)
+        return TunnelStatus(
+            name=plan.name,
+            state=member.state.value,
+            listen=texts.listen,
+            target=texts.target,
+            via=texts.via,
+            required=member.is_required,
+            since=member.since,
+            hops=hops,
+            problem=problem,
+            figures=metrics.stats() if metrics is not None else None,
+            metrics=metrics,
+            probe=self._probe_of(plan.name),
+            certificate_end=end,
+        )
 
     def connections(self, tunnel: str | None = None) -> list[ConnectionStatus]:
         """Return the open connections."""
@@ -194,33 +248,6 @@ def _translated() -> Iterator[None]:
         raise NotFoundError(str(error)) from error
     except (WrongStateError, GroupOverError) as error:
         raise ConflictError(str(error)) from error
-
-
-def _tunnel(member: Snapshot, probe: ProbeStatus | None) -> TunnelStatus:
-    plan, opened = member.plan, member.opened
-    hops, problem = "up", member.problem
-    listen = shown(str(plan.routes.where))
-    if opened is not None:
-        listen = format_address(opened.tunnel.address) + plan.on
-        if member.state.accepts:
-            hops, problem = hop_state(opened.receive, opened.make_send)
-    ends = plan.routes.out
-    via, end = ends[0] if len(ends) == 1 else ((), None)
-    return TunnelStatus(
-        name=member.name,
-        state=member.state.value,
-        listen=listen,
-        target=shown(str(end)) if end is not None else "anywhere",
-        via=tuple(shown(str(hop)) for hop in via),
-        required=member.is_required,
-        since=member.since,
-        hops=hops,
-        problem=problem,
-        figures=opened.tunnel.stats() if opened is not None else None,
-        metrics=opened.tunnel.metrics() if opened is not None else None,
-        probe=probe,
-        certificate_end=getattr(opened.receive, "certificate_end", None) if opened is not None else None,
-    )
 
 
 def _time_turn(turned: Callable[[str, float], object], name: str, asked: float) -> None:

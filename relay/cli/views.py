@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "watched"
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
 _ENDED = 8  # finished connections that are shown
-_SAME = 1.0  # seconds; the start of a connection, computed from two samples, differs by less
 
 _LIVE = (
     Column("client", least=21),
@@ -146,55 +145,32 @@ class TunnelView:
         self._tunnel = tunnel
         self._title = title
         self._hops = hops
-        self._clock = clock
         self._rates = Rates(clock)
         self._ended = _Ended()
-        self._numbers: dict[int, ConnectionRecord] = {}  # of the last call, by a number that each keeps
-        self._looked = 0.0
-        self._count = 0
 
     def __call__(self) -> Content:
         """Return the current content."""
         stats = self._tunnel.stats()
         self._ended.look(self._tunnel.name, stats, self._tunnel.recent)
-        records = self._numbered(self._tunnel.connections())
-        figures = {number: (record.received, record.sent) for number, record in records.items()}
+        records = self._tunnel.connections()
+        figures = {record.id: (record.received, record.sent) for record in records}
         self._rates.look({**figures, "": (stats.received, stats.sent)})
         state, problem = self._hops()
-        shows_targets = len({record.target for record in records.values()}) > 1
+        shows_targets = len({record.target for record in records}) > 1
         columns = [column for column in _LIVE if shows_targets or column.title != "target"]
         return Content(
             head=[self._title, *([self.closing] if self.closing else [])],
             columns=columns,
-            rows=[self._row(number, record, shows_targets) for number, record in records.items()],
+            rows=[self._row(record, shows_targets) for record in records],
             errors=[f"hops: {state}{problem and f': {problem}'}"] if state != "up" else [],
             ended=self._ended.lines(named=False),
             foot=[_foot(stats, self._rates.of(""))],
         )
 
-    def _row(self, number: int, record: ConnectionRecord, shows_target: bool) -> list[str]:
+    def _row(self, record: ConnectionRecord, shows_target: bool) -> list[str]:
         target = [record.target or ""] if shows_target else []
-        figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(number)]
+        figures = [age(record.age), size(record.received), size(record.sent), *self._rates.of(record.id)]
         return [format_address(record.peer) or "a local client", record.state, *target, *figures]
-
-    def _numbered(self, records: Iterable[ConnectionRecord]) -> dict[int, ConnectionRecord]:
-        """Number the records. A record has no identity, but both lists are ordered by start."""
-        now = self._clock()
-        passed, self._looked = now - self._looked, now
-        before = iter(self._numbers.items())
-        numbered: dict[int, ConnectionRecord] = {}
-        for record in records:
-            number = next((known for known, old in before if _is_same(old, record, passed)), None)
-            if number is None:
-                self._count += 1
-                number = self._count
-            numbered[number] = record
-        self._numbers = numbered
-        return numbered
-
-
-def _is_same(old: ConnectionRecord, new: ConnectionRecord, passed: float) -> bool:
-    return old.peer == new.peer and abs(new.age - old.age - passed) < _SAME
 
 
 @dataclass(frozen=True, slots=True)

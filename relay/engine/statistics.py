@@ -69,6 +69,7 @@ class Statistics:
         self._connect_times = Durations(CONNECT_TIMES)
         self._hop_times = {DIRECT: Durations(CONNECT_TIMES)}
         self._bytes = (0, 0, 0, 0)  # that were returned last
+        self._idle: Metrics | None = None  # those that were returned last, if there was no connection then
 
     def add(self, connection: Connection) -> None:
         """Count a connection that has ended."""
@@ -111,10 +112,13 @@ class Statistics:
             meanwhile is counted too late, never twice, and a counter that was returned once never gets less.
         """
         with self._lock:
+            if (idle := self._idle) is not None and not list(connections) and self._is_as(idle):
+                return idle
             self._add_up()
             totals = [self._received, self._sent, self._spliced_received, self._spliced_sent]
             states = dict.fromkeys(_STATES, 0)
-            for connection in list(connections):
+            living = list(connections)
+            for connection in living:
                 state = connection.state.reported
                 if state in states:
                     states[state] += 1
@@ -122,7 +126,7 @@ class Statistics:
                     totals[index] += count
             received, sent, spliced_received, spliced_sent = map(max, self._bytes, totals)
             self._bytes = received, sent, spliced_received, spliced_sent
-            return Metrics(
+            metrics = Metrics(
                 self.accepted,
                 states,
                 dict(self._ended),
@@ -133,6 +137,12 @@ class Statistics:
                 accept_errors=dict(self.accept_errors),
                 hop_times={label: times.counted for label, times in self._hop_times.items()},
             )
+            self._idle = None if living else metrics
+            return metrics
+
+    def _is_as(self, idle: Metrics) -> bool:
+        """Return whether nothing was counted since then."""
+        return not self._waiting and self.accepted == idle.accepted and dict(self.accept_errors) == idle.accept_errors
 
     def after_fork(self) -> None:
         """Forget the lock, in a forked child: the thread that held it is not there."""

@@ -23,6 +23,7 @@ LAGS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 """The bounds of ``relay_loop_lag_seconds``."""
 
 _UP = ("listening", "paused")  # the states of a tunnel whose listener is open
+_MOST = 8192  # texts that are remembered; each has about 1 kB
 _EXHAUSTED = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")  # what accepting a client usually fails with
 
 
@@ -97,12 +98,12 @@ def _counted(label: str, counts: Callable[[Metrics], Mapping[str, int]]) -> _Sam
     def samples(name: str, facts: Facts) -> Iterable[str]:
         for tunnel, metrics in facts.counters:
             found = counts(metrics)
-            yield _counts(name, tunnel, label, tuple(found)) % (*found.values(),)
+            yield _filled(_counts(name, tunnel, label, tuple(found)), (*found.values(),))
 
     return samples
 
 
-@functools.lru_cache(8192)
+@functools.lru_cache(_MOST)
 def _counts(name: str, tunnel: str, label: str, keys: tuple[str, ...]) -> str:
     begin = f'{name}{{tunnel="{tunnel}",{label}="'
     return "\n".join([f'{_literal(begin + escaped(key))}"}} %s' for key in keys])
@@ -111,10 +112,10 @@ def _counts(name: str, tunnel: str, label: str, keys: tuple[str, ...]) -> str:
 def _bytes(name: str, facts: Facts) -> Iterable[str]:
     for tunnel, it in facts.counters:
         received, sent = it.spliced_received, it.spliced_sent
-        yield _byte_counts(name, tunnel) % (it.received - received, received, it.sent - sent, sent)
+        yield _filled(_byte_counts(name, tunnel), (it.received - received, received, it.sent - sent, sent))
 
 
-@functools.lru_cache(8192)
+@functools.lru_cache(_MOST)
 def _byte_counts(name: str, tunnel: str) -> str:
     begin = _literal(f'{name}{{tunnel="{tunnel}",direction="')
     kinds = itertools.product(("in", "out"), ("copy", "splice"))
@@ -140,12 +141,26 @@ def _carrier_connects(name: str, facts: Facts) -> Iterable[str]:
         yield _filled(_histogram(name, labels, CONNECT_TIMES), carrier.metrics)
 
 
-def _filled(template: str, histogram: Histogram) -> str:
-    below = (*itertools.accumulate(histogram.counts),)
-    return template % (*below, histogram.total, below[-1])
+_last: dict[str, tuple[tuple[object, ...], str]] = {}  # template → its last figures, and the text with them
 
 
-@functools.lru_cache(8192)
+def _filled(template: str, figures: tuple[object, ...]) -> str:
+    """Return a template with figures: most tunnels of many are idle, and have the same as at the last scrape."""
+    known = _last.get(template)
+    if known is not None and known[0] == figures:
+        return known[1]
+    if isinstance(figures, Histogram):
+        below = (*itertools.accumulate(figures.counts),)
+        text = template % (*below, figures.total, below[-1])
+    else:
+        text = template % figures
+    if len(_last) >= _MOST:
+        _last.clear()
+    _last[template] = figures, text
+    return text
+
+
+@functools.lru_cache(_MOST)
 def _histogram(name: str, labels: str, bounds: tuple[float, ...]) -> str:
     """Return the text of a histogram, with places for the cumulative counts, the sum and the count."""
     given = _literal(labels)

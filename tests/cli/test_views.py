@@ -11,7 +11,7 @@ from relay.engine.records import ConnectionRecord, Stats
 
 
 def record(port, *, age=3.0, received=0, sent=0, state="open", reason=None, target="db:5432", peer=None):
-    return ConnectionRecord(peer or ("10.0.0.1", port), target, age, received, sent, "copy", state, reason)
+    return ConnectionRecord(peer or ("10.0.0.1", port), target, age, received, sent, "copy", state, reason, f"c{port}")
 
 
 class Fake:
@@ -117,7 +117,7 @@ def test_a_tunnel_with_its_connections_their_rates_and_what_has_ended():
 
 def test_clients_without_an_address_keep_their_rates_when_one_ends():
     clock = Clock()
-    live = [record(0, peer="dest", age=float(number + 1), received=number) for number in (9, 5, 1)]
+    live = [record(number, peer="dest", age=float(number + 1), received=number) for number in (9, 5, 1)]
     tunnel = Fake(live)
     view = TunnelView(tunnel, "", clock=clock)
     clock.now += 1

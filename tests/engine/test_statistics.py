@@ -150,3 +150,17 @@ def test_the_access_log_gets_the_connections_of_all_tunnels():
         set_access_log(None)
     Statistics("a", None, None).add(ended("done"))
     assert found == [("a", "idle"), ("b", "done")]
+
+
+def test_the_figures_of_an_idle_tunnel_are_made_once(statistics):
+    first = statistics.metrics([])
+    assert statistics.metrics([]) is first
+    statistics.accepted += 1
+    second = statistics.metrics([living(ConnectionState.OPEN, 1, 1, 0, 0)])
+    assert (second.accepted, second.states["open"]) == (1, 1)
+    statistics.add(ended("done"))
+    third = statistics.metrics([])
+    assert (third.ended["done"], third.received) == (1, 3) and statistics.metrics([]) is third
+    statistics.accept_errors["EMFILE"] += 1
+    assert statistics.metrics([]).accept_errors == {"EMFILE": 1}
+    assert third.accept_errors == {}

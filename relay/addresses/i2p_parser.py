@@ -54,7 +54,9 @@ def router_of(options: Mapping[str, Any]) -> I2PRouter:
         elif is_option(name):
             further.append((name, _written(name, value)))
         else:
-            raise TypeError(f"{name}: there is no such keyword; i2cp.*, inbound.* and outbound.* are further options")
+            raise TypeError(
+                f"{name}: unexpected keyword argument; i2cp.*, inbound.* and outbound.* are further options"
+            )
     if "sam" in known:
         known["sam"] = parse_sam(known["sam"])
     return I2PRouter(**known, options=tuple(sorted(further)))

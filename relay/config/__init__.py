@@ -76,7 +76,7 @@ def find() -> str:
     for path in (NAME, users):
         if os.path.lexists(path):
             return path
-    raise ValueError(f"there is no {NAME} here, nor a {users}; name a file")
+    raise ValueError(f"{NAME}: no such file here, nor {users}; name a file")
 
 
 def read(path: str, name: str | None = None, before: Written | None = None) -> Config:

@@ -365,10 +365,11 @@ class _Exchange:
             raise BrokenPipeError(errno.EPIPE, _NO_READER)
         if self._still_sends(now):
             return
+        name, linger = self._name(), self._linger
         if self._idle is not None and now >= self._last + self._idle:
-            raise RelayError(f"{self._name()}: no byte has moved for {self._idle:g} s (--idle-timeout)")
+            raise RelayError(f"{name}: no byte has moved for {self._idle:g} s (--idle-timeout); check the target")
         if self._stream.half_close or self._state is _State.DRAINING:
-            raise RelayError(f"{self._name()}: no byte has come for {self._linger:g} s after one end (--linger)")
+            raise RelayError(f"{name}: no byte has come for {linger:g} s after one end (--linger); check the target")
         self._state = _State.DONE  # that was the answer
 
     def _still_sends(self, now: float) -> bool:

@@ -53,11 +53,14 @@ def track(sender: Sender, *, upper: bool = False) -> None:
 
 
 def drain() -> None:
-    """Wait until all senders have sent what they had, or send no more."""
-    for senders in (_upper, _lower):
-        waits = [_Wait(sender) for sender in tuple(senders)]
-        for one in waits:
-            one.wait()
+    """Wait until all senders have sent what they had, or send no more, or the user interrupts the program again."""
+    try:
+        for senders in (_upper, _lower):
+            waits = [_Wait(sender) for sender in tuple(senders)]
+            for one in waits:
+                one.wait()
+    except KeyboardInterrupt:
+        pass  # it exits anyway
 
 
 class _Wait:

@@ -94,12 +94,14 @@ def _from_file(owner: object, name: str, path: str) -> str:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             line = b"" if mode & 0o077 else file.readline(LONGEST)
     except OSError as error:
-        raise AuthenticationError(f"{where}: {error.strerror}; it is read with every login") from None
+        raise AuthenticationError(
+            f"{where}: {error.strerror}; check the path: the file is read with every login"
+        ) from None
     if mode & 0o077:
         raise AuthenticationError(f"{where}: file is accessible to other users (mode {mode:04o}); run chmod 600")
     value = _without_line_end(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     if not value:
-        raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty")
+        raise AuthenticationError(f"{where}: its first line, which is to be the {name}, is empty; write it there")
     return value
 
 
@@ -108,7 +110,7 @@ def _from_environment(owner: object, name: str, variable: str) -> str:
     value = _without_line_end(found or "")
     if not value:
         problem = "not set" if found is None else "empty"
-        raise AuthenticationError(f"{owner}: {name}_env: the environment variable {variable!r} is {problem}")
+        raise AuthenticationError(f"{owner}: {name}_env: the environment variable {variable!r} is {problem}; set it")
     return value
 
 

@@ -220,7 +220,8 @@ class _Program:
             self._late.start(self._deadline, time.monotonic())
 
     def _too_late(self, now: float) -> None:
-        self._tell(ConnectError(f"{self.name}: not started in time", reason="connect_timeout"))
+        text = f"{self.name}: not started in time; check the load of this machine, or raise the timeout"
+        self._tell(ConnectError(text, reason="connect_timeout"))
 
     def _tell(self, outcome: Stream | OSError) -> None:
         with self._lock:

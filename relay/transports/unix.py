@@ -126,7 +126,9 @@ def _lock(file: str) -> int | None:
             os.close(descriptor)
             if _is_anothers(file):
                 return None
-            raise OSError(errno.EADDRINUSE, "another program is about to listen there") from None
+            raise OSError(
+                errno.EADDRINUSE, "another program is about to listen there; stop it, or use another path"
+            ) from None
         except OSError:
             return descriptor  # a file system without locks
         try:
@@ -154,11 +156,13 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone")
+        raise OSError(
+            errno.EADDRINUSE, "a file that is not a socket lies there; it is left alone: remove it, or use another path"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         if probe.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, "another program listens there")
+            raise OSError(errno.EADDRINUSE, "another program listens there; stop it, or use another path")
     os.unlink(path)
 
 

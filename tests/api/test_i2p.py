@@ -123,7 +123,7 @@ BAD = [
     ({"keys": 3}, TypeError, "^keys: "),
     ({"in_depth": 8}, ValueError, "^in_depth: 8 is out of range; 0 to 7 hops"),
     ({"password": "x"}, ValueError, "^password: no user is given"),
-    ({"depth": 1}, TypeError, "^depth: there is no such keyword"),
+    ({"depth": 1}, TypeError, "^depth: unexpected keyword argument"),
     ({"via": "ssh://h"}, TypeError, "^via: expected a list of addresses"),
     ({"via": ["i2p:"]}, ValueError, "127.0.0.1:7656: what follows i2p: has a name in .i2p; the hop i2p:"),
 ]

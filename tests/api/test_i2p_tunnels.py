@@ -250,7 +250,7 @@ WRONG = [
     ({"linger": float("nan")}, ValueError, "^linger: "),
     ({"name": 3}, TypeError, "^name: expected a str"),
     ({"on_end": 3}, TypeError, "^on_end: expected a callable"),
-    ({"depth": 3}, TypeError, "^depth: there is no such keyword"),
+    ({"depth": 3}, TypeError, "^depth: unexpected keyword argument"),
     ({"in_depth": 9}, ValueError, "^in_depth: 9 is out of range"),
     ({"via": ["tcp://h:1"]}, ValueError, "^hop 'tcp://h:1': tcp:// is a target, not a hop"),
     ({"password": "hunter2"}, ValueError, "^password: no user is given"),
@@ -267,7 +267,7 @@ WRONG_CLIENT = [
     *WRONG,
     ({"dest": "name"}, ValueError, "^dest: this has 4 characters"),
     ({"dest": 3}, TypeError, "^dest: expected a str"),
-    ({"host": "h"}, TypeError, "^host: there is no such keyword"),
+    ({"host": "h"}, TypeError, "^host: unexpected keyword argument"),
 ]
 
 

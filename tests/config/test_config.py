@@ -307,7 +307,7 @@ def test_the_file_here_comes_before_the_users(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    with pytest.raises(ValueError, match=rf"there is no relay.toml here, nor a {home}/.config/relay/relay.toml"):
+    with pytest.raises(ValueError, match=rf"relay.toml: no such file here, nor {home}/.config/relay/relay.toml"):
         config.find()
     users = home / ".config" / "relay" / "relay.toml"
     users.parent.mkdir(parents=True)

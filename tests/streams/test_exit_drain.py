@@ -89,6 +89,18 @@ def test_without_progress_it_gives_up_and_says_so(caplog):
     ]
 
 
+def test_an_interrupt_ends_the_wait():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    exit_drain.track(Sender(quiet=None, sent=False, then=interrupt))
+    exit_drain.drain()
+    sender = Sender(then=interrupt)
+    exit_drain.track(sender)
+    exit_drain.drain()
+    assert sender.done is None
+
+
 def test_the_upper_ones_are_first():
     order = []
     lower = Sender(then=lambda one: order.append("lower"))

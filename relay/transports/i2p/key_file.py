@@ -166,7 +166,7 @@ def read(path: str | os.PathLike[str]) -> PrivateKey:
     name, real = _places(path)
     key = _read(real, name)
     if key is None:
-        raise SAMError(f"{name}: no such file")
+        raise SAMError(f"{name}: no such file; check the path, or make a key with relay keys")
     return key
 
 
@@ -187,7 +187,7 @@ def _places(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     try:
         return Path(expanded), Path(os.path.realpath(expanded))
     except ValueError:  # NUL, or a character that the file system's encoding lacks
-        raise SAMError(f"{expanded!r}: not a path") from None
+        raise SAMError(f"{expanded!r}: not a path; give the path of a key file") from None
 
 
 def _read(path: Path, name: Path) -> PrivateKey | None:
@@ -204,11 +204,11 @@ def _read(path: Path, name: Path) -> PrivateKey | None:
     except SAMError:
         raise
     except OSError as error:
-        raise SAMError(f"{name}: cannot read: {error.strerror}") from None
+        raise SAMError(f"{name}: cannot read: {error.strerror}; check the file and its permissions") from None
     try:
         return _parsed(data)
     except ValueError as error:
-        raise SAMError(f"{name}: not an I2P private key ({error}); the file is unchanged") from None
+        raise SAMError(f"{name}: not an I2P private key ({error}); the file is unchanged: name another one") from None
 
 
 def _check_mode(status: os.stat_result, name: Path) -> None:
@@ -245,7 +245,7 @@ def _write(path: Path, key: PrivateKey, name: Path) -> None:
     except FileExistsError:
         raise SAMError(f"{name}: file exists; a key is never overwritten, so choose another name") from None
     except OSError as error:
-        raise SAMError(f"{name}: cannot write: {error.strerror}") from None
+        raise SAMError(f"{name}: cannot write: {error.strerror}; check the directory and its permissions") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -281,7 +281,7 @@ class _Lock:
             raise SAMError(f"{name}: the key is in use by another session; use another file") from None
         except OSError as error:
             where = f" by {error.filename}" if error.filename else ""
-            raise SAMError(f"{name}: cannot lock{where}: {error.strerror}") from None
+            raise SAMError(f"{name}: cannot lock{where}: {error.strerror}; check the permissions") from None
         _locks.add(self)
 
     def _try(self, path: Path) -> None:

@@ -30,7 +30,9 @@ def trusting(purpose: ssl.Purpose, argument: str, ca: str | os.PathLike[str] | N
     try:
         context = ssl.create_default_context(purpose, cafile=ca)
     except ssl.SSLError as error:
-        raise ValueError(f"{argument}: {os.fspath(ca or '')} holds no certificate in PEM form") from error
+        raise ValueError(
+            f"{argument}: {os.fspath(ca or '')} holds no certificate in PEM form; name a file with one"
+        ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     if ca is not None:
@@ -58,9 +60,10 @@ def load_chain(context: ssl.SSLContext, cert: str | os.PathLike[str], key: str |
         context.load_cert_chain(cert, key, password=no_passphrase)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            raise ValueError(f"{argument}: the key in {path} is not that of the certificate in {cert}") from error
+            mismatch = f"the key in {path} is not that of the certificate in {cert}"
+            raise ValueError(f"{argument}: {mismatch}; name files that belong together") from error
         _check_certificate(cert)
-        raise ValueError(f"{argument}: {path} holds no private key in PEM form") from error
+        raise ValueError(f"{argument}: {path} holds no private key in PEM form; name a file with one") from error
     with open(cert, "rb") as file:  # without the key, which may follow
         found = _CERTIFICATE.search(file.read())
     if found is not None:
@@ -87,7 +90,7 @@ def _check_certificate(cert: str | os.PathLike[str]) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
     except ssl.SSLError as error:
-        raise ValueError(f"cert: {os.fspath(cert)} holds no certificate in PEM form") from error
+        raise ValueError(f"cert: {os.fspath(cert)} holds no certificate in PEM form; name a file with one") from error
 
 
 def _check_readable(argument: str, path: str | os.PathLike[str]) -> None:

@@ -305,7 +305,7 @@ def test_more_than_one_file_and_none(tmp_path):
     assert (done.returncode, done.stderr.startswith("relay: b: expected one file, or one of")) == (2, True)
     done = run("check", cwd=tmp_path, env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)})
     assert done.returncode == 2
-    assert "there is no relay.toml here" in done.stderr
+    assert "relay.toml: no such file here" in done.stderr
 
 
 def test_nothing_listens_while_it_checks(checked):

@@ -411,7 +411,7 @@ def test_the_file_of_the_working_directory_and_of_the_user(make_file, tmp_path, 
     users.unlink()
     done = run("up", cwd=tmp_path, env=environment)
     assert done.returncode == 2
-    assert done.stderr == f"relay: there is no relay.toml here, nor a {users}; name a file\n"
+    assert done.stderr == f"relay: relay.toml: no such file here, nor {users}; name a file\n"
 
 
 def test_watch_shows_a_table_of_the_tunnels(start, connect, listener):

@@ -244,7 +244,7 @@ def _files(server: SSHServer) -> list[str]:
     if server.config.lower() == "none":
         return []
     if not os.path.exists(server.config):
-        raise AddressError(f"{server}: config={server.config}: no such file")
+        raise AddressError(f"{server}: config={server.config}: no such file; check the path")
     return [server.config]
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ..operations.instance import (
     ConflictError,
     ConnectionStatus,
     InstanceStatus,
+    LogLine,
     NotFoundError,
     ProbeStatus,
     RejectedError,
@@ -68,6 +69,7 @@ class GroupInstance:
     :param config: the absolute path of their file; empty for a command line.
     :param control: the path of the control socket; empty if there is none.
     :param probe_of: returns the probe of a tunnel, by its name.
+    :param log: returns the last lines of the log.
     """
 
     def __init__(
@@ -76,9 +78,11 @@ class GroupInstance:
         config: str,
         control: str,
         probe_of: Callable[[str], ProbeStatus | None] = lambda _: None,
+        log: Callable[[], Sequence[LogLine]] = tuple,
     ) -> None:
         self._group = group
         self._texts: dict[str, _Texts] = {}  # by the name of the tunnel; monitoring reads them often
+        self._log = log
         self._probe_of = probe_of
         self._config = config
         self.control = control
@@ -156,6 +160,10 @@ class GroupInstance:
     def carriers(self) -> list[CarrierStatus]:
         """Return the carriers of the process."""
         return carriers()
+
+    def log(self) -> Sequence[LogLine]:
+        """Return the last lines of the log."""
+        return self._log()
 
     def stuck_loops(self, timeout: float) -> list[str]:
         """Return the names of the tunnels whose loop does not turn."""
@@ -266,4 +274,6 @@ def _connection(tunnel: str, record: ConnectionRecord) -> ConnectionStatus:
         engine=record.engine,
         state=record.state,
         reason=record.reason,
+        started=record.started,
+        by=record.by,
     )

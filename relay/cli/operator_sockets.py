@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..eventloop.sockets import format_address
@@ -17,6 +17,7 @@ from .top_keys import Swap, prepare_all
 
 if TYPE_CHECKING:  # a command without these sockets needs none of them
     from ..operations.instance import ProbeStatus
+    from ..operations.recent_log import LogLine, RecentLog
     from ..operations.sockets import Endpoint
     from ..operations.waiting import Endpoints
     from .group_instance import GroupInstance
@@ -55,6 +56,7 @@ class OperatorSockets:
         self._plan = plan
         self._instance: GroupInstance | None = None
         self._status: _Open | None = None
+        self._log: RecentLog | None = None
         control = _control(plan)
         self._control = None if control is None else self._served(control)
         try:
@@ -63,7 +65,7 @@ class OperatorSockets:
         except BaseException:
             self.close()
             raise
-        self._tell()
+        self._on_status()
 
     @property
     def paths(self) -> list[str]:
@@ -75,6 +77,8 @@ class OperatorSockets:
         for each in (self._control, self._status):
             if each is not None:
                 each.server.close()
+        if self._log is not None:
+            self._log.close()
 
     # -- a reload -----------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class OperatorSockets:
             old, self._status = self._status, None if made is None else self._served(made)
             if old is not None:
                 old.server.retire()
-            self._tell()
+            self._on_status()
 
         return Swap(commit, _closing(made))
 
@@ -148,14 +152,31 @@ class OperatorSockets:
         from .group_instance import GroupInstance
 
         path = self._control.endpoint.path if self._control is not None else ""
-        self._instance = self._instance or GroupInstance(self._group, self._plan.config, path, self._probe_of)
+        self._instance = self._instance or GroupInstance(
+            self._group, self._plan.config, path, self._probe_of, self._lines
+        )
         return self._instance
 
-    def _tell(self) -> None:
-        if self._status is not None:
-            endpoint = self._status.endpoint
-            where = endpoint.path or f"http://{format_address(endpoint.socket.getsockname())}"
-            logging.getLogger("relay.cli").info("status server at %s", where)
+    def _lines(self) -> Sequence[LogLine]:
+        """Return the last lines of the log; from any thread."""
+        log = self._log
+        return log.lines() if log is not None else ()
+
+    def _on_status(self) -> None:
+        """Log where the status server is, and keep the last lines of the log as long as there is one."""
+        if self._status is None:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
+            return
+        if self._log is None:
+            from ..operations.recent_log import RecentLog
+
+            self._log = RecentLog()
+            self._log.install()
+        endpoint = self._status.endpoint
+        where = endpoint.path or f"http://{format_address(endpoint.socket.getsockname())}"
+        logging.getLogger("relay.cli").info("status server at %s", where)
 
 
 def _control(plan: EndpointPlan) -> Endpoint | None:

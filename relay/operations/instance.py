@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..carriers.listing import CarrierStatus
 from ..engine.records import Metrics, Stats
+from .recent_log import LogLine
 
 __all__ = [
     "LOG_LEVELS",
@@ -17,6 +18,7 @@ __all__ = [
     "ConnectionStatus",
     "Instance",
     "InstanceStatus",
+    "LogLine",
     "NotFoundError",
     "ProbeStatus",
     "RejectedError",
@@ -109,6 +111,8 @@ class ConnectionStatus:
     :param engine: ``splice`` or ``copy``.
     :param state: ``connecting``, ``open``, ``half-closed`` or ``closed``.
     :param reason: the word for why it ended; ``None`` while it is open.
+    :param started: when it was accepted, in seconds since 1970.
+    :param by: the party that ended it: ``client``, ``target``, ``relay`` or ``admin``; ``None`` while it is open.
     """
 
     id: str
@@ -121,6 +125,8 @@ class ConnectionStatus:
     engine: str
     state: str
     reason: str | None = None
+    started: float = 0.0
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +237,9 @@ class Instance(Protocol):
 
     def carriers(self) -> Sequence[CarrierStatus]:
         """Return the carriers of the process."""
+
+    def log(self) -> Sequence[LogLine]:
+        """Return the last lines of the log, oldest first; none if there is no status server."""
 
     def stuck_loops(self, timeout: float) -> Sequence[str]:
         """Ask the loop of each open tunnel to turn once.

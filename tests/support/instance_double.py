@@ -17,6 +17,7 @@ from relay.operations.instance import (
     ConflictError,
     ConnectionStatus,
     InstanceStatus,
+    LogLine,
     NotFoundError,
     ProbeStatus,
     RejectedError,
@@ -45,6 +46,7 @@ class Double:
         }
         self.open = {"c1": self.connection("c1", "a"), "c2": self.connection("c2", "b")}
         self.ended = [dataclasses.replace(self.connection("c0", "a"), state="closed", reason="done")]
+        self.lines = [LogLine(1e9, "warning", "relay.ssh", "ssh://me@x: no route")]
         self.done = []
         self.stuck = []
         self.rejection = None
@@ -54,7 +56,7 @@ class Double:
     def connection(number, tunnel):
         return ConnectionStatus(
             id=number, tunnel=tunnel, peer="1.2.3.4:5", target=None, age=1.5, received=1, sent=2, engine="copy",
-            state="open",
+            state="open", started=1e9,
         )  # fmt: skip
 
     def change(self, name, **fields):
@@ -76,6 +78,9 @@ class Double:
 
     def carriers(self):
         return [CarrierStatus("ssh://me@x", "ssh", "backing off", time.time(), 2, 0, error="no route")]
+
+    def log(self):
+        return self.lines
 
     def stuck_loops(self, timeout):
         self.at_check()
@@ -129,9 +134,9 @@ PROBED = ProbeStatus("connect", 30.0)
 class Served:
     """An app that is served at a control socket and at a status address."""
 
-    def __init__(self, stack, instance, folder, **options):
+    def __init__(self, stack, instance, folder, address="127.0.0.1:0", **options):
         self.control = open_control(str(folder / "c.sock"))
-        self.status = open_status("127.0.0.1:0", **options)
+        self.status = open_status(address, **options)
         self.address = self.status.socket.getsockname()
         stop = Stop()
         thread = threading.Thread(target=serve, args=(instance, [self.control, self.status], stop))

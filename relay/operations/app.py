@@ -1,13 +1,16 @@
 """The app of operators, HTTP with JSON: the same one on the control socket and at the status addresses.
 
 The server puts two facts into the state of each request: the endpoint at which its client has connected, and the
-instance. At an endpoint that only shows, nothing but GET is allowed.
+transport of the connection. At an endpoint that only shows, nothing but GET is allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import contextlib
+import functools
 import hmac
 import ipaddress
 import json
@@ -17,20 +20,25 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .events import Events
 from .forms import as_json
 from .health import DRAINING, Health, liveness, readiness
 from .instance import LOG_LEVELS, ConflictError, Instance, NotFoundError, RejectedError
 from .metrics import CONTENT_TYPE, MetricsPage
 from .openapi import document
+from .overview import Overview
+from .page import FILES, HEADERS, content
 from .sockets import Endpoint
+from .tables import View
 
-__all__ = ["LONGEST_BODY", "make_app"]
+__all__ = ["LONGEST_BODY", "App", "make_app"]
 
 logger = logging.getLogger("relay.operations")
 
@@ -42,14 +50,17 @@ CHECKS = 4
 Answer = Callable[[Request], Any]
 
 
-def make_app(instance: Instance) -> ASGIApp:
+def make_app(instance: Instance) -> App:
     """Return the app.
 
     :param instance: what it shows and controls.
     """
     operations = _Operations(instance)
+    events = Events(Overview(instance), run_in_threadpool)
     metrics = MetricsPage(instance)
     routes = [
+        *(_file(path) for path in FILES),
+        Route("/events", functools.partial(_events, events), methods=["GET"]),
         _get("/instance", lambda request: instance.status()),
         _get("/tunnels", lambda request: {"tunnels": instance.tunnels()}),
         _get("/tunnels/{name}", operations.tunnel),
@@ -70,7 +81,7 @@ def make_app(instance: Instance) -> ASGIApp:
         _act("/stop", lambda request: instance.stop()),
         Route("/log-level", operations.set_log_level, methods=["PUT"]),
     ]
-    return _Guard(Starlette(routes=routes, exception_handlers=_HANDLERS))
+    return App(Starlette(routes=routes, exception_handlers=_HANDLERS), events)
 
 
 class _Operations:
@@ -123,6 +134,43 @@ def _get(path: str, answer: Answer, threads: asyncio.Semaphore | None = None) ->
 
 def _act(path: str, act: Answer, method: str = "POST", threads: asyncio.Semaphore | None = None) -> Route:
     return Route(path, _endpoint(act, threads), methods=[method])
+
+
+def _file(path: str) -> Route:
+    async def respond(request: Request) -> Response:
+        data, kind = content(path)
+        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return Route(path, respond, methods=["GET"])
+
+
+async def _events(events: Events, request: Request) -> Response:
+    """Return the server-sent events of the status page."""
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise HTTPException(403, "a page of another site asks for it")
+    try:
+        view = View.parse(request.query_params)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
+    return _Stream(functools.partial(events.serve, view), request.state.transport)
+
+
+class _Stream(Response):
+    """A response that is sent until its client leaves.
+
+    :param serve: sends it.
+    :param transport: of the connection.
+    """
+
+    def __init__(self, serve: Callable[..., Awaitable[None]], transport: Any) -> None:
+        super().__init__()
+        self._serve = serve
+        self._transport = transport
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._serve(receive, send, self._transport)
 
 
 def _endpoint(answer: Answer, threads: asyncio.Semaphore | None) -> Callable[[Request], Awaitable[Response]]:
@@ -193,16 +241,27 @@ _HANDLERS: Any = {
 }
 
 
-class _Guard:
-    """A check of each request before the app gets it: the method, the host, the token, the size of the body."""
+class App:
+    """The app behind a check of each request: the method, the host, the token, the size of the body.
 
-    def __init__(self, app: ASGIApp) -> None:
+    :param app: gets the requests that pass.
+    :param events: of the status page.
+    """
+
+    def __init__(self, app: ASGIApp, events: Events) -> None:
         self._app = app
+        self._events = events
+
+    def close(self) -> None:
+        """End the answers that would never end."""
+        self._events.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request (ASGI)."""
         assert scope["type"] == "http", "no other protocol is on"
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         endpoint: Endpoint = scope["state"]["endpoint"]
+        send = _with_headers(send)
         response = _rejection(endpoint, scope["method"], headers)
         if response is not None:
             return await response(scope, receive, send)
@@ -224,12 +283,32 @@ def _rejection(endpoint: Endpoint, method: str, headers: dict[bytes, str]) -> Re
         if not endpoint.path and not endpoint.is_public and not _is_own_name(headers.get(b"host", "")):
             return _error(421, "unknown host; use the address of the status server, such as 127.0.0.1 or localhost")
         if endpoint.token is not None and not _has_token(headers.get(b"authorization", ""), endpoint.token):
-            realm = {"WWW-Authenticate": 'Bearer realm="relay"'}
-            return _error(401, "expected Authorization: Bearer with the token of status_token_file", **realm)
+            return _unauthorized()
     length = headers.get(b"content-length", "0")
     if not length.isdecimal() or len(length) > 9 or int(length) > LONGEST_BODY:
         return _error(413, f"the body has more than {LONGEST_BODY} bytes", Connection="close")
     return None
+
+
+def _unauthorized() -> Response:
+    """Return the request for the token: a browser asks its user for a name, which is not used, and a password."""
+    response = _error(401, "expected Authorization: Bearer with the token of status_token_file")
+    response.headers.append("WWW-Authenticate", 'Basic realm="relay: the token is the password", charset="UTF-8"')
+    response.headers.append("WWW-Authenticate", 'Bearer realm="relay"')
+    return response
+
+
+def _with_headers(send: Send) -> Send:
+    """Return what adds the headers that keep a browser from doing what the page does not need."""
+
+    async def add(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers.update(HEADERS)
+            message = {**message, "headers": headers.raw}
+        await send(message)
+
+    return add
 
 
 def _is_own_name(host: str) -> bool:
@@ -243,8 +322,17 @@ def _is_own_name(host: str) -> bool:
 
 
 def _has_token(header: str, token: str) -> bool:
-    kind, _, sent = header.partition(" ")
-    return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token.encode())
+    """Return whether a request has the token: as ``Bearer``, or as the password of ``Basic`` (RFC 7617)."""
+    kind, _, value = header.partition(" ")
+    sent = value.strip().encode()
+    if kind.lower() == "basic":
+        try:
+            sent = base64.b64decode(sent, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return False
+    elif kind.lower() != "bearer":
+        return False
+    return hmac.compare_digest(sent, token.encode())
 
 
 class _TooLongError(Exception):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .instance import Instance, NotFoundError, TunnelStatus
 
-__all__ = ["Health", "liveness", "readiness"]
+__all__ = ["Health", "liveness", "problem_of", "readiness"]
 
 TURN = 5.0  # seconds for a loop to turn
 DRAINING = "the program is ending"
@@ -53,11 +53,15 @@ def readiness(instance: Instance, name: str | None = None) -> Health:
         asked = [tunnel for tunnel in tunnels if tunnel.name == name]
         if not asked:
             raise NotFoundError(f"{name}: there is no such tunnel")
-    found = {tunnel.name: problem for tunnel in asked if (problem := _problem(tunnel, time.time()))}
+    found = {tunnel.name: problem for tunnel in asked if (problem := problem_of(tunnel, time.time()))}
     return Health(found, instance.status().draining)
 
 
-def _problem(tunnel: TunnelStatus, now: float) -> str:
+def problem_of(tunnel: TunnelStatus, now: float) -> str:
+    """Return why a tunnel is not ready; empty if it is.
+
+    :param now: the time in seconds since 1970.
+    """
     if tunnel.state != "listening":
         return f"{tunnel.state}: {tunnel.problem}" if tunnel.problem else tunnel.state
     probe = tunnel.probe

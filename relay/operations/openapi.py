@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .instance import LOG_LEVELS
+from .page import FILES
+from .tables import CONNECTION_ORDERS, LONGEST_FILTER, TUNNEL_ORDERS
 
 __all__ = ["document"]
 
@@ -41,6 +44,14 @@ def _object(about: str, **fields: dict[str, Any]) -> dict[str, Any]:
         "required": [*fields],
         "additionalProperties": False,
     }
+
+
+_MOVED = {"received": _COUNT, "sent": _COUNT}
+_RATES = {"received_rate": _or_null(_SECONDS), "sent_rate": _or_null(_SECONDS)}
+
+
+def _table(row: str) -> dict[str, Any]:
+    return _object("One page of a table.", total=_COUNT, matching=_COUNT, **{"from": _COUNT}, rows=_list(_ref(row)))
 
 
 _SCHEMAS = {
@@ -102,6 +113,8 @@ _SCHEMAS = {
         engine=_words("splice", "copy"),
         state=_words("connecting", "open", "half-closed", "closed"),
         reason=_or_null(_TEXT),
+        started=_TIME,
+        by=_or_null(_words("client", "target", "relay", "admin")),
     ),
     "Carrier": _object(
         "An SSH connection or I2P session that streams share.",
@@ -143,6 +156,77 @@ _SCHEMAS = {
     "Tunnels": _object("All tunnels.", tunnels=_list(_ref("Tunnel"))),
     "Connections": _object("Connections.", connections=_list(_ref("Connection"))),
     "Carriers": _object("All carriers.", carriers=_list(_ref("Carrier"))),
+    "Overview": _object(
+        "The part of the state that a status page shows.",
+        time=_TIME,
+        instance=_object(
+            "The process.", version=_TEXT, pid=_COUNT, started=_TIME, config=_TEXT, draining=_YES, ready=_YES
+        ),
+        totals=_object(
+            "Sums of all tunnels.",
+            accepted=_COUNT,
+            active=_COUNT,
+            received=_COUNT,
+            sent=_COUNT,
+            tunnels=_COUNT,
+            listening=_COUNT,
+            problems=_COUNT,
+            failed={"type": "object", "additionalProperties": _COUNT, "description": "Connections by reason."},
+        ),
+        history={
+            **_list({"type": "array", "items": {"type": "number"}, "minItems": 5, "maxItems": 5}),
+            "description": "The last 2 minutes: time, bytes per second from clients and to them, open connections, "
+            "new connections per second.",
+        },
+        tunnels=_table("TunnelRow"),
+        connections=_table("ConnectionRow"),
+        ended=_table("EndedRow"),
+        carriers=_table("Carrier"),
+        log=_list(_ref("LogLine")),
+    ),
+    "TunnelRow": _object(
+        "A tunnel, as a page shows it. Long texts are cut.",
+        name=_TEXT,
+        state=_TEXT,
+        listen=_TEXT,
+        target=_TEXT,
+        via=_list(_TEXT),
+        required=_YES,
+        since=_TIME,
+        hops=_TEXT,
+        problem=_TEXT,
+        active=_COUNT,
+        accepted=_COUNT,
+        failed=_COUNT,
+        probe={**_or_null(_SECONDS), "description": "Duration of the last probe, if it succeeded."},
+        **_MOVED,
+        **_RATES,
+    ),
+    "ConnectionRow": _object(
+        "An open connection, as a page shows it.",
+        id=_TEXT,
+        tunnel=_TEXT,
+        peer=_TEXT,
+        target=_TEXT,
+        state=_TEXT,
+        age=_SECONDS,
+        engine=_TEXT,
+        **_MOVED,
+        **_RATES,
+    ),
+    "EndedRow": _object(
+        "A connection that has ended, as a page shows it.",
+        id=_TEXT,
+        tunnel=_TEXT,
+        peer=_TEXT,
+        target=_TEXT,
+        ended=_TIME,
+        age=_SECONDS,
+        reason=_TEXT,
+        by=_TEXT,
+        **_MOVED,
+    ),
+    "LogLine": _object("A line of the log.", time=_TIME, level=_TEXT, logger=_TEXT, message=_TEXT),
     "LogLevel": _object("A log level.", level=_words(*LOG_LEVELS)),
 }
 
@@ -165,6 +249,7 @@ def _answers(ok: str | None, *errors: int, about: str = "") -> dict[str, Any]:
 
 _ERRORS = {
     400: "The request is wrong.",
+    403: "A page of another site asks for it.",
     404: "There is no such tunnel or connection.",
     409: "The state does not allow it, or the program is ending.",
     413: "The body is too long.",
@@ -188,6 +273,14 @@ def _operation(summary: str, answers: dict[str, Any], *parameters: dict[str, Any
     if body:
         made["requestBody"] = {"required": True, "content": _content(body)}
     return made
+
+
+def _of_type(about: str, kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"200": {"description": about, "content": {kind: {"schema": schema}}}}
+
+
+def _order(keys: Iterable[str]) -> dict[str, Any]:
+    return _words(*(sign + key for key in keys for sign in ("", "-")))
 
 
 def _health(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
@@ -231,18 +324,31 @@ def _paths() -> dict[str, Any]:
         "/metrics": {
             "get": _operation(
                 "Metrics for Prometheus.",
-                {"200": {"description": "The text format.", "content": {"text/plain": {"schema": _TEXT}}}},
+                _of_type("The text format.", "text/plain", _TEXT),
+            )
+        },
+        **{
+            path: {"get": _operation("A file of the status page.", _of_type("The file.", kind, _TEXT))}
+            for path, (_, kind) in FILES.items()
+        },
+        "/events": {
+            "get": _operation(
+                "Server-sent events for the status page, at most one each second.",
+                _of_type("Each event is an Overview.", "text/event-stream", _ref("Overview"))
+                | {
+                    str(status): {"description": _ERRORS[status], "content": _content("Error")} for status in (400, 403)
+                },
+                _in_query("filter", {**_TEXT, "description": "Words that each row has.", "maxLength": LONGEST_FILTER}),
+                _in_query("tunnels", _order(TUNNEL_ORDERS)),
+                _in_query("tunnels_from", _COUNT),
+                _in_query("connections", _order(CONNECTION_ORDERS)),
+                _in_query("connections_from", _COUNT),
             )
         },
         "/openapi.json": {
             "get": _operation(
                 "This description.",
-                {
-                    "200": {
-                        "description": "OpenAPI 3.1.",
-                        "content": {"application/json": {"schema": {"type": "object"}}},
-                    }
-                },
+                _of_type("OpenAPI 3.1.", "application/json", {"type": "object"}),
             )
         },
     }

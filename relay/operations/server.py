@@ -20,7 +20,7 @@ import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .app import make_app
+from .app import App, make_app
 from .instance import Instance
 from .sockets import Endpoint
 from .stop import Stop
@@ -51,10 +51,16 @@ def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None
     asyncio.run(_serve_all(app, endpoints, stop))
 
 
-async def _serve_all(app: Any, endpoints: Sequence[Endpoint], stop: Stop) -> None:
+async def _serve_all(app: App, endpoints: Sequence[Endpoint], stop: Stop) -> None:
     stopped = asyncio.Event()
     stop.use(asyncio.get_running_loop(), stopped)
-    await asyncio.gather(*(_EndpointServer(app, endpoint, stopped).serve([endpoint.socket]) for endpoint in endpoints))
+    servers = [_EndpointServer(app, endpoint, stopped).serve([endpoint.socket]) for endpoint in endpoints]
+    await asyncio.gather(_close(app, stopped), *servers)
+
+
+async def _close(app: App, stopped: asyncio.Event) -> None:
+    await stopped.wait()
+    app.close()
 
 
 class _EndpointServer(Server):
@@ -112,6 +118,7 @@ class _Client(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
+        self.app_state["transport"] = transport
         if self._is_control and not _is_allowed(transport.get_extra_info("socket")):
             transport.abort()
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import time
 
@@ -49,8 +50,8 @@ def test_every_answer_is_as_the_description_says(app, double):
         content = operation["responses"][str(answer.status_code)].get("content")
         if content is None:
             assert answer.content == b""
-        elif "text/plain" in content:
-            assert answer.headers["content-type"].startswith("text/plain")
+        elif "application/json" not in content:
+            assert answer.headers["content-type"].partition(";")[0] in content
         else:
             schema = {**content["application/json"]["schema"], "components": described["components"]}
             jsonschema.validate(answer.json(), schema, cls=jsonschema.Draft202012Validator)
@@ -59,6 +60,9 @@ def test_every_answer_is_as_the_description_says(app, double):
     double.change("b", probe=PROBED)
     for path in described["paths"]:
         for method in described["paths"][path]:
+            if path == "/events":  # which never ends: test_events.py
+                seen.add((method, path))
+                continue
             for name, number in (("a", "c1"), ("nope", "nope")):
                 url = path.replace("{name}", name).replace("{id}", number)
                 body = {"json": {"level": "debug"}} if path == "/log-level" else {}
@@ -169,13 +173,24 @@ def test_its_own_names_are_fine(app, host):
     assert app.tcp.get("/tunnels", headers={"Host": host}).status_code == 200
 
 
+def basic(*words):
+    return "Basic " + base64.b64encode(":".join(words).encode()).decode()
+
+
 def test_with_a_token_nothing_is_shown_without_it(double, tmp_path, token_file):
     with served(double, tmp_path, is_public=True, token_file=token_file) as app:
-        for header in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", "Bearer \xff"):
+        wrong = [f"Basic {TOKEN}", "Basic", "Basic \xff", basic(TOKEN, ""), basic("", TOKEN + "x"), basic(TOKEN)]
+        for header in (None, "Bearer wrong", "Bearer", f"Bearer {TOKEN}x", "Bearer \xff", f"Digest {TOKEN}", *wrong):
             headers = {} if header is None else {"Authorization": header.encode("latin-1")}
-            answer = app.tcp.get("/readyz", headers=headers)
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="relay"')
-        assert app.tcp.get("/tunnels", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+            for path in ("/readyz", "/", "/page.js", "/events"):
+                answer = app.tcp.get(path, headers=headers)
+                assert answer.status_code == 401
+                assert answer.headers.get_list("www-authenticate") == [
+                    'Basic realm="relay: the token is the password", charset="UTF-8"',
+                    'Bearer realm="relay"',
+                ]
+        for header in (f"Bearer {TOKEN}", basic("anyone", TOKEN), basic("", TOKEN)):
+            assert app.tcp.get("/tunnels", headers={"Authorization": header}).status_code == 200
         assert app.get("/tunnels").status_code == 200, "the control socket needs none"
 
 

@@ -1,0 +1,298 @@
+"""The tables of the status page: the rows that a page shows, in its order, with texts that are safe and short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from ..addresses.printable import printable
+from .instance import CarrierStatus, ConnectionStatus, TunnelStatus
+
+__all__ = [
+    "CONNECTION_ORDERS",
+    "LONGEST_FILTER",
+    "ROWS",
+    "TUNNEL_ORDERS",
+    "Rates",
+    "Tables",
+    "View",
+    "ended_at",
+    "short",
+]
+
+ROWS = 25  # of each table
+LONGEST = 200  # characters of a text that may come from the network
+LONGEST_FILTER = 200  # characters
+LONGEST_OFFSET = 7  # digits of the number of rows to skip
+
+Row = TypeVar("Row")
+_Order = Callable[[Any, Any, Any], Any]  # of a row, the rates, and the problems of the tunnels
+
+
+class View(NamedTuple):
+    """The part of the state that one page shows.
+
+    :param filter: words; a row is shown if its texts contain each of them.
+    :param tunnels: the order of the tunnels, a key of :data:`TUNNEL_ORDERS`; with ``-`` before it, the reverse.
+    :param tunnels_from: the number of tunnels to skip.
+    :param connections: the order of the connections, a key of :data:`CONNECTION_ORDERS`, as for the tunnels.
+    :param connections_from: the number of connections to skip.
+    """
+
+    filter: str = ""
+    tunnels: str = "problem"
+    tunnels_from: int = 0
+    connections: str = "age"
+    connections_from: int = 0
+
+    @classmethod
+    def parse(cls, query: Mapping[str, str]) -> View:
+        """Return the view that a query describes; its keys are the names of the fields.
+
+        :raises ValueError: if a value is wrong.
+        """
+        default = cls()
+        words = query.get("filter", "")
+        if len(words) > LONGEST_FILTER:
+            raise ValueError(f"filter: expected at most {LONGEST_FILTER} characters")
+        return cls(
+            words,
+            _order(query.get("tunnels", default.tunnels), "tunnels", TUNNEL_ORDERS),
+            _offset(query.get("tunnels_from", "0"), "tunnels_from"),
+            _order(query.get("connections", default.connections), "connections", CONNECTION_ORDERS),
+            _offset(query.get("connections_from", "0"), "connections_from"),
+        )
+
+
+def _order(value: str, name: str, orders: Mapping[str, object]) -> str:
+    if value.removeprefix("-") not in orders:
+        raise ValueError(f"{name}: expected one of {', '.join(orders)}; put - before it for the reverse")
+    return value
+
+
+def _offset(value: str, name: str) -> int:
+    if not value.isdecimal() or not value.isascii() or len(value) > LONGEST_OFFSET:
+        raise ValueError(f"{name}: expected a number of rows")
+    return int(value)
+
+
+class Rates:
+    """Bytes per second, received and sent, by key."""
+
+    def __init__(self) -> None:
+        self._moved: Mapping[str, tuple[int, int]] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def look(self, moved: Mapping[str, tuple[int, int]], passed: float) -> None:
+        """Take a sample of the bytes so far.
+
+        :param moved: by key: the bytes received and sent.
+        :param passed: seconds since the last sample; 0 if there is none.
+        """
+        known, self._moved, self._rates = self._moved, moved, {}
+        if passed > 0.0:
+            self._rates = {
+                key: (max(0, received - known[key][0]) / passed, max(0, sent - known[key][1]) / passed)
+                for key, (received, sent) in moved.items()
+                if key in known
+            }
+
+    def of(self, key: str) -> tuple[float, float] | tuple[None, None]:
+        """Return the rates of a key; ``None`` for each if it is new."""
+        return self._rates.get(key, (None, None))
+
+
+class Tables(NamedTuple):
+    """All rows at one moment."""
+
+    tunnels: Sequence[TunnelStatus]
+    problems: Mapping[str, str]
+    """By tunnel: why it is not ready."""
+    connections: Sequence[ConnectionStatus]
+    ended: Sequence[ConnectionStatus]
+    """Newest first."""
+    carriers: Sequence[CarrierStatus]
+    tunnel_rates: Rates
+    """By the name of a tunnel."""
+    connection_rates: Rates
+    """By the id of a connection."""
+
+    def shown(self, view: View) -> dict[str, Any]:
+        """Return what a page shows, as JSON has it."""
+        words = view.filter.casefold().split()
+        tunnels = _matching(self.tunnels, words, _words_of_tunnel)
+        connections = _matching(self.connections, words, _words_of_connection)
+        carriers = _matching(self.carriers, words, lambda one: (one.name, one.kind, one.state, one.error))
+        return {
+            "tunnels": _table(
+                self.tunnels,
+                _sorted(tunnels, view.tunnels, TUNNEL_ORDERS, self.tunnel_rates, self.problems),
+                view.tunnels_from,
+                lambda one: _tunnel(one, self.problems.get(one.name, ""), self.tunnel_rates.of(one.name)),
+            ),
+            "connections": _table(
+                self.connections,
+                _sorted(connections, view.connections, CONNECTION_ORDERS, self.connection_rates, self.problems),
+                view.connections_from,
+                lambda one: _connection(one, self.connection_rates.of(one.id)),
+            ),
+            "ended": _table(self.ended, _matching(self.ended, words, _words_of_connection), 0, _ended),
+            "carriers": _table(self.carriers, sorted(carriers, key=lambda one: one.state == "up"), 0, _carrier),
+        }
+
+
+def _tunnel(tunnel: TunnelStatus, problem: str, rates: tuple[float | None, float | None]) -> dict[str, Any]:
+    figures = tunnel.figures
+    probe = tunnel.probe
+    return {
+        "name": short(tunnel.name),
+        "state": tunnel.state,
+        "listen": short(tunnel.listen),
+        "target": short(tunnel.target),
+        "via": [short(hop) for hop in tunnel.via],
+        "required": tunnel.required,
+        "since": tunnel.since,
+        "hops": tunnel.hops,
+        "problem": short(tunnel.problem or problem, 500),
+        "active": figures.active if figures else 0,
+        "accepted": figures.accepted if figures else 0,
+        "received": figures.received if figures else 0,
+        "sent": figures.sent if figures else 0,
+        "received_rate": rates[0],
+        "sent_rate": rates[1],
+        "failed": sum(figures.failed.values()) if figures else 0,
+        "probe": probe.seconds if probe is not None and probe.finished is not None and not probe.problem else None,
+    }
+
+
+def _connection(connection: ConnectionStatus, rates: tuple[float | None, float | None]) -> dict[str, Any]:
+    return {
+        "id": connection.id,
+        "tunnel": short(connection.tunnel),
+        "peer": short(connection.peer),
+        "target": short(connection.target or ""),
+        "state": connection.state,
+        "age": connection.age,
+        "received": connection.received,
+        "sent": connection.sent,
+        "received_rate": rates[0],
+        "sent_rate": rates[1],
+        "engine": connection.engine,
+    }
+
+
+def _ended(connection: ConnectionStatus) -> dict[str, Any]:
+    return {
+        "id": connection.id,
+        "tunnel": short(connection.tunnel),
+        "peer": short(connection.peer),
+        "target": short(connection.target or ""),
+        "ended": ended_at(connection),
+        "age": connection.age,
+        "received": connection.received,
+        "sent": connection.sent,
+        "reason": short(connection.reason or ""),
+        "by": connection.by or "",
+    }
+
+
+def _carrier(carrier: CarrierStatus) -> dict[str, Any]:
+    return {
+        "name": short(carrier.name),
+        "kind": carrier.kind,
+        "state": carrier.state,
+        "since": carrier.since,
+        "losses": carrier.losses,
+        "streams": carrier.streams,
+        "rtt": carrier.rtt,
+        "error": short(carrier.error, 500),
+    }
+
+
+def short(text: str, longest: int = LONGEST) -> str:
+    """Return a text that may come from the network, for the page.
+
+    :param longest: characters after which it is cut.
+    """
+    return printable(text, longest)
+
+
+def ended_at(connection: ConnectionStatus) -> float:
+    """Return when a connection has ended, in seconds since 1970."""
+    return connection.started + connection.age
+
+
+def _words_of_tunnel(tunnel: TunnelStatus) -> tuple[str, ...]:
+    return (tunnel.name, tunnel.state, tunnel.listen, tunnel.target, *tunnel.via, tunnel.problem)
+
+
+def _words_of_connection(connection: ConnectionStatus) -> tuple[str, ...]:
+    return (connection.tunnel, connection.peer, connection.target or "", connection.state, connection.reason or "")
+
+
+def _matching(rows: Sequence[Row], words: Sequence[str], texts: Callable[[Row], tuple[str, ...]]) -> Sequence[Row]:
+    if not words:
+        return rows
+    return [row for row in rows if _contains("\n".join(texts(row)).casefold(), words)]
+
+
+def _contains(text: str, words: Iterable[str]) -> bool:
+    return all(word in text for word in words)
+
+
+def _table(
+    rows: Sequence[Row], matching: Sequence[Row], first: int, describe: Callable[[Row], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return one page of a table. Beyond its end, that is the last one."""
+    first = min(first, max(0, (len(matching) - 1) // ROWS * ROWS))
+    shown = matching[first : first + ROWS]
+    return {"total": len(rows), "matching": len(matching), "from": first, "rows": [describe(row) for row in shown]}
+
+
+def _sorted(
+    rows: Iterable[Row], order: str, orders: Mapping[str, _Order], rates: Rates, problems: Mapping[str, str]
+) -> Sequence[Row]:
+    key = orders[order.removeprefix("-")]
+    return sorted(rows, key=lambda row: key(row, rates, problems), reverse=order.startswith("-"))
+
+
+def _field(name: str) -> _Order:
+    return lambda row, rates, problems: getattr(row, name) or ""
+
+
+def _number(name: str) -> _Order:
+    return lambda row, rates, problems: getattr(row, name)
+
+
+def _figure(name: str) -> _Order:
+    return lambda tunnel, rates, problems: getattr(tunnel.figures, name) if tunnel.figures is not None else 0
+
+
+def _rate(key: str, index: int) -> _Order:
+    return lambda row, rates, problems: rates.of(getattr(row, key))[index] or 0.0
+
+
+TUNNEL_ORDERS: Mapping[str, _Order] = {
+    "problem": lambda tunnel, rates, problems: not (tunnel.problem or tunnel.name in problems),
+    "name": _field("name"),
+    "state": _field("state"),
+    "active": _figure("active"),
+    "accepted": _figure("accepted"),
+    "received": _figure("received"),
+    "sent": _figure("sent"),
+    "received_rate": _rate("name", 0),
+    "sent_rate": _rate("name", 1),
+    "failed": lambda tunnel, rates, problems: sum(tunnel.figures.failed.values()) if tunnel.figures is not None else 0,
+}
+
+CONNECTION_ORDERS: Mapping[str, _Order] = {
+    "peer": _field("peer"),
+    "tunnel": _field("tunnel"),
+    "target": _field("target"),
+    "state": _field("state"),
+    "age": _number("age"),
+    "received": _number("received"),
+    "sent": _number("sent"),
+    "received_rate": _rate("id", 0),
+    "sent_rate": _rate("id", 1),
+}

@@ -15,7 +15,7 @@ from helpers import WAIT, wait_until
 from instance_double import Double, served
 
 from relay.operations import app as app_module
-from relay.operations import events
+from relay.operations import events, server
 
 
 class Counting(Double):
@@ -192,7 +192,7 @@ def test_beyond_the_limit_the_oldest_page_is_ended_and_knows_why(app, monkeypatc
 
 def test_a_hundred_pages_that_read_nothing_harm_nobody(app, double, monkeypatch):
     double.lines = [double.lines[0]._replace(message="x" * 400)] * 50  # so that the buffers are soon full
-    monkeypatch.setattr(events, "PATIENCE", 0.2)
+    monkeypatch.setattr(server, "ANSWER_TIME", 0.2)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(raw(app)) for _ in range(100)]
         with listening(app) as take:

@@ -18,7 +18,7 @@ __all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines
 
 Row = Mapping[str, Any]
 
-_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses")
+_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt")
 
 
 def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
@@ -93,10 +93,11 @@ def print_carriers(carriers: Sequence[Row]) -> None:
             age(max(0.0, time.time() - each["since"])),
             str(each["streams"]),
             str(each["losses"]),
+            "" if each["rtt"] is None else f"{each['rtt'] * 1000:.1f} ms",
         ]
         for each in carriers
     ]
-    _print(["carrier", "kind", "state", "age", "streams", "losses"], rows)
+    _print(["carrier", "kind", "state", "age", "streams", "losses", "rtt"], rows)
     for each in carriers:
         if each["error"]:
             _print_text(f"{each['name']}: {each['error']}")

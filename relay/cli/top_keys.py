@@ -6,8 +6,10 @@ import contextlib
 import enum
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..config.models import File
+if TYPE_CHECKING:  # a command without a file needs none of its models
+    from ..config.models import File
 
 __all__ = ["TUNED", "KeyChange", "KeyEffect", "Swap", "compare_keys", "prepare_all"]
 

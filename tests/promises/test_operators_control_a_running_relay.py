@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, wait_until
+from helpers import WAIT, receive_exactly, wait_until
 
 FILE = """
 status = "127.0.0.1:0"
@@ -200,3 +201,41 @@ def test_a_wrong_address_is_one_line_before_anything_opens(file, environment, wo
     assert done.stdout == ""
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "hop"),
+    [
+        ("forward", [":0", "{target}"], "1:target"),
+        ("forward", [":0", "{target}", "--via", "{server}"], "2:target"),
+        ("socks", [":0", "--via", "{server}"], "2:target"),
+        ("expose", ["{target}", "--on", "{server}"], "1:target"),
+    ],
+    ids=["forward", "forward over ssh", "socks", "expose"],
+)
+def test_each_command_has_status_metrics_and_health(command, words, hop, echo_server, ssh_server, tmp_path):
+    target = "{}:{}".format(*echo_server.address)
+    words = [word.format(target=target, server=ssh_server.url) for word in words]
+    path = str(tmp_path / "status")
+    with commands() as start:
+        started = start(*words, "--status", f"unix://{path}", command=command)
+        line = started.process.stdout.readline()
+        port = int(re.search(r":(\d+) ", line)[1])
+        with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+            if command == "socks":
+                client.sendall(b"\5\1\0\5\1\0\1\x7f\0\0\1" + echo_server.address[1].to_bytes(2))
+                assert receive_exactly(client, 12)[3] == 0
+            client.sendall(b"ping")
+            assert receive_exactly(client, 4) == b"ping"
+            with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://relay", timeout=WAIT) as http:
+                assert [http.get(f"/{check}").status_code for check in ("livez", "readyz", "instance")] == [200] * 3
+                (tunnel,) = http.get("/tunnels").json()["tunnels"]
+                assert (tunnel["name"], tunnel["state"], tunnel["figures"]["active"]) == (command, "listening", 1)
+                assert [each["kind"] for each in http.get("/carriers").json()["carriers"]] == ["ssh"] * (
+                    "ssh" in words[-1]
+                )
+                client.close()
+                count = f'relay_connect_seconds_count{{tunnel="{command}",hop="{hop}"}} 1\n'
+                wait_until(lambda: count in http.get("/metrics").text)
+                assert "relay_config_reloads_total{" not in http.get("/metrics").text, "there is no file"
+        assert started.end()[0] == 0

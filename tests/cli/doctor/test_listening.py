@@ -69,6 +69,24 @@ def only(text, **options):
     return found
 
 
+@pytest.fixture(autouse=True)
+def process_of_relay(monkeypatch):
+    """The process id of the relay that has an address in use: none, or what the test appends. No other one counts."""
+    found = []
+    monkeypatch.setattr("relay.cli.doctor.listening.process_at", lambda address: found[-1] if found else None)
+    return found
+
+
+def test_an_address_of_the_running_relay(listener, tmp_path, process_of_relay):
+    process_of_relay.append(7)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{tmp_path}/s")
+        made.listen()
+        for address in (":{1}".format(*listener.getsockname()), f"unix://{tmp_path}/s"):
+            found = only(address)
+            assert (found.status, found.text) == (Status.OK, "the running relay (process 7) listens here")
+
+
 def test_a_port(listener):
     assert only(":0").status is Status.OK
     found = only(f":{listener.getsockname()[1]}")

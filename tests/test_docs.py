@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import importlib.util
 import inspect
 import itertools
@@ -186,14 +185,14 @@ def test_the_fields_of_the_log_are_those_of_the_records():
         assert set(shown[name]) <= set(re.findall(r"`(\w+)`", fields[name]))
 
 
-def test_the_systemd_unit_is_right():
-    unit = configparser.ConfigParser()
-    unit.optionxform = str
-    unit.read_string(re.search(r"^```ini\n(.*?)^```", PAGES["operations"], re.DOTALL | re.MULTILINE)[1])
-    assert unit.sections() == ["Unit", "Service", "Install"]
-    program, *words = unit["Service"]["ExecStart"].split()
+def test_the_systemd_unit_is_the_one_that_relay_writes():
+    from relay.cli.service.unit import Sandbox, Unit, text_of
+
+    unit = Unit(("/opt/relay/bin/relay",), "/etc/relay/relay.toml", "", "", 255, Sandbox())
+    shown = re.search(r"^```ini\n(.*?)^```", PAGES["operations"], re.DOTALL | re.MULTILINE)[1]
+    assert shown == text_of(unit)
+    program, *words = re.search(r"^ExecStart=(.*)$", shown, re.MULTILINE)[1].split()
     assert program.endswith("/relay")
-    assert unit["Service"]["Type"] == "notify-reload"
     done = run(*words, "surplus")
     assert "unexpected argument" in done.stderr
 

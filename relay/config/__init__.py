@@ -79,7 +79,7 @@ def find() -> str:
     raise ValueError(f"{NAME}: no such file here, nor {users}; name a file")
 
 
-def read(path: str, name: str | None = None, before: Written | None = None) -> Config:
+def read(path: str, name: str | None = None, before: Written | None = None, *, owner: int | None = None) -> Config:
     """Read a file and check it.
 
     A file that others can write is rejected, because it can name programs to start. A file that others can read must
@@ -88,6 +88,7 @@ def read(path: str, name: str | None = None, before: Written | None = None) -> C
     :param path: of the file.
     :param name: of the file in its problems; the path by default.
     :param before: the file when it was read last; a tunnel that is written as it was then has the same entry.
+    :param owner: the user for whom it is read, who may own it; this user by default.
     :returns: its contents and its problems.
     :raises OSError: if it cannot be read.
     """
@@ -96,7 +97,7 @@ def read(path: str, name: str | None = None, before: Written | None = None) -> C
         status = os.fstat(opened.fileno())
         data = opened.read(_LONGEST + 1)
     document: dict[str, Any] = {}
-    refusal = _distrust(status)
+    refusal = _distrust(status, os.geteuid() if owner is None else owner)
     if refusal or len(data) > _LONGEST:
         problems.add((), refusal or f"it has more than {_LONGEST} bytes, which are allowed")
     else:
@@ -117,12 +118,12 @@ def of_command_line(name: str, tunnel: dict[str, Any], listen: Listen | None = N
     return _checked({"tunnels": {name: tunnel}}, Problems("", ("tunnels", name)), os.getcwd(), no_secrets, listen)
 
 
-def _distrust(status: os.stat_result) -> str:
+def _distrust(status: os.stat_result, owner: int) -> str:
     """Return why a file is not trusted; empty if it is."""
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o022:
         return f"others can write to it (mode {mode:04o}), and it can name programs to start; chmod go-w it"
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, owner):
         return "it is neither yours nor the administrator's, and it can name programs to start; make a copy of your own"
     return ""
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "socks": "Run a SOCKS or HTTP proxy.",
     "up": "Open all the tunnels of a file.",
     "ctl": "Show and control a running relay.",
+    "service": "Write a systemd unit for the tunnels of a file.",
     "check": "Check a file, or a command line, and connect to nothing.",
     "doctor": "Test a route hop by hop, and name the step that fails.",
     "pipe": "Connect standard input and output to a target.",

@@ -1,0 +1,1 @@
+"""The unit of ``relay service``, by which systemd runs the tunnels of a file."""

@@ -1,0 +1,162 @@
+"""The files, directories and privileges that the tunnels of a file use, for the sandbox of their unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ...addresses.hops import Command, ProxyListen
+from ...addresses.i2p import I2PListen, I2PRouter
+from ...addresses.options import FILE, options_of
+from ...addresses.ssh import SSHServer
+from ...addresses.values import TCPAddress, TLSListen, UnixAddress
+from ...config import Config, Entry
+
+__all__ = ["Needs", "needs_of"]
+
+_LOW = 1024  # the first port for which no privilege is needed
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The needs of a file of tunnels; all paths are absolute.
+
+    :param reads: files to read.
+    :param writes: directories in which relay creates or changes files.
+    :param sockets: Unix sockets to connect to.
+    :param programs: why relay starts other programs, such as ``exec:``; empty if it starts none.
+    :param has_low_port: whether it listens at a port below 1024.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    sockets: tuple[str, ...]
+    programs: tuple[str, ...]
+    has_low_port: bool
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All paths."""
+        return (*self.reads, *self.writes, *self.sockets)
+
+
+def needs_of(config: Config, home: str, is_program_needed: Callable[[SSHServer], bool]) -> Needs:
+    """Return what the tunnels of a file use.
+
+    :param config: the file, which has no problems.
+    :param home: the home directory of the user who runs it.
+    :param is_program_needed: returns whether an SSH server needs the OpenSSH client or a ``ProxyCommand``.
+    """
+    found = _Found(config.folder, home, is_program_needed)
+    file = config.file
+    for entry in config.entries:
+        found.add_entry(entry)
+    for value in _values((config.hops, [_addresses(entry) for entry in config.entries])):
+        found.add(value)
+    found.read(file.status_token_file)
+    found.write(file.log_file)
+    found.write(None if file.control == "none" else file.control)
+    if file.status is not None and file.status.startswith("unix://"):
+        found.write(file.status.removeprefix("unix://"))
+    return Needs(
+        tuple(dict.fromkeys(found.reads)),
+        tuple(dict.fromkeys(found.writes)),
+        tuple(dict.fromkeys(found.sockets)),
+        tuple(dict.fromkeys(found.programs)),
+        found.has_low_port,
+    )
+
+
+def _addresses(entry: Entry) -> list[object]:
+    routes = [rule.route for rule in entry.rules]
+    return [entry.target, entry.via, entry.listen_via, entry.bridge, routes]
+
+
+def _values(value: object) -> Iterator[object]:
+    """Yield the addresses in a value, also those that are parts of others."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _values(each)
+    elif isinstance(value, dict):
+        yield from _values([*value.values()])
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield value
+        yield from _values([getattr(value, field.name) for field in dataclasses.fields(value)])
+
+
+class _Found:
+    """The needs that were found so far.
+
+    :param folder: of the file; relative paths begin there.
+    :param home: replaces ``~``.
+    :param is_program_needed: as for :func:`needs_of`.
+    """
+
+    def __init__(self, folder: str, home: str, is_program_needed: Callable[[SSHServer], bool]) -> None:
+        self.reads: list[str] = []
+        self.writes: list[str] = []
+        self.sockets: list[str] = []
+        self.programs: list[str] = []
+        self.has_low_port = False
+        self._folder = folder
+        self._home = home
+        self._is_program_needed = is_program_needed
+
+    def path(self, text: str) -> str:
+        """Return the absolute path of a path in the file."""
+        if text == "~" or text.startswith("~/"):
+            text = self._home + text[1:]
+        return os.path.normpath(os.path.join(self._folder, text))
+
+    def read(self, text: str | None) -> None:
+        """Note a file to read."""
+        if text is not None:
+            self.reads.append(self.path(text))
+
+    def write(self, text: str | None) -> None:
+        """Note a file to write, by its directory."""
+        if text is not None:
+            self.writes.append(os.path.dirname(self.path(text)))
+
+    def add_entry(self, entry: Entry) -> None:
+        """Note what only a tunnel's own table has, and where it listens."""
+        tunnel, listen = entry.tunnel, entry.listen
+        self.read(tunnel.password_file)
+        for text in (*(tunnel.allow or ()), *(tunnel.deny or ())):
+            if os.path.exists(self.path(text)):
+                self.read(text)
+        if isinstance(listen, UnixAddress):
+            self.write(listen.path)
+        elif isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+            self.has_low_port |= 0 < listen.port < _LOW
+        if isinstance(listen, I2PListen):
+            self.write(tunnel.keys)
+            if tunnel.keys is None and listen.router.keys is None and not tunnel.transient:
+                self.writes.append(os.path.join(self._home, ".local/share/relay"))
+        for value in _values(listen):
+            if not isinstance(value, UnixAddress):  # its own, or one on a server
+                self.add(value)
+
+    def add(self, value: object) -> None:
+        """Note the needs of an address."""
+        if isinstance(value, UnixAddress):
+            self.sockets.append(self.path(value.path))
+        elif isinstance(value, Command):
+            self.programs.append("exec:")
+        elif isinstance(value, SSHServer) and self._is_program_needed(value):
+            self.programs.append("the OpenSSH client")
+        self._add_files(value)
+
+    def _add_files(self, value: object) -> None:
+        for name, one in options_of(type(value)).items():
+            if one.kind is not FILE:
+                continue
+            path = getattr(value, name)
+            if isinstance(value, I2PRouter) and name == "keys":
+                self.write(path)
+            else:
+                self.read(path)
+        if isinstance(value, SSHServer) and value.accept_new:
+            self.write(value.known_hosts or "~/.ssh/known_hosts")

@@ -1,0 +1,77 @@
+"""The file of the unit: where it is, and whether relay may overwrite it."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+
+__all__ = ["path_of", "write"]
+
+NAME = "relay.service"
+
+_SYSTEM = "/etc/systemd/system"
+_MARK = "# Written by relay service install ({:08x}); for changes use: systemctl {}edit relay\n"
+_MARKED = re.compile(r"# Written by relay service install \(([0-9a-f]{8})\).*\n")
+
+
+def path_of(*, is_users: bool) -> str:
+    """Return the path of the unit.
+
+    Source: systemd.unit(5), "Unit File Load Path".
+    """
+    if not is_users:
+        return os.path.join(_SYSTEM, NAME)
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    folder = base if os.path.isabs(base) else os.path.expanduser("~/.config")
+    return os.path.join(folder, "systemd/user", NAME)
+
+
+def marked(text: str, *, is_users: bool) -> str:
+    """Return the text of a unit with the line that says that relay has written it."""
+    return _MARK.format(_checksum(text), "--user " if is_users else "") + text
+
+
+def write(path: str, text: str, *, force: bool) -> None:
+    """Write a unit atomically; a unit that relay has not written, or that was changed since, stays.
+
+    :param path: of the unit.
+    :param text: with its mark.
+    :param force: whether to overwrite any unit.
+    :raises ValueError: if there is such a unit.
+    :raises OSError: if it cannot be written.
+    """
+    if not force and not _is_ours(path):
+        raise ValueError(f"{path}: relay has not written this unit, or it was changed; --force overwrites it")
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "x", encoding="utf-8", opener=_open) as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o644)
+
+
+def _is_ours(path: str) -> bool:
+    """Return whether there is no unit, or one that relay has written and that was not changed since."""
+    if os.path.islink(path):
+        return False
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            mark, text = file.readline(), file.read()
+    except FileNotFoundError:
+        return True
+    found = _MARKED.fullmatch(mark)
+    return found is not None and int(found[1], 16) == _checksum(text)
+
+
+def _checksum(text: str) -> int:
+    return zlib.crc32(text.encode())

@@ -1,0 +1,120 @@
+"""The user of the unit, and its sandbox, from a file on disk."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+
+import click
+import pytest
+
+from relay.cli.service import making
+from relay.cli.service.making import make_unit
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to other users")
+
+OTHER = pwd.getpwnam("nobody")
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Returns the unit for a text; its folder is public unless there is another mode."""
+    monkeypatch.setattr(making, "_is_public", lambda path: bool(os.stat(path).st_mode & 0o004))
+    monkeypatch.setattr(making, "_TEMPORARY", ())
+    monkeypatch.setattr(making, "_check_program", lambda command: None)
+
+    def make(*more, mode=0o644, owner=0, homes=("/nowhere",), **options):
+        monkeypatch.setattr(making, "_HOMES", homes)
+        path = tmp_path / "relay.toml"
+        path.write_text("\n".join([*more, "[tunnels.t]", 'listen = "8080"', 'target = "h:1"', ""]))
+        path.chmod(mode)
+        os.chown(path, owner, -1)
+        return make_unit(str(path), **{"is_users": False, "version": 255, **options})
+
+    return make
+
+
+def test_a_file_that_all_can_read_has_a_user_of_systemd(made, tmp_path):
+    unit = made()
+    assert (unit.user, unit.config) == ("", str(tmp_path / "relay.toml"))
+    assert not unit.sandbox.needs_tmp and not unit.sandbox.starts_programs
+
+
+def test_the_owner_of_a_private_file_runs_it(made, tmp_path):
+    assert made(mode=0o600, owner=OTHER.pw_uid).user == "nobody"
+    with pytest.raises(ValueError, match="only root can read it, and the service does not run as root; chown it to"):
+        made(mode=0o600)
+    (tmp_path / "token").write_text("x")
+    (tmp_path / "token").chmod(0o600)
+    os.chown(tmp_path / "token", OTHER.pw_uid, -1)
+    token = 'status_token_file = "token"'
+    assert made(token).user == "nobody"
+    os.chown(tmp_path / "token", 4242, -1)
+    with pytest.raises(ValueError, match="no user can read all of these files; chown them to the same user"):
+        made(token, mode=0o600, owner=OTHER.pw_uid)
+    with pytest.raises(ValueError, match="its owner 4242 has no name; chown it to a user of this machine"):
+        made(token)
+
+
+def test_the_owner_of_a_file_in_a_home_runs_it(made, tmp_path):
+    unit = made(owner=OTHER.pw_uid, homes=(str(tmp_path),))
+    assert unit.user == "nobody" and unit.sandbox.needs_home
+    with pytest.raises(ValueError, match="it is root's, and the service does not run as root; move it to /etc/relay"):
+        made(homes=(str(tmp_path),))
+
+
+def test_the_users_own_service_has_no_user(made, monkeypatch):
+    unit = made(mode=0o600, is_users=True)
+    assert unit.user is None and unit.is_users and unit.sandbox.needs_home
+    monkeypatch.setenv("HOME", "/home/me")
+    assert making.default_config(is_users=True) == "/home/me/.config/relay/relay.toml"
+    assert making.default_config(is_users=False) == "/etc/relay/relay.toml"
+
+
+def test_a_file_with_problems_gets_no_unit(made, capsys):
+    with pytest.raises(click.exceptions.Exit):
+        made("nonsense = 1")
+    assert "nonsense" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="No such file"):
+        make_unit("/nowhere/relay.toml", is_users=False, version=255)
+
+
+def test_a_path_that_a_unit_cannot_hold_is_an_error(made):
+    with pytest.raises(ValueError, match="a path with a control character cannot be in a unit; choose another path"):
+        made(r'log_file = "a\nb/c"')
+
+
+def test_folders_that_systemd_makes_are_no_exceptions(made):
+    assert made('log_file = "/var/lib/relay/log"').sandbox.writes == ()
+    assert made('log_file = "/var/log/relay/log"').sandbox.writes == ("/var/log/relay",)
+
+
+def test_a_program_of_root_alone_is_an_error(tmp_path, monkeypatch):
+    program = tmp_path / "relay"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    with pytest.raises(
+        ValueError, match="other users cannot run this relay; install it for all users, such as in /opt"
+    ):
+        making._check_program((str(program),))
+
+
+def test_the_command_is_the_one_that_runs(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/sh"])
+    assert making._command() == (sys.executable, "-m", "relay")
+    relay = os.path.join(os.path.dirname(sys.executable), "relay")
+    monkeypatch.setattr(sys, "argv", [relay])
+    assert making._command() == (relay,)
+
+
+def test_the_version_of_systemd_is_that_of_the_machine(monkeypatch, tmp_path):
+    program = tmp_path / "systemctl"
+    program.write_text("#!/bin/sh\necho 'systemd 249 (249.11)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert making.systemd_version() == 249
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert making.systemd_version() == 254
+    program.unlink()
+    assert making.systemd_version() == 254

@@ -1,0 +1,141 @@
+"""A real systemd runs the unit of ``relay service``, with its sandbox: from the installation to the end.
+
+It is process 1 of namespaces of its own, so that it needs nothing of the machine's and changes nothing there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+
+import pytest
+from group_rig import letter
+from helpers import WAIT, wait_until
+from real_systemd import FOLDER, UNITS, Systemd, Unavailable
+
+RELAY = f"{sys.prefix}/bin/relay"
+FILE = f"{FOLDER}/relay.toml"
+
+
+@pytest.fixture(scope="module")
+def systemd():
+    try:
+        made = Systemd()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with made:
+        yield made
+
+
+@pytest.fixture
+def targets(serve):
+    """Two services: each sends its letter to a client."""
+    return ["{}:{}".format(*serve(letter(each)).address) for each in (b"a", b"b")]
+
+
+def tunnel(name, listen, target):
+    return f'[tunnels.{name}]\nlisten = "{listen}"\ntarget = "{target}"\nrequired = true\n'
+
+
+def answer(port):
+    """The first byte that a client of a port gets; none if it is refused."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), WAIT) as client:
+            return client.recv(1)
+    except ConnectionRefusedError:
+        return b""
+
+
+def states(systemd, pid):
+    """The states of all threads of a process."""
+    return {path.read_text().rpartition(")")[2].split()[0] for path in systemd.path(f"/proc/{pid}/task").glob("*/stat")}
+
+
+def test_install_start_reload_watchdog_restart_stop(systemd, targets, reserved):
+    """The life of a service; each step begins where the one before has ended."""
+    path = systemd.path(FILE)
+    text = tunnel("db", f"127.0.0.1:{reserved}", targets[0]) + tunnel("sum", ":0", "exec:wc -c")
+    path.write_text(text)
+
+    # The installation: all of the sandbox, and the two commands that relay prints.
+    said = systemd.run(RELAY, "service", "install", "--system", "--config", FILE).splitlines()
+    assert said[0] == f"wrote {UNITS}/relay.service; now run:"
+    systemd.path(f"{UNITS}/relay.service.d").mkdir()
+    for command in said[1:]:
+        systemd.run(*command.split())
+
+    # The start has ended, so relay was ready.
+    assert systemd.show("relay", "StatusText") == "2 of 2 tunnels listen"
+    assert systemd.show("relay", "SubState") == "running"
+    assert answer(reserved) == b"a"
+    ((port,),) = [re.findall(r"sum: listening on 127.0.0.1:(\d+)", systemd.log())]
+    with socket.create_connection(("127.0.0.1", int(port)), WAIT) as client:
+        client.sendall(b"12345")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100).strip() == b"5"  # a program runs in the sandbox
+    before = systemd.show("relay", "MainPID")
+    status = systemd.path(f"/proc/{before}/status").read_text()
+    assert int(re.search(r"Uid:\s(\d+)", status)[1]) > 1000 and "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
+
+    # A reload ends when relay has reloaded, and so does one that fails.
+    path.write_text(tunnel("db", f"127.0.0.1:{reserved}", targets[1]))
+    systemd.run("systemctl", "reload", "relay")
+    systemd.wait_for("relay", StatusText="1 of 1 tunnels listen", SubState="running")
+    assert answer(reserved) == b"b"
+    path.write_text("nonsense")
+    systemd.run("systemctl", "reload", "relay")
+    systemd.wait_for("relay", StatusText="1 of 1 tunnels listen; the last reload failed", SubState="running")
+    assert systemd.show("relay", "MainPID") == before and answer(reserved) == b"b"
+    path.write_text(tunnel("db", f"127.0.0.1:{reserved}", targets[0]))
+
+    # The watchdog: a program that hangs is started again, and its listener stays open meanwhile.
+    change = systemd.path(f"{UNITS}/relay.service.d/test.conf")
+    change.write_text("[Service]\nWatchdogSec=3\nRestartSec=100ms\n")
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "restart", "relay")
+    hung = systemd.show("relay", "MainPID")
+    systemd.run("kill", f"-{signal.SIGSTOP.value}", hung)
+    wait_until(lambda: states(systemd, hung) == {"T"})
+    with socket.create_connection(("127.0.0.1", reserved), WAIT) as client:  # waits in the backlog
+        assert client.recv(1) == b"a", systemd.log()
+    assert int(systemd.show("relay", "NRestarts")) >= 1
+
+    # A restart: clients wait for the next relay; the drain of the old one lasts until its connections end.
+    change.unlink()
+    systemd.run("systemctl", "daemon-reload")
+    systemd.wait_for("relay", SubState="running")
+    systemd.wait_for("relay", NFileDescriptorStore="1")
+    with socket.create_connection(("127.0.0.1", reserved), WAIT) as old:
+        assert old.recv(1) == b"a"
+        before = systemd.show("relay", "MainPID")
+        systemd.run("systemctl", "restart", "--no-block", "relay")
+        systemd.wait_for("relay", SubState="stop-sigterm")
+        with socket.create_connection(("127.0.0.1", reserved), WAIT) as waiting:
+            old.close()
+            assert waiting.recv(1) == b"a"
+        assert systemd.show("relay", "MainPID") != before
+
+    # The end.
+    systemd.wait_for("relay", SubState="running")
+    systemd.run("systemctl", "stop", "relay")
+    assert systemd.show("relay", "Result") == "success"
+    wait_until(lambda: answer(reserved) == b"")
+    assert not os.path.exists("/var/lib/private/relay")  # nothing of it is on the machine
+
+
+def test_a_socket_unit_starts_it(systemd, targets, reserved):
+    """The tunnel listens at a socket of systemd, which starts relay with the first client."""
+    systemd.path(f"{FOLDER}/activated.toml").write_text(tunnel("db", "systemd:db", targets[0]))
+    unit = f"[Service]\nType=notify\nDynamicUser=yes\nExecStart={RELAY} up {FOLDER}/activated.toml\n"
+    systemd.path(f"{UNITS}/activated.service").write_text(unit)
+    listen = f"[Socket]\nListenStream=127.0.0.1:{reserved}\nFileDescriptorName=db\n"
+    systemd.path(f"{UNITS}/activated.socket").write_text(listen)
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "activated.socket")
+    assert systemd.show("activated", "SubState") == "dead"
+    assert answer(reserved) == b"a"
+    systemd.wait_for("activated", SubState="running")
+    systemd.run("systemctl", "stop", "activated.socket", "activated.service")

@@ -154,7 +154,10 @@ async def _events(events: Events, request: Request) -> Response:
         raise HTTPException(400, str(error)) from error
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    return _Stream(functools.partial(events.serve, view), request.state.transport)
+    endpoint: Endpoint = request.state.endpoint
+    token = endpoint.token
+    serve = functools.partial(events.serve, view, lambda: endpoint.token == token)
+    return _Stream(serve, request.state.transport)
 
 
 class _Stream(Response):

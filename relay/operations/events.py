@@ -94,10 +94,13 @@ class Events:
         self._sampler: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    async def serve(self, view: View, receive: Receive, send: Send, transport: asyncio.Transport) -> None:
+    async def serve(
+        self, view: View, is_allowed: Callable[[], bool], receive: Receive, send: Send, transport: asyncio.Transport
+    ) -> None:
         """Send the events of one page until it leaves, or the program ends.
 
         :param view: the part of the state that the page shows.
+        :param is_allowed: whether it may still see that: a reload may change the token.
         :param receive: the next message of the client (ASGI).
         :param send: sends a message to the client (ASGI).
         :param transport: of the connection.
@@ -109,7 +112,9 @@ class Events:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             event: bytes | None = b"retry: %d\n\n" % RETRY
-            while event is not None:  # waits for a slow page; the server cuts off one that reads nothing
+            while (
+                event is not None and is_allowed()
+            ):  # waits for a slow page; the server cuts off one that reads nothing
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await stream.next()
             await send({"type": "http.response.body", "body": b""})

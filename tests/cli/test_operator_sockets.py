@@ -1,0 +1,66 @@
+"""The sockets of operators: the lines of the log that the status page shows."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from relay.cli.endpoint_plan import EndpointPlan
+from relay.cli.operator_sockets import NONE, OperatorSockets
+from relay.operations.recent_log import RecentLog
+
+OFF = EndpointPlan(control=NONE, status=NONE)
+ON = OFF._replace(status="127.0.0.1:0")
+
+
+class Waiter:
+    def watch(self, descriptor, call):
+        pass
+
+    def forget(self, descriptor):
+        pass
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(plan):
+        made.append(OperatorSockets(None, Waiter(), lambda name: None, plan))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+    assert not kept()
+
+
+def kept():
+    return [handler for handler in logging.getLogger("relay").handlers if isinstance(handler, RecentLog)]
+
+
+def test_without_a_status_server_no_line_is_kept(make):
+    make(OFF)
+    assert not kept()
+
+
+def test_with_one_lines_are_kept_until_it_is_closed(make, caplog):
+    caplog.set_level(logging.INFO, "relay")
+    sockets = make(ON)
+    assert len(kept()) == 1
+    logging.getLogger("relay").warning("hear")
+    assert [line.message for line in sockets._lines()][-1] == "hear"
+    sockets.close()
+    assert not kept()
+
+
+def test_a_reload_that_adds_or_removes_the_server_does_the_same_with_the_lines(make):
+    sockets = make(OFF)
+    sockets.prepare(ON).commit()
+    assert len(kept()) == 1
+    sockets.prepare(ON._replace(status="localhost:0")).commit()
+    assert len(kept()) == 1
+    sockets.prepare(OFF).commit()
+    assert not kept()
+    assert sockets._lines() == ()

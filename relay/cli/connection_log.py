@@ -91,8 +91,10 @@ class ConnectionLog:
         except OSError as error:
             logger.error("cannot reopen the log file: %s; the old one is kept", describe_error(error))
         else:
-            text = "SIGUSR1: the log file is open again" if self._log is not None else "SIGUSR1: there is no log file"
-            logger.info(text)
+            if self._log is None:
+                logger.info("SIGUSR1: there is no log file to open again")
+            else:
+                logger.info("SIGUSR1: the log file is open again")
 
     def close(self) -> None:
         """Write the lines that wait, and close the file."""

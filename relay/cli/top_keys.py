@@ -91,9 +91,9 @@ def compare_keys(started: File, current: File, new: File, given: Collection[str]
     """
     found = []
     for key in type(new).model_fields.keys() - TABLES:
-        is_tuned = key in TUNED
-        if getattr(new, key) != getattr(current if is_tuned else started, key):
-            effect = KeyEffect.RESTART if not is_tuned else KeyEffect.OVERRIDDEN if key in given else KeyEffect.TUNED
+        effect = KeyEffect.OVERRIDDEN if key in given else KeyEffect.TUNED if key in TUNED else KeyEffect.RESTART
+        before = started if effect is KeyEffect.RESTART else current
+        if getattr(new, key) != getattr(before, key):
             found.append(KeyChange(key, effect))
     order = list(type(new).model_fields)
     return tuple(sorted(found, key=lambda change: order.index(change.key)))

@@ -27,6 +27,7 @@ def test_the_same_keys_have_not_changed():
 def test_a_key_changes_unless_an_option_overrides_it():
     assert changes({"status": "1"}, {"status": "2"}) == [("status", KeyEffect.TUNED)]
     assert changes({"status": "1"}, {"status": "2"}, {"status"}) == [("status", KeyEffect.OVERRIDDEN)]
+    assert changes({"mode": "a"}, {"mode": "b"}, {"mode"}) == [("mode", KeyEffect.OVERRIDDEN)]
 
 
 def test_others_need_a_restart_until_they_are_as_at_the_start():

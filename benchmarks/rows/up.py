@@ -77,7 +77,10 @@ def one_change(lab: Lab, peer: str) -> Sample:
 
 
 def many_reloads(lab: Lab, peer: str) -> Sample:
-    """Ten reloads a second of ten tunnels, of which one changes, while clients send small requests to the first one."""
+    """Ten reloads a second of ten tunnels, of which one changes, while clients send small requests to the first one.
+
+    Half of the clients keep their connections for 100 requests, the others make one for each.
+    """
     stop = threading.Event()
     failed, served = [], []
 
@@ -91,12 +94,12 @@ def many_reloads(lab: Lab, peer: str) -> Sample:
             while True:
                 threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
 
-    def ask(port: int) -> None:
+    def ask(port: int, requests: int) -> None:
         count = 0
         while not stop.is_set():
             try:
                 with socket.create_connection((LOOPBACK, port), PATIENCE) as client:
-                    for _ in range(100):  # of a connection, so that new ones come as well
+                    for _ in range(requests):
                         client.sendall(b"ping")
                         if client.recv(100) != b"ping":
                             raise ConnectionError("no answer")
@@ -109,7 +112,7 @@ def many_reloads(lab: Lab, peer: str) -> Sample:
         threading.Thread(target=accept, args=(listening,), daemon=True).start()
         target = listening.getsockname()[1]
         with _running(lab, 10, target) as (process, path, log, port, _):
-            clients = [threading.Thread(target=ask, args=(port,)) for _ in range(8)]
+            clients = [threading.Thread(target=ask, args=(port, count)) for count in (1, 100) * 4]
             for client in clients:
                 client.start()
             begin, reloads = time.monotonic(), 10 * lab.seconds

@@ -38,10 +38,11 @@ from .page import FILES, HEADERS, content
 from .sockets import Endpoint
 from .tables import View
 
-__all__ = ["LONGEST_BODY", "App", "make_app"]
+__all__ = ["LONGEST_BODY", "LONGEST_HEAD", "App", "make_app"]
 
 logger = logging.getLogger("relay.operations")
 
+LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 LONGEST_BODY = 64 << 10  # bytes of a request's body
 # Requests that may take long get a few threads, so that others find one free.
 RELOADS = 4  # one runs, the others become the next one
@@ -245,7 +246,7 @@ _HANDLERS: Any = {
 
 
 class App:
-    """The app behind a check of each request: the method, the host, the token, the size of the body.
+    """The app behind a check of each request: its size, the method, the host, the token.
 
     :param app: gets the requests that pass.
     :param events: of the status page.
@@ -265,7 +266,7 @@ class App:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         endpoint: Endpoint = scope["state"]["endpoint"]
         send = _with_headers(send)
-        response = _rejection(endpoint, scope["method"], headers)
+        response = _too_long(scope) or _rejection(endpoint, scope["method"], headers)
         if response is not None:
             return await response(scope, receive, send)
         counted = _Counted(receive)
@@ -276,6 +277,14 @@ class App:
             return await response(scope, receive, send)
         except ClientDisconnect:
             return None
+
+
+def _too_long(scope: Scope) -> Response | None:
+    """Return that the head is too long, if it is: h11 only limits heads that come in several pieces."""
+    fields = (len(name) + len(value) for name, value in scope["headers"])
+    if len(scope["raw_path"]) + len(scope["query_string"]) + sum(fields) <= LONGEST_HEAD:
+        return None
+    return _error(431, f"the request line and its headers have more than {LONGEST_HEAD} bytes", Connection="close")
 
 
 def _rejection(endpoint: Endpoint, method: str, headers: dict[bytes, str]) -> Response | None:

@@ -20,7 +20,7 @@ import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .app import App, make_app
+from .app import LONGEST_HEAD, App, make_app
 from .instance import Instance
 from .sockets import Endpoint
 from .stop import Stop
@@ -29,7 +29,6 @@ __all__ = ["serve"]
 
 logger = logging.getLogger("relay.operations")
 
-LONGEST_HEAD = 16 << 10  # bytes of a request line and its headers
 REQUEST_TIME = 10.0  # seconds from the first chance to send a request until it is complete
 ANSWER_TIME = 10.0  # seconds in which a client takes nothing of an answer that waits for it
 KEEP_ALIVE = 30  # seconds without another request

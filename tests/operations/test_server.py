@@ -91,6 +91,20 @@ def test_a_request_that_is_answered_slowly_is_not_cut(app, double, monkeypatch):
     assert app.http.post("/reload").status_code == 200
 
 
+@pytest.mark.parametrize("at_status", [False, True], ids=["control", "status"])
+@pytest.mark.parametrize(
+    "head",
+    [b"GET /instance?" + b"x" * 17_000, b"GET /" + b"x" * 17_000, b"GET /instance HTTP/1.1\r\nX: " + b"x" * 17_000],
+    ids=["query", "path", "header"],
+)
+def test_a_head_that_comes_in_one_piece_has_the_same_limit(app, at_status, head):
+    version = b"" if b"HTTP" in head else b" HTTP/1.1"
+    with connect(app, at_status=at_status) as client:
+        answer = answer_to(client, head + version + b"\r\nHost: 127.0.0.1\r\n\r\n")
+    assert re.match(rb"HTTP/1.1 (400|431) ", answer), answer[:100]
+    assert len(answer) < 1000, "it does not repeat the request"
+
+
 def test_a_client_that_takes_nothing_of_its_answer_is_closed(app, double, monkeypatch):
     monkeypatch.setattr(server, "ANSWER_TIME", 0.05)
     tunnel = double.all["a"]

@@ -12,7 +12,7 @@ from ..config.models import File
 from .member import Member, MemberState
 from .output import describe_error, status_of
 from .preflight import Preflight
-from .replacement import Replacement
+from .replacement import Leaving, Replacement
 from .top_keys import KeyChange, Swap, prepare_all
 from .verdicts import Change, Settings, Verdict, compare
 
@@ -112,10 +112,11 @@ def prepared(
     replacements = [Replacement(each, new.get(each.name), running.get(each.name), vacated) for each in changes]
     preflight = Preflight(names=False)
     # Those whose listener is in the way of others close it only after everything else has been bound.
-    crowded = [each for each in replacements if each.must_vacate(replacements)]
-    failed = _prepare([each for each in replacements if each not in crowded], preflight, replacements)
-    if not failed:
-        failed = _prepare(crowded, preflight, replacements)
+    leaving = Leaving(replacements)
+    steps: tuple[list[Replacement], list[Replacement]] = [], []
+    for each in replacements:
+        steps[each.must_vacate(leaving)].append(each)
+    failed = _prepare(steps[False], preflight, leaving) or _prepare(steps[True], preflight, leaving)
     hopeless = {one.name: one.settings for one in members if one.state is MemberState.FAILED}
     problems = [each for each in failed if not _is_known(hopeless.get(each.change.name), each.settings)]
     if not problems:
@@ -125,12 +126,10 @@ def prepared(
     raise ReloadError(lines, max(status_of(each.error) for each in problems if each.error is not None))
 
 
-def _prepare(
-    replacements: Sequence[Replacement], preflight: Preflight, everyone: Sequence[Replacement]
-) -> list[Replacement]:
+def _prepare(replacements: Sequence[Replacement], preflight: Preflight, leaving: Leaving) -> list[Replacement]:
     """Prepare changes side by side; return those that have failed."""
     for each in replacements:
-        each.prepare(preflight, everyone)
+        each.prepare(preflight, leaving)
     for each in replacements:
         each.wait()
     return [each for each in replacements if each.error is not None]

@@ -11,7 +11,7 @@ from typing import Any
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen
 from ..addresses.values import TCPAddress, TLSListen
-from ..config.listen_conflicts import exclude_each_other
+from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
 from ..transports.tcp import inherit
 from .member import Member, MemberState
@@ -21,7 +21,7 @@ from .preflight import Preflight
 from .probes import BackgroundCall
 from .verdicts import EFFECTS, Change, Settings, Verdict
 
-__all__ = ["Replacement"]
+__all__ = ["Leaving", "Replacement"]
 
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
@@ -98,11 +98,11 @@ class Replacement:
 
     # -- before anything is touched -----------------------------------------------------------------------------------
 
-    def prepare(self, preflight: Preflight, everyone: Sequence[Replacement]) -> None:
+    def prepare(self, preflight: Preflight, leaving: Leaving) -> None:
         """Check it, open its listener and its factory; :attr:`error` has what goes wrong.
 
         :param preflight: does the checks.
-        :param everyone: all changes of the reload: their old listeners may be in the way of the new one.
+        :param leaving: the listeners that the reload closes, which may be in the way of the new one.
         """
         if self.verdict in (Verdict.SAME, Verdict.GONE):
             return
@@ -113,7 +113,7 @@ class Replacement:
                 plan.check(preflight)
                 self.is_deferred = True
             elif self.listens_anew:
-                self._listen(preflight, everyone)
+                self._listen(preflight, leaving)
             else:
                 plan.check(preflight)
                 self._tunings = list(self._access())
@@ -122,17 +122,17 @@ class Replacement:
         except _ERRORS as error:
             self.error = error
 
-    def must_vacate(self, everyone: Sequence[Replacement]) -> bool:
+    def must_vacate(self, leaving: Leaving) -> bool:
         """Return whether an old listener must close before this one's can open."""
-        return any(not _same_port(self._listen_address, other.old_address) for other in self._in_its_way(everyone))
+        return any(not _same_port(self._listen_address, other.old_address) for other in self._in_its_way(leaving))
 
-    def _in_its_way(self, everyone: Sequence[Replacement]) -> Iterator[Replacement]:
+    def _in_its_way(self, leaving: Leaving) -> Iterator[Replacement]:
         """Return the changes whose old listeners exclude the new one."""
         if self.settings is None or not self.listens_anew:
             return
         entry = self.settings.entry
-        for other in everyone:
-            old = other.member.settings if other.leaves and other.member is not None else None
+        for other in leaving.near(entry.listen, entry.tunnel):
+            old = other.member.settings if other.member is not None else None
             if old and exclude_each_other(entry.listen, entry.tunnel, other.old_address, old.entry.tunnel):
                 yield other
 
@@ -150,12 +150,12 @@ class Replacement:
             return dataclasses.replace(listen, port=self.member.opened.tunnel.address[1])
         return listen
 
-    def _listen(self, preflight: Preflight, everyone: Sequence[Replacement]) -> None:
+    def _listen(self, preflight: Preflight, leaving: Leaving) -> None:
         """Begin to open the listener; those in its way hand their sockets over, or close first."""
         assert self.settings is not None
         plan = self.settings.plan
         heirlooms: list[Any] = []
-        for other in self._in_its_way(everyone):
+        for other in self._in_its_way(leaving):
             if _same_port(self._listen_address, other.old_address):
                 heirlooms += other.sockets()
             else:
@@ -315,6 +315,25 @@ class Replacement:
             linger=options.linger,
         )
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
+
+
+class Leaving:
+    """The listeners that a reload closes, in groups: there may be hundreds, and as many new ones.
+
+    :param changes: all of the reload.
+    """
+
+    def __init__(self, changes: Iterable[Replacement]) -> None:
+        self._groups: dict[object, list[Replacement]] = {}
+        for each in changes:
+            if each.leaves and each.member is not None and each.member.settings is not None:
+                group = group_of(each.old_address, each.member.settings.entry.tunnel)
+                self._groups.setdefault(group, []).append(each)
+
+    def near(self, listen: object, tunnel: Any) -> Sequence[Replacement]:
+        """Return those that may exclude an address with its tunnel."""
+        group = group_of(listen, tunnel)
+        return self._groups.get(group, ()) if group is not None else ()
 
 
 def _same_port(one: object, other: object) -> bool:

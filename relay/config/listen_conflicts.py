@@ -8,7 +8,7 @@ from ..addresses.ssh import SSHListen
 from ..addresses.values import SystemdListen, TCPAddress, TLSListen, UnixAddress
 from .models import Tunnel
 
-__all__ = ["ListenTable", "exclude_each_other"]
+__all__ = ["ListenTable", "exclude_each_other", "group_of"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
 
@@ -41,6 +41,13 @@ def exclude_each_other(one: object, tunnel: Tunnel, other: object, other_tunnel:
     table = ListenTable()
     table.claim(one, "one", tunnel)
     return table.claim(other, "other", other_tunnel) is not None
+
+
+def group_of(listen: object, tunnel: Tunnel) -> object:
+    """Return a key that is equal for addresses that may exclude each other; ``None`` for one that excludes none."""
+    if isinstance(listen, TCPAddress | TLSListen | ProxyListen):
+        return listen.port or None
+    return _key(listen, tunnel)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -111,10 +111,10 @@ class Replacement:
     def __init__(self, change, settings, member):
         self.change, self.settings, self.member, self.error = change, settings, member, None
 
-    def must_vacate(self, everyone):
+    def must_vacate(self, leaving):
         return self.change.name in self.crowded
 
-    def prepare(self, preflight, everyone):
+    def prepare(self, preflight, leaving):
         self.calls.append(f"prepare {self.change.name}")
 
     def wait(self):
@@ -141,6 +141,7 @@ def doubles(monkeypatch):
 
     monkeypatch.setattr(module, "compare", compare)
     monkeypatch.setattr(module, "Replacement", Replacement)
+    monkeypatch.setattr(module, "Leaving", list)
     for name, value in (("calls", []), ("broken", {}), ("crowded", set())):
         monkeypatch.setattr(Replacement, name, value)
     return Replacement

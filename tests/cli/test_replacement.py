@@ -13,7 +13,7 @@ from relay.cli.member import MemberState
 from relay.cli.options import Options
 from relay.cli.plan_from_file import plans_of
 from relay.cli.preflight import Preflight
-from relay.cli.replacement import Replacement
+from relay.cli.replacement import Leaving, Replacement
 from relay.cli.verdicts import Change, Settings, Verdict, compare
 from relay.config import read
 
@@ -62,7 +62,7 @@ def made():
 
 
 def ready(change, everyone=()):
-    change.prepare(Preflight(names=False), [*everyone, change])
+    change.prepare(Preflight(names=False), Leaving([*everyone, change]))
     change.wait()
     return change
 
@@ -112,7 +112,7 @@ def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listen
     old = made(load(":0"), None, listener)
     assert old.old_address.port == port
     new = made(None, load(f":{port}"))
-    assert not new.must_vacate([old, new]), "it takes over the socket"
+    assert not new.must_vacate(Leaving([old, new])), "it takes over the socket"
     ready(new, [old])
     assert new.error is None
     assert new.bound.receive.getsockname() == listener.getsockname()
@@ -132,9 +132,9 @@ def test_the_port_that_the_system_chose_counts_as_the_address(made, load, listen
 )
 def test_an_old_listener_that_excludes_the_new_one_closes_first(made, load, old, new, vacates):
     gone, other = made(load(old.format(8080)), None), made(None, load(new.format(8080)))
-    assert other.must_vacate([gone, other]) is vacates
+    assert other.must_vacate(Leaving([gone, other])) is vacates
     stays = made(load(old.format(8080)), load(old.format(8080)))
-    assert not other.must_vacate([stays, other]), "what stays is not closed"
+    assert not other.must_vacate(Leaving([stays, other])), "what stays is not closed"
 
 
 def test_tls_keys_change_at_the_same_address_in_place(made, load, listener):
@@ -162,7 +162,7 @@ def waiting(made, load, monkeypatch):
     """A change whose listener is under way."""
     monkeypatch.setattr("relay.cli.replacement.BackgroundCall", Attempt)
     change = made(None, load("ssh://me@nowhere"))
-    change.prepare(Preflight(names=False), [change])
+    change.prepare(Preflight(names=False), Leaving([change]))
     return change
 
 

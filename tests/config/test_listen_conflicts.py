@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from config_rig import only, problems_of
+from config_rig import only, problems_of, read_text
+
+from relay.config.listen_conflicts import exclude_each_other, group_of
 
 
 def two(one, other):
@@ -31,6 +35,22 @@ def two(one, other):
 def test_two_tunnels_at_one_address(tmp_path, one, other):
     line = 5 + one.count("\n")
     assert only(problems_of(tmp_path, two(one, other))) == f"{line}: tunnels.b.listen: a listens there already, line 2"
+
+
+def test_only_addresses_of_one_group_can_exclude_each_other(tmp_path):
+    """A reload compares new addresses with old ones of their group alone."""
+    texts = ["8080", "'0.0.0.0:8080'", "'[::]:8080'", "'tls://:8080?cert=x'", "'socks5://:8080'", "8081", "0", "':0'"]
+    texts += ["'unix:///a'", "'unix:///b'", "'ssh://a?listen=:80'", "'ssh://b?listen=:80'", "'i2p:'", "'i2p:?keys=x'"]
+    entries = []
+    for text in texts:
+        target = "" if "socks5" in text else "target = 'localhost:1'"
+        found = read_text(tmp_path, f"[tunnels.a]\nlisten = {text}\n{target}\n")
+        assert found.problems.in_order() == []
+        entries += found.entries
+    for one, other in itertools.product(entries, repeat=2):
+        if exclude_each_other(one.listen, one.tunnel, other.listen, other.tunnel):
+            assert group_of(one.listen, one.tunnel) == group_of(other.listen, other.tunnel) is not None
+    assert len({group_of(entry.listen, entry.tunnel) for entry in entries}) == 9
 
 
 @pytest.mark.parametrize(

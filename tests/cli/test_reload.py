@@ -10,7 +10,7 @@ from helpers import WAIT, Thread, wait_until
 
 from relay.cli import reload as module
 from relay.cli.member import MemberState
-from relay.cli.reload import ReloadError, ReloadResult, Reloads, prepared, verdicts
+from relay.cli.reload import ReloadError, Reloads, prepared, verdicts
 from relay.cli.verdicts import Change, Verdict
 
 
@@ -77,16 +77,6 @@ def test_an_error_has_a_line_for_each_problem_and_a_status():
     assert ReloadError(["x"]).status == 2
 
 
-def test_a_result_as_json():
-    made = ReloadResult((Change("a", Verdict.TUNED, ("nconnect", "linger")), Change("b", Verdict.GONE)))
-    assert made.as_json() == {
-        "verdicts": [
-            {"tunnel": "a", "verdict": "tuned", "changes": ["nconnect", "linger"]},
-            {"tunnel": "b", "verdict": "gone", "changes": []},
-        ]
-    }
-
-
 class Settings:
     """Settings that are the same if their value is."""
 
@@ -108,7 +98,7 @@ class Replacement:
     broken: ClassVar[dict[str, Exception]] = {}
     crowded: ClassVar[set[str]] = set()
 
-    def __init__(self, change, settings, member):
+    def __init__(self, change, settings, member, vacated):
         self.change, self.settings, self.member, self.error = change, settings, member, None
 
     def must_vacate(self, leaving):
@@ -157,7 +147,7 @@ def test_what_has_ended_or_drains_is_new_and_what_waits_is_not(doubles):
 
 def test_what_needs_the_place_of_another_one_is_prepared_last(doubles):
     doubles.crowded.add("a")
-    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")])
+    made = prepared([Member("a"), Member("gone")], [Settings("a", 1), Settings("b")], print)
     assert [(each.change.name, each.change.verdict) for each in made] == [
         ("a", Verdict.TUNED),
         ("b", Verdict.NEW),
@@ -170,7 +160,7 @@ def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
     doubles.crowded.add("a")
     doubles.broken |= {"b": ValueError("b is wrong"), "late": OSError(98, "Address already in use")}
     with pytest.raises(ReloadError) as error:
-        prepared([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")])
+        prepared([Member("a")], [Settings("a", 1), Settings("b"), Settings("late")], print)
     assert error.value.lines == ("b: b is wrong", "late: Address already in use", "late: cannot listen again")
     assert error.value.status == 2
     assert "prepare a" not in doubles.calls
@@ -180,7 +170,7 @@ def test_one_problem_undoes_all_and_nothing_is_vacated(doubles):
 def test_a_failure_at_run_time_is_status_1(doubles):
     doubles.broken["a"] = OSError(98, "Address already in use")
     with pytest.raises(ReloadError) as error:
-        prepared([], [Settings("a")])
+        prepared([], [Settings("a")], print)
     assert error.value.status == 1
 
 
@@ -190,7 +180,7 @@ def test_a_tunnel_that_has_failed_before_prevents_nothing_unless_it_has_changed(
     members = [Member("a", MemberState.FAILED)]
     if value:
         with pytest.raises(ReloadError):
-            prepared(members, [Settings("a", value)])
+            prepared(members, [Settings("a", value)], print)
     else:
-        (made,) = prepared(members, [Settings("a")])
+        (made,) = prepared(members, [Settings("a")], print)
         assert made.error is not None

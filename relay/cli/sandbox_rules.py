@@ -32,17 +32,18 @@ __all__ = ["NotConfinableError", "TunnelRules", "file_rules", "system_rules"]
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 
+_FIRST_PERSON = 1000  # the user IDs below are those of the system (login.defs(5), UID_MIN)
 _DNS = 53  # name servers answer long questions over TCP
 
 # A folder of several programs: a rule for one file there is not one for all.
 _SHARED = frozenset(
     {"/etc/ssh", "/etc/ssl", "/etc/ssl/private", "/etc/pki/tls", "/run/user", "/usr/local", "/usr/share", "/var/lib"}
 )
-# /proc as a whole: the kernel makes new inodes for its folders, so that a rule for /proc/self would not hold for long.
-# What it shows of other processes' memory and environment stays closed: they are not in the sandbox (ptrace(2)).
 _FOLDERS = (
     "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/share", "/usr/local/lib",
-    "/usr/local/share", "/nix/store", "/gnu/store", "/proc", "/sys/devices/system/cpu",
+    "/usr/local/share", "/nix/store", "/gnu/store", "/sys/devices/system/cpu",
+    # Not all of /proc: root may read the environment of other programs there, with their secrets.
+    "/proc/self", "/proc/sys", "/proc/stat", "/proc/cpuinfo", "/proc/meminfo",
 )  # fmt: skip
 _LOADERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/gnu/store")  # the dynamic loader is there
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
@@ -231,8 +232,10 @@ def _is_shared(folder: str) -> bool:
     """Return whether a folder has more than the files of one purpose."""
     if folder.count("/") < 2 or folder in _SHARED:  # /etc, /tmp
         return True
-    if any(f"{one}/".startswith(f"{folder}/") for one in map(os.path.realpath, (home(), os.path.expanduser("~")))):
-        return True
+    is_service = 0 < os.getuid() < _FIRST_PERSON  # its home directory is its own folder
+    for one in map(os.path.realpath, (home(), os.path.expanduser("~"))):
+        if one.startswith(f"{folder}/") or (one == folder and not is_service):
+            return True
     try:
         return bool(os.stat(folder).st_mode & stat.S_ISVTX)
     except OSError:

@@ -11,6 +11,7 @@ Source: landlock(7); https://docs.kernel.org/userspace-api/landlock.html.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import operator
@@ -73,11 +74,14 @@ class Sandbox:
 
     :param rules: what it allows.
     :param abi: the version of Landlock in the kernel.
+    :param held: descriptors of files of ``/proc``. If none is open, the kernel forgets the inode of such a file under
+        memory pressure, and makes another one later, for which there is no rule.
     """
 
-    def __init__(self, rules: Rules, abi: int) -> None:
+    def __init__(self, rules: Rules, abi: int, held: contextlib.ExitStack | None = None) -> None:
         self.rules = rules
         self.abi = abi
+        self._held = held
         self._granted: dict[_Identity, Access] = {}
         for path, access in rules.paths.items():
             if (identity := _identity(path)) is not None:
@@ -151,9 +155,11 @@ def apply(rules: Rules) -> Sandbox:
     rights = _Rights(landlockpy)
     net = landlockpy.AccessNet.NONE if rules.ports is None else landlockpy.AccessNet.CONNECT_TCP
     try:
-        with landlockpy.Ruleset(handled_fs=rights.all, handled_net=net) as ruleset:
+        with landlockpy.Ruleset(handled_fs=rights.all, handled_net=net) as ruleset, contextlib.ExitStack() as held:
             for path, access in rules.paths.items():
                 try:
+                    if path.startswith("/proc/"):
+                        held.callback(os.close, os.open(path, os.O_PATH | os.O_CLOEXEC))
                     ruleset.allow_path(path, rights.of(access, is_folder=os.path.isdir(path)))
                 except (FileNotFoundError, NotADirectoryError, PermissionError):
                     continue  # nothing is there that relay could use without the sandbox
@@ -161,11 +167,11 @@ def apply(rules: Rules) -> Sandbox:
                 ruleset.allow_port(port, landlockpy.AccessNet.CONNECT_TCP)
             abi = ruleset.abi_version
             ruleset.restrict()
+            return Sandbox(rules, abi, held.pop_all())
     except landlockpy.UnsupportedError as error:
         raise SandboxError(f"this kernel has no Landlock, or it is switched off ({error.strerror})") from error
     except OSError as error:
         raise SandboxError(f"the kernel refuses Landlock ({error.strerror})") from error
-    return Sandbox(rules, abi)
 
 
 class _Rights:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from sandbox_rig import error_of, in_child, needs_landlock
 
 import relay
 from relay.cli import sandbox_rules
 from relay.cli.file_group import TunnelFile
 from relay.cli.options import Options
 from relay.cli.sandbox_rules import NotConfinableError, TunnelRules, file_rules, system_rules
-from relay.operations.sandbox import Access, Sandbox, merged
+from relay.operations.sandbox import Access, Sandbox, apply, merged
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 
@@ -166,6 +169,33 @@ def test_the_interpreter_can_import_what_it_needs():
     assert system.allows("/etc/hosts", READ)
     assert system.allows("/dev/null", READ | WRITE)
     assert system_rules().ports == {53}
+
+
+def test_the_home_directory_of_a_service_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sandbox_rules, "home", lambda: str(tmp_path))
+    for user, is_shared in ((0, True), (999, False), (1000, True)):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        assert sandbox_rules._is_shared(str(tmp_path)) is is_shared
+        assert sandbox_rules._is_shared(str(tmp_path.parent)) is True
+
+
+@needs_landlock
+def test_the_system_works_inside_and_shows_no_other_program(certificates):
+    """Root may read the environment of others in ``/proc``, where Landlock does not prevent it by itself."""
+    trusted = ssl.create_default_context().cert_store_stats()
+
+    def inside():
+        applied = apply(system_rules())
+        with open("/proc/self/stat") as own, open("/dev/null", "w"):
+            assert own.read().startswith(str(os.getpid()))
+        assert os.listdir("/proc/self/fd")
+        assert ssl.create_default_context().cert_store_stats() == trusted
+        assert socket.getaddrinfo("localhost", 1)
+        names = f"/proc/{os.getppid()}/environ", "/etc/shadow", certificates.key
+        return [applied.abi, *(error_of(open, name) for name in names)]
+
+    assert in_child(inside)[1:] == ["EACCES", "EACCES", "EACCES"]
 
 
 @pytest.mark.parametrize(("user", "allowed"), [(0, False), (1000, True)])

@@ -49,6 +49,8 @@ listen = "i2p:?sam={sam}"
 target = "{target}"
 keys = "keys/site.dat"
 """
+# ssh -G reads it inside.
+CONFIG = "StrictHostKeyChecking accept-new\nUserKnownHostsFile {}/ssh/known_hosts\n"
 MORE = """
 [tunnels.more]
 listen = "127.0.0.1:0"
@@ -115,7 +117,7 @@ def over_unix(path):
 def folder(tmp_path, certificates):
     """The folder of the file, with those that it names."""
     made = tmp_path / "relay"
-    for name in ("run", "log", "tls", "keys", "ssh"):
+    for name in ("run", "log", "tls", "keys", "ssh", "elsewhere"):
         (made / name).mkdir(mode=0o700, parents=True)
     shutil.copy(certificates.cert, made / "tls" / "cert.pem")
     shutil.copy(certificates.key, made / "tls" / "key.pem")
@@ -128,8 +130,9 @@ def up(tmp_path, folder, echo_server, ssh_server, listener):
     secret, report = tmp_path / "secret", tmp_path / "report"
     secret.write_text("no relay needs this")
     host, port = echo_server.address
-    known = quote(str(folder / "ssh" / "known_hosts"))
-    options = f"keyfile={quote(ssh_server.keyfile)}&known_hosts={known}&accept_new=yes&config=none"
+    (folder / "ssh" / "config").write_text(f"Include {folder}/ssh/more\n")
+    (folder / "ssh" / "more").write_text(CONFIG.format(folder))
+    options = f"keyfile={quote(ssh_server.keyfile)}&config={quote(str(folder / 'ssh' / 'config'))}"
     with SAMBridge() as router:
         text = FILE.format(
             bastion=f"{ssh_server.url.partition('?')[0]}?{options}",
@@ -184,6 +187,9 @@ def test_a_relay_works_as_before_and_reaches_nothing_else(up, folder, certificat
     port = listener.getsockname()[1]
     line = running.reload(text + MORE.format(port), "reload: more")
     assert line == f"relay: reload: more: the sandbox does not let relay connect to port {port}; restart relay\n"
+    running.hear("reload: nothing has changed")
+    line = running.reload(more.replace("log/access.log", "elsewhere/access.log"), "reload: control")
+    assert line.startswith("relay: reload: control, status and log_file: the sandbox does not let relay write to ")
     running.hear("reload: nothing has changed")
     assert asks(socket.create_connection(("127.0.0.1", ssh_port), WAIT)) == b"ping"
 

@@ -38,10 +38,10 @@ CI = os.environ.get("CI") == "true"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# The default control sockets of programs that tests start.
+# The default control sockets of programs that tests start; no relay of the machine is among them.
 _runtime = tempfile.TemporaryDirectory(prefix="relay-run-")
 os.environ["XDG_RUNTIME_DIR"] = _runtime.name
-os.environ.pop("RUNTIME_DIRECTORY", None)
+os.environ["RUNTIME_DIRECTORY"] = _runtime.name
 
 # A shell without job control starts what it puts into the background with SIGINT ignored, and so would be all programs
 # that tests interrupt.
@@ -422,6 +422,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return InGroups(config, log)
+
+
+@pytest.fixture
+def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory with a short path, the only one for the control sockets of this process and of its children."""
+    with tempfile.TemporaryDirectory(prefix="run-") as path:
+        monkeypatch.setenv("RUNTIME_DIRECTORY", path)
+        yield Path(path)
 
 
 @pytest.fixture(scope="session")

@@ -20,21 +20,19 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def runtime_directories() -> list[str]:
     """Return the directories in which a control socket may be, the one to make it in first.
 
-    These are ``$RUNTIME_DIRECTORY`` (of a systemd unit), ``$XDG_RUNTIME_DIR/relay`` if that is the user's own, and
-    ``/run/relay``, in which only root makes one.
+    In a systemd unit it is ``$RUNTIME_DIRECTORY`` alone: no other relay is meant. Else it is ``$XDG_RUNTIME_DIR/relay``
+    if that is the user's own, then ``/run/relay``, in which only root makes one.
 
     Source: systemd.exec(5), "RuntimeDirectory="; the XDG Base Directory Specification.
     """
-    found = []
     unit = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if os.path.isabs(unit):
-        found.append(unit)
+        return [unit]
+    found = []
     users = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(users) and _is_own(users):
         found.append(os.path.join(users, "relay"))
-    if "/run/relay" not in found:
-        found.append("/run/relay")
-    return found
+    return [*found, "/run/relay"]
 
 
 def default_path(file: str) -> str | None:

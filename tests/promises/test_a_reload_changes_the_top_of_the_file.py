@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
-from pathlib import Path
 
 import httpx
 import pytest
@@ -17,14 +15,7 @@ TUNNEL = '[tunnels.one]\nlisten = ":0"\ntarget = "{}:{}"\n'
 
 
 @pytest.fixture
-def folder():
-    """A runtime directory with a short path."""
-    with tempfile.TemporaryDirectory(prefix="run-") as made:
-        yield Path(made)
-
-
-@pytest.fixture
-def up(tmp_path, folder, echo_server):
+def up(tmp_path, runtime_directory, echo_server):
     """Starts a relay up with these keys; its ``reload`` writes others."""
     file = tmp_path / "relay.toml"
     file.touch(0o600)
@@ -37,7 +28,7 @@ def up(tmp_path, folder, echo_server):
 
         def start(*words, **keys):
             write(**keys)
-            command = make(str(file), *words, command="up", env={**os.environ, "XDG_RUNTIME_DIR": str(folder)})
+            command = make(str(file), *words, command="up", env={**os.environ})
             line = command.process.stdout.readline()
             command.tunnel = ("127.0.0.1", int(line.partition("127.0.0.1:")[2].split()[0]))
             command.hear("1 of 1 tunnels listen")
@@ -49,7 +40,7 @@ def up(tmp_path, folder, echo_server):
                 return done.stdout if expected == 0 else done.stderr
 
             command.reload = reload
-            command.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+            command.environment = {**os.environ}
             return command
 
         yield start
@@ -65,7 +56,7 @@ def get(port, path="/livez", **options):
     return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=WAIT, trust_env=False, **options).status_code
 
 
-def test_status_control_and_access_log_are_opened_anew(up, tmp_path, folder):
+def test_status_control_and_access_log_are_opened_anew(up, tmp_path, runtime_directory):
     token, log, other = tmp_path / "token", tmp_path / "a.log", tmp_path / "b.log"
     token.touch(0o600)
     token.write_text("0123456789abcdef")
@@ -91,7 +82,7 @@ def test_status_control_and_access_log_are_opened_anew(up, tmp_path, folder):
         assert "log file nowhere/b.log: No such file" in said
 
         # All of them change.
-        control = folder / "other.sock"
+        control = runtime_directory / "other.sock"
         keys = {"status": f"127.0.0.1:{second}", "log_file": "b.log", "control": str(control)}
         assert command.reload(**keys) == "key log_file: tuned\nkey control: tuned\nkey status: tuned\n"
         assert get(second) == 200
@@ -101,7 +92,7 @@ def test_status_control_and_access_log_are_opened_anew(up, tmp_path, folder):
         talk(command)
         wait_until(other.read_text)
         assert log.read_text() == before
-        wait_until(lambda: not list(folder.glob("relay/*.sock")))
+        wait_until(lambda: not list(runtime_directory.glob("relay-*.sock")))
 
         # The new control socket is in use now, and answers.
         words = ("--control", str(control))

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
 
 import pytest
 from command_rig import commands
@@ -18,11 +17,8 @@ from relay.cli import app as cli
 
 
 @pytest.fixture
-def environment(monkeypatch):
-    """A runtime directory with a short path, for the command and for ours."""
-    with tempfile.TemporaryDirectory(prefix="run-") as folder:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-        yield {**os.environ}
+def environment(runtime_directory):
+    return {**os.environ}
 
 
 def tunnel(name, target, *more, listen=":0"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 
 import pytest
 from command_rig import commands, run
@@ -12,10 +11,8 @@ FILE = '[tunnels.one]\nlisten = ":0"\ntarget = "127.0.0.1:{}"\n[tunnels.two]\nli
 
 
 @pytest.fixture
-def environment():
-    """A runtime directory with a short path."""
-    with tempfile.TemporaryDirectory(prefix="run-") as folder:
-        yield {**os.environ, "XDG_RUNTIME_DIR": folder}
+def environment(runtime_directory):
+    return {**os.environ}
 
 
 def test_it_prints_the_verdicts(tmp_path, environment):

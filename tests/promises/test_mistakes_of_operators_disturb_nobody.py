@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 
@@ -28,10 +27,8 @@ GARBAGE = {
 
 
 @pytest.fixture
-def environment():
-    """A runtime directory with a short path."""
-    with tempfile.TemporaryDirectory(prefix="run-") as folder:
-        yield {**os.environ, "XDG_RUNTIME_DIR": folder}
+def environment(runtime_directory):
+    return {**os.environ}
 
 
 @pytest.fixture
@@ -107,7 +104,7 @@ def ctl(environment):
 
 
 def control_socket(environment):
-    (path,) = Path(environment["XDG_RUNTIME_DIR"]).glob("relay/*.sock")
+    (path,) = Path(environment["RUNTIME_DIRECTORY"]).glob("*.sock")
     return str(path)
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 
 import httpx
@@ -32,10 +31,8 @@ LAZY = ("starlette", "uvicorn", "anyio", "h11", "http.client")
 
 
 @pytest.fixture
-def environment():
-    """A runtime directory with a short path."""
-    with tempfile.TemporaryDirectory(prefix="run-") as folder:
-        yield {**os.environ, "XDG_RUNTIME_DIR": folder}
+def environment(runtime_directory):
+    return {**os.environ}
 
 
 @pytest.fixture
@@ -67,7 +64,7 @@ def test_a_relay_is_shown_and_controlled_while_it_runs(file, environment):
         url = command.hear("status server at").partition("at ")[2].strip()
         where = addresses(command)
         command.hear("2 of 2 tunnels listen")
-        (path,) = Path(environment["XDG_RUNTIME_DIR"]).glob("relay/*.sock")
+        (path,) = Path(environment["RUNTIME_DIRECTORY"]).glob("*.sock")
 
         # A second one does not start, and names the first.
         second = run("up", str(file), env=environment)
@@ -164,7 +161,7 @@ def test_nothing_of_the_server_is_imported_before_the_first_client(file, environ
 
 
 def test_a_single_tunnel_has_the_same_by_its_options(echo_server, environment, tmp_path):
-    path = os.path.join(environment["XDG_RUNTIME_DIR"], "x.sock")
+    path = os.path.join(environment["RUNTIME_DIRECTORY"], "x.sock")
     with commands() as start:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -106,12 +105,12 @@ def follows(page):
 # -- the real state ---------------------------------------------------------------------------------------------------
 
 
-def test_it_shows_a_running_relay_live(chromium, tmp_path, echo_server, reserved):
+def test_it_shows_a_running_relay_live(chromium, tmp_path, runtime_directory, echo_server, reserved):
     file = tmp_path / "relay.toml"
     file.touch(0o600)
     file.write_text(FILE.format(*echo_server.address, reserved))
-    with tempfile.TemporaryDirectory(prefix="run-") as runtime, commands() as start:
-        command = start(str(file), command="up", env={**os.environ, "XDG_RUNTIME_DIR": runtime})
+    with commands() as start:
+        command = start(str(file), command="up")
         url = command.hear("status server at").partition("at ")[2].strip()
         where = {}
         for _ in range(2):

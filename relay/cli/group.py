@@ -250,10 +250,10 @@ class TunnelGroup:
         try:
             opened = member.outcome()
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            if not self._ending.is_set():
+            if not self._ending.is_set() and not member.state.is_over:  # a reload may have removed it
                 self._give_up(member, error)
         else:
-            if self._ending.is_set():
+            if self._ending.is_set() or member.state.is_over:
                 opened.close()
             else:
                 member.on_opened(opened)

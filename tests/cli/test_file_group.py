@@ -428,6 +428,19 @@ def test_a_tunnel_that_has_not_opened_begins_anew(up, places, make_ssh_server):
         pass
 
 
+def test_a_required_tunnel_that_waits_can_be_removed(up, places, capfd):
+    """Its opening ends with an error then, which is no failure of the start."""
+    waiting = "ssh://nobody@127.0.0.1:1?listen=:0&hostkey=SHA256:" + "A" * 43
+    group = up(toml("a", places[0]) + toml("b", places[0], "required = true", listen=waiting))
+    removed = group._members[1]
+    assert group.rewrite(toml("a", places[0])) == {"a": "same", "b": "gone"}
+    wait_until(lambda: removed._attempt is None)  # its outcome has come
+    group.call(lambda: None)
+    assert not group.is_ending and "the listener was closed" not in capfd.readouterr().err
+    with group.connect("a") as client:
+        assert client.recv(1) == b"a"
+
+
 def test_a_tunnel_that_has_failed_is_tried_again_and_prevents_no_reload(up, places, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bad = toml("bad", places[0], listen=f":{taken.getsockname()[1]}")

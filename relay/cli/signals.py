@@ -33,6 +33,7 @@ class Signals:
         self._calls: dict[int, Callable[[], object]] = {}  # of further signals
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
+        self._is_woken = False  # a wake is unread: more of them would fill the buffer, and a signal would be lost
         self._watched: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> Signals:
@@ -63,6 +64,9 @@ class Signals:
 
     def wake(self) -> None:
         """End the wait; from any thread."""
+        if self._is_woken:
+            return
+        self._is_woken = True
         try:
             self._writer.send(b"\0")
         except OSError:
@@ -86,6 +90,8 @@ class Signals:
         ready, _, _ = select.select([reader, *self._watched], [], [], timeout)
         if reader in ready:
             number = self._reader.recv(1)[0]
+            if not number:
+                self._is_woken = False  # what was queued before is there when this returns
             if call := self._calls.get(number):
                 call()
                 return 0

@@ -6,6 +6,7 @@ It is process 1 of namespaces of its own, so that it needs nothing of the machin
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import pytest
 from group_rig import letter
 from helpers import WAIT, wait_until
-from real_systemd import FOLDER, UNITS, Systemd, Unavailable
+from real_systemd import FOLDER, SYSTEMD, UNITS, Systemd, Unavailable
 
 RELAY = f"{sys.prefix}/bin/relay"
 FILE = f"{FOLDER}/relay.toml"
@@ -139,3 +140,32 @@ def test_a_socket_unit_starts_it(systemd, targets, reserved):
     assert answer(reserved) == b"a"
     systemd.wait_for("activated", SubState="running")
     systemd.run("systemctl", "stop", "activated.socket", "activated.service")
+
+
+def test_the_service_manager_of_a_user_runs_it_too(systemd, targets, reserved):
+    """The same sandbox in a user namespace, with the control socket where relay ctl looks for it."""
+    user = pwd.getpwnam("daemon")
+    home, runtime = f"{FOLDER}/home", f"/run/user/{user.pw_uid}"
+    systemd.run("mkdir", "--parents", home, runtime, "/run/systemd/unit-root")
+    systemd.path(f"{home}/relay.toml").write_text(tunnel("db", f"127.0.0.1:{reserved}", targets[0]))
+    systemd.run("chown", "--recursive", user.pw_name, home, runtime)
+    manager = ["[Service]", "Type=notify", f"User={user.pw_name}", "Delegate=yes", "KillMode=mixed"]
+    manager += [f"Environment=HOME={home} XDG_RUNTIME_DIR={runtime}", f"ExecStart={SYSTEMD} --user --unit=basic.target"]
+    systemd.path(f"{UNITS}/manager.service").write_text("\n".join([*manager, ""]))
+    systemd.run("systemctl", "daemon-reload")
+    systemd.run("systemctl", "start", "manager")
+
+    def as_user(*argv):
+        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        return systemd.run(*become, "env", f"HOME={home}", f"XDG_RUNTIME_DIR={runtime}", *argv)
+
+    said = as_user(RELAY, "service", "install", "--user", "--config", f"{home}/relay.toml").splitlines()
+    assert said[0] == f"wrote {home}/.config/systemd/user/relay.service; now run:"
+    for command in said[1:]:
+        as_user(*command.split())
+    assert answer(reserved) == b"a"
+    as_user("systemctl", "--user", "reload", "relay")
+    assert "db      listening" in as_user(RELAY, "ctl", "list")
+    as_user("systemctl", "--user", "stop", "relay")
+    assert answer(reserved) == b""
+    systemd.run("systemctl", "stop", "manager")

@@ -116,7 +116,8 @@ class Systemd:
     def run(self, *argv, check=True):
         """Run a program inside; its standard output."""
         inside = ["nsenter", "--target", self.pid, "--mount", "--pid", "--cgroup", *argv]
-        done = subprocess.run(inside, capture_output=True, text=True, timeout=WAIT, check=False)
+        environment = {"PATH": os.environ["PATH"], "HOME": "/root"}
+        done = subprocess.run(inside, env=environment, capture_output=True, text=True, timeout=WAIT, check=False)
         assert not check or done.returncode == 0, f"{done.stdout}{done.stderr}{self.log()}"
         return done.stdout
 

@@ -398,8 +398,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     real = [item for item in items if i2p_world.wanted_by(item)]
     for item in real:
         assert i2p_world.is_real(item.nodeid), f"{item.nodeid}: its name must tell of real_router(s) or of i2pd"
-        # before the test's own fixtures look what is there
-        item.fixturenames.insert(0, "i2p_networks")  # type: ignore[attr-defined]
+        # before the test's own fixtures look what is there; a new list, because all cases of a function share theirs
+        item.fixturenames = ["i2p_networks", *item.fixturenames]  # type: ignore[attr-defined]
     items.sort(key=lambda item: not i2p_world.wanted_by(item).isdisjoint(i2p_world.PROGRAMS))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item not in real)

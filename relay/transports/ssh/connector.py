@@ -106,7 +106,11 @@ class _SSHConnector:
             return connect(settings, None, deadline, cancel, lost, trace)
         stream = self._stream(settings, deadline, cancel)
         deadline = min(deadline, time.monotonic() + _ANSWER)
-        return connect(settings, stream, deadline, cancel, lost, trace)
+        try:
+            return connect(settings, stream, deadline, cancel, lost, trace)
+        except BaseException:
+            stream.reset()  # a close would first let a program on the way read all that was sent
+            raise
 
     def alternative(self, error: Exception) -> str:
         """Choose the OpenSSH client, if the caller leaves that to relay and the error may depend on the backend."""

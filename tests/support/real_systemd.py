@@ -108,7 +108,7 @@ class Systemd:
                     break
                 if ended in ready or not ready:
                     self._process.kill()
-                    raise Unavailable(f"systemd does not start here: {self._process.stderr.read().decode().strip()}")
+                    raise Unavailable(f"this machine starts no systemd: {self._process.stderr.read().decode().strip()}")
         finally:
             os.close(ended)
         (self.pid,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
@@ -169,9 +169,9 @@ def _cgroup():
             try:
                 made.mkdir()
             except OSError as error:
-                raise Unavailable(f"no control group can be made: {error}") from None
+                raise Unavailable(f"this machine makes no control group: {error}") from None
             return str(made)
-    raise Unavailable("there is no version 2 of control groups")
+    raise Unavailable("this machine has no version 2 of control groups")
 
 
 def _removed(group):

@@ -17,12 +17,12 @@ try:
     _REASON = ""
 except (ImportError, OSError) as error:
     ABI = 0
-    _REASON = f"the kernel has no Landlock ({error})"
+    _REASON = f"this machine has no Landlock ({error})"
 
 __all__ = ["ABI", "error_of", "in_child", "needs_landlock", "needs_ports"]
 
 needs_landlock = pytest.mark.skipif(ABI == 0, reason=_REASON)
-needs_ports = pytest.mark.skipif(ABI < 4, reason=f"Landlock of this kernel has ABI {ABI}; ports need 4 (Linux 6.7)")
+needs_ports = pytest.mark.skipif(ABI < 4, reason=f"this machine has ABI {ABI} of Landlock; ports need 4 (Linux 6.7)")
 
 
 def error_of(call, *arguments):

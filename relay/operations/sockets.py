@@ -69,7 +69,7 @@ def open_control(path: str) -> Endpoint:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        user = _user_of(path) or f"{error.strerror}{_process_at(path)}"
+        user = _user_of(path) or f"another program{_process_at(path)} listens there; stop it, or use another path"
         raise InUseError(errno.EADDRINUSE, f"control socket {path}: {user}") from error
 
 
@@ -99,7 +99,7 @@ def _process_at(path: str) -> str:
             number, _, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         except OSError:
             return ""
-    return f", process {number}"
+    return f" (process {number})"
 
 
 def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:

@@ -93,7 +93,7 @@ def test_another_program_is_not_disturbed(tmp_path):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(InUseError, match=f"another program listens there, process {os.getpid()}$"):
+        with pytest.raises(InUseError, match=f"another program .process {os.getpid()}. listens there; stop it"):
             open_control(path)
         thread.join(WAIT)
     assert os.path.exists(path)

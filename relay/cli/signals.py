@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 __all__ = ["Signals", "die_of"]
@@ -56,7 +56,7 @@ class Signals:
 
     def is_set(self) -> bool:
         """Return whether a signal or a wake is still unread. With :meth:`fileno` this is a ``cancel=`` for dialing."""
-        return bool(select.select([self._reader], [], [], 0)[0])
+        return bool(_readable([self._reader.fileno()], 0))
 
     def fileno(self) -> int:
         """A descriptor that becomes readable with a signal or :meth:`wake`."""
@@ -87,7 +87,7 @@ class Signals:
         :returns: the signal's number, 0 for :meth:`wake`, a descriptor or one of :meth:`on`; ``None`` after the timeout
         """
         reader = self._reader.fileno()
-        ready, _, _ = select.select([reader, *self._watched], [], [], timeout)
+        ready = _readable([reader, *self._watched], timeout)
         if reader in ready:
             number = self._reader.recv(1)[0]
             if not number:
@@ -100,6 +100,14 @@ class Signals:
             if call := self._watched.get(descriptor):  # one before it may have forgotten it
                 call()
         return 0 if ready else None
+
+
+def _readable(descriptors: Iterable[int], timeout: float | None) -> list[int]:
+    """Wait until a descriptor is readable, for ``timeout`` seconds at most; return those that are."""
+    poller = select.poll()  # select() has no descriptors beyond 1023, and a reload may open a socket there
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poller.poll(None if timeout is None else timeout * 1000)]
 
 
 def die_of(number: int) -> NoReturn:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import signal
+import socket
 import threading
 
 from helpers import WAIT
@@ -31,3 +34,25 @@ def test_each_wake_after_a_wait_ends_the_next_one():
             assert signals.wait(WAIT) == 0
             waker.join(WAIT)
         assert signals.wait(0) is None
+
+
+def test_a_descriptor_beyond_those_of_select_is_watched():
+    """A reload opens its sockets while thousands of connections may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    reader, writer = socket.socketpair()
+    high = None
+    try:
+        high = fcntl.fcntl(reader.fileno(), fcntl.F_DUPFD_CLOEXEC, 2000)
+        called = []
+        with Signals() as signals:
+            signals.watch(high, lambda: called.append(reader.recv(1)))
+            assert signals.wait(0) is None
+            writer.send(b"x")
+            assert (signals.wait(WAIT), called) == (0, [b"x"])
+    finally:
+        if high is not None:
+            os.close(high)
+        reader.close()
+        writer.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

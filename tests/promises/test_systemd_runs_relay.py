@@ -15,7 +15,7 @@ import sys
 import pytest
 from group_rig import letter
 from helpers import WAIT, wait_until
-from real_systemd import FOLDER, SYSTEMD, UNITS, Systemd, Unavailable
+from real_systemd import FOLDER, PARTS, SYSTEMD, UNITS, Systemd, Unavailable
 
 RELAY = f"{sys.prefix}/bin/relay"
 FILE = f"{FOLDER}/relay.toml"
@@ -131,6 +131,7 @@ def test_a_socket_unit_starts_it(systemd, targets, reserved):
     """The tunnel listens at a socket of systemd, which starts relay with the first client."""
     systemd.path(f"{FOLDER}/activated.toml").write_text(tunnel("db", "systemd:db", targets[0]))
     unit = f"[Service]\nType=notify\nDynamicUser=yes\nExecStart={RELAY} up {FOLDER}/activated.toml\n"
+    unit += f"BindReadOnlyPaths={' '.join(PARTS)}\n"  # DynamicUser= hides what is in /tmp
     systemd.path(f"{UNITS}/activated.service").write_text(unit)
     listen = f"[Socket]\nListenStream=127.0.0.1:{reserved}\nFileDescriptorName=db\n"
     systemd.path(f"{UNITS}/activated.socket").write_text(listen)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from helpers import WAIT, wait_until
 
-__all__ = ["Systemd", "Unavailable"]
+__all__ = ["PARTS", "Systemd", "Unavailable"]
 
 SYSTEMD = "/usr/lib/systemd/systemd"
 UNITS = "/etc/systemd/system"  # inside; the machine's own is hidden
@@ -182,12 +182,17 @@ def _removed(group):
     return not os.path.exists(group)
 
 
+PARTS = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])]  # of this program
+
+
 def _hidden():
-    """The folder that only root may enter with parts of this program, or nothing; and these parts."""
-    parts = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])]
-    for part in parts:
-        for folder in [*reversed(Path(part).parents), Path(part)]:
-            if not stat.S_IXOTH & folder.stat().st_mode:
-                inside = [each for each in parts if Path(each).is_relative_to(folder) and each != str(folder)]
-                return [str(folder), *inside]
-    return [""]
+    """The folder that only root may enter with parts of this program, or nothing; and the parts that are hidden."""
+    private = next(filter(None, map(_private, PARTS)), "")
+    hidden = [folder for folder in ("/run", "/tmp", "/var/tmp", "/var/lib", private) if folder]
+    return [private, *(part for part in PARTS if any(Path(part).is_relative_to(each) for each in hidden))]
+
+
+def _private(part):
+    """The first folder on the way to a file that only its owner may enter."""
+    folders = [*reversed(Path(part).parents), Path(part)]
+    return next((str(folder) for folder in folders if not stat.S_IXOTH & folder.stat().st_mode), "")

@@ -83,13 +83,15 @@ def systemd_version() -> int:
 def _sandbox(path: str, command: Iterable[str], needs: Needs, *, is_users: bool) -> Sandbox:
     made = () if is_users else _MADE
     writes = tuple(each for each in needs.writes if not _is_in(each, made))
-    program = [os.path.realpath(each) for each in (*command, sys.executable)] + [sys.prefix]
+    folders = [sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(package))]
+    program = [*map(os.path.realpath, (*command, sys.executable)), *folders]
     return Sandbox(
         writes=writes,
         needs_home=is_users or any(_is_in(each, _HOMES) for each in (path, *program, *command, *needs.paths)),
         needs_tmp=any(_is_in(each, _TEMPORARY) for each in (path, *needs.paths)),
         needs_low_port=needs.has_low_port,
         starts_programs=bool(needs.programs),
+        binds=tuple(each for each in dict.fromkeys(folders) if _is_in(each, _TEMPORARY)),
     )
 
 

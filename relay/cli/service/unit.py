@@ -28,6 +28,7 @@ class Sandbox:
     :param needs_tmp: whether it shares ``/tmp`` with other programs.
     :param needs_low_port: whether it listens at a port below 1024.
     :param starts_programs: whether it starts other programs.
+    :param binds: directories of relay itself that a private ``/tmp`` would hide.
     """
 
     writes: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Sandbox:
     needs_tmp: bool = False
     needs_low_port: bool = False
     starts_programs: bool = False
+    binds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ def _hardening(unit: Unit) -> Iterator[str]:
         yield "MemoryDenyWriteExecute=yes"
         yield "ProcSubset=pid"
         yield "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"
+    if box.binds:
+        yield f"BindReadOnlyPaths={' '.join(_word(unit, path) for path in box.binds)}"
     if box.writes:
         yield f"ReadWritePaths={' '.join(_word(unit, path) for path in box.writes)}"
 

@@ -72,6 +72,15 @@ def test_the_users_own_service_has_no_user(made, monkeypatch):
     assert making.default_config(is_users=False) == "/etc/relay/relay.toml"
 
 
+def test_a_relay_that_a_private_tmp_would_hide_is_shown_to_the_service(made, monkeypatch):
+    assert made().sandbox.binds == ()
+    monkeypatch.setattr(making, "_TEMPORARY", ("/scratch",))
+    monkeypatch.setattr(sys, "prefix", "/scratch/relay/.venv")
+    monkeypatch.setattr(making, "package", "/scratch/relay/relay/__init__.py")
+    unit = made()
+    assert unit.sandbox.binds == ("/scratch/relay/.venv", "/scratch/relay") and not unit.sandbox.needs_tmp
+
+
 def test_a_file_with_problems_gets_no_unit(made, capsys):
     with pytest.raises(click.exceptions.Exit):
         made("nonsense = 1")

@@ -14,7 +14,14 @@ from relay.cli.service.unit import Sandbox, Unit, text_of
 
 ANALYZE = shutil.which("systemd-analyze")
 BEST = Unit(("/opt/relay/bin/relay",), "/etc/relay/relay.toml", "", "", 255, Sandbox())
-WORST = Sandbox(("/srv/a b",), needs_home=True, needs_tmp=True, needs_low_port=True, starts_programs=True)
+WORST = Sandbox(
+    ("/srv/a b",),
+    needs_home=True,
+    needs_tmp=True,
+    needs_low_port=True,
+    starts_programs=True,
+    binds=("/tmp/r", "/tmp/p"),
+)
 
 
 CALLS = [
@@ -60,6 +67,7 @@ def test_each_need_relaxes_its_part_of_the_sandbox():
         "SystemCallFilter": ([*CALLS, "~@resources"], CALLS),
         "RestrictAddressFamilies": (["AF_UNIX AF_INET AF_INET6"], ["AF_UNIX AF_INET AF_INET6 AF_NETLINK"]),
         "ReadWritePaths": (None, ['"/srv/a b"']),
+        "BindReadOnlyPaths": (None, ["/tmp/r /tmp/p"]),
     }
 
 

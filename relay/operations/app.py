@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -210,7 +210,8 @@ def _health(health: Health) -> Response:
 
 
 def _json(status: int, value: Any, **headers: str) -> Response:
-    return JSONResponse(value, status, {"Cache-Control": "no-store", **headers})
+    text = json.dumps(value, separators=(",", ":"))  # ASCII: a path that is not UTF-8 has no other form
+    return Response(text, status, {"Cache-Control": "no-store", **headers}, "application/json")
 
 
 def _error(status: int, text: str, **headers: str) -> Response:

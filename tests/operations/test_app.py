@@ -245,3 +245,12 @@ def test_while_it_ends_it_is_not_ready(app, double):
 def test_head_is_allowed_and_has_no_body(app):
     answer = app.tcp.head("/readyz")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_path_that_is_not_utf_8_is_shown(app, double):
+    """The operating system lets files have any bytes as their names."""
+    double.facts = dataclasses.replace(double.facts, config="/etc/caf\udce9.toml")
+    assert app.get("/instance").json()["config"] == "/etc/caf\udce9.toml"
+    double.rejection = "caf\udce9.toml:3: no"
+    answer = app.http.post("/reload")
+    assert (answer.status_code, answer.json()["error"]) == (422, double.rejection)

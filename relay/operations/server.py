@@ -8,6 +8,7 @@ A client that takes nothing of its answer for 10 s is closed as well.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -32,6 +33,7 @@ logger = logging.getLogger("relay.operations")
 REQUEST_TIME = 10.0  # seconds from the first chance to send a request until it is complete
 ANSWER_TIME = 10.0  # seconds in which a client takes nothing of an answer that waits for it
 KEEP_ALIVE = 30  # seconds without another request
+DESCRIPTORS = 4  # of the loop, and one for a client
 MOST_CLIENTS = 128  # of one endpoint
 LAST_ANSWERS = 1  # seconds at the end for those under way
 ROOT = 0
@@ -44,10 +46,22 @@ def serve(instance: Instance, endpoints: Sequence[Endpoint], stop: Stop) -> None
     :param instance: what the app is about.
     :param endpoints: the listening sockets.
     :param stop: ends it.
+    :raises OSError: if there are no descriptors for it; the endpoints are open then.
     """
     _take_log()
     app = make_app(instance)
+    _check_descriptors(endpoints[0].socket)
     asyncio.run(_serve_all(app, endpoints, stop))
+
+
+def _check_descriptors(any_socket: socket.socket) -> None:
+    """Check that there are descriptors for the loop; asyncio prints a traceback of its own without them.
+
+    :raises OSError: if there are none.
+    """
+    with contextlib.ExitStack() as held:
+        for _ in range(DESCRIPTORS):
+            held.callback(os.close, os.dup(any_socket.fileno()))
 
 
 async def _serve_all(app: App, endpoints: Sequence[Endpoint], stop: Stop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_set = False
+        self._requested = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._event: asyncio.Event | None = None
 
@@ -24,12 +25,21 @@ class Stop:
         """Set this event in this loop."""
         with self._lock:
             self._loop, self._event = loop, event
-            if self._is_set:
+            if self._requested.is_set():
                 event.set()
 
     def set(self) -> None:
         """Request the end. Idempotent."""
         with self._lock:
-            self._is_set = True
-            if self._loop is not None and self._event is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._event.set)
+            self._requested.set()
+            if self._loop is not None and self._event is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed already
+                    self._loop.call_soon_threadsafe(self._event.set)
+
+    def is_set(self) -> bool:
+        """Return whether the end was requested."""
+        return self._requested.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the request, for so many seconds at most."""
+        self._requested.wait(seconds)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from ..errors import can_retry
 from .stop import Stop
 
 if TYPE_CHECKING:  # a relay without clients of its control socket does not need them
@@ -17,7 +20,9 @@ __all__ = ["Endpoints", "Waiter"]
 
 logger = logging.getLogger("relay.operations")
 
+RETRY = 2.0  # seconds until the server is started again after a shortage
 _END = 3.0  # seconds to wait for the last answers
+_NO_DESCRIPTOR = os.strerror(errno.EMFILE)
 
 
 class Waiter(Protocol):
@@ -61,13 +66,27 @@ class Endpoints:
 
     def _serve(self) -> None:
         try:
-            from .server import serve
-
-            serve(self._make_instance(), self._endpoints, self._stop)
+            self._serve_or_wait()
         except Exception:
             logger.exception("the control and status server has ended")
         finally:
             self._close_sockets()
+
+    def _serve_or_wait(self) -> None:
+        """Serve until the end. If the process is short of descriptors or memory, wait and try again."""
+        has_warned = False
+        while not self._stop.is_set():
+            try:
+                from .server import serve
+
+                return serve(self._make_instance(), self._endpoints, self._stop)
+            except (OSError, ImportError) as error:
+                if not _is_shortage(error):
+                    raise
+                if not has_warned:
+                    has_warned = True
+                    logger.warning("control socket: %s; its clients wait", getattr(error, "strerror", None) or error)
+            self._stop.wait(RETRY)
 
     def close(self) -> None:
         """Answer the requests under way, close the sockets and remove their files. Idempotent."""
@@ -90,3 +109,8 @@ class Endpoints:
     def _close_sockets(self) -> None:
         for endpoint in self._endpoints:
             endpoint.close()
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Return whether the system lacked something; the loader of libraries says so only in its text."""
+    return can_retry(error) or (isinstance(error, ImportError) and _NO_DESCRIPTOR in str(error))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import re
 import threading
 
 import httpx
@@ -9,6 +13,7 @@ import pytest
 from helpers import WAIT, wait_until
 from instance_double import Double
 
+from relay.operations import waiting as module
 from relay.operations.sockets import open_control, open_status
 from relay.operations.waiting import Endpoints
 
@@ -81,6 +86,49 @@ def test_an_app_that_cannot_start_is_logged_and_closes_the_sockets(tmp_path, cap
     waiting.close()
     assert "the control and status server has ended" in caplog.text
     assert not (tmp_path / "c.sock").exists()
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        ImportError(f"_json.so: cannot open shared object file: {os.strerror(errno.EMFILE)}"),
+    ],
+    ids=["descriptors", "library"],
+)
+def test_a_shortage_at_the_first_client_makes_it_wait_and_closes_nothing(tmp_path, monkeypatch, caplog, shortage):
+    """An operator looks just then."""
+    monkeypatch.setattr(module, "RETRY", 0.01)
+    waiter, tries = Waiter(), []
+
+    def make():
+        tries.append(1)
+        if len(tries) < 3:
+            raise shortage
+        return Double()
+
+    path = str(tmp_path / "c.sock")
+    with contextlib.closing(Endpoints([open_control(path)], make, waiter)):
+        next(iter(waiter.watched.values()))()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=WAIT) as client:
+            assert client.get("http://relay/instance").json()["pid"] == 4711
+    assert len(re.findall("Too many open files; its clients wait", caplog.text)) == 1
+    assert "has ended" not in caplog.text
+
+
+def test_the_end_does_not_wait_for_the_end_of_a_shortage(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "RETRY", WAIT)
+    waiter, tried = Waiter(), threading.Event()
+
+    def make():
+        tried.set()
+        raise OSError(errno.EMFILE, "")
+
+    waiting = Endpoints([open_control(str(tmp_path / "c.sock"))], make, waiter)
+    next(iter(waiter.watched.values()))()
+    assert tried.wait(WAIT)
+    waiting.close()
+    assert not operations_threads()
 
 
 def test_without_a_thread_it_is_logged_and_relay_goes_on(made, monkeypatch, caplog, tmp_path):

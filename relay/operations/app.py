@@ -266,7 +266,7 @@ class App:
         assert scope["type"] == "http", "no other protocol is on"
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         endpoint: Endpoint = scope["state"]["endpoint"]
-        send = _with_headers(send)
+        send = _Answer(send)
         response = _too_long(scope) or _rejection(endpoint, scope["method"], headers)
         if response is not None:
             return await response(scope, receive, send)
@@ -278,6 +278,12 @@ class App:
             return await response(scope, receive, send)
         except ClientDisconnect:
             return None
+        except asyncio.CancelledError:  # the program ends before the answer is there
+            if send.has_begun:
+                raise
+            status = 503 if scope["method"] in ("GET", "HEAD") else 409
+            response = _error(status, "relay is ending; start it again", Connection="close")
+            return await response(scope, receive, send)
 
 
 def _too_long(scope: Scope) -> Response | None:
@@ -311,17 +317,23 @@ def _unauthorized() -> Response:
     return response
 
 
-def _with_headers(send: Send) -> Send:
-    """Return what adds the headers that keep a browser from doing what the page does not need."""
+class _Answer:
+    """An answer, with the headers that keep a browser from doing what the page does not need.
 
-    async def add(message: Message) -> None:
+    :param send: sends its messages (ASGI).
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.has_begun = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))
             headers.update(HEADERS)
             message = {**message, "headers": headers.raw}
-        await send(message)
-
-    return add
+        await self._send(message)
 
 
 def _is_own_name(host: str) -> bool:

@@ -208,10 +208,15 @@ def _is_allowed(client: socket.socket) -> bool:
 
 
 class _Passing(logging.Handler):
-    """Handler that passes what uvicorn logs on to the log of relay, at debug level unless it is an error."""
+    """Handler that passes what uvicorn logs on to the log of relay, at debug level unless it is an error.
+
+    At the end of the program answers that take too long are cancelled, which is none.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG
+        error = record.exc_info[1] if record.exc_info else None
+        is_end = isinstance(error, asyncio.CancelledError) or record.getMessage().startswith("Cancel ")
+        level = record.levelno if record.levelno >= logging.ERROR and not is_end else logging.DEBUG
         logger.log(level, "status server: %s", record.getMessage(), exc_info=record.exc_info)
 
 

@@ -15,6 +15,9 @@ from helpers import WAIT
 from instance_double import Double, served
 
 from relay.operations import server
+from relay.operations.client import Client, ClientError
+from relay.operations.sockets import open_control
+from relay.operations.stop import Stop
 
 
 @pytest.fixture
@@ -236,3 +239,27 @@ def test_its_log_is_that_of_relay_and_quiet(app, caplog):
     assert "status server: Invalid HTTP request received." in [record.message for record in ours]
     assert {record.levelname for record in ours} == {"DEBUG"}
     assert not logging.getLogger("uvicorn").propagate
+
+
+def test_a_request_that_the_end_overtakes_gets_an_error(double, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(server, "LAST_ANSWERS", 0)
+    stop, release = Stop(), threading.Event()
+    endpoint = open_control(str(tmp_path / "c.sock"))
+
+    def reload():
+        stop.set()
+        release.wait(WAIT)
+
+    double.at_reload = reload
+    serving = threading.Thread(target=server.serve, args=(double, [endpoint], stop))
+    serving.start()
+    try:
+        with contextlib.closing(Client(endpoint.path, WAIT)) as client:
+            with pytest.raises(ClientError, match="^relay is ending; start it again$") as caught:
+                client.request("POST", "/reload")
+            assert caught.value.status == 409
+    finally:
+        release.set()
+        serving.join(WAIT)
+    passed_on = [record for record in caplog.records if record.name.startswith("relay")]
+    assert [record.message for record in passed_on if record.levelno > logging.DEBUG] == []

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ..addresses.printable import printable
@@ -19,6 +19,7 @@ __all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines
 Row = Mapping[str, Any]
 
 _FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt")
+_GAP = "  "
 
 
 def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
@@ -52,7 +53,8 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
         )
         via = f" via {', '.join(tunnel['via'])}" if tunnel["via"] else ""
         rows.append([tunnel["name"], _state(tunnel), f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
-    _print(["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed"], rows)
+    columns = ["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed"]
+    _print(columns, rows, below=[("from → to",)])
     for tunnel in tunnels:
         probe = tunnel["probe"]
         for problem in (tunnel["problem"], probe["problem"] if probe else ""):
@@ -65,8 +67,11 @@ def _state(tunnel: Row) -> str:
     return str(tunnel["hops"] if is_listening and tunnel["hops"] not in ("up", "published") else tunnel["state"])
 
 
-def print_connections(connections: Sequence[Row]) -> None:
-    """Print a table of connections."""
+def print_connections(connections: Sequence[Row], *, ended: bool = False) -> None:
+    """Print a table of connections.
+
+    :param ended: whether they have ended, each with its reason.
+    """
     rows = [
         [
             each["id"],
@@ -80,7 +85,8 @@ def print_connections(connections: Sequence[Row]) -> None:
         ]
         for each in connections
     ]
-    _print(["id", "tunnel", "client", "target", "state", "age", "received", "sent"], rows)
+    columns = ["id", "tunnel", "client", "target", "reason" if ended else "state", "age", "received", "sent"]
+    _print(columns, rows, below=[("client", "target"), ("id",)])
 
 
 def print_carriers(carriers: Sequence[Row]) -> None:
@@ -97,7 +103,7 @@ def print_carriers(carriers: Sequence[Row]) -> None:
         ]
         for each in carriers
     ]
-    _print(["carrier", "kind", "state", "age", "streams", "losses", "rtt"], rows)
+    _print(["carrier", "kind", "state", "age", "streams", "losses", "rtt"], rows, below=[("carrier",)])
     for each in carriers:
         if each["error"]:
             _print_text(f"{each['name']}: {each['error']}")
@@ -109,20 +115,37 @@ def verdict_lines(verdicts: Sequence[Row], keys: Sequence[Row] = ()) -> Iterator
     for each in keys:
         yield f"key {printable(each['key'])}: {printable(each['remedy'] or each['effect'])}"
     for each in changed:
-        detail = f": {printable(each['detail'])}" if each["detail"] else ""
+        detail = f" ({printable(each['detail'])})" if each["detail"] else ""
         yield f"{printable(each['name'])}: {printable(each['verdict'])}{detail}"
     if not changed and not keys:
         yield "nothing has changed"
 
 
-def _print(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        is_figure = column in _FIGURES
-        table.add_column(column, justify="right" if is_figure else "left", no_wrap=is_figure or column == "id")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    _console().print(table)
+def _print(columns: Sequence[str], rows: Sequence[Sequence[str]], below: Sequence[Sequence[str]]) -> None:
+    """Print a table.
+
+    :param below: the columns that stand in lines below each row, whole, if the terminal is too narrow for them.
+    """
+    console = _console()
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    shown, lower = list(range(len(columns))), []
+    if console.is_terminal and sum(widths) + len(_GAP) * (len(widths) - 1) > console.width:
+        lower = [[columns.index(title) for title in line] for line in below]
+        shown = [number for number in shown if not any(number in line for line in lower)]
+
+    def line(row: Sequence[str]) -> str:
+        return _GAP.join(_aligned(columns[number], row[number], widths[number]) for number in shown).rstrip()
+
+    console.print(Text(line(columns), style="bold"), soft_wrap=True)
+    for row in cells:
+        console.print(Text(line(row)), soft_wrap=True)
+        for numbers in lower:
+            console.print(Text(_GAP + " → ".join(row[number] for number in numbers)), soft_wrap=True)
+
+
+def _aligned(title: str, cell: str, width: int) -> str:
+    return " " * (width - cell_len(cell)) + cell if title in _FIGURES else set_cell_size(cell, width)
 
 
 def _print_text(text: str) -> None:
@@ -130,6 +153,4 @@ def _print_text(text: str) -> None:
 
 
 def _console() -> Console:
-    """Return the terminal; a pipe has no width, so that no cell is cut there."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=1000)
+    return Console(highlight=False)

@@ -57,6 +57,8 @@ def _texts(plan: Plan, address: Any) -> _Texts:
     """
     listen = shown(str(plan.routes.where)) if address is None else format_address(address) + plan.on
     ends = plan.routes.out
+    if plan.rules:  # no route is that of all clients
+        return _Texts(plan, address, listen, shown(f"anywhere{plan.over}"), ())
     via, end = ends[0] if len(ends) == 1 else ((), None)
     target = shown(str(end)) if end is not None else "anywhere"
     return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
@@ -208,7 +210,9 @@ class GroupInstance:
         for member in self._members(None):
             if member.opened is not None and member.opened.tunnel.kill(connection):
                 return
-        raise NotFoundError(f"{shown(connection)}: there is no open connection with this id")
+        raise NotFoundError(
+            f"{shown(connection)}: there is no open connection with this id; relay ctl connections lists them"
+        )
 
     def reload(self, *, dry_run: bool = False) -> ReloadReport:
         """Read the file again."""
@@ -243,7 +247,7 @@ class GroupInstance:
             return (*self._group.members, *self._group.leaving)
         found = [member for member in self._group.members if member.name == name]
         if not found:
-            raise NotFoundError(f"{shown(name)}: there is no such tunnel")
+            raise NotFoundError(f"{shown(name)}: there is no such tunnel; relay ctl list prints all of them")
         return found
 
 

@@ -257,8 +257,8 @@ class Member:
 
     def _expect(self, event: str, *states: MemberState) -> Opened:
         if self.state not in states:
-            remedy = "; wait until it listens" if self.state in _BEFORE else ""
-            raise WrongStateError(f"{self.name}: cannot {event}: it is {self.state.value}{remedy}")
+            remedy = "wait until it listens" if self.state in _BEFORE else "relay ctl reload opens it again"
+            raise WrongStateError(f"{self.name}: cannot {event}: it is {self.state.value}; {remedy}")
         return self.now.opened  # type: ignore[return-value]  # there is one in all states after those before
 
     def _become(self, state: MemberState, **changes: object) -> None:

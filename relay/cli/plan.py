@@ -84,6 +84,7 @@ class Plan:
     :param way: a key; tunnels with the same key share one probe.
     :param elsewhere: the names of the carriers under the listener.
     :param configured: the title before it is open: the addresses as they are written.
+    :param rules: the number of rules of a proxy.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Plan:
     way: Hashable = None
     elsewhere: tuple[str, ...] = ()
     configured: str = ""
+    rules: int = 0
 
     def open(self, preflight: Preflight, opening: Opening | None = None) -> Opened:
         """Check what can be checked on this machine, then listen and relay.
@@ -240,6 +242,7 @@ def make_proxy_plan(
         over=over(via) + _by(len(rules)),
         way=name,
         configured=f"{shown(str(where))} → anywhere{over(via)}{_by(len(rules))}",
+        rules=len(rules),
     )
 
 

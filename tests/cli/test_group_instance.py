@@ -19,9 +19,10 @@ from relay.cli.group_instance import GroupInstance
 from relay.cli.main_thread import GroupOverError
 from relay.cli.member import Member, MemberState
 from relay.cli.options import Options
-from relay.cli.plan import make_plan
+from relay.cli.plan import make_plan, make_proxy_plan
 from relay.cli.signals import Signals
 from relay.operations.instance import ConflictError, NotFoundError
+from relay.transports.dynamic import parse_rule
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,22 @@ def test_a_tunnel_that_is_not_open_shows_its_configuration():
         (tunnel,) = GroupInstance(TunnelGroup([member], signals), "", "").tunnels()
     assert (tunnel.state, tunnel.problem, tunnel.figures) == ("waiting", "no route; trying again", None)
     assert (tunnel.listen, tunnel.target, tunnel.via) == ("127.0.0.1:8080", "db:5432", ("ssh://me@bastion",))
+
+
+@pytest.mark.parametrize(
+    ("rules", "target", "via"),
+    [((), "anywhere", ("ssh://me@bastion",)), (("*=direct",), "anywhere via ssh://me@bastion by 1 rule", ())],
+)
+def test_a_proxy_with_rules_does_not_show_one_route_as_that_of_all_clients(rules, target, via):
+    hops = parse_hops(["ssh://me@bastion"], None)
+    ways = [parse_rule(rule) for rule in rules]
+    plan = make_proxy_plan(parse_listen(":0"), Options(), name="proxy", via=hops, rules=ways)
+    with contextlib.ExitStack() as stack:
+        signals = Signals()
+        stack.callback(signals._reader.close)
+        stack.callback(signals._writer.close)
+        (tunnel,) = GroupInstance(TunnelGroup([Member(plan)], signals), "", "").tunnels()
+    assert (tunnel.target, tunnel.via) == (target, via)
 
 
 def test_after_the_end_an_action_is_a_conflict(instance, group):

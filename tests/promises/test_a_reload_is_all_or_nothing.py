@@ -114,7 +114,7 @@ def test_each_mistake_is_told_to_the_caller_and_in_the_log_and_changes_nothing(
             elsewhere.write_text(good + "nconnect = 9\n")
             path.unlink()
             path.symlink_to(elsewhere)
-            assert ctl("reload") == (0, "one: tuned: nconnect\n", "")
+            assert ctl("reload") == (0, "one: tuned (nconnect)\n", "")
             assert repeats(still)
         assert [row.split()[:2] for row in ctl("list")[1].splitlines()[:2]] == [
             row.split()[:2] for row in before[1].splitlines()[:2]

@@ -98,7 +98,7 @@ def test_a_relay_is_shown_and_controlled_while_it_runs(file, environment):
             assert ctl(environment, "reload") == "nothing has changed\n"
             before = file.read_text()
             file.write_text(before + "nconnect = 5\n")
-            assert ctl(environment, "reload", "--dry-run") == "other: tuned: nconnect\n"
+            assert ctl(environment, "reload", "--dry-run") == "other: tuned (nconnect)\n"
             file.write_text(before + "nonsense = 5\n")
             assert "nonsense" in ctl(environment, "reload", status=1)
 

@@ -110,7 +110,7 @@ def connections(client: Any, name: str | None, recent: bool, as_json: bool) -> N
         return _print_json(answer)
     from ..ctl_tables import print_connections
 
-    print_connections(answer["connections"])
+    print_connections(answer["connections"], ended=recent)
 
 
 @as_json

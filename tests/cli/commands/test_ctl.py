@@ -73,8 +73,26 @@ def test_connections_are_those_of_all_tunnels_or_of_one(ctl, running, double):
     assert "c2" in out
     assert "evil[bold]\\n\\x1b" in out, "what a peer says is neither markup nor a command of the terminal"
     assert "c2" not in ctl("connections", "a")[1]
-    assert "done" in ctl("connections", "--recent")[1]
+    recent = ctl("connections", "--recent")[1]
+    assert "done" in recent
+    assert "reason" in recent.splitlines()[0]
     assert json.loads(ctl("connections", "--json", "b")[1])["connections"][0]["id"] == "c2"
+
+
+def test_a_terminal_that_is_too_narrow_shows_every_address_and_id_whole_below_its_row(
+    ctl, running, double, monkeypatch
+):
+    id_ = "01a1ff23-7543-7597-8af7-03b91f42c7e6"
+    double.open["c1"] = dataclasses.replace(double.open["c1"], id=id_, peer="127.0.0.1:58016", target="db:5432")
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60"}.items():
+        monkeypatch.setenv(name, value)
+    head, row, addresses, last, *_ = ctl("connections", "a")[1].splitlines()
+    assert head.split() == ["tunnel", "state", "age", "received", "sent"]
+    assert row.split()[:2] == ["a", "open"]
+    assert (addresses, last) == ("  127.0.0.1:58016 → db:5432", f"  {id_}")
+    rows = ctl("list")[1].splitlines()
+    assert "  127.0.0.1:1 → t:2" in rows
+    assert "  :3 → anywhere via ssh://me@x" in rows
 
 
 def test_carriers_are_shown_with_their_errors(ctl, running):
@@ -96,7 +114,7 @@ def test_actions_print_nothing_and_act(ctl, running, double):
 
 
 def test_reload_prints_what_changes(ctl, running, double):
-    assert ctl("reload") == (0, "a: tuned: nconnect\n", "")
+    assert ctl("reload") == (0, "a: tuned (nconnect)\n", "")
     assert json.loads(ctl("reload", "--dry-run", "--json")[1])["dry_run"] is True
     double.rejection = "relay.toml:3: nonsense"
     assert ctl("reload") == (1, "", "relay: relay.toml:3: nonsense\n")

@@ -130,6 +130,7 @@ def _tunnels(group: TunnelGroup) -> Iterator[LoggedTunnel]:
     for member in group.members:
         if member.opened is not None:
             tunnel, ends = member.opened.tunnel, member.plan.routes.out
-            via = ends[0][0] if len(ends) == 1 else ()  # each request of a proxy with rules has its own
+            # Each request of a proxy with rules has its own.
+            via = ends[0][0] if len(ends) == 1 and not member.plan.rules else ()
             hops = tuple(shown(str(hop)) for hop in via)
             yield LoggedTunnel(member.name, format_address(tunnel.address), hops, tunnel.connections)

@@ -140,7 +140,25 @@ def _tell(config: Config, *, as_file: bool) -> None:
     lines = [_line(config, preflight, entry, plan) for entry, plan in plans]
     for line in filter(None, lines):
         print_line(line)
+    _check_top(config)
     print_problems(config)
+
+
+def _check_top(config: Config) -> None:
+    """Check the keys at the top of the file that relay up opens; note their problems."""
+    from ..plan_from_file import collect_problems
+
+    file = config.file
+    if file.status not in (None, "none"):
+        from ...operations.sockets import check_status
+
+        with collect_problems(config, "status"):
+            check_status(str(file.status), is_public=bool(file.status_public), token_file=file.status_token_file)
+    if file.log_file not in (None, "none"):
+        folder = os.path.dirname(os.path.abspath(os.path.expanduser(str(file.log_file))))
+        with collect_problems(config, "log_file"):
+            if not os.path.isdir(folder):
+                raise ValueError(f"log file {file.log_file}: no directory {folder}; make it")
 
 
 def _line(config: Config, preflight: Preflight, entry: Entry, plan: Plan) -> str:

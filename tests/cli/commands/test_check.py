@@ -176,6 +176,28 @@ def test_a_file_that_is_not_the_users_alone_and_holds_a_secret(checked):
     assert (status, lines) == (0, ["a: listens on 127.0.0.1:0 → localhost:1 via ssh://me@127.0.0.1"])
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ('status = "127.0.0.1:0"\nlog_file = "access.log"', None),
+        ('status = "none"\nlog_file = "none"', None),
+        ('status = "0.0.0.0:0"', "1: status: status address '0.0.0.0:0': other machines can reach it; use 127.0.0.1"),
+        ('status = "nonsense:0"', "1: status: status address 'nonsense:0': expected PORT, IP:PORT or unix:///PATH"),
+        (
+            'status = "0.0.0.0:0"\nstatus_public = true\nstatus_token_file = "none.txt"',
+            "1: status: status_token_file none.txt: No such file or directory; make one, owner-only",
+        ),
+        ('log_file = "no-such/access.log"', "1: log_file: log file no-such/access.log: no directory "),
+    ],
+)
+def test_the_keys_at_the_top_are_checked_as_relay_up_does(checked, tmp_path, keys, told):
+    status, lines, problems = checked(f'{keys}\n[tunnels.a]\nlisten = ":0"\ntarget = "127.0.0.1:1"\n')
+    assert lines == ["a: listens on 127.0.0.1:0 → 127.0.0.1:1"]
+    assert (status, len(problems)) == ((0, 0) if told is None else (2, 1))
+    assert all(problem.startswith(told) for problem in problems)
+    assert os.listdir(tmp_path) == ["relay.toml"], "check makes no file"
+
+
 # -- a command line ---------------------------------------------------------------------------------------------------
 
 LINES = [

@@ -67,7 +67,7 @@ def subcommand(function: Callable[..., None]) -> click.Command:
 
 @as_json
 def status(client: Any, as_json: bool) -> None:
-    """Show the process: version, file, how long it runs, and how many tunnels listen."""
+    """Show the process, its file, and how many tunnels listen."""
     instance = client.get("/instance")
     if as_json:
         return _print_json(instance)
@@ -83,7 +83,7 @@ def status(client: Any, as_json: bool) -> None:
 @as_json
 @control
 def list_(names: bool, as_json: bool, control: str | None) -> None:
-    """List the tunnels: state, addresses, figures, and the problem of each that has one."""
+    """List the tunnels: state, addresses, figures and problems."""
     if names:
         for name in tunnel_names(control):
             print_line(name)
@@ -103,7 +103,7 @@ def list_(names: bool, as_json: bool, control: str | None) -> None:
 @click.option("--recent", is_flag=True, help="Show the last ones that ended, with their reasons, instead.")
 @as_json
 def connections(client: Any, name: str | None, recent: bool, as_json: bool) -> None:
-    """List the open connections, with the IDs that relay ctl kill takes."""
+    """List the open connections, with the IDs for relay ctl kill."""
     query = {} if name is None else {"tunnel": name}
     answer = client.get("/connections/recent" if recent else "/connections", **query)
     if as_json:
@@ -126,7 +126,10 @@ def carriers(client: Any, as_json: bool) -> None:
 
 @tunnel
 def pause(client: Any, name: str) -> None:
-    """Accept no client at TUNNEL; clients wait until relay ctl resume. Open connections stay."""
+    """Accept no client at TUNNEL until relay ctl resume.
+
+    Clients wait. Open connections stay.
+    """
     client.request("POST", "/tunnels", name, "pause")
 
 
@@ -151,9 +154,9 @@ def kill(client: Any, id: str) -> None:  # noqa: A002  (the name of the argument
 @click.option("--dry-run", is_flag=True, help="Change nothing; only print what would change.")
 @as_json
 def reload(client: Any, dry_run: bool, as_json: bool) -> None:
-    """Read relay.toml again and apply its changes; on an error nothing changes (status 1).
+    """Read relay.toml again and apply its changes.
 
-    Prints a line for each tunnel that changes.
+    Prints a line for each tunnel that changes. On an error nothing changes (status 1).
     """
     client.set_timeout(_LONG)
     answer = client.request("POST", "/reload", dry_run="true" if dry_run else "false")

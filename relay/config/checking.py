@@ -184,7 +184,8 @@ class _One:
         self._path = ("tunnels", name)
         self._tunnel = tunnel
         self._listen = checker.listen or checker.read((*self._path, "listen"), parse_listen, tunnel.listen)
-        self._is_proxy = isinstance(self._listen, ProxyListen) or tunnel.target == ANYWHERE
+        is_wrong_proxy = self._listen is None and str(tunnel.listen).startswith(("socks5://", "http://"))
+        self._is_proxy = isinstance(self._listen, ProxyListen) or is_wrong_proxy or tunnel.target == ANYWHERE
 
     def entry(self) -> Entry:
         """Check the tunnel."""

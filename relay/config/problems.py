@@ -140,7 +140,7 @@ def _path_of(where: Iterable[str | int], document: Any) -> Path:
 
 
 def _unknown(key: str, known: list[str]) -> str:
-    return f"there is no such key{near(key, known)}; allowed are {', '.join(known)}"
+    return "there is no such key" + (near(key, known) or f"; allowed are {', '.join(known)}")
 
 
 def _problem(found: Any) -> str:

@@ -77,7 +77,7 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
         # unknown keys, with the nearest spelling
         (
             "tunel = 1\n" + T,
-            "1: tunel: there is no such key (did you mean tunnels?); allowed are defaults, hops, tunnels",
+            "1: tunel: there is no such key (did you mean tunnels?)",
         ),
         (T + "conect_timeout = 3", "4: tunnels.t.conect_timeout: there is no such key (did you mean connect_timeout?)"),
         (T + "zzz = 3", "4: tunnels.t.zzz: there is no such key; allowed are nconnect"),
@@ -206,6 +206,12 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(problems):
     assert len(found) == len(words)
     for line, word in zip(found, words, strict=True):
         assert word in line
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "http"])
+def test_a_wrong_address_of_a_proxy_is_its_only_problem(problems, scheme):
+    text = f"[tunnels.t]\nlisten = '{scheme}://127.0.0.1:1080x'\nrule = ['*=direct']"
+    assert only(problems(text)).strip().startswith(f"2: tunnels.t.listen: listen address '{scheme}://127.0.0.1:1080x'")
 
 
 def test_what_a_wrong_hop_would_make_wrong_is_not_told(problems):

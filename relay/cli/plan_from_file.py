@@ -35,7 +35,8 @@ def plans_of(
     for entry in config.entries:
         path = ("tunnels", entry.name)
         same = known.get(entry.name) if known is not None else None
-        if config.problems.about(*path):
+        has_hop_with_problem = entry.target is None and not entry.is_proxy  # it has none of its own then
+        if config.problems.about(*path) or has_hop_with_problem:
             continue
         if same is not None and same[0] is entry:
             found.append(same)

@@ -165,6 +165,16 @@ def test_what_is_wrong_itself_is_status_2(checked):
     assert [problem.partition(":")[0] for problem in problems] == ["3", "4", "4"]
 
 
+def test_a_named_hop_that_is_wrong_is_the_only_problem_of_those_that_use_it(checked):
+    status, lines, problems = checked(
+        '[hops]\nh = "socks5://localhost:x"\n'
+        '[tunnels.a]\nlisten = ":0"\ntarget = "localhost:1"\nvia = ["h"]\n'
+        '[tunnels.b]\nlisten = ":0"\ntarget = "localhost:1"\nvia = ["h"]\n'
+    )
+    assert (status, lines) == (2, [])
+    assert problems == ["2: hops.h: hop 'socks5://localhost:x': port x; a port is a number from 1 to 65535"]
+
+
 def test_a_file_that_is_not_the_users_alone_and_holds_a_secret(checked):
     text = '[tunnels.a]\nlisten = ":0"\ntarget = "localhost:1"\nvia = ["ssh://me:secret@127.0.0.1?config=/dev/null"]\n'
     status, _, problems = checked(text, mode=0o644)

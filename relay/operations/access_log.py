@@ -231,4 +231,8 @@ def _encoded(fields: dict[str, Any]) -> bytes:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+    """Open the file. A named pipe without a reader is an error: to wait for one would block signals, too."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    os.set_blocking(descriptor, True)
+    return descriptor

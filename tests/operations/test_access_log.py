@@ -143,6 +143,18 @@ def test_a_file_that_cannot_be_opened_again_leaves_the_old_one(opened: Callable[
     assert len(lines(old)) == 1
 
 
+def test_a_named_pipe_needs_a_reader_and_is_not_waited_for(opened: Callable[..., AccessLog], path: Path) -> None:
+    """The main thread opens the file, and would not even hear a signal."""
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+        AccessLog(str(path), None, list)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        log = opened()
+        log.put("web", RECORD)
+        log.close()
+        assert json.loads(reader.read())["id"] == RECORD.id
+
+
 def test_a_path_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         AccessLog(str(tmp_path / "none" / "access.log"), None, list)

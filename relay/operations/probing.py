@@ -135,7 +135,7 @@ class Prober:
             while not self._is_closed:
                 now = time.monotonic()
                 self._update(now)
-                for record in self._records.values():
+                for record in tuple(self._records.values()):  # _begin() may end one, and look at the tunnels again
                     if not record.is_running and record.due <= now:
                         self._begin(record)
                 waiting = [record.due for record in self._records.values() if not record.is_running]

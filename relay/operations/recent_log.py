@@ -45,8 +45,8 @@ class RecentLog(logging.Handler):
             return
         try:
             message = record.getMessage()[: LONGEST + 1]
-        except (TypeError, ValueError):
-            return  # the handler of standard error reports this mistake
+        except Exception:  # noqa: BLE001  (the handler of standard error reports this mistake; the caller is innocent)
+            return
         text = printable(" ".join(message.splitlines()), LONGEST)
         self._lines.append(LogLine(record.created, record.levelname.lower(), record.name, text))
 

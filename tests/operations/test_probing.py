@@ -210,6 +210,29 @@ def test_a_bug_in_a_factory_is_logged_and_a_problem(probe, caplog):
     assert "t: the probe failed" in caplog.text
 
 
+def test_without_a_thread_a_probe_fails_and_others_go_on(monkeypatch):
+    """Also if the tunnels change at that moment."""
+    monkeypatch.setattr(probing, "_FIRST", 0.0)
+    first, later = (ProbeTarget(name, "connect", LONG, WAIT, relay.tcp("127.0.0.1", 1)) for name in "tu")
+    targets = [first]
+    prober = Prober(lambda: tuple(targets))
+    start = prober._start
+
+    def refuse(work, name):
+        if name == "relay-probe" and later not in targets:
+            targets.append(later)
+            raise RuntimeError("can't start new thread")
+        start(work, name)
+
+    monkeypatch.setattr(prober, "_start", refuse)
+    prober.wake()
+    try:
+        assert outcome(prober) == "can't start new thread"
+        wait_until(lambda: prober.status("u") and prober.status("u").finished)
+    finally:
+        prober.close()
+
+
 def test_without_a_target_there_is_no_thread():
     prober = Prober(list)
     prober.wake()

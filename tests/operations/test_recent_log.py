@@ -44,6 +44,16 @@ def test_hostile_text_is_one_short_line_without_control_characters(log):
     assert len(line.message) < LONGEST + 50
 
 
+@pytest.mark.parametrize("error", [KeyError, RuntimeError])
+def test_a_record_without_a_text_is_left_out_and_disturbs_nobody(log, error):
+    class Argument:
+        def __str__(self):
+            raise error("no text")
+
+    log.handle(logging.LogRecord("relay.test", logging.INFO, "", 0, "%s", (Argument(),), None))
+    assert log.lines() == ()
+
+
 def test_it_keeps_no_argument_alive(log):
     class Argument:
         pass

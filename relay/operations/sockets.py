@@ -69,7 +69,7 @@ def open_control(path: str) -> Endpoint:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        user = _user_of(path) or f"another program{_process_at(path)} listens there; stop it, or use another path"
+        user = _user_of(path) or _process_at(path) or error.strerror
         raise InUseError(errno.EADDRINUSE, f"control socket {path}: {user}") from error
 
 
@@ -89,7 +89,7 @@ def _user_of(path: str) -> str:
 
 
 def _process_at(path: str) -> str:
-    """Return the process that listens at a Unix socket, as a part of a text; empty if the system does not tell."""
+    """Describe the process that listens at a Unix socket; empty if none does, or the system does not tell."""
     if not hasattr(socket, "SO_PEERCRED"):
         return ""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -99,7 +99,7 @@ def _process_at(path: str) -> str:
             number, _, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         except OSError:
             return ""
-    return f" (process {number})"
+    return f"another program (process {number}) listens there; stop it, or use another path"
 
 
 def open_status(address: str, *, is_public: bool = False, token_file: str | None = None) -> Endpoint:

@@ -109,7 +109,10 @@ class GroupInstance:
 
     def tunnels(self) -> list[TunnelStatus]:
         """Return the tunnels, in the order of the file."""
-        return [self._tunnel(member) for member in self._group.members]
+        members = self._group.members
+        for name in {*self._texts} - {member.name for member in members}:  # a reload has removed it
+            self._texts.pop(name, None)
+        return [self._tunnel(member) for member in members]
 
     def _tunnel(self, member: Snapshot) -> TunnelStatus:
         plan, opened = member.plan, member.opened

@@ -140,9 +140,11 @@ class Overview:
             self._history.popleft()
         self._totals = totals
 
-    def _read_ended(self, tunnels: Iterable[TunnelStatus]) -> None:
+    def _read_ended(self, tunnels: Sequence[TunnelStatus]) -> None:
         """Read the connections that have ended since the last sample, of some tunnels at most."""
         changed = []
+        for name in self._ended_counts.keys() - {tunnel.name for tunnel in tunnels}:  # a reload has removed it
+            del self._ended_counts[name]
         for tunnel in tunnels:
             count = tunnel.figures.accepted - tunnel.figures.active if tunnel.figures is not None else 0
             if count != self._ended_counts.get(tunnel.name, 0):

@@ -170,3 +170,12 @@ def test_a_loop_that_does_not_turn_is_named(instance, group):
     finally:
         release.set()
     assert instance.stuck_loops(WAIT) == []
+
+
+def test_of_a_tunnel_that_a_reload_has_removed_nothing_is_kept(instance, group):
+    """Else a program that is never restarted would grow with each new name."""
+    assert [each.name for each in instance.tunnels()] == ["a", "b"]
+    removed, group._members = group._members[1], group._members[:1]
+    removed.close()
+    assert [each.name for each in instance.tunnels()] == ["a"]
+    assert "b" not in instance._texts

@@ -170,6 +170,18 @@ def test_they_are_read_only_where_one_has_ended_and_of_some_tunnels_at_once(look
     assert asked[count:] == ["t7"]
 
 
+def test_a_tunnel_that_comes_back_after_a_reload_is_another_one(look, double):
+    """Its counters begin anew, and may be as they were."""
+    first = double.all["a"]
+    double.ended = ended(double, "old", [1])
+    assert look()["ended"]["total"] == 1
+    del double.all["a"]
+    look()
+    double.all["a"] = first
+    double.ended = ended(double, "new", [2])
+    assert look()["ended"]["total"] == 2
+
+
 def test_each_view_has_its_own_part_of_one_sample(look, double):
     views = [View(), View(filter="c-nothing"), View(connections="-peer")]
     look()

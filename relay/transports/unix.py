@@ -57,7 +57,8 @@ def listen_unix(path: str | os.PathLike[str]) -> UnixListener:
             made.listen(BACKLOG)
     except OSError as error:
         made.close()
-        raise OSError(error.errno, f"{UnixAddress(place)}: {error.strerror}") from error
+        hint = "; make its directory first" if error.errno == errno.ENOENT else ""
+        raise OSError(error.errno, f"{UnixAddress(place)}: {error.strerror}{hint}") from error
     return made
 
 

@@ -42,11 +42,13 @@ def make_unit(path: str, *, is_users: bool, version: int) -> Unit:
     :param path: of the file.
     :param is_users: whether it is for the user's service manager.
     :param version: of systemd.
-    :raises ValueError: if no user can run it, or a path cannot be written in a unit.
+    :raises ValueError: if the file is missing, if no user can run it, or if a path cannot be written in a unit.
     :raises OSError: if the file cannot be read.
     :raises click.exceptions.Exit: if the file has problems, which are printed.
     """
     path = os.path.abspath(path)
+    if not os.path.lexists(path):
+        raise ValueError(f"{path}: No such file or directory; write the tunnels there, or name another file")
     with configuration_read():
         owner = os.stat(path).st_uid
         config = files.read(path, owner=os.geteuid() if is_users else owner)

@@ -85,7 +85,7 @@ def test_a_file_with_problems_gets_no_unit(made, capsys):
     with pytest.raises(click.exceptions.Exit):
         made("nonsense = 1")
     assert "nonsense" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="No such file or directory; write the tunnels there"):
         make_unit("/nowhere/relay.toml", is_users=False, version=255)
 
 

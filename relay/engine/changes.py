@@ -131,10 +131,11 @@ def deny(tunnel: Tunnel, peers: Collection[Any]) -> None:
 
 def _accept_from(relay: RelayThread, receive: Any, acceptor: Acceptor, drain: float | None, now: float) -> Acceptor:
     """Accept from another listener; return the acceptor of the old one, which is still to be closed."""
-    old, relay._acceptor, relay._receive = relay._acceptor, acceptor, receive
-    _limit_handshakes(relay)
+    old = relay._acceptor
     if isinstance(old, SocketAcceptor):
-        old.take_backlog(now)
+        old.take_backlog(now)  # while it is the tunnel's, which stops it when there is no room left
+    relay._acceptor, relay._receive = acceptor, receive
+    _limit_handshakes(relay)
     old.listen(False)
     relay.update_listening()
     _retire(relay, None, drain)

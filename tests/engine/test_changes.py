@@ -139,6 +139,23 @@ def test_another_listener_takes_over_and_the_clients_of_the_old_one_are_served(w
     assert tunnel.stats().accepted == 22
 
 
+def test_the_clients_of_the_old_listener_get_no_more_slots_than_there_are(world):
+    tunnel, _a, _b, _connect = world
+    changes.update(tunnel, **LIMITS | {"nconnect": 2})
+    counts = []
+
+    def fill_and_move():  # in the relay thread, so that the clients are in the backlog when the listener changes
+        waiting.extend(socket.create_connection(tunnel.address, WAIT) for _ in range(5))
+        changes.relisten(tunnel, relay.listen(":0"), None)
+        counts.append(tunnel.stats().accepted)
+
+    waiting = []
+    tunnel._relay.run_in_thread(fill_and_move)
+    assert counts == [2]
+    for client in waiting:
+        client.close()
+
+
 def test_a_listener_goes_before_the_next_one_comes(world):
     tunnel, _a, _b, connect = world
     before, old = tunnel.address, connect(b"a")

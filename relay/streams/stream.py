@@ -95,6 +95,10 @@ class Stream:
         if on_close is not None:
             on_close()
 
+    def close_soon(self) -> None:
+        """Close; the far end need not read what it has not read yet. Idempotent."""
+        self.close()
+
     def reset(self) -> None:
         """Close, and reset the far end where the transport has resets. Idempotent."""
         reset(self.socket)

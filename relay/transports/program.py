@@ -88,6 +88,11 @@ class ProgramStream(Stream):
         """The program's exit status, or the signal that ended it, negative; ``None`` while it runs."""
         return self._program.status
 
+    def close_soon(self) -> None:
+        """Close; the program has no longer to read than one that has read everything has to end. Idempotent."""
+        self._program.may_read = False
+        self.close()
+
     def reset(self) -> None:
         """Send the program SIGTERM, and close. Idempotent."""
         self._program.terminate()
@@ -120,6 +125,7 @@ class _Program:
         self._lines = StandardError(name)
         self._pid = -1
         self._next_signal: signal.Signals | None = None  # when it is to end
+        self.may_read = True  # after the close, as long as it makes progress
         self._is_alone = alone
         self._unread, self._until = 0, 0.0  # bytes that it has not read; until when it may do that
         self._on_sent: Callable[[], object] | None = None
@@ -291,7 +297,7 @@ class _Program:
 
     def _end_it(self, now: float) -> None:
         assert self._next_signal is not None
-        if self._next_signal == signal.SIGTERM and self._reads(now):
+        if self._next_signal == signal.SIGTERM and self.may_read and self._reads(now):
             return self._patience.start(now + _MOMENT, now)
         self._signal(self._next_signal)
         if self._next_signal == signal.SIGTERM:

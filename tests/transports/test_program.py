@@ -283,6 +283,15 @@ def test_one_that_ignores_sigterm_is_killed_with_what_it_has_started(quick):
     wait_until(lambda: not is_running(child))
 
 
+def test_one_that_does_not_read_ends_soon_if_it_need_not(quick, monkeypatch):
+    monkeypatch.setattr(program, "LINGER", 1000.0)
+    stream = opened("sleep", "1000")
+    stream.socket.sendall(b"the end of a protocol")
+    stream.close_soon()
+    wait_until(lambda: stream.status is not None)
+    assert stream.status == -signal.SIGTERM
+
+
 def test_one_that_needs_a_moment_after_the_close_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "_MOMENT", WAIT)
     stream = opened("sh", "-c", 'cat >"$0.part"; sleep 0.2; mv "$0.part" "$0"', str(tmp_path / "taken"))

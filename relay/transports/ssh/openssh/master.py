@@ -283,7 +283,7 @@ class Master:
         self.loop.close()
         self._over.set()
         if self._stream is not None:
-            self._stream.close()  # may block: it releases the carrier below
+            self._stream.close_soon()  # may block: it releases the carrier below
 
     def _keep(self, line: bytes) -> None:
         is_login = self._state is MasterState.LOGIN

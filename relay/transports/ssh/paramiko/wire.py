@@ -189,7 +189,7 @@ class Wire:
             self._socket.shutdown(socket.SHUT_RDWR)  # also if a forked child holds a copy
         except OSError:
             pass  # it has ended already
-        self.stream.close()
+        self.stream.close_soon()  # what was sent on the channels has arrived, or never will
 
     # -- any thread -----------------------------------------------------------------------------------------------
 

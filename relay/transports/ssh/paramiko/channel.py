@@ -88,7 +88,7 @@ class Channel:
         self._receiving, self._sending = Receiving.OPEN, Sending.OPEN
         self._batch: list[memoryview] = []  # received since the last wait
         self._backlog = Backlog()  # not yet read by the owner
-        self._moved = self._mark = 0  # bytes in both directions; at the last look of the linger timer
+        self._moved = self._mark = 0  # bytes from and to the owner; at the last look of the linger timer
         self._scatter = False  # the owner sends more than one packet at a time
         inner, theirs = socketpair()
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BETWEEN)
@@ -148,6 +148,7 @@ class Channel:
             sent = 0
         except OSError:
             return self._discard()  # the owner has closed its end: a hang-up follows
+        self._moved += sent
         for place, piece in enumerate(batch):
             if sent < len(piece):
                 self._backlog.extend([piece[sent:], *batch[place + 1 :]])
@@ -171,11 +172,11 @@ class Channel:
         except OSError:
             self._discard()
         else:
+            self._moved += sent
             self._passed_on(sent)
 
     def _passed_on(self, size: int) -> None:
         """Allow the server to send as many bytes again; more while the owner keeps pace."""
-        self._moved += size
         if not self._window.free(size):
             return
         if self._receiving is Receiving.OPEN or self._receiving is Receiving.DISCARDING:
@@ -223,6 +224,7 @@ class Channel:
         if event & HUP and not self._watch.hung:
             self._watch.hung = True
             self._discard()
+            self._mark = self._moved
             self._wait(now)
         if self.cut:
             return self._detach()

@@ -122,7 +122,7 @@ def owner_resets(rig: Rig) -> None:
 
 
 def linger(rig: Rig) -> None:
-    """The linger timer expires, twice: the first time counts what was moved before."""
+    """The linger timer expires, twice: nothing was moved meanwhile."""
     for _ in range(2):
         rig.channel._expired(0.0)
 

@@ -557,6 +557,22 @@ def test_a_far_end_that_takes_nothing_holds_a_gone_holders_bytes_for_a_time(scri
         assert server.expect(97) == struct.pack(">I", number + 7)
 
 
+def test_a_far_end_that_sends_without_end_and_takes_nothing_does_so_as_well(scripted, monkeypatch):
+    monkeypatch.setattr(one_channel, "LINGER", 0.1)
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection, window=10)
+        stream.socket.sendall(b"x" * 100)
+        stream.close()
+        idle = threading.Event()
+        connection.when_idle(idle.set)
+        for _ in range(1000):
+            if idle.wait(0.01):
+                break
+            server.send(94, number, "x" * 100)
+        assert idle.is_set()
+
+
 # Servers that do what they must not.
 
 

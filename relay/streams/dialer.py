@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from .stream import Stream
 from .trace import SILENT, Trace
 
 __all__ = ["Dialer", "Network", "Upgrade"]
+
+logger = logging.getLogger("relay")
 
 BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]
 
@@ -211,7 +214,11 @@ class Upgrade(Dialer):
 
         def on_outcome(outcome: Stream | OSError) -> None:
             if isinstance(outcome, OSError):
-                done(explain(outcome))
+                try:
+                    outcome = explain(outcome)
+                except Exception:
+                    logger.exception("an error cannot be explained; this is a bug in relay")
+                done(outcome)
                 return
             failure = outcome.failure
             if failure is not None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 import select
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from ..errors import ConnectError
 from .cancellation import Cancel, Cancellation
 from .stream import Stream
 
 __all__ = ["LATE", "Promise", "OnResult", "Abort", "CallbackChain", "copy_error"]
+
+logger = logging.getLogger("relay")
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=Exception)
@@ -129,7 +133,8 @@ class CallbackChain:
 
         :param begin: takes a callback for the outcome of the step, which it may call at once; returns a function that
             gives the step up.
-        :param then: called with the outcome, unless all was given up: begins the next step, or finishes.
+        :param then: called with the outcome, unless all was given up: begins the next step, or finishes. If it raises,
+            which is a bug, that is logged, and ``done`` gets an error that says so.
         :returns: whether it was begun: ``False`` if all was given up, and if ``begin`` raised, which is the outcome.
         """
         with self._lock:
@@ -140,10 +145,19 @@ class CallbackChain:
             self._undo = None
 
         def on_outcome(outcome: Any) -> None:
-            if not self._given_up:
+            if self._given_up:
+                if isinstance(outcome, Stream):
+                    outcome.close()
+                return
+            try:
                 then(outcome)
-            elif isinstance(outcome, Stream):
-                outcome.close()
+            except Exception:
+                if self._done is None:
+                    raise
+                logger.exception("a step of a connect failed; this is a bug in relay")
+                self.finish(ConnectError("a bug in relay; the log has it", reason="factory_error"))
+                if isinstance(outcome, Stream):
+                    outcome.close()
 
         try:
             undo = begin(on_outcome)

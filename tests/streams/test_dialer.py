@@ -200,6 +200,24 @@ def test_steps_tell_once():
     assert told == [REFUSED]
 
 
+def test_a_bug_in_a_step_is_the_outcome(caplog):
+    told, given = [], []
+    steps = CallbackChain(told.append)
+    steps.begin(lambda done: given.append(done) or (lambda: None), lambda outcome: {}[outcome])
+    near, far = socket.socketpair()
+    given[0](relay.Stream(near))
+    assert str(told[0]) == "a bug in relay; the log has it" and told[0].reason == "factory_error"
+    assert "a step of a connect failed" in caplog.text and "KeyError" in caplog.text
+    with far:
+        assert far.recv(1) == b""
+
+
+def test_a_bug_in_an_explanation_leaves_the_error_as_it_is(dialer, caplog):
+    with pytest.raises(relay.ConnectError, match="refused"):
+        Upgrade(dialer(REFUSED, later=True), explain=lambda error: {}[error])()
+    assert "KeyError" in caplog.text
+
+
 def test_a_call_can_be_cancelled(dialer):
     factory, cancel = dialer(None), Cancellation()
     call = Thread(lambda: factory(cancel=cancel))

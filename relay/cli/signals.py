@@ -70,7 +70,7 @@ class Signals:
         try:
             self._writer.send(b"\0")
         except OSError:
-            pass  # a full buffer wakes as well; a closed one has no reader
+            self._is_woken = False  # a full buffer wakes as well; a closed one has no reader
 
     def watch(self, descriptor: int, call: Callable[[], object]) -> None:
         """Call ``call`` in :meth:`wait` each time that the descriptor is readable; in the main thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -56,3 +57,16 @@ def test_a_descriptor_beyond_those_of_select_is_watched():
         reader.close()
         writer.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_wake_that_a_full_buffer_did_not_take_is_followed_by_others():
+    with Signals() as signals:
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while signals._writer.send(bytes([signal.SIGTERM])):  # as that many signals do
+                count += 1
+        signals.wake()
+        for _ in range(count):
+            assert signals.wait(WAIT) == signal.SIGTERM
+        signals.wake()
+        assert signals.wait(WAIT) == 0

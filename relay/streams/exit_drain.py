@@ -41,6 +41,7 @@ class Sender(Protocol):
 
 _upper: weakref.WeakSet[Sender] = weakref.WeakSet()
 _lower: weakref.WeakSet[Sender] = weakref.WeakSet()
+_lock = threading.Lock()  # other threads add senders while the exit lists them
 
 
 def track(sender: Sender, *, upper: bool = False) -> None:
@@ -49,14 +50,17 @@ def track(sender: Sender, *, upper: bool = False) -> None:
     :param sender: is not kept alive by this.
     :param upper: whether the stream below it may be another sender's, as that of TLS may be. It is waited for first.
     """
-    (_upper if upper else _lower).add(sender)
+    with _lock:
+        (_upper if upper else _lower).add(sender)
 
 
 def drain() -> None:
     """Wait until all senders have sent what they had, or send no more, or the user interrupts the program again."""
     try:
         for senders in (_upper, _lower):
-            waits = [_Wait(sender) for sender in tuple(senders)]
+            with _lock:
+                found = tuple(senders)
+            waits = [_Wait(sender) for sender in found]
             for one in waits:
                 one.wait()
     except KeyboardInterrupt:
@@ -101,6 +105,8 @@ def run_before_others() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _lock  # noqa: PLW0603  (another thread may have held it)
+    _lock = threading.Lock()
     _upper.clear()
     _lower.clear()
 

@@ -117,6 +117,27 @@ def test_a_sender_that_is_gone_is_forgotten():
     exit_drain.drain()
 
 
+def test_others_may_come_meanwhile():
+    kept, is_over, interval = [Sender() for _ in range(300)], threading.Event(), sys.getswitchinterval()
+    for sender in kept:
+        exit_drain.track(sender)
+
+    def add():
+        while not is_over.is_set():
+            exit_drain.track(Sender())
+
+    adding = threading.Thread(target=add)
+    sys.setswitchinterval(1e-6)
+    adding.start()
+    try:
+        for _ in range(100):
+            exit_drain.drain()
+    finally:
+        is_over.set()
+        adding.join()
+        sys.setswitchinterval(interval)
+
+
 def test_a_forked_child_waits_for_nothing():
     sender = Sender(quiet=None, sent=False)
     exit_drain.track(sender)

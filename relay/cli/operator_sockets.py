@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..addresses.values import UnixAddress
 from ..eventloop.sockets import format_address
 from .endpoint_plan import EndpointPlan
 from .group import TunnelGroup
@@ -99,6 +101,8 @@ class OperatorSockets:
     def _prepare_control(self, plan: EndpointPlan) -> Swap | None:
         if plan.control == self._plan.control:
             return None
+        if self._control is not None and _control_path(plan) == self._control.endpoint.path:
+            return None
         made = _control(plan)
 
         def commit() -> None:
@@ -113,7 +117,7 @@ class OperatorSockets:
     def _prepare_status(self, plan: EndpointPlan) -> Swap | None:
         before, current = self._plan, self._status
         is_moved = plan.status != before.status
-        if not is_moved and current is not None:
+        if current is not None and (not is_moved or _is_at(plan, current.endpoint)):
             return self._prepare_token(plan, current.endpoint)
         made = _status(plan) if is_moved else _status_or_none(plan)  # it may have been in use at the start
         if made is None and current is None:
@@ -204,6 +208,14 @@ def _control(plan: EndpointPlan) -> Endpoint | None:
         return None
 
 
+def _control_path(plan: EndpointPlan) -> str | None:
+    """Return the path of the control socket, absolute; ``None`` if there is to be none."""
+    from ..operations.runtime import default_path
+
+    path = plan.control or (default_path(plan.config) if plan.config else None)
+    return None if path is None or path == NONE else os.path.abspath(path)
+
+
 def _status(plan: EndpointPlan) -> Endpoint | None:
     """Open the socket of the status server, if there is to be one."""
     if plan.status is None or plan.status == NONE:
@@ -211,6 +223,18 @@ def _status(plan: EndpointPlan) -> Endpoint | None:
     from ..operations.sockets import open_status
 
     return open_status(plan.status, is_public=plan.is_public, token_file=plan.token_file)
+
+
+def _is_at(plan: EndpointPlan, endpoint: Endpoint) -> bool:
+    """Return whether the status server listens already where a plan says, in other words."""
+    if plan.status is None or plan.status == NONE or endpoint.socket.fileno() < 0:
+        return False
+    from ..operations.sockets import check_status
+
+    where, _ = check_status(plan.status, is_public=plan.is_public, token_file=plan.token_file)
+    if isinstance(where, UnixAddress):
+        return os.path.abspath(where.path) == endpoint.path
+    return not endpoint.path and (where.host, where.port) == endpoint.socket.getsockname()[:2]
 
 
 def _status_or_none(plan: EndpointPlan) -> Endpoint | None:

@@ -64,3 +64,22 @@ def test_a_reload_that_adds_or_removes_the_server_does_the_same_with_the_lines(m
     sockets.prepare(OFF).commit()
     assert not kept()
     assert sockets._lines() == ()
+
+
+@pytest.mark.parametrize("words", ["{port}", "localhost:{port}", "127.0.0.1:{port}"])
+def test_a_reload_that_says_the_same_status_address_in_other_words_keeps_it(make, words):
+    sockets = make(ON)
+    endpoint = sockets._status.endpoint
+    port = endpoint.socket.getsockname()[1]
+    sockets.prepare(OFF._replace(status=words.format(port=port))).commit()
+    assert sockets._status.endpoint is endpoint
+    assert endpoint.socket.fileno() >= 0
+
+
+def test_a_reload_that_says_the_same_path_in_other_words_keeps_the_sockets(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sockets = make(EndpointPlan(control="c.sock", status=f"unix://{tmp_path}/s.sock"))
+    before = sockets._control, sockets._status
+    sockets.prepare(EndpointPlan(control=f"{tmp_path}/c.sock", status=f"unix://{tmp_path}/./s.sock")).commit()
+    assert (sockets._control, sockets._status) == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["c.sock", "s.sock"]

@@ -21,9 +21,10 @@ import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..streams.rate_limited_log import RateLog
 from .app import LONGEST_HEAD, App, make_app
 from .instance import Instance
-from .sockets import Endpoint
+from .sockets import BACKLOG, Endpoint
 from .stop import Stop
 
 __all__ = ["serve"]
@@ -66,7 +67,9 @@ def _check_descriptors(any_socket: socket.socket) -> None:
 
 async def _serve_all(app: App, endpoints: Sequence[Endpoint], stop: Stop) -> None:
     stopped = asyncio.Event()
-    stop.use(asyncio.get_running_loop(), stopped)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_LoopErrors(stopped))
+    stop.use(loop, stopped)
     servers = [_EndpointServer(app, endpoint, stopped).serve([endpoint.socket]) for endpoint in endpoints]
     await asyncio.gather(_close(app, stopped), *servers)
 
@@ -74,6 +77,24 @@ async def _serve_all(app: App, endpoints: Sequence[Endpoint], stop: Stop) -> Non
 async def _close(app: App, stopped: asyncio.Event) -> None:
     await stopped.wait()
     app.close()
+
+
+class _LoopErrors:
+    """Handler of the errors in the loop, which asyncio would print.
+
+    :param stopped: set at the end.
+    """
+
+    def __init__(self, stopped: asyncio.Event) -> None:
+        self._stopped = stopped
+        self._accepting = RateLog(logger, logging.WARNING)
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and "socket" in context:
+            self._accepting.log(loop.time(), "status server: cannot accept a client: %s", error.strerror)
+        elif not self._stopped.is_set():  # asyncio may try to accept once more after that
+            logger.error("status server: %s", context["message"], exc_info=error)
 
 
 class _EndpointServer(Server):
@@ -88,6 +109,7 @@ class _EndpointServer(Server):
         def make(**arguments: Any) -> asyncio.Protocol:
             return _Client(endpoint, **arguments)
 
+        self._listening = endpoint.socket
         super().__init__(
             Config(
                 app,
@@ -100,6 +122,7 @@ class _EndpointServer(Server):
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
+                backlog=1,  # asyncio accepts so many at once, and without a descriptor reports so many errors
                 h11_max_incomplete_event_size=LONGEST_HEAD,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=LAST_ANSWERS,
@@ -109,6 +132,7 @@ class _EndpointServer(Server):
 
     async def main_loop(self) -> None:
         """Wait for the end."""
+        self._listening.listen(BACKLOG)  # as before asyncio has taken it
         await self.on_tick(0)
         await self._stopped.wait()
 

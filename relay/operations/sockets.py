@@ -17,9 +17,9 @@ from ..transports.files import open_regular
 from ..transports.unix import listen_unix
 from .runtime import make_directory
 
-__all__ = ["Endpoint", "InUseError", "check_status", "open_control", "open_status", "read_token"]
+__all__ = ["BACKLOG", "Endpoint", "InUseError", "check_status", "open_control", "open_status", "read_token"]
 
-_BACKLOG = 128
+BACKLOG = 128  # clients that wait to be accepted
 _LONGEST_TOKEN = 4096  # bytes of a token file
 _SHORTEST_TOKEN = 16  # characters
 _SHARED = 0o077
@@ -122,7 +122,7 @@ def open_status(address: str, *, is_public: bool = False, token_file: str | None
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((str(number), where.port))
-        made.listen(_BACKLOG)
+        made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise OSError(error.errno, f"status address {address}: {error.strerror}") from error

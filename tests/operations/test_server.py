@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import re
 import select
 import socket
@@ -263,3 +266,22 @@ def test_a_request_that_the_end_overtakes_gets_an_error(double, tmp_path, monkey
         serving.join(WAIT)
     passed_on = [record for record in caplog.records if record.name.startswith("relay")]
     assert [record.message for record in passed_on if record.levelno > logging.DEBUG] == []
+
+
+def test_without_a_descriptor_a_client_waits_and_the_log_says_so_once(app, monkeypatch, caplog):
+    """Asyncio itself would print thousands of lines a second."""
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.01)
+    accept, failures = app.control.socket.accept, []
+
+    def fail():
+        if len(failures) < 3:
+            failures.append(1)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept()
+
+    monkeypatch.setattr(app.control.socket, "accept", fail, raising=False)
+    assert app.get("/instance").status_code == 200
+    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == [
+        "status server: cannot accept a client: Too many open files"
+    ]
+    assert len(failures) == 3

@@ -94,7 +94,7 @@ class _LoopErrors:
         if isinstance(error, OSError) and "socket" in context:
             self._accepting.log(loop.time(), "status server: cannot accept a client: %s", error.strerror)
         elif not self._stopped.is_set():  # asyncio may try to accept once more after that
-            logger.error("status server: %s", context["message"], exc_info=error)
+            logger.error("error in the status server: %s", context["message"], exc_info=error)
 
 
 class _EndpointServer(Server):

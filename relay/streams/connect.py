@@ -343,7 +343,11 @@ class _BackgroundConnect:
             if self._step is not None:
                 self._step.done(endpoints=endpoints)
             self._step = self._trace.begin(Stage.CONNECT, self._target, endpoints=endpoints)
-            self._race.start(endpoints, time.monotonic())
+            try:
+                self._race.start(endpoints, time.monotonic())
+            except Exception:
+                self._race.crashed(time.monotonic())  # a bug, which the loop logs: the caller must not wait for ever
+                raise
 
     def _go_on(self, made: socket.socket, endpoint: Endpoint, status: int) -> None:
         if self._done is None:

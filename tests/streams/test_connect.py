@@ -423,3 +423,11 @@ def test_what_a_resolver_raises_is_raised() -> None:
 
     with pytest.raises(ConnectError, match="no such name"):
         SocketDialer("db:1", resolve, literal=False)()
+
+
+def test_a_bug_is_the_outcome_also_without_a_deadline(monkeypatch, caplog):
+    monkeypatch.setattr(connect, "_open", lambda endpoint: {}[endpoint])
+    told, _ = dial(to(("127.0.0.1", 1), ("127.0.0.1", 2)), None)
+    outcome = told.get(timeout=WAIT)
+    assert isinstance(outcome, ConnectError) and outcome.reason == "factory_error"
+    wait_until(lambda: "KeyError" in caplog.text)

@@ -8,7 +8,6 @@ seconds that it took, and what went wrong or nothing.
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 import threading
 import time
@@ -19,7 +18,8 @@ from typing import Any
 import i2pd
 from helpers import Server, Thread, echo, receive_exactly, wait_until
 from i2p_restarts import reach, serve, until_served
-from i2p_world import NODE, NPM, read_line
+from i2p_world import NODE, NPM
+from plain_sam import PlainSAM
 from scenarios import check_routers, journal, run_all
 
 import relay
@@ -34,57 +34,6 @@ TEXT = b"anybody?"
 NPM_PEER = Path(__file__).with_name("npm_peer.mjs")
 
 Scenario = Callable[[i2pd.Network, relay.TunnelServer], float]
-
-
-class PlainSAM:
-    """A session as a program has it that gives the router no options at all."""
-
-    def __init__(self, router: i2pd.Router, name: str) -> None:
-        self._bridge = router.sam
-        self._name = name
-        self._control = self._hello()
-        self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
-        self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
-
-    def connect(self, dest: str) -> socket.socket:
-        """A stream to a destination, which may not be known yet.
-
-        :raises OSError: if the router does not find it.
-        """
-        stream = self._hello()
-        try:
-            self._ask(stream, f"STREAM CONNECT ID={self._name} DESTINATION={dest} SILENT=false")
-        except BaseException:
-            stream.close()
-            raise
-        return stream
-
-    def serve(self) -> None:
-        """Send streams back what they bring, one after the other, until the session ends."""
-        with contextlib.suppress(OSError):
-            while True:
-                with self._hello() as stream:
-                    self._ask(stream, f"STREAM ACCEPT ID={self._name} SILENT=false")
-                    read_line(stream)  # the destination that connects
-                    with contextlib.suppress(OSError):
-                        echo(stream)
-
-    def close(self) -> None:
-        """End the session."""
-        self._control.close()
-
-    def _hello(self) -> socket.socket:
-        connection = socket.create_connection(self._bridge, DEADLINE)
-        connection.settimeout(DEADLINE)
-        self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
-        return connection
-
-    def _ask(self, connection: socket.socket, request: str) -> str:
-        connection.sendall(request.encode() + b"\n")
-        answer = read_line(connection).decode()
-        if "RESULT=OK" not in answer:
-            raise ConnectionError(f"{request.partition(' DEST')[0]}: {answer.strip()}")
-        return answer
 
 
 def a_plain_sam_client_reaches_us(network: i2pd.Network, server: relay.TunnelServer) -> float:

@@ -21,6 +21,7 @@ import i2pd
 from command_rig import Command
 from helpers import Server, Thread, echo, ending, receive_exactly, wait_until
 from i2p_world import SHORT, Cable
+from plain_sam import check_reachable
 from scenarios import check_routers, journal, run_all
 
 import relay
@@ -95,6 +96,17 @@ def until_served(tunnel: relay.TunnelClient, deadline: float = DEADLINE) -> floa
     return time.monotonic() - begin
 
 
+@contextlib.contextmanager
+def blaming(server: i2pd.Router, client: i2pd.Router) -> Iterator[None]:
+    """Tell after a failure if the routers fail plain programs, too."""
+    try:
+        yield
+    except AssertionError:
+        check_routers()
+        check_reachable(server, client)
+        raise
+
+
 def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
     """Traps 1 and 2."""
     router = network.router(1)
@@ -104,7 +116,8 @@ def the_servers_router_restarts(network: i2pd.Network, service: str) -> float:
             router.kill()
             wait_until(lambda: any(one.reason == "carrier_lost" for one in server.recent()))
         router.start()
-        seconds = until_served(client)
+        with blaming(router, network.router(2)):
+            seconds = until_served(client)
         assert server.dest == dest
         assert server.wait_published(DEADLINE), "it is served and not published"
         assert until_served(client) < DEADLINE
@@ -121,7 +134,8 @@ def the_clients_router_restarts(network: i2pd.Network, service: str) -> float:
             assert ending(end) == "reset"
             wait_until(lambda: client.recent()[-1].reason == "carrier_lost")
         router.start()
-        seconds = until_served(client)
+        with blaming(network.router(2), router):
+            seconds = until_served(client)
         assert client.dest != dest
         return seconds
 

@@ -356,14 +356,17 @@ class Networks:
     def restarts(self, name: str) -> dict[str, tuple[Any, str]]:
         """The last message of a program: a scenario → what was measured, and what went wrong or nothing.
 
-        If a router has crashed, which is not what is tested, the program runs once more.
+        If a router has crashed, or two of them do not reach each other, which is not what is tested, the program runs
+        once more.
 
         :param name: of :data:`PROGRAMS`.
         """
         for last in (False, True):
             said, _ = self._have(name).communicate(timeout=RESTARTS)
             outcomes = dict(json.loads(said))
-            if last or not any(problem.startswith(scenarios.CRASHED) for _, problem in outcomes.values()):
+            if last or not any(
+                problem.startswith((scenarios.CRASHED, scenarios.PARTED)) for _, problem in outcomes.values()
+            ):
                 break
             self._make(name)
         return outcomes

@@ -13,14 +13,19 @@ from typing import Any
 import i2pd
 from helpers import Thread
 
-__all__ = ["CRASHED", "check_routers", "journal", "run_all"]
+__all__ = ["CRASHED", "PARTED", "PartedError", "check_routers", "journal", "run_all"]
 
 journal = logging.getLogger("scenario")
 
 CRASHED = "i2pd has crashed"  # how a problem begins that is the router's own
+PARTED = "i2pd has parted"  # and one that is that of two routers
 
 _LINES = 4000  # of the journal, and of a router's log
 _networks: list[i2pd.Network] = []
+
+
+class PartedError(AssertionError):
+    """Two routers that do not bring each other the streams of any program: what is tested cannot work either."""
 
 
 def check_routers() -> None:
@@ -60,8 +65,10 @@ def run_all(scenarios: Mapping[str, Callable[..., Any]], network: i2pd.Network, 
     def outcome(scenario: Callable[..., Any]) -> tuple[Any, str]:
         try:
             return scenario(*arguments), ""
-        except BaseException:  # noqa: BLE001 - it is reported
+        except BaseException as error:  # noqa: BLE001 - it is reported
             said = traceback.format_exc()
+            if isinstance(error, PartedError):
+                said = f"{PARTED}: {error}\n{said}"
             try:
                 check_routers()
             except AssertionError as crash:

@@ -1,0 +1,96 @@
+"""A SAM client and server that know nothing of relay."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+import i2pd
+from helpers import echo, receive_exactly
+from i2p_world import read_line
+from scenarios import PartedError
+
+__all__ = ["PlainSAM", "check_reachable"]
+
+WAIT_FOR_ROUTERS = 240.0  # seconds for each step
+TRIES = 10  # streams until routers count as parted
+ANSWER = 6.0  # seconds for one stream to bring bytes
+TEXT = b"anybody?"
+
+
+def check_reachable(server: i2pd.Router, client: i2pd.Router) -> None:
+    """Fail if a plain client at one router does not reach a plain server at another one.
+
+    i2pd may take a router that has come back for dead, for many minutes.
+
+    :raises PartedError: with the last failure.
+    """
+    problem = ""
+    with (
+        contextlib.closing(PlainSAM(server, "last-server")) as far,
+        contextlib.closing(PlainSAM(client, "last-client")) as near,
+    ):
+        threading.Thread(target=far.serve, daemon=True).start()
+        for _ in range(TRIES):
+            try:
+                with near.connect(far.dest) as stream:
+                    stream.settimeout(ANSWER)
+                    stream.sendall(TEXT)
+                    if receive_exactly(stream, len(TEXT)) == TEXT:
+                        return
+                    problem = "an end of file"
+            except OSError as error:
+                problem = repr(error)
+    raise PartedError(f"{server.folder.name} and {client.folder.name} bring no stream of plain SAM: {problem}")
+
+
+class PlainSAM:
+    """A session as a program has it that gives the router no options at all."""
+
+    def __init__(self, router: i2pd.Router, name: str) -> None:
+        self._bridge = router.sam
+        self._name = name
+        self._control = self._hello()
+        self._ask(self._control, f"SESSION CREATE STYLE=STREAM ID={name} DESTINATION=TRANSIENT")
+        self.dest = self._ask(self._control, "NAMING LOOKUP NAME=ME").partition("VALUE=")[2].strip()
+
+    def connect(self, dest: str) -> socket.socket:
+        """A stream to a destination, which may not be known yet.
+
+        :raises OSError: if the router does not find it.
+        """
+        stream = self._hello()
+        try:
+            self._ask(stream, f"STREAM CONNECT ID={self._name} DESTINATION={dest} SILENT=false")
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def serve(self) -> None:
+        """Send streams back what they bring, one after the other, until the session ends."""
+        with contextlib.suppress(OSError):
+            while True:
+                with self._hello() as stream:
+                    self._ask(stream, f"STREAM ACCEPT ID={self._name} SILENT=false")
+                    read_line(stream)  # the destination that connects
+                    with contextlib.suppress(OSError):
+                        echo(stream)
+
+    def close(self) -> None:
+        """End the session."""
+        self._control.close()
+
+    def _hello(self) -> socket.socket:
+        connection = socket.create_connection(self._bridge, WAIT_FOR_ROUTERS)
+        connection.settimeout(WAIT_FOR_ROUTERS)
+        self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
+        return connection
+
+    def _ask(self, connection: socket.socket, request: str) -> str:
+        connection.sendall(request.encode() + b"\n")
+        answer = read_line(connection).decode()
+        if "RESULT=OK" not in answer:
+            raise ConnectionError(f"{request.partition(' DEST')[0]}: {answer.strip()}")
+        return answer

@@ -1,0 +1,27 @@
+"""A plain SAM client and server tell whether two routers reach each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from plain_sam import check_reachable
+from scenarios import PartedError
+
+from relay.testing import SAMBridge
+
+
+def router(bridge, name):
+    return SimpleNamespace(sam=bridge.address, folder=Path(name))
+
+
+def test_routers_that_reach_each_other():
+    with SAMBridge() as bridge:
+        check_reachable(router(bridge, "one"), router(bridge, "other"))
+
+
+def test_routers_that_do_not():
+    with SAMBridge() as one, SAMBridge() as other:
+        with pytest.raises(PartedError, match="one and other bring no stream of plain SAM: .*CANT_REACH_PEER"):
+            check_reachable(router(one, "one"), router(other, "other"))

@@ -210,13 +210,14 @@ def test_a_password_of_a_hop_is_not_asked_for(protected, far_end, known, backend
 
 def test_a_password_is_seen_by_nobody(protected, backend):
     name = named(embedded(protected))
-    url, tunnel = zmqssh.open_tunnel("tcp://127.0.0.1:1", name, password=WORD, paramiko=backend == "paramiko")
-    with tunnel:
-        with socket.create_connection(tunnel.address, timeout=WAIT):
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        address = "tcp://{}:{}".format(*target.getsockname())
+        url, tunnel = zmqssh.open_tunnel(address, name, password=WORD, paramiko=backend == "paramiko")
+        with tunnel, socket.create_connection(tunnel.address, timeout=WAIT):
             files = [Path(f"/proc/{pid}/{what}") for pid in family(tunnel.pid) for what in ("cmdline", "environ")]
             assert all(WORD.encode() not in file.read_bytes() for file in files)
-        assert WORD not in f"{tunnel!r}{tunnel.name}{url}"
-        tunnel.terminate()
+            assert WORD not in f"{tunnel!r}{tunnel.name}{url}"
+            tunnel.terminate()
 
 
 def family(pid):

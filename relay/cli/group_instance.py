@@ -70,7 +70,7 @@ class GroupInstance:
     :param group: the tunnels.
     :param config: the absolute path of their file; empty for a command line.
     :param control: the path of the control socket; empty if there is none.
-    :param probe_of: returns the probe of a tunnel, by its name.
+    :param probe_of: returns the probe of a tunnel.
     :param log: returns the last lines of the log.
     """
 
@@ -79,7 +79,7 @@ class GroupInstance:
         group: TunnelGroup,
         config: str,
         control: str,
-        probe_of: Callable[[str], ProbeStatus | None] = lambda _: None,
+        probe_of: Callable[[Snapshot], ProbeStatus | None] = lambda _: None,
         log: Callable[[], Sequence[LogLine]] = tuple,
     ) -> None:
         self._group = group
@@ -138,7 +138,7 @@ class GroupInstance:
             problem=problem,
             figures=metrics.stats() if metrics is not None else None,
             metrics=metrics,
-            probe=self._probe_of(plan.name),
+            probe=self._probe_of(member),
             certificate_end=end,
         )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a command without these sockets needs none of them
     from ..operations.sockets import Endpoint
     from ..operations.waiting import Endpoints
     from .group_instance import GroupInstance
+    from .member import Snapshot
 
 __all__ = ["OperatorSockets"]
 
@@ -43,14 +44,18 @@ class OperatorSockets:
 
     :param group: the tunnels.
     :param signals: waits for the first client.
-    :param probe_of: returns the probe of a tunnel, by its name.
+    :param probe_of: returns the probe of a tunnel.
     :param plan: where to listen.
     :raises ValueError: if an address is wrong.
     :raises OSError: if the control socket cannot be opened; a running relay that has it is named.
     """
 
     def __init__(
-        self, group: TunnelGroup, signals: Signals, probe_of: Callable[[str], ProbeStatus | None], plan: EndpointPlan
+        self,
+        group: TunnelGroup,
+        signals: Signals,
+        probe_of: Callable[[Snapshot], ProbeStatus | None],
+        plan: EndpointPlan,
     ) -> None:
         self._group = group
         self._signals = signals

@@ -28,19 +28,16 @@ class TunnelProbes:
         self._prober: Prober | None = None
         group.on_change = self._on_change
 
-    def status(self, name: str) -> ProbeStatus | None:
+    def status(self, member: Snapshot) -> ProbeStatus | None:
         """Return the probe of a tunnel; ``None`` if it has none. From any thread."""
         from ..operations.instance import ProbeStatus
         from ..operations.probing import DEFAULT_INTERVAL
 
-        found = self._prober.status(name) if self._prober is not None else None
-        if found is not None:
+        found = self._prober.status(member.name) if self._prober is not None else None
+        options = member.plan.options
+        if found is not None or options.probe is None or not _has_probe(member):
             return found
-        for member in self._group.members:
-            options = member.plan.options
-            if member.name == name and options.probe is not None and _has_probe(member):
-                return ProbeStatus(options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL)
-        return None
+        return ProbeStatus(options.probe.partition(":")[0], options.probe_interval or DEFAULT_INTERVAL)
 
     def close(self) -> None:
         """Give up the probes under way."""

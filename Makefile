@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
-SIDE_BY_SIDE := --numprocesses=4 --dist=loadgroup --quiet
+SIDE_BY_SIDE := --numprocesses=5 --dist=loadgroup --quiet
 
 # The folders of tests that start neither a router nor many programs.
 QUICK := $(addprefix tests/,addresses api carriers config engine eventloop spawning streams) \

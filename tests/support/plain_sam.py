@@ -85,7 +85,11 @@ class PlainSAM:
     def _hello(self) -> socket.socket:
         connection = socket.create_connection(self._bridge, WAIT_FOR_ROUTERS)
         connection.settimeout(WAIT_FOR_ROUTERS)
-        self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
+        try:
+            self._ask(connection, "HELLO VERSION MIN=3.0 MAX=3.1")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _ask(self, connection: socket.socket, request: str) -> str:

@@ -428,6 +428,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture
+def hang_up_heard() -> Iterator[None]:
+    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with a short path, the only one for the control sockets of this process and of its children."""
     with tempfile.TemporaryDirectory(prefix="run-") as path:

@@ -112,9 +112,8 @@ class Events:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             event: bytes | None = b"retry: %d\n\n" % RETRY
-            while (
-                event is not None and is_allowed()
-            ):  # waits for a slow page; the server cuts off one that reads nothing
+            while event is not None and is_allowed():
+                # Waits for a slow page; the server cuts off one that reads nothing.
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 event = await stream.next()
             await send({"type": "http.response.body", "body": b""})

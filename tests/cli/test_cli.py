@@ -661,14 +661,6 @@ def test_a_standard_output_without_arrows_gets_a_question_mark(start, target):
     assert command.end()[0] == 0
 
 
-@pytest.fixture
-def hang_up_heard():
-    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.usefixtures("hang_up_heard")
 def test_a_hang_up_of_the_terminal_drains_and_removes_the_socket(start, target, tmp_path):
     command = start(f"unix://{tmp_path}/socket", target)

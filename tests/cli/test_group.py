@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 
 import pytest
+from group_rig import running_pair
 from helpers import WAIT, receive_exactly, wait_until
 
-from relay.addresses.parse import parse_listen, parse_target
-from relay.cli.group import TunnelGroup, UnknownTunnelError
+from relay.cli.group import UnknownTunnelError
 from relay.cli.main_thread import GroupOverError
-from relay.cli.member import Member, MemberState, WrongStateError
-from relay.cli.options import Options
-from relay.cli.plan import make_plan
-from relay.cli.signals import Signals
+from relay.cli.member import MemberState, WrongStateError
 
 
 @pytest.fixture
-def group(echo_server, monkeypatch):
-    """A group of two tunnels on a thread of its own, as if that were the main thread; both listen."""
-    monkeypatch.setattr(Signals, "__enter__", lambda signals: signals)  # a handler is for the main thread
-    monkeypatch.setattr(Signals, "__exit__", lambda signals, *_: [signals._reader.close(), signals._writer.close()])
-    target = "{}:{}".format(*echo_server.address)
-    with Signals() as signals:
-        options = Options(drain=WAIT)
-        plans = [make_plan(parse_listen(":0"), parse_target(target), options, name=name) for name in ("a", "b")]
-        made = TunnelGroup([Member(plan) for plan in plans], signals)
-        thread = threading.Thread(target=made.run, kwargs={"watch": False})
-        thread.start()
-        try:
-            wait_until(lambda: all(member.state is MemberState.LISTENING for member in made.members))
-            yield made
-        finally:
-            with contextlib.suppress(GroupOverError):
-                made.call(made._end, 0)
-            thread.join(WAIT)
-            assert not thread.is_alive()
+def group(echo_server):
+    with running_pair("{}:{}".format(*echo_server.address)) as made:
+        yield made
 
 
 def state(group, name):

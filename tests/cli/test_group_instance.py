@@ -9,15 +9,14 @@ import socket
 import threading
 
 import pytest
-from group_rig import repeats, running
+from group_rig import repeats, running, running_pair
 from helpers import WAIT, receive_until_reset, wait_until
 from instance_double import check_contract
 
 from relay.addresses.parse import parse_hops, parse_listen, parse_target
 from relay.cli.group import TunnelGroup
 from relay.cli.group_instance import GroupInstance
-from relay.cli.main_thread import GroupOverError
-from relay.cli.member import Member, MemberState
+from relay.cli.member import Member
 from relay.cli.options import Options
 from relay.cli.plan import make_plan, make_proxy_plan
 from relay.cli.signals import Signals
@@ -34,24 +33,9 @@ def log_level():
 
 
 @pytest.fixture
-def group(echo_server, monkeypatch):
-    """A group of two tunnels on a thread of its own, as if that were the main thread; both listen."""
-    monkeypatch.setattr(Signals, "__enter__", lambda signals: signals)  # a handler is for the main thread
-    monkeypatch.setattr(Signals, "__exit__", lambda signals, *_: [signals._reader.close(), signals._writer.close()])
-    target = parse_target("{}:{}".format(*echo_server.address))
-    with Signals() as signals:
-        plans = [make_plan(parse_listen(":0"), target, Options(drain=WAIT), name=name) for name in ("a", "b")]
-        made = TunnelGroup([Member(plans[0], True), Member(plans[1])], signals)
-        thread = threading.Thread(target=made.run, kwargs={"watch": False})
-        thread.start()
-        try:
-            wait_until(lambda: all(member.state is MemberState.LISTENING for member in made.members))
-            yield made
-        finally:
-            with contextlib.suppress(GroupOverError):
-                made.call(made._end, 0)
-            thread.join(WAIT)
-            assert not thread.is_alive()
+def group(echo_server):
+    with running_pair("{}:{}".format(*echo_server.address), required=True) as made:
+        yield made
 
 
 @pytest.fixture

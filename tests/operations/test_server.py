@@ -14,7 +14,7 @@ import socket
 import threading
 
 import pytest
-from helpers import WAIT
+from helpers import WAIT, answer_to
 from instance_double import Double, served
 
 from relay.operations import server
@@ -39,17 +39,6 @@ def connect(app, *, at_status=False):
     made.settimeout(WAIT)
     made.connect(app.address if at_status else app.control.path)
     return made
-
-
-def answer_to(client, data):
-    """All that the server sends for some bytes, until it closes."""
-    received = b""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        client.sendall(data)
-    with contextlib.suppress(ConnectionResetError):
-        while piece := client.recv(65536):
-            received += piece
-    return received
 
 
 @pytest.mark.parametrize("at_status", [False, True], ids=["control", "status"])

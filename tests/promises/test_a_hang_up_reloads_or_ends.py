@@ -15,14 +15,6 @@ WITHOUT_INPUT = ("sh", "-c", 'exec "$0" "$@" < /dev/null')
 
 
 @pytest.fixture
-def hang_up_heard():
-    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture
 def start(tmp_path, hang_up_heard):
     file = tmp_path / "relay.toml"
     file.touch(0o600)

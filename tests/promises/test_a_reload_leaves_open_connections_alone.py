@@ -26,14 +26,6 @@ def hash_of_all(connection):
 
 
 @pytest.fixture
-def hang_up_heard():
-    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.fixture
 def up(tmp_path, hang_up_heard):
     """Starts the tunnels of a text; returns the command, a function that reloads, and the ports by name."""
     path = tmp_path / "relay.toml"

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from command_rig import commands, run
-from helpers import WAIT, Thread, receive_exactly, wait_until
+from helpers import WAIT, Thread, answer_to, receive_exactly, wait_until
 
 LISTENING = re.compile(r"(\w+): listening on (\S+):(\d+) → ")
 GARBAGE = {
@@ -29,14 +29,6 @@ GARBAGE = {
 @pytest.fixture
 def environment(runtime_directory):
     return {**os.environ}
-
-
-@pytest.fixture
-def hang_up_heard():
-    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -113,17 +105,6 @@ def connect(path):
     client.settimeout(WAIT)
     client.connect(path)
     return client
-
-
-def answer_to(client, data):
-    """All that the server sends for some bytes, until it closes."""
-    received = b""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        client.sendall(data)
-    with contextlib.suppress(ConnectionResetError):
-        while piece := client.recv(65536):
-            received += piece
-    return received
 
 
 def tunnel(name, target, *more, listen=":0"):

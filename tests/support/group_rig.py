@@ -9,12 +9,16 @@ import threading
 
 from helpers import WAIT, receive_exactly, wait_until
 
+from relay.addresses.parse import parse_listen, parse_target
 from relay.cli.file_group import FileGroup, TunnelFile
+from relay.cli.group import TunnelGroup
 from relay.cli.main_thread import GroupOverError
+from relay.cli.member import Member, MemberState
 from relay.cli.options import Options
+from relay.cli.plan import make_plan
 from relay.cli.signals import Signals
 
-__all__ = ["Group", "letter", "repeats", "running"]
+__all__ = ["Group", "letter", "repeats", "running", "running_pair"]
 
 
 class _Signals(Signals):
@@ -55,23 +59,39 @@ class Group(FileGroup):
 
 
 @contextlib.contextmanager
+def started(group):
+    """Run a group on a thread of its own, as if that were the main thread; all tunnels have opened, failed or wait."""
+    thread = threading.Thread(target=group.run, kwargs={"watch": False})
+    thread.start()
+    try:
+        wait_until(lambda: all(member.state is not MemberState.OPENING for member in group.members))
+        yield group
+    finally:
+        with contextlib.suppress(GroupOverError):
+            group.call(group._end, 0)
+        thread.join(WAIT)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
 def running(path, text, shown=None):
-    """Run the tunnels of a file; all have opened, failed or wait."""
+    """Run the tunnels of a file."""
     path.write_text(text)
     path.chmod(0o600)
     with contextlib.chdir(path.parent), _Signals() as signals:
         file = TunnelFile(str(path), shown or Options(), path.name)
-        group = Group(file.first(), signals, file)
-        thread = threading.Thread(target=group.run, kwargs={"watch": False})
-        thread.start()
-        try:
-            wait_until(lambda: all(member.state.value != "opening" for member in group.members))
+        with started(Group(file.first(), signals, file)) as group:
             yield group
-        finally:
-            with contextlib.suppress(GroupOverError):
-                group.call(group._end, 0)
-            thread.join(WAIT)
-            assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def running_pair(target, *, required=False):
+    """Run two tunnels without a file, ``a`` (required or not) and ``b``; both listen."""
+    plans = [make_plan(parse_listen(":0"), parse_target(target), Options(drain=WAIT), name=name) for name in ("a", "b")]
+    with _Signals() as signals:
+        with started(TunnelGroup([Member(plans[0], required), Member(plans[1])], signals)) as group:
+            assert all(member.state is MemberState.LISTENING for member in group.members)
+            yield group
 
 
 def letter(which):

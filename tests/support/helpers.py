@@ -117,6 +117,13 @@ def receive_rest(end: Any) -> bytes:
     return bytes(data)
 
 
+def answer_to(client: socket.socket, data: bytes) -> bytes:
+    """Send data, which the server may reject before its end; return all that comes until it closes."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        client.sendall(data)
+    return receive_rest(client)
+
+
 def is_running(pid: int) -> bool:
     """Return true if there is a process of this number that has not ended."""
     try:

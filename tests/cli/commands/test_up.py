@@ -276,14 +276,6 @@ def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, numb
     assert fleet.command.wait()[0] == 0
 
 
-@pytest.fixture
-def hang_up_heard():
-    """SIGHUP is heeded by what is started now, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.usefixtures("hang_up_heard")
 def test_a_hang_up_reloads(start, make_file, connect, target):
     one = tunnel("one", ":0", target)

@@ -239,10 +239,13 @@ class FileGroup(TunnelGroup):
 
     def _on_reload_signal(self) -> None:
         """Reload on a thread of its own; what goes wrong has been printed."""
-        from .reload import ReloadError
+        try:
+            from .reload import ReloadError
 
-        with contextlib.suppress(ReloadError, GroupOverError):
-            self.reload()
+            with contextlib.suppress(ReloadError, GroupOverError):
+                self.reload()
+        except OSError as error:  # no descriptor is left for a module that is read now
+            print_error(f"reload: {describe_error(error)}; nothing has changed")
 
     # -- the main thread --------------------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class FileGroup(TunnelGroup):
             logger.log(logging.DEBUG if each.verdict is Verdict.SAME else logging.INFO, "reload: %s", each.change)
         changed = sum(each.verdict is not Verdict.SAME for each in replacements)
         logger.info("reload: %d of %d tunnels changed", changed, len(replacements))
-        self.on_change()
+        self.on_change(self.members)
 
     def _changed(self, each: Replacement) -> Member:
         """Return the tunnel for a change: the one that runs, or a new one."""
@@ -328,7 +331,7 @@ class FileGroup(TunnelGroup):
         else:
             member.on_opened(opened)
             self._on_opened(member, opened)
-            self.on_change()
+            self.on_change([member.now])
 
     def _on_bound(self, member: Member, each: Replacement) -> None:
         """The listener of a new tunnel has opened after a while, or cannot be opened."""

@@ -64,8 +64,8 @@ class TunnelGroup:
     def __init__(self, members: Sequence[Member], signals: Signals) -> None:
         self.reopen_logs: Callable[[], object] = lambda: None
         """Opens the log file again; from any thread. Set by the one who opens the file."""
-        self.on_change: Callable[[], object] = lambda: None
-        """Called in the main thread when tunnels have opened or were reloaded."""
+        self.on_change: Callable[[Sequence[Snapshot]], object] = lambda _: None
+        """Called in the main thread with a tunnel that has opened, or with all of them after a reload."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
         self.started = time.time()
@@ -78,6 +78,7 @@ class TunnelGroup:
         self._without_result = len(members)  # those that have neither opened nor failed yet
         self._probes: dict[Hashable, _Probe] = {}
         self._drains = False  # since the first signal
+        self._draining: set[Member] = set()
         self._done = False
         self._status = 0
         self._terminal = ExitStack()  # restores the terminal
@@ -258,7 +259,7 @@ class TunnelGroup:
             else:
                 member.on_opened(opened)
                 self._on_opened(member, opened)
-                self.on_change()
+                self.on_change([member.now])
         if is_news:
             self._on_first_result()
 
@@ -341,11 +342,12 @@ class TunnelGroup:
     def _drain(self, member: Member, seconds: float | None = None) -> None:
         seconds = member.plan.options.drain if seconds is None else seconds
         member.drain(seconds, functools.partial(self._main_thread.later, self._on_drained, member))
+        self._draining.add(member)
 
     def _on_drained(self, member: Member) -> None:
         member.on_drained()
-        still = any(other.state is MemberState.DRAINING for other in self._everyone)
-        self._done = self._done or (self._drains and not still)
+        self._draining.discard(member)
+        self._done = self._done or (self._drains and not self._draining)
 
     def _end(self, status: int) -> None:
         """End all at once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .group import TunnelGroup
@@ -44,9 +44,9 @@ class TunnelProbes:
         if self._prober is not None:
             self._prober.close()
 
-    def _on_change(self) -> None:
+    def _on_change(self, changed: Sequence[Snapshot]) -> None:
         if self._prober is None:
-            if not any(map(_has_probe, self._group.members)):
+            if not any(map(_has_probe, changed)):
                 return
             from ..operations.probing import Prober
 

@@ -11,6 +11,7 @@ from .models import Tunnel
 __all__ = ["ListenTable", "exclude_each_other", "group_of"]
 
 _EVERY_IPV4 = "0.0.0.0"  # noqa: S104
+_EVERY = (_EVERY_IPV4, "::")
 
 
 class ListenTable:
@@ -18,7 +19,7 @@ class ListenTable:
 
     def __init__(self) -> None:
         self._places: dict[object, str] = {}
-        self._ports: dict[int, list[tuple[str, str]]] = {}
+        self._ports: dict[int, dict[str, str]] = {}  # by port and host
 
     def claim(self, listen: object, name: str, tunnel: Tunnel) -> str | None:
         """Claim an address for a tunnel, or return the name of the tunnel that has it already."""
@@ -28,11 +29,13 @@ class ListenTable:
         return None if key is None or self._places.setdefault(key, name) == name else self._places[key]
 
     def _at_port(self, host: str, port: int, name: str) -> str | None:
-        others = self._ports.setdefault(port, [])
-        for other, their_name in others:
-            if _overlap(host, other):
-                return their_name
-        others.append((host, name))
+        claimed = self._ports.setdefault(port, {})
+        # Thousands of tunnels may share a port, so only an address of all interfaces is compared with each.
+        others = claimed if host in _EVERY else (host, *_EVERY)
+        for other in others:
+            if other in claimed and _overlap(host, other):
+                return claimed[other]
+        claimed[host] = name
         return None
 
 

@@ -181,6 +181,9 @@ class SocketAcceptor:
         # An accept that finds no client costs more than another turn of the loop, so a batch grows only under a storm.
         accept, owner = self._accept, self._owner
         for _ in range(self._batch):
+            if not owner.has_spare_fd():  # the first client opens it: a tunnel without clients needs none
+                self._exhausted(now)
+                return
             try:
                 client, peer = accept()
             except BlockingIOError:
@@ -199,9 +202,6 @@ class SocketAcceptor:
             else:
                 owner.on_handshake_client(client, self._handshake(), peer, now)
             if not self.listening:
-                return
-            if not owner.has_spare_fd():
-                self._exhausted(now)
                 return
         self._backoff = _BACKOFF[0]
         self._whole_batches += 1
@@ -238,10 +238,8 @@ class SocketAcceptor:
         if self._receive.fileno() < 0:
             name = self._owner.name
             logger.error("%s: the listening socket was closed by other code; no client is accepted any more", name)
-        elif self._owner.has_spare_fd():
-            self._owner.loop.watch(self._descriptor, IN, self._ready)
         else:
-            self._exhausted(now)
+            self._owner.loop.watch(self._descriptor, IN, self._ready)
 
     def crashed(self, now: float) -> None:
         """Accept again after a while, after a bug in a handler."""

@@ -87,7 +87,6 @@ class RelayThread(LoopThread):
         self._generations = Generations(self.loop.timers)
         self._spare = SpareDescriptor()
         try:
-            self._spare.open()
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
             self._connector = Connector(self, make_send)
@@ -240,6 +239,7 @@ class RelayThread(LoopThread):
 
     def offered(self, stream: Stream, peer: Any, now: float) -> None:
         """Take a client that a listener object has accepted, perhaps when there was room no longer."""
+        self._spare.is_available()  # opened here, as this listener does not ask for it before it accepts
         if not self.is_open:
             self.close_stream(stream, clean=False)
         elif stream.denied is not None:

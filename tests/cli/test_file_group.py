@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import signal
 import socket
 import ssl
@@ -567,3 +569,18 @@ def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
     group = up(toml("one", places[0]))
     with pytest.raises(ReloadError, match="no file to reload"):
         TunnelGroup.reload(group)
+
+
+def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, capfd):
+    group = up(toml("one", places[0]))
+    group._signals.reloading = frozenset({signal.SIGHUP})
+
+    def refuse():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "relay/cli/reload.py")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(group, "reload", refuse)
+        group._on_reload_signal()
+    assert "reload: relay/cli/reload.py: Too many open files; nothing has changed" in capfd.readouterr().err
+    group.call(group._on_signal, signal.SIGHUP)
+    wait_until(lambda: group.reload_figures.succeeded == 1)

@@ -7,7 +7,10 @@ import itertools
 import pytest
 from config_rig import only, problems_of, read_text
 
-from relay.config.listen_conflicts import exclude_each_other, group_of
+from relay.addresses.values import TCPAddress
+from relay.config import listen_conflicts
+from relay.config.listen_conflicts import ListenTable, _overlap, exclude_each_other, group_of
+from relay.config.models import Tunnel
 
 
 def two(one, other):
@@ -71,3 +74,16 @@ def test_only_addresses_of_one_group_can_exclude_each_other(tmp_path):
 )
 def test_two_tunnels_at_two_addresses(tmp_path, one, other):
     assert problems_of(tmp_path, two(one, other)) == []
+
+
+def test_thousands_of_tunnels_at_one_port_are_not_compared_with_each_other(monkeypatch):
+    compared = []
+    monkeypatch.setattr(listen_conflicts, "_overlap", lambda one, other: compared.append(other) or _overlap(one, other))
+    table, tunnel = ListenTable(), Tunnel(listen=80)
+    places = [f"127.0.{number // 250}.{number % 250}" for number in range(1000)]
+    assert not any(table.claim(TCPAddress(place, 80), place, tunnel) for place in places)
+    assert compared == []
+    assert table.claim(TCPAddress(places[500], 80), "again", tunnel) == places[500]
+    assert table.claim(TCPAddress("0.0.0.0", 80), "every", tunnel) == places[0]
+    assert table.claim(TCPAddress("::1", 80), "other", tunnel) is None
+    assert table.claim(TCPAddress("::", 80), "every", tunnel) == places[0]

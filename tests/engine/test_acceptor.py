@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import threading
 from typing import Any
@@ -14,6 +15,7 @@ from helpers import WAIT, Server, ending, receive_exactly, wait_until
 import relay
 from relay.engine import acceptor
 from relay.engine.acceptor import check_listener
+from relay.engine.admission import SpareDescriptor
 from relay.eventloop.poller import IN
 
 
@@ -107,6 +109,41 @@ def test_a_listening_socket_that_somebody_else_has_closed_costs_no_connection(
         client.sendall(b"y")
         assert receive_exactly(client, 1) == b"y"
     assert "closed by other code" in caplog.text
+
+
+def test_a_tunnel_without_clients_holds_three_descriptors(echo_server: Server) -> None:
+    """Its listener, its poller and its eventfd: thousands of tunnels share the limit of one process."""
+
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = held()
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
+        tunnel.pause()
+        tunnel.resume()
+        assert held() == before + 3
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+            assert tunnel._relay._spare._descriptor is not None
+
+
+def test_a_client_is_not_accepted_before_there_is_a_spare_descriptor(
+    echo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "_BACKOFF", (0.01, 0.02))
+    asked: list[int] = []
+
+    def is_available(spare: SpareDescriptor) -> bool:
+        asked.append(tunnel.stats().accepted)
+        return len(asked) > 3
+
+    with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
+        monkeypatch.setattr(SpareDescriptor, "is_available", is_available)
+        with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+    assert asked[:4] == [0, 0, 0, 0]
 
 
 class Deliverer:

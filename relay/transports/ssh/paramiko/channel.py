@@ -180,9 +180,10 @@ class Channel:
         if not self._window.free(size):
             return
         if self._receiving is Receiving.OPEN or self._receiving is Receiving.DISCARDING:
-            more, grown = self._window.give_back(bool(self._backlog), self._mux.growth)
-            self._mux.growth -= grown
-            self._mux.send(struct.pack(">BII", ADJUST, self._remote, more))
+            mux = self._mux
+            more, grown = self._window.give_back(bool(self._backlog), mux.growth, mux.round_trip, time.monotonic())
+            mux.growth -= grown
+            mux.send(struct.pack(">BII", ADJUST, self._remote, more))
 
     def adjust(self, more: int) -> None:
         """Handle a window adjustment: the server accepts ``more`` bytes."""

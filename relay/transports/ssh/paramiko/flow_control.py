@@ -16,14 +16,20 @@ _AT_ONCE = 8  # chunks to send at once
 
 
 class Window:
-    """The bytes that the server may still send on one channel (RFC 4254, section 5.2)."""
+    """The bytes that the server may still send on one channel (RFC 4254, section 5.2).
 
-    __slots__ = ("_freed", "_steady", "left", "size")
+    It grows only while it limits the throughput: while half of it passes within a round trip. A larger one would only
+    be filled with data that wait at the server, where that is expensive: OpenSSH's server copies and wipes its whole
+    buffer each time that the buffer grows, so that filling 16 MiB took seconds of CPU.
+    """
+
+    __slots__ = ("_freed", "_since", "_steady", "left", "size")
 
     def __init__(self) -> None:
         self.size = self.left = WINDOW
         self._freed = 0  # bytes that were passed on and not yet given back to the server
-        self._steady = 0  # bytes that were passed on since the backlog was last in use
+        self._steady = 0  # bytes that were passed on since the backlog was last in use, or since the last look
+        self._since = 0.0  # when the count of them began, monotonic seconds
 
     def free(self, size: int) -> bool:
         """Count ``size`` bytes as passed on.
@@ -33,19 +39,22 @@ class Window:
         self._freed += size
         return self._freed >= self.size >> 3
 
-    def give_back(self, has_backlog: bool, budget: int) -> tuple[int, int]:
-        """Give back what was freed. The window grows, by half a window at the earliest, while the owner keeps pace.
+    def give_back(self, has_backlog: bool, budget: int, round_trip: float, now: float) -> tuple[int, int]:
+        """Give back what was freed. The window may grow, after half a window at the earliest.
 
         :param has_backlog: whether bytes wait for the owner: then the window does not grow.
         :param budget: bytes by which it may grow.
+        :param round_trip: seconds to the server and back, at the least; infinite if unknown.
+        :param now: monotonic seconds.
         :returns: the bytes that the server may send in addition, and by how many of them the window has grown.
         """
         grown = 0
         self._steady = 0 if has_backlog else self._steady + self._freed
-        if self._steady >= self.size >> 1:
-            self._steady = 0
-            grown = min(self.size, LARGEST - self.size, budget)
-            self.size += grown
+        if has_backlog or self._steady >= self.size >> 1:
+            if not has_backlog and now - self._since <= round_trip:
+                grown = min(self.size, LARGEST - self.size, budget)
+                self.size += grown
+            self._steady, self._since = 0, now
         more, self._freed = self._freed + grown, 0
         self.left += more
         return more, grown

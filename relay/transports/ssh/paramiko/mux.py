@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -115,6 +117,8 @@ class Mux:
         self.held: dict[Entry, None] = {}  # those that wait until the connection accepts data
         self.live: set[Entry] = set()  # those with a descriptor
         self.growth = GROWTH
+        self.round_trip = math.inf
+        """The least seconds until a reply of the server; infinite before the first one."""
         self.ended: OSError | None = None  # why no channel can be opened any more
         self._transport = transport
         # A number is in one of these three.
@@ -168,6 +172,10 @@ class Mux:
         touched = self.touched
         while touched:
             touched.pop().deliver()
+
+    def replied(self, asked: float) -> None:
+        """Note the reply of the server to a request that was sent at ``asked`` (monotonic seconds)."""
+        self.round_trip = min(self.round_trip, time.monotonic() - asked)
 
     # -- opening --------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class Opening:
         self._done: OnResult | None = done
         self._timer: Timer | None = None
         self._is_counted = False
+        self._asked = 0.0  # when the request was sent, monotonic seconds
 
     @property
     def target(self) -> str:
@@ -62,9 +63,10 @@ class Opening:
             return None
         self._is_counted = True
         mux.one_more()
+        self._asked = now = time.monotonic()
         if self._deadline is not None:
             self._timer = Timer(mux.loop.timers, self._expired)
-            self._timer.start(self._deadline, time.monotonic())
+            self._timer.start(self._deadline, now)
         self._request(mux.number(self))
         return None
 
@@ -85,6 +87,7 @@ class Opening:
 
         :raises OSError: if there are no descriptors left.
         """
+        self._mux.replied(self._asked)
         if isinstance(self.place, Command):
             session = CommandChannel(self._mux, number, remote, credit, packet, self)
             self._mux.put(number, session)

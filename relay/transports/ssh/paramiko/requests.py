@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ class Requests:
 
     def __init__(self, transport: Transport, mux: Mux) -> None:
         self._mux = mux
-        self._waiting: deque[Answered] = deque()
+        self._waiting: deque[tuple[float, Answered]] = deque()  # with the time of each request
         self._has_spoken = transport.wire.is_prompt
         transport.handle(ASK, self._on_request)
         transport.handle(GRANTED, self._on_success)
@@ -35,21 +36,25 @@ class Requests:
         if self._mux.ended is not None:
             answered(None)
             return
-        self._waiting.append(answered)
+        self._waiting.append((time.monotonic(), answered))
         self._mux.send(struct.pack(">B", ASK) + text(name) + b"\1" + data)
 
     def fail(self) -> None:
         """Fail the pending requests: the connection has ended."""
         while self._waiting:
-            self._waiting.popleft()(None)
+            self._waiting.popleft()[1](None)
 
     def _on_success(self, body: memoryview) -> None:
-        if self._waiting:
-            self._waiting.popleft()(bytes(body))
+        self._on_reply(bytes(body))
 
     def _on_failure(self, body: memoryview) -> None:
+        self._on_reply(None)
+
+    def _on_reply(self, data: bytes | None) -> None:
         if self._waiting:
-            self._waiting.popleft()(None)
+            asked, answered = self._waiting.popleft()
+            self._mux.replied(asked)
+            answered(data)
 
     def _on_request(self, body: memoryview) -> None:
         """Reject a request of the server, if it requires a reply."""

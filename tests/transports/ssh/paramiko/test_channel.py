@@ -35,6 +35,7 @@ class Rig:
         packetizer = SimpleNamespace(places=places, send_data=lambda remote, size: self.sent.append(DATA))
         self.mux: Any = SimpleNamespace(
             name="ssh://me@server", loop=self.loop, packetizer=packetizer, touched=[], held={}, live=set(), growth=0,
+            round_trip=0.0,
             send=self._send, free=self.freed.append, one_less=self._one_less, is_held=lambda: False,
             holds_back=lambda: False,
         )  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
 
 import pytest
 
-from relay.transports.ssh.paramiko.flow_control import Backlog
+from relay.transports.ssh.paramiko.flow_control import LARGEST, WINDOW, Backlog, Window
 
 
 class Taker:
@@ -50,3 +51,45 @@ def test_small_pieces_are_gathered():
     taker = Taker(10)
     assert backlog.send(taker.sendmsg) == 4
     assert taker.got == b"anew"
+
+
+# The window.
+
+
+def windows(seconds, count=40, *, round_trip=0.1, backlog=False):
+    """The window's sizes while it is used up again and again, each eighth of it in so many seconds."""
+    window, now = Window(), 1000.0
+    for _ in range(count):
+        eighth = window.size >> 3
+        window.left -= eighth
+        assert window.free(eighth)
+        now += seconds
+        window.give_back(backlog, 1 << 30, round_trip, now)
+        assert window.left == window.size
+        yield window.size
+
+
+def test_the_window_grows_while_half_of_it_passes_within_a_round_trip():
+    sizes = list(windows(0.1 / 8))
+    assert sizes[-1] == LARGEST
+    assert sizes == sorted(sizes)
+    assert set(windows(0.1 / 2)) == {WINDOW}, "two round trips for half of it: something else is the limit"
+
+
+def test_the_window_grows_until_it_holds_what_is_on_the_way():
+    window, now, rate, round_trip = Window(), 0.0, 40e6, 0.1  # bytes a second: 4 MB are on the way
+    for _ in range(200):
+        eighth = window.size >> 3
+        window.left -= eighth
+        window.free(eighth)
+        now += max(eighth / rate, round_trip / 8)
+        window.give_back(False, 1 << 30, round_trip, now)
+    assert 2 * rate * round_trip <= window.size <= 4 * rate * round_trip
+
+
+def test_the_window_grows_as_long_as_the_round_trip_is_unknown():
+    assert list(windows(100.0, round_trip=math.inf))[-1] == LARGEST
+
+
+def test_the_window_does_not_grow_while_bytes_wait_for_the_owner():
+    assert set(windows(0.0, backlog=True)) == {WINDOW}

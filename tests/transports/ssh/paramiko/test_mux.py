@@ -254,6 +254,9 @@ def test_a_far_end_that_stops_holds_the_sender_and_nobody_else(connection, pair)
     assert receive_exactly(far, sent) == (BLOCK * (sent // len(BLOCK) + 1))[:sent]
 
 
+FAR = 1e6  # seconds to a server and back
+
+
 def keep_up(server, stream, number, size):
     """Send a piece only when the one before was taken."""
     for _ in range(size >> 15):
@@ -266,6 +269,7 @@ def test_the_window_grows_for_a_reader_that_keeps_up(scripted):
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
         channel, channels, whole = stream._channel, connection._mux, connection._mux.growth
+        channels.round_trip = FAR
         with stream:
             for window in (2 << 20, 4 << 20, 8 << 20, 16 << 20):
                 assert channel._window.size == window
@@ -277,10 +281,22 @@ def test_the_window_grows_for_a_reader_that_keeps_up(scripted):
         wait_until(lambda: channels.growth == whole)
 
 
+def test_the_window_does_not_grow_where_it_is_no_limit(scripted):
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        stream, number = server.open(connection)
+        assert 0 < connection._mux.round_trip < FAR, "the server has confirmed a channel"
+        connection._mux.round_trip = 0.0
+        with stream:
+            keep_up(server, stream, number, 4 << 20)
+            assert stream._channel._window.size == flow_control.WINDOW
+
+
 def test_the_window_does_not_grow_for_a_reader_that_lags_behind(scripted):
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
+        connection._mux.round_trip = FAR
         with stream:
             channel, sent = stream._channel, 60 << 15
             for start in range(0, sent, 1 << 15):
@@ -295,7 +311,7 @@ def test_all_growth_is_bounded(scripted):
     server = scripted()
     with contextlib.closing(server.connect()) as connection:
         stream, number = server.open(connection)
-        connection._mux.growth = 100
+        connection._mux.growth, connection._mux.round_trip = 100, FAR
         with stream:
             keep_up(server, stream, number, 4 << 20)
             assert stream._channel._window.size == flow_control.WINDOW + 100

@@ -373,6 +373,9 @@ class FileGroup(TunnelGroup):
         self._leaving = (*self._leaving, member)
         if member.state.accepts:
             assert member.settings is not None, "it is of a file"
+            assert member.opened is not None, "it is open"
+            # The drain closes the listener on a thread. A tunnel that has inherited its socket serves the next client.
+            member.opened.tunnel.pause()
             seconds = member.settings.drain_on_reload
             self._drain(member, math.inf if seconds is None else seconds)
 

@@ -226,6 +226,20 @@ def test_a_tunnel_takes_over_the_socket_of_another(up, places, port):
         assert repeats(client)
 
 
+def test_a_tunnel_that_leaves_serves_no_new_client_also_before_its_drain_begins(up, places, port, monkeypatch):
+    """Its successor shares the socket, so either could accept."""
+    drains, close = threading.Event(), relay.Tunnel.close
+    monkeypatch.setattr(relay.Tunnel, "close", lambda tunnel, drain=0.0: drains.wait(WAIT) and close(tunnel, drain))
+    group = up(toml("old", places[0], listen=f":{port}"))
+    try:
+        group.rewrite(toml("renamed", places[1], listen=f":{port}"))
+        for _ in range(20):
+            with first(group.connect("renamed"), b"b"):
+                pass
+    finally:
+        drains.set()
+
+
 def test_two_tunnels_change_places(up, places):
     group = up(toml("one", places[0]) + toml("two", places[1]))
     ports = [group.tunnel(name).address[1] for name in ("one", "two")]

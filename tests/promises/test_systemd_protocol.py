@@ -136,7 +136,7 @@ def test_a_client_between_two_relays_is_served_by_the_second(manager, target, re
     while manager.kept.keys() != {"relay-listen-stays"}:
         manager.hear()
     first.terminate()
-    assert manager.wait_for("STOPPING")[-1]["STATUS"] == "closing"
+    assert manager.wait_for("STOPPING")[-1]["STATUS"].startswith("closing")  # the first client may be live yet
     assert 0 < int(manager.wait_for("EXTEND_TIMEOUT_USEC")[-1]["EXTEND_TIMEOUT_USEC"]) <= 30_000_000
     assert first.wait(WAIT) == 0
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from ..eventloop.background import Watch
 from ..eventloop.loop import Handler, Loop, Timer
-from ..eventloop.sockets import set_to_reset
+from ..eventloop.sockets import set_to_reset, unread
 from ..eventloop.unix_reset import socketpair
 
-__all__ = ["BETWEEN", "LINGER", "PairEnd"]
+__all__ = ["BETWEEN", "LINGER", "PairEnd", "Reading"]
 
 BETWEEN = 256 << 10  # bytes on their way to a holder who does not read; Linux doubles it
 LINGER = 60.0  # seconds without progress until a stream that its holder has closed is given up
@@ -86,3 +86,29 @@ class PairEnd:
         else:
             self._mark = moved
             self._timer.start(now + LINGER, now)
+
+
+class Reading:
+    """The reading of what a stream was sent before its close, by the program at its end.
+
+    :param end: a copy of the program's end of the socketpair.
+    """
+
+    __slots__ = ("left", "_end", "_until")
+
+    def __init__(self, end: socket.socket) -> None:
+        self.left = 0
+        """Bytes that the program had not read at the last look."""
+        self._end = end
+        self._until = 0.0
+
+    def goes_on(self, now: float, rest: float) -> bool:
+        """Return whether to wait longer: it has bytes to read, and has read some in the last :data:`LINGER` seconds.
+
+        :param now: monotonic seconds.
+        :param rest: seconds to wait after it has read everything.
+        """
+        left = unread(self._end)
+        if left != self.left:
+            self.left, self._until = left, now + (LINGER if left else rest)
+        return now < self._until

@@ -3,10 +3,35 @@
 One end of a socketpair is the program's standard input and output; the other one is the stream's socket. relay keeps a
 copy of the program's end: it shows when the stream is closed, also if only its socket is, and it keeps the end of file
 back until it is known how the program has ended.
+
+========== =========================== ========== =====================================================================
+state      event                       next state action
+========== =========================== ========== =====================================================================
+STARTING   started                     RUNNING    report the stream; reset it if the caller has given up
+STARTING   cannot be started           OVER       report the error
+STARTING   deadline                    STARTING   report the error, as if the caller had given up
+RUNNING    the stream is closed        LEAVING    give it a second to end
+RUNNING    the stream is reset         TERMINATED SIGTERM, and two seconds to end
+LEAVING    the time is over, it reads  LEAVING    give it another second
+LEAVING    the time is over            TERMINATED SIGTERM, and two seconds to end
+LEAVING    the stream is reset         TERMINATED SIGTERM, and two seconds to end
+TERMINATED the stream is reset         TERMINATED SIGTERM, and two seconds to end
+TERMINATED the time is over            TERMINATED SIGKILL
+STARTED    it ends well                OVER       the stream has an end of file
+STARTED    it fails                    OVER       the same, if the holder's end is closed or in another process
+STARTED    it fails                    RESETTING  else it has a reset once all copies of the program's end are closed
+STARTED    a bug in a handler          the same   SIGKILL
+RESETTING  the copies are closed       OVER       none
+RESETTING  the time is over            OVER       none
+any        another one                 the same   none
+========== =========================== ========== =====================================================================
+
+STARTED is RUNNING, LEAVING or TERMINATED.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import signal
@@ -16,24 +41,32 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from ..errors import ConnectError, RelayError
+from ..errors import ConnectError
 from ..eventloop.background import IOThread
 from ..eventloop.loop import Timer
 from ..eventloop.poller import ERR, HUP, IN
-from ..eventloop.sockets import drop_unread, shut_down, unread
+from ..eventloop.sockets import drop_unread, shut_down
 from ..eventloop.unix_reset import leave_unread, socketpair
-from ..process import Process, StandardError, StandardErrorPipe, begin, program_error
+from ..process import Process, StandardError, StandardErrorPipe, begin
 from ..streams import exit_drain
-from ..streams.pair_end import LINGER
+from ..streams.pair_end import Reading
 from ..streams.promise import Abort, OnResult
 from ..streams.stream import Stream, nonblocking
+from .program_errors import end_error, missing, start_error
 
-__all__ = ["ProgramStream", "run"]
+__all__ = ["ProgramState", "ProgramStream", "run"]
 
-_MOMENT = (
-    1.0  # seconds for a program to end when its stream is closed and it has read everything, until it gets SIGTERM
-)
+_MOMENT = 1.0  # seconds for a program to end once its stream is closed and it has read everything, until SIGTERM
 _PATIENCE = 2.0  # seconds from then on until SIGKILL
+
+
+class ProgramState(enum.Enum):
+    """The state of a program; the docstring of the module has the table."""
+
+    STARTING, RUNNING, LEAVING, TERMINATED, RESETTING, OVER = range(6)
+
+
+_STARTED = {ProgramState.RUNNING, ProgramState.LEAVING, ProgramState.TERMINATED}
 
 
 def run(
@@ -124,16 +157,16 @@ class _Program:
         self._owner = os.getpid()
         self._lines = StandardError(name)
         self._pid = -1
-        self._next_signal: signal.Signals | None = None  # when it is to end
+        self._state = ProgramState.STARTING
         self.may_read = True  # after the close, as long as it makes progress
         self._is_alone = alone
-        self._unread, self._until = 0, 0.0  # bytes that it has not read; until when it may do that
         self._on_sent: Callable[[], object] | None = None
         # A duplicate of the stream's end, while this process may have a copy of it.
         self._far: socket.socket | None = None
         self._ours: socket.socket | None
         self._theirs, self._ours = socketpair()
         self._theirs.setblocking(True)  # the program shares it, and expects that
+        self._reading = Reading(self._theirs)
         try:
             self._stderr = StandardErrorPipe(said or self._lines.feed)
         except OSError:
@@ -156,9 +189,9 @@ class _Program:
         try:
             future = begin(words, stdin=theirs, stdout=theirs, stderr=self._stderr.theirs)
         except FileNotFoundError:
-            self._not_started(ConnectError(f"{self.name}: {_missing(words[0])}"))
+            self._not_started(ConnectError(f"{self.name}: {missing(words[0])}"))
         except (OSError, RuntimeError) as error:
-            self._not_started(self._start_error(error))
+            self._not_started(start_error(self.name, error))
         else:
             if self._deadline is not None:
                 self._io_thread.loop.call(self._start_clock)
@@ -184,10 +217,10 @@ class _Program:
         """Call ``done`` at exit, once it has ended; see :class:`relay.streams.exit_drain.Sender`."""
 
         def look() -> None:
-            if self._process is not None and self._is_alone:
+            if self._state in _STARTED and self._is_alone:
                 shut_down(self._theirs)  # as a close of the other end: what was sent is still there
                 self._wait_for_end()
-            if self._process is None or self._next_signal is None:
+            if self._state not in (ProgramState.LEAVING, ProgramState.TERMINATED):
                 done()
             self._on_sent = done
 
@@ -195,7 +228,7 @@ class _Program:
 
     def progress(self) -> int:
         """Return how many bytes it has not read."""
-        return self._unread
+        return self._reading.left
 
     def _signal(self, number: int) -> None:
         """Signal it and what it has started. It is not reaped yet, so its number is its own."""
@@ -239,29 +272,26 @@ class _Program:
 
     def _not_started(self, error: OSError) -> None:
         """Nothing of it is there, and nothing is watched."""
+        self._state = ProgramState.OVER
         self._stderr.close()
         self._close_pair()
         self._io_thread.release(self)
         self._tell(error)
-
-    def _start_error(self, error: Exception) -> OSError:
-        if isinstance(error, RelayError):
-            return error
-        return ConnectError(f"{self.name}: cannot be started: {getattr(error, 'strerror', None) or error}")
 
     def _started(self, future: Future[Process]) -> None:
         self._late.stop()
         try:
             process = future.result()
         except Exception as error:  # noqa: BLE001  (whatever it is, it is why there is no program)
-            return self._not_started(self._start_error(error))
+            return self._not_started(start_error(self.name, error))
         try:
             self._pid = os.pidfd_open(process.pid)
         except OSError as error:
             _signal_group(process, signal.SIGKILL)
             process.wait()
-            return self._not_started(self._start_error(error))
+            return self._not_started(start_error(self.name, error))
         self._process = process
+        self._state = ProgramState.RUNNING
         exit_drain.track(self)
         loop = self._io_thread.loop
         loop.watch(self._pid, IN, self._on_exit)
@@ -283,33 +313,25 @@ class _Program:
         self._io_thread.loop.forget(self._theirs.fileno())
 
     def _wait_for_end(self) -> None:
-        if self._next_signal is None:
-            self._wait(signal.SIGTERM, _MOMENT)
+        if self._state is ProgramState.RUNNING:
+            self._wait(ProgramState.LEAVING, _MOMENT)
 
     def _wait_for_kill(self) -> None:
-        self._wait(signal.SIGKILL, _PATIENCE)
+        if self._state in _STARTED:
+            self._wait(ProgramState.TERMINATED, _PATIENCE)
 
-    def _wait(self, number: signal.Signals, seconds: float) -> None:
-        if self.status is None:
-            now = time.monotonic()
-            self._next_signal = number
-            self._patience.start(now + seconds, now)
+    def _wait(self, state: ProgramState, seconds: float) -> None:
+        now = time.monotonic()
+        self._state = state
+        self._patience.start(now + seconds, now)
 
     def _end_it(self, now: float) -> None:
-        assert self._next_signal is not None
-        if self._next_signal == signal.SIGTERM and self.may_read and self._reads(now):
+        if self._state is ProgramState.TERMINATED:
+            return self._signal(signal.SIGKILL)
+        if self.may_read and self._reading.goes_on(now, _MOMENT):
             return self._patience.start(now + _MOMENT, now)
-        self._signal(self._next_signal)
-        if self._next_signal == signal.SIGTERM:
-            self._wait_for_kill()
-        return None
-
-    def _reads(self, now: float) -> bool:
-        """Return whether it still reads what was sent before the close, or did so a moment ago."""
-        left = unread(self._theirs)
-        if left != self._unread:
-            self._unread, self._until = left, now + (LINGER if left else _MOMENT)
-        return now < self._until
+        self._signal(signal.SIGTERM)
+        return self._wait_for_kill()
 
     def _on_exit(self, event: int, now: float) -> None:
         """It has ended: first know how, and then let the end of file through."""
@@ -321,7 +343,7 @@ class _Program:
             self.status = process.wait()
         self._stderr.finish()
         self._lines.end()
-        self.error = _failure(self.name, self.status, self._lines.last)
+        self.error = end_error(self.name, self.status, self._lines.last)
         self._release()
         if self._on_sent is not None:
             self._on_sent()
@@ -337,6 +359,7 @@ class _Program:
             drop_unread(self._theirs)
         else:
             self._far = leave_unread(self._theirs)
+        self._state = ProgramState.OVER if self._far is None else ProgramState.RESETTING
         if self._far is None:
             shut_down(self._theirs)  # another process may have a copy
             loop.discard(self._theirs)
@@ -356,6 +379,7 @@ class _Program:
     def _copies_closed(self, now: float) -> None:
         far, self._far = self._far, None
         assert far is not None
+        self._state = ProgramState.OVER
         self._copies.stop()
         self._io_thread.loop.forget(far.fileno())
         shut_down(far)
@@ -367,31 +391,8 @@ class _Program:
         self._signal(signal.SIGKILL)
 
 
-def _failure(name: str, status: int, last: str) -> ConnectError | None:
-    if status > 0:
-        return program_error(name, f"ended with status {status}", last)
-    if status < 0:
-        return program_error(name, f"was ended by {_signal_name(-status)}", last)
-    return None
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _signal_group(process: Process, number: int) -> None:
     try:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
         pass  # no such process, or not a child of this one
-
-
-def _missing(program: str) -> str:
-    if os.path.dirname(program):
-        if os.path.exists(program):
-            return f"{program} is not an executable file; check the path, or run chmod +x"
-        return f"there is no {program}; check the spelling"
-    return f"there is no {program} in PATH; install it, or give its whole path"

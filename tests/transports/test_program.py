@@ -35,6 +35,7 @@ from relay.errors import ConnectError
 from relay.eventloop.background import IOThread
 from relay.eventloop.sockets import reset
 from relay.process import start
+from relay.streams import pair_end
 from relay.streams.cancellation import Cancellation
 from relay.streams.promise import Promise
 from relay.testing import check_factory, check_stream
@@ -284,7 +285,7 @@ def test_one_that_ignores_sigterm_is_killed_with_what_it_has_started(quick):
 
 
 def test_one_that_does_not_read_ends_soon_if_it_need_not(quick, monkeypatch):
-    monkeypatch.setattr(program, "LINGER", 1000.0)
+    monkeypatch.setattr(pair_end, "LINGER", 1000.0)
     stream = opened("sleep", "1000")
     stream.socket.sendall(b"the end of a protocol")
     stream.close_soon()

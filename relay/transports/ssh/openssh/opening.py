@@ -1,7 +1,33 @@
-"""One stream and its state, from the request to the end of its channel."""
+"""One stream and its state, from the request to the end of its channel.
+
+========= ===================== ========= ============================================================================
+state     event                 next      action
+                                state
+========= ===================== ========= ============================================================================
+ASKED     socket, patient       CONNECTED keep the socket until the server has replied
+ASKED     socket, not patient   REPORTED  the caller gets the stream; keep the socket for the deadline
+ASKED     opened                ANSWERED  stop watching the deadline
+ANSWERED  socket                OPEN      the caller gets the stream
+CONNECTED opened                OPEN      stop watching the deadline; the caller gets the stream
+REPORTED  opened                OPEN      stop watching the deadline
+WAITING   error                 OVER      close the socket; the caller gets the error
+WAITING   cancel                OVER      close the socket
+REPORTED  error                 OVER      the stream's ``failure`` returns the error at its EOF
+REPORTED  deadline              OVER      the same, and cut the stream
+REPORTED  cancel                REPORTED  stop watching the deadline
+OPEN      error                 OVER      the stream's ``failure`` returns the error at its EOF
+OVER      socket                OVER      close it
+OVER      opened                OVER      none
+========= ===================== ========= ============================================================================
+
+WAITING is ASKED, CONNECTED or ANSWERED. A stream that the server has opened begins as OPEN. The server's EOF does not
+change the state: ``is_ended`` notes it for the stream's ``failure``.
+"""
 
 from __future__ import annotations
 
+import enum
+import functools
 import math
 import socket
 import weakref
@@ -15,9 +41,15 @@ from ..connection import OnResult
 from ..open_failures import open_timeout
 from .diagnostics import open_error
 
-__all__ = ["Opening", "Owner"]
+__all__ = ["Opening", "OpeningState", "Owner"]
 
 Error = ConnectError | CarrierError
+
+
+class OpeningState(enum.Enum):
+    """The state of an opening; the docstring of the module has the table."""
+
+    ASKED, CONNECTED, REPORTED, ANSWERED, OPEN, OVER = range(6)
 
 
 class Owner(Protocol):
@@ -52,9 +84,9 @@ class Opening:
     """
 
     __slots__ = (
-        "_is_answered",
         "_made",
         "_socket",
+        "_state",
         "alone",
         "deadline",
         "done",
@@ -85,7 +117,7 @@ class Opening:
         self.error: Error | None = None
         self.is_ended = False  # the server has sent EOF or CLOSE
         self.is_traced = True  # ssh logs the events of its channel
-        self._is_answered = False
+        self._state = OpeningState.OPEN if done is None else OpeningState.ASKED
         self._socket: socket.socket | None = None  # kept until the server has replied
         self._made: weakref.ref[socket.socket] | None = None  # of a stream that has an owner
 
@@ -116,11 +148,14 @@ class Opening:
 
         :returns: the callback to call with the stream, after the lock is released; ``None`` if there is none yet.
         """
-        if self.done is None:  # it has failed, or was cancelled
+        if self._state is OpeningState.OVER:
             made.close()
             return None
-        if not self._is_answered:
+        if self._state is OpeningState.ANSWERED:
+            self._state = OpeningState.OPEN
+        else:
             self._socket = made
+            self._state = OpeningState.CONNECTED if self.patient else OpeningState.REPORTED
             if self.patient:
                 return None
         done, self.done = self.done, None
@@ -128,14 +163,18 @@ class Opening:
 
     def opened(self) -> None:
         """Report the stream: the server has opened it."""
-        self._is_answered = True
         self.owner.answered(self)
         made, self._socket = self._socket, None
-        done = self.done
-        if done is not None and made is not None:
-            self.done = None
-            stream = self.stream(made)
-            self.owner.soon(lambda: done(stream))
+        if self._state is OpeningState.ASKED:
+            self._state = OpeningState.ANSWERED
+        elif self._state is OpeningState.REPORTED:
+            self._state = OpeningState.OPEN
+        elif self._state is OpeningState.CONNECTED:
+            self._state = OpeningState.OPEN
+            done, self.done = self.done, None
+            assert done is not None
+            assert made is not None
+            self.owner.soon(functools.partial(done, self.stream(made)))
 
     def refused(self, text: str) -> None:
         """Report the error: the server has not opened the stream."""
@@ -155,20 +194,24 @@ class Opening:
             self.error = error
         done = self.done
         self.give_up()
+        self._state = OpeningState.OVER
         if done is not None:
             self.owner.soon(lambda: done(error))
 
     def give_up(self) -> None:
         """Cancel: the caller does not wait any more."""
         self.owner.answered(self)
-        waited, self.done = self.done is not None, None
         made, self._socket = self._socket, None
-        if waited and made is not None:
+        if self.done is None:
+            return  # the caller has the stream
+        self.done = None
+        self._state = OpeningState.OVER
+        if made is not None:
             made.close()
 
     def expire(self) -> None:
         """Fail the stream: the server has not replied before the deadline."""
-        made = self._socket if self.done is None else None
+        made = self._socket if self._state is OpeningState.REPORTED else None
         self.fail(open_timeout(self.name, self.owner.server))
         if made is not None:
             try:

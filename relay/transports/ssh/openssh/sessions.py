@@ -3,10 +3,34 @@
 ssh gets one end of a socketpair as the command's standard input and output. relay keeps a copy of it, as in
 :mod:`relay.transports.program`: it reports when the owner has closed the stream, and it delays the EOF until the exit
 status of the command is known.
+
+======= =========================== ======= ==========================================================================
+state   event                       next    action
+======= =========================== ======= ==========================================================================
+WAITING its turn                    ASKED   request a session at ssh's control socket
+WAITING its turn, but cancelled     OVER    release it
+WAITING its turn, but ssh fails     OVER    report the error
+ASKED   ssh agrees                  OPEN    watch its channel in the log of ssh
+ASKED   ssh rejects it              OVER    report the error
+ASKED   the owner has left          LEAVING none: without the reply, ssh would keep the channel for ever
+LEAVING ssh agrees                  LEFT    close the control connection, so that ssh closes the channel
+LEAVING ssh rejects it              OVER    report the error
+OPEN    the owner has left          LEFT    close the control connection, so that ssh closes the channel
+RUNNING the control connection ends OVER    set the outcome, then pass the EOF on
+RUNNING ssh ends                    OVER    the same
+WAITING ssh ends                    OVER    report the error
+LEFT    ssh releases the channel    OVER    stop counting the stream
+LEFT    no release in 60 s          OVER    stop counting the stream
+======= =========================== ======= ==========================================================================
+
+RUNNING is ASKED, LEAVING or OPEN. The owner *has left* when it has closed the stream, and ssh has read what it had
+sent, or nothing of it for a minute. An event of the channel's log may come before ssh agrees: ``_is_ended`` and
+``_is_freed`` keep the server's EOF and the release of the channel.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import shlex
@@ -20,21 +44,27 @@ from ....addresses.hops import Command
 from ....errors import CarrierError, ConnectError, RelayError
 from ....eventloop.loop import Timer
 from ....eventloop.poller import ERR, HUP
-from ....eventloop.sockets import drop_unread, set_to_reset, unread
+from ....eventloop.sockets import drop_unread, set_to_reset
 from ....eventloop.unix_reset import socketpair
 from ....process import StandardError, StandardErrorPipe, program_error
-from ....streams.pair_end import LINGER
+from ....streams.pair_end import LINGER, Reading
 from ..open_failures import command_rejected, session_rejected
 from .channel_log import ChannelLog
 from .control import ControlError, SessionControl
 from .master import Master
 from .opening import Error, Opening
 
-__all__ = ["Sessions"]
+__all__ = ["SessionState", "Sessions"]
 
 _AT_ONCE = 32  # pending requests; the backlog of ssh's control socket is 64
 _SETTLE = 1.0  # seconds after the EOF of its output for a command to end, so that its status is known
 _MOMENT = 1.0  # seconds after the owner has closed the stream, for a command to end by itself
+
+
+class SessionState(enum.Enum):
+    """The state of a session; the docstring of the module has the table."""
+
+    WAITING, ASKED, OPEN, LEAVING, LEFT, OVER = range(6)
 
 
 class _Owner(Protocol):
@@ -137,11 +167,10 @@ class _Session:
         self._control: SessionControl | None = None
         self._theirs: socket.socket | None = None
         self._stderr: StandardErrorPipe | None = None
-        self._is_asked = False  # and ssh has not replied
-        self._is_left = False  # the owner has closed the stream, and its data were sent
+        self._reading: Reading | None = None
+        self._state = SessionState.WAITING
         self._is_ended = False  # the server has ended the channel
-        self._is_freed = False
-        self._unread, self._until = -1, 0.0
+        self._is_freed = False  # ssh has released the channel
 
     # -- its beginning --------------------------------------------------------------------------------------------
 
@@ -160,6 +189,7 @@ class _Session:
     def _ask(self) -> None:
         self._theirs, ours = socketpair()
         self._theirs.setblocking(True)  # ssh shares it and expects that
+        self._reading = Reading(self._theirs)
         try:
             stderr = self._stderr = StandardErrorPipe(self._lines.feed)
             path, theirs = self._all.master.path("control"), self._theirs.fileno()
@@ -169,14 +199,13 @@ class _Session:
         except OSError:
             ours.close()
             raise
-        self._is_asked = True
+        self._state = SessionState.ASKED
         stderr.start(self._loop)
         self._loop.watch(self._theirs.fileno(), 0, self._on_hang_up)
         with self._lock:
             self._opening.connected(ours)
 
     def _answered(self, answer: int | RelayError) -> None:
-        self._is_asked = False
         self._all.answered(self)
         if isinstance(answer, ControlError):
             return self._fail(session_rejected(self._opening.name, self._all.master.settings.name, str(answer)))
@@ -185,8 +214,10 @@ class _Session:
         with self._lock:
             self._all.master.drain()
             self._all.channels.claim(answer, self)
-        if self._is_left:
+        if self._state is SessionState.LEAVING:
             self._leave_now()
+        elif self._state is SessionState.ASKED:
+            self._state = SessionState.OPEN
         return None
 
     # -- events of its channel in ssh's log, with the lock held ---------------------------------------------------
@@ -212,8 +243,8 @@ class _Session:
     def freed(self) -> None:
         """Note that ssh has released the channel."""
         self._is_freed = True
-        if self._is_left:
-            self._all.owner.over(self._opening)
+        if self._state is SessionState.LEFT:
+            self._end()
 
     # -- its end --------------------------------------------------------------------------------------------------
 
@@ -236,28 +267,33 @@ class _Session:
             self._timer.start(now + _MOMENT, now)
 
     def _leave(self, now: float) -> None:
-        assert self._theirs is not None
-        left = unread(self._theirs)  # by ssh
-        if left != self._unread:
-            self._unread, self._until = left, now + LINGER
-        if left and now < self._until:
-            return self._timer.start(now + _MOMENT, now)
-        self._is_left = True
-        return None if self._is_asked else self._leave_now()
+        assert self._reading is not None
+        if self._reading.goes_on(now, rest=0.0):
+            self._timer.start(now + _MOMENT, now)
+        elif self._state is SessionState.ASKED:
+            self._state = SessionState.LEAVING
+        else:
+            self._leave_now()
 
     def _leave_now(self) -> None:
         """Let ssh send the rest and close the channel. A server replies to that only when the command has ended."""
         self._release()
         with self._lock:
+            self._state = SessionState.LEFT
             if self._is_freed:
-                return self._all.owner.over(self._opening)
+                return self._end()
         now = time.monotonic()
         self._giving_up.start(now + LINGER, now)
         return None
 
     def _give_up(self, now: float) -> None:
         with self._lock:
-            self._all.owner.over(self._opening)
+            self._end()
+
+    def _end(self) -> None:
+        """Stop counting the stream. Called with the lock held."""
+        self._state = SessionState.OVER
+        self._all.owner.over(self._opening)
 
     def _on_end(self, error: RelayError) -> None:
         """End the session: ssh has closed the control connection, and released the channel before."""
@@ -285,7 +321,7 @@ class _Session:
         self._release()
         with self._lock:
             self._opening.fail(error)
-            self._all.owner.over(self._opening)
+            self._end()
 
     def _finish(self, error: Error | None) -> None:
         """Set the outcome, and pass the EOF on after that."""
@@ -300,7 +336,7 @@ class _Session:
                 self._opening.error = error
         self._release(clean=error is None)
         with self._lock:
-            self._all.owner.over(self._opening)
+            self._end()
 
     def lost(self, error: Error) -> None:
         """End the command: ssh has ended."""

@@ -7,6 +7,7 @@ import time
 
 from helpers import WAIT, wait_until
 
+from relay.streams import pair_end
 from relay.transports import program
 from relay.transports.program_dialer import Programs
 from relay.transports.ssh.paramiko.wire import Wire
@@ -14,7 +15,7 @@ from relay.transports.ssh.paramiko.wire import Wire
 
 def test_a_program_on_the_way_that_reads_nothing_ends_soon_after_the_connection(monkeypatch):
     monkeypatch.setattr(program, "_MOMENT", 0.05)
-    monkeypatch.setattr(program, "LINGER", 1000.0)
+    monkeypatch.setattr(pair_end, "LINGER", 1000.0)
     stream = Programs(["sleep", "1000"], "exec:sleep")(deadline=time.monotonic() + WAIT)
     wire = Wire(stream)
     stream.socket.sendall(b"a farewell")

@@ -8,9 +8,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 # Most tests wait for something most of the time. A file's tests stay together, and those with real I2P routers.
 SIDE_BY_SIDE := --numprocesses=5 --dist=loadgroup --quiet
 
-# The folders of tests that start neither a router nor many programs.
-QUICK := $(addprefix tests/,addresses api carriers config engine eventloop spawning streams) \
-    $(addprefix tests/transports/,i2p proxies ssh/config ssh/test_*.py test_*.py tls) tests/test_imports.py
+# The tests that start neither a router nor many programs, and so take two minutes of CPU. Each process of pytest reads
+# all of their files, which takes 5 s.
+PROGRAMS := $(addprefix tests/,spawning/test_child.py spawning/test_parent.py transports/test_program.py \
+    transports/ssh/test_deferred.py transports/ssh/config/test_identities.py)
+QUICK := $(filter-out $(PROGRAMS),$(wildcard $(addprefix tests/,addresses api carriers config/test_*.py engine eventloop \
+    spawning/test_*.py streams $(addprefix transports/,i2p proxies ssh/config/test_*.py ssh/test_*.py test_*.py tls) \
+    test_imports.py)))
 
 .PHONY: demo test quick install check docs check-versions bench
 
@@ -26,7 +30,7 @@ test: install
 # A part of the tests, without real routers, for daily work.
 quick: install
 	@tests/debian-packages tests/debian-packages.txt
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(QUICK)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --numprocesses=4 $(QUICK)
 
 install: $(VENV)/.installed-dev
 

@@ -157,26 +157,29 @@ class Metrics(NamedTuple):
 class ConnectionSummary:
     """The part of a connection that stays after its end: its record."""
 
-    # Class attributes as defaults, because most are set once or never, and each new connection pays for its own.
-    target: Any = None  # its name, or its address, which becomes a text only when a record is made
-    request: Request | None = None  # of a proxy client
-    dialed = 0.0  # when the dial began, if that was not at the acceptance; this and all times: monotonic seconds
-    opened = 0.0
-    first_byte = 0.0  # of the target
-    finished = 0.0
-    received = 0
-    sent = 0
-    spliced: tuple[int, int] | None = None  # of these bytes, received and sent; None for a connection that only copied
-    target_ended_first = False  # the target's EOF came before the client's
-    reason: str | None = None
-    rule: str | None = None  # that denied the client
-    path: StreamPath | None = None  # None for a connect without hops
-    route: Route = ()
+    __slots__ = (
+        "peer", "started", "number", "target", "request", "dialed", "opened", "first_byte", "finished", "received",
+        "sent", "spliced", "target_ended_first", "reason", "rule", "path", "route",
+    )  # fmt: skip
 
     def __init__(self, peer: Any, started: float) -> None:
         self.peer = peer
-        self.started = started
+        self.started = started  # the acceptance; this and all times: monotonic seconds
         self.number = next_number()  # of the connection in this process; its id follows from it
+        self.target: Any = None  # its name, or its address, which becomes a text only when a record is made
+        self.request: Request | None = None  # of a proxy client
+        self.dialed = 0.0  # when the dial began, if that was not at the acceptance
+        self.opened = 0.0
+        self.first_byte = 0.0  # of the target
+        self.finished = 0.0
+        self.received = 0
+        self.sent = 0
+        self.spliced: tuple[int, int] | None = None  # of these bytes, received and sent; None if all were copied
+        self.target_ended_first = False  # the target's EOF came before the client's
+        self.reason: str | None = None
+        self.rule: str | None = None  # that denied the client
+        self.path: StreamPath | None = None  # None for a connect without hops
+        self.route: Route = ()
 
     @property
     def connect_time(self) -> float | None:

@@ -2,6 +2,7 @@
 
 Most figures of a connection are added up only when they are read, or when :data:`_MOST_WAITING` connections have ended:
 adding those of many at once costs a connection less, and a tunnel that is read each second seldom adds them itself.
+Until then they wait in a tuple for each connection, because the columns of many tuples are added up without a loop.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _RECENT = 100  # ended connections that are remembered
 _MOST_WAITING = 200  # ended connections whose figures are not added up yet
 _RULES = ("access-list", "login")
 _STATES = ("connecting", "open", "half-closed")
+
+# Of an ended connection: its reason, the bytes received and sent, its age, the time of its connect if that was direct,
+# and its summary if that has more to add.
+_Figures = tuple[str | None, int, int, float, float | None, ConnectionSummary | None]
 
 _access_log: Callable[[str, ConnectionRecord], object] | None = None
 
@@ -60,7 +65,7 @@ class Statistics:
         self._observer = observer
         self._has_warned = False
         self._recent: collections.deque[Connection] = collections.deque(maxlen=_RECENT)
-        self._waiting: collections.deque[ConnectionSummary] = collections.deque()
+        self._waiting: list[_Figures] = []
         self._lock = threading.Lock()  # held while figures are added up; the relay thread never waits for it
         self._received = self._sent = self._spliced_received = self._spliced_sent = 0
         self._ended: collections.Counter[str] = collections.Counter(dict.fromkeys(REASONS, 0))
@@ -74,8 +79,19 @@ class Statistics:
     def add(self, connection: Connection) -> None:
         """Count a connection that has ended."""
         summary = connection.summary
+        opened, path = summary.opened, summary.path
         self._recent.append(connection)
-        self._waiting.append(summary)
+        has_more = path or summary.spliced or summary.rule
+        self._waiting.append(
+            (
+                summary.reason,
+                summary.received,
+                summary.sent,
+                summary.finished - summary.started,
+                opened - (summary.dialed or summary.started) if opened and path is None else None,
+                summary if has_more else None,
+            )
+        )
         if len(self._waiting) >= _MOST_WAITING and self._lock.acquire(blocking=False):
             try:
                 self._add_up()
@@ -150,24 +166,26 @@ class Statistics:
 
     def _add_up(self) -> None:
         """Add up what has ended. The lock is held."""
-        waiting = self._waiting
-        # Others may be appended meanwhile; these wait for the next time.
-        batch = [waiting.popleft() for _ in range(len(waiting))]
+        batch = self._waiting[:]
         if not batch:
             return
-        self._received += sum([summary.received for summary in batch])
-        self._sent += sum([summary.sent for summary in batch])
-        for received, sent in [summary.spliced for summary in batch if summary.spliced is not None]:
-            self._spliced_received += received
-            self._spliced_sent += sent
-        self._ended.update([summary.reason for summary in batch])  # type: ignore[misc]  # each has one
-        self._denied.update([summary.rule for summary in batch if summary.rule is not None])
-        self._ages.add([summary.finished - summary.started for summary in batch])
-        opened = [summary for summary in batch if summary.opened]
-        self._connect_times.add([summary.opened - (summary.dialed or summary.started) for summary in opened])
-        direct = [summary.opened - (summary.dialed or summary.started) for summary in opened if summary.path is None]
+        del self._waiting[: len(batch)]  # others may have been appended meanwhile; these wait for the next time
+        reasons, received, sent, ages, connects, more = zip(*batch, strict=True)
+        self._received += sum(received)
+        self._sent += sum(sent)
+        self._ended.update(reasons)
+        self._ages.add(list(ages))
+        direct = [seconds for seconds in connects if seconds is not None]
+        summaries: list[ConnectionSummary] = list(filter(None, more))
+        self._denied.update([summary.rule for summary in summaries if summary.rule is not None])
+        for bytes_received, bytes_sent in [summary.spliced for summary in summaries if summary.spliced is not None]:
+            self._spliced_received += bytes_received
+            self._spliced_sent += bytes_sent
+        by_hops = [summary for summary in summaries if summary.path is not None]
+        through = [seconds for summary in by_hops if (seconds := summary.connect_time) is not None]
+        self._connect_times.add(direct + through)
         self._hop_times[DIRECT].add(direct)
-        parts = [part for summary in opened if summary.path is not None for part in summary.hop_times()]
+        parts = [part for summary in by_hops for part in summary.hop_times()]
         for label in {label for label, _ in parts}:
             times = self._hop_times.setdefault(label, Durations(CONNECT_TIMES))
             times.add([seconds for one, seconds in parts if one == label])

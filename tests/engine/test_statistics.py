@@ -20,7 +20,8 @@ def ended(reason, received=3, sent=5, peer=("10.0.0.1", 1), **figures):
     summary = ConnectionSummary(peer, 100.0)
     summary.reason, summary.received, summary.sent, summary.finished = reason, received, sent, 102.5
     summary.target = ("db", 5432)
-    vars(summary).update(figures)
+    for name, figure in figures.items():
+        setattr(summary, name, figure)
     return SimpleNamespace(summary=summary, record=lambda now: summary.record(now, ConnectionState.CLOSED))
 
 

@@ -179,9 +179,9 @@ class SocketAcceptor:
 
     def _ready(self, event: int, now: float) -> None:
         # An accept that finds no client costs more than another turn of the loop, so a batch grows only under a storm.
-        accept, owner = self._accept, self._owner
+        accept, owner, has_spare_fd = self._accept, self._owner, self._owner.has_spare_fd
         for _ in range(self._batch):
-            if not owner.has_spare_fd():  # the first client opens it: a tunnel without clients needs none
+            if not has_spare_fd():  # the first client opens it: a tunnel without clients needs none
                 self._exhausted(now)
                 return
             try:

@@ -71,34 +71,31 @@ class Generation:
 
 
 class Generations:
-    """The generations of a tunnel that have connections left; false if there is none. Belongs to the relay thread.
+    """The generations of a tunnel that have connections left. Belongs to the relay thread.
 
     :param timers: of the relay thread's loop.
     """
 
-    __slots__ = ("_all", "_timers")
+    __slots__ = ("living", "_timers")
 
     def __init__(self, timers: Timers) -> None:
-        self._all: list[Generation] = []
+        self.living: list[Generation] = []
         self._timers = timers
-
-    def __bool__(self) -> bool:
-        return bool(self._all)
 
     def begin(
         self, connections: Sequence[OpenConnection], over: Callable[[], object] | None, seconds: float | None
     ) -> None:
         """Begin with connections; the parameters are those of :class:`Generation` and of its ``start``."""
         made = Generation(connections, over, self._timers)
-        self._all.append(made)
+        self.living.append(made)
         made.start(seconds, time.monotonic())
         self._forget()
 
     def remove(self, connection: OpenConnection) -> None:
         """Forget a connection that has ended."""
-        for generation in tuple(self._all):
+        for generation in tuple(self.living):
             generation.remove(connection)
         self._forget()
 
     def _forget(self) -> None:
-        self._all = [generation for generation in self._all if not generation.is_over]
+        self.living = [generation for generation in self.living if not generation.is_over]

@@ -86,6 +86,8 @@ class RelayThread(LoopThread):
         super().__init__(name)
         self._generations = Generations(self.loop.timers)
         self._spare = SpareDescriptor()
+        self.has_spare_fd = self._spare.is_available
+        self.release_spare_fd = self._spare.release
         try:
             self._pipes = PipePool() if hasattr(os, "splice") else None
             self.workspace = Workspace(self.loop, self._pipes)
@@ -145,11 +147,11 @@ class RelayThread(LoopThread):
     def on_start(self, now: float) -> None:
         """Take the start of the thread; it accepts no client yet."""
 
-    def on_admit(self) -> None:
-        """Take a client that was accepted; its connection is made next."""
+    def on_busy(self) -> None:
+        """Take a client that was accepted while there was no connection; its connection is made next."""
 
-    def on_over(self, connection: Connection) -> None:
-        """Take a connection that has ended and is counted."""
+    def on_idle(self, now: float) -> None:
+        """Take the end of the last connection, which is counted."""
 
     def on_close(self, drain: float | None, now: float) -> None:
         """Take the first close; ``drain`` is that of :meth:`start_close`."""
@@ -220,10 +222,12 @@ class RelayThread(LoopThread):
             self.update_listening()
 
     def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
-        self.on_admit()
+        connections = self._slots.connections
+        if not connections:
+            self.on_busy()
         self._statistics.accepted += 1
         connection = Connection(self, client, stream, peer, now)
-        self._slots.connections[connection] = None
+        connections[connection] = None
         if self._keepalive_timer.due == math.inf:
             self._keepalive_timer.start(now + _KEEPALIVE_AFTER, now)
         return connection
@@ -258,7 +262,7 @@ class RelayThread(LoopThread):
         slots = self._slots
         slots.remove(connection)
         self._statistics.add(connection)
-        if self._generations:
+        if self._generations.living:
             self._generations.remove(connection)
         if slots.queued:
             self._serve_queue(connection.summary.finished)
@@ -267,7 +271,8 @@ class RelayThread(LoopThread):
                 self.look_drained()
             else:
                 self.update_listening()
-        self.on_over(connection)
+        if not slots.connections:
+            self.on_idle(connection.summary.finished)
 
     def denied(self, connection: Connection, now: float) -> None:
         """Log a client that a rule has denied, in the form that programs such as fail2ban read. It is stable."""
@@ -322,14 +327,6 @@ class RelayThread(LoopThread):
             if connection.summary.started <= before:
                 break
             connection.enable_keepalive()
-
-    def has_spare_fd(self) -> bool:
-        """Return whether there is a spare descriptor; see :class:`~relay.engine.admission.SpareDescriptor`."""
-        return self._spare.is_available()
-
-    def release_spare_fd(self) -> bool:
-        """Close the spare descriptor; return whether there was one."""
-        return self._spare.release()
 
     def close_listener(self) -> None:
         """Accept no client any more."""

@@ -76,15 +76,14 @@ class EphemeralRelayThread(RelayThread):
         self._quiet = Timer(self.loop.timers, self._end_quiet_ones)
         self._expect_client(now)
 
-    def on_admit(self) -> None:
+    def on_busy(self) -> None:
         """The tunnel is used."""
         self._alone.stop()
         self.used.set()
 
-    def on_over(self, connection: Connection) -> None:
+    def on_idle(self, now: float) -> None:
         """Give the next client its time after the last connection."""
-        if not self._slots.connections:
-            self._expect_client(connection.summary.finished)
+        self._expect_client(now)
 
     def on_close(self, drain: float | None, now: float) -> None:
         """Look for quiet connections while the tunnel drains."""

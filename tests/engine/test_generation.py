@@ -36,22 +36,22 @@ def test_it_is_over_after_its_last_connection(loop: Loop) -> None:
     over: list[bool] = []
     generations = Generations(loop.timers)
     owner.append(generations)
-    assert not generations
+    assert not generations.living
     generations.begin([one, two], lambda: over.append(True), None)
-    assert generations
+    assert generations.living
     generations.remove(later)
     generations.remove(one)
     generations.remove(one)
     assert over == []
     generations.remove(two)
-    assert over == [True] and not generations
+    assert over == [True] and not generations.living
 
 
 def test_without_connections_it_is_over_at_once(loop: Loop) -> None:
     over: list[bool] = []
     generations = Generations(loop.timers)
     generations.begin([], lambda: over.append(True), 5.0)
-    assert over == [True] and not generations
+    assert over == [True] and not generations.living
 
 
 def test_the_rest_is_reset_at_once_or_after_a_while(loop: Loop) -> None:

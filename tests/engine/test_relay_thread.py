@@ -13,7 +13,6 @@ from helpers import WAIT, Relayed, exchange, wait_until
 
 import relay
 from relay.engine import relay_thread
-from relay.engine.connection import Connection
 from relay.engine.relay_thread import RelayThread
 
 
@@ -77,11 +76,11 @@ class Kind(RelayThread):
     def on_start(self, now: float) -> None:
         self._note("start", self.listening)
 
-    def on_admit(self) -> None:
-        self._note("admit", self.count)
+    def on_busy(self) -> None:
+        self._note("busy", self.count)
 
-    def on_over(self, connection: Connection) -> None:
-        self._note("over", connection.summary.reason, self.count)
+    def on_idle(self, now: float) -> None:
+        self._note("idle", [record.reason for record in self.recent()], self.count)
 
     def on_close(self, drain: float | None, now: float) -> None:
         self._note("close", drain, self.is_closing)
@@ -94,9 +93,9 @@ def test_a_kind_of_relay_thread_is_called_at_each_step_in_the_relay_thread(liste
     try:
         with contextlib.suppress(ConnectionError):  # it may be reset before it is connected
             socket.create_connection(address, WAIT).close()
-        wait_until(lambda: any(call[0] == "over" for call in list(thread.calls)))
+        wait_until(lambda: any(call[0] == "idle" for call in list(thread.calls)))
     finally:
         thread.close(5.0)
     thread.close(0.0)  # the second client gets no reply
-    assert thread.calls == [("start", False), ("admit", 0), ("over", "refused", 0), ("close", 5.0, False)]
+    assert thread.calls == [("start", False), ("busy", 0), ("idle", ["refused"], 0), ("close", 5.0, False)]
     assert not thread.strays

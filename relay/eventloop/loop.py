@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from .poller import IN, Poller, PollPoller, make_poller
 from .sockets import close_for_good
@@ -23,7 +23,9 @@ Handler = Callable[[int, float], object]
 
 _BATCH = 128  # events taken at once
 _FAR = 1e6  # seconds; more than epoll takes
-_TICKS = 1024  # ticks in a second: the precision of a near deadline
+_TICKS = 1024.0  # ticks in a second: the precision of a near deadline
+
+_has_children = False  # this process has made a child, or is about to
 
 
 class Timed(Protocol):
@@ -94,9 +96,9 @@ class Timers:
         """Call ``item.expire`` at ``due`` (monotonic seconds); replaces an earlier time."""
         left = due - now
         tick = int(due * _TICKS) + 1
-        if left >= 1024:
+        if left >= 1024.0:
             tick &= ~65535  # 64 s wide, and early
-        elif left >= 16:
+        elif left >= 16.0:
             tick &= ~1023  # 1 s wide, and early
         elif left >= 0.5:
             tick = (tick | 15) + 1  # 1/64 s wide, and late
@@ -151,8 +153,6 @@ class Loop:
     cope with a descriptor that is not ready after all.
     """
 
-    has_children: ClassVar[bool] = False  # this process has made a child, or is about to
-
     def __init__(self) -> None:
         self.poller: Poller = make_poller()
         self.closing_forgets = not isinstance(self.poller, PollPoller)
@@ -182,7 +182,7 @@ class Loop:
             program starts by ``subprocess``. So only the engine passes this, for whom each system call counts.
         """
         if self.handlers.pop(descriptor, None) is not None and not (
-            closing and self.closing_forgets and not Loop.has_children
+            closing and self.closing_forgets and not _has_children
         ):
             try:
                 self.poller.unregister(descriptor)
@@ -300,7 +300,8 @@ def expect_child() -> None:
     A child holds copies of all descriptors: until it executes its program, or for ever. An epoll keeps reporting a
     socket that this process has closed while a copy is open, and by its number, which may be a new socket's by then.
     """
-    Loop.has_children = True
+    global _has_children  # noqa: PLW0603  (one for the process)
+    _has_children = True
 
 
 if hasattr(os, "register_at_fork"):

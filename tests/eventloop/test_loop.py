@@ -14,6 +14,7 @@ from helpers import WAIT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.eventloop import loop as loop_module
 from relay.eventloop.background import Watch
 from relay.eventloop.loop import Loop, Timer, Timers, expect_child
 from relay.eventloop.poller import IN
@@ -173,7 +174,7 @@ def test_a_copy_in_a_child_keeps_no_closed_socket_in_the_loop(
     loop: Loop, who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child has copies between its fork and its program; their events would go to a new socket of the same number."""
-    monkeypatch.setattr(Loop, "has_children", False)
+    monkeypatch.setattr(loop_module, "_has_children", False)
     ours, theirs = socket.socketpair()
     new, other = socket.socketpair()
     events: list[int] = []
@@ -204,14 +205,14 @@ def test_a_copy_in_a_child_keeps_no_closed_socket_in_the_loop(
 
 @pytest.mark.parametrize("who", ["fork", "start"])
 def test_the_loops_know_of_the_children_that_relay_makes(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Loop, "has_children", False)
+    monkeypatch.setattr(loop_module, "_has_children", False)
     if who == "start":
         start(["true"]).wait(WAIT)
     elif pid := os.fork():
         os.waitpid(pid, 0)
     else:
         os._exit(0)
-    assert Loop.has_children
+    assert loop_module._has_children
 
 
 @pytest.mark.usefixtures("poll_only")

@@ -44,12 +44,13 @@ class Plan:
     :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
     """
 
-    __slots__ = ("factory", "dialer", "endpoints", "nonblocking", "keywords", "target")
+    __slots__ = ("factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target")
 
     def __init__(self, factory: Callable[..., Any]) -> None:
         self.factory = factory
         self.dialer = factory if isinstance(factory, Dialer) else None
         self.endpoints: Sequence[Endpoint] = factory.endpoints if isinstance(factory, SocketDialer) else ()
+        self.endpoint = self.endpoints[0] if len(self.endpoints) == 1 else None  # the only one
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
         self.keywords = frozenset() if self.dialer is not None else keywords_of(factory)
         self.target: str | None = getattr(factory, "target", None)

@@ -71,6 +71,9 @@ __all__ = ["Connection", "ConnectionOwner"]
 
 logger = logging.getLogger("relay")
 
+# Names of the module for what each connection needs, because Python 3.11 looks up the members of an Enum slowly.
+_CONNECTING, _OPEN, _CLOSED = ConnectionState.CONNECTING, ConnectionState.OPEN, ConnectionState.CLOSED
+
 
 class ConnectionOwner(Protocol):
     """The relay thread, as the owner of a connection."""
@@ -112,17 +115,9 @@ class Connection:
     """
 
     __slots__ = (
-        "owner",
-        "client",
-        "client_stream",
-        "target",
-        "target_stream",
-        "pending",
-        "flows",
-        "state",
-        "deadline",
+        "owner", "client", "client_stream", "target", "target_stream", "pending", "flows", "state", "deadline",
         "summary",
-    )
+    )  # fmt: skip
 
     def __init__(
         self, owner: ConnectionOwner, client: socket.SocketType, stream: Stream | None, peer: Any, now: float
@@ -134,7 +129,7 @@ class Connection:
         self.target_stream: Stream | None = None
         self.pending: Pending | None = None
         self.flows: FlowPair | None = None  # while it is open
-        self.state = ConnectionState.CONNECTING
+        self.state = _CONNECTING
         self.deadline = ConnectionDeadline(self, owner.limits, owner.loop.timers)
         self.summary = ConnectionSummary(peer, now)
         if stream is not None:
@@ -143,7 +138,7 @@ class Connection:
     @property
     def is_closed(self) -> bool:
         """True once it has ended."""
-        return self.state is ConnectionState.CLOSED
+        return self.state is _CLOSED
 
     @property
     def tunnel_name(self) -> str:
@@ -261,7 +256,7 @@ class Connection:
                 client.send(request.success_reply)  # it fits, because little was sent before
             except OSError:
                 return self.close("client_reset", now)
-        self.state = ConnectionState.OPEN
+        self.state = _OPEN
         self.summary.opened = now
         flows = self.flows = FlowPair(self, work, client, target)
         up, down = flows.upstream, flows.downstream
@@ -286,7 +281,7 @@ class Connection:
 
     def enable_keepalive(self) -> None:
         """Turn TCP keepalive on, on both sides, if it is open."""
-        if self.target is None or self.state is ConnectionState.CONNECTING:
+        if self.target is None or self.state is _CONNECTING:
             return
         try:
             keep_alive(self.client)
@@ -304,7 +299,7 @@ class Connection:
             self.pending.too_late()
         return self.fail(reason, now)
 
-    def close(self, reason: str, now: float, *, clean: bool = False, clean_target: bool = False) -> None:
+    def close(self, reason: str, now: float, clean: bool = False, clean_target: bool = False) -> None:
         """End the connection. Idempotent.
 
         :param reason: the word for its record. ``done`` closes both sockets; any other one resets them.
@@ -312,10 +307,11 @@ class Connection:
         :param clean: whether to close both sockets all the same.
         :param clean_target: whether to close the target's: it was sent everything, and only its answer is given up.
         """
-        if self.state is ConnectionState.CLOSED:
+        if self.state is _CLOSED:
             return
         summary, flows, target_stream = self.summary, self.flows, self.target_stream
         summary.reason, summary.finished = reason, now
+        self.state = _CLOSED
         if flows is not None:
             up, down = flows.upstream, flows.downstream
             if reason == "linger" and up.ended and target_stream is not None and not target_stream.half_close:
@@ -329,17 +325,15 @@ class Connection:
                 summary.target_ended_first = True
             if target_stream is not None and down.moved:
                 target_stream.answered = True
-            self.state = ConnectionState.CLOSED
             self.flows = None
             flows.release()
-        else:
-            self.state = ConnectionState.CLOSED
+        elif self.pending is not None or summary.request is not None:
             if self.pending is not None:
                 self.pending.abandon()
-            if self.pending is not None or summary.request is not None:
-                self.owner.loop.forget(self.client.fileno(), closing=True)
+            self.owner.loop.forget(self.client.fileno(), closing=True)
         self.deadline.release()
-        clean = clean or reason == "done"
+        if reason == "done":
+            clean = True
         self._close_end(self.client, self.client_stream, clean)
         if self.target is not None:
             if clean_target and not clean:

@@ -105,9 +105,10 @@ class Connector:
         plan = self._plan
         if self._selector is not None and (chosen := self._selector.select(connection.request)) is not self._selector:
             plan = Plan(chosen)
+        if plan.endpoint is not None:
+            connection.summary.target = plan.target
+            return self._connect_at_once(connection, plan, plan.endpoint, now)
         connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
-        if len(plan.endpoints) == 1:
-            return self._connect_at_once(connection, plan, now)
         attempt = Attempt(self, connection, plan)
         connection.wait_for_target(attempt, now)
         if connection.request is not None or plan.dialer is not None or plan.nonblocking:
@@ -124,8 +125,7 @@ class Connector:
         else:
             self._call(attempt, self._bound(attempt), now)
 
-    def _connect_at_once(self, connection: Connection, plan: Plan, now: float) -> None:
-        endpoint = plan.endpoints[0]
+    def _connect_at_once(self, connection: Connection, plan: Plan, endpoint: Endpoint, now: float) -> None:
         try:
             made, status = self.open(endpoint)
         except OSError as error:

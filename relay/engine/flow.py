@@ -52,27 +52,9 @@ class Flow:
     """
 
     __slots__ = (
-        "owner",
-        "reverse",
-        "work",
-        "source",
-        "sink",
-        "descriptor",
-        "mask",
-        "receive",
-        "send",
-        "handler",
-        "pending",
-        "pipe",
-        "piped",
-        "streak",
-        "spliceable",
-        "spliced",
-        "moved",
-        "last",
-        "first",
-        "ended",
-    )
+        "owner", "reverse", "work", "source", "sink", "descriptor", "mask", "receive", "send", "handler", "pending",
+        "pipe", "piped", "streak", "spliceable", "spliced", "moved", "last", "first", "ended",
+    )  # fmt: skip
 
     reverse: Flow
 
@@ -90,8 +72,7 @@ class Flow:
         self.pipe: Pipe | None = None
         self.piped = 0
         self.streak = -1  # until the first bytes, so that only these cost a look at the time when they came
-        # Out of a Unix socket, copying costs up to a third less than splicing (measured, pieces of 8 KiB to 1 MiB).
-        self.spliceable = work.pipes is not None and source.family != socket.AF_UNIX
+        self.spliceable: bool | None = None  # not known until the first bulk transfer, which few connections are
         self.spliced = 0  # bytes; while it splices, less those moved before, see spliced_bytes()
         self.moved = 0  # bytes that the sink has taken, or is about to take
         self.last = 0.0  # when it last took some, monotonic seconds
@@ -110,8 +91,9 @@ class Flow:
         """Copy the bytes of the source by way of this process."""
         if event != IN:
             return self.on_other_event(event, now)
+        receive, send = self.receive, self.send  # locals, because Python 3.11 calls what is in a slot slowly
         try:
-            data = self.receive(BUFFER)
+            data = receive(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if not data:
@@ -120,7 +102,7 @@ class Flow:
         self.moved += size  # before the sink's peer can see them, so that no record lags behind them
         self.last = now
         try:
-            sent = self.send(data)
+            sent = send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -138,13 +120,14 @@ class Flow:
 
     def copy_to_the_end(self, now: float) -> None:
         """Copy when the source has announced its end, so that the last bytes and the end travel in one segment."""
-        more = _MORE if self.owner.passes_end_of(self) else 0
+        receive = self.receive
         try:
-            data = self.receive(BUFFER)
+            data = receive(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if not data:
             return self.end(now)
+        more = _MORE if self.owner.passes_end_of(self) else 0
         size = len(data)
         self.moved += size
         self.last = now
@@ -160,7 +143,7 @@ class Flow:
             return self.queue(memoryview(data)[sent:])
         # What was sent waits for more, so this must end with an end or with more.
         try:
-            data = self.receive(BUFFER)
+            data = receive(BUFFER)
         except OSError as error:
             return self.source_failed(error, now)
         if data:
@@ -311,8 +294,15 @@ class Flow:
         if self.streak < 0:
             self.first, self.streak = self.last, 0
         self.streak += 1
-        if self.streak >= _BULK_AFTER and self.spliceable:
+        if self.streak >= _BULK_AFTER and self.can_splice():
             self.use(self.splice)
+
+    def can_splice(self) -> bool:
+        """Return whether the bytes of the source can be spliced, and this pays."""
+        if self.spliceable is None:
+            # Out of a Unix socket, copying costs up to a third less than splicing (measured, pieces of 8 KiB to 1 MiB).
+            self.spliceable = self.work.pipes is not None and self.source.family != socket.AF_UNIX
+        return self.spliceable
 
     def small(self) -> None:
         """Count a splice that moved little: several in a row are no bulk transfer."""
@@ -378,14 +368,17 @@ class Flow:
         self.piped = 0
 
     def release(self, own: bool) -> None:
-        """Release everything but the figures.
+        """Leave the loop, drop what is pending, and forget what refers back to this flow, so that it is freed at once.
 
         :param own: whether the source was made by the engine, so that no other code can hold a copy of it.
         """
-        if self.mask >= 0 and self.is_watched():
-            self.work.loop.forget(self.descriptor, closing=own)
-        self.drop()
-        del self.reverse, self.handler, self.receive, self.send, self.source, self.sink
+        loop = self.work.loop
+        if self.mask >= 0 and loop.handlers.get(self.descriptor) == self.handler:
+            loop.forget(self.descriptor, own)
+        if self.pending is not None or self.pipe is not None:
+            self.drop()
+        self.reverse = None  # type: ignore[assignment]
+        del self.handler
 
     def count(self) -> int:
         """Return the bytes that were moved; safe from any thread."""

@@ -23,6 +23,7 @@ __all__ = ["FlowPair", "FlowPairOwner"]
 logger = logging.getLogger("relay")
 
 _LONGEST = 500  # characters of an error of a target, in the log
+_HALF_CLOSED = ConnectionState.HALF_CLOSED  # by a name of the module, because Python 3.11 looks up members slowly
 
 
 class Deadline(Protocol):
@@ -88,9 +89,9 @@ class FlowPair:
         """Stop the flows, and forget them."""
         connection, up, down = self.connection, self.upstream, self.downstream
         self.is_closed = True
-        up.release(own=connection.client_stream is None)
-        down.release(own=connection.target_stream is None)
-        del self.upstream, self.downstream
+        up.release(connection.client_stream is None)
+        down.release(connection.target_stream is None)
+        self.upstream = self.downstream = None  # type: ignore[assignment]
 
     def unsent(self) -> tuple[int, int]:
         """Return the bytes that the systems of the client and of the target have not acknowledged."""
@@ -106,19 +107,20 @@ class FlowPair:
         source, sink = connection.client_stream, connection.target_stream
         if flow is self.downstream:
             source, sink = sink, source
-        if source is not None and source.settle:
-            flow.ended = 0.0
-            self._wait_for_cause(source, flow.end, now)
-        elif _failure(source) is not None:
-            self.on_socket_error(flow.source, now)
-        elif flow.reverse.ended:
+        if source is not None:
+            if source.settle:
+                flow.ended = 0.0
+                return self._wait_for_cause(source, flow.end, now)
+            if _failure(source) is not None:
+                return self.on_socket_error(flow.source, now)
+        if flow.reverse.ended:
             connection.close("done", now)
-        elif flow is self.downstream and self._is_unconfirmed():
+        elif source is not None and flow is self.downstream and self._is_unconfirmed():
             self._close_unreachable(now)
         elif source is not None and not source.half_close:
             self._discard_reverse(flow, now)
         else:
-            connection.state = ConnectionState.HALF_CLOSED
+            connection.state = _HALF_CLOSED
             if sink is None or sink.half_close:
                 try:
                     flow.sink.shutdown(socket.SHUT_WR)

@@ -138,8 +138,8 @@ def test_a_client_is_not_accepted_before_there_is_a_spare_descriptor(
         asked.append(tunnel.stats().accepted)
         return len(asked) > 3
 
+    monkeypatch.setattr(SpareDescriptor, "is_available", is_available)
     with relay.Tunnel(relay.listen(":0"), echo_server.factory()) as tunnel:
-        monkeypatch.setattr(SpareDescriptor, "is_available", is_available)
         with socket.create_connection(tunnel.address, timeout=WAIT) as client:
             client.sendall(b"x")
             assert receive_exactly(client, 1) == b"x"

@@ -56,11 +56,12 @@ def socketpair() -> tuple[NearEnd, socket.socket]:
     :raises OSError: if there are no descriptors left.
     """
     ours, theirs = socket.socketpair(type=_PAIR)
-    near = NearEnd(ours.family, ours.type, ours.proto, ours.detach())
+    near = NearEnd(socket.AF_UNIX, _PAIR, 0, ours.detach())
     near.far = os.fstat(theirs.fileno()).st_ino, theirs.fileno()
     near.number = next(_numbers)
-    for end in near, theirs:
-        end.setblocking(False)
+    if _PAIR == socket.SOCK_STREAM:  # else they were made non-blocking, and each system call counts
+        near.setblocking(False)
+        theirs.setblocking(False)
     return near, theirs
 
 

@@ -93,7 +93,7 @@ class Channel:
         inner, theirs = socketpair()
         inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BETWEEN)
         self._inner: socket.socket | None = inner
-        self._receive = inner.recv_into
+        self._receive: Callable[..., int] | None = inner.recv_into  # None after the owner's EOF
         self._theirs: socket.socket | None = theirs
         self._timer: Timer | None = Timer(mux.loop.timers, self._expired)  # until the channel is over
         self._watch = Watch(inner, mux.loop, self._on_event)
@@ -248,13 +248,13 @@ class Channel:
             if self._scatter and self._credit >= _FULL:
                 size = self._inner.recvmsg_into(packetizer.places)[0]  # type: ignore[union-attr]
             else:
-                size = self._receive(packetizer.places[0], min(self._credit, self._packet))
+                size = self._receive(packetizer.places[0], min(self._credit, self._packet))  # type: ignore[misc]
         except BlockingIOError:
             return True
         except OSError:
             size = 0  # the owner has closed its end before it had read everything
         if not size:
-            self._sending = Sending.EOF_SENT
+            self._sending, self._receive = Sending.EOF_SENT, None
             mux.send(struct.pack(">BI", END, self._remote))
             return False
         self._credit -= size
@@ -338,10 +338,10 @@ class Channel:
         inner, self._inner = self._inner, None
         if inner is not None:
             self._watch.end()
-            if self.error is None:
-                drop_unread(inner)
-            else:
+            if self.error is not None:
                 set_to_reset(inner)
+            elif self._receive is not None:
+                drop_unread(inner)
             self._mux.loop.discard(inner)
             self._backlog.clear()
             self._mux.growth += self._window.size - WINDOW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 import time
@@ -11,7 +12,7 @@ from ....addresses.values import TCPAddress
 from ....errors import ConnectError
 from ....eventloop.loop import Timer
 from ....streams.stream import Stream
-from ..connection import OnResult, Place
+from ..connection import Address, OnResult, Place
 from ..open_failures import open_failure, open_timeout, session_rejected
 from .channel import PACKET, Channel
 from .flow_control import WINDOW
@@ -71,14 +72,8 @@ class Opening:
         return None
 
     def _request(self, number: int) -> None:
-        """Request a channel (RFC 4254, sections 6.1 and 7.2; OpenSSH's PROTOCOL, section 2.4)."""
-        place = self.place
-        if isinstance(place, Command):
-            kind, rest = b"session", b""
-        elif isinstance(place, TCPAddress):
-            kind, rest = b"direct-tcpip", text(place.host) + struct.pack(">I", place.port) + text("127.0.0.1") + _ZERO
-        else:
-            kind, rest = b"direct-streamlocal@openssh.com", text(place.path) + text("") + _ZERO
+        """Request a channel."""
+        kind, rest = (b"session", b"") if isinstance(self.place, Command) else _forward(self.place)
         head = struct.pack(f">BI{len(kind)}sIII", OPEN, len(kind), kind, number, WINDOW, PACKET)
         self._mux.send(head + rest)
 
@@ -147,6 +142,17 @@ class Opening:
         if self._is_counted:
             self._is_counted = False
             self._mux.one_less()
+
+
+@functools.lru_cache
+def _forward(place: Address) -> tuple[bytes, bytes]:
+    """Return the kind of a channel to a target, and the end of its request; most streams have the same few targets.
+
+    Source: RFC 4254, sections 6.1 and 7.2; OpenSSH's PROTOCOL, section 2.4.
+    """
+    if isinstance(place, TCPAddress):
+        return b"direct-tcpip", text(place.host) + struct.pack(">I", place.port) + text("127.0.0.1") + _ZERO
+    return b"direct-streamlocal@openssh.com", text(place.path) + text("") + _ZERO
 
 
 def accept(mux: Mux, remote: int, credit: int, packet: int, target: str) -> Stream:

@@ -107,7 +107,12 @@ class Wire:
         output = self._output
         try:
             while output and not self.clogged:
-                self._drop(self._send(output[:_PIECES]))
+                sent = self._send(output if len(output) <= _PIECES else output[:_PIECES])
+                if sent == self.unsent:
+                    output.clear()
+                    self.unsent = 0
+                else:
+                    self._drop(sent)
         except BlockingIOError:
             self.clogged = True
         except OSError as error:

@@ -15,7 +15,7 @@ from .engine import tunnel
 from .engine.observer import OnEnd
 from .engine.records import ConnectionRecord, Metrics, Stats
 from .errors import ConnectError
-from .streams.checks import check_time
+from .streams.checks import WARM_FOR, check_time
 from .streams.dialer import Dialer
 from .streams.promise import LATE, Promise
 from .streams.stream import Stream
@@ -100,7 +100,7 @@ class Tunnel:
     :param make_send: as for :class:`relay.Tunnel`. It is called in a thread, so a coroutine function is an error.
     :param nconnect: as for :class:`relay.Tunnel`.
     :param timeout: as for :class:`relay.Tunnel`: **after 60 s each connection is reset** unless this is ``None``.
-        ``connect_timeout``, ``idle_timeout``, ``linger`` and ``name`` are the same as well.
+        ``connect_timeout``, ``idle_timeout``, ``linger``, ``warm``, ``warm_for`` and ``name`` are the same as well.
     :param on_end: as for :class:`relay.Tunnel`. It is called on a thread of the tunnel, not in the loop. To handle
         records in the loop, pass ``lambda record: loop.call_soon_threadsafe(handle, record)``.
     """
@@ -115,6 +115,8 @@ class Tunnel:
         connect_timeout: float | None = 30.0,
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
+        warm: int = 0,
+        warm_for: float = WARM_FOR,
         name: str | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
@@ -126,6 +128,8 @@ class Tunnel:
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             linger=linger,
+            warm=warm,
+            warm_for=warm_for,
             name=name,
             on_end=on_end,
         )

@@ -18,7 +18,7 @@ __all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines
 
 Row = Mapping[str, Any]
 
-_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt")
+_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt", "warm")
 _GAP = "  "
 
 
@@ -38,6 +38,7 @@ def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
 def print_tunnels(tunnels: Sequence[Row]) -> None:
     """Print a table of tunnels, and their problems below it."""
     rows = []
+    has_warm = any(map(_warm, tunnels))
     for tunnel in tunnels:
         figures = tunnel["figures"]
         counts = (
@@ -53,13 +54,22 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
         )
         via = f" via {', '.join(tunnel['via'])}" if tunnel["via"] else ""
         rows.append([tunnel["name"], _state(tunnel), f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
-    columns = ["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed"]
+        if has_warm:
+            rows[-1].append(_warm(tunnel))
+    columns = ["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed", *["warm"] * has_warm]
     _print(columns, rows, below=[("from → to",)])
     for tunnel in tunnels:
         probe = tunnel["probe"]
         for problem in (tunnel["problem"], probe["problem"] if probe else ""):
             if problem:
                 _print_text(f"{tunnel['name']}: {problem}")
+
+
+def _warm(tunnel: Row) -> str:
+    """Return how many clients got a stream that was open already, and of how many; empty without such streams."""
+    figures = tunnel["figures"] or {}
+    hits, misses = figures.get("warm_hits", 0), figures.get("warm_misses", 0)
+    return f"{hits}/{hits + misses}" if hits + misses else ""
 
 
 def _state(tunnel: Row) -> str:

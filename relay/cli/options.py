@@ -12,7 +12,7 @@ from typing import Any, Literal
 import click
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ..streams.checks import check_count
+from ..streams.checks import WARM_FOR, check_count, check_warm
 
 __all__ = [
     "LOG_INTERVAL",
@@ -33,6 +33,7 @@ __all__ = [
     "status",
     "verbose",
     "via",
+    "warm",
     "watch",
     "with_options",
 ]
@@ -84,6 +85,29 @@ def count(value: Any) -> int:
         raise click.BadParameter(f"must be at least 1, or -1 for no limit, got '{value}'") from None
 
 
+def warm_count(value: Any) -> int:
+    """Parse a number of warm streams.
+
+    :raises click.BadParameter: if it is negative or too large.
+    """
+    try:
+        check_warm(int(value), WARM_FOR)
+    except ValueError:
+        raise click.BadParameter(f"must be a whole number from 0 to 1024, got '{value}'") from None
+    return int(value)
+
+
+def warm_time(value: Any) -> float:
+    """Parse the time for which a warm stream is kept; it has a limit.
+
+    :raises click.BadParameter: if it is not a duration greater than 0.
+    """
+    number = seconds(value)
+    if math.isinf(number):
+        raise click.BadParameter(f"must have a limit, got {value}; leave the option out for the default")
+    return number
+
+
 # Each is a decorator of a command.
 via = click.option(
     "--via",
@@ -132,6 +156,22 @@ status = click.option(
     "--status",
     metavar="ADDRESS",
     help="Serve status and health over HTTP on PORT, IP:PORT (loopback only) or unix:///PATH.",
+)
+_warm = click.option(
+    "--warm",
+    metavar="N",
+    type=warm_count,
+    default=0,
+    show_default=True,
+    help="Streams to TARGET to keep open for clients to come, which then do not wait for a connect.",
+)
+_warm_for = click.option(
+    "--warm-for",
+    metavar=SECONDS,
+    type=warm_time,
+    default=WARM_FOR,
+    show_default=True,
+    help="Replace such a stream after this long without a client.",
 )
 verbose = click.option("--verbose", "-v", is_flag=True, help="Log one line for each finished connection.")
 watch = click.option("--watch", is_flag=True, help="Show a live table of the connections.")
@@ -183,6 +223,8 @@ class Options:
     status: str | None = None
     probe: str | None = None
     probe_interval: float | None = None
+    warm: int = 0
+    warm_for: float = WARM_FOR
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.
@@ -203,6 +245,11 @@ _SHARED = (
     nconnect, timeout, connect_timeout, idle_timeout, linger, drain, fail_fast, control, status, verbose, watch,
     log_format, log_file, log_interval, sandbox, debug,
 )  # fmt: skip
+
+
+def warm(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with one target the options of warm streams; goes above :func:`with_options`."""
+    return _warm(_warm_for(command))
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

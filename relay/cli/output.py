@@ -356,9 +356,10 @@ def total(all_stats: Iterable[Stats]) -> Stats:
     from ..engine.records import Stats
 
     failed: Counter[str] = Counter()
-    accepted = active = received = sent = 0
+    accepted = active = received = sent = hits = misses = 0
     for stats in all_stats:
         accepted, active = accepted + stats.accepted, active + stats.active
         received, sent = received + stats.received, sent + stats.sent
+        hits, misses = hits + stats.warm_hits, misses + stats.warm_misses
         failed.update(stats.failed)
-    return Stats(accepted, active, received, sent, dict(failed))
+    return Stats(accepted, active, received, sent, dict(failed), hits, misses)

@@ -308,6 +308,8 @@ def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel
             connect_timeout=options.connect_timeout,
             idle_timeout=options.idle_timeout,
             linger=options.linger,
+            warm=options.warm,
+            warm_for=options.warm_for,
             name=name,
         )
     except BaseException:

@@ -313,6 +313,8 @@ class Replacement:
             connect_timeout=options.connect_timeout,
             idle_timeout=options.idle_timeout,
             linger=options.linger,
+            warm=options.warm,
+            warm_for=options.warm_for,
         )
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
 

@@ -277,6 +277,10 @@ class _One:
         for name in _OF_A_DESTINATION:
             if name in given and not is_destination:
                 self._refuse(name, "it goes with an i2p: address of listen alone")
+        if self._is_proxy and self._tunnel.warm:
+            self._refuse(
+                "warm", "the clients of a proxy name their targets, so none can be opened before; leave it out"
+            )
         if self._tunnel.transient and given & {"keys", "session"}:
             self._refuse("transient", "a destination that is not saved has no keys and no session; leave one out")
         if self._is_proxy:
@@ -315,5 +319,6 @@ class _One:
 
     def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
         own, defaults = self._tunnel, self._checker.file.defaults
-        names = [*LIMITS, "required", "on_reload", "probe", "probe_interval", *(["sam"] if uses_i2p else [])]
+        limits = [name for name in LIMITS if name != "warm" or not self._is_proxy]
+        names = [*limits, "required", "on_reload", "probe", "probe_interval", *(["sam"] if uses_i2p else [])]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

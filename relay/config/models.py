@@ -25,12 +25,12 @@ from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
-from ..streams.checks import check_count, check_time
+from ..streams.checks import check_count, check_time, check_warm
 from .lines import Path
 
 __all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
 
-LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain")
+LIMITS = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "drain", "warm", "warm_for")
 
 
 def _checked(expected: str, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -85,6 +85,18 @@ def _interval(value: Any) -> float:
     return seconds
 
 
+def _warm(value: Any) -> int:
+    """A number of warm streams."""
+    check_warm(value, 1.0)
+    return int(value)
+
+
+def _warm_for(value: Any) -> float:
+    """Seconds for which one is kept."""
+    check_warm(0, value)
+    return float(value)
+
+
 _PROBES = "connect, banner, http://PATH or none"
 _PROBE_SCHEMA = {"type": "string", "anyOf": [{"enum": ["none", "connect", "banner"]}, {"pattern": "^http://"}]}
 _SECONDS = "a number of seconds, or 'none'"
@@ -102,6 +114,16 @@ Count = Annotated[
     int,
     PlainValidator(_checked("a whole number", check_count)),
     WithJsonSchema({"type": "integer", "anyOf": [{"minimum": 1}, {"const": -1}]}),
+]
+Warm = Annotated[
+    int,
+    PlainValidator(_checked("a whole number", _warm)),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 1024}),
+]
+WarmFor = Annotated[
+    float,
+    PlainValidator(_checked("a number of seconds", _warm_for)),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
 SessionOption = Annotated[
     str | int | bool,
@@ -130,6 +152,11 @@ class Defaults(_Table):
     """The same after a half-close. Default: 60, over I2P 5."""
     drain: SecondsOrZero | None = None
     """Maximum time in seconds for open connections to finish after a signal. Default: 30."""
+    warm: Warm | None = None
+    """Streams to the target that relay keeps open for clients to come, so that these do not wait for a connect. Not for
+    proxies. Default: 0."""
+    warm_for: WarmFor | None = None
+    """Seconds after which relay replaces such a stream if no client has come. Default: 30."""
     sam: str | None = None
     """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
     required: bool | None = None

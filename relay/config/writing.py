@@ -50,8 +50,8 @@ def _hop(hop: str | Hop, value: object) -> Any:
 
 def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     tunnel = entry.tunnel
-    said = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required", "on_reload"})
-    table = {name: _plain(value) for name, value in said.items()}
+    given = tunnel.model_dump(exclude_none=True, exclude=set(Defaults.model_fields) - {"sam", "required", "on_reload"})
+    table = {name: _plain(value) for name, value in given.items()}
     table["listen"] = _listen(tunnel.listen, entry.listen)
     if tunnel.target is not None and not entry.is_proxy:
         table["target"] = _without_secrets(tunnel.target, entry.target)
@@ -65,7 +65,9 @@ def _tunnel(entry: Entry, limits: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(place := entry.listen, I2PListen):
         kept = tunnel.transient or tunnel.keys or tunnel.session or place.router.keys or place.router.session
         table |= {} if kept else {"session": str(entry.target)}
-    return table | {name: "none" if value is None else _plain(value) for name, value in limits.items()}
+    left_out = () if limits["warm"] else ("warm", "warm_for")  # nothing is warm
+    said = {name: value for name, value in limits.items() if name not in left_out}
+    return table | {name: "none" if value is None else _plain(value) for name, value in said.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from ..errors import ConnectError
@@ -19,13 +19,14 @@ from ..eventloop.sockets import Endpoint, connect_error
 from ..streams.cancellation import Cancellation
 from ..streams.connect import ConnectRace, SocketDialer
 from ..streams.dialer import Dialer
-from ..streams.fairness import source_of
 from ..streams.lookups import Lookups, key_of
+from ..streams.request import Request
 from ..streams.stream import Stream
-from .connection import Connection
+from .limits import Pending
+from .records import ConnectionSummary
 from .workspace import Workspace
 
-__all__ = ["Attempt", "Plan", "keywords_of"]
+__all__ = ["Attempt", "Plan", "Recipient", "keywords_of"]
 
 
 def keywords_of(factory: Callable[..., Any]) -> frozenset[str]:
@@ -55,20 +56,63 @@ class Plan:
         self.keywords = frozenset() if self.dialer is not None else keywords_of(factory)
         self.target: str | None = getattr(factory, "target", None)
 
+    @property
+    def selects(self) -> bool:
+        """True if the factory is a dialer that selects another one for each request."""
+        return self.dialer is not None and type(self.dialer).select is not Dialer.select
+
+    @property
+    def needs_client(self) -> bool:
+        """True if the stream depends on the client, so that none can be made before the client is there."""
+        return self.selects or not self.keywords.isdisjoint(("peer", "destination"))
+
+
+class Recipient(Protocol):
+    """The thing that a stream is made for: a connection, or a warm stream, whose client is not there yet."""
+
+    summary: ConnectionSummary
+    target: socket.SocketType | None
+    target_stream: Stream | None
+    pending: Pending | None
+
+    @property
+    def request(self) -> Request | None:
+        """The request of a proxy client."""
+
+    def source(self) -> Hashable:
+        """Return the network of the client, so that none uses all look-ups."""
+
+    def watch_client(self) -> None:
+        """Watch for a reset of the client while the stream is being made."""
+
+    def open(self, target: socket.SocketType, stream: Stream | None, work: Workspace, now: float) -> None:
+        """Take the connected stream; ``None`` for a plain socket."""
+
+    def fail(self, reason: str, now: float) -> None:
+        """End, because there is no stream."""
+
+    def close(self, reason: str, now: float) -> None:
+        """End."""
+
 
 class Maker(Protocol):
     """The connector, as an attempt sees it."""
 
-    loop: Loop
-    workspace: Workspace
+    @property
+    def loop(self) -> Loop:
+        """The loop of the relay thread."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The objects that all flows of the relay thread share."""
 
     def open(self, endpoint: Endpoint, /) -> tuple[socket.SocketType, int]:
         """Start a connect."""
 
-    def failed(self, connection: Connection, error: BaseException, now: float, /) -> None:
-        """End a connection that gets no stream."""
+    def failed(self, recipient: Recipient, error: BaseException, now: float, /) -> None:
+        """End a recipient that gets no stream."""
 
-    def too_late(self, connection: Connection, plan: Plan, /) -> None:
+    def too_late(self, recipient: Recipient, plan: Plan, /) -> None:
         """Log why no stream was made in time."""
 
     def submit(self, job: Callable[[], object], /) -> None:
@@ -79,23 +123,27 @@ class Maker(Protocol):
 
 
 class Attempt:
-    """The making of the outgoing stream of one connection. Belongs to the relay thread."""
+    """The making of one outgoing stream. Belongs to the relay thread.
 
-    __slots__ = ("connection", "plan", "cancel", "_connector", "_race", "_connecting", "_give_up")
+    :param connector: the connector.
+    :param connection: gets the stream.
+    :param plan: how it is made.
+    :param deadline: when it must be connected, monotonic seconds; ``None`` for no limit.
+    """
 
-    def __init__(self, connector: Maker, connection: Connection, plan: Plan) -> None:
+    __slots__ = ("connection", "plan", "deadline", "cancel", "_connector", "_race", "_connecting", "_give_up")
+
+    is_warm = False  # no client waits for it
+
+    def __init__(self, connector: Maker, connection: Recipient, plan: Plan, deadline: float | None) -> None:
         self.connection = connection
         self.plan = plan
+        self.deadline = deadline
         self.cancel: Cancellation | None = None
         self._connector = connector
         self._race: ConnectRace | None = None
         self._connecting = -1  # the descriptor of a connect that the factory has begun
         self._give_up: Callable[[], object] | None = None  # what was begun: a dialed stream, a look-up
-
-    def deadline(self) -> float | None:
-        """Return when the stream must be connected, monotonic seconds; ``None`` for no limit."""
-        limit = self.connection.deadline.limits.connect_limit
-        return self.connection.summary.started + limit if limit is not None else None
 
     def abandon(self) -> None:
         """Give it up."""
@@ -121,14 +169,17 @@ class Attempt:
     def finished(self, outcome: Stream | BaseException, now: float) -> None:
         """Take the stream that a call has returned, or the exception that it has raised."""
         if isinstance(outcome, BaseException):
-            self._connector.failed(self.connection, outcome, now)
+            self.failed(outcome, now)
         else:
             self._on_stream(outcome, now)
 
+    def failed(self, error: BaseException, now: float) -> None:
+        """End, because there is no stream."""
+        self._connector.failed(self.connection, error, now)
+
     def look_up(self, lookups: Lookups, dialer: SocketDialer) -> None:
         """Look up the target's addresses, then connect."""
-        connection, name = self.connection, dialer.name
-        source = source_of(connection.client, connection.summary.peer)
+        source, name = self.connection.source(), dialer.name
         if name is None:
             give_up = lookups.find(dialer, dialer.resolve, source, self._looked_up)
         else:
@@ -147,7 +198,7 @@ class Attempt:
                 raise found
             self.race(found, now)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
-            self._connector.failed(self.connection, error, now)
+            self.failed(error, now)
 
     def dial(self, factory: Dialer, now: float) -> None:
         """Start to dial; the stream is there at once, or comes later from another thread."""
@@ -162,7 +213,8 @@ class Attempt:
 
         beginning = True
         try:
-            give_up = factory.dial(self.deadline(), done)
+            # No client waits for a warm stream: a lost carrier keeps its back-off.
+            give_up = factory.dial(self.deadline, done, wait_for_reconnect=not self.is_warm)
         finally:
             beginning = False
         if early:
@@ -202,7 +254,7 @@ class Attempt:
             if error.errno == errno.ENOTCONN:
                 text = f"{name}: the factory returned a socket that is neither connected nor connecting"
                 error = ConnectError(text, reason="factory_error")
-            self._connector.failed(self.connection, connect_error(name, error), now)
+            self.failed(connect_error(name, error), now)
         else:
             self.connection.summary.target = self.connection.summary.target or peer
             self._connecting = -1
@@ -221,13 +273,13 @@ class Attempt:
 
     def _new_race(self) -> ConnectRace:
         connector = self._connector
-        race = self._race = ConnectRace(connector.loop, connector.open, connector.submit, self.deadline(), self._raced)
+        race = self._race = ConnectRace(connector.loop, connector.open, connector.submit, self.deadline, self._raced)
         return race
 
     def _raced(self, outcome: socket.SocketType | OSError, now: float) -> None:
         self._race = None
         if isinstance(outcome, OSError):
-            self._connector.failed(self.connection, connect_error(str(self.plan.target), outcome), now)
+            self.failed(connect_error(str(self.plan.target), outcome), now)
         else:
             self.connection.open(outcome, None, self._connector.workspace, now)
 

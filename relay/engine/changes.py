@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from ..streams.checks import WARM_FOR
 from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, make_acceptor
 from .connector import MOST_CALLS, close_factory
 from .limits import Limits
@@ -46,6 +47,8 @@ def update(
     connect_timeout: float | None,
     idle_timeout: float | None,
     linger: float | None,
+    warm: int = 0,
+    warm_for: float = WARM_FOR,
 ) -> None:
     """Change the limits of a tunnel; the parameters are those of :class:`relay.Tunnel`, and have been checked.
 
@@ -63,6 +66,7 @@ def update(
         for connection in relay.all_connections if limits.idle != before.idle else ():
             connection.deadline.change_idle(limits.idle, now)
         relay._acceptor = adapt_acceptor(relay, relay._acceptor, relay._receive)
+        relay._connector.keep_warm(warm, warm_for)
         relay._serve_queue(now)
         relay.update_listening()
 

@@ -20,11 +20,13 @@ from ..eventloop.workers import Workers
 from ..streams.adapter import as_stream
 from ..streams.cancellation import Cancellation
 from ..streams.connect import SocketDialer
-from ..streams.dialer import Dialer
 from ..streams.lookups import Lookups
 from ..streams.stream import Stream
-from .attempt import Attempt, Plan
+from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
+from .limits import Limits
+from .records import WarmFigures
+from .warm_pool import WarmPool
 from .workspace import Workspace
 
 __all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
@@ -56,6 +58,7 @@ class ConnectorOwner(Protocol):
     """The relay thread, as the owner of the connector."""
 
     name: str
+    limits: Limits
     loop: Loop
     workspace: Workspace
 
@@ -84,6 +87,7 @@ class Connector:
         self._owner = owner
         self.loop = owner.loop
         self.workspace = owner.workspace
+        self.warm: WarmPool | None = None  # None until streams are to be kept ready
         self._selector: Any
         self._plan: Plan
         self.set_factory(factory)
@@ -95,24 +99,52 @@ class Connector:
 
     def set_factory(self, factory: Callable[..., Any]) -> None:
         """Make streams by this factory from now on; attempts that have begun go on with the old one."""
-        # Only a dialer that selects another one for each request needs more than one plan.
-        is_fixed = not isinstance(factory, Dialer) or type(factory).select is Dialer.select
-        self._selector = None if is_fixed else factory
-        self._plan = Plan(factory)
+        plan = self._plan = Plan(factory)
+        self._selector = factory if plan.selects else None  # only such a dialer needs more than one plan
+        if self.warm is not None:
+            self.warm.change_plan(plan, time.monotonic())
+
+    def keep_warm(self, count: int, seconds: float) -> None:
+        """Keep streams ready for the clients to come.
+
+        :param count: how many; 0 for none.
+        :param seconds: after which a stream is replaced that no client has used.
+        """
+        if self.warm is None:
+            if not count:
+                return
+            self.warm = WarmPool(self, self._owner, self._plan)
+        self.warm.change(count, seconds, time.monotonic())
+
+    def warm_figures(self) -> WarmFigures | None:
+        """Return the figures of the warm streams; ``None`` if there never were any. From any thread."""
+        return None if self.warm is None else self.warm.figures()
+
+    def after_fork(self) -> None:
+        """Only close the descriptors, in a forked child."""
+        if self.warm is not None:
+            self.warm.after_fork()
 
     def connect(self, connection: Connection, now: float) -> None:
         """Make the outgoing stream of a connection, now or later."""
         plan = self._plan
+        if self.warm is not None and self.warm.give(connection, now):
+            return
         if self._selector is not None and (chosen := self._selector.select(connection.request)) is not self._selector:
             plan = Plan(chosen)
         if plan.endpoint is not None:
             connection.summary.target = plan.target
             return self._connect_at_once(connection, plan, plan.endpoint, now)
         connection.summary.target = connection.request if "destination" in plan.keywords else plan.target
-        attempt = Attempt(self, connection, plan)
+        attempt = Attempt(self, connection, plan, _deadline(connection))
         connection.wait_for_target(attempt, now)
         if connection.request is not None or plan.dialer is not None or plan.nonblocking:
             connection.watch_client()
+        self.begin(attempt, now)
+
+    def begin(self, attempt: Attempt, now: float) -> None:
+        """Begin to make a stream, in the way of its plan."""
+        plan = attempt.plan
         if plan.endpoints:
             attempt.race(plan.endpoints, now)
         elif isinstance(plan.dialer, SocketDialer):
@@ -134,7 +166,7 @@ class Connector:
         if status == 0:
             connection.open(made, None, self.workspace, now)
         elif status in (errno.EINPROGRESS, errno.EAGAIN):
-            attempt = Attempt(self, connection, plan)
+            attempt = Attempt(self, connection, plan, _deadline(connection))
             connection.wait_for_target(attempt, now)
             connection.watch_client()
             attempt.go_on(made, endpoint, status, now)
@@ -151,7 +183,7 @@ class Connector:
                 return open_socket(endpoint, socket.SocketType)
             raise
 
-    def failed(self, connection: Connection, error: BaseException, now: float) -> None:
+    def failed(self, connection: Recipient, error: BaseException, now: float) -> None:
         """End a connection that gets no stream: log the error, and reset the client or send it a reply."""
         name, peer, reason = self._owner.name, format_address(connection.summary.peer), reason_of(error)
         if reason == "factory_error":
@@ -167,7 +199,7 @@ class Connector:
         """Close a stream that came too late, or reset it."""
         self._owner.close_stream(stream, clean)
 
-    def too_late(self, connection: Connection, plan: Plan) -> None:
+    def too_late(self, connection: Recipient, plan: Plan) -> None:
         """Log why there was no stream in time, if the factory knows."""
         problem = plan.dialer.last_error if plan.dialer is not None else None
         if problem is not None:
@@ -184,7 +216,7 @@ class Connector:
         if "destination" in keywords:
             given["destination"] = connection.request
         if "deadline" in keywords:
-            given["deadline"] = attempt.deadline()
+            given["deadline"] = attempt.deadline
         if "cancel" in keywords:
             given["cancel"] = attempt.cancel = Cancellation()
         factory = attempt.plan.factory
@@ -198,7 +230,7 @@ class Connector:
             return error
 
     def _call(self, attempt: Attempt, function: Callable[[], Any], now: float) -> None:
-        self.calls += 1
+        self.calls += not attempt.is_warm  # which must not keep clients out
         self._watch_soon(attempt, now)
         self.workers.submit(functools.partial(self._run_call, attempt, function))
 
@@ -223,12 +255,12 @@ class Connector:
 
     def _called(self, attempt: Attempt, outcome: Any) -> None:
         now = time.monotonic()
-        self.calls -= 1
+        self.calls -= not attempt.is_warm
         if attempt.is_awaited():
             try:
                 attempt.finished(outcome, now)
             except Exception as error:  # noqa: BLE001  (whatever it is, it ends this connection only)
-                self.failed(attempt.connection, error, now)
+                attempt.failed(error, now)
         elif isinstance(outcome, Stream):
             self.submit(outcome.close)
         if not self._owner.listening:
@@ -243,6 +275,12 @@ class Connector:
             job()
         except BaseException:  # SystemExit included: it must not end the thread
             logger.exception("%s: closing a stream failed", self._owner.name)
+
+
+def _deadline(connection: Connection) -> float | None:
+    """Return when its stream must be connected, monotonic seconds; ``None`` for no limit."""
+    limit = connection.deadline.limits.connect_limit
+    return connection.summary.started + limit if limit is not None else None
 
 
 def _dispose(outcome: Any) -> None:

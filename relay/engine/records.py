@@ -13,7 +13,9 @@ from ..streams.path import StreamPath, hop_times
 from ..streams.request import Request
 from .connection_id import epoch, id_of, next_number
 
-__all__ = ["DIRECT", "REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats"]
+__all__ = [
+    "DIRECT", "REASONS", "ConnectionRecord", "ConnectionState", "ConnectionSummary", "Metrics", "Stats", "WarmFigures",
+]  # fmt: skip
 
 REASONS: Mapping[str, str | None] = {
     "done": None,  # the party whose EOF came first
@@ -97,6 +99,23 @@ class ConnectionRecord(NamedTuple):
     """The shared connection that it goes over, such as ``ssh://me@bastion``."""
     attempts: int = 1
     """How often the dial was begun: again whenever a carrier was lost before the stream was open."""
+    warm: bool = False
+    """Whether its stream was open before its client came; see ``warm`` of :class:`relay.Tunnel`."""
+
+
+class WarmFigures(NamedTuple):
+    """The figures of the warm streams of a tunnel. None of them ever decreases, except the first."""
+
+    ready: int
+    """Streams that are ready for a client."""
+    hits: int
+    """Clients that got such a stream."""
+    misses: int
+    """Clients for which none was ready."""
+    ended: int
+    """Streams that the target or a lost carrier ended before a client came."""
+    expired: int
+    """Streams that were closed at the end of ``warm_for``."""
 
 
 class Stats(NamedTuple):
@@ -112,6 +131,10 @@ class Stats(NamedTuple):
     """Bytes to clients."""
     failed: Mapping[str, int]
     """Reason → connections that ended for it; every reason but ``done`` and ``closed``."""
+    warm_hits: int = 0
+    """Connections whose stream was open before their client came."""
+    warm_misses: int = 0
+    """Connections for which no such stream was ready, in a tunnel with ``warm``."""
 
 
 class Metrics(NamedTuple):
@@ -142,6 +165,8 @@ class Metrics(NamedTuple):
     hop_times: Mapping[str, Histogram]
     """Number and kind of what was reached, such as ``1:ssh`` or ``2:target`` → the times of :attr:`connect_times` that
     this took; see :attr:`ConnectionRecord.hop_times`."""
+    warm: WarmFigures | None = None
+    """The figures of its warm streams; ``None`` if it never had any."""
 
     def stats(self) -> Stats:
         """Return the figures that users see."""
@@ -151,6 +176,8 @@ class Metrics(NamedTuple):
             received=self.received,
             sent=self.sent,
             failed={reason: n for reason, n in self.ended.items() if n and reason not in ("done", "closed")},
+            warm_hits=self.warm.hits if self.warm is not None else 0,
+            warm_misses=self.warm.misses if self.warm is not None else 0,
         )
 
 
@@ -220,6 +247,7 @@ class ConnectionSummary:
             hop_times=self.hop_times(),
             carrier=self.path.carrier if self.path is not None else None,
             attempts=self.path.attempts if self.path is not None else 1,
+            warm=self.path is not None and self.path.warm,
         )
 
     def target_name(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import math
 import os
@@ -119,11 +120,15 @@ class RelayThread(LoopThread):
 
     def stats(self) -> Stats:
         """See :meth:`relay.Tunnel.stats`."""
-        return self._statistics.stats(self._slots.connections)
+        return self.metrics().stats()
 
     def metrics(self) -> Metrics:
         """See :meth:`relay.Tunnel.metrics`."""
-        return self._statistics.metrics(self._slots.connections)
+        return self._statistics.metrics(self._slots.connections, self._connector.warm_figures())
+
+    def keep_warm(self, count: int, seconds: float) -> None:
+        """See ``warm`` of :class:`relay.Tunnel`."""
+        self.loop.call(functools.partial(self._connector.keep_warm, count, seconds))
 
     def kill(self, connection_id: str) -> bool:
         """See :meth:`relay.Tunnel.kill`."""
@@ -332,6 +337,7 @@ class RelayThread(LoopThread):
         """Accept no client any more."""
         self._acceptor.listen(False)
         self._acceptor.close()
+        self._connector.keep_warm(0, 0.0)
 
     def must_not_wait(self) -> bool:
         """Return whether the current thread must not wait for the end: the end waits for it, or it is a fork's."""
@@ -369,6 +375,7 @@ class RelayThread(LoopThread):
         for connection in self.all_connections:
             connection.after_fork()
         self._slots.connections.clear()
+        self._connector.after_fork()
         self._spare.release()
         if self._pipes is not None:
             self._pipes.close()

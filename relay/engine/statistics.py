@@ -17,7 +17,7 @@ from ..eventloop.histogram import CONNECT_TIMES, Durations
 from ..eventloop.sockets import format_address
 from .connection import Connection
 from .observer import Observer
-from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, Stats
+from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, WarmFigures
 
 __all__ = ["AGES", "Statistics", "set_access_log"]
 
@@ -114,22 +114,16 @@ class Statistics:
         now = time.monotonic()
         return [connection.record(now) for connection in self._recent.copy()]
 
-    def stats(self, connections: Iterable[Connection]) -> Stats:
-        """Return the figures since the tunnel was made.
-
-        :param connections: the open ones; it is read after the figures of those that have ended.
-        """
-        return self.metrics(connections).stats()
-
-    def metrics(self, connections: Iterable[Connection]) -> Metrics:
+    def metrics(self, connections: Iterable[Connection], warm: WarmFigures | None = None) -> Metrics:
         """Return all counters.
 
         :param connections: the open ones; it is read after the figures of those that have ended. So one that ends
             meanwhile is counted too late, never twice, and a counter that was returned once never gets less.
+        :param warm: those of the warm streams.
         """
         with self._lock:
             if (idle := self._idle) is not None and not list(connections) and self._is_as(idle):
-                return idle
+                return idle if idle.warm == warm else idle._replace(warm=warm)
             self._add_up()
             totals = [self._received, self._sent, self._spliced_received, self._spliced_sent]
             states = dict.fromkeys(_STATES, 0)
@@ -152,6 +146,7 @@ class Statistics:
                 denied=dict(self._denied),
                 accept_errors=dict(self.accept_errors),
                 hop_times={label: times.counted for label, times in self._hop_times.items()},
+                warm=warm,
             )
             self._idle = None if living else metrics
             return metrics
@@ -203,5 +198,5 @@ def _in_one_line(record: ConnectionRecord) -> str:
     return (
         f"{format_address(record.peer) or 'a local client'} -> {record.target or 'nowhere'}: "
         f"{record.reason} after {record.age:.3f} s, "
-        f"{record.received} bytes received, {record.sent} sent, {record.engine}"
+        f"{record.received} bytes received, {record.sent} sent, {record.engine}{', warm' if record.warm else ''}"
     )

@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..eventloop.sockets import format_address
-from ..streams.checks import check_count, check_time
+from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 from ..types import Listener, MakeSend
 from .acceptor import check_listener
 from .limits import Limits
 from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
+from .warm_pool import check_factory
 
 __all__ = ["Tunnel", "address_of"]
 
@@ -50,6 +51,11 @@ class Tunnel:
     :param idle_timeout: seconds without a byte moved in either direction; ``None`` for no limit.
     :param linger: seconds without a byte moved in the other direction after one has ended; 0 is allowed; ``None`` for
         no limit.
+    :param warm: the streams to keep open for clients to come, at most 1024. A client gets the oldest one, without the
+        wait for a connect, and the next one is opened at once. If none is ready, the client waits as without ``warm``.
+        What a server sends first is kept. ``nconnect`` does not count these streams. Not for a target that counts
+        connections or ends idle ones.
+    :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param name: in the log, in ``repr`` and of the thread.
     :param on_end: called with the :class:`~relay.engine.records.ConnectionRecord` of each connection that has ended, in
         the order in which they ended, on one thread of its own. It may block; 10,000 records wait for it, and further
@@ -57,7 +63,8 @@ class Tunnel:
         and :meth:`join` return after it has been called for every connection. They wait at most five seconds for a slow
         one; then a warning is logged, and the thread goes on with the rest.
     :raises TypeError: if an argument is of a wrong kind; ``make_send`` and ``on_end`` must not be coroutine functions.
-    :raises ValueError: if ``receive`` does not listen, or a number is out of range.
+    :raises ValueError: if ``receive`` does not listen, or a number is out of range, or if there is ``warm`` and the
+        factory takes ``peer`` or ``destination``, or is :func:`relay.dynamic`: its streams depend on the client.
     :raises OSError: if the system has no descriptor left. ``receive`` and ``make_send`` stay with the caller then.
 
     Source: ``i2p.tunnel.Tunnel`` of the I2P project's Python library; the keyword-only parameters are additions.
@@ -73,11 +80,16 @@ class Tunnel:
         connect_timeout: float | None = 30.0,
         idle_timeout: float | None = None,
         linger: float | None = 60.0,
+        warm: int = 0,
+        warm_for: float = WARM_FOR,
         name: str | None = None,
         on_end: OnEnd | None = None,
     ) -> None:
         check_listener(receive)
         _check_factory(make_send)
+        check_warm(warm, warm_for)
+        if warm:
+            check_factory(make_send)
         check_callback(on_end)
         check_count(nconnect)
         limits = Limits(
@@ -91,6 +103,8 @@ class Tunnel:
         self.name = name or f"relay tunnel {next(_numbers)}"
         self._address = address_of(receive)
         self._relay = self._start(receive, make_send, nconnect, limits, self.name, on_end)
+        if warm:
+            self._relay.keep_warm(warm, warm_for)
 
     def _start(self, *arguments: Any) -> RelayThread:
         """Make the relay thread; a subclass makes another kind."""

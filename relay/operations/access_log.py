@@ -219,6 +219,7 @@ def entry(tunnel: LoggedTunnel, record: ConnectionRecord) -> dict[str, Any]:
         "rule": record.rule,
         "attempt": record.attempts,
         "carrier": record.carrier,
+        "warm": record.warm,
     }
 
 

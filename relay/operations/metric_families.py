@@ -97,8 +97,8 @@ def _counted(label: str, counts: Callable[[Metrics], Mapping[str, int]]) -> _Sam
 
     def samples(name: str, facts: Facts) -> Iterable[str]:
         for tunnel, metrics in facts.counters:
-            found = counts(metrics)
-            yield _filled(_counts(name, tunnel, label, tuple(found)), (*found.values(),))
+            if found := counts(metrics):
+                yield _filled(_counts(name, tunnel, label, tuple(found)), (*found.values(),))
 
     return samples
 
@@ -253,6 +253,27 @@ FAMILIES = (
         ("tunnel", "rule"),
         "Clients that were denied: by an access list, or for a wrong user or password.",
         _counted("rule", lambda metrics: metrics.denied),
+    ),
+    Family(
+        "relay_warm_streams",
+        "gauge",
+        ("tunnel",),
+        "Streams that are open for clients to come.",
+        _of_tunnels(lambda tunnel: tunnel.metrics.warm.ready if tunnel.metrics and tunnel.metrics.warm else None),
+    ),
+    Family(
+        "relay_warm_connections_total",
+        "counter",
+        ("tunnel", "result"),
+        "Clients that got a stream that was open already (hit), and those for which none was ready (miss).",
+        _counted("result", lambda it: {"hit": it.warm.hits, "miss": it.warm.misses} if it.warm else {}),
+    ),
+    Family(
+        "relay_warm_closed_total",
+        "counter",
+        ("tunnel", "reason"),
+        "Such streams that closed without a client: the target ended them, or their time was over.",
+        _counted("reason", lambda it: {"ended": it.warm.ended, "expired": it.warm.expired} if it.warm else {}),
     ),
     Family(
         "relay_tunnel_up",

@@ -77,6 +77,8 @@ _SCHEMAS = {
         received={**_COUNT, "description": "Bytes from clients."},
         sent={**_COUNT, "description": "Bytes to clients."},
         failed={"type": "object", "additionalProperties": _COUNT, "description": "Connections by reason."},
+        warm_hits={**_COUNT, "description": "Connections whose stream was open before their client came."},
+        warm_misses={**_COUNT, "description": "Connections for which no such stream was ready."},
     ),
     "Probe": _object(
         "The probe of a tunnel.",

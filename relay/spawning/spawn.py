@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..engine.acceptor import check_listener
 from ..process import end, start_python
-from ..streams.checks import check_count, check_time
+from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 from .parent import ChildTunnel
 from .wire import Message
 
@@ -44,6 +44,8 @@ def spawn(
     connect_timeout: float | None = 30.0,
     idle_timeout: float | None = None,
     linger: float | None = 60.0,
+    warm: int = 0,
+    warm_for: float = WARM_FOR,
     name: str | None = None,
 ) -> ChildTunnel:
     """Relay in a child process: a :class:`~relay.Tunnel` that the program's own threads cannot slow down.
@@ -65,6 +67,8 @@ def spawn(
     :param connect_timeout: seconds to get the outgoing stream; ``None`` for ever.
     :param idle_timeout: seconds without a byte moved in either direction; ``None`` for ever.
     :param linger: seconds without a byte moved in the other direction after one has ended; ``None`` for ever.
+    :param warm: the streams to keep open for clients to come; see :class:`~relay.Tunnel`.
+    :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param name: for the log and ``repr``.
     :returns: the tunnel, once it listens.
     :raises AddressError: if an address cannot be understood.
@@ -78,12 +82,15 @@ def spawn(
         raise TypeError(f"target: expected an address, got {type(target).__name__}; a factory needs a Tunnel")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name: expected text, got {type(name).__name__}")
+    check_warm(warm, warm_for)
     options = {
         "nconnect": check_count(nconnect),
         "timeout": check_time("timeout", timeout),
         "connect_timeout": check_time("connect_timeout", connect_timeout),
         "idle_timeout": check_time("idle_timeout", idle_timeout),
         "linger": check_time("linger", linger, zero=True),
+        "warm": warm,
+        "warm_for": warm_for,
         "name": name,
     }
     request = {"listen": None if receive else listen, "target": target, "via": via, "options": options}

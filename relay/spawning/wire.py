@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import errors
-from ..engine.records import ConnectionRecord, Metrics, Stats
+from ..engine.records import ConnectionRecord, Metrics, Stats, WarmFigures
 from ..eventloop.histogram import Histogram
 
 __all__ = [
@@ -153,6 +153,7 @@ def to_metrics(fields: list[Any]) -> Metrics:
         connect_times=_to_histogram(metrics.connect_times),
         ages=_to_histogram(metrics.ages),
         hop_times={label: _to_histogram(times) for label, times in metrics.hop_times.items()},
+        warm=None if metrics.warm is None else WarmFigures(*metrics.warm),
     )
 
 

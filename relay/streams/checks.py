@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["FIRST_BYTE", "HANDSHAKE", "check_count", "check_time"]
+__all__ = ["FIRST_BYTE", "HANDSHAKE", "WARM_FOR", "check_count", "check_time", "check_warm"]
 
 FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: a client that is going to speak does so at once
 HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
+
+WARM_FOR = 30.0  # seconds for which a stream without a client is kept where no option says otherwise
+
+_MOST_WARM = 1024
 
 
 def check_count(nconnect: Any) -> int:
@@ -46,3 +50,17 @@ def check_time(name: str, seconds: Any, *, zero: bool = False) -> float | None:
         allowed = "at least 0" if zero else "greater than 0"
         raise ValueError(f"{name}: must be {allowed}, got {seconds}; use None for no limit")
     return value if value < math.inf else None
+
+
+def check_warm(warm: Any, warm_for: Any) -> None:
+    """Check the number of warm streams, and the time for which one is kept.
+
+    :raises TypeError: if they are no numbers, or ``warm`` is not a whole one.
+    :raises ValueError: if ``warm`` is negative or more than 1024, or ``warm_for`` is 0, negative or without limit.
+    """
+    if isinstance(warm, bool) or not isinstance(warm, int):
+        raise TypeError(f"warm: expected a whole number, got {type(warm).__name__}")
+    if not 0 <= warm <= _MOST_WARM:
+        raise ValueError(f"warm: must be from 0 to {_MOST_WARM}, got {warm}; use 0 for none")
+    if check_time("warm_for", warm_for) is None:
+        raise ValueError(f"warm_for: must have a limit, got {warm_for}; use {WARM_FOR:g} seconds")

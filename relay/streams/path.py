@@ -25,6 +25,8 @@ class StreamPath(NamedTuple):
     """The name of the shared connection that it goes over."""
     attempts: int = 1
     """How often it was begun, because a carrier was lost meanwhile."""
+    warm: bool = False
+    """Whether it was open before its client came, so that its client has waited for no step."""
 
     def extended(self, number: int, seconds: float) -> StreamPath:
         """Return the path with a further step."""

@@ -39,8 +39,8 @@ def test_the_figures_are_those_of_ended_and_open_connections(statistics):
     statistics.accepted = 5
     for reason in ("done", "closed", "refused", "refused", "idle"):
         statistics.add(ended(reason))
-    stats = statistics.stats([living(ConnectionState.OPEN, 100, 200, 0, 0)])
-    assert stats == (5, 1, 115, 225, {"refused": 2, "idle": 1})
+    stats = statistics.metrics([living(ConnectionState.OPEN, 100, 200, 0, 0)]).stats()
+    assert stats == (5, 1, 115, 225, {"refused": 2, "idle": 1}, 0, 0)
 
 
 def test_the_last_hundred_are_remembered(statistics):

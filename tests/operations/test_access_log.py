@@ -73,6 +73,7 @@ def test_a_line_has_the_facts_about_a_connection() -> None:
         "rule": None,
         "attempt": 2,
         "carrier": "ssh://me@inner",
+        "warm": False,
     }
     rows = [line.split("|")[1].strip(" `") for line in PAGES["operations"].splitlines() if line.startswith("| `")]
     first = rows.index("ts")

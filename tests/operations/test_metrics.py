@@ -20,7 +20,7 @@ from documents import PAGES, ROOT
 from helpers import WAIT, exchange, reserved_port, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.engine.records import REASONS, Metrics
+from relay.engine.records import REASONS, Metrics, WarmFigures
 from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES, Histogram
 from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
@@ -28,6 +28,7 @@ from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 
 EMPTY = Statistics("", None, None).metrics([])
+WARM = EMPTY._replace(warm=WarmFigures(ready=2, hits=5, misses=3, ended=4, expired=7))
 RELOADS = ReloadStatus(3, 2, False, 1e9)
 HOSTILE = 'a"b\\c\nd{e}\N{RIGHT-TO-LEFT OVERRIDE}f #'
 
@@ -114,6 +115,16 @@ def test_each_counter_has_its_sample() -> None:
     assert shown == [70, 30, 50, 150]
     assert of(text, "relay_denied_total", tunnel="db", rule="login") == 6
     assert [of(text, "relay_accept_errors_total", errno=name) for name in ("EMFILE", "EPROTO", "ENFILE")] == [3, 1, 0]
+
+
+def test_only_a_tunnel_with_warm_streams_has_their_samples() -> None:
+    text = page(tunnel("db", WARM), tunnel("web"))
+    results = {"streams": {}, "connections_total": {"result": "hit"}, "closed_total": {"reason": "expired"}}
+    assert [of(text, f"relay_warm_{name}", tunnel="db", **labels) for name, labels in results.items()] == [2, 5, 7]
+    assert of(text, "relay_warm_connections_total", tunnel="db", result="miss") == 3
+    assert of(text, "relay_warm_closed_total", tunnel="db", reason="ended") == 4
+    assert not [labels for name, labels in samples(text) if "warm" in name and ("tunnel", "web") in labels]
+    assert "\n\n" not in text
 
 
 def test_a_histogram_is_cumulative() -> None:
@@ -251,7 +262,7 @@ def test_no_label_is_of_a_peer() -> None:
 
 def test_the_labels_are_those_of_the_table() -> None:
     probe = SimpleNamespace(finished=1.0, seconds=1.0, problem="")
-    text = page(tunnel("db", probe=probe, certificate_end=1.0), carriers=(carrier("ssh://a", rtt=1.0),))
+    text = page(tunnel("db", WARM, probe=probe, certificate_end=1.0), carriers=(carrier("ssh://a", rtt=1.0),))
     for family in text_string_to_metric_families(text):
         if family.name.startswith("relay_"):
             full = family.name + ("_total" if family.type == "counter" else "")
@@ -353,7 +364,7 @@ def test_a_real_prometheus_reads_it(tmp_path, relayed) -> None:
             for entry in asked(port, "query", query='{__name__=~"relay_.+"}')["result"]
         }
         expected = {family.name for family in FAMILIES if family.kind != "histogram"}
-        absent = {name for name in expected if re.search("probe|ready|rtt|certificate", name)}
+        absent = {name for name in expected if re.search("probe|ready|rtt|certificate|warm", name)}
         assert expected - absent <= set(names)
         kinds = asked(port, "metadata")
         for family in FAMILIES:

@@ -87,13 +87,16 @@ def bare():
 
 
 METRICS = json.loads(json.dumps(Statistics("", None, None).metrics([])))
-LAST = {"last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}], "metrics": METRICS}, "expired": False}
+LAST = {
+    "last": {"connections": [], "recent": [], "stats": [0, 0, 0, 0, {}, 0, 0], "metrics": METRICS},
+    "expired": False,
+}
 
 
 def test_it_ends_when_the_program_has_nothing_more_to_ask(bare):
     """The end of file alone does it: no parent has died here."""
     assert bare.begin()["name"] == "bare"
-    assert bare.ask("stats", number=7) == {"number": 7, "value": [0, 0, 0, 0, {}]}
+    assert bare.ask("stats", number=7) == {"number": 7, "value": [0, 0, 0, 0, {}, 0, 0]}
     bare.control.shutdown(socket.SHUT_WR)
     assert bare.last() == [LAST]
     assert bare.process.wait(WAIT) == 0

@@ -69,7 +69,7 @@ def test_many_threads_ask_at_once(tunnel):
     calls = [tunnel.stats, tunnel.connections, tunnel.recent, tunnel.pause, tunnel.resume] * 6
     asking = [Thread(call) for call in calls]
     answers = [thread.result() for thread in asking]
-    assert answers == [(0, 0, 0, 0, {}), [], [], None, None] * 6
+    assert answers == [(0, 0, 0, 0, {}, 0, 0), [], [], None, None] * 6
 
 
 def test_asking_while_it_closes(tunnel):
@@ -77,7 +77,7 @@ def test_asking_while_it_closes(tunnel):
 
     def ask():
         while not over.is_set():
-            assert tunnel.stats() == (0, 0, 0, 0, {})
+            assert tunnel.stats() == (0, 0, 0, 0, {}, 0, 0)
 
     asking = [Thread(ask) for _ in range(4)]
     tunnel.stats()

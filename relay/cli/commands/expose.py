@@ -12,7 +12,7 @@ from ...addresses.i2p_parser import parse_sam
 from ...errors import AddressError
 from ..addresses import read_hops, read_server, read_target
 from ..i2p_options import sam, with_bridge, with_session
-from ..options import Options, via, with_options
+from ..options import Options, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -62,6 +62,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 @click.option(
     "--deny", metavar="DESTINATION", multiple=True, help="I2P: reject this destination, or those in a file. Repeatable."
 )
+@warm
 @with_options
 def expose(
     target: str,

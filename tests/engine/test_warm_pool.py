@@ -1,0 +1,426 @@
+"""``relay.engine.warm_pool``: each row of the table of states, and what the pool counts and logs."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import gc
+import socket
+import time
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from state_table import rows_of
+
+import relay
+from relay.engine import warm_pool as module
+from relay.engine.attempt import Plan
+from relay.engine.limits import Limits
+from relay.engine.warm_pool import PoolState, WarmPool, check_factory
+from relay.engine.workspace import Workspace
+from relay.errors import CarrierError, ConnectError
+from relay.eventloop.loop import Loop
+from relay.eventloop.sockets import Endpoint
+from relay.streams.dialer import Dialer
+from relay.streams.stream import Stream
+
+NOW = time.monotonic()
+KEEP = 30.0
+REFUSED = ConnectError("db:5432: connection refused; check that the service is running", reason="refused")
+
+
+class Hop(enum.Enum):
+    UP = "up"
+    DOWN = "backing off"
+
+
+class OverHop(Dialer):
+    """A dialer over a hop that is up or not."""
+
+    def __init__(self, hop=Hop.UP):
+        super().__init__("db:5432")
+        self.hop = hop
+        self.watchers = []
+
+    @property
+    def state(self):
+        return self.hop.value
+
+    def subscribe(self, watcher):
+        self.watchers.append(watcher)
+
+    def change(self, hop):
+        self.hop = hop
+        for watcher in self.watchers:
+            watcher(hop, None)
+
+
+class Rig:
+    """A pool of two streams, its connector and its owner."""
+
+    def __init__(self, hop=Hop.UP, count=2):
+        self.loop = Loop()
+        self.workspace = Workspace(self.loop, None)
+        self.name, self.limits = "web", Limits(None, 5.0, None, None)
+        self.dialer = OverHop(hop)
+        self.attempts = []  # those that are under way
+        self.begun = 0
+        self.answer = None  # what an attempt leads to at once: an error, or "stream"
+        self.far = []
+        self.clients = []
+        self.pool = WarmPool(self, self, Plan(self.dialer))
+        self.pool.change(count, KEEP, NOW)
+
+    # -- the connector
+
+    def begin(self, attempt, now):
+        self.begun += 1
+        self.attempts.append(attempt)
+        if isinstance(self.answer, ConnectError):
+            self.fail()
+        elif self.answer is not None:
+            self.make()
+
+    def close_stream(self, stream, clean):
+        stream.close()
+
+    def submit(self, job):
+        job()
+
+    # -- events
+
+    @property
+    def state(self):
+        return self.pool.state.value
+
+    def make(self, now=NOW):
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self.far.append(far)
+        self.attempts.pop(0).connection.open(near, None, self.workspace, now)
+
+    def fail(self, error=REFUSED):
+        self.attempts.pop(0).failed(error, NOW)
+
+    def use(self):
+        client = SimpleNamespace(summary=SimpleNamespace())
+        client.open = lambda target, stream, work, now: self.clients.append(target)
+        return self.pool.give(client, NOW)
+
+    def streams(self):
+        return list(self.pool._ready)
+
+    def end(self, after=5.0):
+        self.streams()[0].close("ended", NOW + after)
+
+    def end_at_once(self):
+        self.end(0.1)
+
+    def expire(self):
+        self.streams()[0].close("expired", NOW + KEEP)
+
+    def retry(self):
+        timer = self.pool._retry
+        timer.expire(timer.due)
+
+    def take_hop_down_and_fill(self):
+        self.dialer.change(Hop.DOWN)
+        if self.streams():
+            self.end()
+        else:
+            self.fail()
+
+    def bring_hop_up(self):
+        self.dialer.change(Hop.UP)
+        self.loop.turn()
+
+    def start(self):
+        self.pool.change(2, KEEP, NOW)
+
+    def stop(self):
+        self.pool.stop(NOW)
+
+    def finish(self):
+        self.stop()
+        self.loop._close_garbage()
+        self.loop.close()
+        for one in (*self.far, *self.clients):
+            one.close()
+
+
+@pytest.fixture
+def rig():
+    with contextlib.ExitStack() as stack:
+
+        def make(*arguments, **named):
+            made = Rig(*arguments, **named)
+            stack.callback(made.finish)
+            return made
+
+        yield make
+
+
+def in_state(rig, state):
+    made = rig(Hop.DOWN if state == "waiting" else Hop.UP)
+    if state == "stopped":
+        made.stop()
+        made.attempts.clear()
+    elif state == "filling":
+        made.make()
+        made.make()
+    elif state == "backing off":
+        made.fail()
+    made.begun = 0
+    assert made.state == state
+    return made
+
+
+# state, event, next state, what brings it about, the streams that it begins to open
+STATE_ROWS = [
+    ("stopped", "start", "trying", Rig.start, 1),
+    ("trying", "stream", "filling", Rig.make, 1),
+    ("trying", "no stream", "backing off", Rig.fail, 0),
+    ("trying", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
+    ("filling", "used", "filling", Rig.use, 1),
+    ("filling", "ended", "filling", Rig.end, 1),
+    ("filling", "expired", "filling", Rig.expire, 1),
+    ("filling", "no stream", "backing off", lambda made: (made.use(), made.fail()), 1),
+    ("filling", "ended at once", "backing off", Rig.end_at_once, 0),
+    ("filling", "hop not up", "waiting", Rig.take_hop_down_and_fill, 0),
+    ("backing off", "stream", "backing off", None, 0),
+    ("backing off", "retry timer", "trying", Rig.retry, 1),
+    ("backing off", "hop is up", "trying", Rig.bring_hop_up, 1),
+    ("waiting", "hop is up", "trying", Rig.bring_hop_up, 1),
+    ("any", "stop", "stopped", Rig.stop, 0),
+]
+
+
+def test_the_table_is_the_one_that_is_run():
+    assert [row[:3] for row in STATE_ROWS] == rows_of(module)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in STATE_ROWS if row[3] and row[0] != "any"]
+    + [(state.value, *STATE_ROWS[-1][1:]) for state in PoolState],
+    ids=lambda row: f"{row[0]}, {row[1]}",
+)
+def test_each_row(rig, row):
+    before, _, after, event, begins = row
+    made = in_state(rig, before)
+    event(made)
+    assert (made.state, made.begun) == (after, begins)
+
+
+def test_a_stream_that_comes_while_it_backs_off_is_kept(rig):
+    made = in_state(rig, "filling")
+    made.use()
+    made.use()
+    made.fail()
+    assert made.state == "backing off"
+    made.make()
+    assert made.state == "backing off"
+    assert made.use()
+
+
+def test_the_oldest_stream_is_used_first(rig):
+    made = in_state(rig, "filling")
+    first, second = made.streams()
+    assert made.use() and made.use() and not made.use()
+    assert made.clients == [first.target, second.target]
+    assert made.pool.figures() == (0, 2, 1, 0, 0)
+
+
+def test_a_client_never_gets_a_stream_that_has_ended(rig):
+    made = in_state(rig, "filling")
+    kept = made.streams()[1]
+    made.far[0].close()
+    assert made.use()
+    assert made.clients == [kept.target]
+    assert made.pool.figures()[1:] == (1, 0, 1, 0)
+
+
+def test_a_stopped_pool_counts_no_client(rig):
+    made = in_state(rig, "stopped")
+    assert not made.use()
+    assert made.pool.figures() == (0, 0, 0, 0, 0)
+
+
+def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig, caplog):
+    made = rig()
+    delays = []
+    for _ in range(9):
+        assert len(made.attempts) == 1, "one at a time"
+        made.fail()
+        delays.append(made.pool._retry.due - NOW)
+        made.retry()
+    longest = (0.5, 1, 2, 4, 8, 16, 30, 30, 30)
+    assert all(0.5 <= delay / most <= 1 for delay, most in zip(delays, longest, strict=True))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        line == f"web: no stream is ready for the next client: {REFUSED}; relay retries, and clients connect without it"
+    )
+    made.make()
+    made.make()
+    assert made.use()
+    made.fail()
+    assert made.pool._retry.due - NOW <= 0.5, "a stream that was used ends the row of failures"
+
+
+@pytest.mark.parametrize("error", [CarrierError("the connection was lost"), REFUSED])
+def test_a_lost_carrier_is_logged_by_itself(rig, caplog, error):
+    made = rig()
+    made.fail(error)
+    assert not caplog.records, "one failure is not worth a line"
+    made.retry()
+    made.fail(error)
+    assert bool(caplog.records) == (error is REFUSED)
+
+
+def test_streams_that_end_at_once_are_failures_until_one_stays(rig, caplog):
+    made = rig()
+    for _ in range(3):
+        made.make()
+        made.end_at_once()
+        made.attempts.clear()
+        made.pool._connecting.clear()
+        made.retry()
+    assert made.pool._failures == 3
+    assert "it closed the stream at once" in caplog.records[0].getMessage()
+    assert len(caplog.records) == 1
+    made.make()
+    made.end(after=2.0)
+    assert (made.pool._failures, made.state) == (0, "filling")
+
+
+def test_a_stream_that_was_never_answered_is_a_failure_when_it_ends_late(rig):
+    made = rig()
+    near, far = socket.socketpair()
+    made.far.append(far)
+    stream = Stream(near)
+    stream.answered = False
+    made.attempts.pop(0).connection.open(near, stream, made.workspace, NOW)
+    made.end(after=20.0)
+    assert made.state == "backing off"
+
+
+def test_attempts_that_are_over_at_once_neither_recur_nor_run_for_ever(rig):
+    made = in_state(rig, "stopped")
+    made.answer = "stream"
+    made.pool.change(50, KEEP, NOW)
+    assert (len(made.streams()), made.state) == (50, "filling")
+    made.answer = REFUSED
+    assert made.use() and made.use()
+    assert (len(made.streams()), made.begun, made.state) == (48, 51, "backing off")
+
+
+def test_other_numbers_and_times(rig):
+    made = in_state(rig, "filling")
+    made.pool.change(3, 10.0, NOW)
+    assert made.begun == 1
+    assert all(NOW + 9 <= stream._timer.due <= NOW + 10 for stream in made.streams())
+    made.make()
+    newest = made.streams()[2]
+    made.pool.change(1, 10.0, NOW)
+    assert made.streams() == [newest]
+    made.use()
+    made.pool.change(0, 10.0, NOW)
+    assert (made.state, made.pool._connecting) == ("stopped", {})
+
+
+def test_a_stream_for_which_there_is_no_room_any_more_is_closed(rig):
+    made = in_state(rig, "filling")
+    made.use()
+    made.pool.change(1, KEEP, NOW)
+    made.make()
+    assert len(made.streams()) == 1
+
+
+def test_another_factory_replaces_the_streams(rig):
+    made = in_state(rig, "filling")
+    old = made.streams()
+    other = OverHop()
+    made.pool.change_plan(Plan(other), NOW)
+    made.loop._close_garbage()
+    assert [stream.target.fileno() for stream in old] == [-1, -1]
+    assert [attempt.plan.factory for attempt in made.attempts] == [other]
+
+
+def test_a_factory_whose_streams_depend_on_the_client_has_none(rig):
+    made = in_state(rig, "filling")
+    made.pool.change_plan(Plan(relay.dynamic()), NOW)
+    assert (made.state, made.streams(), made.attempts) == ("stopped", [], [])
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_an_attempt_has_a_deadline_and_hurries_no_hop(rig, limit):
+    made = rig()
+    made.limits = Limits(None, limit, None, None)
+    made.dialer.dial = lambda deadline, done, **options: made.far.append((deadline, options)) or (lambda: None)
+    made.make()
+    (attempt,) = made.attempts
+    attempt.dial(made.dialer, NOW)
+    assert made.far.pop() == (NOW + (limit or 30.0), {"wait_for_reconnect": False})
+    assert attempt.is_warm
+
+
+def test_the_spare_descriptor_is_for_clients(rig, monkeypatch):
+    def full(endpoint, kind):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    made = rig()
+    monkeypatch.setattr(module, "open_socket", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        made.pool.open(Endpoint(socket.AF_INET, ("127.0.0.1", 1)))
+
+
+def test_whatever_beginning_raises_ends_one_stream(rig, caplog):
+    made = in_state(rig, "stopped")
+
+    def begin(attempt, now):
+        raise ZeroDivisionError("a bug")
+
+    made.begin = begin
+    made.start()
+    made.retry()
+    assert made.state == "backing off"
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+def test_a_dialer_that_cannot_be_watched(rig):
+    made = in_state(rig, "stopped")
+
+    def subscribe(watcher):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    made.dialer.subscribe = subscribe
+    made.start()
+    assert made.state == "backing off"
+
+
+def test_a_dialer_does_not_keep_the_pool_of_a_closed_tunnel(rig):
+    made = in_state(rig, "waiting")
+    old = weakref.ref(made.pool)
+    made.pool = WarmPool(made, made, Plan(OverHop()))
+    gc.collect()
+    assert old() is None
+    made.dialer.change(Hop.UP)
+
+
+def factory(*, peer):
+    """A factory whose stream depends on the client."""
+
+
+@pytest.mark.parametrize("make_send", [factory, lambda destination: None, relay.dynamic()])
+def test_what_depends_on_the_client_is_refused(make_send):
+    with pytest.raises(ValueError, match="^warm: the streams of this factory depend on the client .*; set warm to 0$"):
+        check_factory(make_send)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ValueError, match="^warm: "):
+        relay.Tunnel(listener, make_send, warm=1)
+
+
+@pytest.mark.parametrize("make_send", [lambda deadline, cancel: None, relay.tcp("127.0.0.1", 1), lambda: None])
+def test_what_does_not_is_not(make_send):
+    check_factory(make_send)

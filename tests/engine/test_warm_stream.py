@@ -1,0 +1,253 @@
+"""``relay.engine.warm_stream``: each row of the table of states."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+from state_table import rows_of
+
+from relay.engine import warm_stream as module
+from relay.engine.warm_stream import WarmState, WarmStream
+from relay.errors import ConnectError
+from relay.eventloop.loop import Loop
+from relay.streams.path import StreamPath
+from relay.streams.stream import Stream
+
+NOW = time.monotonic()
+LIMIT, KEEP = 5.0, 30.0
+
+
+class Pool:
+    """The owner of the stream; notes the calls."""
+
+    def __init__(self):
+        self.loop = Loop()
+        self.calls = []
+
+    def failed(self, stream, error, now):
+        self.calls.append(error)
+        stream.close("failed", now)
+
+    def is_ready(self, stream, now):
+        self.calls.append("ready")
+
+    def is_over(self, stream, reason, now):
+        self.calls.append(reason)
+
+    def close_stream(self, stream, clean):
+        self.calls.append(("close_stream", clean))
+        stream.close()
+
+
+class Attempt:
+    """The attempt to open it; notes how it ends."""
+
+    def __init__(self):
+        self.calls = []
+
+    def abandon(self):
+        self.calls.append("abandoned")
+
+    def after_fork(self):
+        self.calls.append("after fork")
+
+
+class Client:
+    """The connection of a client."""
+
+    def __init__(self):
+        self.summary = type("Summary", (), {})()
+
+    def open(self, target, stream, work, now):
+        self.opened = target, stream
+
+
+class Rig:
+    def __init__(self, state):
+        self.pool, self.attempt, self.client = Pool(), Attempt(), Client()
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.stream = WarmStream(self.pool, "db:5432", KEEP, NOW)
+        self.stream.wait_for_target(self.attempt, NOW + LIMIT, NOW)
+        if state == "ready":
+            self.open()
+            self.pool.calls.clear()
+
+    def open(self):
+        self.stream.open(self.near, None, None, NOW)
+
+    def fail(self):
+        self.stream.fail("refused", NOW)
+
+    def give(self):
+        self.stream.give(self.client, None, NOW)
+
+    def close(self):
+        self.stream.close("discarded", NOW)
+
+    def end(self):
+        self.far.shutdown(socket.SHUT_WR)
+        self.pool.loop.turn()
+
+    def reset(self):
+        self.far.close()
+        self.pool.loop.turn()
+
+    def pass_time(self):
+        timer = self.stream._timer
+        timer.expire(timer.due)
+
+    def finish(self):
+        self.pool.loop._close_garbage()
+        for one in (self.near, self.far, self.stream.target):
+            if one is not None:
+                one.close()
+        self.pool.loop.close()
+
+
+@pytest.fixture
+def rig():
+    made = []
+
+    def make(state):
+        made.append(Rig(state))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.finish()
+
+
+STATE_ROWS = [
+    ("connecting", "stream", "ready", "open", ["ready"]),
+    ("connecting", "no stream", "over", "fail", ["failed"]),
+    ("connecting", "limit", "over", "pass_time", ["db:5432: no answer in time; check that it is reachable", "failed"]),
+    ("connecting", "close", "over", "close", ["discarded"]),
+    ("ready", "client", "over", "give", []),
+    ("ready", "EOF", "over", "end", ["ended"]),
+    ("ready", "reset", "over", "reset", ["ended"]),
+    ("ready", "age", "over", "pass_time", ["expired"]),
+    ("ready", "close", "over", "close", ["discarded"]),
+    ("any", "fork", "over", None, []),
+]
+
+
+def test_the_table_is_the_one_that_is_run():
+    assert [row[:3] for row in STATE_ROWS] == rows_of(module)
+
+
+@pytest.mark.parametrize("row", [row for row in STATE_ROWS if row[3]], ids=lambda row: f"{row[0]}, {row[1]}")
+def test_each_row(rig, row):
+    before, _, after, event, told = row
+    made = rig(before)
+    assert made.stream.state.value == before
+    getattr(made, event)()
+    assert made.stream.state.value == after
+    assert [str(one) for one in made.pool.calls] == told
+    assert made.attempt.calls == (["abandoned"] if before == "connecting" and after == "over" else [])
+    is_watched = made.near.fileno() in made.pool.loop.handlers
+    assert is_watched == (after == "ready")
+    made.pool.loop._close_garbage()
+    is_closed = before == "ready" and event != "give"
+    assert (made.near.fileno() < 0) == is_closed
+    if event == "give":
+        assert made.client.opened == (made.near, None)
+    if told[:1] == ["db:5432: no answer in time; check that it is reachable"]:
+        assert isinstance(made.pool.calls[0], ConnectError) and made.pool.calls[0].reason == "connect_timeout"
+    made.stream.close("discarded", NOW)
+    assert len(made.pool.calls) == len(told) or after == "ready", "a second close does nothing"
+
+
+@pytest.mark.parametrize("state", ["connecting", "ready"])
+def test_a_fork_only_closes_the_descriptors(rig, state):
+    made = rig(state)
+    made.stream.after_fork()
+    assert made.stream.state is WarmState.OVER
+    assert made.pool.calls == []
+    assert made.attempt.calls == (["after fork"] if state == "connecting" else [])
+    assert (made.near.fileno() < 0) == (state == "ready")
+
+
+def test_bytes_that_come_first_are_left_where_they_are(rig):
+    made = rig("ready")
+    made.far.sendall(b"220 mail.example ESMTP\r\n")
+    assert made.pool.loop.poller.poll(0) == [], "they do not wake the thread"
+    assert not made.stream.has_ended()
+    made.give()
+    assert made.near.recv(100) == b"220 mail.example ESMTP\r\n"
+
+
+def test_bytes_and_an_end_are_an_end(rig):
+    made = rig("ready")
+    made.far.sendall(b"421 too busy\r\n")
+    made.end()
+    assert made.pool.calls == ["ended"]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_end_is_noticed_before_the_loop_has_looked(rig, ends):
+    made = rig("ready")
+    if ends:
+        made.far.close()
+    assert made.stream.has_ended() is ends
+
+
+@pytest.mark.parametrize("how", ["EOF", "reset", "bytes"])
+def test_a_system_without_an_event_for_the_end(rig, monkeypatch, how):
+    monkeypatch.setattr("relay.eventloop.poller.END", 0)
+    made = rig("ready")
+    assert not made.stream.has_ended()
+    if how == "bytes":
+        made.far.sendall(b"hello")
+        made.pool.loop.turn()
+        assert made.pool.calls == []
+        assert made.pool.loop.poller.poll(0) == [], "they wake the thread once"
+        made.reset()
+    elif how == "EOF":
+        made.end()
+    else:
+        made.reset()
+    assert made.pool.calls == ["ended"]
+
+
+def test_an_end_without_an_event_for_it_is_noticed_before_the_loop_has_looked(rig, monkeypatch):
+    monkeypatch.setattr("relay.eventloop.poller.END", 0)
+    made = rig("ready")
+    made.far.shutdown(socket.SHUT_WR)
+    assert made.stream.has_ended()
+
+
+def test_a_record_says_that_the_client_has_waited_for_nothing(rig):
+    made = rig("ready")
+    made.stream.summary.path = StreamPath(((1, 0.5), (2, 0.25)), "ssh://bastion", 2)
+    made.give()
+    summary = made.client.summary
+    assert summary.target == "db:5432"
+    assert summary.path == StreamPath((), "ssh://bastion", 2, warm=True)
+
+
+def test_a_stream_of_a_transport_is_closed_by_its_transport(rig):
+    made, closed = rig("connecting"), []
+    stream = Stream(made.near, on_close=lambda: closed.append(True))
+    stream.answered = False
+    made.stream.open(made.near, stream, None, NOW)
+    assert made.stream.is_unanswered()
+    made.close()
+    assert made.pool.calls == ["ready", ("close_stream", True), "discarded"]
+    assert closed == [True]
+
+
+def test_another_age_holds_from_the_opening_on(rig):
+    made = rig("ready")
+    made.stream.change_age(10.0, NOW + 5)
+    assert made.stream._timer.due == NOW + 10
+
+
+def test_a_bug_in_a_handler_ends_the_stream_alone(rig, caplog):
+    made = rig("ready")
+    made.stream.target = None  # the bug
+    made.reset()
+    assert made.stream.state is WarmState.OVER
+    assert "this is a bug in relay" in caplog.text

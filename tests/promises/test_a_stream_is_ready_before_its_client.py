@@ -1,0 +1,229 @@
+"""With ``warm``, a client gets a stream that is open already; a target that is down delays no client."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from helpers import WAIT, Thread, black_hole, exchange, fate_of_client, receive_all, receive_exactly, wait_until
+
+import relay
+from relay.engine import changes
+
+LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
+
+
+def ready(tunnel, count):
+    """Wait until so many streams are open for clients to come."""
+    wait_until(lambda: (warm := tunnel.metrics().warm) is not None and warm.ready == count)
+
+
+def hits(tunnel):
+    return tunnel.stats().warm_hits, tunnel.stats().warm_misses
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A short back-off, and no time that a stream must last: how long they are has its own tests."""
+    monkeypatch.setattr("relay.engine.warm_pool._BACKOFF", (0.01, 0.05))
+    monkeypatch.setattr("relay.engine.warm_pool._STABLE", 0.0)
+
+
+@pytest.mark.parametrize("way_out", ["tcp", "unix", "tls"])
+def test_the_stream_is_there_first(relayed, way_out):
+    rig = relayed(way_out=way_out, warm=1, timeout=None)
+    far = Thread(rig.accept).result()  # before there is a client
+    ready(rig.tunnel, 1)
+    client = rig.client()
+    exchange(client, far)
+    wait_until(lambda: hits(rig.tunnel) == (1, 0))
+    (record,) = rig.tunnel.connections()
+    assert record.warm
+    assert record.hop_times == ()
+    rig.accept()  # the next one
+    ready(rig.tunnel, 1)
+
+
+def test_what_a_server_says_first_is_for_the_client(relayed):
+    rig = relayed(warm=1, timeout=None)
+    far = rig.accept()
+    far.sendall(b"220 mail.example ESMTP\r\n")
+    ready(rig.tunnel, 1)
+    client = rig.client()
+    assert receive_exactly(client, 24) == b"220 mail.example ESMTP\r\n"
+    exchange(client, far)
+
+
+def test_any_factory_will_do(relayed, echo_server):
+    for factory in (lambda: socket.create_connection(echo_server.address), echo_server.factory()):
+        rig = relayed(factory, warm=2, timeout=None)
+        ready(rig.tunnel, 2)
+        client = rig.client()
+        client.sendall(b"ping")
+        assert receive_exactly(client, 4) == b"ping"
+        assert hits(rig.tunnel) == (1, 0)
+
+
+def test_warm_streams_take_no_slot(relayed):
+    rig = relayed(warm=3, nconnect=1, timeout=None)
+    ends = [rig.accept() for _ in range(3)]
+    ready(rig.tunnel, 3)
+    with rig.client() as client:
+        exchange(client, ends[0])
+    ends[0].close()
+    exchange(rig.client(), ends[1])
+    assert hits(rig.tunnel) == (2, 0)
+
+
+def test_a_target_that_ends_idle_streams(relayed, quick):
+    rig = relayed(warm=1, timeout=None)
+    for _ in range(5):
+        rig.accept().close()
+    far = rig.accept()
+    ready(rig.tunnel, 1)
+    exchange(rig.client(), far)
+    assert hits(rig.tunnel) == (1, 0)
+    assert rig.tunnel.metrics().warm.ended >= 5
+
+
+def test_an_old_stream_is_replaced(relayed):
+    rig = relayed(warm=1, warm_for=0.05, timeout=None)
+    for _ in range(3):
+        assert receive_all(rig.accept()) == b""
+    assert rig.tunnel.metrics().warm.expired >= 3
+    assert rig.tunnel.recent() == []
+
+
+def test_a_target_that_goes_down_and_comes_back(reserved, quick):
+    with relay.Tunnel(relay.listen(":0"), relay.tcp("127.0.0.1", reserved), warm=2, timeout=None) as tunnel:
+        for number in range(1, 3):
+            assert fate_of_client(tunnel.address) == "reset", "as without warm"
+            wait_until(lambda: tunnel.stats().failed == {"refused": number})  # noqa: B023
+            with contextlib.ExitStack() as stack:
+                server = stack.enter_context(socket.create_server(("127.0.0.1", reserved)))
+                server.settimeout(WAIT)
+                ends = [stack.enter_context(server.accept()[0]) for _ in range(2)]
+                ready(tunnel, 2)
+                client = stack.enter_context(socket.create_connection(tunnel.address, WAIT))
+                exchange(client, ends[0])
+            ready(tunnel, 0)
+            wait_until(lambda: tunnel.stats().active == 0)
+        assert hits(tunnel) == (2, 2)
+
+
+@pytest.mark.parametrize("drain", [0.0, WAIT])
+def test_nothing_is_left(relayed, drain):
+    rig = relayed(warm=2, timeout=None)
+    used, spare = rig.accept(), rig.accept()
+    ready(rig.tunnel, 2)
+    client = rig.client()
+    exchange(client, used)
+    third = rig.accept()
+    closing = Thread(rig.tunnel.close, drain)
+    assert receive_all(spare) == receive_all(third) == b""
+    if drain:
+        exchange(client, used)
+        client.close()
+        used.close()
+    closing.result()
+    assert rig.tunnel.metrics().warm.ready == 0
+
+
+def test_closing_gives_up_what_is_under_way(relayed):
+    with black_hole() as listening:
+        rig = relayed(relay.tcp(*listening.getsockname()), warm=2, timeout=None, connect_timeout=None)
+        rig.client()
+        wait_until(lambda: hits(rig.tunnel) == (0, 1))
+        rig.tunnel.close()
+
+
+def test_a_reload_touches_no_connection(relayed):
+    rig = relayed(warm=2, timeout=None)
+    used, first = rig.accept(), rig.accept()
+    ready(rig.tunnel, 2)
+    client = rig.client()
+    exchange(client, used)
+    second = rig.accept()
+    changes.update(rig.tunnel, **LIMITS, warm=1)
+    assert receive_all(first) == b""
+    ready(rig.tunnel, 1)
+    changes.update(rig.tunnel, **LIMITS, warm=0)
+    assert receive_all(second) == b""
+    changes.update(rig.tunnel, **LIMITS, warm=1)
+    rig.accept()
+    exchange(client, used)
+
+
+def test_a_new_route_gets_streams_of_its_own(relayed, listener):
+    rig = relayed(warm=1, timeout=None)
+    old = rig.accept()
+    ready(rig.tunnel, 1)
+    changes.reroute(rig.tunnel, relay.tcp(*listener.getsockname()), None)
+    assert receive_all(old) == b""
+    far = listener.accept()[0]
+    with far:
+        far.settimeout(WAIT)
+        ready(rig.tunnel, 1)
+        exchange(rig.client(), far)
+
+
+def test_over_ssh(far_end, over_ssh):
+    rig = over_ssh(far_end.url, warm=2)
+    ends = [rig.accept() for _ in range(2)]
+    ready(rig.tunnel, 2)
+    ends[0].sendall(b"hello")
+    clients = [rig.client(), rig.client()]
+    assert receive_exactly(clients[0], 5) == b"hello"
+    for client, far in zip(clients, ends, strict=True):
+        exchange(client, far)
+    assert hits(rig.tunnel) == (2, 0)
+    assert {record.carrier for record in rig.tunnel.connections()} == {str(far_end.server)}
+    [rig.accept() for _ in range(2)]
+    ready(rig.tunnel, 2)
+
+
+def test_a_lost_carrier_takes_its_streams_along_and_brings_new_ones(mortal_far_end, over_ssh, monkeypatch, caplog):
+    monkeypatch.setattr("relay.carriers.retry._BACKOFF", (0.05, 1.0))
+    rig = over_ssh(mortal_far_end.url, warm=2)
+    [rig.accept() for _ in range(2)]
+    ready(rig.tunnel, 2)
+    mortal_far_end.down()
+    ready(rig.tunnel, 0)
+    mortal_far_end.up()
+    far = rig.accept()
+    ready(rig.tunnel, 2)
+    exchange(rig.client(), far)
+    assert hits(rig.tunnel) == (1, 0)
+    assert not [record for record in caplog.records if "no stream is ready" in record.getMessage()]
+
+
+def test_in_a_child_process(echo_server):
+    target = "{}:{}".format(*echo_server.address)
+    with relay.spawn(":0", target, warm=2) as tunnel:
+        ready(tunnel, 2)
+        with socket.create_connection(tunnel.address, WAIT) as client:
+            client.sendall(b"ping")
+            assert receive_exactly(client, 4) == b"ping"
+            wait_until(lambda: [record.warm for record in tunnel.connections()] == [True])
+        assert hits(tunnel) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "told"),
+    [
+        ({"warm": -1}, ValueError, "warm: must be from 0 to 1024, got -1; use 0 for none"),
+        ({"warm": 1025}, ValueError, "warm: must be from 0 to 1024, got 1025; use 0 for none"),
+        ({"warm": True}, TypeError, "warm: expected a whole number, got bool"),
+        ({"warm": "2"}, TypeError, "warm: expected a whole number, got str"),
+        ({"warm_for": 0}, ValueError, "warm_for: must be greater than 0, got 0; use None for no limit"),
+        ({"warm_for": None}, ValueError, "warm_for: must have a limit, got None; use 30 seconds"),
+        ({"warm_for": float("inf")}, ValueError, "warm_for: must have a limit, got inf; use 30 seconds"),
+    ],
+)
+def test_bad_values_are_named_at_the_call(listener, value, error, told):
+    for call in (relay.Tunnel, relay.spawn):
+        target = relay.tcp("127.0.0.1", 1) if call is relay.Tunnel else "127.0.0.1:1"
+        with pytest.raises(error) as caught:
+            call(listener, target, **value)
+        assert str(caught.value) == told

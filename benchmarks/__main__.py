@@ -50,6 +50,7 @@ def options() -> argparse.Namespace:
         epilog="example: python -m benchmarks --rows bulk-1,requests --peers relay,haproxy,c --rounds 1",
     )
     tables = {table: [name for name, row in ROWS.items() if row.table == table] for table in TABLES}
+    tables["growth"] = [name for name, row in ROWS.items() if row.size is not None]
     rows = f"{', '.join(ROWS)}; or those of a table: {', '.join(tables)}"
     parser.add_argument("--rows", type=names(ROWS, tables), default=list(ROWS), metavar="NAME,…", help=rows)
     parser.add_argument("--peers", type=names(PEERS, {}), default=list(PEERS), metavar="NAME,…", help=", ".join(PEERS))
@@ -98,7 +99,7 @@ def keep(results: Results) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(results.data, indent=1, ensure_ascii=False) + "\n")
     (RESULTS / "latest.txt").write_text(text(results))
-    draw(results, PAGE.parent / "performance")
+    draw(results, PAGE.parent / "performance", RESULTS)
     PAGE.write_text(page(results, PAGE.read_text()))
 
 

@@ -54,6 +54,7 @@ class Row:
     :param table: the table it stands in, a key of :data:`TABLES`.
     :param peers: whom it is measured of, in the order of a round.
     :param measure: makes one measurement of one peer.
+    :param size: how many of what grows in its table, whose picture has a curve over it; ``None`` elsewhere.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Row:
     peers: tuple[str, ...]
     metrics: tuple[Metric, ...]
     measure: Callable[[Lab, str], Sample]
+    size: int | None = None
 
 
 GBIT = partial(Metric, "rate", "Gbit/s", True, scale=1e-9)

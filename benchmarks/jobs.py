@@ -8,9 +8,10 @@ from pathlib import Path
 
 from .sshd import Server
 
-__all__ = ["DIRECT", "Job", "Peer", "Target"]
+__all__ = ["DIRECT", "HELD", "Job", "Peer", "Target"]
 
 DIRECT = "direct"  # the peer that is none
+HELD = 9000  # connections at once that a peer is set up for, unless a row has more
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Job:
     :param port: where to listen on 127.0.0.1.
     :param target: where to lead.
     :param core: an idle core, for the busy thread of the programs that have one.
+    :param connections: the most at one time.
     """
 
     directory: Path
     port: int
     target: Target
     core: int
+    connections: int = HELD
 
     @property
     def server(self) -> Server:

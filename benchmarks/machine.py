@@ -24,6 +24,7 @@ __all__ = [
     "compiled",
     "describe",
     "free_port",
+    "listeners_at",
     "pinned",
     "program",
     "raise_limit",
@@ -159,6 +160,19 @@ def _listens(port: int) -> bool:
             if address == wanted:
                 return True
     return False
+
+
+def listeners_at(port: int) -> int:
+    """The number of IPv4 addresses at which something listens at this port."""
+    count, wanted = 0, f":{port:04X}"
+    with open("/proc/net/tcp") as table:
+        next(table)
+        for line in table:
+            _, address, _, state, *_ = line.split(None, 4)
+            if state != LISTENING:
+                break
+            count += address.endswith(wanted)
+    return count
 
 
 def program(name: str) -> str:

@@ -1,8 +1,9 @@
-"""The results as pictures for the page about performance: bars of medians, one picture for a table."""
+"""The results as pictures for the page about performance: bars or curves of medians, one picture for a table."""
 
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from .curves import draw_curves
 from .peers.tcp import PEERS
-from .report import PICTURES, Results, number
-from .rows.tcp import ROWS
+from .report import PICTURES, Results, has_curves, number
+from .rows.tcp import ROWS, TABLES
 
 __all__ = ["draw"]
 
@@ -76,17 +78,21 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(results: Results, folder: Path) -> None:
+def draw(results: Results, folder: Path, curves: Path) -> None:
     """Draw a picture for each table that has one and whose rows were measured.
 
     :param results: what was measured.
-    :param folder: for the SVG files.
+    :param folder: for the SVG files with bars.
+    :param curves: for those with curves.
     """
     folder.mkdir(exist_ok=True)
     for table in PICTURES:
         panels = PANELS[table]
         if all(panel.row in results.data["samples"] for panel in panels):
             _picture(results, table, panels, folder / f"{table}.svg")
+    with plt.rc_context(STYLE):
+        for table in filter(partial(has_curves, results), TABLES):
+            draw_curves(results, table, curves / f"{table}.svg")
 
 
 def _picture(results: Results, table: str, panels: list[Panel], path: Path) -> None:

@@ -16,9 +16,9 @@ from .goals import Goal, Metric, Row, Sample
 from .peers.tcp import PEERS
 from .rows.tcp import ROWS, TABLES
 
-__all__ = ["PICTURES", "Results", "page", "text"]
+__all__ = ["PICTURES", "Results", "has_curves", "page", "text"]
 
-PICTURES = ("tcp", "tls", "ssh", "socks")  # the tables with a picture
+PICTURES = ("tcp", "tls", "ssh", "socks")  # the tables with a picture of bars
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 
 SIGNS = {True: "≥", False: "≤"}
@@ -94,6 +94,11 @@ class Results:
         """The middle one of them."""
         figures = self.figures(row, peer, metric)
         return median(figures) if figures else None
+
+
+def has_curves(results: Results, table: str) -> bool:
+    """Return whether the figures of a table are drawn as curves over the sizes of its rows."""
+    return any(ROWS[row].table == table and ROWS[row].size is not None for row in results.data["samples"])
 
 
 def number(value: float | None) -> str:
@@ -200,8 +205,14 @@ def _sections(results: Results) -> list[str]:
         rows = [row for row in results.rows() if ROWS[row].table == name]
         if rows:
             parts += [f"## {title}", f"{results.date(name)}."]
-            parts += [f"![{title}: relay beside its peers](performance/{name}.svg)"] if name in PICTURES else []
-            parts.append("\n".join(_markdown_table(results, rows)))
+            folder = "performance" if name in PICTURES else "../benchmarks/results"
+            if name in PICTURES or has_curves(results, name):
+                parts.append(f"![{title}: relay beside its peers]({folder}/{name}.svg)")
+            measured = [row for row in rows if row in results.data["samples"]]
+            parts.append("\n".join(_markdown_table(results, measured)))
+            for row in rows:
+                if row not in measured:
+                    parts.append(f"{ROWS[row].title}: {'; '.join(set(results.data['missing'][row].values()))}.")
     return parts
 
 
@@ -214,6 +225,8 @@ def _markdown_table(results: Results, rows: list[str]) -> list[str]:
     for row in rows:
         for metric in ROWS[row].metrics:
             figures = [number(results.median(row, peer, metric)) for peer in peers]
+            if figures == [number(None)] * len(peers):
+                continue
             said = [one for one in judgements(results, row, metric) if not one[0].endswith("-limits")]
             several = len({peer for peer, *_ in said}) > 1
             goals = "<br>".join(f"{PEERS[peer].title}: " * several + f"{ratio}: {word}" for peer, ratio, word in said)

@@ -14,11 +14,12 @@ from typing import Any
 
 import trustme
 
-from ..jobs import DIRECT, Job, Target
+from ..jobs import DIRECT, HELD, Job, Target
 from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
 from ..peers.i2p import World
-from ..peers.tcp import HELD, PEERS, STATUS, inside
+from ..peers.tcp import PEERS, STATUS, inside
 from ..sshd import Server, delayed, ssh_server
+from .crowd import Crowd
 from .status import scraped_each_second
 
 __all__ = ["GIB", "Lab", "Relay", "downloads", "held", "iperf3", "warm_iperf3", "warm_wrk", "wrk"]
@@ -34,10 +35,11 @@ NGINX = """daemon off;
 master_process off;
 pid nginx.pid;
 error_log stderr;
-worker_rlimit_nofile 10000;
-events {{ worker_connections 8000; }}
+worker_rlimit_nofile {descriptors};
+events {{ worker_connections {descriptors}; }}
 http {{
     access_log off;
+    keepalive_timeout 1h;
     keepalive_requests 1000000000;
     client_body_temp_path body;
     proxy_temp_path proxy;
@@ -112,19 +114,22 @@ class Lab:
         if world is not None:
             world.close()
 
-    def _job(self, target: Target) -> Job:
+    def _job(self, target: Target, connections: int = HELD) -> Job:
         self._jobs += 1
         directory = self.directory / str(self._jobs)
         directory.mkdir()
-        return Job(directory, free_port(), target, self.cores[-1])
+        return Job(directory, free_port(), target, self.cores[-1], connections)
 
     @contextmanager
-    def relay(self, name: str, target: Target) -> Iterator[Relay]:
-        """One peer in front of ``target``."""
+    def relay(self, name: str, target: Target, connections: int = HELD) -> Iterator[Relay]:
+        """One peer in front of ``target``.
+
+        :param connections: the most that there will be at one time.
+        """
         if name == DIRECT:
             yield Relay(target.port)
             return
-        job = self._job(target)
+        job = self._job(target, connections)
         with Process(PEERS[name].start(job), job.port, job.directory / "log") as process:
             with scraped_each_second(job.directory / STATUS) if name == "relay-status" else nullcontext():
                 yield Relay(job.port, process)
@@ -203,9 +208,23 @@ class Lab:
             yield it
 
     @contextmanager
-    def web_server(self) -> Iterator[Target]:
-        """A server, nginx, which answers 50 bytes."""
+    def crowd_server(self) -> Iterator[Target]:
+        """A server that sends back what it gets, or zeros without end; for :meth:`crowd` and :meth:`ping`."""
         job = self._job(Target(0))
+        with Process([self._crowd(), "serve", str(job.port)], job.port, job.directory / "log"):
+            yield Target(job.port)
+
+    def crowd(self, kind: str, port: int, count: int) -> Crowd:
+        """Connections that are held while something else is measured; the parameters are those of :class:`Crowd`."""
+        return Crowd(self._crowd(), kind, port, count)
+
+    @contextmanager
+    def web_server(self, connections: int = HELD) -> Iterator[Target]:
+        """A server, nginx, which answers 50 bytes.
+
+        :param connections: the most that there will be at one time.
+        """
+        job = self._job(Target(0), connections)
         with self._nginx(job, " backlog=4096", ""):
             yield Target(job.port)
 
@@ -229,12 +248,17 @@ class Lab:
 
     def _nginx(self, job: Job, options: str, tls: str) -> Process:
         address = f"{LOOPBACK}:{job.port}"
-        path = job.write("target.conf", NGINX.format(address=address, options=options, tls=tls, answer=ANSWER))
+        descriptors = job.connections + 1000
+        text = NGINX.format(address=address, options=options, tls=tls, answer=ANSWER, descriptors=descriptors)
+        path = job.write("target.conf", text)
         arguments = [program("nginx"), "-p", str(job.directory), "-c", path, "-e", "stderr"]
         return Process(arguments, job.port, job.directory / "log")
 
     def _pingpong(self) -> str:
         return compiled(SOURCES / "pingpong.c", self.directory)
+
+    def _crowd(self) -> str:
+        return compiled(SOURCES / "crowd.c", self.directory)
 
     def _opening(self) -> str:
         return compiled(SOURCES / "opening.c", self.directory)

@@ -10,9 +10,8 @@ from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 from . import chain, socks, ssh, zmq
 
-__all__ = ["HELD", "PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
+__all__ = ["PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
 
-HELD = 9000  # connections at once, the most there are in any row
 LIMITS = ["--nconnect", "100000", "--timeout", "3600", "--idle-timeout", "600"]
 STATUS = "status"  # the socket of the status server, in the directory of the job
 SOURCES = Path(__file__).parents[1] / "c"
@@ -49,12 +48,12 @@ def _haproxy(tuning: str, options: str) -> Callable[[Job], list[str]]:
             "haproxy.cfg",
             f"""global
     nbthread 1
-    maxconn {HELD + 100}
+    maxconn {job.connections + 100}
     maxpipes 500
     {tuning}
 defaults
     mode tcp
-    maxconn {HELD + 100}
+    maxconn {job.connections + 100}
     {options}
     timeout connect 30s
     timeout client 1h
@@ -80,8 +79,8 @@ daemon off;
 master_process off;
 pid nginx.pid;
 error_log stderr;
-worker_rlimit_nofile {2 * HELD + 1000};
-events {{ worker_connections {2 * HELD + 1000}; }}
+worker_rlimit_nofile {2 * job.connections + 1000};
+events {{ worker_connections {2 * job.connections + 1000}; }}
 stream {{
     server {{
         listen {LOOPBACK}:{job.port} backlog=4096;

@@ -8,11 +8,10 @@ from resource import RLIMIT_NOFILE, getrlimit
 from socket import create_server
 
 from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
-from ..jobs import DIRECT, Target
+from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from ..peers.tcp import HELD
-from . import chain, i2p, operations, socks, ssh, up, zmq
+from . import chain, growth, i2p, operations, socks, ssh, up, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -109,6 +108,7 @@ TABLES = {
     "socks": "Clients that name their targets",
     "up": "Many tunnels in one process",
     "operations": "Status and metrics",
+    **growth.TABLES,
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -202,4 +202,5 @@ ROWS = {
     **socks.ROWS,
     **up.ROWS,
     **operations.ROWS,
+    **growth.ROWS,
 }

@@ -14,7 +14,8 @@ __all__ = ["Sandbox", "Unit", "text_of"]
 RELOADS = 253  # the first systemd with Type=notify-reload
 REPORTS_STORE = 254  # the first one that sets FDSTORE
 STORES = 512  # listening sockets that systemd keeps over a restart
-FILES = 65536  # descriptors: a connection needs two
+FILES = 65536  # descriptors: a connection needs two, a tunnel three
+TASKS = 16384  # threads: a tunnel has one, and a second one while it opens or drains; the default may be 4,915
 
 _SPECIAL = re.compile(r'[\s"\'\\;]')
 
@@ -100,6 +101,7 @@ def _service(unit: Unit) -> Iterator[str]:
     if unit.version < REPORTS_STORE:
         yield f"Environment=FDSTORE={STORES}"
     yield f"LimitNOFILE={FILES}"
+    yield f"TasksMax={TASKS}"
     yield "UMask=0077"
     yield "RuntimeDirectory=relay"
     yield "RuntimeDirectoryMode=0700"

@@ -16,7 +16,7 @@ from ..connection import Address, OnResult, Place
 from ..open_failures import open_failure, open_timeout, session_rejected
 from .channel import PACKET, Channel
 from .flow_control import WINDOW
-from .messages import CONFIRMED, OPEN, guarded, printable, text
+from .messages import CONFIRMED, NOTHING, OPEN, guarded, printable, text
 from .mux import Mux
 from .sessions import CommandChannel
 
@@ -93,6 +93,10 @@ class Opening:
             stream = channel.hand_over(alone=self.is_alone)
             stream.drained = channel.when_over
             self.resolve(stream)
+        if not self._mux.wire.is_prompt:
+            # The system of a server before this one acknowledges the confirmation late, and Nagle's algorithm here
+            # delays the first data of a target that speaks first by 40 ms. Any message carries the acknowledgement.
+            self._mux.send(NOTHING)
 
     def resolve(self, outcome: Stream | OSError) -> None:
         """Report the outcome, if the caller still waits.

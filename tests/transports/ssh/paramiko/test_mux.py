@@ -28,6 +28,7 @@ from relay.errors import CarrierError, ConnectError
 from relay.testing import check_stream
 from relay.transports.ssh.paramiko import channel as one_channel
 from relay.transports.ssh.paramiko import flow_control
+from relay.transports.ssh.paramiko.messages import NOTHING
 
 pytestmark = pytest.mark.usefixtures("spawner_thread")
 
@@ -109,6 +110,22 @@ def test_what_the_server_says_is_acknowledged_at_once(sshd, serve, monkeypatch):
         with open_stream(connection, server.address) as stream:
             assert receive_exactly(stream.socket, 9) == b"220 ready"
             assert acknowledged.wait(WAIT)
+
+
+@pytest.mark.parametrize("is_prompt", [True, False])
+def test_behind_another_server_a_message_acknowledges_the_confirmation(scripted, monkeypatch, is_prompt):
+    """The system of the server before it delays the acknowledgement, and Nagle's algorithm the target's greeting."""
+    server = scripted()
+    with contextlib.closing(server.connect()) as connection:
+        mux, sent = connection._mux, []
+        send = mux.send
+        monkeypatch.setattr(mux, "send", lambda payload: sent.append(payload) or send(payload))
+        mux.wire.is_prompt = is_prompt
+        stream, _ = server.open(connection)
+        with stream:
+            stream.socket.sendall(b"after that")
+            server.expect(94)
+        assert (NOTHING in sent) is not is_prompt
 
 
 def test_closing_the_socket_alone_lets_everything_go(connection, pair):

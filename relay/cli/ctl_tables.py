@@ -12,13 +12,13 @@ from rich.text import Text
 
 from ..addresses.printable import printable
 from .output import size
-from .views import age
+from .views import age, shown_state
 
 __all__ = ["print_carriers", "print_connections", "print_tunnels", "status_lines", "verdict_lines"]
 
 Row = Mapping[str, Any]
 
-_FIGURES = ("live", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt", "warm")
+_FIGURES = ("open", "total", "received", "sent", "failed", "age", "streams", "losses", "rtt", "warm")
 _GAP = "  "
 
 
@@ -53,10 +53,11 @@ def print_tunnels(tunnels: Sequence[Row]) -> None:
             else [""] * 5
         )
         via = f" via {', '.join(tunnel['via'])}" if tunnel["via"] else ""
-        rows.append([tunnel["name"], _state(tunnel), f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
+        state = shown_state(tunnel["state"], tunnel["hops"])
+        rows.append([tunnel["name"], state, f"{tunnel['listen']} → {tunnel['target']}{via}", *counts])
         if has_warm:
             rows[-1].append(_warm(tunnel))
-    columns = ["tunnel", "state", "from → to", "live", "total", "received", "sent", "failed", *["warm"] * has_warm]
+    columns = ["tunnel", "state", "from → to", "open", "total", "received", "sent", "failed", *["warm"] * has_warm]
     _print(columns, rows, below=[("from → to",)])
     for tunnel in tunnels:
         probe = tunnel["probe"]
@@ -70,11 +71,6 @@ def _warm(tunnel: Row) -> str:
     figures = tunnel["figures"] or {}
     hits, misses = figures.get("warm_hits", 0), figures.get("warm_misses", 0)
     return f"{hits}/{hits + misses}" if hits + misses else ""
-
-
-def _state(tunnel: Row) -> str:
-    is_listening = tunnel["state"] == "listening"
-    return str(tunnel["hops"] if is_listening and tunnel["hops"] not in ("up", "published") else tunnel["state"])
 
 
 def print_connections(connections: Sequence[Row], *, ended: bool = False) -> None:

@@ -211,8 +211,8 @@ class FileGroup(TunnelGroup):
                 raise
         except (ReloadError, GroupOverError) as error:
             for line in getattr(error, "lines", (str(error),)):
-                print_error(f"reload: {line}")
-            print_error("reload: nothing has changed")
+                logger.error("reload: %s", line)
+            logger.error("reload: nothing has changed")
             self._figures = self._figures._replace(failed=self._figures.failed + 1, was_successful=False)
             raise
         self._figures = ReloadFigures(self._figures.succeeded + 1, self._figures.failed, last_success=time.time())
@@ -245,7 +245,7 @@ class FileGroup(TunnelGroup):
             with contextlib.suppress(ReloadError, GroupOverError):
                 self.reload()
         except OSError as error:  # no descriptor is left for a module that is read now
-            print_error(f"reload: {describe_error(error)}; nothing has changed")
+            logger.error("reload: %s; nothing has changed", describe_error(error))
 
     # -- the main thread --------------------------------------------------------------------------------------------
 
@@ -253,14 +253,14 @@ class FileGroup(TunnelGroup):
         if number not in self._signals.reloading:
             super()._on_signal(number)
         elif self.is_ending:  # it is no second request to end
-            print_error("reload: relay is ending; start it again")
+            logger.error("reload: relay is ending; start it again")
         elif not self._is_signalled:
             self._is_signalled = True
             try:
                 threading.Thread(target=self._on_reload_signal, name="relay-reload", daemon=True).start()
             except RuntimeError as error:  # the system has no thread left
                 self._is_signalled = False
-                print_error(f"reload: {error}; nothing has changed")
+                logger.error("reload: %s; nothing has changed", error)
 
     @property
     def _everyone(self) -> tuple[Member, ...]:

@@ -224,9 +224,7 @@ class GroupInstance:
         try:
             result = self._group.reload(dry_run)
         except ReloadError as error:
-            if error.status == 1:
-                raise OSError(str(error)) from error
-            raise RejectedError(str(error)) from error
+            raise RejectedError(error.lines, 500 if error.status == 1 else 422) from error
         except GroupOverError as error:
             raise ConflictError(str(error)) from error
         changes = (Verdict(each.name, each.verdict.word, ", ".join(each.keys)) for each in result.changes)

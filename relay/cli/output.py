@@ -348,7 +348,7 @@ def closing(live: int, seconds: float) -> str:
     """
     if not live or not seconds:
         return "closing"
-    return f"closing; {live} live, {seconds:g} s to finish; again to end at once"
+    return f"closing; {live} open, {seconds:g} s to finish; again to end at once"
 
 
 def total(all_stats: Iterable[Stats]) -> Stats:

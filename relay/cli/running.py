@@ -12,7 +12,7 @@ import click
 from ..addresses.printable import printable
 from ..operations.client import REJECTED, Client, ClientError
 from ..operations.runtime import control_sockets
-from .output import describe_error
+from .output import describe_error, print_error
 
 __all__ = ["connected", "names_of_tunnels", "process_at", "tunnel_names"]
 
@@ -35,7 +35,9 @@ def connected(path: str | None, *, rejection_is_failure: bool = False) -> Iterat
     try:
         yield client
     except ClientError as error:
-        text = printable(str(error))
+        *first, text = map(printable, error.problems)
+        for line in first:
+            print_error(line)
         if error.status in _MISTAKES and not (error.status == REJECTED and rejection_is_failure):
             raise ValueError(text) from error
         raise OSError(text) from error

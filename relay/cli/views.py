@@ -15,9 +15,10 @@ from .fleet_table import Column, Content
 from .member import MemberState, Snapshot
 from .output import size, summary, total
 
-__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "watched"]
+__all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "shown_state", "watched"]
 
 _BETWEEN = 0.4  # minimum seconds between two samples: a shorter time gives no useful rate
+_UP = ("up", "published")  # the states of a carrier that works
 _ENDED = 8  # finished connections that are shown
 
 _LIVE = (
@@ -34,7 +35,7 @@ _TUNNELS = (
     Column("tunnel", least=12),
     Column("state"),
     Column("from → to", least=20),
-    Column("live", is_figure=True),
+    Column("open", is_figure=True),
     Column("total", is_figure=True),
     Column("received", is_figure=True),
     Column("sent", is_figure=True),
@@ -119,9 +120,18 @@ def hop_state(receive: Any, make_send: Any) -> tuple[str, str]:
     """
     for end in (make_send, receive):
         state = getattr(end, "state", "up")
-        if state not in ("up", "published"):
+        if state not in _UP:
             return str(state), getattr(end, "last_error", None) or ""
     return "up", ""
+
+
+def shown_state(state: str, hops: str) -> str:
+    """Return the state of a tunnel as all tables show it: one that listens has the state of a hop that is not up.
+
+    :param state: that of the tunnel.
+    :param hops: that of its carriers; see :func:`hop_state`.
+    """
+    return hops if state == MemberState.LISTENING.value and hops not in _UP else state
 
 
 class TunnelView:
@@ -200,9 +210,9 @@ def watched(member: Snapshot) -> Watched:
         return Watched(member.name, state.value, member.plan.configured, member.problem)
     if not state.accepts:
         return Watched(member.name, state.value, opened.title, member.problem, opened.tunnel)
-    word, problem = hop_state(opened.receive, opened.make_send)
-    paused = state is MemberState.PAUSED
-    return Watched(member.name, state.value if paused else word, opened.title, problem, opened.tunnel, listens=True)
+    hops, problem = hop_state(opened.receive, opened.make_send)
+    word = shown_state(state.value, hops)
+    return Watched(member.name, word, opened.title, problem, opened.tunnel, listens=True)
 
 
 class FleetView:
@@ -254,4 +264,4 @@ def _active(stats: Stats | None) -> int:
 
 def _foot(stats: Stats, rates: tuple[str, str]) -> str:
     now = f"; now {rates[0]}/s received, {rates[1]}/s sent" if set(rates) - {"", "0 B"} else ""
-    return f"{stats.active} live of {summary(stats)}{now}"
+    return f"{stats.active} open of {summary(stats)}{now}"

@@ -237,11 +237,16 @@ def _handler(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
     return handle
 
 
+async def _rejected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RejectedError)
+    return _json(error.status, {"error": str(error), "problems": error.lines})
+
+
 _HANDLERS: Any = {
     HTTPException: _http_error,
     NotFoundError: _handler(404),
     ConflictError: _handler(409),
-    RejectedError: _handler(422),
+    RejectedError: _rejected,
     OSError: _handler(500),
 }
 

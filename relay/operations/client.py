@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -19,11 +20,13 @@ class ClientError(Exception):
 
     :param text: what the server says.
     :param status: the HTTP status; 0 if the answer was not HTTP with JSON.
+    :param problems: of a reload that has failed, one line each; else the text.
     """
 
-    def __init__(self, text: str, status: int = 0) -> None:
+    def __init__(self, text: str, status: int = 0, problems: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.status = status
+        self.problems = tuple(problems) or (text,)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -95,7 +98,7 @@ class Client:
         except ValueError:
             raise ClientError(f"{self.path}: the answer is not JSON", answer.status) from None
         if answer.status >= 400:
-            raise ClientError(_error_in(value) or f"status {answer.status}", answer.status)
+            raise ClientError(_error_in(value) or f"status {answer.status}", answer.status, _problems_in(value))
         return value
 
     def close(self) -> None:
@@ -105,3 +108,8 @@ class Client:
 
 def _error_in(value: Any) -> str:
     return str(value.get("error", "")) if isinstance(value, dict) else ""
+
+
+def _problems_in(value: Any) -> list[str]:
+    problems = value.get("problems") if isinstance(value, dict) else None
+    return [str(one) for one in problems] if isinstance(problems, list) else []

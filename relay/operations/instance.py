@@ -40,7 +40,16 @@ class ConflictError(RuntimeError):
 
 
 class RejectedError(ValueError):
-    """A reload that was refused: the file has a problem, or a tunnel cannot be opened. Nothing has changed."""
+    """A reload that was refused: the file has a problem, or a tunnel cannot be opened. Nothing has changed.
+
+    :param lines: the problems, one line each.
+    :param status: the HTTP status that stands for them: 422 if the user has to change the file, else 500.
+    """
+
+    def __init__(self, lines: Sequence[str], status: int = 422) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = tuple(lines)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

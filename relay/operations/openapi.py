@@ -55,7 +55,10 @@ def _table(row: str) -> dict[str, Any]:
 
 
 _SCHEMAS = {
-    "Error": _object("Why a request failed.", error=_TEXT),
+    "Error": {
+        **_object("Why a request failed; problems: of a reload, one each.", error=_TEXT, problems=_list(_TEXT)),
+        "required": ["error"],
+    },
     "Instance": _object(
         "The process.",
         version=_TEXT,

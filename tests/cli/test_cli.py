@@ -105,7 +105,7 @@ def test_a_signal_lets_connections_finish(start, connect, listener):
         far.settimeout(WAIT)
         exchange(client, far)
         command.process.send_signal(signal.SIGTERM)
-        assert "1 live, 30 s to finish" in command.hear("closing")
+        assert "1 open, 30 s to finish" in command.hear("closing")
         wait_until(lambda: not listens(command.process.pid))
         with pytest.raises(ConnectionRefusedError):
             connect(address)
@@ -594,16 +594,16 @@ def test_watch_shows_a_live_table(start, connect, listener, terminal):
     place = "{}:{}".format(*listener.getsockname())
     command = start(":0", place, "--watch", "-v", stderr=terminal.its, env={**os.environ, "TERM": "xterm"})
     address = command.address()
-    terminal.wait_for("listening on", "client", "state", "0 live of 0 connections")
+    terminal.wait_for("listening on", "client", "state", "0 open of 0 connections")
     client = connect(address)
     far, _ = listener.accept()
     with far:
         far.settimeout(WAIT)
         exchange(client, far, b"x" * 1234)
-        terminal.wait_for(f"127.0.0.1:{client.getsockname()[1]}", place, "1.2 kB", "open", "1 live of")
+        terminal.wait_for(f"127.0.0.1:{client.getsockname()[1]}", place, "1.2 kB", "open", "1 open of")
         send_and_end(client, b"")
         far.shutdown(socket.SHUT_WR)
-    terminal.wait_for("done after", "0 live of 1 connection")
+    terminal.wait_for("done after", "0 open of 1 connection")
     command.process.send_signal(signal.SIGTERM)
     terminal.wait_for("INFO 1 connection, 1.2 kB received, 1.2 kB sent, 0 failed\r\n")
     assert command.wait()[0] == 0
@@ -613,7 +613,7 @@ def test_watch_obeys_no_color(start, terminal):
     options = {"stderr": terminal.its, "env": {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}}
     command = start(":0", "127.0.0.1:1", "--watch", **options)
     command.address()
-    terminal.wait_for("0 live of")
+    terminal.wait_for("0 open of")
     command.process.send_signal(signal.SIGTERM)
     assert command.wait()[0] == 0
     terminal.wait_for("INFO 0 connections, ")

@@ -159,7 +159,7 @@ def test_on_reload_decides_on_open_connections(up, places, kind, word, is_cut):
         ("", "there are no tunnels"),
     ],
 )
-def test_an_invalid_file_changes_nothing(up, places, capfd, text, words):
+def test_an_invalid_file_changes_nothing(up, places, caplog, text, words):
     group = up(toml("one", places[0]))
     before = group.now("one")
     with first(group.connect("one"), b"a") as client:
@@ -170,7 +170,7 @@ def test_an_invalid_file_changes_nothing(up, places, capfd, text, words):
             assert error.value.status == 2
         assert repeats(client)
     assert group.now("one") == before
-    assert "nothing has changed" in capfd.readouterr().err
+    assert "reload: nothing has changed" in caplog.messages
     assert group.reload_figures[:3] == (0, 1, False)
 
 
@@ -537,7 +537,7 @@ def test_a_signal_starts_no_thread_while_another_one_has_not_begun(up, places, m
     wait_until(lambda: group.reload_figures.succeeded == 2)
 
 
-def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, capfd):
+def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, caplog):
     group = up(toml("one", places[0]))
     group._signals.reloading = frozenset({signal.SIGHUP})
     with first(group.connect("one"), b"a") as client:
@@ -547,7 +547,7 @@ def test_a_signal_to_reload_while_it_ends_cuts_no_connection(up, places, capfd):
         with pytest.raises(GroupOverError):
             group.reload()
         assert repeats(client)
-    assert capfd.readouterr().err.count("reload: relay is ending; start it again") == 2
+    assert caplog.messages.count("reload: relay is ending; start it again") == 2
 
 
 def test_a_tunnel_that_drains_is_opened_again_beside_it(up, places, port):
@@ -562,7 +562,7 @@ def test_a_tunnel_that_drains_is_opened_again_beside_it(up, places, port):
     wait_until(lambda: group.leaving == ())
 
 
-def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, capfd):
+def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, caplog):
     group = up(toml("one", places[0]))
     group._signals.reloading = frozenset({signal.SIGHUP})
 
@@ -572,7 +572,7 @@ def test_without_a_thread_a_signal_changes_nothing_and_relay_goes_on(up, places,
     with monkeypatch.context() as patched:
         patched.setattr("relay.cli.file_group.threading.Thread.start", start)
         group._on_signal(signal.SIGHUP)
-    assert "reload: can't start new thread; nothing has changed" in capfd.readouterr().err
+    assert "reload: can't start new thread; nothing has changed" in caplog.messages
     group.call(group._on_signal, signal.SIGHUP)
     wait_until(lambda: group.reload_figures.succeeded == 1)
 
@@ -585,7 +585,7 @@ def test_a_tunnel_that_has_no_file_cannot_be_reloaded(up, places):
         TunnelGroup.reload(group)
 
 
-def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, capfd):
+def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, places, monkeypatch, caplog):
     group = up(toml("one", places[0]))
     group._signals.reloading = frozenset({signal.SIGHUP})
 
@@ -595,6 +595,6 @@ def test_without_a_descriptor_a_signal_changes_nothing_and_relay_goes_on(up, pla
     with monkeypatch.context() as patched:
         patched.setattr(group, "reload", refuse)
         group._on_reload_signal()
-    assert "reload: relay/cli/reload.py: Too many open files; nothing has changed" in capfd.readouterr().err
+    assert "reload: relay/cli/reload.py: Too many open files; nothing has changed" in caplog.messages
     group.call(group._on_signal, signal.SIGHUP)
     wait_until(lambda: group.reload_figures.succeeded == 1)

@@ -11,7 +11,7 @@ COLUMNS = (
     Column("tunnel", least=12),
     Column("state"),
     Column("from → to", least=20),
-    Column("live", is_figure=True),
+    Column("open", is_figure=True),
     Column("received", is_figure=True),
     Column("received/s", optional=True, is_figure=True),
 )
@@ -23,7 +23,7 @@ ROWS = [
 
 
 def content(rows=ROWS, **more):
-    return Content(head=["2 of 2 tunnels listen"], columns=COLUMNS, rows=rows, foot=["3 live of 7 connections"], **more)
+    return Content(head=["2 of 2 tunnels listen"], columns=COLUMNS, rows=rows, foot=["3 open of 7 connections"], **more)
 
 
 def texts(made, width=80, height=24):
@@ -36,17 +36,17 @@ def texts(made, width=80, height=24):
 def test_where_there_is_room_all_of_it_is_shown():
     assert texts(content(), 130) == [
         "2 of 2 tunnels listen",
-        f"tunnel  state        {'from → to':66}  live  received  received/s",
+        f"tunnel  state        {'from → to':66}  open  received  received/s",
         f"db      up           {WAY:66}     3    1.2 MB       12 kB",
         f"web     backing off  {'127.0.0.1:8080 → 10.0.0.7:80':66}     0       0 B",
-        "3 live of 7 connections",
+        "3 open of 7 connections",
     ]
 
 
 @pytest.mark.parametrize("width", [80, 70, 60])
 def test_the_way_gives_way_first(width):
     _, title, first, second, _ = texts(content(), width)
-    assert title.split()[:2] == ["tunnel", "state"] and "live" in title and "received" in title
+    assert title.split()[:2] == ["tunnel", "state"] and "open" in title and "received" in title
     assert first.startswith("db ") and " up " in first and "127.0.0.1:5432 → " in first and "…" in first
     assert "1.2 MB" in first and "  3 " in first
     assert second.startswith("web ") and "backing off" in second and "0 B" in second
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_counted():
     assert len(lines) == 22
     shown = [line for line in lines if line.startswith("t") and not line.startswith("tunnel")]
     assert lines[-2] == f"and {50 - len(shown)} more"
-    assert lines[-1] == "3 live of 7 connections"
+    assert lines[-1] == "3 open of 7 connections"
     assert len(shown) == 18
     assert "more" not in "".join(texts(content(rows), 80, 53))
 

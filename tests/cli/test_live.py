@@ -262,7 +262,7 @@ def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen
             with far:
                 far.settimeout(WAIT)
                 exchange(client, far, b"x" * 1234)
-                busy = re.compile(r"t40 +up +127\.0\.0\.1.* 1 +1 +1\.2 kB +1\.2 kB +0\b")
+                busy = re.compile(r"t40 +listening +127\.0\.0\.1.* 1 +1 +1\.2 kB +1\.2 kB +0\b")
                 screen.wait_for_picture(lambda lines: any(busy.match(line) for line in lines))
                 screen.resize(80, 24)
                 shown = screen.wait_for_picture(
@@ -272,7 +272,7 @@ def test_fifty_tunnels_one_failed_and_a_terminal_that_shrinks(start, open_screen
                 assert any(line.startswith("taken: 127.0.0.1:") and "already in use" in line for line in shown)
                 command.process.send_signal(signal.SIGTERM)
                 screen.wait_for_picture(
-                    lambda lines: any(line.startswith("closing; 1 live, 30 s to finish;") for line in lines)
+                    lambda lines: any(line.startswith("closing; 1 open, 30 s to finish;") for line in lines)
                 )
                 command.process.send_signal(signal.SIGTERM)
         assert command.process.wait(WAIT) == 0
@@ -282,7 +282,7 @@ def _is_whole(lines, width):
     """Return whether there is one table, and nothing of another."""
     heads = [number for number, line in enumerate(lines) if line.startswith("49 of 50 tunnels")]
     titles = [number for number, line in enumerate(lines) if line.startswith("tunnel ")]
-    feet = [number for number, line in enumerate(lines) if " live of " in line]
+    feet = [number for number, line in enumerate(lines) if " open of " in line]
     return len(heads) == len(titles) == len(feet) == 1 and heads[0] + 1 == titles[0] < feet[0]
 
 
@@ -295,11 +295,11 @@ def test_two_hundred_connections_of_one_tunnel(start, open_screen, listener):
         for _ in range(200):
             stack.enter_context(socket.create_connection(address, timeout=WAIT))
             stack.enter_context(listener.accept()[0])
-        shown = screen.wait_for_picture(lambda lines: any("200 live of 200 connections" in line for line in lines))
+        shown = screen.wait_for_picture(lambda lines: any("200 open of 200 connections" in line for line in lines))
         rows = [line for line in shown if re.match(r"127\.0\.0\.1:\d+ +open", line)]
         assert len(rows) >= 10
         assert f"and {200 - len(rows)} more" in shown
-    shown = screen.wait_for_picture(lambda lines: any(line.startswith("0 live of 200") for line in lines))
+    shown = screen.wait_for_picture(lambda lines: any(line.startswith("0 open of 200") for line in lines))
     assert "last ended" in shown
     assert any(re.match(r"(done|client_reset|target_reset) after .* → ", line) for line in shown)
     command.process.send_signal(signal.SIGTERM)

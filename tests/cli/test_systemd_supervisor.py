@@ -81,7 +81,7 @@ def test_the_end_asks_for_time_again_and_again_while_connections_finish(up, targ
         assert client.recv(1) == b"a"
         group.stop()
         wait_until(lambda: manager.names().count("extend") >= 3)
-        assert manager.heard[1] == ("stopping", "closing; 1 live, 200 s to finish; again to end at once")
+        assert manager.heard[1] == ("stopping", "closing; 1 open, 200 s to finish; again to end at once")
         assert set(manager.heard[2:]) == {("extend", 30.0)}
 
 

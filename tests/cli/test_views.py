@@ -6,7 +6,7 @@ import pytest
 
 from relay.cli.fleet_table import lay_out
 from relay.cli.output import closing, size, summary, total
-from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, hop_state
+from relay.cli.views import FleetView, Rates, TunnelView, Watched, age, hop_state, shown_state
 from relay.engine.records import ConnectionRecord, Stats
 
 
@@ -71,7 +71,7 @@ def test_a_summary_and_a_sum():
 
 
 def test_the_end_says_how_to_end_at_once():
-    assert closing(3, 30) == "closing; 3 live, 30 s to finish; again to end at once"
+    assert closing(3, 30) == "closing; 3 open, 30 s to finish; again to end at once"
     assert closing(0, 30) == closing(3, 0) == "closing"
 
 
@@ -110,7 +110,7 @@ def test_a_tunnel_with_its_connections_their_rates_and_what_has_ended():
         "last ended",
         "done after 3.5 s: 10.0.0.1:1 → db:5432, 200 B received, 0 B sent",
         "refused after 3.0 s: 10.0.0.1:3 → db:5432, 0 B received, 0 B sent",
-        "2 live of 4 connections, 200 B received, 3.0 kB sent, 1 failed (1 refused); now 100 B/s received,",
+        "2 open of 4 connections, 200 B received, 3.0 kB sent, 1 failed (1 refused); now 100 B/s received,",
         "3.0 kB/s sent",
     ]
 
@@ -150,7 +150,7 @@ def test_hops_that_are_not_up_are_told():
 def test_while_it_closes_the_table_says_so():
     view = TunnelView(Fake(), "listening")
     view.closing = closing(1, 30)
-    assert view().head == ["listening", "closing; 1 live, 30 s to finish; again to end at once"]
+    assert view().head == ["listening", "closing; 1 open, 30 s to finish; again to end at once"]
     fleet = FleetView(list)
     fleet.closing = "closing"
     assert fleet().head == ["closing"]
@@ -158,8 +158,8 @@ def test_while_it_closes_the_table_says_so():
 
 def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
     members = [
-        Watched("quiet", "up", "a → b", "", Fake(), listens=True),
-        Watched("busy", "up", "c → d", "", Fake([record(1)], [record(2, reason="done")]), listens=True),
+        Watched("quiet", "listening", "a → b", "", Fake(), listens=True),
+        Watched("busy", "listening", "c → d", "", Fake([record(1)], [record(2, reason="done")]), listens=True),
         Watched("bad", "failed", "", "127.0.0.1:80: Address already in use; another program listens there"),
     ]
     content = FleetView(lambda: members)()
@@ -170,20 +170,22 @@ def test_of_many_tunnels_those_with_problems_and_the_busiest_stand_first():
     assert content.rows[1][3:8] == ["1", "2", "0 B", "0 B", "0"]
     lines = [line.text for line in lay_out(content, 80, 22)]
     assert lines[1].split()[:3] == ["tunnel", "state", "from"]
-    assert lines[3].startswith("busy    up      c → d")
+    assert lines[3].startswith("busy    listening  c → d")
 
 
 def test_fifty_tunnels_with_two_hundred_connections_at_80_by_24():
     way = "127.0.0.1:5432 → db.internal.example:5432 via ssh://me@bastion"
     tunnels = [Fake([record(n, received=123_456_789) for n in range(number % 9)]) for number in range(50)]
-    members = [Watched(f"tunnel-{number}", "up", way, "", one, listens=True) for number, one in enumerate(tunnels)]
+    members = [
+        Watched(f"tunnel-{number}", "listening", way, "", one, listens=True) for number, one in enumerate(tunnels)
+    ]
     members[7] = Watched("tunnel-7", "failed", "", "127.0.0.1:80: Address already in use")
     lines = [line.text for line in lay_out(FleetView(lambda: members)(), 80, 22)]
     assert len(lines) <= 22 and all(len(line) <= 80 for line in lines)
     assert any(line.startswith("and ") and line.endswith(" more") for line in lines)
     assert lines[2].startswith("tunnel-7") and "failed" in lines[2]
     busiest = lines[3]
-    assert busiest.startswith("tunnel-8") and " up " in busiest and "988 MB" in busiest and " 8 " in busiest
+    assert busiest.startswith("tunnel-8") and " listening " in busiest and "988 MB" in busiest and " 8 " in busiest
 
 
 def test_what_has_ended_is_told_once():
@@ -193,3 +195,17 @@ def test_what_has_ended_is_told_once():
     assert len(view().ended) == 3
     tunnel.ended += [record(number, age=number, reason="idle") for number in range(20)]
     assert [line.split()[0] for line in view().ended] == ["idle"] * 8
+
+
+@pytest.mark.parametrize(
+    ("state", "hops", "word"),
+    [
+        ("listening", "up", "listening"),
+        ("listening", "published", "listening"),
+        ("listening", "backing off", "backing off"),
+        ("paused", "backing off", "paused"),
+        ("opening", "up", "opening"),
+    ],
+)
+def test_one_word_for_the_state_of_a_tunnel(state, hops, word):
+    assert shown_state(state, hops) == word

@@ -115,7 +115,7 @@ def test_an_action_that_the_state_does_not_allow_is_a_conflict(app, double):
 def test_a_reload_that_is_rejected_says_why(app, double):
     double.rejection = "relay.toml:3: no"
     answer = app.http.post("/reload")
-    assert (answer.status_code, answer.json()) == (422, {"error": "relay.toml:3: no"})
+    assert (answer.status_code, answer.json()) == (422, {"error": "relay.toml:3: no", "problems": ["relay.toml:3: no"]})
 
 
 def test_a_dry_run_is_passed_on(app):

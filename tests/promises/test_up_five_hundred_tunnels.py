@@ -85,7 +85,7 @@ def test_a_signal_drains_all(up, serve):
     for client in clients:
         assert receive_exactly(client, 5) == b"first"
     command.process.send_signal(signal.SIGTERM)
-    assert f"closing; {len(clients)} live, 20 s to finish" in command.hear("closing")
+    assert f"closing; {len(clients)} open, 20 s to finish" in command.hear("closing")
     goes_on.set()
     for client in clients:
         assert receive_all(client) == b"last"

@@ -105,7 +105,7 @@ class Double:
     def reload(self, *, dry_run=False):
         self.at_reload()
         if self.rejection is not None:
-            raise RejectedError(self.rejection)
+            raise RejectedError(self.rejection.split("; "))
         return ReloadReport((Verdict("a", "tuned", "nconnect"), Verdict("b", "same")), dry_run)
 
     def set_log_level(self, level):

@@ -186,7 +186,8 @@ const tables = {
       show(parts.problem, problem);
       show(parts.reason, problem);
       const ready = row.state === "listening" && row.problem ? "bad" : TUNNEL_STATES[row.state] || "bad";
-      state(parts.word, row.state, ready);
+      const isUp = row.hops === "up" || row.hops === "published";
+      state(parts.word, row.state === "listening" && !isUp ? row.hops : row.state, ready);
       put(parts.since, duration(event.time - row.since));
       parts.since.title = `since ${moment(row.since)}`;
       parts.since.hidden = !row.since;

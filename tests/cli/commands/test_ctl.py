@@ -118,6 +118,8 @@ def test_reload_prints_what_changes(ctl, running, double):
     assert json.loads(ctl("reload", "--dry-run", "--json")[1])["dry_run"] is True
     double.rejection = "relay.toml:3: nonsense"
     assert ctl("reload") == (1, "", "relay: relay.toml:3: nonsense\n")
+    double.rejection = "relay.toml:3: nonsense; relay.toml:5: more of it"
+    assert ctl("reload") == (1, "", "relay: relay.toml:3: nonsense\nrelay: relay.toml:5: more of it\n")
 
 
 @pytest.mark.parametrize(

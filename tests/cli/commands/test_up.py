@@ -266,7 +266,7 @@ def test_a_signal_lets_the_connections_of_all_finish(start, connect, serve, numb
     for client in clients:
         assert receive_exactly(client, 5) == b"first"
     fleet.process.send_signal(number)
-    assert f"{number.name}: closing; 2 live, 30 s to finish" in fleet.command.hear("closing")
+    assert f"{number.name}: closing; 2 open, 30 s to finish" in fleet.command.hear("closing")
     for address in addresses:
         until_gone(address)
     goes_on.set()
@@ -289,8 +289,8 @@ def test_a_hang_up_reloads(start, make_file, connect, target):
     fleet.command.hear("reload: 1 of 2 tunnels changed")
     make_file("this is no TOML")
     fleet.process.send_signal(signal.SIGHUP)
-    assert fleet.command.hear("reload: ").startswith("relay: reload: ")
-    assert fleet.command.hear("reload: ") == "relay: reload: nothing has changed\n"
+    assert re.match(r"[0-9:]+ ERROR reload: ", fleet.command.hear("reload: "))
+    assert fleet.command.hear("reload: ").endswith(" ERROR reload: nothing has changed\n")
     assert says_hello(client)
     assert fleet.command.end()[0] == 0
 
@@ -418,7 +418,7 @@ def test_watch_shows_a_table_of_the_tunnels(start, connect, listener):
         with far:
             far.settimeout(WAIT)
             exchange(client, far)
-            terminal.wait_for("good", "bad", "1 live of 1 connection")
+            terminal.wait_for("good", "bad", "1 open of 1 connection")
         client.close()
         fleet.process.send_signal(signal.SIGTERM)
         terminal.wait_for("INFO 1 connection, ")

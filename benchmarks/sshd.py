@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .machine import LOOPBACK, Process, compiled, free_port, program, run
 
-__all__ = ["Server", "delayed", "ssh_server"]
+__all__ = ["Server", "delayed", "linked", "ssh_server"]
 
 DELAY = 50  # milliseconds each way
 MBITS = 1000
@@ -63,16 +63,29 @@ def ssh_server(directory: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def delayed(server: Server) -> Iterator[Server]:
+def delayed(server: Server, milliseconds: int = DELAY) -> Iterator[Server]:
     """The same server at the far end of a long link: 100 ms there and back, 1 Gbit/s.
 
     :param server: the server.
+    :param milliseconds: of the link, each way.
+    """
+    with linked(server.port, milliseconds, server.key.parent) as port:
+        yield _known(replace(server, port=port))
+
+
+@contextmanager
+def linked(there: int, milliseconds: int, directory: Path) -> Iterator[int]:
+    """A port of 127.0.0.1 at the far end of a long link; returns its port at this end.
+
+    :param there: its port.
+    :param milliseconds: of the link, each way.
+    :param directory: for the program and its log.
     """
     port = free_port()
-    delay = compiled(Path(__file__).parent / "c" / "delay.c", server.key.parent)
-    arguments = [delay, str(port), str(server.port), str(DELAY), str(MBITS)]
-    with Process(arguments, port, server.key.with_name("delay.log")):
-        yield _known(replace(server, port=port))
+    delay = compiled(Path(__file__).parent / "c" / "delay.c", directory)
+    arguments = [delay, str(port), str(there), str(milliseconds), str(MBITS)]
+    with Process(arguments, port, directory / "delay.log"):
+        yield port
 
 
 def _known(server: Server) -> Server:

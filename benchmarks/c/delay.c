@@ -2,6 +2,8 @@
  *
  *     delay LISTEN_PORT TARGET_PORT MILLISECONDS MBITS        (both on 127.0.0.1; the delay is of each direction)
  *
+ * A connect costs a round trip, as it does on a long link: what either end sends first waits for TCP's handshake.
+ *
  * Its queue has no bound, as a link has no say in what its ends keep in flight: it reads at once whatever comes, and so
  * TCP's own windows play no part, only those of the protocol above it.
  */
@@ -29,6 +31,7 @@ struct chunk {
 
 struct direction {      /* one thread reads and one writes */
     int from, to;
+    long open;          /* when its sender knows of the connection */
     struct link *link;
     pthread_mutex_t lock;
     pthread_cond_t filled;
@@ -72,6 +75,8 @@ static void *reads(void *argument) {
             err(1, "the queue");
         size = recv(way->from, chunk->bytes, CHUNK, 0);
         long time = now();
+        if (time < way->open)
+            time = way->open;
         free_at = (free_at > time ? free_at : time) + (size > 0 ? size * SECOND / bytes_per_second : 0);
         *chunk = (struct chunk){.due = free_at + delay, .size = size > 0 ? size : 0};
         chunk = realloc(chunk, sizeof *chunk + chunk->size);
@@ -115,9 +120,9 @@ static void *writes(void *argument) {
     return NULL;
 }
 
-static void carry(struct direction *way, int from, int to, struct link *link) {
+static void carry(struct direction *way, int from, int to, long open, struct link *link) {
     pthread_t thread;
-    *way = (struct direction){.from = from, .to = to, .link = link, .lock = PTHREAD_MUTEX_INITIALIZER,
+    *way = (struct direction){.from = from, .to = to, .open = open, .link = link, .lock = PTHREAD_MUTEX_INITIALIZER,
                               .filled = PTHREAD_COND_INITIALIZER, .last = &way->first};
     if (pthread_create(&thread, NULL, reads, way) || pthread_detach(thread) || pthread_create(&thread, NULL, writes, way) ||
         pthread_detach(thread))
@@ -144,8 +149,9 @@ int main(int count, char **words) {
         setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         setsockopt(server, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         link->threads = 4;
-        carry(&link->up, client, server, link);
-        carry(&link->down, server, client, link);
+        long begun = now();     /* SYN, SYN-ACK and ACK take the delay each */
+        carry(&link->up, client, server, begun + 2 * delay, link);
+        carry(&link->down, server, client, begun + 3 * delay, link);
     }
     err(1, "accept");
 }

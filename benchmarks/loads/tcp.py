@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
@@ -15,10 +17,10 @@ from typing import Any
 import trustme
 
 from ..jobs import DIRECT, HELD, Job, Target
-from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
+from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, relay_command, run
 from ..peers.i2p import World
 from ..peers.tcp import PEERS, STATUS, inside
-from ..sshd import Server, delayed, ssh_server
+from ..sshd import DELAY, Server, delayed, linked, ssh_server
 from .crowd import Crowd
 from .status import scraped_each_second
 
@@ -61,6 +63,18 @@ TLS = """ssl_certificate server.pem;
         ssl_protocols TLSv1.2 TLSv1.3;
         ssl_session_tickets {tickets};
         access_log reused.log reused;"""
+
+ENDS_TLS = """global
+    maxconn 1000
+defaults
+    mode tcp
+    timeout connect 30s
+    timeout client 1h
+    timeout server 1h
+listen target
+    bind {address} ssl crt both.pem
+    server target 127.0.0.1:{port}
+"""
 
 
 @dataclass
@@ -196,14 +210,15 @@ class Lab:
             yield Target(job.port)
 
     @contextmanager
-    def ssh_server(self, *, far: bool = False) -> Iterator[Server]:
+    def ssh_server(self, *, far: bool = False, milliseconds: int = DELAY) -> Iterator[Server]:
         """A real SSH server.
 
         :param far: whether it is at the far end of a long link.
+        :param milliseconds: of that link, each way.
         """
         with (
             ssh_server(self._job(Target(0)).directory) as server,
-            delayed(server) if far else nullcontext(server) as it,
+            delayed(server, milliseconds) if far else nullcontext(server) as it,
         ):
             yield it
 
@@ -217,6 +232,61 @@ class Lab:
     def crowd(self, kind: str, port: int, count: int) -> Crowd:
         """Connections that are held while something else is measured; the parameters are those of :class:`Crowd`."""
         return Crowd(self._crowd(), kind, port, count)
+
+    @contextmanager
+    def long_link(self, target: Target, milliseconds: int) -> Iterator[Target]:
+        """The same target at the far end of a long link.
+
+        :param target: on this machine.
+        :param milliseconds: of the link, each way.
+        """
+        with linked(target.port, milliseconds, self._job(Target(0)).directory) as port:
+            yield replace(target, port=port)
+
+    @contextmanager
+    def over_tls(self, target: Target) -> Iterator[Target]:
+        """HAProxy, which ends TLS in front of a target; for loads that are no HTTP."""
+        job = self._job(target)
+        ca = self._certified(job)
+        configuration = job.write("target.cfg", ENDS_TLS.format(address=f"{LOOPBACK}:{job.port}", port=target.port))
+        arguments = [program("haproxy"), "-db", "-C", str(job.directory), "-f", configuration]
+        with Process(arguments, job.port, job.directory / "log"):
+            yield Target(job.port, ca)
+
+    def _certified(self, job: Job) -> Path:
+        """Write a certificate for ``localhost`` into the directory of a job; return the file of its authority."""
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost")
+        authority.cert_pem.write_to_path(str(job.directory / "ca.pem"))
+        certificate.private_key_pem.write_to_path(str(job.directory / "server.key"))
+        for pem in certificate.cert_chain_pems:
+            pem.write_to_path(str(job.directory / "server.pem"), append=True)
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(job.directory / "both.pem"))  # as HAProxy reads it
+        return job.directory / "ca.pem"
+
+    @contextmanager
+    def i2p_bridge(self, target: Target, milliseconds: int) -> Iterator[tuple[str, int]]:
+        """The embedded SAM bridge at the far end of a long link, and a destination there that leads to a target.
+
+        :param target: on this machine.
+        :param milliseconds: of the link, each way.
+        :returns: the destination, and the port of the bridge at this end of the link.
+        """
+        job = self._job(target)
+        bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(job.port)]
+        there = f"i2p:?sam={LOOPBACK}:{job.port}&keys={job.directory / 'keys.dat'}"
+        expose = [relay_command(), "expose", f"{LOOPBACK}:{target.port}", "--on", there]
+        with ExitStack() as stack:
+            stack.enter_context(Process(bridge, job.port, job.directory / "log"))
+            server = stack.enter_context(
+                subprocess.Popen(expose, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(server.kill)
+            assert server.stdout is not None
+            address = server.stdout.readline().decode().split()[0]
+            if not server.stdout.readline().startswith(b"published"):
+                raise MeasurementError("the destination was not published")
+            yield address, stack.enter_context(linked(job.port, milliseconds, job.directory))
 
     @contextmanager
     def web_server(self, connections: int = HELD) -> Iterator[Target]:
@@ -235,16 +305,11 @@ class Lab:
         :param tickets: whether sessions can be resumed.
         """
         job = self._job(Target(0))
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost")
-        authority.cert_pem.write_to_path(str(job.directory / "ca.pem"))
-        certificate.private_key_pem.write_to_path(str(job.directory / "server.key"))
-        for pem in certificate.cert_chain_pems:
-            pem.write_to_path(str(job.directory / "server.pem"), append=True)
+        ca = self._certified(job)
         with (job.directory / "file").open("wb") as file:
             file.truncate(FILE)
         with self._nginx(job, " ssl backlog=4096", TLS.format(tickets="on" if tickets else "off")):
-            yield Target(job.port, job.directory / "ca.pem"), job.directory / "reused.log"
+            yield Target(job.port, ca), job.directory / "reused.log"
 
     def _nginx(self, job: Job, options: str, tls: str) -> Process:
         address = f"{LOOPBACK}:{job.port}"

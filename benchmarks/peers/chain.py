@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ..jobs import Job, Peer
 from ..machine import LOOPBACK, UnavailableError, program, relay_command
 from ..sshd import Server
-from .ssh import AES_GCM
+from .ssh import AES_GCM, WARM
 
 __all__ = ["PEERS", "configured"]
 
@@ -58,9 +58,9 @@ def _pipe(backend: str = "") -> Callable[[Job], list[str]]:
     return start
 
 
-def _forward(backend: str) -> Callable[[Job], list[str]]:
+def _forward(backend: str, *options: str) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
-        return [relay_command(), "forward", f"{LOOPBACK}:{job.port}", _place(job), *_via(job, backend)]
+        return [relay_command(), "forward", *options, f"{LOOPBACK}:{job.port}", _place(job), *_via(job, backend)]
 
     return start
 
@@ -102,6 +102,7 @@ PEERS = {
     "pipe-openssh": Peer("relay pipe, openssh", _pipe("openssh")),
     "pipe-ssh": Peer("ssh -W", _ssh_pipe),
     "chain-paramiko": Peer("relay, paramiko", _forward("paramiko")),
+    "chain-warm": Peer(f"relay, paramiko, warm = {WARM[1]}", _forward("paramiko", *WARM)),
     "chain-openssh": Peer("relay, openssh", _forward("openssh")),
     "chain-ssh": Peer("ssh -J, AES-GCM", _ssh_forward),
     "chain-asyncssh": Peer("asyncssh", _asyncssh),

@@ -11,10 +11,11 @@ from urllib.parse import quote
 from ..jobs import Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, free_port, program, relay_command
 
-__all__ = ["PEERS", "url"]
+__all__ = ["PEERS", "WARM", "url"]
 
 SOURCES = Path(__file__).parents[1] / "c"
 AES_GCM = "aes128-gcm@openssh.com"
+WARM = ("--warm", "4")  # more than come while a stream is opened
 
 
 def url(job: Job, backend: str) -> str:
@@ -26,10 +27,10 @@ def url(job: Job, backend: str) -> str:
     return f"ssh://{server.user}@{LOOPBACK}:{server.port}?backend={backend}&{options}"
 
 
-def _relay(backend: str) -> Callable[[Job], list[str]]:
+def _relay(backend: str, *options: str) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
         listen, target = f"{LOOPBACK}:{job.port}", f"{LOOPBACK}:{job.target.port}"
-        return [relay_command(), "forward", listen, target, "--via", url(job, backend)]
+        return [relay_command(), "forward", *options, listen, target, "--via", url(job, backend)]
 
     return start
 
@@ -85,6 +86,8 @@ def _spawn(job: Job) -> list[str]:
 PEERS = {
     "ssh-paramiko": Peer("relay, paramiko", _relay("paramiko")),
     "ssh-openssh": Peer("relay, openssh", _relay("openssh")),
+    "ssh-warm": Peer(f"relay, paramiko, warm = {WARM[1]}", _relay("paramiko", *WARM)),
+    "ssh-warm-openssh": Peer(f"relay, openssh, warm = {WARM[1]}", _relay("openssh", *WARM)),
     "ssh": Peer("ssh -L", _ssh()),
     "ssh-gcm": Peer("ssh -L, AES-GCM", _ssh("-c", AES_GCM)),
     "ssh-c": Peer("C relay in front of ssh -L, AES-GCM", _behind_c),

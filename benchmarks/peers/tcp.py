@@ -9,6 +9,7 @@ from pathlib import Path
 from ..jobs import DIRECT, Job, Peer
 from ..machine import LOOPBACK, UnavailableError, compiled, program, relay_command
 from . import chain, socks, ssh, zmq
+from .ssh import WARM
 
 __all__ = ["PACKAGES", "PEERS", "STATUS", "VERSIONS", "inside"]
 
@@ -131,6 +132,7 @@ def _direct(job: Job) -> list[str]:
 
 PEERS = {
     "relay": Peer("relay", _relay()),
+    "relay-warm": Peer(f"relay, warm = {WARM[1]}", _relay(*WARM)),
     "relay-limits": Peer("relay, limits set", _relay(*LIMITS)),
     "relay-status": Peer("relay, scraped each second", _relay_with_status),
     "haproxy": Peer("HAProxy", _haproxy("", "option splice-auto")),
@@ -151,6 +153,7 @@ PEERS = {
     **socks.PEERS,
     **zmq.PEERS,
     "i2p-relay": Peer("relay", _started_with_the_network),
+    "i2p-warm": Peer(f"relay, warm = {WARM[1]}", _started_with_the_network),
     "i2pd": Peer("i2pd's own tunnels", _started_with_the_network),
     "i2p-raw": Peer("SAM, nothing between", _started_with_the_network),
     DIRECT: Peer("none (direct)", _direct),

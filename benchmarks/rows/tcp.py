@@ -11,7 +11,7 @@ from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import chain, growth, i2p, operations, socks, ssh, up, zmq
+from . import chain, growth, i2p, operations, socks, ssh, up, warm, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -109,6 +109,7 @@ TABLES = {
     "up": "Many tunnels in one process",
     "operations": "Status and metrics",
     **growth.TABLES,
+    "warm": "Streams that are ready: the first byte over a link of 50 ms",
 }
 ROWS = {
     "bulk-1": Row("bulk, 1 stream", "tcp", (*RELAYS, DIRECT), BULK, partial(bulk, streams=1)),
@@ -203,4 +204,5 @@ ROWS = {
     **up.ROWS,
     **operations.ROWS,
     **growth.ROWS,
+    **warm.ROWS,
 }

@@ -298,7 +298,7 @@ def _finished(record: ConnectionRecord) -> str:
     return (
         f"{format_address(record.peer) or 'a local client'} → {record.target or 'nowhere'}: "
         f"{record.reason} after {record.age:.3f} s, "
-        f"{size(record.received)} received, {size(record.sent)} sent, {record.engine}"
+        f"{size(record.received)} received, {size(record.sent)} sent, {record.engine}{', warm' if record.warm else ''}"
     )
 
 

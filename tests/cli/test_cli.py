@@ -278,6 +278,22 @@ def test_at_most_nconnect_connections_at_one_time(start, connect, listener):
         assert receive_exactly(far, 6) == b"second"
 
 
+def test_a_stream_is_open_before_its_client(start, connect, listener):
+    command = start(":0", "{}:{}".format(*listener.getsockname()), "--warm", "1", "--warm-for", "1h", "-v")
+    far, _ = listener.accept()
+    with far:
+        far.settimeout(WAIT)
+        far.sendall(b"hello")
+        address = command.address()
+        client = connect(address)
+        assert receive_exactly(client, 5) == b"hello"
+        exchange(client, far)
+        client.close()
+        assert receive_all(far) == b""
+    assert ", warm" in command.hear("done after")
+    assert command.end()[0] == 0
+
+
 def test_it_takes_all_the_descriptors_that_the_system_allows(start):
     soft = ["sh", "-c", 'ulimit -Sn 64; exec "$0" "$@"']
     command = start(":0", "127.0.0.1:1", prefix=soft)
@@ -296,6 +312,11 @@ WRONG = {
     ("forward", ":0", "h:1", "--vai", "x"): "--vai: no such option; did you mean --via? See relay forward --help",
     ("forward", ":0", "h:1", "--nconnect", "0"): "--nconnect: must be at least 1, or -1 for no limit, got '0'",
     ("forward", ":0", "h:1", "--nconnect", "many"): "--nconnect",
+    ("forward", ":0", "h:1", "--warm", "-1"): "--warm: must be a whole number from 0 to 1024, got '-1'",
+    ("forward", ":0", "h:1", "--warm", "few"): "--warm: must be a whole number from 0 to 1024, got 'few'",
+    ("forward", ":0", "h:1", "--warm-for", "0"): "--warm-for: must be greater than 0, got 0",
+    ("forward", ":0", "h:1", "--warm-for", "inf"): "--warm-for: must have a limit, got inf",
+    ("socks", ":0", "--warm", "1"): "--warm: no such option",
     ("forward", ":0", "h:1", "--timeout", "-1"): "--timeout: must not be negative, got -1; leave the option out",
     ("forward", ":0", "h:1", "--timeout", "nan"): "--timeout: expected a time such as 90, 1.5s, 10m or 2h, got 'nan'",
     ("forward", ":0", "h:1", "--timeout"): "--timeout: value missing",

@@ -82,6 +82,19 @@ def test_tuned_is_in_force_for_new_connections_and_its_idle_timeout_for_live_one
     assert group.now("one").plan.options.idle_timeout == 0.2
 
 
+def test_warm_changes_in_place(up, places):
+    group = up(toml("one", places[0]))
+    tunnel = group.tunnel("one")
+    with first(group.connect("one"), b"a") as client:
+        assert group.rewrite(toml("one", places[0], "warm = 2")) == {"one": "tuned"}
+        wait_until(lambda: tunnel.metrics().warm.ready == 2)
+        with first(group.connect("one"), b"a"):
+            assert tunnel.stats().warm_hits == 1
+        assert group.rewrite(toml("one", places[0])) == {"one": "tuned"}
+        assert tunnel.metrics().warm.ready == 0
+        assert repeats(client)
+
+
 def test_rerouted_keeps_the_socket_and_the_open_connections(up, places):
     group = up(toml("one", places[0]))
     address, tunnel = group.tunnel("one").address, group.tunnel("one")

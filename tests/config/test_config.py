@@ -71,6 +71,12 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
     )
 
 
+def test_the_default_of_warm_is_not_for_proxies(read):
+    found = read("[defaults]\nwarm = 2\n" + T + "[tunnels.proxy]\nlisten = 'socks5://127.0.0.1:0'\n")
+    assert found.problems.in_order() == []
+    assert [(entry.name, entry.tunnel.warm) for entry in found.entries] == [("t", 2), ("proxy", None)]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -95,6 +101,15 @@ def test_the_defaults_hold_where_a_tunnel_says_nothing(read):
         (T + "drain = nan", "4: tunnels.t.drain: must be at least 0, got nan"),
         (T + "nconnect = 0", "4: tunnels.t.nconnect: must be at least 1, got 0; use -1 for no limit"),
         (T + "nconnect = 1.0", "4: tunnels.t.nconnect: expected a whole number"),
+        (T + "warm = -1", "4: tunnels.t.warm: must be from 0 to 1024, got -1; use 0 for none"),
+        (T + "warm = 1.5", "4: tunnels.t.warm: expected a whole number"),
+        (T + "warm_for = 0", "4: tunnels.t.warm_for: must be greater than 0, got 0"),
+        (T + "warm_for = 'none'", "4: tunnels.t.warm_for: expected a number of seconds"),
+        (T + "warm_for = inf", "4: tunnels.t.warm_for: must have a limit, got inf; use 30 seconds"),
+        (
+            "[tunnels.t]\nlisten = 'socks5://:0'\nwarm = 1",
+            "3: tunnels.t.warm: the clients of a proxy name their targets, so none can be opened before; leave it out",
+        ),
         (T + "required = 1", "4: tunnels.t.required: expected true or false, got a number"),
         (T + "via = 'i2p:'", '4: tunnels.t.via: expected a list such as ["…", "…"], got text'),
         (T + "via = [\n'i2p:',\n5]", "6: tunnels.t.via[1]: expected text in quotes, got a number"),

@@ -198,6 +198,24 @@ def test_a_lost_carrier_takes_its_streams_along_and_brings_new_ones(mortal_far_e
     assert not [record for record in caplog.records if "no stream is ready" in record.getMessage()]
 
 
+@pytest.mark.parametrize("personality", ["i2p_double", "java_double"])
+def test_over_i2p(personality, request, relayed):
+    world = request.getfixturevalue(personality)
+    with socket.create_server(("127.0.0.1", 0)) as target:
+        target.settimeout(WAIT)
+        with world.serve(target.getsockname()[1]) as server:
+            rig = relayed(relay.target(f"i2p://{server.dest}?sam={world.client}"), warm=1, timeout=None)
+            with target.accept()[0] as far:
+                far.settimeout(WAIT)
+                ready(rig.tunnel, 1)
+                client = rig.client()
+                exchange(client, far)
+                assert hits(rig.tunnel) == (1, 0)
+                (record,) = rig.tunnel.connections()
+                assert record.carrier and record.warm
+                client.close()
+
+
 def test_in_a_child_process(echo_server):
     target = "{}:{}".format(*echo_server.address)
     with relay.spawn(":0", target, warm=2) as tunnel:

@@ -213,6 +213,7 @@ def test_the_keys_at_the_top_are_checked_as_relay_up_does(checked, tmp_path, key
 LINES = [
     "forward 5432 db:5432",
     "forward :0 db:5432 --via ssh://me@bastion --via ssh://me@inner?keyfile=k --nconnect 3 --linger 0 --drain 1.5",
+    "forward :0 db:5432 --warm 3 --warm-for 10",
     "forward 'tls://0.0.0.0:443?cert=c.pem&key=k.pem' unix:///run/app.sock --timeout 5 --idle-timeout 6",
     "forward 8080 i2p://name.i2p --sam 127.0.0.1:7657 --connect-timeout 7",
     "forward 8080 name.i2p:80 --via ssh://me@bastion --via i2p: --sam 127.0.0.1:7657",
@@ -222,6 +223,7 @@ LINES = [
     "forward 8080 'exec:cat -'",
     "expose 127.0.0.1:8000 --on ssh://me@server --via ssh://me@bastion",
     "expose 127.0.0.1:8000 --on i2p",
+    "expose 127.0.0.1:8000 --on i2p --warm 1",
     "expose 127.0.0.1:8000 --on i2p --transient --sam 127.0.0.1:7657",
     "expose 127.0.0.1:8000 --on 'i2p:?in_depth=1' --session name --deny a.txt --deny b.txt",
     "expose unix:///run/app.sock --on i2p: --keys a.dat --allow b.txt",

@@ -12,6 +12,7 @@ from click.shell_completion import ShellComplete
 from instance_double import Double, served
 
 from relay.cli import app as cli
+from relay.engine.records import Stats
 from relay.operations import runtime
 
 
@@ -64,6 +65,13 @@ def test_list_shows_each_tunnel(ctl, running, double):
     assert rows[2] == ["b", "failed", ":3", "→", "anywhere", "via", "ssh://me@x"]
     assert out.splitlines()[3] == "b: wrong key"
     assert [tunnel["name"] for tunnel in json.loads(ctl("list", "--json")[1])["tunnels"]] == ["a", "b"]
+
+
+def test_list_shows_how_many_clients_got_a_warm_stream(ctl, running, double):
+    assert "warm" not in ctl("list")[1]
+    double.change("b", figures=Stats(9, 0, 0, 0, {}, warm_hits=5, warm_misses=3))
+    rows = [line.split() for line in ctl("list")[1].splitlines()]
+    assert (rows[0][-1], rows[1][-1], rows[2][-1]) == ("warm", "2", "5/8")
 
 
 def test_connections_are_those_of_all_tunnels_or_of_one(ctl, running, double):

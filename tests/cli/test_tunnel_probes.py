@@ -1,38 +1,126 @@
-"""``relay.cli.tunnel_probes``: what an opening tunnel costs the others."""
+"""``relay.cli.tunnel_probes``: which tunnels have a probe, and what it is; nothing is probed here."""
 
 from __future__ import annotations
 
-from relay.addresses.parse import parse_listen, parse_target
-from relay.cli.member import MemberState, Snapshot
+from types import SimpleNamespace
+
+import pytest
+
+from relay.cli.member import MemberState
 from relay.cli.options import Options
-from relay.cli.plan import make_plan
+from relay.cli.preflight import Routes
 from relay.cli.tunnel_probes import TunnelProbes
+from relay.operations import probing
+
+TARGET = [((), "t:1")]
+ANYWHERE = [((), None)]
 
 
-class Group:
-    """A group that counts how often all of its tunnels are looked at."""
-
-    def __init__(self):
-        self.looks = 0
-
-    @property
-    def members(self):
-        self.looks += 1
-        return ()
+def member(name="a", *, state=MemberState.LISTENING, out=TARGET, is_open=True, **options):
+    plan = SimpleNamespace(options=Options(**options), routes=Routes(":1", out=out))
+    dial = SimpleNamespace(target="t:1")
+    opened = SimpleNamespace(make_send=dial) if is_open else None
+    return SimpleNamespace(name=name, plan=plan, opened=opened, state=state)
 
 
-def snapshot(**options):
-    plan = make_plan(parse_listen(":0"), parse_target("localhost:1"), Options(**options), name="one")
-    return Snapshot(plan, state=MemberState.LISTENING)
+class Prober:
+    """The prober: notes its targets each time that it is woken."""
+
+    def __init__(self, targets):
+        self.targets = targets
+        self.seen = []
+        self.is_closed = False
+
+    def wake(self):
+        self.seen.append([*self.targets()])
+
+    def status(self, name):
+        return "known" if name == "known" else None
+
+    def close(self):
+        self.is_closed = True
 
 
-def test_a_tunnel_that_opens_is_looked_at_alone():
-    """Thousands open one after the other: a look at all of them each time took most of the time to start."""
-    group = Group()
-    probes = TunnelProbes(group)
-    for _ in range(10):
-        group.on_change([snapshot(), snapshot(probe="none")])
-    assert group.looks == 0
-    group.on_change([snapshot(), snapshot(probe="connect")])
-    assert group.looks == 1
+@pytest.fixture
+def probers(monkeypatch):
+    made = []
+
+    def make(targets):
+        made.append(Prober(targets))
+        return made[-1]
+
+    monkeypatch.setattr(probing, "Prober", make)
+    return made
+
+
+def probes_of(*members):
+    group = SimpleNamespace(members=members, on_change=None)
+    return TunnelProbes(group), lambda: group.on_change(members)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"probe": "none"}, {"probe": "connect", "out": ANYWHERE}, {"probe": "connect", "out": []}]
+)
+def test_a_tunnel_without_a_probe_starts_nothing(probers, fields):
+    made = member(**fields)
+    probes, change = probes_of(made)
+    change()
+    assert probers == []
+    assert probes.status(made) is None
     probes.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "is_open", "count"),
+    [
+        (MemberState.LISTENING, True, 1),
+        (MemberState.PAUSED, True, 1),
+        (MemberState.DRAINING, True, 0),
+        (MemberState.OPENING, False, 0),
+    ],
+)
+def test_a_tunnel_is_probed_while_it_has_its_listener(probers, state, is_open, count):
+    _, change = probes_of(member(state=state, is_open=is_open, probe="banner"), member("b"))
+    change()
+    assert [len(seen) for seen in probers[0].seen] == [count]
+
+
+@pytest.mark.parametrize(
+    ("options", "interval", "timeout"),
+    [
+        ({}, probing.DEFAULT_INTERVAL, probing.DEFAULT_INTERVAL),
+        ({"probe_interval": 5.0}, 5.0, 5.0),
+        ({"probe_interval": 5.0, "connect_timeout": 2.0}, 5.0, 2.0),
+        ({"connect_timeout": 60.0}, probing.DEFAULT_INTERVAL, probing.DEFAULT_INTERVAL),
+    ],
+)
+def test_a_probe_ends_before_the_next_one_and_with_the_connect_timeout(probers, options, interval, timeout):
+    _, change = probes_of(member(probe="http://path", **options))
+    change()
+    [target] = probers[0].seen[0]
+    assert (target.name, target.kind, target.interval, target.timeout, target.host) == (
+        "a",
+        "http",
+        interval,
+        timeout,
+        "t:1",
+    )
+
+
+def test_one_prober_serves_all_changes_and_is_closed(probers):
+    probes, change = probes_of(member(probe="connect"))
+    change()
+    change()
+    probes.close()
+    [prober] = probers
+    assert len(prober.seen) == 2
+    assert prober.is_closed
+
+
+def test_the_status_before_the_first_probe(probers):
+    made = member(probe="http://path", probe_interval=5.0)
+    probes, change = probes_of(made)
+    assert (probes.status(made).kind, probes.status(made).interval) == ("http", 5.0)
+    assert probes.status(made).finished is None
+    change()
+    assert probes.status(member("known", probe="connect")) == "known"

@@ -1,0 +1,148 @@
+"""``relay.cli.ctl_tables``: the lines and tables of ``relay ctl``, from values."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from relay.cli import ctl_tables
+from relay.cli.ctl_tables import print_carriers, print_connections, print_tunnels, status_lines, verdict_lines
+
+INSTANCE = {
+    "version": "1",
+    "pid": 7,
+    "config": "/etc/relay.toml",
+    "draining": False,
+    "started": 0.0,
+    "log_level": "info",
+}
+FIGURES = {"active": 1, "accepted": 12, "received": 1500, "sent": 0, "failed": {"refused": 2, "idle": 1}}
+TUNNEL = {
+    "name": "db", "state": "listening", "hops": "up", "listen": ":1", "target": "t:2", "via": [], "problem": "",
+    "probe": None, "figures": FIGURES,
+}  # fmt: skip
+CONNECTION = {
+    "id": "c1", "tunnel": "db", "peer": "10.0.0.1:2", "target": "t:2", "state": "open", "reason": None, "age": 3.0,
+    "received": 1500, "sent": 0,
+}  # fmt: skip
+CARRIER = {
+    "name": "ssh://me@x", "kind": "ssh", "state": "up", "since": 0.0, "streams": 2, "losses": 1, "rtt": 0.0123,
+    "error": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def printed(capsys):
+    """Return the lines that were printed, each as its words."""
+    return lambda: [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_lines_of_a_process(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 65.0)
+    waiting = {**TUNNEL, "name": "web", "state": "waiting", "problem": "no route\x1b[2J"}
+    first, second, third, problem = status_lines(INSTANCE, [TUNNEL, waiting])
+    assert first == "relay 1, process 7, /etc/relay.toml"
+    assert second.endswith(", log level info")
+    assert third == "1 of 2 tunnels listen"
+    assert problem.startswith("web: no route")
+    assert "\x1b" not in problem
+
+
+def test_a_process_that_drains_without_a_file():
+    assert next(status_lines({**INSTANCE, "config": "", "draining": True}, [])) == (
+        "relay 1, process 7, a command line, draining"
+    )
+
+
+def test_a_tunnel_is_a_row(printed):
+    print_tunnels([{**TUNNEL, "via": ["ssh://me@x", "i2p:"]}])
+    head, row = printed()
+    assert head == ["tunnel", "state", "from", "→", "to", "open", "total", "received", "sent", "failed"]
+    assert row == [
+        "db",
+        "listening",
+        ":1",
+        "→",
+        "t:2",
+        "via",
+        "ssh://me@x,",
+        "i2p:",
+        "1",
+        "12",
+        "1.5",
+        "kB",
+        "0",
+        "B",
+        "3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [({"hops": "backing off"}, "backing off"), ({"state": "paused", "hops": "backing off"}, "paused")],
+)
+def test_the_state_of_a_tunnel_whose_carrier_is_not_up(printed, fields, state):
+    print_tunnels([{**TUNNEL, **fields, "figures": None}])
+    assert printed()[1] == f"db {state} :1 → t:2".split()
+
+
+def test_the_problems_are_below_the_table(printed):
+    print_tunnels([{**TUNNEL, "problem": "one", "probe": {"problem": "two"}}])
+    assert printed()[2:] == [["db:", "one"], ["db:", "two"]]
+
+
+@pytest.mark.parametrize(
+    ("ended", "fields", "title", "cell"),
+    [(False, {}, "state", "open"), (True, {"state": "closed", "reason": "idle"}, "reason", "idle")],
+)
+def test_a_connection_is_a_row(printed, ended, fields, title, cell):
+    print_connections([{**CONNECTION, **fields}], ended=ended)
+    head, row = printed()
+    assert head == ["id", "tunnel", "client", "target", title, "age", "received", "sent"]
+    assert row == ["c1", "db", "10.0.0.1:2", "t:2", cell, "3.0", "s", "1.5", "kB", "0", "B"]
+
+
+def test_a_client_without_an_address_and_a_target_that_is_not_known(printed):
+    print_connections([{**CONNECTION, "peer": "", "target": None}])
+    assert printed()[1][:6] == ["c1", "db", "a", "local", "client", "open"]
+
+
+def test_a_carrier_is_a_row_and_its_error_a_line(printed, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 3.0)
+    print_carriers([CARRIER, {**CARRIER, "state": "backing off", "rtt": None, "error": "no route"}])
+    head, up, down, error = printed()
+    assert head == ["carrier", "kind", "state", "age", "streams", "losses", "rtt"]
+    assert up == ["ssh://me@x", "ssh", "up", "3.0", "s", "2", "1", "12.3", "ms"]
+    assert down == ["ssh://me@x", "ssh", "backing", "off", "3.0", "s", "2", "1"]
+    assert error == ["ssh://me@x:", "no", "route"]
+
+
+def test_what_a_reload_changes():
+    verdicts = [
+        {"name": "a", "verdict": "same", "detail": ""},
+        {"name": "b", "verdict": "tuned", "detail": "nconnect"},
+        {"name": "c", "verdict": "gone", "detail": ""},
+    ]
+    keys = [
+        {"key": "status", "remedy": "", "effect": "moved"},
+        {"key": "sandbox", "remedy": "restart relay", "effect": ""},
+    ]
+    assert [*verdict_lines(verdicts, keys)] == [
+        "key status: moved",
+        "key sandbox: restart relay",
+        "b: tuned (nconnect)",
+        "c: gone",
+    ]
+    assert [*verdict_lines(verdicts[:1])] == ["nothing has changed"]
+
+
+def test_a_narrow_terminal_has_the_route_below_its_row(monkeypatch, capsys):
+    from rich.console import Console
+
+    monkeypatch.setattr(ctl_tables, "_console", lambda: Console(force_terminal=True, width=60, highlight=False))
+    print_tunnels([{**TUNNEL, "target": "a.host.with.a.long.name.example:5432"}])
+    head, row, below = capsys.readouterr().out.splitlines()
+    assert "from → to" not in head
+    assert "example" not in row
+    assert below.strip() == ":1 → a.host.with.a.long.name.example:5432"

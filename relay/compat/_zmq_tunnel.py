@@ -21,8 +21,8 @@ from ..addresses.values import TCPAddress
 from ..api.urls import listen as listen_at
 from ..engine.tunnel import Tunnel
 from ..errors import AddressError, AuthenticationError, RelayError
-from ..spawning.parent import ChildTunnel
-from ..spawning.spawn import start_child
+from ..spawning.child_tunnel import ChildTunnel
+from ..spawning.starting import start_child
 from ..streams.checks import check_time
 from ..transports.chain import chain
 

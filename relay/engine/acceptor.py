@@ -136,6 +136,7 @@ class SocketAcceptor:
         self._receive = receive
         self._handshake = listener.handshake if isinstance(listener, HandshakeListener) else None
         self._descriptor = receive.fileno()
+        self._mask = IN
         self.listening = False
         self._backoff = _BACKOFF[0]
         self._retry = Timer(owner.loop.timers, self._try_again)
@@ -239,7 +240,7 @@ class SocketAcceptor:
             name = self._owner.name
             logger.error("%s: the listening socket was closed by other code; no client is accepted any more", name)
         else:
-            self._owner.loop.watch(self._descriptor, IN, self._ready)
+            self._owner.loop.watch(self._descriptor, self._mask, self._ready)
 
     def crashed(self, now: float) -> None:
         """Accept again after a while, after a bug in a handler."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ..streams.checks import WARM_FOR
-from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener, make_acceptor
-from .connector import MOST_CALLS, close_factory
+from .acceptor import Acceptor, SocketAcceptor, adapt_acceptor, check_listener
+from .connector import close_factory
 from .limits import Limits
 from .records import ConnectionState
 from .relay_thread import RelayThread
@@ -60,8 +60,7 @@ def update(
     def change(relay: RelayThread, now: float) -> None:
         before, relay.limits = relay.limits, limits
         relay._statistics.lifetime = limits.lifetime
-        relay._slots.limit = nconnect
-        relay._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
+        relay._set_limit(nconnect)
         _limit_handshakes(relay)
         for connection in relay.all_connections if limits.idle != before.idle else ():
             connection.deadline.change_idle(limits.idle, now)
@@ -102,7 +101,7 @@ def relisten(tunnel: Tunnel, receive: Any, drain: float | None) -> None:
     check_listener(receive)
 
     def change(relay: RelayThread, now: float) -> Acceptor:
-        return _accept_from(relay, receive, make_acceptor(relay, receive), drain, now)
+        return _accept_from(relay, receive, relay._make_acceptor(receive), drain, now)
 
     old = _in_thread(tunnel, change)
     if old is None:

@@ -31,6 +31,7 @@ REASONS: Mapping[str, str | None] = {
     "factory_error": "relay",
     "denied": "relay",
     "overloaded": "relay",
+    "worker_lost": "relay",
     "killed": "admin",
     "closed": "admin",
 }

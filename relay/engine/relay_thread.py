@@ -49,8 +49,7 @@ class RelayThread(LoopThread):
     """The thread of a tunnel, and all that belongs to it.
 
     The members of the first part, and those of the base class, may be called from any thread. The rest is for the
-    acceptor, the connector and the connections, in the relay thread. The arguments have been checked, and are those of
-    :class:`relay.Tunnel`.
+    acceptor, the connector and the connections, in the relay thread. The arguments have been checked.
 
     :param receive: the listener; it is closed at the end.
     :param make_send: the factory; it is closed at the end if it has a ``close``.
@@ -78,8 +77,8 @@ class RelayThread(LoopThread):
         self._make_send = make_send
         if hasattr(receive, "handshake_timeout"):
             receive.handshake_timeout = limits.handshake
-        self._slots = Slots(nconnect)
-        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
+        self._slots = Slots(-1)
+        self._set_limit(nconnect)
         self._observer = Observer(on_end, name) if on_end is not None else None
         self._statistics = Statistics(name, limits.lifetime, self._observer)
         self._serving_queue = False
@@ -94,7 +93,7 @@ class RelayThread(LoopThread):
             self.workspace = Workspace(self.loop, self._pipes)
             self._connector = Connector(self, make_send)
             self._keepalive_timer = Timer(self.loop.timers, self._enable_keepalive)
-            self._acceptor = make_acceptor(self, receive)
+            self._acceptor = self._make_acceptor(receive)
             _all.add(self)
             self.start()
         except BaseException:
@@ -145,6 +144,8 @@ class RelayThread(LoopThread):
             self.run_in_thread(kill)
         return bool(killed)
 
+    _make_acceptor = make_acceptor
+
     # -- the relay thread -------------------------------------------------------------------------------------------
 
     # Subclasses override these hooks, which do nothing here. All are called in the relay thread.
@@ -160,6 +161,10 @@ class RelayThread(LoopThread):
 
     def on_close(self, drain: float | None, now: float) -> None:
         """Take the first close; ``drain`` is that of :meth:`start_close`."""
+
+    def _set_limit(self, nconnect: int) -> None:
+        self._slots.limit = nconnect
+        self._most_calls = min(nconnect, MOST_CALLS) if nconnect > 0 else MOST_CALLS
 
     def accepted(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> None:
         """Make a stream for a client."""

@@ -19,14 +19,16 @@ from .connection import Connection
 from .observer import Observer
 from .records import DIRECT, REASONS, ConnectionRecord, ConnectionSummary, Metrics, WarmFigures
 
-__all__ = ["AGES", "Statistics", "set_access_log"]
+__all__ = ["AGES", "RECENT", "Statistics", "set_access_log"]
 
 logger = logging.getLogger("relay")
 
 AGES = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 """The bounds of :attr:`~relay.engine.records.Metrics.ages`, seconds."""
 
-_RECENT = 100  # ended connections that are remembered
+RECENT = 100
+"""Ended connections that are remembered."""
+
 _MOST_WAITING = 200  # ended connections whose figures are not added up yet
 _RULES = ("access-list", "login")
 _STATES = ("connecting", "open", "half-closed")
@@ -64,7 +66,7 @@ class Statistics:
         self.lifetime = lifetime
         self._observer = observer
         self._has_warned = False
-        self._recent: collections.deque[Connection] = collections.deque(maxlen=_RECENT)
+        self._recent: collections.deque[Connection] = collections.deque(maxlen=RECENT)
         self._waiting: list[_Figures] = []
         self._lock = threading.Lock()  # held while figures are added up; the relay thread never waits for it
         self._received = self._sent = self._spliced_received = self._spliced_sent = 0

@@ -1,4 +1,4 @@
-"""The child of :func:`relay.spawn`: one tunnel, which ends with the program that started it.
+"""The child of :func:`relay.spawn`: one tunnel, or a worker for many, which ends with the program that started it.
 
 Nothing here is called by the program itself: :mod:`relay.spawning.spawn` starts an interpreter that calls :func:`main`.
 """
@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..addresses.options import check_variable
 from ..api import urls
@@ -24,6 +24,7 @@ from ..engine.tunnel import Tunnel
 from ..transports.ssh.deferred import defer_invoke
 from .ephemeral import EphemeralTunnel
 from .wire import Channel, Message, encode, from_error, from_log_record
+from .worker import Worker
 
 __all__ = ["main"]
 
@@ -44,7 +45,8 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
         ``options`` (of the :class:`~relay.Tunnel`). Perhaps ``ready``:
         seconds in which the hops must be up before it listens. Perhaps ``unused``: for an
         :class:`~relay.spawning.ephemeral.EphemeralTunnel`, which listens at a private Unix socket if there is nothing
-        else.
+        else. A request with ``worker`` has no tunnel: the program opens them later, see
+        :class:`~relay.spawning.worker.Worker`.
     """
     defer_invoke()
     _leave_standard_input()
@@ -55,6 +57,8 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     channel, log = Channel(control), LogForwarder(events)
     logging.getLogger().addHandler(log)
     logging.getLogger("relay").setLevel(request["level"])
+    if request.get("worker"):
+        _work(control, log, request["program"])
     place = contextlib.ExitStack()
     try:
         tunnel = _tunnel(request, receive[0] if receive else None, place)
@@ -77,6 +81,29 @@ def main(control: socket.socket, descriptors: Sequence[int], request: Message) -
     last = {name: call() for name, call in _questions(tunnel).items()}
     log.finish({"last": last, "expired": getattr(tunnel, "expired", False)})
     # Not through the interpreter's own end, which would wait for nothing that matters here, and might wait for long.
+    os._exit(0)
+
+
+def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
+    """Run the tunnels that the program opens. Signals end the process only after the program has died.
+
+    A service manager sends its SIGTERM to all processes of a service, and the program lets connections finish then.
+    """
+
+    def end() -> None:
+        if os.getppid() != program:
+            signal.alarm(_LAST)
+            _close_control(control)
+
+    worker = Worker(control, log.tell)
+    _on_a_signal(end, once=False)
+    try:
+        worker.serve()
+    except OSError:
+        pass  # the program is gone
+    signal.alarm(_LAST)
+    worker.close()
+    log.finish({"over": True})
     os._exit(0)
 
 
@@ -149,11 +176,12 @@ def _set_parent_death_signal(program: int) -> None:
             os._exit(0)
 
 
-def _on_a_signal(end: Callable[[], object]) -> None:
+def _on_a_signal(end: Callable[[], object], *, once: bool = True) -> None:
     def handle(number: int, frame: object) -> None:
-        for one in _ENDING:  # the kernel says it for each thread of the program that dies
-            signal.signal(one, signal.SIG_IGN)
-        signal.alarm(_LAST)
+        if once:
+            for one in _ENDING:  # the kernel says it for each thread of the program that dies
+                signal.signal(one, signal.SIG_IGN)
+            signal.alarm(_LAST)
         end()
 
     for number in _ENDING:
@@ -238,6 +266,10 @@ class LogForwarder(logging.Handler):
             self._put(record)
         except (TypeError, ValueError):
             self.handleError(record)
+
+    def tell(self, message: Message) -> None:
+        """Send a message that is no log record, after those that are queued. Never waits."""
+        self._lines.put(encode(message))
 
     def finish(self, message: Message) -> None:
         """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""

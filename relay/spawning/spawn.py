@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from ..addresses.parse import parse_listen
 from ..engine.acceptor import check_listener
-from ..process import end, start_python
 from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
-from .parent import ChildTunnel
-from .wire import Message
+from .child_tunnel import ChildTunnel
+from .starting import start_child
 
-__all__ = ["spawn", "start_child"]
+if TYPE_CHECKING:
+    from .pool_tunnel import PoolTunnel
 
-Child = TypeVar("Child", bound=ChildTunnel)
+__all__ = ["spawn"]
 
-_END = 1.0  # seconds for a child that failed to start to end by itself and remove its files
+logger = logging.getLogger("relay")
 
-# Everything that the child must know comes over a socket: other users can read arguments and environment.
-_CHILD = """
-import json, os, socket, sys
-control = socket.socket(fileno=os.dup(0))
-descriptors = socket.recv_fds(control, 1, 2)[1]
-with control.makefile("rb") as lines:
-    request = json.loads(lines.readline() or sys.exit())
-sys.path[:] = request["path"]
-from relay.spawning.child import main
-main(control, descriptors, request)
-"""
+Workers = int | Literal["auto"]
+Carriers = Literal["shared", "per-worker"]
+
+
+@overload
+def spawn(
+    listen: str | socket.socket,
+    target: str,
+    *,
+    via: Sequence[str] = ...,
+    nconnect: int = ...,
+    timeout: float | None = ...,
+    connect_timeout: float | None = ...,
+    idle_timeout: float | None = ...,
+    linger: float | None = ...,
+    warm: int = ...,
+    warm_for: float = ...,
+    name: str | None = ...,
+    workers: None = ...,
+    carriers: Carriers = ...,
+) -> ChildTunnel: ...
+
+
+@overload
+def spawn(
+    listen: str | socket.socket,
+    target: str,
+    *,
+    via: Sequence[str] = ...,
+    nconnect: int = ...,
+    timeout: float | None = ...,
+    connect_timeout: float | None = ...,
+    idle_timeout: float | None = ...,
+    linger: float | None = ...,
+    warm: int = ...,
+    warm_for: float = ...,
+    name: str | None = ...,
+    workers: Workers,
+    carriers: Carriers = ...,
+) -> PoolTunnel: ...
 
 
 def spawn(
@@ -47,7 +76,9 @@ def spawn(
     warm: int = 0,
     warm_for: float = WARM_FOR,
     name: str | None = None,
-) -> ChildTunnel:
+    workers: Workers | None = None,
+    carriers: Carriers = "shared",
+) -> ChildTunnel | PoolTunnel:
     """Relay in a child process: a :class:`~relay.Tunnel` that the program's own threads cannot slow down.
 
     Python runs one thread at a time, and a tunnel's thread beside a busy one waits for its turn with every message.
@@ -57,6 +88,12 @@ def spawn(
 
     There is no ``on_end``: a callable cannot be sent to another process. :meth:`~ChildTunnel.recent` returns the last
     100 connections that ended, and the log has a line at INFO for each.
+
+    With ``workers=N`` the tunnel runs in N child processes, on as many processors, and all of them accept from the same
+    listening socket. The members of the result return totals, and ``nconnect`` is the limit of all of them together. A
+    worker that dies is replaced at once: its connections are lost, and no client that waits to be accepted is. A tunnel
+    that listens on an SSH server or on I2P, or whose route has a hop over SSH or I2P, stays in one worker, because its
+    streams share one connection there; ``carriers="per-worker"`` makes such a connection for the hops in each worker.
 
     :param listen: an address as for :func:`relay.listen`, or a bound, listening :class:`socket.socket`, which belongs
         to the result from then on.
@@ -70,9 +107,12 @@ def spawn(
     :param warm: the streams to keep open for clients to come; see :class:`~relay.Tunnel`.
     :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param name: for the log and ``repr``.
+    :param workers: the number of child processes, from 1 to 128, or ``"auto"`` for as many as this process may use
+        processors. ``None`` for one child that is not replaced when it dies.
+    :param carriers: ``"shared"`` or ``"per-worker"``: whether workers share an SSH connection or an I2P session.
     :returns: the tunnel, once it listens.
     :raises AddressError: if an address cannot be understood.
-    :raises ValueError: if a limit is out of its range, or the socket does not listen.
+    :raises ValueError: if a limit or the number of workers is out of its range, or the socket does not listen.
     :raises TypeError: if an argument is of the wrong type.
     :raises OSError: if the address cannot be had.
     :raises RelayError: if the child cannot be started.
@@ -93,27 +133,45 @@ def spawn(
         "warm_for": warm_for,
         "name": name,
     }
+    if workers is not None:
+        return _spawn_workers(listen, receive, target, via, options, workers, carriers)
     request = {"listen": None if receive else listen, "target": target, "via": via, "options": options}
     return start_child(ChildTunnel, request, receive)
 
 
-def start_child(kind: type[Child], request: Message, receive: socket.socket | None = None) -> Child:
-    """Start a child process with a tunnel in it.
+def _spawn_workers(
+    listen: str | socket.socket,
+    receive: socket.socket | None,
+    target: str,
+    via: Sequence[str],
+    options: dict[str, Any],
+    workers: Workers,
+    carriers: Carriers,
+) -> PoolTunnel:
+    """Return a tunnel with a pool of its own; the parameters are those of :func:`spawn`, checked."""
+    from .pool import WorkerPool, check_carriers, check_workers
+    from .recipes import Recipe, bind, carrier_of
 
-    :param kind: what to make of it, a class of the program's side.
-    :param request: what the child is to do; see :func:`relay.spawning.child.main`.
-    :param receive: the socket to listen with, if there is one.
-    :raises Exception: as for :func:`spawn`.
-    """
+    count = check_workers(workers)
+    check_carriers(carriers)
+    address = listen if isinstance(listen, str) else None
+    carrier = carrier_of(address, target, via)
     with contextlib.ExitStack() as undo:
-        ours, theirs = socket.socketpair()
-        undo.callback(ours.close)
-        with theirs:
-            process = start_python(_CHILD, theirs.fileno())
-        undo.callback(end, process, _END)
-        child = kind(process, ours, receive, {**request, "path": _path()})
+        if receive is None and address is not None:
+            receive = bind(parse_listen(address))
+            if receive is not None:
+                undo.callback(receive.close)
+        if carriers == "per-worker" and receive is not None:
+            carrier = None
+        if carrier is not None and count > 1:
+            logger.info("%s: one of %d workers relays it, because its streams share %s", address, count, carrier)
+        pool = WorkerPool(count)
+        undo.callback(pool.close)
+        recipe = Recipe(f"{Recipe.__module__}:by_address", {"listen": address, "target": target, "via": list(via)})
+        tunnel = pool.open(recipe, receive, options, carrier=carrier)
+        tunnel.own(pool)
         undo.pop_all()
-    return child
+    return tunnel
 
 
 def _check_listen(listen: Any) -> socket.socket | None:
@@ -124,10 +182,3 @@ def _check_listen(listen: Any) -> socket.socket | None:
     if not isinstance(listen, str):
         raise TypeError(f"listen: expected an address or a listening socket, got {type(listen).__name__}")
     return None
-
-
-def _path() -> list[str]:
-    """The module search path of this program, with this package on it."""
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    home = str(Path(__file__).absolute().parents[2])
-    return path if home in path else [*path, home]

@@ -15,7 +15,9 @@ from ..engine.records import ConnectionRecord, Metrics, Stats, WarmFigures
 from ..eventloop.histogram import Histogram
 
 __all__ = [
+    "MOST_DESCRIPTORS",
     "Channel",
+    "DescriptorChannel",
     "Message",
     "encode",
     "from_error",
@@ -30,6 +32,11 @@ __all__ = [
 
 Message = dict[str, Any]
 
+MOST_DESCRIPTORS = 253
+"""The most descriptors that Linux passes with one message (SCM_MAX_FD)."""
+
+_SIZE = 1 << 16  # bytes that are read at once
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _BYTES = "__bytes__"
 _ERRORS: dict[str, type[Exception]] = {
     name: found
@@ -50,14 +57,17 @@ class Channel:
         self._socket = sock
         self._buffer = b""
 
-    def send(self, message: Message, deadline: float | None = None) -> None:
+    def send(self, message: Message, deadline: float | None = None, descriptors: Sequence[int] = ()) -> None:
         """Send one message.
 
         :param deadline: monotonic seconds, or ``None`` for as long as it takes.
+        :param descriptors: that go with it, for a :class:`DescriptorChannel`.
         :raises TimeoutError: if the peer did not take it in time.
         :raises OSError: if the peer is gone.
         """
         self._limit(deadline)
+        if descriptors:
+            socket.send_fds(self._socket, [b" "], list(descriptors))  # the blank is nothing to JSON
         self._socket.sendall(encode(message))
 
     def receive(self, deadline: float | None = None) -> Message | None:
@@ -69,7 +79,7 @@ class Channel:
         """
         while b"\n" not in self._buffer:
             self._limit(deadline)
-            data = self._socket.recv(1 << 16)
+            data = self._receive_some()
             if not data:
                 return None
             self._buffer += data
@@ -77,8 +87,25 @@ class Channel:
         message: Message = json.loads(line, object_hook=_restore)
         return message
 
+    def _receive_some(self) -> bytes:
+        return self._socket.recv(_SIZE)
+
     def _limit(self, deadline: float | None) -> None:
         self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+
+
+class DescriptorChannel(Channel):
+    """A channel whose messages may bring descriptors, in :attr:`descriptors`; the parameter is that of the base."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.descriptors: list[int] = []
+        """Those that have come; the caller that takes one out of it owns it."""
+
+    def _receive_some(self) -> bytes:
+        data, descriptors, _, _ = socket.recv_fds(self._socket, _SIZE, MOST_DESCRIPTORS, _CLOEXEC)
+        self.descriptors += descriptors
+        return data
 
 
 def encode(message: Message) -> bytes:

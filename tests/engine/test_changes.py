@@ -10,7 +10,7 @@ import pytest
 from helpers import WAIT, receive_exactly, send_and_end, wait_until
 
 import relay
-from relay.engine import changes
+from relay.engine import changes, relay_thread
 
 LIMITS = {"nconnect": -1, "timeout": None, "connect_timeout": WAIT, "idle_timeout": None, "linger": 60.0}
 
@@ -291,7 +291,7 @@ def test_an_error_is_raised_in_the_callers_thread(world, monkeypatch):
     def fail(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(changes, "make_acceptor", fail)
+    monkeypatch.setattr(relay_thread.RelayThread, "_make_acceptor", fail)
     with relay.listen(":0") as spare, pytest.raises(RuntimeError, match="thread"):
         changes.relisten(tunnel, spare, None)
     connect(b"a")

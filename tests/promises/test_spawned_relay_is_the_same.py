@@ -1,8 +1,9 @@
-"""``relay.spawn`` is a ``Tunnel`` in a child process, with the same members, values and errors."""
+"""``relay.spawn`` is a ``Tunnel`` in child processes, with the same members, values and errors."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import logging
 import os
@@ -51,9 +52,12 @@ def make_tunnel(listen, target, *, timeout=None, **options):
         raise
 
 
-@pytest.fixture(params=[make_tunnel, relay.spawn], ids=["Tunnel", "spawn"])
+workers = functools.partial(relay.spawn, workers=2)
+
+
+@pytest.fixture(params=[make_tunnel, relay.spawn, workers], ids=["Tunnel", "spawn", "workers"])
 def make(request):
-    """Both, so that every test here says of both the same."""
+    """All of them, so that every test here says of each the same."""
     return request.param
 
 
@@ -364,15 +368,16 @@ def test_tls_to_the_target(make, certificates):
 def test_bad_input_is_the_same_error(listen, options):
     options = {"target": "127.0.0.1:1", **options}
     errors = []
-    for make in (make_tunnel, relay.spawn):
+    for make in (make_tunnel, relay.spawn, workers):
         with pytest.raises((OSError, ValueError, TypeError)) as caught:
             make(listen, **options)
         errors.append(caught.value)
-    mine, theirs = errors
-    assert type(mine) is type(theirs)
-    if "unknown" not in options:  # there Python's own text has the name of the function
-        assert str(mine) == str(theirs)
-    assert getattr(mine, "errno", None) == getattr(theirs, "errno", None)
+    mine, *others = errors
+    for theirs in others:
+        assert type(mine) is type(theirs)
+        if "unknown" not in options:  # there Python's own text has the name of the function
+            assert str(mine) == str(theirs)
+        assert getattr(mine, "errno", None) == getattr(theirs, "errno", None)
 
 
 def test_an_address_in_use(make):

@@ -1,0 +1,168 @@
+"""The acceptor of a worker: it accepts at a socket that other workers have too, and balances the clients among them.
+
+A worker that has clearly more connections than another one passes the client that it has accepted to that one, over a
+pair of Unix sockets (``SCM_RIGHTS``, unix(7)). The parent process has both ends of each pair, too: clients that wait in
+one whose receiver has died are taken by its successor.
+
+All workers wait for the same socket, but the kernel wakes only one of those that are idle for a client
+(``EPOLLEXCLUSIVE``, epoll_ctl(2)). With a limit of connections it wakes all: one that was woken and is at its quota by
+then would not accept, and the others would not know.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import socket
+import struct
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ..eventloop.poller import IN
+from ..streams.proxy_handshake import HandshakeListener
+from .acceptor import AcceptorOwner, SocketAcceptor
+from .worker_table import Passed, WorkerTable
+
+__all__ = ["SharedAcceptor", "WorkerPlace"]
+
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+_BATCH = 16  # clients passed on, or taken, in one turn
+_HEAD = struct.Struct("<HQ")  # the worker that passes the client, and the number of the client
+_LONGEST = 512  # bytes of a message; an address takes less
+_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class WorkerPlace(NamedTuple):
+    """The place of this process among the workers of a tunnel. Its tunnel closes it."""
+
+    number: int
+    table: WorkerTable
+    incoming: socket.socket
+    """Gets the clients that others pass to this worker."""
+    outgoing: Sequence[socket.socket]
+    """Those to which this worker passes clients, by the numbers of their receivers."""
+
+    def close(self) -> None:
+        """Close all of it."""
+        self.table.close()
+        for sock in (self.incoming, *self.outgoing):
+            sock.close()
+
+
+class SharedAcceptorOwner(AcceptorOwner, Protocol):
+    """The relay thread of a worker, as the owner of the acceptor."""
+
+    @property
+    def tunnel_limit(self) -> int:
+        """The limit of connections of the whole tunnel; −1 for none."""
+
+    def set_taking(self, taking: bool, /) -> None:
+        """Tell the other workers whether they may pass clients to this one."""
+
+
+class SharedAcceptor(SocketAcceptor):
+    """Accepts in the relay thread, at a socket that other processes have too.
+
+    :param owner: the relay thread.
+    :param listener: as for :class:`SocketAcceptor`.
+    :param place: of this process.
+    """
+
+    def __init__(
+        self, owner: SharedAcceptorOwner, listener: socket.socket | HandshakeListener, place: WorkerPlace
+    ) -> None:
+        super().__init__(owner, listener)
+        self._worker = owner
+        self._place = place
+        self._take = self._accept
+        self._accept = self._accept_own
+        self._incoming = place.incoming.fileno()
+        family, kind, protocol = int(self._receive.family), int(self._receive.type), self._receive.proto
+        self._made = family, kind, protocol
+        place.incoming.setblocking(False)
+
+    @property
+    def is_taking(self) -> bool:
+        """True while other workers may pass clients to this one."""
+        return self._incoming in self._owner.loop.handlers
+
+    def take_backlog(self, now: float) -> None:
+        """Accept the clients that have connected already, also those that wait here."""
+        super().take_backlog(now)
+        if self.is_taking:
+            self._received(IN, now)
+
+    def _try_again(self, now: float) -> None:
+        self._mask = IN | _EXCLUSIVE if self._worker.tunnel_limit < 0 and self._owner.loop.closing_forgets else IN
+        super()._try_again(now)
+        if self._descriptor in self._owner.loop.handlers and not self.is_taking:
+            self._owner.loop.watch(self._incoming, IN, self._received)
+            self._worker.set_taking(True)
+
+    def _forget(self) -> None:
+        super()._forget()
+        if self.is_taking:
+            self._owner.loop.forget(self._incoming)
+            self._worker.set_taking(False)
+
+    def _accept_own(self) -> tuple[socket.SocketType, Any]:
+        """Accept a client that this worker keeps.
+
+        :raises BlockingIOError: if there is none.
+        """
+        table, number = self._place.table, self._place.number
+        for _ in range(_BATCH):
+            accepted = self._take()
+            found = table.better(number, self._worker.tunnel_limit)
+            if found is None or not self._pass_on(accepted, found):
+                return accepted
+        raise BlockingIOError
+
+    def _pass_on(self, accepted: tuple[socket.SocketType, Any], to: Passed) -> bool:
+        """Pass a client to another worker; return whether that was possible."""
+        client, peer = accepted
+        table, number = self._place.table, self._place.number
+        text = json.dumps(peer).encode() if isinstance(peer, tuple) else b'""'
+        # Stored first: were this process killed in between, the receiver would seem to have one more, never one less.
+        table.store_sent(number, to.worker, to.serial)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [client.fileno()]))]
+        try:
+            self._place.outgoing[to.worker].sendmsg([_HEAD.pack(number, to.serial), text], rights, socket.MSG_DONTWAIT)
+        except OSError:  # too many wait there already
+            table.store_sent(number, to.worker, to.serial - 1)
+            return False
+        client.close()
+        return True
+
+    def _received(self, event: int, now: float) -> None:
+        """Take clients that other workers have passed to this one."""
+        owner, incoming = self._owner, self._place.incoming
+        for _ in range(_BATCH):
+            if not owner.has_spare_fd():
+                self._exhausted(now)
+                return
+            try:
+                data, rights, _, _ = incoming.recvmsg(_LONGEST, socket.CMSG_SPACE(4), _FLAGS)
+            except BlockingIOError:
+                return
+            source, count = _HEAD.unpack_from(data)
+            self._place.table.store_taken(self._place.number, source, count)
+            if not rights:  # no descriptor was left for it, so that the kernel has closed it
+                owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                self._exhausted(now)
+                return
+            peer = json.loads(data[_HEAD.size :])
+            client = socket.SocketType(*self._made, array("i", rights[0][2])[0])
+            client.setblocking(False)
+            self._hand(client, tuple(peer) if isinstance(peer, list) else peer, now)
+            if not self.listening:
+                return
+
+    def _hand(self, client: socket.SocketType, peer: Any, now: float) -> None:
+        if self._handshake is None:
+            self._owner.accepted(client, None, peer, now)
+        else:
+            self._owner.on_handshake_client(client, self._handshake(), peer, now)

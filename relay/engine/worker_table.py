@@ -1,0 +1,161 @@
+"""The counts of one tunnel that several processes relay, its workers, in memory that they share.
+
+Each cell is 8 aligned bytes with one writer, so that a store needs no lock, and a reader sees the old or the new value.
+The cells, for ``n`` workers:
+
+- ``load[w]``, by worker ``w``: its open connections; with :data:`AWAY` added while it takes no client. The parent
+  process writes it when the worker has died.
+- ``accepted[w]``, by worker ``w``: the connections that all processes in this place have admitted. It never decreases.
+- ``sent[w][s]``, by worker ``s``: the number of the last client that it has passed to worker ``w``.
+- ``taken[w][s]``, by worker ``w``: the number of the last client from worker ``s`` that it has taken.
+
+So ``load[w]`` and the differences between ``sent[w]`` and ``taken[w]`` are what worker ``w`` has and gets. A worker
+that is killed between its store to ``sent`` and the send leaves a difference of one too many. It only makes the
+receiver look busier, and the next client that is passed corrects it, as its number is stored, not added.
+
+**Why a limit of connections is exact.** The limit of the tunnel is split into one quota for each worker, and their sum
+is the limit (:func:`quota`). A worker counts its own connections in its own memory, and accepts only below its quota.
+So there are never more than the limit: nothing is shared, and nothing can be lost. All workers accept at one listening
+socket, so a client waits only while every worker is at its quota: then as many as the limit allows are open. A worker
+that is killed has freed its slots, and no others, because the kernel has closed its sockets before its parent process
+learns of the death; its successor begins with none.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from typing import NamedTuple
+
+__all__ = ["AWAY", "WorkerTable", "quota"]
+
+AWAY = 1 << 62
+"""Added to the load of a worker that takes no client now."""
+
+_CELL = 8  # bytes
+_MOST_LOOKS = 3  # workers that are looked at closely for one client
+
+
+def quota(limit: int, workers: int, number: int) -> int:
+    """Return the part of a limit that one worker has.
+
+    :param limit: of the tunnel; −1 for no limit.
+    :param workers: how many there are.
+    :param number: of the worker, from 0.
+    :returns: its limit, perhaps 0; −1 for no limit.
+    """
+    if limit < 0:
+        return -1
+    return limit // workers + (number < limit % workers)
+
+
+class Passed(NamedTuple):
+    """A decision to pass a client to another worker."""
+
+    worker: int
+    serial: int
+    """The number of this client among those that this worker has passed to that one."""
+
+
+class WorkerTable:
+    """The shared counts of one tunnel.
+
+    :param descriptor: of the shared memory; :func:`make` makes it. It stays with the caller.
+    :param workers: how many there are.
+    """
+
+    def __init__(self, descriptor: int, workers: int) -> None:
+        self.workers = workers
+        self._map = mmap.mmap(descriptor, _size(workers))
+        self._cells = memoryview(self._map).cast("Q")
+        self._loads = self._cells[:workers]
+        self._accepted = self._cells[workers : 2 * workers]
+        self._sent = self._cells[2 * workers : 2 * workers + workers**2]
+        self._taken = self._cells[2 * workers + workers**2 :]
+
+    @staticmethod
+    def make(workers: int) -> int:
+        """Return the descriptor of new shared memory, in which every worker is away; the caller owns it.
+
+        :raises OSError: if the system has no descriptor left.
+        """
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("relay-workers", os.MFD_CLOEXEC)
+        else:
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.write(descriptor, AWAY.to_bytes(_CELL, "little") * workers)
+        os.truncate(descriptor, _size(workers))
+        return descriptor
+
+    def close(self) -> None:
+        """Release the memory. Idempotent."""
+        for view in (self._loads, self._accepted, self._sent, self._taken, self._cells):
+            view.release()
+        self._map.close()
+
+    # -- the worker with this number --------------------------------------------------------------------------------
+
+    def store_load(self, worker: int, load: int) -> None:
+        """Store the load of a worker: its open connections, plus :data:`AWAY` if it takes no client now."""
+        self._loads[worker] = load
+
+    def admit(self, worker: int, load: int) -> None:
+        """Count a connection that a worker admits, and store its load with it."""
+        self._loads[worker] = load
+        self._accepted[worker] += 1
+
+    def better(self, worker: int, limit: int) -> Passed | None:
+        """Return the worker that a client is passed to, or ``None`` if the worker that has accepted it keeps it.
+
+        A worker keeps a client unless it has an eighth more connections than the least loaded one.
+
+        :param worker: the one that has accepted it.
+        :param limit: of the tunnel, −1 for none.
+        """
+        loads = self._loads.tolist()
+        mine = loads[worker] & ~AWAY
+        most = mine - (mine >> 3)
+        if most <= min(loads):
+            return None
+        return self._least(worker, loads, most, limit)
+
+    def store_sent(self, worker: int, to: int, count: int) -> None:
+        """Store the number of the last client that was passed to another worker."""
+        self._sent[to * self.workers + worker] = count
+
+    def store_taken(self, worker: int, source: int, count: int) -> None:
+        """Store the number of the last client that was taken from another worker."""
+        self._taken[worker * self.workers + source] = count
+
+    def _least(self, worker: int, loads: list[int], most: int, limit: int) -> Passed | None:
+        """Return the worker with the least load, with the clients on their way to it, if that is less than ``most``."""
+        count = self.workers
+        for other in sorted(range(count), key=loads.__getitem__)[:_MOST_LOOKS]:
+            row = slice(other * count, (other + 1) * count)
+            load = loads[other] + sum(self._sent[row]) - sum(self._taken[row])
+            room = quota(limit, count, other)
+            if load < most and (room < 0 or load + 1 < room):
+                return Passed(other, self._sent[other * count + worker] + 1)
+        return None
+
+    # -- the parent -------------------------------------------------------------------------------------------------
+
+    def bury(self, worker: int) -> int:
+        """Take note of the death of a worker; return the number of connections that ended with it."""
+        connections = self._loads[worker] & ~AWAY
+        self._loads[worker] = AWAY
+        return connections
+
+    def loads(self) -> list[int]:
+        """Return the numbers of open connections of all workers."""
+        return [load & ~AWAY for load in self._loads]
+
+    def accepted(self) -> list[int]:
+        """Return the numbers of connections that were admitted in the places of all workers."""
+        return self._accepted.tolist()
+
+
+def _size(workers: int) -> int:
+    return _CELL * (2 * workers + 2 * workers**2)

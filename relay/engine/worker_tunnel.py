@@ -1,0 +1,102 @@
+"""A tunnel that several processes relay, its workers, as one of them sees it."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from ..streams.proxy_handshake import HandshakeListener
+from ..streams.stream import Stream
+from ..types import Listener, MakeSend
+from .acceptor import Acceptor, make_acceptor
+from .connection import Connection
+from .relay_thread import RelayThread
+from .shared_acceptor import SharedAcceptor, WorkerPlace
+from .tunnel import Tunnel
+from .worker_table import AWAY, quota
+
+__all__ = ["WorkerTunnel"]
+
+
+class WorkerTunnel(Tunnel):
+    """The part of a tunnel that runs in one worker.
+
+    :param receive: as for :class:`Tunnel`. All workers have the same listening socket.
+    :param make_send: and the others: as for :class:`Tunnel`. ``nconnect`` is the limit of the whole tunnel.
+    :param place: of this worker; the tunnel closes it at its end.
+    :param paused: whether it accepts no client before :meth:`resume`.
+    :raises TypeError: as for :class:`Tunnel`.
+    :raises ValueError: as for :class:`Tunnel`.
+    :raises OSError: as for :class:`Tunnel`. ``place`` stays with the caller then, too.
+    """
+
+    def __init__(
+        self, receive: Listener, make_send: MakeSend, *, place: WorkerPlace, paused: bool = False, **options: Any
+    ) -> None:
+        self._place = place
+        self._paused = paused
+        super().__init__(receive, make_send, **options)
+
+    def start_close(self, drain: float | None) -> None:
+        """Close it as :meth:`close` does, but do not wait."""
+        self._relay.start_close(drain)
+
+    def _start(self, *arguments: Any) -> WorkerRelayThread:
+        return WorkerRelayThread(self._place, self._paused, *arguments)
+
+
+class WorkerRelayThread(RelayThread):
+    """The relay thread of such a tunnel.
+
+    :param place: of this worker.
+    :param paused: whether it accepts no client at first.
+    :param arguments: as for :class:`RelayThread`.
+    """
+
+    def __init__(self, place: WorkerPlace, paused: bool, *arguments: Any) -> None:
+        self._place = place
+        self._is_paused_at_first = paused
+        self._number = place.number
+        self._table = place.table
+        self._away = AWAY  # what is added to the load: 0 while other workers may pass clients to this one
+        super().__init__(*arguments)
+
+    def _set_limit(self, nconnect: int) -> None:
+        self._limit = nconnect
+        if (acceptor := getattr(self, "_acceptor", None)) is not None:
+            acceptor.listen(False)  # it waits for the socket in another way if there is a limit
+        super()._set_limit(quota(nconnect, self._table.workers, self._number))
+
+    def _make_acceptor(self, receive: Any) -> Acceptor:
+        if isinstance(receive, (socket.socket, HandshakeListener)):
+            return SharedAcceptor(self, receive, self._place)
+        return make_acceptor(self, receive)
+
+    @property
+    def tunnel_limit(self) -> int:
+        """The limit of the whole tunnel; −1 for none."""
+        return self._limit
+
+    def set_taking(self, taking: bool) -> None:
+        """Tell the other workers whether they may pass clients to this one."""
+        self._away = 0 if taking else AWAY
+        self._table.store_load(self._number, self._away + self.count)
+
+    def on_start(self, now: float) -> None:
+        """Accept no client yet, if the tunnel is paused."""
+        if self._is_paused_at_first:
+            self._pause(close=False)
+
+    def _admit(self, client: socket.SocketType, stream: Stream | None, peer: Any, now: float) -> Connection:
+        self._table.admit(self._number, self._away + len(self._slots.connections) + 1)
+        return super()._admit(client, stream, peer, now)
+
+    def connection_over(self, connection: Connection) -> None:
+        """Count a connection that has ended, and tell the other workers."""
+        super().connection_over(connection)
+        self._table.store_load(self._number, self._away + len(self._slots.connections))
+
+    def tear_down(self) -> None:
+        """Close all that the thread has used."""
+        super().tear_down()
+        self._place.close()

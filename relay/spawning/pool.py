@@ -1,0 +1,191 @@
+"""A pool of worker processes that relay the tunnels of this program on several cores."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .pool_tunnel import PoolTunnel
+from .recipes import Recipe
+from .starting import start_child
+from .wire import Message
+from .worker_slot import WorkerProcess, WorkerSlot, WorkerStatus
+
+__all__ = ["MOST_WORKERS", "WorkerPool", "check_carriers", "check_workers"]
+
+MOST_WORKERS = 128
+"""The most workers of a pool. Each gets a descriptor for each other one with each tunnel."""
+
+_living: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def check_workers(workers: Any) -> int:
+    """Check a number of workers.
+
+    :param workers: the number, or ``"auto"`` for the number of processors that this process may use.
+    :returns: the number.
+    :raises TypeError: if it is neither.
+    :raises ValueError: if it is out of range.
+    """
+    if workers == "auto":
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(usable, MOST_WORKERS)
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        what = f"'{workers}'" if isinstance(workers, str) else type(workers).__name__
+        raise TypeError(f"workers: expected a whole number or 'auto', got {what}")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise ValueError(f"workers: must be from 1 to {MOST_WORKERS}, got {workers}; use 'auto' for one per processor")
+    return workers
+
+
+def check_carriers(carriers: Any) -> None:
+    """Check how workers share carriers.
+
+    :raises ValueError: if it is neither ``"shared"`` nor ``"per-worker"``.
+    """
+    if carriers not in ("shared", "per-worker"):
+        raise ValueError(f"carriers: expected 'shared' or 'per-worker', got {carriers!r}")
+
+
+class WorkerPool:
+    """Worker processes, each of which relays a part of every tunnel that is opened in the pool.
+
+    A worker that dies is replaced by another process, which gets its tunnels. All methods may be called from any
+    thread. In a forked child of the program the pool is closed, and stays with the program.
+
+    :param workers: how many, checked by :func:`check_workers`.
+    :raises RelayError: if a process does not start.
+    :raises OSError: if the system has no room for it.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._lock = threading.RLock()  # held while tunnels are opened in processes, and while these come and go
+        self._tunnels: dict[int, PoolTunnel] = {}
+        self._keys = itertools.count(1)
+        self._owners: dict[str, int] = {}
+        self._slots = [WorkerSlot(number, self) for number in range(workers)]
+        _living.add(self)
+        for slot in self._slots:
+            slot.start()
+        try:
+            for slot in self._slots:
+                slot.wait_for_start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return what is known of each worker."""
+        return [slot.status() for slot in self._slots]
+
+    def open(
+        self,
+        recipe: Recipe,
+        receive: socket.socket | None,
+        options: Mapping[str, Any],
+        *,
+        carrier: str | None = None,
+    ) -> PoolTunnel:
+        """Open a tunnel, and wait until it listens.
+
+        :param recipe: makes the listener and the factory in each worker.
+        :param receive: the listening socket that the workers share; it belongs to the tunnel then. ``None`` if one
+            worker makes the listener.
+        :param options: of the :class:`~relay.Tunnel`; each of them, and the name.
+        :param carrier: the name of the connection under the tunnel that its streams share. Tunnels with the same one
+            stay in the same worker; ``None`` for tunnels that all workers relay.
+        :raises Exception: what a worker raised; ``receive`` stays with the caller then.
+        """
+        with self._lock:
+            hosts = range(len(self._slots))
+            if carrier is not None or receive is None:
+                owner = self._owners.setdefault(carrier or "", len(self._owners) % len(self._slots))
+                hosts = range(owner, owner + 1)
+            tunnel = PoolTunnel(next(self._keys), [self._slots[number] for number in hosts], recipe, receive, options)
+            self._tunnels[tunnel.key] = tunnel
+            tunnel.open()
+        tunnel.on_over(functools.partial(self._tunnels.pop, tunnel.key, None))
+        try:
+            tunnel.wait_until_open()
+        except BaseException:
+            tunnel.disown()
+            tunnel.close()
+            raise
+        return tunnel
+
+    def start_close(self) -> None:
+        """End all processes, and with them the tunnels. Does not wait."""
+        for slot in self._slots:
+            slot.start_close()
+
+    def close(self) -> None:
+        """Close all tunnels and end all processes. Idempotent."""
+        with self._lock:
+            tunnels = list(self._tunnels.values())
+        for tunnel in tunnels:
+            tunnel.start_close(0.0)
+        self.start_close()
+        for slot in self._slots:
+            slot.close()
+        for tunnel in tunnels:
+            tunnel.finish()
+        _living.discard(self)
+
+    # -- for the places of the workers ------------------------------------------------------------------------------
+
+    def start_process(self, on_message: Callable[[Message], object]) -> WorkerProcess:
+        """Start a process."""
+        return start_child(functools.partial(WorkerProcess, on_message), {"worker": True})
+
+    def on_up(self, number: int) -> None:
+        """Open the tunnels in the process of a worker, which is running now."""
+        with self._lock:
+            for tunnel in list(self._tunnels.values()):
+                tunnel.open_at(number)
+
+    def on_message(self, number: int, message: Message) -> None:
+        """Pass a message of a process to its tunnel."""
+        key = next((message[word] for word in ("opened", "failed", "closed", "turned") if word in message), None)
+        tunnel = self._tunnels.get(key) if key is not None else None
+        if tunnel is not None:
+            tunnel.told(number, message)
+
+    def on_died(self, number: int) -> int:
+        """Tell the tunnels that the process of a worker has died; return the number of lost connections."""
+        with self._lock:
+            tunnels = list(self._tunnels.values())
+        return sum(tunnel.died(number) for tunnel in tunnels)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """Keep nothing of the program's, in a forked child."""
+        self._lock = threading.RLock()
+        for tunnel in list(self._tunnels.values()):
+            tunnel.abandon()
+        self._tunnels.clear()
+
+
+def _close_all() -> None:
+    for pool in list(_living):
+        pool.close()
+
+
+def _forget_all() -> None:
+    for pool in list(_living):
+        pool._after_fork()
+    _living.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,198 @@
+"""A tunnel that the workers of a pool relay, as the program sees it: the members of a tunnel, with totals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from ..engine.records import ConnectionRecord, Metrics, Stats
+from ..errors import RelayError
+from ..eventloop.sockets import format_address
+from ..streams.checks import check_time
+from .pool_parts import PartState, TunnelParts
+from .wire import to_metrics, to_record
+from .worker_slot import WorkerStatus
+
+__all__ = ["PoolTunnel"]
+
+logger = logging.getLogger("relay")
+
+_END = 5.0  # seconds for the workers to close it
+
+
+class PoolTunnel(TunnelParts):
+    """A tunnel of a :class:`~relay.spawning.pool.WorkerPool`, with the members of :class:`~relay.Tunnel`.
+
+    Every member may be called from any thread. The figures are sums over the workers, also over those that have died.
+    Those that ask the workers raise :class:`RelayError` if one does not answer. A worker that has died is not asked;
+    its successor goes on. In a forked child of the program the tunnel is closed, and stays with the program.
+
+    The parameters and the errors are those of :class:`~relay.spawning.pool_parts.TunnelParts`.
+    """
+
+    @property
+    def address(self) -> Any:
+        """The address of the listener, as ``getsockname()`` returns it."""
+        return self._address
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers that relay it now."""
+        return [process.pid for slot in self._slots if (process := slot.process) is not None]
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return what is known of each worker that relays it. Asks no worker."""
+        return [slot.status() for slot in self._slots]
+
+    def loads(self) -> list[int]:
+        """Return the numbers of open connections of the workers; none after the end. Asks no worker."""
+        return self._shared.loads()
+
+    @property
+    def state(self) -> str:
+        """``open``, ``paused``, ``closing`` or ``closed``."""
+        return self._phase
+
+    def connections(self) -> list[ConnectionRecord]:
+        """Return the records of the open connections, oldest first.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        records = [to_record(fields) for _, answer in self._ask("connections") for fields in answer or ()]
+        return sorted(records, key=lambda record: record.started)
+
+    def recent(self) -> list[ConnectionRecord]:
+        """Return the records of the last 100 connections that ended, oldest first, each with its reason.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        answers = self._ask("recent")
+        with self._changed:
+            for index, answer in answers:
+                if self._parts[index] is PartState.OPEN and answer is not None:
+                    self._totals.answered_recent(index, [to_record(fields) for fields in answer])
+            return self._totals.recent()
+
+    def stats(self) -> Stats:
+        """Return the figures since the tunnel was opened.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        return self.metrics().stats()
+
+    def metrics(self) -> Metrics:
+        """Return all counters since the tunnel was opened, for monitoring.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        answers = self._ask("metrics")
+        with self._changed:
+            for index, answer in answers:
+                # The answer of a worker that has died since then is dropped: its last one is in the sums already.
+                if self._parts[index] is PartState.OPEN and answer is not None:
+                    self._totals.answered(index, to_metrics(answer))
+            return self._totals.metrics(self._shared.accepted())
+
+    def kill(self, connection_id: str) -> bool:
+        """Reset one open connection; see :meth:`relay.Tunnel.kill`.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        return any(answer for _, answer in self._ask("kill", connection_id))
+
+    def pause(self, close: bool = False) -> None:
+        """Accept no client until :meth:`resume`; clients wait in the listen backlog. In force when it returns.
+
+        :param close: whether to reset the open connections.
+        :raises RelayError: if a worker does not answer.
+        """
+        self._set_phase("open", "paused")
+        self._ask("pause", close)
+
+    def resume(self) -> None:
+        """Accept clients again. In force when it returns.
+
+        :raises RelayError: if a worker does not answer.
+        """
+        self._set_phase("paused", "open")
+        self._ask("resume")
+
+    def update(self, **limits: Any) -> None:
+        """Change the limits; see :func:`relay.engine.changes.update`.
+
+        :param limits: each of them.
+        :raises RelayError: if a worker does not answer.
+        """
+        with self._changed:
+            self._options = {**self._options, **limits}
+        self._ask("update", limits)
+
+    def ping(self, reply: Callable[[], object]) -> bool:
+        """Call ``reply`` as soon as the loops of all workers that run have turned, for a watchdog.
+
+        :param reply: called in another thread; it must not block.
+        :returns: whether it will be called.
+        :raises RelayError: if a worker does not answer.
+        """
+        return self._ping(reply)
+
+    def close(self, drain: float = 0.0) -> None:
+        """Stop listening at once, end every connection, and wait until all is done. Idempotent, from any thread.
+
+        Called from a log handler it marks the tunnel as closing and returns.
+
+        :param drain: seconds that connections may take to finish first; those that are left are reset. A second call
+            with a shorter time shortens it.
+        :raises TypeError: if ``drain`` is not a number.
+        :raises ValueError: if it is negative.
+        """
+        seconds = check_time("drain", drain, zero=True)
+        self.start_close(seconds)
+        if any(process.is_watched_here() for slot in self._slots if (process := slot.process) is not None):
+            return
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._phase == "closed", None if seconds is None else seconds + _END):
+                logger.warning("%s: its workers have not closed it within %g s", self.name, _END)
+        self.finish()
+        if self._own_pool is not None:
+            self._own_pool.close()
+
+    def start_close(self, drain: float | None) -> None:
+        """Do the same, but do not wait.
+
+        :param drain: seconds; ``None`` for as long as the connections take.
+        """
+        with self._changed:
+            if self._phase == "closed":
+                return
+            self._phase = "closing"
+        self._shared.close_listener()
+        for index in range(len(self._slots)):
+            try:
+                self._ask_one(index, "close", drain)
+            except RelayError as error:
+                logger.warning("%s: closing: %s", self.name, error)
+        self._look_closed()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the tunnel has ended.
+
+        :param timeout: seconds to wait at most; ``None`` for no limit.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._phase == "closed", timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        kind, count = type(self).__name__, len(self._slots)
+        workers = f"{count} worker{'s' if count > 1 else ''}"
+        return f"<{kind} {self.name!r} at {format_address(self._address)}, {workers}, {self._phase}>"

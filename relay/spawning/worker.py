@@ -1,0 +1,215 @@
+"""The child's side of a worker: any number of tunnels, which the program opens, asks and closes.
+
+Each question names its tunnel by a key. Opening and closing may take long, so each has a thread of its own, and the
+outcome goes to the program unasked: ``opened``, ``failed`` or ``closed``, each with the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..engine import changes
+from ..engine.shared_acceptor import WorkerPlace
+from ..engine.worker_table import WorkerTable
+from ..engine.worker_tunnel import WorkerTunnel
+from .recipes import Recipe
+from .wire import DescriptorChannel, Message, from_error
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("relay")
+
+_BACKOFF = (0.5, 30.0)  # seconds between attempts to open a tunnel again, at first and at most
+
+
+class Worker:
+    """The tunnels of this process.
+
+    :param control: one end of a socketpair; the program has the other.
+    :param tell: sends a message to the program unasked. It never waits.
+    """
+
+    def __init__(self, control: socket.socket, tell: Callable[[Message], object]) -> None:
+        self._channel = DescriptorChannel(control)
+        self._tell = tell
+        self._tunnels: dict[int, HostedTunnel] = {}
+
+    def serve(self) -> None:
+        """Answer the program until it closes the channel.
+
+        :raises OSError: if the program is gone.
+        """
+        self._channel.send({"name": f"relay worker {os.getpid()}"})
+        while (request := self._channel.receive()) is not None:
+            logging.getLogger("relay").setLevel(request["level"])
+            answer: Message
+            try:
+                answer = {"value": self._call(request["call"], *request["arguments"])}
+            except (OSError, ValueError, TypeError) as error:
+                answer = {"error": from_error(error)}
+            self._channel.send({"number": request["number"], **answer})
+
+    def close(self) -> None:
+        """Close all tunnels, and wait for their ends."""
+        tunnels = list(self._tunnels.values())
+        for tunnel in tunnels:
+            tunnel.close(0.0)
+        for tunnel in tunnels:
+            tunnel.over.wait()
+
+    def _call(self, call: str, key: int, *arguments: Any) -> Any:
+        if call == "open":
+            self._tunnels[key] = HostedTunnel(key, self._descriptors(), arguments[0], self._tell)
+            return None
+        tunnel = self._tunnels.get(key)
+        if tunnel is None:
+            return None  # it has never been opened here
+        if call == "forget":
+            del self._tunnels[key]
+            return None
+        return tunnel.call(call, *arguments)
+
+    def _descriptors(self) -> list[int]:
+        found, self._channel.descriptors = self._channel.descriptors, []
+        return found
+
+
+class HostedTunnel:
+    """One tunnel of this process, from the request to open it until its end.
+
+    :param key: its key.
+    :param descriptors: of the table, of the socket for clients from other workers, of those to each worker, and
+        perhaps of the listening socket. The tunnel owns them.
+    :param request: ``recipe`` (the fields of a :class:`Recipe`), ``number`` and ``workers`` (the place of this
+        process), ``options`` (of the :class:`~relay.Tunnel`), ``paused`` and ``again`` (whether it has been open
+        before, and so is opened again and again until it is).
+    :param tell: sends a message to the program unasked.
+    """
+
+    def __init__(self, key: int, descriptors: list[int], request: Message, tell: Callable[[Message], object]) -> None:
+        self.over = threading.Event()
+        """Set once it has ended."""
+        self._key = key
+        self._workers: int = request["workers"]
+        self._tell = tell
+        self._tunnel: WorkerTunnel | None = None
+        self._closing = threading.Condition()
+        self._drain: float | None = None
+        self._is_closing = False
+        opening = functools.partial(self._open, descriptors, request)
+        threading.Thread(target=opening, name=f"relay-open-{key}", daemon=True).start()
+
+    def call(self, call: str, *arguments: Any) -> Any:
+        """Call a member of the tunnel.
+
+        :raises OSError: and others: what that raises.
+        """
+        if call == "close":
+            return self.close(*arguments)
+        tunnel = self._tunnel
+        if tunnel is None:
+            return None  # it is not open, or no longer: the program knows, or will soon
+        if call == "update":
+            return changes.update(tunnel, **_of_one(arguments[0], self._workers))
+        if call == "ping":
+            return tunnel.ping(functools.partial(self._tell, {"turned": self._key, "token": arguments[0]}))
+        assert call in ("connections", "recent", "metrics", "kill", "pause", "resume")
+        return getattr(tunnel, call)(*arguments)
+
+    def close(self, drain: float | None) -> None:
+        """Close it, after its connections or after so many seconds. Does not wait; :attr:`over` tells the end."""
+        with self._closing:
+            self._is_closing, self._drain = True, drain
+            self._closing.notify_all()
+            if self._tunnel is not None:
+                self._tunnel.start_close(drain)
+
+    def _open(self, descriptors: list[int], request: Message) -> None:
+        place, receive = _place(descriptors, request["number"], request["workers"])
+        try:
+            with receive or contextlib.nullcontext():  # the tunnel has a copy, which it closes when it drains
+                tunnel = self._opened(place, receive, request)
+        except Exception as error:  # noqa: BLE001  (the program raises it)
+            place.close()
+            self._tell({"failed": self._key, "error": from_error(error)})
+        else:
+            if tunnel is None:
+                place.close()
+                self._tell({"closed": self._key, "last": None})
+            else:
+                self._tell({"opened": self._key, "address": tunnel.address})
+                tunnel.join()
+                last = {name: getattr(tunnel, name)() for name in ("metrics", "recent")}
+                self._tell({"closed": self._key, "last": last})
+        finally:
+            self.over.set()
+
+    def _opened(self, place: WorkerPlace, receive: socket.socket | None, request: Message) -> WorkerTunnel | None:
+        """Return the open tunnel; ``None`` if it is closed before it has opened."""
+        backoff = _BACKOFF[0]
+        while (tunnel := self._attempt(place, receive, request)) is None:
+            if self._waited(backoff):
+                return None
+            backoff = min(backoff * 2, _BACKOFF[1])
+        return tunnel
+
+    def _attempt(self, place: WorkerPlace, receive: socket.socket | None, request: Message) -> WorkerTunnel | None:
+        """Open the tunnel; return ``None`` if that failed and is tried again."""
+        listener: Any = None
+        make_send: Any = None
+        own = None if receive is None else receive.dup()
+        options = _of_one(request["options"], self._workers)
+        try:
+            listener, make_send = Recipe(*request["recipe"]).make(own)
+            tunnel = WorkerTunnel(listener, make_send, place=place, paused=request["paused"], **options)
+        except OSError as error:
+            _close(make_send, listener, own)
+            if not request["again"]:
+                raise
+            logger.warning("%s: cannot open it again for now: %s", request["options"]["name"], error)
+            return None
+        except BaseException:
+            _close(make_send, listener, own)
+            raise
+        with self._closing:
+            self._tunnel = tunnel
+            if self._is_closing:
+                tunnel.start_close(self._drain)
+        return tunnel
+
+    def _waited(self, seconds: float) -> bool:
+        with self._closing:
+            return self._closing.wait_for(lambda: self._is_closing, seconds)
+
+
+def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPlace, socket.socket | None]:
+    """Return the place of this process, and the listening socket if there is one."""
+    table, *others = descriptors
+    incoming, *outgoing = map(_socket, others)
+    receive = outgoing.pop() if len(outgoing) > workers else None
+    place = WorkerPlace(number, WorkerTable(table, workers), incoming, outgoing)
+    os.close(table)
+    return place, receive
+
+
+def _of_one(options: Message, workers: int) -> Message:
+    """Return the options for one worker: each keeps its share of the warm streams ready, rounded up."""
+    return {**options, "warm": -(-options["warm"] // workers)} if "warm" in options else options
+
+
+def _socket(descriptor: int) -> socket.socket:
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+def _close(*things: Any) -> None:
+    for thing in things:
+        if thing is not None:
+            thing.close()

@@ -1,0 +1,121 @@
+"""``relay.engine.worker_table``: the counts that the workers of a tunnel share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from relay.engine.worker_table import AWAY, WorkerTable, quota
+
+
+@pytest.fixture
+def table():
+    """Of four workers, all of which take clients."""
+    descriptor = WorkerTable.make(4)
+    made = WorkerTable(descriptor, 4)
+    os.close(descriptor)
+    for worker in range(4):
+        made.store_load(worker, 0)
+    yield made
+    made.close()
+
+
+def load(table, *loads):
+    for worker, connections in enumerate(loads):
+        table.store_load(worker, connections)
+
+
+@pytest.mark.parametrize(("limit", "workers"), [*itertools.product([1, 2, 3, 7, 100, 101], [1, 2, 3, 8])])
+def test_the_quotas_add_up_to_the_limit_and_are_even(limit, workers):
+    quotas = [quota(limit, workers, number) for number in range(workers)]
+    assert sum(quotas) == limit
+    assert max(quotas) - min(quotas) <= 1
+
+
+def test_no_limit_is_no_quota():
+    assert [quota(-1, 2, number) for number in range(2)] == [-1, -1]
+
+
+def test_processes_see_the_same():
+    descriptor = WorkerTable.make(2)
+    one, other = WorkerTable(descriptor, 2), WorkerTable(descriptor, 2)
+    os.close(descriptor)
+    one.admit(1, 3)
+    assert (other.loads(), other.accepted()) == ([0, 3], [0, 1])
+    for table in (one, other):
+        table.close()
+
+
+def test_every_worker_is_away_at_first():
+    descriptor = WorkerTable.make(3)
+    table = WorkerTable(descriptor, 3)
+    os.close(descriptor)
+    table.store_load(0, 50)
+    assert table.better(0, -1) is None
+    table.close()
+
+
+@pytest.mark.parametrize(
+    ("loads", "better"),
+    [
+        ((0, 0, 0, 0), None),
+        ((1, 1, 1, 1), None),
+        ((1, 0, 1, 1), 1),  # few connections are balanced exactly
+        ((7, 6, 7, 7), 1),
+        ((8, 7, 8, 8), None),  # and many to an eighth
+        ((80, 70, 80, 80), None),
+        ((80, 69, 80, 80), 1),
+        ((80, AWAY, 60, 50), 3),  # a worker that is away gets none
+        ((80, AWAY, AWAY, AWAY), None),
+        ((50, 90, 90, 90), None),
+    ],
+)
+def test_the_least_loaded_worker_gets_the_client(table, loads, better):
+    load(table, *loads)
+    found = table.better(0, -1)
+    assert (found.worker if found is not None else None) == better
+
+
+def test_a_worker_that_takes_no_client_passes_those_that_it_has_on(table):
+    load(table, AWAY + 5, 1, 2, 3)
+    assert table.better(0, -1) == (1, 1)
+
+
+def test_the_clients_on_their_way_to_a_worker_count_as_its_own(table):
+    load(table, 10, 4, 4, 4)
+    got = []
+    while (found := table.better(0, -1)) is not None:
+        table.store_sent(0, *found)
+        got.append(found.worker)
+    assert [got.count(worker) for worker in range(4)] == [0, 5, 5, 5]
+    table.store_taken(1, 0, 5)  # the numbers of those that have come; they are not in its load, so it gets as many
+    assert table.better(0, -1) == (1, 6)
+
+
+def test_a_number_that_was_never_sent_is_corrected_by_the_next(table):
+    load(table, 10, 0, 10, 10)
+    assert table.better(0, -1) == (1, 1)
+    table.store_sent(0, 1, 1)  # and then the worker is killed; its successor goes on
+    assert table.better(0, -1) == (1, 2)
+    table.store_sent(0, 1, 2)
+    table.store_taken(1, 0, 2)
+    assert table.better(0, -1) == (1, 3)
+    load(table, 1, 0, 1, 1)
+    assert table.better(0, -1) == (1, 3), "nothing is on its way"
+
+
+def test_nobody_gets_more_than_its_quota(table):
+    load(table, 9, 4, 9, 9)
+    assert table.better(0, 20) is None, "its quota is 5, and one place stays free for a client of its own"
+    assert table.better(0, 24) == (1, 1)
+
+
+def test_a_dead_worker_is_buried(table):
+    table.admit(2, 1)
+    table.admit(2, 2)
+    assert table.bury(2) == 2
+    assert (table.loads(), table.accepted()) == ([0, 0, 0, 0], [0, 0, 2, 0])
+    load(table, 80, 80, AWAY, 80)
+    assert table.better(0, -1) is None

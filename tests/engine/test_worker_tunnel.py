@@ -1,0 +1,226 @@
+"""``relay.engine.worker_tunnel`` and its acceptor: several workers at one listening socket, here in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import pytest
+from helpers import WAIT, receive_all, wait_until
+
+import relay
+from relay.engine import changes
+from relay.engine.shared_acceptor import WorkerPlace
+from relay.engine.worker_table import WorkerTable
+from relay.engine.worker_tunnel import WorkerTunnel
+
+
+class Workers:
+    """Tunnels that share a listening socket and their counts."""
+
+    def __init__(self, count, server, **options):
+        self.listening = relay.listen(":0")
+        self.address = self.listening.getsockname()
+        self.memory = WorkerTable.make(count)
+        self.table = WorkerTable(self.memory, count)
+        self.pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]
+        self.tunnels = []
+        self.clients = []
+        self.server = server
+        self.options = options
+
+    def start(self, number, receive=None, **more):
+        incoming, outgoing = self.pairs[number][0].dup(), [pair[1].dup() for pair in self.pairs]
+        place = WorkerPlace(number, WorkerTable(self.memory, len(self.pairs)), incoming, outgoing)
+        receive = receive or self.listening.dup()
+        options = {"timeout": None, **self.options, **more}
+        tunnel = WorkerTunnel(receive, self.server.factory(), place=place, **options)
+        self.tunnels.append(tunnel)
+        return tunnel
+
+    def connect(self):
+        client = socket.create_connection(self.address)
+        client.settimeout(WAIT)
+        self.clients.append(client)
+        return client
+
+    def connect_all(self, count):
+        for client in [self.connect() for _ in range(count)]:
+            client.sendall(b"ping")
+            assert client.recv(4) == b"ping"
+
+    def close(self):
+        for thing in (*self.clients, *self.tunnels, self.listening, self.table):
+            thing.close()
+        os.close(self.memory)
+        for sock in (sock for pair in self.pairs for sock in pair):
+            sock.close()
+
+
+@pytest.fixture
+def make(echo_server):
+    with contextlib.ExitStack() as stack:
+
+        def build(count, **options):
+            made = Workers(count, echo_server, **options)
+            stack.callback(made.close)
+            return made
+
+        yield build
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_clients_are_spread_evenly(make, count):
+    workers = make(count)
+    for number in range(count):
+        workers.start(number)
+    workers.connect_all(100)
+    loads = workers.table.loads()
+    assert sum(loads) == 100
+    assert max(loads) <= 1.5 * 100 / count
+    assert loads == [tunnel.stats().active for tunnel in workers.tunnels]
+    assert sum(workers.table.accepted()) == 100
+
+
+def test_clients_that_wait_are_spread_too(make):
+    """The first worker finds all of them in the backlog, and no other worker is there yet to accept."""
+    workers = make(2)
+    second = workers.start(1)
+    second.pause()
+    for _ in range(60):
+        workers.connect()
+    first = workers.start(0)
+    wait_until(lambda: first.stats().active == 60)  # the other one takes none
+    second.resume()
+    workers.connect_all(20)
+    assert workers.table.loads() == [60, 20]
+
+
+def test_a_client_that_was_passed_is_as_any_other(make):
+    workers = make(2)
+    first, second = workers.start(0), workers.start(1)
+    workers.connect_all(1)
+    owner = first if first.stats().active else second
+    other = second if owner is first else first
+    workers.connect_all(1)
+    wait_until(lambda: other.stats().active == 1)
+    (record,) = other.connections()
+    assert record.peer == workers.clients[1].getsockname()
+    for client in workers.clients:
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b""
+    wait_until(lambda: workers.table.loads() == [0, 0])
+
+
+def test_what_is_on_its_way_to_a_worker_outlives_it(make):
+    """It is in the pair of sockets, which the program keeps open."""
+    workers = make(2)
+    first = workers.start(0)
+    workers.table.store_load(1, 0)  # a worker that does not look
+    waiting = [workers.connect() for _ in range(10)]
+    wait_until(lambda: workers.table.accepted() == [5, 0] and first.stats().active == 5)
+    second = workers.start(1)
+    wait_until(lambda: second.stats().active == 5)
+    for client in waiting:
+        exchange_with_echo(client)
+
+
+def test_a_worker_keeps_what_it_cannot_pass_on(make):
+    workers = make(2)
+    first = workers.start(0)
+    workers.table.store_load(1, 0)
+    workers.pairs[1][1].setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            workers.pairs[1][1].send(bytes(10))  # full
+    workers.connect_all(10)
+    assert (first.stats().active, workers.table.accepted()) == (10, [10, 0])
+
+
+def test_a_client_whose_descriptor_was_lost_is_counted(make):
+    workers = make(2)
+    first = workers.start(0)
+    workers.pairs[0][1].send(b"\x01\x00" + (1).to_bytes(8, "little") + b'""')
+    wait_until(lambda: first.metrics().accept_errors == {"EMFILE": 1})
+    workers.connect_all(1)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_the_limit_is_that_of_all_together(make, limit):
+    workers = make(3, nconnect=limit)
+    for number in range(3):
+        workers.start(number)
+    for _ in range(limit + 4):
+        workers.connect()
+    served = sum_of(workers)
+    wait_until(lambda: served() == limit)
+    open_ones = {record.peer for tunnel in workers.tunnels for record in tunnel.connections()}
+    for client in workers.clients:
+        if client.getsockname() in open_ones:
+            client.close()
+    wait_until(lambda: sum(workers.table.accepted()) == min(2 * limit, limit + 4))
+    assert served() <= limit
+
+
+def test_the_limit_may_change(make):
+    workers = make(2, nconnect=2)
+    limits = {"timeout": None, "connect_timeout": None, "idle_timeout": None, "linger": None}
+    for number in range(2):
+        workers.start(number)
+    for _ in range(7):
+        workers.connect()
+    served = sum_of(workers)
+    wait_until(lambda: served() == 2)
+    for tunnel in workers.tunnels:
+        changes.update(tunnel, nconnect=5, **limits)
+    wait_until(lambda: served() == 5)
+    for tunnel in workers.tunnels:
+        changes.update(tunnel, nconnect=-1, **limits)
+    wait_until(lambda: served() == 7)
+
+
+def test_a_worker_that_is_paused_at_first_accepts_none(make):
+    workers = make(2)
+    first, second = workers.start(0, paused=True), workers.start(1)
+    workers.connect_all(5)
+    assert (first.stats().accepted, second.stats().accepted) == (0, 5)
+    first.resume()
+    second.pause()
+    workers.connect_all(1)
+    assert first.stats().accepted == 1
+
+
+def test_another_listener(make):
+    """Those who have connected to the old one are accepted before it closes."""
+    workers = make(2)
+    first, second = workers.start(0), workers.start(1)
+    workers.connect_all(4)
+    other = relay.listen(":0")
+    for tunnel in (first, second):
+        changes.relisten(tunnel, other.dup(), None)
+    workers.listening.close()
+    workers.address = other.getsockname()
+    other.close()
+    workers.connect_all(4)
+    assert sum(workers.table.loads()) == 8
+    exchange_with_echo(workers.clients[0])
+
+
+def test_it_closes_without_waiting(make):
+    workers = make(1)
+    tunnel = workers.start(0)
+    workers.connect_all(1)
+    tunnel.start_close(None)
+    workers.clients[0].close()
+    tunnel.join(WAIT)
+    assert tunnel._relay.is_closed
+
+
+def sum_of(workers):
+    return lambda: sum(tunnel.stats().active for tunnel in workers.tunnels)
+
+
+def exchange_with_echo(client):
+    client.sendall(b"ping")
+    assert client.recv(4) == b"ping"

@@ -1,0 +1,85 @@
+"""``relay.spawning.recipes``: listeners and factories from values that fit into a message."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from helpers import WAIT, Thread
+
+import relay
+from relay.addresses.parse import parse_listen
+from relay.spawning.recipes import Recipe, bind, carrier_of, listen_at
+
+BY_ADDRESS = "relay.spawning.recipes:by_address"
+
+
+@pytest.mark.parametrize(
+    ("listen", "target", "via", "carrier"),
+    [
+        (":0", "127.0.0.1:1", [], None),
+        ("unix:///run/a", "tls://a:1", ["socks5://proxy:1"], None),
+        (":0", "127.0.0.1:1", ["ssh://me@a", "ssh://b"], "ssh://me@a"),
+        (":0", "127.0.0.1:1", ["socks5://proxy:1", "ssh://b"], "ssh://b"),
+        ("ssh://me@a?listen=:1", "127.0.0.1:1", [], "ssh://me@a"),
+        ("i2p:?keys=/a", "127.0.0.1:1", [], "i2p:?sam=127.0.0.1:7656"),
+        (None, "i2p://name.i2p", [], "i2p://name.i2p"),
+    ],
+)
+def test_the_carrier_under_a_tunnel(listen, target, via, carrier):
+    assert carrier_of(listen, target, via) == carrier
+
+
+@pytest.mark.parametrize("listen", ["ssh://me@a?listen=:1", "i2p:"])
+def test_nobody_shares_a_listener_that_is_no_socket(listen):
+    assert bind(parse_listen(listen)) is None
+
+
+def test_the_workers_listen_at_the_socket(tmp_path, certificates):
+    for listen in (":0", f"unix://{tmp_path}/socket"):
+        with bind(parse_listen(listen)) as shared:
+            assert listen_at(parse_listen(listen), shared) is shared
+
+
+@pytest.mark.parametrize("kind", ["tls", "socks5", "http"])
+def test_a_listener_that_does_more_takes_the_socket_over(kind, certificates):
+    query = f"?cert={certificates.cert}&key={certificates.key}" if kind == "tls" else ""
+    address = parse_listen(f"{kind}://localhost:0{query}")
+    with bind(address) as shared:
+        where = shared.getsockname()
+        copies = [shared.dup() for _ in range(2)]
+        listeners = [listen_at(address, copy) for copy in copies]
+        assert [listener.getsockname() for listener in listeners] == [where] * 2
+        assert all(copy.fileno() == -1 for copy in copies)
+        for listener in listeners:
+            listener.close()
+
+
+def test_one_socket_and_two_makers():
+    with bind(parse_listen(":0")) as shared, socket.create_server(("127.0.0.1", 0)) as target:
+        arguments = {"listen": ":0", "target": f"127.0.0.1:{target.getsockname()[1]}", "via": []}
+        listener, make_send = Recipe(BY_ADDRESS, arguments).make(shared)
+        assert listener is shared
+        accepting = Thread(target.accept)
+        stream = make_send()
+        stream.close()
+        accepting.result(WAIT)[0].close()
+        make_send.close()
+
+
+def test_a_recipe_without_a_socket_listens_itself():
+    listener, make_send = Recipe(BY_ADDRESS, {"listen": ":0", "target": "127.0.0.1:1", "via": []}).make(None)
+    assert listener.getsockname()[1]
+    listener.close()
+    make_send.close()
+
+
+def test_the_socket_stays_with_the_caller_if_it_fails():
+    with bind(parse_listen(":0")) as shared:
+        for arguments in (
+            {"listen": ":0", "target": "no port", "via": []},
+            {"listen": "?", "target": "a:1", "via": []},
+        ):
+            with pytest.raises(relay.AddressError):
+                Recipe(BY_ADDRESS, arguments).make(shared)
+        assert shared.fileno() != -1

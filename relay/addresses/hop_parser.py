@@ -8,13 +8,12 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from .address_parser import KNOWN, AddressParser
 from .hops import Command, Hop, Proxy, Route
-from .i2p import I2PRouter
 from .i2p_parser import read_i2p_hop
 from .options import Option, options_of
 from .redact import redact
 from .ssh import SSHServer
 
-__all__ = ["HopParser", "SSHParser", "ServerParser", "make", "read_command", "read_hops", "read_proxy"]
+__all__ = ["FORMS", "HopParser", "SSHParser", "ServerParser", "make", "read_command", "read_hops", "read_proxy"]
 
 Value = TypeVar("Value")
 
@@ -65,91 +64,6 @@ class SSHParser(AddressParser):
         return self.server(self.decoded(user) or None, place, given), others
 
 
-class HopParser(SSHParser):
-    """The parser of hops.
-
-    :param follows: the address after it, for errors.
-    """
-
-    example = "ssh://bastion"
-    schemes: tuple[str, ...] = ("ssh", "i2p", "socks5", "http", "exec")
-    forms = (
-        "a hop is ssh://[user@]host[:port], i2p:?sam=host:port, socks5://[user@]host:port, http://[user@]host:port "
-        "or exec:command %h %p"
-    )
-    takes_i2p = True
-
-    def __init__(self, text: str, what: str, *, follows: str = "", given: Mapping[str, Any] | None = None) -> None:
-        super().__init__(text, what, given=given)
-        self._follows = follows
-
-    def plain(self) -> tuple[str, str]:
-        """Split an address without ``//``."""
-        if "i2p" in self.schemes and (found := _I2P.fullmatch(self.text)):
-            return "i2p", found[2] or ""
-        return super().plain()
-
-    def unknown(self, scheme: str) -> NoReturn:
-        """Reject a scheme that no hop has."""
-        if scheme in KNOWN and scheme not in HopParser.schemes:
-            last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
-            self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
-        super().unknown(scheme)
-
-    def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Any) -> NoReturn:
-        """Reject a parameter that no hop has."""
-        if name in ("listen", "accept", "allow", "deny"):
-            self.fail(f"{name}= makes it a place to listen at, not a hop", "listen there, or leave the parameter out")
-        super().unknown_parameter(scheme, name, redacted_name, names)
-
-    def read(self) -> Hop:
-        """Parse the address."""
-        scheme, rest = self.split()
-        if scheme == "ssh":
-            return self.ssh_url(rest)[0]
-        if scheme == "i2p":
-            return self.router(rest)
-        if scheme == "exec":
-            return read_command(self, rest)
-        if not scheme:
-            return self.bare(rest)
-        return make(self, Proxy, **read_proxy(self, "socks5" if scheme == "socks5" else "http", rest))
-
-    def bare(self, text: str) -> SSHServer:
-        """Parse a hop without a scheme."""
-        self.fail("it has no scheme", self.forms)
-
-    def router(self, rest: str) -> I2PRouter:
-        """Parse the router of ``i2p:``."""
-        if rest and not rest.startswith("?"):
-            self.fail(
-                "i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one"
-            )
-        return read_i2p_hop(self, rest)
-
-
-class ServerParser(HopParser):
-    """The parser of names of SSH servers."""
-
-    example = "user@host"
-    schemes = ("ssh",)
-    forms = "allowed are [user@]host[:port], an alias of the SSH configuration and ssh://[user@]host[:port]"
-
-    def read(self) -> SSHServer:
-        """Parse the address."""
-        scheme, rest = self.split()
-        return self.ssh_url(rest)[0] if scheme else self.bare(rest)
-
-    def bare(self, text: str) -> SSHServer:
-        """Parse a server without a scheme."""
-        user, sign, place = text.rpartition("@")
-        if "?" in text or ":" in user:
-            self.fail("a parameter or a password", "only the form with ssh:// has them")
-        if sign and not user:
-            self.fail("the user is empty", "write it before the @, or leave both out")
-        return self.server(user or None, place, {})
-
-
 def read_proxy(parser: AddressParser, protocol: Literal["socks5", "http"], rest: str) -> dict[str, Any]:
     """Parse a proxy, after ``socks5://`` or ``http://``.
 
@@ -192,6 +106,89 @@ def read_command(parser: AddressParser, text: str) -> Command:
     except ValueError as error:
         problem, _, allowed = str(error).removeprefix("exec: ").partition("; ")
         parser.fail(problem, allowed)
+
+
+def _read_proxy(protocol: Literal["socks5", "http"]) -> Callable[[AddressParser, str], Proxy]:
+    return lambda parser, rest: make(parser, Proxy, **read_proxy(parser, protocol, rest))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+FORMS: dict[str, tuple[str, Callable[[Any, str], Hop]]] = {
+    "ssh": ("ssh://[user@]host[:port]", lambda parser, rest: parser.ssh_url(rest)[0]),
+    "i2p": ("i2p:?sam=host:port", read_i2p_hop),
+    "socks5": ("socks5://[user@]host:port", _read_proxy("socks5")),
+    "http": ("http://[user@]host:port", _read_proxy("http")),
+    "exec": ("exec:command %h %p", read_command),
+}
+"""Of each scheme: its form, for errors, and the function that parses what follows the scheme; a new transport adds its
+line here, and one in :data:`relay.transports.chain.KINDS`."""
+
+
+class HopParser(SSHParser):
+    """The parser of hops.
+
+    :param follows: the address after it, for errors.
+    """
+
+    example = "ssh://bastion"
+    schemes: tuple[str, ...] = tuple(FORMS)
+    forms = f"a hop is {_listed([form for form, _ in FORMS.values()])}"
+    takes_i2p = True
+
+    def __init__(self, text: str, what: str, *, follows: str = "", given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text, what, given=given)
+        self._follows = follows
+
+    def plain(self) -> tuple[str, str]:
+        """Split an address without ``//``."""
+        if "i2p" in self.schemes and (found := _I2P.fullmatch(self.text)):
+            return "i2p", found[2] or ""
+        return super().plain()
+
+    def unknown(self, scheme: str) -> NoReturn:
+        """Reject a scheme that no hop has."""
+        if scheme in KNOWN and scheme not in HopParser.schemes:
+            last = "only the last address of a way is one" + (f", and {self._follows} follows" if self._follows else "")
+            self.fail(f"{scheme}:// is a target, not a hop", f"{last}; {self.forms}")
+        super().unknown(scheme)
+
+    def unknown_parameter(self, scheme: str, name: str, redacted_name: str, names: Any) -> NoReturn:
+        """Reject a parameter that no hop has."""
+        if name in ("listen", "accept", "allow", "deny"):
+            self.fail(f"{name}= makes it a place to listen at, not a hop", "listen there, or leave the parameter out")
+        super().unknown_parameter(scheme, name, redacted_name, names)
+
+    def read(self) -> Hop:
+        """Parse the address."""
+        scheme, rest = self.split()
+        if not scheme:
+            self.fail("it has no scheme", self.forms)
+        return FORMS[scheme][1](self, rest)
+
+
+class ServerParser(HopParser):
+    """The parser of names of SSH servers."""
+
+    example = "user@host"
+    schemes = ("ssh",)
+    forms = "allowed are [user@]host[:port], an alias of the SSH configuration and ssh://[user@]host[:port]"
+
+    def read(self) -> SSHServer:
+        """Parse the address."""
+        scheme, rest = self.split()
+        return self.ssh_url(rest)[0] if scheme else self.bare(rest)
+
+    def bare(self, text: str) -> SSHServer:
+        """Parse a server without a scheme."""
+        user, sign, place = text.rpartition("@")
+        if "?" in text or ":" in user:
+            self.fail("a parameter or a password", "only the form with ssh:// has them")
+        if sign and not user:
+            self.fail("the user is empty", "write it before the @, or leave both out")
+        return self.server(user or None, place, {})
 
 
 def read_hops(via: Sequence[str], target: str | None, named: Mapping[str, Hop]) -> Route:

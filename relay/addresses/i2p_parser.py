@@ -120,8 +120,9 @@ def read_i2p_hop(parser: AddressParser, rest: str) -> I2PRouter:
     :param rest: the parameters after a question mark, if any.
     :raises AddressError: in one line: what, where, and what is allowed.
     """
-    query = rest.removeprefix("?")
-    return _router(parser, parser.options("i2p:", query, options_of(I2PRouter), is_option))
+    if rest and not rest.startswith("?"):
+        parser.fail("i2p://NAME is a target, not a hop", "i2p: alone is the way to it, i2p:?sam=HOST:PORT another one")
+    return _router(parser, parser.options("i2p:", rest[1:], options_of(I2PRouter), is_option))
 
 
 def _router(parser: AddressParser, given: dict[str, Any]) -> I2PRouter:

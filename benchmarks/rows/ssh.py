@@ -85,6 +85,13 @@ FIRST_BYTE = (
 ROWS = {
     "ssh-up": Row("bulk up", "ssh", ALL, BULK, partial(bulk, down=False)),
     "ssh-down": Row("bulk down", "ssh", ALL, BULK, partial(bulk, down=True)),
+    "ssh-behind": Row(
+        "bulk down, in front of the OpenSSH client",
+        "ssh",
+        ("ssh-openssh", "ssh-c"),
+        (GBIT((openssh("ssh-c", 0.95),)), CPU_BULK()),
+        partial(bulk, down=True),
+    ),
     "ssh-requests": Row(
         "keep-alive requests",
         "ssh",

@@ -19,6 +19,7 @@ from .workspace import Workspace
 __all__ = ["BUFFER", "Flow", "FlowOwner"]
 
 BUFFER = 65536  # bytes that one step copies at most
+_WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
 _BULK_AFTER = 3  # full buffers in a row that make a flow splice
 _SMALL = 16384  # a splice below this many bytes costs more than copying them
 _REST = 16  # buffers that are still passed on after a reset
@@ -65,7 +66,7 @@ class Flow:
         self.sink = sink
         self.descriptor = source.fileno()
         self.mask = -1  # not registered
-        self.receive = source.recv
+        self.receive: Callable[[int], bytes] = source.recv
         self.send = sink.send
         self.handler: Callable[[int, float], None] = self.copy
         self.pending: memoryview | None = None
@@ -296,6 +297,10 @@ class Flow:
         self.streak += 1
         if self.streak >= _BULK_AFTER and self.can_splice():
             self.use(self.splice)
+        elif self.streak >= _BULK_AFTER and self.source.family == socket.AF_UNIX:
+            # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
+            receive = self.source.recv
+            self.receive = lambda size: receive(_WIDE)
 
     def can_splice(self) -> bool:
         """Return whether the bytes of the source can be spliced, and this pays."""

@@ -167,7 +167,7 @@ def test_what_comes_out_is_what_went_in(
         patch.setattr(flow_module, "_COPY_AFTER", 1 + bulk_after)
         one = Bench(splice=splice, chance=random.Random(seed))
         try:
-            if bulk_after == 0 and splice:
+            if bulk_after == 0:
                 one.connection.flows.upstream.full()
                 one.connection.flows.downstream.full()
             play(one, plan)
@@ -249,6 +249,18 @@ def test_a_flow_copies_first_splices_bulk_and_copies_again(bench: Callable[..., 
     spliced = up.spliced_bytes()
     one.connection.close("killed", one.now)
     assert one.connection.bytes_moved() == (up.moved, 0, spliced, 0)
+
+
+def test_bulk_is_read_out_of_a_unix_socket_as_much_as_it_holds(bench: Callable[..., Bench]) -> None:
+    one = bench(splice=False, small=False)
+    sent: list[int] = []
+    up = one.connection.flows.upstream
+    send = up.send
+    up.send = lambda data: sent.append(len(data)) or send(data)  # type: ignore[func-returns-value]
+    assert io_thread(one, one.client, one.target, BLOCK * 2) == BLOCK * 2
+    assert sent[:3] == [flow_module.BUFFER] * 3
+    assert max(sent) > flow_module.BUFFER
+    assert one.connection.record(one.now).engine == "copy"
 
 
 @pytest.mark.parametrize("first", [b"small", BLOCK], ids=["small", "bulk"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,7 +15,7 @@ from typing import Any
 import trustme
 
 from ..jobs import DIRECT, HELD, Job, Target
-from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, relay_command, run
+from ..machine import LOOPBACK, MeasurementError, Process, compiled, free_port, pinned, program, run
 from ..peers.i2p import World
 from ..peers.tcp import PEERS, STATUS, inside
 from ..sshd import DELAY, Server, delayed, linked, ssh_server
@@ -263,30 +261,6 @@ class Lab:
             pem.write_to_path(str(job.directory / "server.pem"), append=True)
         certificate.private_key_and_cert_chain_pem.write_to_path(str(job.directory / "both.pem"))  # as HAProxy reads it
         return job.directory / "ca.pem"
-
-    @contextmanager
-    def i2p_bridge(self, target: Target, milliseconds: int) -> Iterator[tuple[str, int]]:
-        """The embedded SAM bridge at the far end of a long link, and a destination there that leads to a target.
-
-        :param target: on this machine.
-        :param milliseconds: of the link, each way.
-        :returns: the destination, and the port of the bridge at this end of the link.
-        """
-        job = self._job(target)
-        bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(job.port)]
-        there = f"i2p:?sam={LOOPBACK}:{job.port}&keys={job.directory / 'keys.dat'}"
-        expose = [relay_command(), "expose", f"{LOOPBACK}:{target.port}", "--on", there]
-        with ExitStack() as stack:
-            stack.enter_context(Process(bridge, job.port, job.directory / "log"))
-            server = stack.enter_context(
-                subprocess.Popen(expose, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            )
-            stack.callback(server.kill)
-            assert server.stdout is not None
-            address = server.stdout.readline().decode().split()[0]
-            if not server.stdout.readline().startswith(b"published"):
-                raise MeasurementError("the destination was not published")
-            yield address, stack.enter_context(linked(job.port, milliseconds, job.directory))
 
     @contextmanager
     def web_server(self, connections: int = HELD) -> Iterator[Target]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
 
 from ..goals import Goal, Metric, Row, Sample
 from ..jobs import DIRECT, Target
 from ..loads.tcp import Lab, Relay
-from ..machine import LOOPBACK, Process, free_port, relay_command, run
+from ..machine import LOOPBACK, MeasurementError, Process, free_port, relay_command, run
 from ..peers.ssh import WARM
+from ..sshd import linked
 
 __all__ = ["ROWS"]
 
@@ -64,6 +68,29 @@ def first_byte(lab: Lab, peer: str, way: Way) -> Sample:
         return {"p50": done["p50"], "p99": done["p99"]}
 
 
+@contextmanager
+def i2p_bridge(lab: Lab, target: Target) -> Iterator[tuple[str, int]]:
+    """The embedded SAM bridge behind the link, and a destination there that leads to a target.
+
+    :returns: the destination, and the port of the bridge at this end of the link.
+    """
+    directory, port = Path(mkdtemp(dir=lab.directory)), free_port()
+    bridge = [sys.executable, "-m", "relay.testing.sambridge", "--port", str(port)]
+    there = f"i2p:?sam={LOOPBACK}:{port}&keys={directory / 'keys.dat'}"
+    expose = [relay_command(), "expose", f"{LOOPBACK}:{target.port}", "--on", there]
+    with ExitStack() as stack:
+        stack.enter_context(Process(bridge, port, directory / "log"))
+        server = stack.enter_context(
+            subprocess.Popen(expose, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().split()[0]
+        if not server.stdout.readline().startswith(b"published"):
+            raise MeasurementError("the destination was not published")
+        yield address, stack.enter_context(linked(port, ONE_WAY, directory))
+
+
 def over_i2p(lab: Lab, peer: str) -> Sample:
     """The same with a destination of a SAM bridge behind the link; its streams have no half-close, and other loads."""
     if peer == DIRECT:
@@ -72,7 +99,7 @@ def over_i2p(lab: Lab, peer: str) -> Sample:
     target, port = Target(free_port()), free_port()
     with (
         Process([*load, "serve", str(target.port)], target.port, lab.directory / "target.log"),
-        lab.i2p_bridge(target, ONE_WAY) as (address, sam),
+        i2p_bridge(lab, target) as (address, sam),
     ):
         options = WARM if peer == "i2p-warm" else ()
         place = f"i2p://{address}?sam={LOOPBACK}:{sam}"

@@ -14,7 +14,7 @@ from ..carriers.link import Watcher
 from ..engine.observer import OnEnd, check_callback
 from ..engine.tunnel import Tunnel
 from ..errors import ConnectError
-from ..streams.checks import check_count, check_time
+from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
 from ..transports.i2p.session import Session
 from ..transports.tcp import listen_tcp, tcp
 from .i2p import Entries, OnState, i2p, i2p_listen
@@ -136,6 +136,8 @@ class TunnelClient(Tunnel):
     :param dest: a destination in base64, its address ``….b32.i2p``, or a name in ``.i2p`` that the router knows. It
         need not be reachable yet: relay retries each stream until ``connect_timeout``.
     :param samaddr: and the others: as for :class:`TunnelServer`.
+    :param warm: the streams to keep open for clients to come; see :class:`relay.Tunnel`.
+    :param warm_for: seconds after which such a stream is replaced if no client has come.
     :param options: {options}
     :param others: further options of the session, as for :class:`TunnelServer`.
     :raises OSError: if the port is not available, and as for :class:`TunnelServer`.
@@ -157,11 +159,14 @@ class TunnelClient(Tunnel):
         connect_timeout: float | None = CONNECT_TIMEOUT,
         idle_timeout: float | None = None,
         linger: float | None = LINGER,
+        warm: int = 0,
+        warm_for: float = WARM_FOR,
         name: str | None = None,
         on_end: OnEnd | None = None,
         **options: Unpack[I2PKeywords],
     ) -> None:
         limits = _limits(nconnect, timeout, connect_timeout, idle_timeout, linger, name, on_end, session)
+        check_warm(warm, warm_for)
         self._session = session
         self._sender = i2p(dest, sam=samaddr, session=session, via=via, **options)
         self._last_dest: deque[str] = deque([""], maxlen=1)
@@ -173,7 +178,7 @@ class TunnelClient(Tunnel):
                 self._sender.subscribe(lambda state, _: on_state(state.value))
             self._sender.subscribe(_remember(self._sender.carrier(), self._last_dest))
             self._sender.ready()
-            super().__init__(receive, self._sender, **limits)
+            super().__init__(receive, self._sender, warm=warm, warm_for=warm_for, **limits)
             undo.pop_all()
 
     @property

@@ -89,6 +89,16 @@ def test_a_client_leads_to_the_destination(bridge):
     assert (tunnel.dest, tunnel.remotedest, tunnel.state) == (KEY.destination, DEST, "closed")
 
 
+def test_a_client_has_warm_streams(bridge):
+    with make_client(bridge, dest=DEST, warm=1, warm_for=60) as tunnel:
+        wait_until(lambda: (warm := tunnel.metrics().warm) is not None and warm.ready == 1)
+        far = bridge.stream()
+        with socket.create_connection(tunnel.address) as client:
+            client.settimeout(WAIT)
+            exchange(client, far)
+        assert tunnel.stats().warm_hits == 1
+
+
 def test_a_client_calls_on_end(bridge):
     seen = []
     with make_client(bridge, dest=DEST, on_end=seen.append, linger=0.1) as tunnel:

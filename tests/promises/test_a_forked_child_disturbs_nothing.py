@@ -54,6 +54,15 @@ def test_a_child_that_closes_the_tunnel(relayed, any_engine):
     exchange(*rig.connect())
 
 
+def test_a_child_leaves_the_warm_streams_open(relayed, any_engine):
+    rig = relayed(warm=1)
+    far = rig.accept()
+    wait_until(lambda: (warm := rig.tunnel.metrics().warm) is not None and warm.ready == 1)
+    assert in_child(rig.tunnel.close) == 0
+    exchange(rig.client(), far)
+    assert rig.tunnel.stats().warm_hits == 1
+
+
 def test_a_child_sees_every_tunnel_closed_and_can_make_its_own(relayed, any_engine):
     rig = relayed()
     rig.connect()

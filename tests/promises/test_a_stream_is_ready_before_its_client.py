@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from helpers import WAIT, Thread, black_hole, exchange, fate_of_client, receive_all, receive_exactly, wait_until
+from sshd import FarEnd
 
 import relay
 from relay.engine import changes
@@ -196,6 +197,25 @@ def test_a_lost_carrier_takes_its_streams_along_and_brings_new_ones(mortal_far_e
     exchange(rig.client(), far)
     assert hits(rig.tunnel) == (1, 0)
     assert not [record for record in caplog.records if "no stream is ready" in record.getMessage()]
+
+
+def test_a_server_with_room_for_no_more_channels(backend, make_ssh_server, over_ssh, quick):
+    """The warm streams occupy the last places; the clients get them, and no more of them is refused than without."""
+    rig = over_ssh(FarEnd("embedded", backend, make_ssh_server(max_channels=2)).url, warm=2)
+    ends = [rig.accept() for _ in range(2)]
+    ready(rig.tunnel, 2)
+    clients = [rig.client() for _ in range(2)]
+    for client, far in zip(clients, ends, strict=True):
+        exchange(client, far)
+    assert fate_of_client(rig.tunnel.address) == "reset"
+    clients[0].close()
+    assert receive_all(ends[0]) == b""
+    ends[0].close()
+    far = rig.accept()
+    ready(rig.tunnel, 1)
+    exchange(rig.client(), far)
+    # A stream of the OpenSSH client is open before the server has refused it, so a client may have got one.
+    assert hits(rig.tunnel) in ([(3, 1), (4, 0)] if backend == "openssh" else [(3, 1)])
 
 
 @pytest.mark.parametrize("personality", ["i2p_double", "java_double"])

@@ -41,6 +41,8 @@ relay forward 8080 i2p://name.i2p --via ssh://me@bastion (the I2P router of anot
 
 relay forward 5432 db:5432 --via socks5://proxy:1080 --via ssh://me@bastion (out through a proxy)
 
+relay forward 8080 api:80 --via ssh://me@bastion --warm 2 (two streams are open before their clients come)
+
 relay forward 8080 5432 (port 5432 of this machine)
 
 relay help hops lists the parameters of hops, SSH servers and I2P routers.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..addresses.values import TCPAddress, TLSListen
 from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
 from ..transports.tcp import inherit
+from .listener_opening import ListenerOpening
 from .member import Member, MemberState
 from .output import describe_error
 from .plan import Bound
@@ -55,12 +55,7 @@ class Replacement:
         """The factory of another route, if only that changes."""
         self.is_deferred = False
         """Whether it opens after the commit, because its predecessor has not opened yet."""
-        self._attempt: BackgroundCall | None = None
-        self._lock = threading.Lock()  # for the handlers
-        self._settled = threading.Event()
-        self._has_outcome = False
-        self._postponement: Exception | None = None
-        self._handlers: tuple[Callable[[], object], Callable[[Exception], object]] | None = None
+        self._opening: ListenerOpening | None = None
         self._tunings: list[Callable[[], object]] = []
         self._on_vacated = vacated
         self._vacated: list[Replacement] = []
@@ -163,7 +158,7 @@ class Replacement:
                 other.vacate()
                 self._vacated.append(other)
         opening = functools.partial(inherit, heirlooms, functools.partial(plan.bind, preflight))
-        self._attempt = BackgroundCall(opening, self._on_outcome, self._on_postponed)
+        self._opening = ListenerOpening(opening)
 
     def sockets(self) -> list[Any]:
         """Return the TCP socket of the tunnel that runs, if it has one."""
@@ -213,49 +208,21 @@ class Replacement:
 
     def wait(self) -> None:
         """Wait until the listener is open, postponed or has failed."""
-        if self._attempt is None:
-            return
-        self._settled.wait()
-        with self._lock:
-            done = self._has_outcome
-        if done:
+        if self._opening is not None:
             try:
-                self.bound = self._attempt.outcome()
+                self.bound = self._opening.wait()
             except _ERRORS as error:
                 self.error = error
 
     @property
     def is_postponed(self) -> bool:
         """True if the listener waits for its server: it counts as open."""
-        return self._attempt is not None and self.bound is None and self.error is None
+        return self._opening is not None and self.bound is None and self.error is None
 
     def hand_over(self, outcome: Callable[[], object], postponed: Callable[[Exception], object]) -> BackgroundCall:
         """Return the call that still opens the listener, and pass its events on from now on."""
-        assert self._attempt is not None
-        with self._lock:
-            self._handlers = outcome, postponed
-            late, problem = self._has_outcome, self._postponement
-        if problem is not None:
-            postponed(problem)
-        if late:
-            outcome()
-        return self._attempt
-
-    def _on_outcome(self) -> None:
-        with self._lock:
-            self._has_outcome = True
-            handlers = self._handlers
-        self._settled.set()
-        if handlers is not None:
-            handlers[0]()
-
-    def _on_postponed(self, error: Exception) -> None:
-        with self._lock:
-            self._postponement = error
-            handlers = self._handlers
-        self._settled.set()
-        if handlers is not None:
-            handlers[1](error)
+        assert self._opening is not None
+        return self._opening.hand_over(outcome, postponed)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -264,8 +231,8 @@ class Replacement:
 
         :returns: a problem with that; empty if there is none.
         """
-        if self._attempt is not None:
-            self._attempt.give_up()
+        if self._opening is not None:
+            self._opening.give_up()
         if self.make_send is not None:
             self.make_send.close()
         problems = [other.return_to_listener() for other in self._vacated]

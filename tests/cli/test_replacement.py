@@ -160,7 +160,7 @@ class Attempt:
 @pytest.fixture
 def waiting(made, load, monkeypatch):
     """A change whose listener is under way."""
-    monkeypatch.setattr("relay.cli.replacement.BackgroundCall", Attempt)
+    monkeypatch.setattr("relay.cli.listener_opening.BackgroundCall", Attempt)
     change = made(None, load("ssh://me@nowhere"))
     change.prepare(Preflight(names=False), Leaving([change]))
     return change
@@ -168,13 +168,13 @@ def waiting(made, load, monkeypatch):
 
 def test_a_listener_that_waits_for_its_server_counts_as_open_and_its_events_are_passed_on(waiting):
     problem, events = OSError("no route"), []
-    waiting._attempt.report_postponed(problem)
+    waiting._opening._call.report_postponed(problem)
     waiting.wait()
     assert waiting.is_postponed
     waiting.hand_over(lambda: events.append("over"), events.append)
     assert events == [problem], "that of before"
-    waiting._attempt.report_postponed(later := OSError("still no route"))
-    waiting._attempt.report_outcome()
+    waiting._opening._call.report_postponed(later := OSError("still no route"))
+    waiting._opening._call.report_outcome()
     assert events == [problem, later, "over"]
     waiting.wait()
     assert str(waiting.error) == "it is over" and not waiting.is_postponed
@@ -182,20 +182,20 @@ def test_a_listener_that_waits_for_its_server_counts_as_open_and_its_events_are_
 
 def test_an_outcome_from_before_is_passed_on_too(waiting):
     events = []
-    waiting._attempt.report_outcome()
+    waiting._opening._call.report_outcome()
     waiting.hand_over(lambda: events.append("over"), events.append)
     assert events == ["over"]
 
 
 def test_undo_gives_up_what_waits(waiting):
     assert waiting.undo() == ""
-    assert waiting._attempt.given_up
+    assert waiting._opening._call.given_up
 
 
 def test_wait_ends_with_the_first_event(waiting):
     settled = threading.Thread(target=waiting.wait)
     settled.start()
-    waiting._attempt.report_postponed(OSError("no route"))
+    waiting._opening._call.report_postponed(OSError("no route"))
     settled.join(WAIT)
     assert not settled.is_alive()
 

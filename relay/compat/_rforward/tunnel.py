@@ -1,7 +1,26 @@
-"""The reverse tunnel of :mod:`relay.compat.rforward`: one forwarded port of a connected SSH server."""
+"""The reverse tunnel of :mod:`relay.compat.rforward`: one forwarded port of a connected SSH server.
+
+The caller's threads set what the tunnel is to be, and its own thread asks the server for that:
+
+========= ==================== ========= =============================================================================
+state     event                next      action
+                               state
+========= ==================== ========= =============================================================================
+LISTENING pause                PAUSED    accept no client; reset the connections; cancel the forward at the server
+LISTENING the server denies it PAUSED    accept no client; reset the connections; report the error
+LISTENING stop                 STOPPED   as for pause; end the thread
+PAUSED    resume               LISTENING accept clients; ask the server to listen
+PAUSED    stop                 STOPPED   end the thread
+STOPPED   the server denies it STOPPED   report the error
+any       another one          the same  none
+========= ==================== ========= =============================================================================
+
+A tunnel begins as LISTENING, also before its thread starts, and it may be paused before that.
+"""
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -17,7 +36,7 @@ from .channels import ChannelQueue
 from .forwards import Forwards
 from .log import DEBUG, DEFAULT, WARN, Log
 
-__all__ = ["RevFwTunnel"]
+__all__ = ["RevFwTunnel", "TunnelState"]
 
 _HOST = "127.0.0.1"  # address on which the server listens
 _ANSWER = 10.0  # seconds for the server to answer one request
@@ -25,6 +44,12 @@ _SLACK = 1.0  # seconds that callers wait longer than the thread that waits for 
 _PATIENCE = 3 * _ANSWER + _SLACK
 
 _Outcome = SimpleQueue[Exception | None]
+
+
+class TunnelState(enum.Enum):
+    """The state of a reverse tunnel; the docstring of the module has the table."""
+
+    LISTENING, PAUSED, STOPPED = range(3)
 
 
 class _DeniedError(ForwardError):
@@ -80,8 +105,7 @@ class RevFwTunnel(threading.Thread):
         self.problem: CarrierError | None = None
         """Why the thread has ended by itself."""
         self._control = threading.Lock()  # one of pause and resume at a time; not held during a wait for the server
-        self._paused = False
-        self._stopped = False
+        self._state = TunnelState.LISTENING
         self._listening: TCPAddress | None = None
         self._asked: SimpleQueue[_Outcome | None] = SimpleQueue()  # to follow, of the thread; None ends it
         self._lock = threading.Lock()  # for what follows
@@ -134,10 +158,15 @@ class RevFwTunnel(threading.Thread):
 
         In force, but for the server's answer, at once; that is waited for, for up to ten seconds.
         """
+        self._leave(TunnelState.PAUSED)
+
+    def _leave(self, state: TunnelState) -> None:
         with self._control:
-            if self._paused:
+            before = self._state
+            if before is not TunnelState.STOPPED:
+                self._state = state
+            if before is not TunnelState.LISTENING:
                 return
-            self._paused = True
             self._cut()
         if (error := self._apply_state_and_wait(_ANSWER + _SLACK)) is not None:
             self.logger(str(error), loglevel=WARN)
@@ -149,7 +178,7 @@ class RevFwTunnel(threading.Thread):
         :raises OSError: as :meth:`start` does; then it is still paused.
         """
         with self._control:
-            if not self._paused or self._stopped:
+            if self._state is not TunnelState.PAUSED:
                 return
             if self.problem is not None:
                 raise self.problem
@@ -171,9 +200,8 @@ class RevFwTunnel(threading.Thread):
 
     def stop_thread(self) -> None:
         """End it for good: as :meth:`pause`, and the thread ends. The transport stays open. Idempotent."""
-        self._stopped = True
         self.logger(f"stopping thread: {self!r}", loglevel=DEBUG)
-        self.pause()
+        self._leave(TunnelState.STOPPED)
         self._asked.put(None)
         if self.ident is not None and not self._must_not_wait():
             self.join(_ANSWER)
@@ -192,7 +220,9 @@ class RevFwTunnel(threading.Thread):
             self.logger(f"{place}: no answer from the SSH server to the cancellation", loglevel=WARN)
 
     def __repr__(self) -> str:
-        state = "stopped" if self._stopped else "paused" if self._paused else "open" if self._serving else "not open"
+        state = "open" if self._serving else "not open"
+        if self._state is not TunnelState.LISTENING:
+            state = self._state.name.lower()
         to = TCPAddress(self.remote_host, self.remote_port)
         return f"<{type(self).__name__} {_HOST}:{self.server_port} to {to}, {state}>"
 
@@ -202,7 +232,7 @@ class RevFwTunnel(threading.Thread):
         """Make the engine."""
         factory = tcp(self.remote_host, self.remote_port)
         self._engine = Tunnel(self._channels, factory, timeout=None, name=self.name)
-        if self._paused:
+        if self._state is not TunnelState.LISTENING:
             self._cut()
         self._serving = True
         self._forwards().requests.watch(self._on_loss)
@@ -218,7 +248,7 @@ class RevFwTunnel(threading.Thread):
         while (outcome := self._asked.get()) is not None:
             outcome.put(self._try_to_apply_state())
         requests = self._forwards().requests
-        if requests.ended and not self._stopped:
+        if requests.ended and self._state is not TunnelState.STOPPED:
             self.problem = requests.lost()
             self.logger(f"{self.problem}; {self!r} ends", loglevel=WARN)
 
@@ -238,14 +268,15 @@ class RevFwTunnel(threading.Thread):
 
     def _apply_state(self) -> None:
         """Apply the current state: paused, or listening at the server."""
-        if self._paused:
+        if self._state is not TunnelState.LISTENING:
             self._cancel()
         elif self._listening is None:
             try:
                 self._listen()
             except OSError:
                 with self._control:
-                    self._paused = True
+                    if self._state is TunnelState.LISTENING:
+                        self._state = TunnelState.PAUSED
                     self._cut()
                 raise
 
@@ -287,7 +318,7 @@ class RevFwTunnel(threading.Thread):
             end()
 
     def _allow(self) -> None:
-        self._paused = False
+        self._state = TunnelState.LISTENING
         self._channels.allow()
         if self._engine is not None:
             self._engine.resume()
@@ -336,7 +367,7 @@ class RevFwTunnel(threading.Thread):
         """
         with self._lock:
             self._wards.add(end)
-        return not self._paused
+        return self._state is TunnelState.LISTENING
 
     def release(self, end: Callable[[], object]) -> None:
         """Do not call it."""

@@ -1,11 +1,12 @@
 /* Many connections at once: a server for them, clients that hold them idle, and clients that keep them busy.
  *
- *     crowd serve PORT           on 127.0.0.1: sends back what it gets, or sends zeros without end to who sends `d` first
+ *     crowd serve PORT           on 127.0.0.1: sends back what it gets; a client that sends `d5` first gets zeros without
+ *                                end as soon as five such clients are there
  *     crowd hold PORT COUNT      opens so many connections, each of which asks once and is answered once, and holds them
  *     crowd drain PORT COUNT     opens so many connections to a server as above, and reads what it sends
  *
- * The clients print `ready` when all connections are there, and end when standard input does. `drain` then prints
- * {"bytes": …, "seconds": …} since it was ready. The clients come from 127.0.0.2 on, 20,000 from each address.
+ * The clients print `ready` when all connections are there, and end when standard input does. `drain` reads for a second
+ * before that, and prints {"bytes": …, "seconds": …} of the time since. They come from 127.0.0.2 on, 20,000 from each.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -25,9 +26,11 @@
 
 enum { PIECE = 1 << 18, EVENTS = 64, FROM_ONE = 20000, PATIENCE = 30 };
 
+static const double WARM = 1.0;     /* seconds */
 static const char question[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 static char zeros[PIECE];
-static int echoing, pouring;
+static int echoing, pouring, waiting;
+static int *all;         /* that wait for zeros */
 
 static double now(void) {
     struct timespec time;
@@ -61,8 +64,16 @@ static void answer(int fd) {
     char bytes[4096];
     ssize_t got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
     if (got > 0 && bytes[0] == 'd') {
+        bytes[got < 20 ? got : 20] = 0;
+        int wanted = atoi(bytes + 1);
         epoll_ctl(echoing, EPOLL_CTL_DEL, fd, NULL);
-        watch(pouring, fd, EPOLLOUT);
+        if (!(all = realloc(all, ++waiting * sizeof *all)))
+            err(1, "realloc");
+        all[waiting - 1] = fd;
+        if (waiting < wanted)
+            return;
+        while (waiting)
+            watch(pouring, all[--waiting], EPOLLOUT);
     } else if (got >= 0 || errno != EAGAIN) {
         if (got <= 0 || send(fd, bytes, got, MSG_NOSIGNAL) != got)
             close(fd);
@@ -125,21 +136,25 @@ static void drain(int port, int count) {
     struct epoll_event events[EVENTS];
     static char bytes[PIECE];
     long long moved = 0;
-    double begin;
-    int poller = epoll_create1(0), *clients = calloc(count, sizeof *clients);
+    double begin = 0, warm;
+    int poller = epoll_create1(0), size = snprintf(bytes, sizeof bytes, "d%d", count);
     for (int number = 0; number < count; number++) {
-        clients[number] = client_of(port, number);
-        if (send(clients[number], "d", 1, MSG_NOSIGNAL) != 1 || recv(clients[number], bytes, 1, 0) != 1)
-            err(1, "connection %d has no answer", number + 1);
+        int fd = client_of(port, number);
+        if (send(fd, bytes, size, MSG_NOSIGNAL) != size)
+            err(1, "connection %d", number + 1);
+        watch(poller, fd, EPOLLIN);
     }
-    for (int number = 0; number < count; number++)
-        watch(poller, clients[number], EPOLLIN);
     watch(poller, 0, EPOLLIN);
-    puts("ready");
-    fflush(stdout);
-    begin = now();
+    epoll_wait(poller, events, 1, -1);      /* all are there */
+    warm = now() + WARM;
     for (;;) {
         int ready = epoll_wait(poller, events, EVENTS, -1);
+        if (!begin && now() > warm) {
+            puts("ready");
+            fflush(stdout);
+            begin = now();
+            moved = 0;
+        }
         for (int place = 0; place < ready; place++) {
             if (!events[place].data.fd) {
                 printf("{\"bytes\": %lld, \"seconds\": %.6f}\n", moved, now() - begin);

@@ -75,9 +75,11 @@ def busy(lab: Lab, peer: str, size: int) -> Sample:
         lab.relay(peer, target) as relay,
         lab.crowd("drain", relay.port, size) as crowd,
     ):
+        relay.begin()
         done = lab.ping(relay.port)
         moved = crowd.end()
-        return {"p50": done["p50"], "p99": done["p99"], "rate": moved["bytes"] * 8 / moved["seconds"]}
+        sample = {"p50": done["p50"], "p99": done["p99"], "rate": moved["bytes"] * 8 / moved["seconds"]}
+        return sample | relay.cost(moved["bytes"] / GIB)
 
 
 def streams(lab: Lab, peer: str, size: int) -> Sample:
@@ -229,6 +231,7 @@ ROWS = {
             Metric("p50", "p50 µs of a round trip", False),
             Metric("p99", "p99 µs of a round trip", False, (Goal("haproxy", 1.1),)),
             GBIT(),
+            CPU_BULK(),
         ),
         busy,
     ),

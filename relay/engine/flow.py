@@ -20,7 +20,8 @@ __all__ = ["BUFFER", "Flow", "FlowOwner"]
 
 BUFFER = 65536  # bytes that one step copies at most
 _WIDE = 4 * BUFFER  # bytes that one step copies out of a Unix socket after bulk: more than that holds by default
-_BULK_AFTER = 3  # full buffers in a row that make a flow splice
+_LARGE = 32768  # bytes of a read that count as bulk; a window that has not grown gives 65,483 at most, never a buffer
+_BULK_AFTER = 3  # large reads in a row that make a flow splice
 _SMALL = 16384  # a splice below this many bytes costs more than copying them
 _REST = 16  # buffers that are still passed on after a reset
 _COPY_AFTER = 8  # small splices in a row that make a flow copy again
@@ -112,8 +113,8 @@ class Flow:
         if sent != size:
             self.moved -= size - sent
             self.queue(memoryview(data)[sent:])
-        elif size == BUFFER:
-            self.full()
+        elif size >= _LARGE:
+            self.full(size)
         elif self.streak:
             if self.streak < 0:
                 self.first = now
@@ -290,14 +291,14 @@ class Flow:
             self.spliced += self.moved
         self.streak = 0
 
-    def full(self) -> None:
-        """Count a read that filled the buffer: several in a row are a bulk transfer."""
+    def full(self, size: int) -> None:
+        """Count a large read of so many bytes: several in a row are a bulk transfer."""
         if self.streak < 0:
             self.first, self.streak = self.last, 0
         self.streak += 1
         if self.streak >= _BULK_AFTER and self.can_splice():
             self.use(self.splice)
-        elif self.streak >= _BULK_AFTER and self.source.family == socket.AF_UNIX:
+        elif self.streak >= _BULK_AFTER and size == BUFFER and self.source.family == socket.AF_UNIX:
             # Its sender is woken when three quarters are read. Emptied in one step, it is filled again during the next.
             receive = self.source.recv
             self.receive = lambda size: receive(_WIDE)

@@ -168,8 +168,8 @@ def test_what_comes_out_is_what_went_in(
         one = Bench(splice=splice, chance=random.Random(seed))
         try:
             if bulk_after == 0:
-                one.connection.flows.upstream.full()
-                one.connection.flows.downstream.full()
+                one.connection.flows.upstream.full(BUFFER)
+                one.connection.flows.downstream.full(BUFFER)
             play(one, plan)
         finally:
             one.close()
@@ -261,6 +261,18 @@ def test_bulk_is_read_out_of_a_unix_socket_as_much_as_it_holds(bench: Callable[.
     assert sent[:3] == [flow_module.BUFFER] * 3
     assert max(sent) > flow_module.BUFFER
     assert one.connection.record(one.now).engine == "copy"
+
+
+@pytest.mark.parametrize(("size", "splices"), [(65_483, True), (32_768, True), (32_767, False)])
+def test_large_reads_in_a_row_are_bulk_also_if_none_fills_the_buffer(
+    bench: Callable[..., Bench], size: int, splices: bool
+) -> None:
+    """The window of one of a thousand streams stays at 65,483 bytes, so that no read of it fills the buffer."""
+    one = bench(small=False)
+    up = one.connection.flows.upstream
+    for _ in range(3):
+        assert io_thread(one, one.client, one.target, BLOCK[:size]) == BLOCK[:size]
+    assert (up.handler == up.splice) == splices
 
 
 @pytest.mark.parametrize("first", [b"small", BLOCK], ids=["small", "bulk"])

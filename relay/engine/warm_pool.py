@@ -8,7 +8,7 @@ trying      stream              filling     open those that are missing
 trying      no stream           backing off start the retry timer: 0.5 s after the first failure, then twice
                                             as long each time, up to 30 s
 trying      hop not up          waiting     open none
-filling     used                filling     open another one
+filling     used                filling     open another one, as soon as the client's first bytes are on their way
 filling     ended               filling     open another one
 filling     expired             filling     open another one
 filling     no stream           backing off start the retry timer
@@ -30,6 +30,7 @@ import collections
 import enum
 import functools
 import logging
+import math
 import random
 import socket
 import time
@@ -55,6 +56,7 @@ __all__ = ["PoolState", "WarmPool", "check_factory"]
 logger = logging.getLogger("relay")
 
 _BACKOFF = (0.5, 30.0)  # seconds after the first failure in a row, and at most
+_SOON = 0.001  # seconds until the next stream is opened: a TLS handshake begins with 0.7 ms of work
 _STABLE = 1.0  # seconds; a stream that ends sooner counts as a failure
 _CONNECT = 30.0  # seconds for a stream if the tunnel has no limit
 _SPREAD = 0.9  # part of the age after which the first streams are replaced, so that not all are at once
@@ -121,7 +123,7 @@ class WarmPool:
         self._ready: dict[WarmStream, None] = {}  # the oldest first
         self._connecting: dict[WarmStream, None] = {}
         self._failures = 0  # in a row
-        self._retry = Timer(connector.loop.timers, self._try)
+        self._timer = Timer(connector.loop.timers, self._on_timer)  # to retry, or to fill soon
         self._problems = RateLog(logger, logging.WARNING)
         self._counts = collections.Counter[str]()
         self._is_opening = False
@@ -177,7 +179,7 @@ class WarmPool:
         """Close all streams, and open none."""
         self.state = PoolState.STOPPED
         self._failures = 0
-        self._retry.stop()
+        self._timer.stop()
         for stream in (*self._ready, *self._connecting):
             stream.close("discarded", now)
 
@@ -194,7 +196,8 @@ class WarmPool:
             self._counts["hit"] += 1
             self._failures = 0
             stream.give(connection, self.workspace, now)
-            self.fill(now)
+            if self._timer.due == math.inf:
+                self._timer.start(now + _SOON, now)
             return True
         self._counts["miss"] += 1
         return False
@@ -319,16 +322,18 @@ class WarmPool:
             self._problems.log(now, text, self._owner.name, printable(_text_of(error), _LONGEST))
         longest = min(_BACKOFF[1], _BACKOFF[0] * 2 ** min(self._failures, 10))
         self._failures += 1
-        self._retry.start(now + longest * random.uniform(0.5, 1.0), now)  # noqa: S311  (this needs no secrecy)
+        self._timer.start(now + longest * random.uniform(0.5, 1.0), now)  # noqa: S311  (this needs no secrecy)
 
-    def _try(self, now: float) -> None:
-        if self.state in (PoolState.BACKING_OFF, PoolState.WAITING):
-            self._retry.stop()
+    def _on_timer(self, now: float) -> None:
+        if self.state is PoolState.BACKING_OFF:
             self.state = PoolState.TRYING
-            self.fill(now)
+        self.fill(now)
 
     def _hop_is_up(self) -> None:
-        self._try(time.monotonic())
+        if self.state in (PoolState.BACKING_OFF, PoolState.WAITING):
+            self._timer.stop()
+            self.state = PoolState.TRYING
+            self.fill(time.monotonic())
 
 
 def _text_of(error: BaseException) -> str:

@@ -107,7 +107,11 @@ class Rig:
     def use(self):
         client = SimpleNamespace(summary=SimpleNamespace())
         client.open = lambda target, stream, work, now: self.clients.append(target)
-        return self.pool.give(client, NOW)
+        given = self.pool.give(client, NOW)
+        timer = self.pool._timer
+        if given and timer.due < NOW + 0.01:
+            timer.expire(timer.due)
+        return given
 
     def streams(self):
         return list(self.pool._ready)
@@ -122,7 +126,7 @@ class Rig:
         self.streams()[0].close("expired", NOW + KEEP)
 
     def retry(self):
-        timer = self.pool._retry
+        timer = self.pool._timer
         timer.expire(timer.due)
 
     def take_hop_down_and_fill(self):
@@ -233,6 +237,18 @@ def test_the_oldest_stream_is_used_first(rig):
     assert made.pool.figures() == (0, 2, 1, 0, 0)
 
 
+def test_the_next_stream_is_opened_after_the_clients_first_bytes_and_never_put_off(rig):
+    made = in_state(rig, "filling")
+    client = SimpleNamespace(summary=SimpleNamespace(), open=lambda *_: made.clients.append(_[0]))
+    assert made.pool.give(client, NOW)
+    due = made.pool._timer.due
+    assert (made.begun, due) == (0, NOW + 0.001)
+    assert made.pool.give(client, NOW + 0.0005)
+    assert made.pool._timer.due == due
+    made.retry()
+    assert made.begun == 2
+
+
 def test_a_client_never_gets_a_stream_that_has_ended(rig):
     made = in_state(rig, "filling")
     kept = made.streams()[1]
@@ -254,7 +270,7 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
     for _ in range(9):
         assert len(made.attempts) == 1, "one at a time"
         made.fail()
-        delays.append(made.pool._retry.due - NOW)
+        delays.append(made.pool._timer.due - NOW)
         made.retry()
     longest = (0.5, 1, 2, 4, 8, 16, 30, 30, 30)
     assert all(0.5 <= delay / most <= 1 for delay, most in zip(delays, longest, strict=True))
@@ -266,7 +282,7 @@ def test_a_target_that_is_down_is_tried_less_and_less_often_and_logged_once(rig,
     made.make()
     assert made.use()
     made.fail()
-    assert made.pool._retry.due - NOW <= 0.5, "a stream that was used ends the row of failures"
+    assert made.pool._timer.due - NOW <= 0.5, "a stream that was used ends the row of failures"
 
 
 @pytest.mark.parametrize("error", [CarrierError("the connection was lost"), REFUSED])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 
 import pytest
 from helpers import WAIT, Thread, black_hole, exchange, fate_of_client, receive_all, receive_exactly, wait_until
@@ -182,6 +183,25 @@ def test_over_ssh(far_end, over_ssh):
     assert {record.carrier for record in rig.tunnel.connections()} == {str(far_end.server)}
     [rig.accept() for _ in range(2)]
     ready(rig.tunnel, 2)
+
+
+@pytest.mark.parametrize("way_out", ["tcp", "tls", "ssh"])
+def test_more_of_them_need_no_more_threads(way_out, relayed, request):
+    def rig(count):
+        if way_out == "ssh":
+            make, server = request.getfixturevalue("over_ssh"), request.getfixturevalue("sshd")
+            return make(FarEnd("sshd", "paramiko", server).url, warm=count)
+        return relayed(way_out=way_out, warm=count, timeout=None)
+
+    threads = []
+    for count in (1, 20):
+        made = rig(count)
+        accepted = [Thread(made.accept) for _ in range(count)]
+        [one.result() for one in accepted]
+        ready(made.tunnel, count)
+        threads.append(sum(not isinstance(one, Thread) for one in threading.enumerate()))
+        made.close()
+    assert threads[1] <= threads[0]
 
 
 def test_a_lost_carrier_takes_its_streams_along_and_brings_new_ones(mortal_far_end, over_ssh, monkeypatch, caplog):

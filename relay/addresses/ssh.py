@@ -42,7 +42,7 @@ LISTEN = Option(TEXT, "as LISTEN or --on: where the server listens", example="HO
 class SSHServer:
     """``ssh://[user@]host[:port]?…``, ``[user@]host[:port]`` or an alias of the user's SSH configuration.
 
-    Equal values share one connection. ``str`` of it is its name, without options, for errors and the log.
+    Plain data: equal values share one connection. ``str`` of it is its name, without options, for errors and the log.
 
     :param host: a name, an alias, an IPv4 or an IPv6 address (without brackets and without a zone).
     :param user: the user to log in as; ``None`` for that of the configuration, else the user who runs the program.

@@ -54,6 +54,8 @@ class _Probe:
 class TunnelGroup:
     """Tunnels that run until a signal. Other threads put what happens there in a queue; the main thread handles it.
 
+    The table of the states of a tunnel is in :mod:`.member`; a group has no others, but for its end.
+
     The members of the first part may be called from any thread, the others from the main thread, which is the one that
     runs the group.
 

@@ -203,7 +203,7 @@ debug = click.option("--debug", is_flag=True, help="Log at debug level, with tra
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """The limits of the connections, and the options for what is printed."""
+    """Plain data: the limits of the connections, and the options for what is printed."""
 
     nconnect: int = -1
     timeout: float | None = None

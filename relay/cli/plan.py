@@ -70,7 +70,7 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A tunnel before it is opened. Making a plan opens nothing; opening it may take a while.
+    """A tunnel before it is opened: plain data. Making a plan opens nothing; opening it may take a while.
 
     :param name: of the tunnel.
     :param options: the limits, with their defaults, and what is printed.

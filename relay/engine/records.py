@@ -183,7 +183,7 @@ class Metrics(NamedTuple):
 
 
 class ConnectionSummary:
-    """The part of a connection that stays after its end: its record."""
+    """The part of a connection that stays after its end: the plain data of its record."""
 
     __slots__ = (
         "peer", "started", "number", "target", "request", "dialed", "opened", "first_byte", "finished", "received",

@@ -46,7 +46,7 @@ _all: weakref.WeakSet[RelayThread] = weakref.WeakSet()
 
 
 class RelayThread(LoopThread):
-    """The thread of a tunnel, and all that belongs to it.
+    """The thread of a tunnel, and all that belongs to it; the table of its states is in :mod:`.lifecycle`.
 
     The members of the first part, and those of the base class, may be called from any thread. The rest is for the
     acceptor, the connector and the connections, in the relay thread. The arguments have been checked.

@@ -51,7 +51,7 @@ def set_access_log(put: Callable[[str, ConnectionRecord], object] | None) -> Non
 
 
 class Statistics:
-    """The figures of one tunnel. Written by the relay thread, read by any.
+    """The figures of one tunnel: plain data. Written by the relay thread, read by any.
 
     :param name: of the tunnel, for the log.
     :param lifetime: the limit of that name, for the log.

@@ -72,7 +72,7 @@ class ProbeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelStatus:
-    """One tunnel at one moment.
+    """One tunnel at one moment: plain data.
 
     :param name: its name.
     :param state: ``opening``, ``waiting`` (for the server at which it is to listen), ``listening``, ``paused``,

@@ -18,7 +18,7 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 class Stream:
-    """A kernel socket with the facts about its transport.
+    """A kernel socket with the facts about its transport: plain data, but for its close.
 
     :param socket: a connected stream socket, or a non-blocking one whose connect is in progress. The stream owns it.
     :param half_close: whether its transport can end one direction alone (TCP, Unix and TLS can; SAM cannot).

@@ -16,7 +16,7 @@ _VERSION = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
 
 @dataclass
 class Settings:
-    """Settings of a bridge; :class:`relay.testing.SAMBridge` describes them. All may be changed at any time."""
+    """Settings of a bridge: plain data that may change at any time; :class:`relay.testing.SAMBridge` describes them."""
 
     personality: str
     versions: tuple[str, str]

@@ -59,7 +59,7 @@ class Rules:
 
 
 class State:
-    """The state that all connections of a server share: permissions, faults and counters.
+    """Plain data that all connections of a server share: permissions, faults and counters.
 
     :param permit: returns whether clients may connect to a target.
     :param forwarding: the allowed directions (``AllowTcpForwarding`` in sshd_config(5)).

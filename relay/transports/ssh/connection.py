@@ -56,7 +56,7 @@ class IncompatibleError(RelayError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings for a server: the caller's parameters, then the user's configuration.
+    """The settings for a server, plain data: the caller's parameters, then the user's configuration.
 
     :param server: the server as the caller has given it.
     :param hostname: the name or address to connect to (``HostName``).

@@ -76,7 +76,8 @@ def connect(
 class OpenSSH:
     """A connection of the OpenSSH client; see :class:`relay.transports.ssh.connection.Connection`.
 
-    The lock of its master guards the state of its streams; no callback is called while it is held.
+    Its tables of states are those of its master and its streams (:mod:`.master`, :mod:`.opening`, :mod:`.sessions`).
+    The lock of the master guards the state of the streams; no callback is called while it is held.
 
     :param settings: as for :func:`connect`.
     :param stream: as for :func:`connect`.

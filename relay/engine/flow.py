@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from ..eventloop.pipes import Pipe
+from ..eventloop.pipes import Pipe, PipePool
 from ..eventloop.poller import END, ERR, HUP, IN, OUT, READ
 from .workspace import Workspace
 
@@ -157,41 +157,38 @@ class Flow:
         """Move the bytes of the source inside the kernel."""
         if event != IN:
             return self.on_other_event(event, now)
-        pipes = self.work.pipes
-        pipe = pipes.take()  # type: ignore[union-attr]
+        pipes: PipePool = self.work.pipes  # type: ignore[assignment]
+        pipe = pipes.idle[-1] if pipes.idle else pipes.make()  # it stays there, unless bytes stay in it
         if pipe is None:
             self.use(self.copy)
             return self.copy(event, now)
+        reader, writer, size = pipe
         try:
-            size = os.splice(self.source.fileno(), pipe.writer, pipe.size, flags=_NONBLOCK)
+            size = os.splice(self.source.fileno(), writer, size, None, None, _NONBLOCK)
         except OSError as error:
-            pipes.give(pipe)  # type: ignore[union-attr]
             if error.errno == errno.EINVAL:
                 return self.never_splice(event, now)
             return self.source_failed(error, now)
         if not size:
-            pipes.give(pipe)  # type: ignore[union-attr]
             return self.end(now)
         self.moved += size
         self.last = now
         try:
-            sent = os.splice(pipe.reader, self.sink.fileno(), size, flags=_NONBLOCK)
+            sent = os.splice(reader, self.sink.fileno(), size, None, None, _NONBLOCK)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self.moved -= size
-            pipes.destroy(pipe)  # type: ignore[union-attr]
+            pipes.destroy(pipes.idle.pop())
             return self.sink_failed(error, now)
         if sent != size:
             self.moved -= size - sent
-            self.pipe, self.piped = pipe, size - sent
+            self.pipe, self.piped = pipes.idle.pop(), size - sent
             self.block()
-        else:
-            pipes.give(pipe)  # type: ignore[union-attr]
-        if size >= _SMALL:
-            self.streak = 0
-        else:
+        if size < _SMALL:
             self.small()
+        elif self.streak:
+            self.streak = 0
 
     # -- back pressure --------------------------------------------------------------------------------------------
 

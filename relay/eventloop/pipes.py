@@ -28,25 +28,28 @@ class Pipe(NamedTuple):
 class PipePool:
     """The pipes of one relay thread. Belongs to that thread; the bound holds for the process.
 
-    A flow takes a pipe only while it has bytes in it, so that a thousand bulk transfers that are not blocked share one.
+    A flow takes a pipe only while it has bytes in it, so that a thousand bulk transfers that are not blocked share the
+    last of the idle ones.
     """
 
     _lock = threading.Lock()
     _total = 0
 
     def __init__(self) -> None:
-        self._idle: list[Pipe] = []
+        self.idle: list[Pipe] = []
+        """The empty pipes. To take one, remove it."""
 
-    def take(self) -> Pipe | None:
-        """An empty pipe, or ``None`` if there is none: then copy."""
-        if self._idle:
-            return self._idle.pop()
-        return self._make()
+    def make(self) -> Pipe | None:
+        """Make another idle pipe, and return it, or ``None`` if that is not possible: then copy."""
+        made = self._make()
+        if made is not None:
+            self.idle.append(made)
+        return made
 
     def give(self, pipe: Pipe) -> None:
         """Take back a pipe that is empty."""
-        if len(self._idle) < _KEPT:
-            self._idle.append(pipe)
+        if len(self.idle) < _KEPT:
+            self.idle.append(pipe)
         else:
             self.destroy(pipe)
 
@@ -58,8 +61,8 @@ class PipePool:
 
     def close(self) -> None:
         """Close the idle pipes."""
-        while self._idle:
-            self.destroy(self._idle.pop())
+        while self.idle:
+            self.destroy(self.idle.pop())
 
     @classmethod
     def usage(cls) -> tuple[int, int]:

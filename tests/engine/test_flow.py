@@ -311,7 +311,7 @@ def test_a_flow_that_is_about_to_splice_has_copied(bench: Callable[..., Bench]) 
 
 def test_without_a_pipe_a_bulk_flow_copies(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(small=False)
-    monkeypatch.setattr(PipePool, "take", lambda self: None)
+    monkeypatch.setattr(PipePool, "make", lambda self: None)
     assert io_thread(one, one.client, one.target, BLOCK * 3) == BLOCK * 3
     assert one.connection.flows.upstream.pending is None
 

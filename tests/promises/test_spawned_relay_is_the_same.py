@@ -148,7 +148,7 @@ def test_the_records_and_the_figures(rig):
     target = "{}:{}".format(*one.target.getsockname())
     assert isinstance(living, tuple)
     assert living[:8] == (client.getsockname(), target, living.age, 5, 3, "copy", "open", None)
-    assert one.tunnel.stats() == (1, 1, 5, 3, {})
+    assert one.tunnel.stats()[:5] == (1, 1, 5, 3, {})
     metrics = one.tunnel.metrics()
     assert (metrics.accepted, metrics.received, metrics.sent) == (1, 5, 3)
     assert metrics.states == {"connecting": 0, "open": 1, "half-closed": 0}
@@ -163,7 +163,7 @@ def test_the_records_and_the_figures(rig):
     one.tunnel.close()
     assert one.tunnel.recent() == [dead]
     assert one.tunnel.connections() == []
-    assert one.tunnel.stats() == (1, 0, 5, 3, {})
+    assert one.tunnel.stats()[:5] == (1, 0, 5, 3, {})
     assert one.tunnel.metrics().ended["done"] == 1
     assert type(one.tunnel.metrics()) is type(metrics)
     assert type(one.tunnel.stats()).__name__ == "Stats"

@@ -240,10 +240,10 @@ def compiled(source: Path, directory: Path) -> str:
 
 
 @contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Whatever is started inside runs on one core."""
+def pinned(*cores: int) -> Iterator[None]:
+    """Whatever is started inside runs on these cores."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:

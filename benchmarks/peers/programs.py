@@ -1,6 +1,6 @@
-"""Programs that use the package: a factory of their own, and a relay in a program whose interpreter is busy.
+"""Programs that use the package: own factories, workers, and a relay in a program whose interpreter is busy.
 
-Started as ``python -m benchmarks.peers.programs callable|thread|spawn|beside PORT TARGET_PORT CORE``;
+Started as ``python -m benchmarks.peers.programs callable|thread|spawn|workers-N|beside PORT TARGET_PORT CORE``;
 the busy thread has CORE for itself.
 """
 
@@ -38,6 +38,12 @@ def spawned(port: int, target: int, core: int) -> None:
         tunnel.join()
 
 
+def in_workers(port: int, target: int, workers: int) -> None:
+    """A tunnel in worker processes."""
+    with relay.spawn(f"{HOST}:{port}", f"{HOST}:{target}", workers=workers) as tunnel:
+        tunnel.join()
+
+
 def beside(port: int, core: int) -> None:
     """A busy program that relays nothing, for the command to run beside; it listens to show that it runs."""
     with socket.create_server((HOST, port)):
@@ -65,6 +71,8 @@ def main() -> None:
         in_a_thread(port, target, core)
     elif kind == "spawn":
         spawned(port, target, core)
+    elif kind.startswith("workers-"):
+        in_workers(port, target, int(kind.removeprefix("workers-")))
     else:
         beside(port, core)
 

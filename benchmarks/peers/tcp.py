@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..jobs import DIRECT, Job, Peer
@@ -42,13 +43,13 @@ def inside(kind: str) -> Callable[[Job], list[str]]:
     return start
 
 
-def _haproxy(tuning: str, options: str) -> Callable[[Job], list[str]]:
+def _haproxy(tuning: str, options: str, threads: int = 1) -> Callable[[Job], list[str]]:
     def start(job: Job) -> list[str]:
         tls = f" ssl verify required ca-file {job.target.ca} sni str(localhost)" if job.target.ca else ""
         configuration = job.write(
             "haproxy.cfg",
             f"""global
-    nbthread 1
+    nbthread {threads}
     maxconn {job.connections + 100}
     maxpipes 500
     {tuning}
@@ -69,7 +70,8 @@ listen bench
     return start
 
 
-def _nginx(job: Job) -> list[str]:
+def _nginx(job: Job, workers: int = 0) -> list[str]:
+    """With so many worker processes; 0 for none beside the one that is started."""
     module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
     if not module.exists():
         raise UnavailableError("nginx's stream module is not installed")
@@ -77,14 +79,14 @@ def _nginx(job: Job) -> list[str]:
         "nginx.conf",
         f"""load_module {module};
 daemon off;
-master_process off;
+{f"worker_processes {workers};" if workers else "master_process off;"}
 pid nginx.pid;
 error_log stderr;
 worker_rlimit_nofile {2 * job.connections + 1000};
 events {{ worker_connections {2 * job.connections + 1000}; }}
 stream {{
     server {{
-        listen {LOOPBACK}:{job.port} backlog=4096;
+        listen {LOOPBACK}:{job.port} backlog=4096{" reuseport" if workers > 1 else ""};
         proxy_pass {LOOPBACK}:{job.target.port};
         proxy_timeout 1h;
     }}
@@ -130,6 +132,10 @@ def _direct(job: Job) -> list[str]:
     raise AssertionError("nothing to start")
 
 
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''}"
+
+
 PEERS = {
     "relay": Peer("relay", _relay()),
     "relay-warm": Peer(f"relay, warm = {WARM[1]}", _relay(*WARM)),
@@ -152,6 +158,12 @@ PEERS = {
     **chain.PEERS,
     **socks.PEERS,
     **zmq.PEERS,
+    **{f"workers-{count}": Peer(f"relay, {_workers(count)}", inside(f"workers-{count}")) for count in (1, 2)},
+    **{
+        f"haproxy-{count}": Peer(f"HAProxy, nbthread {count}", _haproxy("", "option splice-auto", count))
+        for count in (1, 2)
+    },
+    **{f"nginx-{count}": Peer(f"nginx stream, {_workers(count)}", partial(_nginx, workers=count)) for count in (1, 2)},
     "i2p-relay": Peer("relay", _started_with_the_network),
     "i2p-warm": Peer(f"relay, warm = {WARM[1]}", _started_with_the_network),
     "i2pd": Peer("i2pd's own tunnels", _started_with_the_network),

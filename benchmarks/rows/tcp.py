@@ -11,7 +11,7 @@ from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, HELD, Target
 from ..loads.tcp import GIB, Lab, downloads, held, iperf3, wrk
 from ..machine import LOOPBACK, UnavailableError
-from . import chain, growth, i2p, operations, socks, ssh, up, warm, zmq
+from . import chain, growth, i2p, operations, socks, ssh, up, warm, workers, zmq
 
 __all__ = ["ROWS", "TABLES"]
 
@@ -108,6 +108,7 @@ TABLES = {
     "socks": "Clients that name their targets",
     "up": "Many tunnels in one process",
     "operations": "Status and metrics",
+    **workers.TABLES,
     **growth.TABLES,
     "warm": "Streams that are ready: the first byte over a link of 50 ms",
 }
@@ -203,6 +204,7 @@ ROWS = {
     **socks.ROWS,
     **up.ROWS,
     **operations.ROWS,
+    **workers.ROWS,
     **growth.ROWS,
     **warm.ROWS,
 }

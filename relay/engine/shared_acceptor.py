@@ -24,12 +24,14 @@ from typing import Any, NamedTuple, Protocol
 from ..eventloop.poller import IN
 from ..streams.proxy_handshake import HandshakeListener
 from .acceptor import AcceptorOwner, SocketAcceptor
-from .worker_table import Passed, WorkerTable
+from .worker_table import CHANCE, Passed, WorkerTable
 
 __all__ = ["SharedAcceptor", "WorkerPlace"]
 
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
 _BATCH = 16  # clients passed on, or taken, in one turn
+_LOOK = 64  # accepts between two looks at how fast connections end
+_CHURN = 0.25  # connections that end, for each that comes, if most are short
 _HEAD = struct.Struct("<HQ")  # the worker that passes the client, and the number of the client
 _LONGEST = 512  # bytes of a message; an address takes less
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -77,9 +79,15 @@ class SharedAcceptor(SocketAcceptor):
         super().__init__(owner, listener)
         self._worker = owner
         self._place = place
+        self._table, self._number = place.table, place.number
         self._take = self._accept
         self._accept = self._accept_own
         self._incoming = place.incoming.fileno()
+        self._counts = place.table.come_and_gone(place.number)
+        self._gone_share = 0.0  # connections that ended, for each that came
+        self._churning = False
+        self._slack = 0  # the most connections more than another worker that are no reason to look closely
+        self._until_look = _LOOK
         family, kind, protocol = int(self._receive.family), int(self._receive.type), self._receive.proto
         self._made = family, kind, protocol
         place.incoming.setblocking(False)
@@ -113,18 +121,33 @@ class SharedAcceptor(SocketAcceptor):
 
         :raises BlockingIOError: if there is none.
         """
-        table, number = self._place.table, self._place.number
+        accepted = self._take()
+        self._until_look -= 1
+        if not self._until_look:
+            self._look()
+        if self._table.is_even(self._number, self._slack):  # the common case, in as few steps as possible
+            return accepted
         for _ in range(_BATCH):
-            accepted = self._take()
-            found = table.better(number, self._worker.tunnel_limit)
+            found = self._table.better(self._number, self._worker.tunnel_limit, churning=self._churning)
             if found is None or not self._pass_on(accepted, found):
                 return accepted
-        raise BlockingIOError
+            accepted = self._take()
+        return accepted
+
+    def _look(self) -> None:
+        """Find out whether connections end about as fast as they come."""
+        self._until_look = _LOOK
+        (come_before, gone_before), self._counts = self._counts, self._table.come_and_gone(self._number)
+        come, gone = self._counts
+        # Smoothed, as many may come at once, and end at once.
+        self._gone_share += (min(1.0, (gone - gone_before) / max(1, come - come_before)) - self._gone_share) / 2
+        self._churning = self._gone_share > _CHURN
+        self._slack = CHANCE if self._churning else 0
 
     def _pass_on(self, accepted: tuple[socket.SocketType, Any], to: Passed) -> bool:
         """Pass a client to another worker; return whether that was possible."""
         client, peer = accepted
-        table, number = self._place.table, self._place.number
+        table, number = self._table, self._number
         text = json.dumps(peer).encode() if isinstance(peer, tuple) else b'""'
         # Stored first: were this process killed in between, the receiver would seem to have one more, never one less.
         table.store_sent(number, to.worker, to.serial)
@@ -149,7 +172,7 @@ class SharedAcceptor(SocketAcceptor):
             except BlockingIOError:
                 return
             source, count = _HEAD.unpack_from(data)
-            self._place.table.store_taken(self._place.number, source, count)
+            self._table.store_taken(self._number, source, count)
             if not rights:  # no descriptor was left for it, so that the kernel has closed it
                 owner.accept_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 self._exhausted(now)

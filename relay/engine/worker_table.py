@@ -28,10 +28,13 @@ import os
 import tempfile
 from typing import NamedTuple
 
-__all__ = ["AWAY", "WorkerTable", "quota"]
+__all__ = ["AWAY", "CHANCE", "Passed", "WorkerTable", "quota"]
 
 AWAY = 1 << 62
 """Added to the load of a worker that takes no client now."""
+
+CHANCE = 32
+"""As many connections more than another worker has are no reason to pass one on while many are short."""
 
 _CELL = 8  # bytes
 _MOST_LOOKS = 3  # workers that are looked at closely for one client
@@ -106,17 +109,25 @@ class WorkerTable:
         self._loads[worker] = load
         self._accepted[worker] += 1
 
-    def better(self, worker: int, limit: int) -> Passed | None:
+    def is_even(self, worker: int, slack: int) -> bool:
+        """Return whether a worker that takes clients has at most so many connections more than the least loaded one."""
+        loads = self._loads.tolist()
+        return loads[worker] <= min(loads) + slack
+
+    def better(self, worker: int, limit: int, *, churning: bool = False) -> Passed | None:
         """Return the worker that a client is passed to, or ``None`` if the worker that has accepted it keeps it.
 
-        A worker keeps a client unless it has an eighth more connections than the least loaded one.
+        A worker keeps a client unless it has an eighth more connections than the least loaded one. If many connections
+        are short, it keeps one unless it has twice as many, and 32 more: the numbers vary by chance then, a difference
+        soon ends by itself, and to pass a client costs both workers several times as much as to accept it.
 
         :param worker: the one that has accepted it.
         :param limit: of the tunnel, −1 for none.
+        :param churning: whether many connections are short.
         """
         loads = self._loads.tolist()
         mine = loads[worker] & ~AWAY
-        most = mine - (mine >> 3)
+        most = mine // 2 - CHANCE // 2 if churning else mine - (mine >> 3)
         if most <= min(loads):
             return None
         return self._least(worker, loads, most, limit)
@@ -151,6 +162,11 @@ class WorkerTable:
     def loads(self) -> list[int]:
         """Return the numbers of open connections of all workers."""
         return [load & ~AWAY for load in self._loads]
+
+    def come_and_gone(self, worker: int) -> tuple[int, int]:
+        """Return the numbers of connections that were admitted in the place of a worker, and of those that ended."""
+        accepted = self._accepted[worker]
+        return accepted, accepted - (self._loads[worker] & ~AWAY)
 
     def accepted(self) -> list[int]:
         """Return the numbers of connections that were admitted in the places of all workers."""

@@ -68,7 +68,7 @@ class WorkerRelayThread(RelayThread):
         super()._set_limit(quota(nconnect, self._table.workers, self._number))
 
     def _make_acceptor(self, receive: Any) -> Acceptor:
-        if isinstance(receive, (socket.socket, HandshakeListener)):
+        if self._table.workers > 1 and isinstance(receive, (socket.socket, HandshakeListener)):
             return SharedAcceptor(self, receive, self._place)
         return make_acceptor(self, receive)
 

@@ -24,6 +24,9 @@ class SharedDescriptors:
 
     def __init__(self, receive: socket.socket | None, workers: int) -> None:
         self._receive = receive
+        self._timeout = None if receive is None else receive.gettimeout()
+        if receive is not None:
+            receive.setblocking(False)  # for all workers, so that no accept of theirs ever blocks
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._memory = WorkerTable.make(workers)
         self._accepted = 0  # once the table is closed
@@ -54,8 +57,10 @@ class SharedDescriptors:
         return self._table.bury(index) if self._is_open else 0
 
     def release_listener(self) -> None:
-        """Leave the listening socket to the caller."""
-        self._receive = None
+        """Leave the listening socket to the caller, in the mode that it had."""
+        receive, self._receive = self._receive, None
+        if receive is not None:
+            receive.settimeout(self._timeout)
 
     def close_listener(self) -> None:
         """Close the program's copy of the listening socket. Idempotent."""

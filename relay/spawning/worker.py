@@ -194,6 +194,10 @@ def _place(descriptors: list[int], number: int, workers: int) -> tuple[WorkerPla
     table, *others = descriptors
     incoming, *outgoing = map(_socket, others)
     receive = outgoing.pop() if len(outgoing) > workers else None
+    if receive is not None:
+        # First of all: the mode belongs to what all workers share, and dup() sets that of its original. An accept that
+        # blocked, for as long as the time until the acceptor is made, would hold up another worker.
+        receive.setblocking(False)
     place = WorkerPlace(number, WorkerTable(table, workers), incoming, outgoing)
     os.close(table)
     return place, receive

@@ -78,6 +78,21 @@ def test_the_least_loaded_worker_gets_the_client(table, loads, better):
     assert (found.worker if found is not None else None) == better
 
 
+@pytest.mark.parametrize(
+    ("mine", "others", "is_passed"), [(16, 0, False), (34, 0, True), (80, 24, False), (82, 24, True), (150, 90, False)]
+)
+def test_short_connections_are_not_passed_for_a_difference_by_chance(table, mine, others, is_passed):
+    load(table, mine, others, others, others)
+    assert (table.better(0, -1, churning=True) is not None) == is_passed
+
+
+def test_what_has_come_and_gone(table):
+    for connections in (1, 2, 3):
+        table.admit(1, connections)
+    table.store_load(1, AWAY + 1)
+    assert table.come_and_gone(1) == (3, 2)
+
+
 def test_a_worker_that_takes_no_client_passes_those_that_it_has_on(table):
     load(table, AWAY + 5, 1, 2, 3)
     assert table.better(0, -1) == (1, 1)

@@ -31,9 +31,11 @@ def test_each_worker_gets_its_own_end_and_those_to_all():
 def test_a_listener_that_is_released_stays_open():
     with relay.listen(":0") as listening:
         shared = SharedDescriptors(listening, 1)
+        assert not os.get_blocking(listening.fileno())
         shared.release_listener()
         shared.close()
         assert listening.fileno() != -1
+        assert os.get_blocking(listening.fileno())
 
 
 def test_the_counts_stay_after_the_end():

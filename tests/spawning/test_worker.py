@@ -1,0 +1,93 @@
+"""``relay.spawning.worker``: the child's side of a pool, in this process; the rest is in the tests of the pool."""
+
+from __future__ import annotations
+
+import os
+import queue
+
+import pytest
+from helpers import WAIT
+
+import relay
+from relay.spawning import worker
+from relay.spawning.shared import SharedDescriptors
+from relay.spawning.wire import to_error
+from relay.spawning.worker import HostedTunnel
+
+OPTIONS = {
+    "nconnect": -1,
+    "timeout": None,
+    "connect_timeout": 30.0,
+    "idle_timeout": None,
+    "linger": 60.0,
+    "name": "hosted",
+}
+
+
+@pytest.fixture
+def shared():
+    made = SharedDescriptors(relay.listen(":0"), 2)
+    yield made
+    made.close()
+
+
+def copies(shared, index=0):
+    return [os.dup(descriptor) for descriptor in shared.of_worker(index)]
+
+
+def hosted(shared, said, **more):
+    arguments = {"listen": ":0", "target": "127.0.0.1:1", "via": [], **more.pop("arguments", {})}
+    recipe = ["relay.spawning.recipes:by_address", arguments]
+    request = {"recipe": recipe, "options": OPTIONS, "number": 0, "workers": 2, "paused": False, "again": False}
+    return HostedTunnel(7, copies(shared), {**request, **more}, said.put)
+
+
+def test_the_listening_socket_never_blocks(shared):
+    """Not for a moment: its mode is that of all workers, and an accept that blocks holds up one that runs."""
+    os.set_blocking(shared.of_worker(0)[-1], True)
+    place, receive = worker._place(copies(shared), 0, 2)
+    assert not os.get_blocking(receive.fileno())
+    with receive.dup():
+        assert not os.get_blocking(receive.fileno())
+    receive.close()
+    place.close()
+
+
+def test_it_opens_and_closes_and_says_so(shared):
+    said = queue.SimpleQueue()
+    tunnel = hosted(shared, said)
+    assert said.get(timeout=WAIT)["opened"] == 7
+    assert tunnel.call("connections") == []
+    tunnel.call("close", 0.0)
+    message = said.get(timeout=WAIT)
+    assert (message["closed"], message["last"]["metrics"].accepted, message["last"]["recent"]) == (7, 0, [])
+    assert tunnel.over.wait(WAIT)
+
+
+def test_what_it_cannot_open_it_says(shared):
+    said = queue.SimpleQueue()
+    tunnel = hosted(shared, said, arguments={"target": "nonsense"})
+    message = said.get(timeout=WAIT)
+    assert message["failed"] == 7
+    assert isinstance(to_error(message["error"]), relay.AddressError)
+    assert tunnel.over.wait(WAIT)
+    assert tunnel.call("metrics") is None
+
+
+def test_one_that_was_open_before_is_tried_again_until_it_is_closed(shared, monkeypatch, caplog):
+    monkeypatch.setattr(worker, "_BACKOFF", (0.001, 0.01))
+    said = queue.SimpleQueue()
+    missing = "tls://127.0.0.1:0?cert=/nowhere/cert.pem&key=/nowhere/key.pem"
+    tunnel = hosted(shared, said, arguments={"listen": missing}, again=True)
+    while len(caplog.records) < 3:
+        assert said.empty()
+        tunnel.over.wait(0.001)
+    assert caplog.messages[0].startswith("hosted: cannot open it again for now: ")
+    tunnel.close(0.0)
+    assert said.get(timeout=WAIT) == {"closed": 7, "last": None}
+    assert tunnel.over.wait(WAIT)
+
+
+def test_each_worker_keeps_its_share_of_the_warm_streams_ready():
+    assert [worker._of_one({"warm": warm}, 2) for warm in (0, 1, 4)] == [{"warm": 0}, {"warm": 1}, {"warm": 2}]
+    assert worker._of_one({"nconnect": 1}, 2) == {"nconnect": 1}

@@ -9,7 +9,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from ..errors import ConnectError
 from ..eventloop.sockets import is_tls, reset
@@ -17,12 +17,11 @@ from .bridged import CHUNK, PATIENCE, BridgedStream, small_pair
 from .ssl_bridge import SSLBridge
 from .stream import Stream
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Bridge", "as_stream"]
 
 logger = logging.getLogger("relay")
+
+_INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
 
 
 def as_stream(made: Any) -> Stream:
@@ -60,12 +59,14 @@ def _prepared(made: socket.socket) -> socket.socket:
     """Return the socket, non-blocking, if it is a stream socket."""
     if made.fileno() < 0:
         raise ValueError("the socket is closed; return a connected or connecting one")
-    if made.type != socket.SOCK_STREAM:
+    # Of its type and its family: socket.socket makes an Enum of each, which takes longer than a system call.
+    numbers = cast("socket.SocketType", super(socket.socket, made))
+    if numbers.type != socket.SOCK_STREAM:
         kind = made.type.name
         made.close()
         raise ValueError(f"expected a stream socket, got {kind}")
     made.setblocking(False)
-    if made.family in (socket.AF_INET, socket.AF_INET6):
+    if numbers.family in _INTERNET:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 

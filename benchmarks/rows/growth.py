@@ -14,7 +14,7 @@ from resource import RLIMIT_NOFILE, getrlimit
 
 from ..goals import CPU, CPU_BULK, GBIT, RATE, Goal, Metric, Row, Sample
 from ..jobs import DIRECT, Target
-from ..loads.tcp import GIB, Lab, wrk
+from ..loads.tcp import GIB, Lab, Relay, wrk
 from ..machine import LOOPBACK, MeasurementError, Process, UnavailableError, free_port, listeners_at
 from ..peers.tunnels import FILES, host_of
 from .ssh import LIKE_SSH, carried
@@ -24,6 +24,7 @@ __all__ = ["ROWS", "TABLES"]
 SPARE = 2000  # descriptors of a relay beside those of connections: HAProxy counts those of its pipes
 ENOUGH = 0.9  # of the connections that a row is about, where the system does not allow all
 PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+WARM = 1  # seconds of new connections before those that are counted: an interpreter gets faster
 SETTLED = 0.5  # seconds until what was begun is over
 PATIENCE = 120.0  # seconds for all tunnels to listen, or for a reload
 ANSWERS = 10.0  # seconds for one answer
@@ -48,7 +49,7 @@ def idle(lab: Lab, peer: str, size: int) -> Sample:
     held = allowed(size)
     with lab.web_server(held + 100) as target:
         with lab.relay(peer, target, held + 100) as relay:
-            alone = wrk(relay.port, lab.seconds, keep=False)
+            alone = _new_connections(lab, relay)
         sample = _held(lab, peer, target, held)
         return sample | {"share": sample["rate"] * alone["seconds"] / alone["requests"]}
 
@@ -68,11 +69,16 @@ def _held(lab: Lab, peer: str, target: Target, held: int) -> Sample:
                 relay.begin()
                 time.sleep(lab.seconds)
                 sample["idle"] = relay.cost(lab.seconds)["cpu"]
-            relay.begin()
-            beside = wrk(relay.port, lab.seconds, keep=False)
+            beside = _new_connections(lab, relay)
             sample |= {"rate": beside["requests"] / beside["seconds"]} | relay.cost(beside["requests"])
             crowd.end()
         return sample
+
+
+def _new_connections(lab: Lab, relay: Relay) -> dict[str, float]:
+    wrk(relay.port, WARM, keep=False)
+    relay.begin()
+    return wrk(relay.port, lab.seconds, keep=False)
 
 
 def busy(lab: Lab, peer: str, size: int) -> Sample:

@@ -42,6 +42,13 @@ def test_a_tunnel_over_tcp_needs_no_tls():
     assert not loaded_by(code) & {"ssl", *FOREIGN}
 
 
+def test_a_tunnel_without_warm_streams_loads_nothing_for_them():
+    code = "import relay\nrelay.Tunnel(relay.listen(':0'), relay.tcp('127.0.0.1', 1){}).close()"
+    parts = {"random", "relay.engine.warm_pool", "relay.engine.warm_stream"}
+    assert not loaded_by(code.format("")) & parts
+    assert loaded_by(code.format(", warm=1")) >= parts
+
+
 def test_every_public_name_is_there():
     for name in relay.__all__:
         assert getattr(relay, name) is not None

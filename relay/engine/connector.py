@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..addresses.printable import printable
 from ..errors import RelayError
@@ -26,8 +26,10 @@ from .attempt import Attempt, Plan, Recipient
 from .connection import Connection
 from .limits import Limits
 from .records import WarmFigures
-from .warm_pool import WarmPool
 from .workspace import Workspace
+
+if TYPE_CHECKING:  # most tunnels have no warm streams, and start faster without it
+    from .warm_pool import WarmPool
 
 __all__ = ["MOST_CALLS", "Connector", "close_factory", "reason_of"]
 
@@ -113,6 +115,8 @@ class Connector:
         if self.warm is None:
             if not count:
                 return
+            from .warm_pool import WarmPool
+
             self.warm = WarmPool(self, self._owner, self._plan)
         self.warm.change(count, seconds, time.monotonic())
 

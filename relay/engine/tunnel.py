@@ -15,7 +15,6 @@ from .limits import Limits
 from .observer import OnEnd, check_callback
 from .records import ConnectionRecord, Metrics, Stats
 from .relay_thread import RelayThread
-from .warm_pool import check_factory
 
 __all__ = ["Tunnel", "address_of"]
 
@@ -89,6 +88,8 @@ class Tunnel:
         _check_factory(make_send)
         check_warm(warm, warm_for)
         if warm:
+            from .warm_pool import check_factory
+
             check_factory(make_send)
         check_callback(on_end)
         check_count(nconnect)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
 from ..errors import ConnectError
+from ..eventloop.background import Home
 from ..eventloop.loop import Loop
 from ..eventloop.poller import OUT
 from ..eventloop.sockets import Endpoint, connect_error
@@ -43,13 +44,16 @@ class Plan:
     """The way in which the streams of one factory are made.
 
     :param factory: a tunnel's ``make_send``, or the dialer that it selects for a client.
+    :param home: the relay thread, which its streams may belong to; ``None`` if none is made.
     """
 
     __slots__ = ("factory", "dialer", "endpoints", "endpoint", "nonblocking", "keywords", "target")
 
-    def __init__(self, factory: Callable[..., Any]) -> None:
+    def __init__(self, factory: Callable[..., Any], home: Home | None = None) -> None:
         self.factory = factory
         self.dialer = factory if isinstance(factory, Dialer) else None
+        if self.dialer is not None and home is not None:
+            self.dialer = self.dialer.on(home)
         self.endpoints: Sequence[Endpoint] = factory.endpoints if isinstance(factory, SocketDialer) else ()
         self.endpoint = self.endpoints[0] if len(self.endpoints) == 1 else None  # the only one
         self.nonblocking = bool(getattr(factory, "nonblocking", False))
@@ -287,10 +291,13 @@ class Attempt:
 
     def _on_result(self, outcome: Stream | OSError) -> None:
         """Pass the outcome to the relay thread; from any thread."""
+        if self._connector.loop.is_here():
+            return self._finish_begun(outcome)
         if not self._connector.loop.call(functools.partial(self._finish_begun, outcome)) and isinstance(
             outcome, Stream
         ):
             outcome.reset()
+        return None
 
     def _finish_begun(self, outcome: Stream | OSError) -> None:
         self._give_up = None

@@ -61,6 +61,7 @@ from ..streams.fairness import source_of
 from ..streams.proxy_handshake import FinalReply, HandshakeReader, ProxyHandshake, watch
 from ..streams.rate_limited_log import RateLog
 from ..streams.request import RejectedRequest, Request
+from ..streams.session_socket import close_descriptor
 from ..streams.stream import Stream
 from .flow_pair import FlowPair
 from .limits import ConnectionDeadline, Limits, Pending
@@ -246,8 +247,7 @@ class Connection:
         :param work: what the flows share.
         :param now: monotonic seconds.
         """
-        client, owner = self.client, self.owner
-        loop = work.loop
+        client, owner, loop = self.client, self.owner, work.loop
         self.target = target
         self.target_stream = stream
         request = self.summary.request
@@ -278,6 +278,8 @@ class Connection:
             self.pending = None
             if self.summary.started <= owner.keepalive_enabled_until:  # it was not open then
                 self.enable_keepalive()
+        if stream is not None:
+            flows.begin(now)
 
     def enable_keepalive(self) -> None:
         """Turn TCP keepalive on, on both sides, if it is open."""
@@ -356,9 +358,9 @@ class Connection:
     def after_fork(self) -> None:
         """Only close the descriptors, in a forked child: the peers notice nothing."""
         self.state = ConnectionState.CLOSED
-        self.client.close()
+        close_descriptor(self.client)
         if self.target is not None:
-            self.target.close()
+            close_descriptor(self.target)
         if self.pending is not None:
             self.pending.after_fork()
 

@@ -101,7 +101,7 @@ class Connector:
 
     def set_factory(self, factory: Callable[..., Any]) -> None:
         """Make streams by this factory from now on; attempts that have begun go on with the old one."""
-        plan = self._plan = Plan(factory)
+        plan = self._plan = Plan(factory, self.workspace)
         self._selector = factory if plan.selects else None  # only such a dialer needs more than one plan
         if self.warm is not None:
             self.warm.change_plan(plan, time.monotonic())
@@ -126,6 +126,7 @@ class Connector:
 
     def after_fork(self) -> None:
         """Only close the descriptors, in a forked child."""
+        self.workspace.abandon()
         if self.warm is not None:
             self.warm.after_fork()
 
@@ -135,7 +136,7 @@ class Connector:
         if self.warm is not None and self.warm.give(connection, now):
             return
         if self._selector is not None and (chosen := self._selector.select(connection.request)) is not self._selector:
-            plan = Plan(chosen)
+            plan = Plan(chosen, self.workspace)
         if plan.endpoint is not None:
             connection.summary.target = plan.target
             return self._connect_at_once(connection, plan, plan.endpoint, now)

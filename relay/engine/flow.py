@@ -196,7 +196,7 @@ class Flow:
         """Keep the bytes that the sink did not take."""
         if self.streak < 0 < self.last:
             self.first, self.streak = self.last, 0
-        self.pending = data
+        self.pending = data if data.readonly else memoryview(bytes(data))  # a session's memory is used again
         self.block()
 
     def block(self) -> None:

@@ -13,9 +13,11 @@ from ..errors import ConnectError
 from ..eventloop.loop import Timer
 from ..eventloop.poller import READ
 from ..eventloop.sockets import format_address, unsent
+from ..streams.session_socket import session_of
 from ..streams.stream import Stream
 from .flow import Flow
 from .records import ConnectionState, ConnectionSummary
+from .session_flow import NOTHING, SessionFlow
 from .workspace import Workspace
 
 __all__ = ["FlowPair", "FlowPairOwner"]
@@ -76,10 +78,19 @@ class FlowPair:
     ) -> None:
         self.connection = connection
         self.is_closed = False
-        up = self.upstream = Flow(self, work, client, target)
-        down = self.downstream = Flow(self, work, target, client)
+        from_session, to_session = session_of(client) is not None, session_of(target) is not None
+        up = self.upstream = (SessionFlow if from_session else Flow)(self, work, client, target)
+        down = self.downstream = (SessionFlow if to_session else Flow)(self, work, target, client)
         up.reverse = down
         down.reverse = up
+        if from_session or to_session:
+            up.spliceable = down.spliceable = False
+
+    def begin(self, now: float) -> None:
+        """Move what sessions have already: it came with their handshake, and no event announces it."""
+        for flow in (self.downstream, self.upstream):
+            if not self.is_closed and isinstance(flow, SessionFlow):
+                flow.go_on(now)
 
     def close(self, reason: str, now: float) -> None:
         """End the connection."""
@@ -128,6 +139,8 @@ class FlowPair:
                     if flow.sink.fileno() < 0:
                         return self.on_socket_error(flow.sink, now)
                     # It was reset; the flow that reads from it will see that.
+                if (session := session_of(flow.sink)) is not None and session.must_flush:
+                    flow.queue(NOTHING)
                 connection.deadline.update_linger(now)
             else:
                 connection.deadline.update(now)

@@ -32,6 +32,7 @@ from ..eventloop.loop import Loop, Timer
 from ..eventloop.poller import ERR, HUP, IN
 from ..streams.path import StreamPath
 from ..streams.request import Request
+from ..streams.session_socket import close_descriptor
 from ..streams.stream import Stream
 from .connection import Connection
 from .limits import Pending
@@ -182,7 +183,7 @@ class WarmStream:
         """Only close the descriptors, in a forked child: the peer notices nothing."""
         self.state = WarmState.OVER
         if self.target is not None:
-            self.target.close()
+            close_descriptor(self.target)
         if self.pending is not None:
             self.pending.after_fork()
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .loop import Handler, Loop
 
-__all__ = ["BUFFER", "Client", "IOThread", "Watch"]
+__all__ = ["BUFFER", "Client", "Home", "IOThread", "Watch"]
 
 BUFFER = 288 << 10  # bytes that a client can move in one turn, so that none starves the others
 
@@ -20,6 +20,22 @@ class Client(Protocol):
 
     def abandon(self) -> None:
         """In a forked child: only close the descriptors; every lock may be held for ever."""
+
+
+class Home(Protocol):
+    """A thread with a loop, as its clients see it: the I/O thread, or the relay thread of a tunnel."""
+
+    loop: Loop
+
+    @property
+    def buffer(self) -> memoryview:
+        """:data:`BUFFER` bytes for the handler being run."""
+
+    def hold(self, client: Client, /) -> None:
+        """Take a client; it is abandoned in a forked child. From any thread."""
+
+    def release(self, client: Client, /) -> None:
+        """Forget a client. From any thread; idempotent."""
 
 
 class IOThread:
@@ -59,6 +75,11 @@ class IOThread:
         """Return the clients of the I/O thread, in no order. From any thread."""
         with cls._lock:
             return tuple(cls._current._clients) if cls._current is not None else ()
+
+    def hold(self, client: Client) -> None:
+        """Take another client, while it has one."""
+        with IOThread._lock:
+            self._clients.add(client)
 
     def release(self, client: Client) -> None:
         """Release it; the last release ends the thread. Safe from any thread, idempotent."""

@@ -162,6 +162,7 @@ class Loop:
         self._calls: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._stopped = False
+        self._thread = -1
         try:
             self._wake_in, self._wake_out = _wakeup()
         except BaseException:
@@ -206,6 +207,10 @@ class Loop:
                 _signal(self._wake_out)
         return True
 
+    def is_here(self) -> bool:
+        """Return whether the current thread is the one in :meth:`run`."""
+        return threading.get_ident() == self._thread
+
     def stop(self) -> None:
         """Let :meth:`run` return after this turn and the calls that were accepted before it ended."""
         with self._lock:
@@ -213,6 +218,7 @@ class Loop:
 
     def run(self) -> None:
         """Wait and call, until :meth:`stop`."""
+        self._thread = threading.get_ident()
         poll, handlers, timers, garbage = self.poller.poll, self.handlers, self.timers, self._garbage
         now = time.monotonic()
         while not self._stopped:
@@ -233,6 +239,7 @@ class Loop:
                 self._close_garbage()
         self._run_calls()
         self._close_garbage()
+        self._thread = -1  # another thread may get the number
 
     def turn(self) -> None:
         """Wait once and call, for a caller with a loop of its own.

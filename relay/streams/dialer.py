@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import socket
@@ -13,6 +14,7 @@ from ..addresses.hops import Command, Hop, Route
 from ..addresses.i2p import I2PTarget
 from ..addresses.values import Target
 from ..errors import ConnectError
+from ..eventloop.background import Home
 from .cancellation import Cancel
 from .path import HANDSHAKE, StreamPath
 from .promise import Abort, CallbackChain, OnResult, Promise
@@ -25,6 +27,7 @@ __all__ = ["Dialer", "Network", "Upgrade"]
 logger = logging.getLogger("relay")
 
 BeginUpgrade = Callable[[Stream, float | None, OnResult], Abort]
+BeginUpgradeOn = Callable[[Home, Stream, float | None, OnResult], Abort]
 
 
 class Dialer:
@@ -61,6 +64,15 @@ class Dialer:
 
         :param request: ``None`` if the clients of the listener make none.
         :raises OSError: if the client cannot have a stream.
+        """
+        return self
+
+    def on(self, home: Home) -> Dialer:
+        """Return a dialer for an engine that reads and writes every stream in one thread only.
+
+        Its streams may have a :class:`~relay.streams.session_socket.SessionSocket`, where that spares other threads.
+
+        :param home: that thread.
         """
         return self
 
@@ -154,6 +166,7 @@ class Upgrade(Dialer):
     :param begin: begins to make another stream of a connected one, such as one of TLS, without blocking: it is called
         with the stream, which it owns from then on, the deadline (monotonic seconds or ``None``) and a callback for the
         new stream or the error; it returns a function that gives it up. ``None`` to leave the streams as they are.
+    :param begin_on: does the same in a thread that it gets as a further, first argument; see :meth:`Dialer.on`.
     :param explain: returns the error that users see for one of ``inner``; ``None`` to leave the errors as they are.
     """
 
@@ -163,12 +176,14 @@ class Upgrade(Dialer):
         target: str | None = None,
         *,
         begin: BeginUpgrade | None = None,
+        begin_on: BeginUpgradeOn | None = None,
         explain: Callable[[OSError], OSError] | None = None,
     ) -> None:
         super().__init__(inner.target if target is None else target)
         self.inner = inner
         self.route = inner.route
         self._begin_upgrade = begin
+        self._begin_on = begin_on
         self._explain = explain
 
     def dial(
@@ -205,6 +220,17 @@ class Upgrade(Dialer):
             upgrade,
         )
         return steps.give_up
+
+    def on(self, home: Home) -> Dialer:
+        """Return a dialer that upgrades in the thread of an engine, if it can; see :meth:`Dialer.on`."""
+        if self._begin_on is None and self._begin_upgrade is not None:
+            return self  # it needs the inner one's kernel socket
+        other = copy.copy(self)
+        if self._begin_on is not None:
+            other._begin_upgrade = functools.partial(self._begin_on, home)
+        else:
+            other.inner = self.inner.on(home)
+        return other
 
     def _explained(self, done: OnResult) -> OnResult:
         """Return a callback that explains the error, also a later one of the stream, and then calls ``done``."""

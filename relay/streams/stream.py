@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ..eventloop.sockets import is_tls, reset, unsent
 from .path import StreamPath
 from .request import Request
+from .session_socket import SessionSocket
 
 __all__ = ["Stream", "nonblocking"]
 
@@ -21,6 +22,7 @@ class Stream:
     """A kernel socket with the facts about its transport: plain data, but for its close.
 
     :param socket: a connected stream socket, or a non-blocking one whose connect is in progress. The stream owns it.
+        Dialers give a :class:`~relay.streams.session_socket.SessionSocket` to the engine that asked for one.
     :param half_close: whether its transport can end one direction alone (TCP, Unix and TLS can; SAM cannot).
     :param target: its name in records and log lines, such as ``db.internal:5432``.
     :param failure: called without argument at the end of file; returns an exception if that end was a failure (a lost
@@ -56,7 +58,7 @@ class Stream:
         failure: Callable[[], BaseException | None] | None = None,
         on_close: Callable[[], object] | None = None,
     ) -> None:
-        if not isinstance(socket, sockets.socket) or is_tls(socket):
+        if not isinstance(socket, (sockets.socket, SessionSocket)) or is_tls(socket):
             kind = type(socket).__name__
             raise TypeError(f"socket: expected a plain socket.socket, got {kind}")
         self.socket = socket

@@ -226,3 +226,17 @@ def test_the_loop_runs_without_epoll_and_eventfd() -> None:
     thread.join(WAIT)
     one.close()
     assert seen == [1]
+
+
+def test_a_loop_knows_its_thread(loop: Loop) -> None:
+    assert not loop.is_here()
+    found: list[bool] = []
+    loop.call(lambda: found.append(loop.is_here()))
+    loop.call(loop.stop)
+    loop.run()
+    assert found == [True]
+    other: list[bool] = []
+    thread = threading.Thread(target=lambda: other.append(loop.is_here()))
+    thread.start()
+    thread.join(WAIT)
+    assert other == [False]

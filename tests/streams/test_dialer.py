@@ -337,3 +337,47 @@ def test_giving_up_what_is_finished_does_nothing():
     steps.give_up()
     assert outcomes == [REFUSED]
     assert not undone
+
+
+# -- in the thread of an engine ---------------------------------------------------------------------------------------
+
+
+def test_a_dialer_serves_every_engine_unless_it_makes_a_difference(dialer):
+    made = dialer()
+    assert made.on("home") is made
+
+
+def test_an_upgrade_runs_in_the_thread_of_the_engine_that_asked(dialer):
+    begun = []
+
+    def begin_on(home, stream, deadline, done):
+        begun.append((home, deadline))
+        done(stream)
+        return lambda: None
+
+    upgrade = Upgrade(dialer(), begin=lambda *_: pytest.fail("in another thread"), begin_on=begin_on)
+    outcomes = []
+    upgrade.on("home").dial(7.0, outcomes.append)
+    assert begun == [("home", 7.0)]
+    with outcomes[0]:
+        assert outcomes[0].path.steps[-1][0] == HANDSHAKE
+
+
+def test_an_upgrade_that_needs_a_kernel_socket_gets_one(dialer):
+    inner = Upgrade(dialer(), begin=lambda *_: None, begin_on=lambda *_: None)
+    outer = Upgrade(inner, begin=lambda *_: None)
+    assert outer.on("home") is outer
+
+
+def test_clearer_errors_leave_the_way_of_the_inner_dialer_open(dialer):
+    explained = ConnectionRefusedError("clearer")
+    refused = dialer(ConnectionRefusedError("less clear"))
+    inner = Upgrade(refused, begin=lambda *_: None, begin_on=lambda *_: None)
+    outer = Upgrade(inner, explain=lambda error: explained)
+    chosen = outer.on("home")
+    assert chosen is not outer
+    assert chosen.inner is not inner
+    assert outer.inner is inner, "other callers still get kernel sockets"
+    outcomes = []
+    chosen.dial(None, outcomes.append)
+    assert outcomes == [explained]

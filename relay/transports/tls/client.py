@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ...addresses.values import TCPAddress, check_host_port, is_i2p
 from ...errors import ConnectError
+from ...eventloop.background import Home
 from ...streams.dialer import Upgrade
 from ...streams.promise import OnResult
 from ...streams.stream import Stream
@@ -83,7 +84,13 @@ class Client:
         self._vain = 0  # tickets in a row that were of no use
 
     def upgrade(self, stream: Stream, deadline: float | None, done: OnResult) -> Callable[[], object]:
-        """Shake hands on a connected stream, without waiting; see :attr:`SocketDialer.upgrade`."""
+        """Shake hands on a connected stream, without waiting; see :class:`~relay.streams.dialer.Upgrade`."""
+        return self.upgrade_on(None, stream, deadline, done)
+
+    def upgrade_on(
+        self, home: Home | None, stream: Stream, deadline: float | None, done: OnResult
+    ) -> Callable[[], object]:
+        """Do the same in the thread of an engine, which relays through the session itself; ``None`` for no engine."""
         session = self.session(stream)
         step = self._trace.begin(Stage.TLS, self.name, servername=self._servername)
 
@@ -97,7 +104,7 @@ class Client:
                 step.done(connection=session.records.tls)
                 done(outcome)
 
-        return Handshake(session, deadline, explain).cancel
+        return Handshake(session, deadline, explain, home=home).cancel
 
     def session(self, stream: Stream) -> Session:
         """A session over a connected stream, whose handshake is to be made."""
@@ -135,7 +142,7 @@ class TLS(Upgrade):
         direct = tcp(host, port)
         client = Client(host, port, servername, ca, cert, key)
         direct.target = client.name
-        super().__init__(direct, begin=client.upgrade)
+        super().__init__(direct, begin=client.upgrade, begin_on=client.upgrade_on)
 
 
 def client_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:

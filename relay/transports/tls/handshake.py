@@ -1,35 +1,39 @@
-"""TLS handshakes: all of them in the I/O thread, so that none needs a thread and none waits for another."""
+"""TLS handshakes: in the I/O thread or in an engine's, so that none needs a thread and none waits for another."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable
 
-from ...eventloop.background import IOThread, Watch
+from ...eventloop.background import Home, IOThread, Watch
 from ...eventloop.loop import Timer
 from ...eventloop.poller import IN
-from .session import Session, TLSStream
+from ...streams.stream import Stream
+from .inline import InlineStream
+from .session import Session
 
 __all__ = ["Handshake"]
 
-OnResult = Callable[[TLSStream | OSError], object]
+OnResult = Callable[[Stream | OSError], object]
 
 
 class Handshake:
-    """A handshake under way. The constructor may be called in any thread; the rest runs in the I/O thread's.
+    """A handshake under way. The constructor may be called in any thread; the rest runs in the thread of its home.
 
     :param session: whose; it belongs to the handshake until that is done.
     :param deadline: monotonic seconds, or ``None`` for as long as it takes.
-    :param done: called once, in the I/O thread: with the stream; or with the error, when the transport is closed:
+    :param done: called once, in the thread of its home: with the stream; or with the error, the transport then closed:
         :class:`ssl.SSLError` (the peer got an alert), :class:`TimeoutError`, ``ECANCELED``, or how the connection
         was lost. Must not block.
     :param first: when the peer must have begun, monotonic seconds; ``None`` if it need not.
-    :raises OSError: if the system has no thread or descriptor left; the transport is closed then.
+    :param home: the thread of an engine, which gets a stream for itself alone; ``None`` for the I/O thread.
+    :raises OSError: if the system has no thread or descriptor left, or ``home`` has ended; the transport is closed.
     """
 
-    __slots__ = ("session", "_io_thread", "_deadline", "_first", "_done", "_timer", "_watch")
+    __slots__ = ("session", "_home", "_is_inline", "_deadline", "_first", "_done", "_timer", "_watch")
 
     def __init__(
         self,
@@ -37,31 +41,48 @@ class Handshake:
         deadline: float | None,
         done: OnResult,
         first: float | None = None,
+        home: Home | None = None,
     ) -> None:
         self.session = session
         self._deadline = deadline
         self._first = first
         self._done: OnResult | None = done
+        self._is_inline = home is not None
         try:
-            self._io_thread = IOThread.acquire(self)
+            if home is None:
+                home = IOThread.acquire(self)
+            else:
+                home.hold(self)
         except OSError:
             session.transport.close()
             raise
-        loop = self._io_thread.loop
+        self._home = home
+        loop = home.loop
         self._timer = Timer(loop.timers, self._expired)
         self._watch = Watch(session.transport.socket, loop, self._on_event)
-        loop.call(self._begin)
+        if self._is_inline and loop.is_here():
+            self._begin()
+        elif not loop.call(self._begin):
+            session.transport.close()
+            home.release(self)
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def cancel(self) -> None:
         """End it; safe from any thread."""
-        self._io_thread.loop.call(lambda: self.give_up(OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))))
+        error = OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        if self._is_inline and self._home.loop.is_here():
+            self.give_up(error)
+        elif not self._home.loop.call(functools.partial(self.give_up, error)) and self._done is not None:
+            self.session.transport.reset()  # the loop has ended before the handshake did
 
     def give_up(self, error: OSError) -> None:
         """End it, by a reset of the connection."""
         if self._done is not None:
             self._watch.end()
             self._timer.stop()
-            self._io_thread.loop.call(self.session.transport.reset)  # after this turn, for its events may still come
+            reset = self.session.transport.reset
+            if not self._home.loop.call(reset):  # after this turn, for its events may still come
+                reset()
             self._finish(error)
 
     def abandon(self) -> None:
@@ -88,7 +109,11 @@ class Handshake:
             mask = self.session.records.handshake(readable=self._watch.mask == IN)
             if mask:
                 return self._watch.set_interest(mask)
-            stream = self.session.open(self._watch)
+            if self._is_inline:
+                self._watch.end()
+                stream: Stream = InlineStream(self.session, self._home)
+            else:
+                stream = self.session.open(self._watch)
         except OSError as error:
             self._watch.end()
             self._timer.stop()
@@ -105,8 +130,8 @@ class Handshake:
             return
         self.give_up(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
-    def _finish(self, outcome: TLSStream | OSError) -> None:
+    def _finish(self, outcome: Stream | OSError) -> None:
         done, self._done = self._done, None
         if done is not None:
             done(outcome)
-        self._io_thread.release(self)  # last: the stream's session holds the I/O thread by now
+        self._home.release(self)  # last: the stream's session holds the I/O thread by now

@@ -25,7 +25,7 @@ from ...streams.stream import Stream
 from ..tcp import listen_tcp
 from .context import load_chain, not_after, trusting
 from .handshake import Handshake
-from .session import Session, TLSStream
+from .session import Session
 
 __all__ = ["TLSListener", "listen_tls", "server_context"]
 
@@ -213,7 +213,7 @@ class TLSListener:
         else:
             self._handshakes[session] = handshake, peer
 
-    def _shaken(self, session: Session, peer: Any, outcome: TLSStream | OSError) -> None:
+    def _shaken(self, session: Session, peer: Any, outcome: Stream | OSError) -> None:
         del self._handshakes[session]
         if not isinstance(outcome, OSError):
             self._queue.put(outcome, peer)

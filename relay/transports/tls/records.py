@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from collections.abc import Callable
 
 from ...errors import RelayError
 from ...eventloop.background import BUFFER
 from ...eventloop.poller import IN, OUT
 from ...eventloop.sockets import unsent
 
-__all__ = ["STEP", "Records", "TLSError", "is_denial"]
+__all__ = ["STEP", "Records", "TLSError", "decrypt", "is_denial"]
 
 _RECORD = 18 << 10  # bytes; more than the longest record, header included (RFC 5246, section 6.2.3)
 STEP = BUFFER - _RECORD  # bytes to receive at once; with a record that was incomplete, they fit decrypted
@@ -38,6 +39,25 @@ def is_denial(error: ssl.SSLError) -> bool:
     """Return whether a TLS peer rejects this one (the alerts of RFC 8446, section 6.2)."""
     reason = error.reason or ""
     return "ALERT" in reason and any(word in reason for word in _DENIALS)
+
+
+def decrypt(tls: ssl.SSLObject, buffer: memoryview) -> tuple[int, bool]:
+    """Decrypt all that has come.
+
+    :param buffer: takes it; with :data:`STEP` bytes received at once, it is large enough.
+    :returns: how many bytes that were, and whether close_notify came behind them.
+    :raises ssl.SSLError: if a record is broken, or is an alert.
+    """
+    read: Callable[[int, memoryview], int] = tls.read  # type: ignore[assignment]
+    length = 0
+    try:
+        while count := read(BUFFER, buffer[length:]):
+            length += count
+    except ssl.SSLWantReadError:
+        return length, False
+    except ssl.SSLZeroReturnError:  # as an empty read, after our own close_notify
+        pass
+    return length, True
 
 
 class Records:

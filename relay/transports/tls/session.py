@@ -6,46 +6,28 @@ Its states are in :mod:`relay.transports.tls.states`.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 
-from ...eventloop.background import BUFFER, IOThread, Watch
+from ...eventloop.background import IOThread, Watch
 from ...eventloop.poller import ERR, HUP, IN, OUT
 from ...eventloop.sockets import keep_alive
 from ...streams import exit_drain
 from ...streams.pair_end import LINGER, PairEnd
 from ...streams.stream import Stream
-from .records import STEP, Records, TLSError, is_denial
+from .records import STEP, Records, TLSError, decrypt, is_denial
 from .states import Incoming, Outgoing
+from .stream import TLSStream
 
-__all__ = ["Session", "TLSStream"]
+__all__ = ["Session"]
 
 # The look-up of an Enum's member is slow, and these are needed for each event.
 _SENDING, _SENT_END = Outgoing.OPEN, Outgoing.ENDED
 _RECEIVING, _REPLYING, _RECEIVED_END = Incoming.OPEN, Incoming.REPLYING, Incoming.ENDING
-
-
-class TLSStream(Stream):
-    """A stream whose socket is one end of a socketpair; a TLS session moves the bytes of the other one."""
-
-    __slots__ = ("_session",)
-
-    def __init__(self, socket: socket.socket, session: Session) -> None:
-        super().__init__(socket, target=session.name, failure=lambda: session.error, on_close=session.on_close())
-        self._session = session
-        self.unsent = session.records.unsent
-        self.drained = session.drained
-
-    def reset(self) -> None:
-        """Close so that the TLS peer sees a reset, and neither close_notify nor an end of file. Idempotent."""
-        # The session is marked before it can see the end: a closed socketpair alone looks like a clean one.
-        self._session.aborted = True
-        self.socket.close()
-        self._session.wake()
-        self.close()
 
 
 class Session:
@@ -89,10 +71,11 @@ class Session:
         self._on_drained: Callable[[], object] | None = None
         self._on_finished: Callable[[], object] | None = None
 
-    def open(self, watch: Watch) -> TLSStream:
-        """Begin to relay; in the background loop's thread, when the handshake is done.
+    def open(self, watch: Watch | None = None) -> TLSStream:
+        """Begin to relay in the background loop's thread, when the handshake is done.
 
-        :param watch: the handshake's watch of the transport; it belongs to the session from now on.
+        :param watch: the handshake's watch of the transport, if that is the current thread; it belongs to the session
+            from now on. ``None`` in the thread of an engine that goes on no longer.
         :returns: a stream, whose other end is this session's from now on.
         :raises OSError: if there are no descriptors left.
         """
@@ -104,8 +87,18 @@ class Session:
             raise
         stream = TLSStream(pair.hand_over(), self)
         exit_drain.track(self, upper=True)
-        self._begin(pair, watch)
+        if watch is None:
+            watch = Watch(self.transport.socket, self.io_thread.loop, self._on_outer)
+            self.io_thread.loop.call(functools.partial(self._begin, pair, watch))
+        else:
+            self._begin(pair, watch)
         return stream
+
+    def closed(self) -> None:
+        """Let the resources under the transport go, whose socket is closed."""
+        self.is_over = True
+        if self._over is not None:
+            self._over.set()
 
     # -- other threads --------------------------------------------------------------------------------------------
 
@@ -247,46 +240,44 @@ class Session:
             return
         if length:
             self._decrypt()
-        elif self.outgoing is Outgoing.SHUT or self._is_answered():
-            self.incoming = Incoming.ENDING
         else:
-            raise self._cut("ended without close_notify: bytes may be missing")
+            self.transport_ended()
 
-    def _is_answered(self) -> bool:
-        """Return whether an end without close_notify answers ours: nginx, for one, sends none to a client that has.
+    def transport_ended(self) -> None:
+        """Take an end without close_notify, if it answers ours: nginx, for one, sends none to a client that has.
 
         It does only if the far end had read our close_notify (else its kernel would not have acknowledged it, or would
         have sent a reset) and has sent nothing since: a late reply that was cut is a failure.
+
+        :raises TLSError: for any other end.
         """
-        return self.outgoing is not Outgoing.OPEN and self.incoming is Incoming.OPEN and not self.records.unsent()
+        is_answer = self.outgoing is not _SENDING and self.incoming is _RECEIVING and not self.records.unsent()
+        if not is_answer and self.outgoing is not Outgoing.SHUT:
+            raise self._cut("ended without close_notify: bytes may be missing")
+        self.incoming = Incoming.ENDING
 
     def _decrypt(self) -> None:
         """Decrypt all that has come and pass it on."""
-        buffer, length = self.io_thread.buffer, 0
-        read: Callable[[int, memoryview], int] = self.records.tls.read  # type: ignore[assignment]
-        is_end = False
-        try:
-            while count := read(BUFFER, buffer[length:]):
-                length += count
-            is_end = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:  # the same, after our own close_notify
-            is_end = True
+        buffer = self.io_thread.buffer
+        if length := self.decrypt(buffer):
+            self._plain = buffer[:length]
+            self._deliver()
+            if self._plain:
+                self._plain = memoryview(bytes(self._plain))
+
+    def decrypt(self, buffer: memoryview) -> int:
+        """Decrypt all that has come, and return how many bytes that is."""
+        length, is_end = decrypt(self.records.tls, buffer)
         if self.records.has_reply:
             self.records.flush()
         if is_end:
             self.incoming = Incoming.ENDING
         elif length and self.outgoing is not _SENDING:
             self.incoming = Incoming.REPLYING
-        if length:
-            if self._heard_first is not None:
-                self._heard_first(self.records.tls)
-                self._heard_first = None
-            self._plain = buffer[:length]
-            self._deliver()
-            if self._plain:
-                self._plain = memoryview(bytes(self._plain))
+        if length and self._heard_first is not None:
+            self._heard_first(self.records.tls)
+            self._heard_first = None
+        return length
 
     def _deliver(self) -> None:
         try:
@@ -358,6 +349,11 @@ class Session:
         """End both sides by a reset; the error is there before the holder can see the end."""
         if not isinstance(error, (ssl.SSLError, TLSError)) and self._watch.mask & IN:
             error = self._last_words() or error
+        self.explain(error)
+        self._end(reset=True)
+
+    def explain(self, error: OSError) -> None:
+        """Set :attr:`error` to what a failure means."""
         if isinstance(error, ssl.SSLError):
             self.records.send_alert()
             self.error = self._cut(f"failed ({error.reason})", "denied" if is_denial(error) else None)
@@ -367,7 +363,6 @@ class Session:
             self.error = self._cut(f"was cut ({error.strerror})")
         if self.transport.failure is not None:
             self.error = self.transport.failure() or self.error
-        self._end(reset=True)
 
     def _last_words(self) -> OSError | None:
         """Pass on what the far end said before it reset, and return the alert if there is one."""
@@ -392,6 +387,5 @@ class Session:
         if not was_drained:
             self._call_drained()
         self._look_finished()
-        if self._over is not None:
-            self._over.set()
+        self.closed()
         self.io_thread.release(self)

@@ -26,6 +26,21 @@ import sys, relay
 tunnel = relay.spawn(sys.argv[1], sys.argv[2], name="of a program")
 print(tunnel.pid, tunnel.address if isinstance(tunnel.address, str) else tunnel.address[1], flush=True)
 """
+WORKERS = """
+import sys, relay
+tunnel = relay.spawn(sys.argv[1], sys.argv[2], workers=2, name="of a program")
+print(*tunnel.pids, tunnel.address[1], flush=True)
+"""
+HEIR = """
+import os, subprocess
+for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        os.set_inheritable(number, True)
+    except OSError:
+        pass
+heir = subprocess.Popen(["sleep", "60"], close_fds=False)
+print(heir.pid, flush=True)
+"""
 STAY = "\nsys.stdin.read()\n"
 
 
@@ -113,17 +128,7 @@ def test_the_file_of_its_socket_goes_too(target, tmp_path):
 
 def test_also_when_another_process_holds_its_control_socket(target):
     """The end of file of that socket does not come then: the kernel's parent-death signal must do."""
-    code = """
-    import os, subprocess
-    for number in map(int, os.listdir("/proc/self/fd")):
-        try:
-            os.set_inheritable(number, True)
-        except OSError:
-            pass
-    heir = subprocess.Popen(["sleep", "60"], close_fds=False)
-    print(heir.pid, flush=True)
-    """
-    with Program(SPAWN + textwrap.dedent(code) + STAY, ":0", target) as program:
+    with Program(SPAWN + HEIR + STAY, ":0", target) as program:
         pid, address = program.line()
         [heir] = program.line()
         with watched(heir) as heir_ended, watched(pid) as ended, connect(address) as client:
@@ -131,6 +136,40 @@ def test_also_when_another_process_holds_its_control_socket(target):
             assert ended()
             assert ending(client) == "reset"
             assert not heir_ended(0)
+
+
+def test_a_killed_program_takes_its_workers_with_it(target):
+    with Program(WORKERS + STAY, ":0", target) as program:
+        one, other, address = program.line()
+        with watched(one) as one_ended, watched(other) as other_ended, connect(address) as client:
+            program.process.kill()
+            assert one_ended()
+            assert other_ended()
+            assert ending(client) == "reset"
+
+
+def test_also_when_another_process_holds_their_control_sockets(target):
+    """They have ignored signals before, as those of a service manager to all processes of a service."""
+    with Program(WORKERS + HEIR + STAY, ":0", target) as program:
+        one, other, address = program.line()
+        [heir] = program.line()
+        with watched(heir), watched(one) as one_ended, watched(other) as other_ended:
+            for pid in (one, other):
+                os.kill(int(pid), signal.SIGTERM)
+            connect(address).close()
+            program.process.kill()
+            assert one_ended()
+            assert other_ended()
+
+
+def test_workers_of_a_program_that_closes_nothing_end_cleanly(target):
+    with Program(WORKERS, ":0", target, python=["-X", "dev", "-W", "error"]) as program:
+        one, other, _ = program.line()
+        with watched(one) as one_ended, watched(other) as other_ended:
+            assert program.end() == ("", "")
+            assert one_ended()
+            assert other_ended()
+        assert program.process.returncode == 0
 
 
 def test_a_program_that_closes_nothing_ends_cleanly(target):

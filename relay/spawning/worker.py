@@ -66,14 +66,13 @@ class Worker:
 
     def _call(self, call: str, key: int, *arguments: Any) -> Any:
         if call == "open":
-            self._tunnels[key] = HostedTunnel(key, self._descriptors(), arguments[0], self._tell)
+            forget = functools.partial(self._tunnels.pop, key, None)
+            self._tunnels[key] = HostedTunnel(key, self._descriptors(), arguments[0], self._tell, forget)
+            self._tunnels[key].start()
             return None
         tunnel = self._tunnels.get(key)
         if tunnel is None:
-            return None  # it has never been opened here
-        if call == "forget":
-            del self._tunnels[key]
-            return None
+            return None  # it has ended, or has never been opened here
         return tunnel.call(call, *arguments)
 
     def _descriptors(self) -> list[int]:
@@ -91,9 +90,17 @@ class HostedTunnel:
         process), ``options`` (of the :class:`~relay.Tunnel`), ``paused`` and ``again`` (whether it has been open
         before, and so is opened again and again until it is).
     :param tell: sends a message to the program unasked.
+    :param on_over: called at its end, in its own thread.
     """
 
-    def __init__(self, key: int, descriptors: list[int], request: Message, tell: Callable[[Message], object]) -> None:
+    def __init__(
+        self,
+        key: int,
+        descriptors: list[int],
+        request: Message,
+        tell: Callable[[Message], object],
+        on_over: Callable[[], object],
+    ) -> None:
         self.over = threading.Event()
         """Set once it has ended."""
         self._key = key
@@ -103,8 +110,13 @@ class HostedTunnel:
         self._closing = threading.Condition()
         self._drain: float | None = None
         self._is_closing = False
+        self._on_over = on_over
         opening = functools.partial(self._open, descriptors, request)
-        threading.Thread(target=opening, name=f"relay-open-{key}", daemon=True).start()
+        self._thread = threading.Thread(target=opening, name=f"relay-open-{key}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to open it."""
+        self._thread.start()
 
     def call(self, call: str, *arguments: Any) -> Any:
         """Call a member of the tunnel.
@@ -150,6 +162,7 @@ class HostedTunnel:
                 self._tell({"closed": self._key, "last": last})
         finally:
             self.over.set()
+            self._on_over()
 
     def _opened(self, place: WorkerPlace, receive: socket.socket | None, request: Message) -> WorkerTunnel | None:
         """Return the open tunnel; ``None`` if it is closed before it has opened."""

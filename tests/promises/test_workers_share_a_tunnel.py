@@ -223,6 +223,26 @@ def test_a_hundred_long_streams_are_spread_evenly(echo_server, count):
         client.close()
 
 
+def test_a_tls_listener_is_shared_too(echo_server, certificates):
+    listen = f"tls://127.0.0.1:0?cert={certificates.cert}&key={certificates.key}"
+    target = "{}:{}".format(*echo_server.address)
+    with relay.spawn(listen, target, workers=2) as tunnel, contextlib.ExitStack() as clients:
+        url = f"tls://localhost:{tunnel.address[1]}?ca={certificates.ca}"
+        made = [clients.enter_context(relay.connect(url, timeout=WAIT)) for _ in range(6)]
+        wait_until(lambda: sum(tunnel.loads()) == 6)
+        lost = max(tunnel.loads())
+        os.kill(tunnel.pids[tunnel.loads().index(lost)], signal.SIGKILL)
+        wait_until(lambda: tunnel.stats().failed == {"worker_lost": lost})
+        served = 0
+        for client in made:
+            client.settimeout(WAIT)
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"ping")
+                served += client.recv(4) == b"ping"
+        assert served == 6 - lost
+        clients.enter_context(relay.connect(url, timeout=WAIT))
+
+
 def test_the_counters_never_decrease(echo_server):
     """A program that asks while workers die sees each counter grow."""
     over = threading.Event()

@@ -39,7 +39,9 @@ def hosted(shared, said, **more):
     arguments = {"listen": ":0", "target": "127.0.0.1:1", "via": [], **more.pop("arguments", {})}
     recipe = ["relay.spawning.recipes:by_address", arguments]
     request = {"recipe": recipe, "options": OPTIONS, "number": 0, "workers": 2, "paused": False, "again": False}
-    return HostedTunnel(7, copies(shared), {**request, **more}, said.put)
+    tunnel = HostedTunnel(7, copies(shared), {**request, **more}, said.put, lambda: said.put("over"))
+    tunnel.start()
+    return tunnel
 
 
 def test_the_listening_socket_never_blocks(shared):
@@ -61,7 +63,8 @@ def test_it_opens_and_closes_and_says_so(shared):
     tunnel.call("close", 0.0)
     message = said.get(timeout=WAIT)
     assert (message["closed"], message["last"]["metrics"].accepted, message["last"]["recent"]) == (7, 0, [])
-    assert tunnel.over.wait(WAIT)
+    assert said.get(timeout=WAIT) == "over"
+    assert tunnel.over.is_set()
 
 
 def test_what_it_cannot_open_it_says(shared):

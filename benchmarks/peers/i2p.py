@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..machine import LOOPBACK, MeasurementError, UnavailableError, relay_command
+from ..machine import LOOPBACK, MeasurementError, UnavailableError, compiled, relay_command
 
 __all__ = ["WORLDS", "World"]
 
@@ -20,6 +20,8 @@ PATIENCE = 180.0  # seconds until every way through the network must be open
 TARGET = 7000
 RELAY_PORT = 7001
 ROUTER_PORT = 7002
+C_NEAR, C_FAR = 7003, 7004  # of the C relays
+C_RELAY = ROOT / "benchmarks" / "c" / "relay.c"
 SOON = 5.0  # seconds for a program to end
 
 # name → routers beside the floodfill, hops of each tunnel, the client's router, the server's
@@ -70,7 +72,11 @@ class World:
         server = self._run(
             [relay_command(), "expose", f"{LOOPBACK}:{TARGET}", "--on", f"i2p:?{far}&{depth}&keys={keys}"]
         )
-        self.raw = Raw(self)
+        self.raw = {"i2p-raw": Raw(self, "raw", TARGET, self.near.inside[1])}
+        if self.hops == 0 and self.near is self.far:
+            self.raw["i2p-c"] = Raw(self, "c", C_FAR, C_NEAR)
+            for port, target in ((C_FAR, TARGET), (C_NEAR, self.near.inside[1])):
+                self._run([compiled(C_RELAY, directory), str(port), str(target)])
         assert server.stdout is not None
         address = server.stdout.readline().decode().split()[0]
         client = self._run([relay_command(), "forward", str(RELAY_PORT), f"i2p://{address}?{near}&{depth}"])
@@ -92,7 +98,7 @@ class World:
     def place(self, peer: str) -> str:
         """Return the address of a peer for a load."""
         ports = {"i2p-relay": RELAY_PORT, "i2pd": ROUTER_PORT}
-        return str(ports[peer]) if peer in ports else self.raw.place
+        return str(ports[peer]) if peer in ports else self.raw[peer].place
 
     def load(self, word: str, place: str, *rest: str, patience: float = 120.0) -> dict[str, float]:
         """Run a load inside; returns its figures.
@@ -128,15 +134,22 @@ class World:
 
 
 class Raw:
-    """SAM without anything between: a session each, and a router that connects to the target by itself."""
+    """SAM without anything between: a session each, and a router that connects to the target by itself.
 
-    def __init__(self, world: World) -> None:
+    :param world: the network.
+    :param name: of the sessions.
+    :param target: the port to which the router connects.
+    :param sam: the port of the client's bridge, or of what leads there.
+    """
+
+    def __init__(self, world: World, name: str, target: int, sam: int) -> None:
         self._world = world
+        self._name, self._target, self._sam = name, target, sam
         depth = f"inbound.length={world.hops} outbound.length={world.hops}"
         options = f"SIGNATURE_TYPE=7 i2cp.leaseSetEncType=4,0 {depth} inbound.quantity=3 outbound.quantity=3"
         self._controls = [
-            self._control(router, f"SESSION CREATE STYLE=STREAM ID=raw-{name} DESTINATION=TRANSIENT {options}")
-            for name, router in (("far", world.far), ("near", world.near))
+            self._control(router, f"SESSION CREATE STYLE=STREAM ID={name}-{side} DESTINATION=TRANSIENT {options}")
+            for side, router in (("far", world.far), ("near", world.near))
         ]
         self._place: str | None = None
 
@@ -154,10 +167,12 @@ class Raw:
         if self._place is None:
             for control in self._controls:
                 _line(control)
-            forward = self._control(self._world.far, f"STREAM FORWARD ID=raw-far PORT={TARGET} SILENT=true")
+            forward = self._control(
+                self._world.far, f"STREAM FORWARD ID={self._name}-far PORT={self._target} SILENT=true"
+            )
             _line(forward)
             destination = _ask(self._controls[0], "NAMING LOOKUP NAME=ME").split("VALUE=")[1]
-            self._place = f"{self._world.near.inside[1]}/raw-near/{destination}"
+            self._place = f"{self._sam}/{self._name}-near/{destination}"
             self._world.load("until", self._place, str(PATIENCE), patience=PATIENCE + 30)
         return self._place
 

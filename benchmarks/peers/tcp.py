@@ -168,6 +168,7 @@ PEERS = {
     "i2p-warm": Peer(f"relay, warm = {WARM[1]}", _started_with_the_network),
     "i2pd": Peer("i2pd's own tunnels", _started_with_the_network),
     "i2p-raw": Peer("SAM, nothing between", _started_with_the_network),
+    "i2p-c": Peer("SAM, a C relay at each end", _started_with_the_network),
     DIRECT: Peer("none (direct)", _direct),
 }
 

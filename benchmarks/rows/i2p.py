@@ -18,6 +18,7 @@ RECOVERY = 120.0  # seconds after which a way that is not back counts as lost
 OURS = "i2p-relay"
 BOTH = (OURS, "i2pd")
 ALL = (*BOTH, "i2p-raw")
+FLOOR = (*ALL, "i2p-c")  # with what any two programs beside the router cost
 
 
 def bulk(lab: Lab, peer: str, kind: str, way: str) -> Sample:
@@ -93,14 +94,14 @@ def _bulk(title: str, kind: str, way: str, peers: tuple[str, ...], *goals: Goal)
 
 
 ROWS = {
-    "i2p-one-up": _bulk("one router, up", "one", "up", ALL, ours("i2pd", 1.0)),
-    "i2p-one-down": _bulk("one router, down", "one", "down", ALL, ours("i2pd", 1.0)),
+    "i2p-one-up": _bulk("one router, up", "one", "up", FLOOR, ours("i2pd", 1.0), ours("i2p-raw", 1.05)),
+    "i2p-one-down": _bulk("one router, down", "one", "down", FLOOR, ours("i2pd", 1.0), ours("i2p-raw", 1.05)),
     "i2p-connections": Row(
         "new connections, one at a time",
         "i2p",
         ALL,
         (
-            Metric("rate", "connections/s", True, (ours("i2pd", 1.0),)),
+            Metric("rate", "connections/s", True, (ours("i2pd", 1.0), ours("i2p-raw", 2.0))),
             P50("first echo, p50 ms", goals=(ours("i2pd", 1.5),), scale=1e3),
         ),
         partial(connections, workers=1),
@@ -109,7 +110,7 @@ ROWS = {
         "new connections, 16 at a time",
         "i2p",
         ALL,
-        (Metric("rate", "connections/s", True, (ours("i2pd", 1.0),)),),
+        (Metric("rate", "connections/s", True, (ours("i2pd", 1.0), ours("i2p-raw", 2.0))),),
         partial(connections, workers=16),
     ),
     "i2p-burst": Row(
@@ -122,8 +123,11 @@ ROWS = {
     "i2p-ping": Row(
         "64-byte round trips",
         "i2p",
-        ALL,
-        (P50("p50 µs", goals=(ours("i2pd", 1.0),), scale=1e6), Metric("p99", "p99 µs", False, scale=1e6)),
+        FLOOR,
+        (
+            P50("p50 µs", goals=(ours("i2pd", 1.0), ours("i2p-raw", 1.15), ours("i2p-c", 1.15)), scale=1e6),
+            Metric("p99", "p99 µs", False, scale=1e6),
+        ),
         ping,
     ),
     "i2p-two-up": _bulk("two routers, up", "two", "up", ALL, ours("i2pd", 1.0)),

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from ...eventloop.background import IOThread
-from ...eventloop.loop import Timer
+from ...eventloop.loop import Loop, Timer
 from ...eventloop.poller import IN
 from ...eventloop.sockets import Endpoint
-from ...streams.accept_queue import AcceptQueue
+from ...streams.accept_queue import AcceptQueue, Taker
 from ...streams.checks import FIRST_BYTE
 from ...streams.fairness import ROOM, crowding, source_of
 from ...streams.rate_limited_log import RateLog
@@ -73,6 +73,9 @@ class TLSListener:
     :raises OSError: if the system has no thread or descriptor left; the socket is closed then.
     """
 
+    pushes_streams = True
+    """Whether :meth:`deliver` can be used."""
+
     def __init__(self, listening: socket.socket, context: ssl.SSLContext) -> None:
         self.handshake_timeout: float | None = 30.0
         """Seconds that a handshake may take; ``None`` for ever. The client must begin it within 10 s.
@@ -109,6 +112,17 @@ class TLSListener:
         if self._full:
             self._io_thread.loop.call(functools.partial(self._resume, 0.0))
         return accepted
+
+    def deliver(self, taker: Taker | None, loop: Loop | None = None) -> None:
+        """Pass streams on at once, instead of by :meth:`accept`.
+
+        :param taker: called with each stream and its peer, on the I/O thread; it must not block. ``None`` keeps them
+            for :meth:`accept` from now on.
+        :param loop: of the taker; it makes no difference here.
+        """
+        self._queue.deliver(taker)
+        if self._full:
+            self._io_thread.loop.call(functools.partial(self._resume, 0.0))
 
     @property
     def listening(self) -> socket.socket:

@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 
 import pytest
 import trustme
@@ -541,3 +542,29 @@ http {{
     finally:
         nginx.terminate()
         nginx.wait(WAIT)
+
+
+def test_it_delivers_streams_without_a_thread_that_accepts(listening, connect, certificates):
+    taken = []
+    listening.deliver(lambda stream, peer: taken.append((stream, peer)))
+    client = connect(listening)
+    end = TLSEnd(client, certificates.client())
+    wait_until(lambda: taken)
+    stream, peer = taken[0]
+    assert peer == client.getsockname()
+    stream.socket.settimeout(WAIT)
+    end.sendall(b"ping")
+    assert receive_exactly(stream.socket, 4) == b"ping"
+    stream.reset()
+    listening.deliver(None)
+    TLSEnd(connect(listening), certificates.client())
+    listening.accept()[0].reset()
+    assert len(taken) == 1
+
+
+def test_a_tunnel_has_no_thread_that_accepts(listening, serve, connect, certificates):
+    with relay.Tunnel(listening, serve(echoing).factory()):
+        end = TLSEnd(connect(listening), certificates.client())
+        end.sendall(b"ping")
+        assert receive_exactly(end, 4) == b"ping"
+        assert not [thread for thread in threading.enumerate() if thread.name.endswith(" accept")]

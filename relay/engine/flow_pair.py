@@ -78,13 +78,17 @@ class FlowPair:
     ) -> None:
         self.connection = connection
         self.is_closed = False
-        from_session, to_session = session_of(client) is not None, session_of(target) is not None
-        up = self.upstream = (SessionFlow if from_session else Flow)(self, work, client, target)
-        down = self.downstream = (SessionFlow if to_session else Flow)(self, work, target, client)
+        if connection.client_stream is None and connection.target_stream is None:  # then neither has a session
+            up, down = Flow(self, work, client, target), Flow(self, work, target, client)
+        else:
+            from_session, to_session = session_of(client) is not None, session_of(target) is not None
+            up = (SessionFlow if from_session else Flow)(self, work, client, target)
+            down = (SessionFlow if to_session else Flow)(self, work, target, client)
+            if from_session or to_session:
+                up.spliceable = down.spliceable = False
+        self.upstream, self.downstream = up, down
         up.reverse = down
         down.reverse = up
-        if from_session or to_session:
-            up.spliceable = down.spliceable = False
 
     def begin(self, now: float) -> None:
         """Move what sessions have already: it came with their handshake, and no event announces it."""
@@ -139,7 +143,7 @@ class FlowPair:
                     if flow.sink.fileno() < 0:
                         return self.on_socket_error(flow.sink, now)
                     # It was reset; the flow that reads from it will see that.
-                if (session := session_of(flow.sink)) is not None and session.must_flush:
+                if sink is not None and (session := session_of(flow.sink)) is not None and session.must_flush:
                     flow.queue(NOTHING)
                 connection.deadline.update_linger(now)
             else:

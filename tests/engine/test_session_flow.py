@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,7 +75,8 @@ class Owner:
     """A connection, as far as its flows need one."""
 
     def __init__(self) -> None:
-        self.client_stream = self.target_stream = None
+        self.client_stream = None
+        self.target_stream = SimpleNamespace(settle=0.0, failure=None, half_close=True, answered=True)
         self.reason: str | None = None
         self.deadline = self
         self.flows: FlowPair | None = None

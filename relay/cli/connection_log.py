@@ -117,7 +117,9 @@ class ConnectionLog:
 
     def _use(self, log: AccessLog | None) -> None:
         self._log = log
-        set_access_log(log.put if log is not None else None)
+        put = log.put if log is not None else None
+        set_access_log(put)
+        self._group.processes.log_connections(put)
 
 
 def _nothing() -> None:

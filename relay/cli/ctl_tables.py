@@ -30,6 +30,11 @@ def status_lines(instance: Row, tunnels: Sequence[Row]) -> Iterator[str]:
     yield f"relay {printable(instance['version'])}, process {instance['pid']}, {what}{ending}"
     yield f"up {age(time.time() - instance['started'])}, log level {printable(instance['log_level'])}"
     yield f"{listening} of {len(tunnels)} tunnels listen"
+    if workers := instance.get("workers"):  # that of an older relay has none
+        running = sum(worker["state"] == "running" for worker in workers)
+        pids = ", ".join(str(worker["pid"]) for worker in workers if worker["pid"] is not None)
+        restarts = sum(worker["restarts"] for worker in workers)
+        yield f"{running} of {len(workers)} workers run (processes {pids}), {restarts} restarts"
     for tunnel in tunnels:
         if tunnel["problem"]:
             yield f"{printable(tunnel['name'])}: {printable(tunnel['problem'])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -26,6 +27,7 @@ from .plan_from_file import plans_of, print_problems
 from .signals import Signals
 from .top_keys import KeyChange, KeyEffect, Swap, compare_keys
 from .verdicts import Settings, Verdict
+from .worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:  # at the first reload
     from ..operations.sandbox import Sandbox
@@ -65,7 +67,9 @@ class TunnelFile:
     def __init__(self, path: str, shown: Options, name: str, given: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.name = name
-        self._shown = shown
+        self.processes = WorkerProcesses()
+        """The workers of its tunnels; their number is that of the first reading."""
+        self._shown = dataclasses.replace(shown, processes=self.processes)
         self._last: _Read | None = None
         self._given = given or {}
         self._started = self.current = File()
@@ -80,9 +84,11 @@ class TunnelFile:
         """
         config = read(self.path, self.name)
         self._started = self.current = config.file
+        self._shown = dataclasses.replace(self._shown, workers=self._key(self._started, "workers"))
         with contextlib.chdir(config.folder):
             settings = self._settings(config, {})
         print_problems(config)
+        self.processes.size = max((one.plan.workers for one in settings), default=1)
         self._last = _Read(config.written, settings)
         return [Member(one.plan, bool(one.entry.tunnel.required), one) for one in settings]
 
@@ -98,8 +104,7 @@ class TunnelFile:
     @property
     def sandbox(self) -> str | None:
         """The mode of the sandbox: ``auto``, ``on`` or ``off``; ``None`` for the default."""
-        mode: str | None = self._key(self._started, "sandbox")
-        return mode
+        return self._key(self._started, "sandbox")  # type: ignore[no-any-return]
 
     def _key(self, file: File, name: str) -> Any:
         """Return a key at the top of a file, or the option of the command line that overrides it."""
@@ -141,6 +146,7 @@ class FileGroup(TunnelGroup):
 
     def __init__(self, members: Sequence[Member], signals: Signals, file: TunnelFile) -> None:
         super().__init__(members, signals)
+        self.processes = file.processes
         self.parts: Sequence[Callable[[File], Swap | None]] = ()
         """Prepare what belongs to the keys at the top of the file: the sockets of operators, the access log."""
         self.sandbox: Sandbox | None = None
@@ -292,9 +298,9 @@ class FileGroup(TunnelGroup):
         """Return the tunnel for a change: the one that runs, or a new one."""
         member, settings = each.member, each.settings
         assert settings is not None, "it is in the file"
-        if member is None or each.is_deferred:
+        if member is None or each.is_deferred or each.is_replaced:
             made = Member(settings.plan, bool(settings.entry.tunnel.required), settings)
-            if member is not None:
+            if member is not None and each.is_deferred:
                 member.close()
             self._open(made, each)
             return made

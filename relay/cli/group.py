@@ -24,6 +24,7 @@ from .preflight import Preflight
 from .probes import BackgroundCall, HopProbe
 from .signals import Signals
 from .supervisor import Supervisor
+from .worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:  # a command starts in half the time without them
     from .live import LiveTable, View
@@ -70,6 +71,8 @@ class TunnelGroup:
         """Called in the main thread with a tunnel that has opened, or with all of them after a reload."""
         self.supervisor = Supervisor()
         """The events for a service manager."""
+        self.processes = WorkerProcesses()
+        """The workers of its tunnels. Set by the one who ends them."""
         self.started = time.time()
         """When it was made, in seconds since 1970."""
         self._members = tuple(members)
@@ -331,7 +334,7 @@ class TunnelGroup:
         self._drains = True
         self._ending.set()
         drained = [one for one in self._everyone if one.state.accepts or one.state is MemberState.DRAINING]
-        live = sum(member.opened.tunnel.stats().active for member in drained if member.opened)
+        live = sum(member.opened.live for member in drained if member.opened)
         longest = max((member.plan.options.drain for member in drained), default=0)
         wait = closing(live, longest)
         logger.info("%s: %s", signal.Signals(number).name, wait)

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addresses.printable import shown
 from ..carriers.listing import CarrierStatus, carriers
-from ..engine.records import ConnectionRecord
+from ..engine.records import ConnectionRecord, Metrics
+from ..engine.tunnel import Tunnel
+from ..errors import RelayError
 from ..eventloop.sockets import format_address
 from ..operations.instance import (
     ChangedKey,
@@ -29,12 +31,17 @@ from ..operations.instance import (
     ReloadStatus,
     TunnelStatus,
     Verdict,
+    WorkerStatus,
 )
 from .group import TunnelGroup, UnknownTunnelError
 from .main_thread import GroupOverError
 from .member import Snapshot, WrongStateError
+from .output import describe_error
 from .plan import Plan
 from .views import hop_state
+
+if TYPE_CHECKING:  # for tunnels in workers only
+    from ..spawning.pool_tunnel import PoolTunnel
 
 __all__ = ["GroupInstance"]
 
@@ -62,6 +69,14 @@ def _texts(plan: Plan, address: Any) -> _Texts:
     via, end = ends[0] if len(ends) == 1 else ((), None)
     target = shown(str(end)) if end is not None else "anywhere"
     return _Texts(plan, address, listen, target, tuple(shown(str(hop)) for hop in via))
+
+
+def _metrics(tunnel: Tunnel | PoolTunnel) -> tuple[Metrics | None, str]:
+    """Return the counters of a tunnel, and why there are none if a worker does not answer."""
+    try:
+        return tunnel.metrics(), ""
+    except RelayError as error:
+        return None, describe_error(error)
 
 
 class GroupInstance:
@@ -105,6 +120,7 @@ class GroupInstance:
             log_level=logging.getLevelName(logging.getLogger("relay").level).lower(),
             control=self.control,
             reloads=ReloadStatus(*reloads) if reloads.last_success else None,
+            workers=tuple(WorkerStatus(*one) for one in self._group.processes.workers()),
         )
 
     def tunnels(self) -> list[TunnelStatus]:
@@ -118,10 +134,11 @@ class GroupInstance:
         plan, opened = member.plan, member.opened
         hops, problem, metrics, end = "up", member.problem, None, None
         if opened is not None:
-            metrics = opened.tunnel.metrics()
+            metrics, silent = _metrics(opened.tunnel)
             end = getattr(opened.receive, "certificate_end", None)
             if member.state.accepts:
                 hops, problem = hop_state(opened.receive, opened.make_send)
+            problem = silent or problem
         address = opened.tunnel.address if opened is not None else None
         texts = self._texts.get(plan.name)
         if texts is None or texts.plan is not plan or texts.address != address:

@@ -7,12 +7,15 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ..addresses.i2p import CONNECT_TIMEOUT, LINGER
-from ..streams.checks import WARM_FOR, check_count, check_warm
+from ..streams.checks import MOST_WORKERS, WARM_FOR, check_count, check_warm, check_workers
+
+if TYPE_CHECKING:  # for tunnels in workers only
+    from .worker_processes import WorkerProcesses
 
 __all__ = [
     "LOG_INTERVAL",
@@ -23,6 +26,7 @@ __all__ = [
     "debug",
     "fail_fast",
     "idle_timeout",
+    "in_workers",
     "linger",
     "log_file",
     "log_format",
@@ -36,6 +40,7 @@ __all__ = [
     "warm",
     "watch",
     "with_options",
+    "workers",
 ]
 
 SECONDS = "SECONDS"
@@ -106,6 +111,17 @@ def warm_time(value: Any) -> float:
     if math.isinf(number):
         raise click.BadParameter(f"must have a limit, got {value}; leave the option out for the default")
     return number
+
+
+def worker_count(value: Any) -> int:
+    """Parse a number of workers.
+
+    :raises click.BadParameter: if it is neither from 1 to 128 nor ``auto``.
+    """
+    try:
+        return check_workers(value if value == "auto" else int(value))
+    except ValueError:
+        raise click.BadParameter(f"must be from 1 to {MOST_WORKERS}, or auto, got '{value}'") from None
 
 
 # Each is a decorator of a command.
@@ -193,6 +209,18 @@ log_interval = click.option(
     type=seconds,
     help="Time between two such lines of an open connection [600].",
 )
+workers = click.option(
+    "--workers",
+    metavar="N",
+    type=worker_count,
+    help="Relay in this many processes, one for each processor with auto [1].",
+)
+_carriers = click.option(
+    "--carriers",
+    type=click.Choice(["shared", "per-worker"]),
+    help="Whether workers make connections over SSH and I2P of their own; else such a tunnel stays in one process "
+    "[shared].",
+)
 sandbox = click.option(
     "--sandbox",
     type=click.Choice(["auto", "on", "off"]),
@@ -225,6 +253,14 @@ class Options:
     probe_interval: float | None = None
     warm: int = 0
     warm_for: float = WARM_FOR
+    workers: int | None = None
+    carriers: Literal["shared", "per-worker"] | None = None
+    processes: WorkerProcesses | None = dataclasses.field(default=None, compare=False)
+
+    def of_tunnel(self, name: str) -> dict[str, Any]:
+        """Return the keywords of a :class:`~relay.Tunnel`, or of one in workers."""
+        limits = ("nconnect", "timeout", "connect_timeout", "idle_timeout", "linger", "warm", "warm_for")
+        return {"name": name, **{limit: getattr(self, limit) for limit in limits}}
 
     def settled(self, *, over_i2p: bool, at_i2p: bool | None = None) -> Options:
         """Return the same with the defaults of the limits that were not given.
@@ -250,6 +286,11 @@ _SHARED = (
 def warm(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command with one target the options of warm streams; goes above :func:`with_options`."""
     return _warm(_warm_for(command))
+
+
+def in_workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of workers; goes above :func:`with_options`."""
+    return workers(_carriers(command))
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..addresses.hops import Command, Listen, ProxyListen, Route, over_i2p, to_i2p
 from ..addresses.i2p import I2PListen, I2PRouter, I2PTarget
 from ..addresses.printable import shown
-from ..addresses.ssh import SSHListen
+from ..addresses.ssh import SSHListen, SSHServer
 from ..addresses.values import SystemdListen, Target, TCPAddress, UnixAddress
 from ..api.urls import dialer, listener
 from ..engine.tunnel import Tunnel
@@ -24,6 +24,7 @@ from .output import carriers_quiet, configuration_read
 from .probes import HopProbe, SessionProbe
 
 if TYPE_CHECKING:  # a command starts faster without them
+    from ..spawning.pool_tunnel import PoolTunnel
     from ..transports.dynamic import Rule
     from .preflight import Preflight, Routes
 
@@ -44,10 +45,15 @@ class Opened:
     :param title: its listening address and its target.
     """
 
-    tunnel: Tunnel
+    tunnel: Tunnel | PoolTunnel
     receive: Any
     make_send: Any
     title: str
+
+    @property
+    def live(self) -> int:
+        """The number of open connections; asks no worker."""
+        return self.tunnel.stats().active if isinstance(self.tunnel, Tunnel) else sum(self.tunnel.loads())
 
     def close(self) -> None:
         """Close the tunnel."""
@@ -85,6 +91,7 @@ class Plan:
     :param elsewhere: the names of the carriers under the listener.
     :param configured: the title before it is open: the addresses as they are written.
     :param rules: the number of rules of a proxy.
+    :param in_workers: the values with which it runs in worker processes; ``None`` if it runs in this process.
     """
 
     name: str
@@ -100,6 +107,12 @@ class Plan:
     elsewhere: tuple[str, ...] = ()
     configured: str = ""
     rules: int = 0
+    in_workers: object = None
+
+    @property
+    def workers(self) -> int:
+        """The number of worker processes in which it runs; 1 if it runs in this process."""
+        return 1 if self.in_workers is None else self.options.workers or 1
 
     def open(self, preflight: Preflight, opening: Opening | None = None) -> Opened:
         """Check what can be checked on this machine, then listen and relay.
@@ -129,17 +142,32 @@ class Plan:
         """Relay between a listener and a factory.
 
         :raises OSError: if the system has no descriptor left; the listener is closed then.
-        :raises RuntimeError: if it has no thread left.
+        :raises RuntimeError: if it has no thread left, or a worker does not start.
         """
-        return self.opened(_tunnel(bound.receive, bound.make_send, self.options, self.name), *bound)
+        return self.opened(self._tunnel(bound), *bound)
 
-    def opened(self, tunnel: Tunnel, receive: Any, make_send: Any) -> Opened:
+    def _tunnel(self, bound: Bound) -> Tunnel | PoolTunnel:
+        limits = self.options.of_tunnel(self.name)
+        if self.in_workers is None:
+            return _tunnel(bound, limits)
+        processes = self.options.processes
+        assert processes is not None, "a plan in workers has them"
+        tunnel = processes.open(bound.receive, self.in_workers, self.workers, limits)
+        tunnel.on_over(bound.make_send.close)  # it serves the probes
+        return tunnel
+
+    def opened(self, tunnel: Tunnel | PoolTunnel, receive: Any, make_send: Any) -> Opened:
         """Return a tunnel that runs by this plan, with its title."""
         title = self.title(format_address(tunnel.address), make_send.target)
         return Opened(tunnel, receive, make_send, title)
 
     def check(self, preflight: Preflight) -> None:
-        """Check the files, keys and secrets before anything is opened or connected to."""
+        """Check the files, keys and secrets before anything is opened or connected to.
+
+        :raises ValueError: if the user has to change something first.
+        """
+        if self.options.processes is not None:
+            self.options.processes.check(self.workers)
         try:
             with configuration_read():
                 preflight.check(self.routes, self.make_send)
@@ -196,6 +224,7 @@ def make_plan(
         if isinstance(where, SSHListen | I2PListen)
         else (),
         f"{shown(str(where))}{over(listen_via)} → {shown(str(end))}{over(via)}",
+        in_workers=_workers_values(where, via, end, listen_via, options, name),
     )
 
 
@@ -298,23 +327,27 @@ def _proxy(
     return address, listen_at_port
 
 
-def _tunnel(receive: Any, make_send: Any, options: Options, name: str) -> Tunnel:
+def _tunnel(bound: Bound, limits: dict[str, Any]) -> Tunnel:
     try:
-        return Tunnel(
-            receive,
-            make_send,
-            options.nconnect,
-            options.timeout,
-            connect_timeout=options.connect_timeout,
-            idle_timeout=options.idle_timeout,
-            linger=options.linger,
-            warm=options.warm,
-            warm_for=options.warm_for,
-            name=name,
-        )
+        return Tunnel(*bound, **limits)
     except BaseException:
-        receive.close()
+        bound.receive.close()
         raise
+
+
+def _workers_values(where: Listen, via: Route, end: Any, listen_via: Route, options: Options, name: str) -> object:
+    """Return the values with which a tunnel runs in workers; ``None`` if it stays in this process."""
+    if options.processes is None or (options.workers or 1) == 1:
+        return None
+    if isinstance(where, SSHListen | I2PListen):
+        logger.info("%s: one process relays it, because only one can listen at %s", name, shown(str(where)))
+        return None
+    carriers = [hop for hop in (*via, end) if isinstance(hop, SSHServer | I2PRouter | I2PTarget)]
+    if carriers and options.carriers != "per-worker":
+        why = "%s: one process relays it, because its streams share a connection to %s; see carriers"
+        logger.info(why, name, shown(str(carriers[0])))
+        return None
+    return where, end, via
 
 
 def warn_if_unsure(where: Any) -> None:

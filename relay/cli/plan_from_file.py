@@ -107,7 +107,7 @@ def plan_of(entry: Entry, shown: Options) -> Plan:
 
 def limits(entry: Entry, shown: Options) -> Options:
     """Return the options with the limits of a tunnel."""
-    names = (*LIMITS, "probe", "probe_interval")
+    names = (*LIMITS, "probe", "probe_interval", "workers", "carriers")
     said = {name: value for name in names if (value := getattr(entry.tunnel, name)) is not None}
     unlimited = [name for name in ("timeout", "idle_timeout") if said.get(name) == math.inf]  # None is no limit
     return dataclasses.replace(shown, **said | dict.fromkeys(unlimited))

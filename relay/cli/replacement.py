@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..addresses.hops import ProxyListen
 from ..addresses.i2p import I2PListen
 from ..addresses.values import TCPAddress, TLSListen
+from ..config import LIMITS
 from ..config.listen_conflicts import exclude_each_other, group_of
 from ..engine import changes
+from ..engine.tunnel import Tunnel
+from ..errors import RelayError
 from ..transports.tcp import inherit
 from .listener_opening import ListenerOpening
 from .member import Member, MemberState
@@ -23,9 +27,13 @@ from .verdicts import EFFECTS, Change, Settings, Verdict
 
 __all__ = ["Leaving", "Replacement"]
 
+logger = logging.getLogger("relay.cli")
+
 _AT_PORT = TCPAddress | TLSListen | ProxyListen
 _ACCESS = {"listen", "user", "password", "password_file", "password_env", "allow", "deny"}
 
+_CHANGED = frozenset({Verdict.TUNED, Verdict.REROUTED, Verdict.MOVED})
+_IN_PLACE = frozenset({*LIMITS, "required", "on_reload", "probe", "probe_interval"})  # of a tunnel in workers
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 
 
@@ -61,6 +69,14 @@ class Replacement:
         self._vacated: list[Replacement] = []
 
     @property
+    def is_replaced(self) -> bool:
+        """True if another tunnel takes its place, perhaps with its socket: in workers only limits change in place."""
+        if self.member is None or self.settings is None or self.verdict not in _CHANGED:
+            return False
+        in_workers = self.member.plan.in_workers is not None or self.settings.plan.in_workers is not None
+        return in_workers and not _IN_PLACE.issuperset(self.change.keys)
+
+    @property
     def verdict(self) -> Verdict:
         """The verdict on the tunnel."""
         return self.change.verdict
@@ -68,14 +84,14 @@ class Replacement:
     @property
     def listens_anew(self) -> bool:
         """True if it needs another listener."""
-        if self.verdict is Verdict.NEW:
+        if self.verdict is Verdict.NEW or self.is_replaced:
             return True
         return self.verdict is Verdict.MOVED and not self._stays_in_place
 
     @property
     def leaves(self) -> bool:
         """True if the listener of the tunnel that runs is closed."""
-        return self.verdict is Verdict.GONE or (self.verdict is Verdict.MOVED and self.listens_anew)
+        return self.verdict is Verdict.GONE or (self.verdict in _CHANGED and self.listens_anew)
 
     @property
     def _stays_in_place(self) -> bool:
@@ -170,17 +186,20 @@ class Replacement:
     is_vacant = False
 
     def vacate(self) -> None:
-        """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent."""
+        """Close the listener of the tunnel that runs, because it is in the way of another one. Idempotent.
+
+        :raises ValueError: if workers relay it.
+        """
         if not self.is_vacant and self.member is not None and self.member.opened is not None:
+            changes.listen_nowhere(_in_this_process(self.member.opened.tunnel))
             self.is_vacant = True
-            changes.listen_nowhere(self.member.opened.tunnel)
             self._on_vacated(self.member.name)
 
     def _access(self) -> Iterable[Callable[[], object]]:
         """Return what changes the access to the listener in place."""
         assert self.settings is not None
         assert self.member is not None
-        opened, where, tunnel = self.member.opened, self.settings.plan.routes.where, self.settings.entry.tunnel
+        opened, where, keys = self.member.opened, self.settings.plan.routes.where, self.settings.entry.tunnel
         if opened is None or not _ACCESS & set(self.change.keys):
             return
         receive = opened.receive
@@ -194,13 +213,13 @@ class Replacement:
 
             lists = AccessList(where.allow, where.deny)
             yield lambda: receive.set_lists(lists)
-            records = opened.tunnel.connections()
-            denied = {record.peer for record in records if lists.refusal(str(record.peer)) is not None}
-            yield lambda: changes.deny(opened.tunnel, denied)
+            tunnel = _in_this_process(opened.tunnel)
+            denied = {record.peer for record in tunnel.connections() if lists.refusal(str(record.peer)) is not None}
+            yield lambda: changes.deny(tunnel, denied)
         elif self.settings.entry.is_proxy:
             from ..transports.proxies.listener import login_of
 
-            owner: Any = where if isinstance(where, ProxyListen) else tunnel
+            owner: Any = where if isinstance(where, ProxyListen) else keys
             login = login_of(owner.user, owner.password, owner.password_file, owner.password_env)
             yield lambda: receive.set_login(login)
 
@@ -245,7 +264,7 @@ class Replacement:
         self.is_vacant = False
         try:
             receive = self.member.plan.listen(None)
-            changes.relisten(self.member.opened.tunnel, receive, None)
+            changes.relisten(_in_this_process(self.member.opened.tunnel), receive, None)
         except _ERRORS as error:
             return f"{self.member.name}: cannot listen again: {describe_error(error)}"
         self.member.relisten(receive)
@@ -258,8 +277,13 @@ class Replacement:
         assert settings is not None
         opened, options = member.opened, settings.plan.options
         if opened is None or not (member.state.accepts or member.state is MemberState.WAITING):
-            return
-        tunnel, drain = opened.tunnel, settings.drain_on_reload
+            return None
+        drain, limits = settings.drain_on_reload, options.of_tunnel(member.name)
+        del limits["name"]
+        if member.plan.in_workers is not None:
+            _update_workers(opened.tunnel, limits)
+            return member.change(settings, opened.receive, opened.make_send)
+        tunnel = _in_this_process(opened.tunnel)
         make_send, receive = self.make_send, None
         if self.bound is not None:
             receive = self.bound.receive
@@ -273,17 +297,9 @@ class Replacement:
             changes.reroute(tunnel, make_send, drain)
         if receive is not None:
             changes.relisten(tunnel, receive, drain)
-        changes.update(
-            tunnel,
-            nconnect=options.nconnect,
-            timeout=options.timeout,
-            connect_timeout=options.connect_timeout,
-            idle_timeout=options.idle_timeout,
-            linger=options.linger,
-            warm=options.warm,
-            warm_for=options.warm_for,
-        )
+        changes.update(tunnel, **limits)
         member.change(settings, receive or opened.receive, make_send or opened.make_send)
+        return None
 
 
 class Leaving:
@@ -308,3 +324,21 @@ class Leaving:
 def _same_port(one: object, other: object) -> bool:
     """Return whether a socket of one address can serve the other."""
     return isinstance(one, _AT_PORT) and isinstance(other, _AT_PORT) and one.host == other.host
+
+
+def _in_this_process(tunnel: Any) -> Tunnel:
+    """Return a tunnel that is not in workers.
+
+    :raises ValueError: if it is.
+    """
+    if not isinstance(tunnel, Tunnel):
+        problem = "its workers listen at an address that has to be free first; restart relay"
+        raise ValueError(f"{tunnel.name}: {problem}")
+    return tunnel
+
+
+def _update_workers(tunnel: Any, limits: dict[str, Any]) -> None:
+    try:
+        tunnel.update(**limits)
+    except RelayError as error:  # its successor gets them
+        logger.warning("%s: %s", tunnel.name, describe_error(error))

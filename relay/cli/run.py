@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import resource
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from ..addresses.hops import Command, Listen, Route
@@ -16,6 +17,7 @@ from .options import LOG_INTERVAL, Options
 from .output import describe_error, failures_reported, logged_to_stderr
 from .plan import Opening, Plan, make_plan
 from .signals import Signals
+from .worker_processes import WorkerProcesses
 
 __all__ = ["raise_descriptor_limit", "relay_one", "serve"]
 
@@ -47,8 +49,10 @@ def serve(
         logged_to_stderr(options.log_format, verbose=options.verbose, debug=options.debug),
         failures_reported(debug=options.debug),
         Signals() as signals,
+        closing(WorkerProcesses(options.workers or 1)) as processes,
     ):
         raise_descriptor_limit()
+        options = dataclasses.replace(options, processes=processes)
         made = make_plan(where, end, options, name=name, via=via, listen_via=listen_via)
         if hint:
             made = dataclasses.replace(made, listen=functools.partial(_hinted, made.listen, hint))
@@ -69,6 +73,8 @@ def relay_one(plan: Plan, signals: Signals, title: str) -> None:
     from .single import SingleTunnel
 
     group, options = SingleTunnel(plan, signals, title), plan.options
+    if options.processes is not None:
+        group.processes = options.processes
     endpoints = EndpointPlan(options.control, options.status)
     log = LogPlan(options.log_file, options.log_interval or LOG_INTERVAL)
     with operated(group, signals, endpoints):

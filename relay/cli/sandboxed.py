@@ -41,6 +41,8 @@ def sandboxed(mode: str | None, plans: Sequence[Plan], endpoints: EndpointPlan, 
     :raises ValueError: if it is to be on and cannot be.
     """
     try:
+        if any(plan.in_workers is not None for plan in plans):
+            raise NotConfinableError("workers are new programs, which it would forbid")
         tunnels = TunnelRules()
         found = [system_rules(), _command_rules(endpoints, log)]
         found += [rules for plan in plans for rules in tunnels.of(plan)]

@@ -106,7 +106,7 @@ class SystemdSupervisor(Supervisor):
         if self._extension is None:
             everyone = [*self._group.members, *self._group.leaving]
             drains = [member for member in everyone if member.state is MemberState.DRAINING]
-            live = sum(member.opened.tunnel.stats().active for member in drains if member.opened is not None)
+            live = sum(member.opened.live for member in drains if member.opened is not None)
             longest = max((member.plan.options.drain for member in drains), default=0.0)
             self._manager.stopping(closing(live, longest))
             self._extension = _Extension(self._manager, longest + _MARGIN)

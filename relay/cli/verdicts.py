@@ -47,6 +47,7 @@ EFFECTS: Mapping[str, Verdict] = {
     **dict.fromkeys(("user", "password", "password_file", "password_env", "allow", "deny"), TUNED),
     **dict.fromkeys(("target", "via", "rule"), REROUTED),
     **dict.fromkeys(("listen", "listen_via", "keys", "session", "transient", "sam"), MOVED),
+    **dict.fromkeys(("workers", "carriers"), MOVED),
 }
 """The verdict for a change of each key of a tunnel; that of ``sam`` is *rerouted* where it listens on this machine."""
 

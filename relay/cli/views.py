@@ -6,7 +6,7 @@ import collections
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.records import ConnectionRecord, Stats
 from ..engine.tunnel import Tunnel
@@ -14,6 +14,9 @@ from ..eventloop.sockets import format_address
 from .fleet_table import Column, Content
 from .member import MemberState, Snapshot
 from .output import size, summary, total
+
+if TYPE_CHECKING:  # for tunnels in workers only
+    from ..spawning.pool_tunnel import PoolTunnel
 
 __all__ = ["FleetView", "Rates", "TunnelView", "Watched", "hop_state", "shown_state", "watched"]
 
@@ -145,7 +148,7 @@ class TunnelView:
 
     def __init__(
         self,
-        tunnel: Tunnel,
+        tunnel: Tunnel | PoolTunnel,
         title: str,
         hops: Callable[[], tuple[str, str]] = lambda: ("up", ""),
         clock: Callable[[], float] = time.monotonic,
@@ -199,7 +202,7 @@ class Watched:
     state: str
     title: str = ""
     problem: str = ""
-    tunnel: Tunnel | None = None
+    tunnel: Tunnel | PoolTunnel | None = None
     listens: bool = False
 
 

@@ -30,6 +30,7 @@ Value = TypeVar("Value")
 ANYWHERE = "anywhere"  # the target of a proxy: each client requests its own
 _OF_A_PROXY = ("rule", "user", "password", "password_file", "password_env")
 _OF_A_DESTINATION = ("keys", "session", "transient", "allow", "deny")
+_INHERITED = ("carriers", "required", "on_reload", "probe", "probe_interval")  # beside the limits
 _WAYS = ("direct", "refuse")  # the words of a rule that are not hops
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -320,5 +321,5 @@ class _One:
     def _with_defaults(self, *, uses_i2p: bool) -> Tunnel:
         own, defaults = self._tunnel, self._checker.file.defaults
         limits = [name for name in LIMITS if name != "warm" or not self._is_proxy]
-        names = [*limits, "required", "on_reload", "probe", "probe_interval", *(["sam"] if uses_i2p else [])]
+        names = [*limits, *_INHERITED, *(["sam"] if uses_i2p else [])]
         return own.model_copy(update={name: getattr(defaults, name) for name in names if getattr(own, name) is None})

@@ -25,7 +25,7 @@ from ..addresses.i2p import I2PRouter
 from ..addresses.options import Option, options_of
 from ..addresses.printable import shown
 from ..addresses.ssh import SSHServer
-from ..streams.checks import check_count, check_time, check_warm
+from ..streams.checks import MOST_WORKERS, check_count, check_time, check_warm, check_workers
 from .lines import Path
 
 __all__ = ["LIMITS", "Defaults", "File", "Hop", "Tunnel", "hop_options", "keys_at", "schema"]
@@ -125,6 +125,11 @@ WarmFor = Annotated[
     PlainValidator(_checked("a number of seconds", _warm_for)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0}),
 ]
+Workers = Annotated[
+    int,
+    PlainValidator(_checked("a whole number or 'auto'", check_workers)),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}, {"const": "auto"}]}),
+]
 SessionOption = Annotated[
     str | int | bool,
     PlainValidator(_checked("text, a whole number, true or false", _session_option)),
@@ -157,6 +162,9 @@ class Defaults(_Table):
     proxies. Default: 0."""
     warm_for: WarmFor | None = None
     """Seconds after which relay replaces such a stream if no client has come. Default: 30."""
+    carriers: Literal["shared", "per-worker"] | None = None
+    """Whether a tunnel whose streams share a connection over SSH or I2P stays in one process (`shared`), or each worker
+    makes a connection of its own (`per-worker`). Default: shared."""
     sam: str | None = None
     """SAM bridge of the I2P router, for addresses of I2P without one. Default: 127.0.0.1:7656."""
     required: bool | None = None
@@ -185,6 +193,8 @@ class Tunnel(Defaults):
     listen: Address
     """Address to listen on: `8080`, `:0`, `HOST:PORT`, `unix:///PATH`, `systemd:NAME`, `tls://HOST:PORT?cert=FILE`,
     `ssh://HOST?listen=HOST:PORT` or `i2p:`; for a proxy `socks5://HOST:PORT` or `http://HOST:PORT`."""
+    workers: Workers | None = None
+    """Processes that relay it, as for the file. Default: that of the file."""
     listen_via: list[str] | None = None
     """Hops to an `ssh://` or `i2p:` address of listen, nearest first: names of `[hops]`, or addresses."""
     target: str | None = None
@@ -286,6 +296,9 @@ class File(_Table):
     """Whether other machines may reach the status server; it then needs status_token_file. Default: false."""
     status_token_file: str | None = None
     """Owner-only file (mode 0600) with the token that clients of the status server send."""
+    workers: Workers | None = None
+    """Processes that relay the tunnels: a number, or `"auto"` for one on each processor. Default: 1, which is relay
+    itself."""
     sandbox: Literal["auto", "on", "off"] | None = None
     """Whether relay gives up access to other files and ports than those of the file (Landlock): with `auto` where that
     is possible, with `on` it does not run without. Default: off."""

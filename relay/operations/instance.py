@@ -26,6 +26,7 @@ __all__ = [
     "ReloadStatus",
     "TunnelStatus",
     "Verdict",
+    "WorkerStatus",
 ]
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -154,6 +155,22 @@ class ReloadStatus:
     last_success: float
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker process.
+
+    :param number: its number, from 1.
+    :param pid: its process ID; ``None`` while there is no process.
+    :param state: ``starting``, ``running``, ``waiting`` (for the time to start again) or ``ended``.
+    :param restarts: the processes that have died in its place.
+    """
+
+    number: int
+    pid: int | None
+    state: str
+    restarts: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceStatus:
     """The process.
@@ -166,6 +183,7 @@ class InstanceStatus:
     :param log_level: one of :data:`LOG_LEVELS`.
     :param control: the path of the control socket; empty if there is none.
     :param reloads: its reloads; ``None`` for a command line.
+    :param workers: its worker processes.
     """
 
     version: str
@@ -176,6 +194,7 @@ class InstanceStatus:
     log_level: str
     control: str = ""
     reloads: ReloadStatus | None = None
+    workers: tuple[WorkerStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

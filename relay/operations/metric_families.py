@@ -24,6 +24,7 @@ LAGS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
 
 _UP = ("listening", "paused")  # the states of a tunnel whose listener is open
 _MOST = 8192  # texts that are remembered; each has about 1 kB
+_WORKER_STATES = ("starting", "running", "waiting", "ended")
 _EXHAUSTED = ("EMFILE", "ENFILE", "ENOBUFS", "ENOMEM")  # what accepting a client usually fails with
 
 
@@ -193,6 +194,16 @@ def _reloads(name: str, facts: Facts) -> Iterable[str]:
     if reloads is None:
         return []
     return [f'{name}{{result="success"}} {reloads.succeeded}', f'{name}{{result="failure"}} {reloads.failed}']
+
+
+def _workers(name: str, facts: Facts) -> Iterable[str]:
+    states = [worker.state for worker in facts.process.workers]
+    return [f'{name}{{state="{state}"}} {states.count(state)}' for state in _WORKER_STATES if states]
+
+
+def _restarts(facts: Facts) -> float | None:
+    workers = facts.process.workers
+    return sum(worker.restarts for worker in workers) if workers else None
 
 
 def _build(name: str, facts: Facts) -> Iterable[str]:
@@ -378,6 +389,8 @@ FAMILIES = (
         "Time of the last reload that was done, or of the start, seconds since 1970.",
         _of_reloads(lambda reloads: reloads.last_success),
     ),
+    Family("relay_workers", "gauge", ("state",), "Worker processes by their state.", _workers),
+    Family("relay_worker_restarts_total", "counter", (), "Worker processes that have died.", _single(_restarts)),
     Family(
         "relay_draining",
         "gauge",

@@ -69,9 +69,17 @@ _SCHEMAS = {
         log_level=_words(*LOG_LEVELS),
         control={"type": "string", "description": "Path of the control socket; empty if there is none."},
         reloads=_or_null(_ref("Reloads")),
+        workers=_list(_ref("Worker")),
     ),
     "Reloads": _object(
         "The reloads of a process.", succeeded=_COUNT, failed=_COUNT, was_successful=_YES, last_success=_TIME
+    ),
+    "Worker": _object(
+        "A process that relays tunnels.",
+        number=_COUNT,
+        pid=_or_null(_COUNT),
+        state=_words("starting", "running", "waiting", "ended"),
+        restarts=_COUNT,
     ),
     "Figures": _object(
         "Figures of a tunnel since it was opened.",

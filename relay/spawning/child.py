@@ -95,7 +95,7 @@ def _work(control: socket.socket, log: LogForwarder, program: int) -> NoReturn:
             signal.alarm(_LAST)
             _close_control(control)
 
-    worker = Worker(control, log.tell)
+    worker = Worker(control, log.tell, log.offer)
     _on_a_signal(end, once=False)
     try:
         worker.serve()
@@ -270,6 +270,13 @@ class LogForwarder(logging.Handler):
     def tell(self, message: Message) -> None:
         """Send a message that is no log record, after those that are queued. Never waits."""
         self._lines.put(encode(message))
+
+    def offer(self, message: Message) -> None:
+        """Send a message, or count it like a log record if the program does not take them in time."""
+        if self._lines.qsize() >= _LOG_LIMIT:
+            self._dropped += 1
+        else:
+            self.tell(message)
 
     def finish(self, message: Message) -> None:
         """Send what is queued and then ``message``, and wait until the program has taken it or is gone."""

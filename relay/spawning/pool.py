@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -12,46 +13,18 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..engine.records import ConnectionRecord
 from .pool_tunnel import PoolTunnel
 from .recipes import Recipe
 from .starting import start_child
-from .wire import Message
-from .worker_slot import WorkerProcess, WorkerSlot, WorkerStatus
+from .wire import Message, to_record
+from .worker_slot import WorkerLostError, WorkerProcess, WorkerSlot, WorkerStatus
 
-__all__ = ["MOST_WORKERS", "WorkerPool", "check_carriers", "check_workers"]
+__all__ = ["WorkerPool"]
 
-MOST_WORKERS = 128
-"""The most workers of a pool. Each gets a descriptor for each other one with each tunnel."""
+OnEnded = Callable[[str, ConnectionRecord], object]
 
 _living: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-
-
-def check_workers(workers: Any) -> int:
-    """Check a number of workers.
-
-    :param workers: the number, or ``"auto"`` for the number of processors that this process may use.
-    :returns: the number.
-    :raises TypeError: if it is neither.
-    :raises ValueError: if it is out of range.
-    """
-    if workers == "auto":
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(usable, MOST_WORKERS)
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        what = f"'{workers}'" if isinstance(workers, str) else type(workers).__name__
-        raise TypeError(f"workers: expected a whole number or 'auto', got {what}")
-    if not 1 <= workers <= MOST_WORKERS:
-        raise ValueError(f"workers: must be from 1 to {MOST_WORKERS}, got {workers}; use 'auto' for one per processor")
-    return workers
-
-
-def check_carriers(carriers: Any) -> None:
-    """Check how workers share carriers.
-
-    :raises ValueError: if it is neither ``"shared"`` nor ``"per-worker"``.
-    """
-    if carriers not in ("shared", "per-worker"):
-        raise ValueError(f"carriers: expected 'shared' or 'per-worker', got {carriers!r}")
 
 
 class WorkerPool:
@@ -60,7 +33,7 @@ class WorkerPool:
     A worker that dies is replaced by another process, which gets its tunnels. All methods may be called from any
     thread. In a forked child of the program the pool is closed, and stays with the program.
 
-    :param workers: how many, checked by :func:`check_workers`.
+    :param workers: how many, checked by :func:`~relay.streams.checks.check_workers`.
     :raises RelayError: if a process does not start.
     :raises OSError: if the system has no room for it.
     """
@@ -70,6 +43,7 @@ class WorkerPool:
         self._tunnels: dict[int, PoolTunnel] = {}
         self._keys = itertools.count(1)
         self._owners: dict[str, int] = {}
+        self._on_ended: OnEnded | None = None
         self._slots = [WorkerSlot(number, self) for number in range(workers)]
         _living.add(self)
         for slot in self._slots:
@@ -95,6 +69,7 @@ class WorkerPool:
         options: Mapping[str, Any],
         *,
         carrier: str | None = None,
+        workers: int | None = None,
     ) -> PoolTunnel:
         """Open a tunnel, and wait until it listens.
 
@@ -104,10 +79,11 @@ class WorkerPool:
         :param options: of the :class:`~relay.Tunnel`; each of them, and the name.
         :param carrier: the name of the connection under the tunnel that its streams share. Tunnels with the same one
             stay in the same worker; ``None`` for tunnels that all workers relay.
+        :param workers: how many workers relay it, at most; ``None`` for all.
         :raises Exception: what a worker raised; ``receive`` stays with the caller then.
         """
         with self._lock:
-            hosts = range(len(self._slots))
+            hosts = range(min(len(self._slots), workers or len(self._slots)))
             if carrier is not None or receive is None:
                 owner = self._owners.setdefault(carrier or "", len(self._owners) % len(self._slots))
                 hosts = range(owner, owner + 1)
@@ -122,6 +98,21 @@ class WorkerPool:
             tunnel.close()
             raise
         return tunnel
+
+    def log_connections(self, on_ended: OnEnded | None) -> None:
+        """Call a function with the record of each connection that has ended, and the name of its tunnel before it.
+
+        :param on_ended: called in the threads that watch the workers; it must not block. ``None`` for no longer.
+        """
+        with self._lock:
+            self._on_ended = on_ended
+            for slot in self._slots:
+                self._tell_log(slot)
+
+    def _tell_log(self, slot: WorkerSlot) -> None:
+        if (process := slot.process) is not None:
+            with contextlib.suppress(WorkerLostError):
+                process.ask("log_connections", 0, self._on_ended is not None)
 
     def start_close(self) -> None:
         """End all processes, and with them the tunnels. Does not wait."""
@@ -150,11 +141,17 @@ class WorkerPool:
     def on_up(self, number: int) -> None:
         """Open the tunnels in the process of a worker, which is running now."""
         with self._lock:
+            if self._on_ended is not None:
+                self._tell_log(self._slots[number])
             for tunnel in list(self._tunnels.values()):
                 tunnel.open_at(number)
 
     def on_message(self, number: int, message: Message) -> None:
-        """Pass a message of a process to its tunnel."""
+        """Pass a message of a process to its tunnel, or to the log of connections."""
+        if "ended" in message:
+            if (on_ended := self._on_ended) is not None:
+                on_ended(message["name"], to_record(message["ended"]))
+            return
         key = next((message[word] for word in ("opened", "failed", "closed", "turned") if word in message), None)
         tunnel = self._tunnels.get(key) if key is not None else None
         if tunnel is not None:

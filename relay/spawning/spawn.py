@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..addresses.parse import parse_listen
 from ..engine.acceptor import check_listener
-from ..streams.checks import WARM_FOR, check_count, check_time, check_warm
+from ..streams.checks import WARM_FOR, check_carriers, check_count, check_time, check_warm, check_workers
 from .child_tunnel import ChildTunnel
 from .starting import start_child
 
@@ -149,7 +149,7 @@ def _spawn_workers(
     carriers: Carriers,
 ) -> PoolTunnel:
     """Return a tunnel with a pool of its own; the parameters are those of :func:`spawn`, checked."""
-    from .pool import WorkerPool, check_carriers, check_workers
+    from .pool import WorkerPool
     from .recipes import Recipe, bind, carrier_of
 
     count = check_workers(workers)

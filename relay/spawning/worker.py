@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import changes
+from ..engine import changes, statistics
+from ..engine.records import ConnectionRecord
 from ..engine.shared_acceptor import WorkerPlace
 from ..engine.worker_table import WorkerTable
 from ..engine.worker_tunnel import WorkerTunnel
@@ -34,9 +35,13 @@ class Worker:
 
     :param control: one end of a socketpair; the program has the other.
     :param tell: sends a message to the program unasked. It never waits.
+    :param offer: does the same for a message that may be dropped where there are too many.
     """
 
-    def __init__(self, control: socket.socket, tell: Callable[[Message], object]) -> None:
+    def __init__(
+        self, control: socket.socket, tell: Callable[[Message], object], offer: Callable[[Message], object]
+    ) -> None:
+        self._offer = offer
         self._channel = DescriptorChannel(control)
         self._tell = tell
         self._tunnels: dict[int, HostedTunnel] = {}
@@ -65,6 +70,8 @@ class Worker:
             tunnel.over.wait()
 
     def _call(self, call: str, key: int, *arguments: Any) -> Any:
+        if call == "log_connections":
+            return statistics.set_access_log(self._tell_ended if arguments[0] else None)
         if call == "open":
             forget = functools.partial(self._tunnels.pop, key, None)
             self._tunnels[key] = HostedTunnel(key, self._descriptors(), arguments[0], self._tell, forget)
@@ -74,6 +81,10 @@ class Worker:
         if tunnel is None:
             return None  # it has ended, or has never been opened here
         return tunnel.call(call, *arguments)
+
+    def _tell_ended(self, name: str, record: ConnectionRecord) -> None:
+        """Send the record of a connection for the access log of the program; on the relay thread."""
+        self._offer({"ended": record, "name": name})
 
     def _descriptors(self) -> list[int]:
         found, self._channel.descriptors = self._channel.descriptors, []

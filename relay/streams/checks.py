@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
-__all__ = ["FIRST_BYTE", "HANDSHAKE", "WARM_FOR", "check_count", "check_time", "check_warm"]
+__all__ = ["FIRST_BYTE", "HANDSHAKE", "MOST_WORKERS", "WARM_FOR"]
+__all__ += ["check_carriers", "check_count", "check_time", "check_warm", "check_workers"]
 
 FIRST_BYTE = 10.0  # seconds that a client has to begin a handshake: a client that is going to speak does so at once
 HANDSHAKE = 30.0  # seconds that a client has for it where no limit says otherwise: none may have for ever
 
 WARM_FOR = 30.0  # seconds for which a stream without a client is kept where no option says otherwise
+
+MOST_WORKERS = 128
+"""The most workers of a pool. Each gets a descriptor for each other one with each tunnel."""
 
 _MOST_WARM = 1024
 
@@ -64,3 +69,31 @@ def check_warm(warm: Any, warm_for: Any) -> None:
         raise ValueError(f"warm: must be from 0 to {_MOST_WARM}, got {warm}; use 0 for none")
     if check_time("warm_for", warm_for) is None:
         raise ValueError(f"warm_for: must have a limit, got {warm_for}; use {WARM_FOR:g} seconds")
+
+
+def check_workers(workers: Any) -> int:
+    """Check a number of workers.
+
+    :param workers: the number, or ``"auto"`` for the number of processors that this process may use.
+    :returns: the number.
+    :raises TypeError: if it is neither.
+    :raises ValueError: if it is out of range.
+    """
+    if workers == "auto":
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(usable, MOST_WORKERS)
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        what = f"'{workers}'" if isinstance(workers, str) else type(workers).__name__
+        raise TypeError(f"workers: expected a whole number or 'auto', got {what}")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise ValueError(f"workers: must be from 1 to {MOST_WORKERS}, got {workers}; use 'auto' for one per processor")
+    return workers
+
+
+def check_carriers(carriers: Any) -> None:
+    """Check how workers share carriers.
+
+    :raises ValueError: if it is neither ``"shared"`` nor ``"per-worker"``.
+    """
+    if carriers not in ("shared", "per-worker"):
+        raise ValueError(f"carriers: expected 'shared' or 'per-worker', got {carriers!r}")

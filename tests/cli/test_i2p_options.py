@@ -207,9 +207,9 @@ def test_the_limits_are_those_of_i2p_unless_they_are_given():
 def test_a_command_over_i2p_has_these_limits(monkeypatch, router):
     seen = []
 
-    def tunnel(receive, make_send, options, name):
-        receive.close()
-        seen.append((options.connect_timeout, options.linger))
+    def tunnel(bound, limits):
+        bound.receive.close()
+        seen.append((limits["connect_timeout"], limits["linger"]))
         raise OSError("that will do")
 
     monkeypatch.setattr("relay.cli.plan._tunnel", tunnel)

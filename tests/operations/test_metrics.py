@@ -23,13 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay.engine.records import REASONS, Metrics, WarmFigures
 from relay.engine.statistics import AGES, Statistics
 from relay.eventloop.histogram import CONNECT_TIMES, Histogram
-from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus
+from relay.operations.instance import CarrierStatus, InstanceStatus, ReloadStatus, TunnelStatus, WorkerStatus
 from relay.operations.metric_families import FAMILIES, LAGS
 from relay.operations.metrics import CONTENT_TYPE, MetricsPage
 
 EMPTY = Statistics("", None, None).metrics([])
 WARM = EMPTY._replace(warm=WarmFigures(ready=2, hits=5, misses=3, ended=4, expired=7))
 RELOADS = ReloadStatus(3, 2, False, 1e9)
+WORKERS = (WorkerStatus(1, 10, "running", 2), WorkerStatus(2, None, "waiting", 1))
 HOSTILE = 'a"b\\c\nd{e}\N{RIGHT-TO-LEFT OVERRIDE}f #'
 
 
@@ -53,11 +54,19 @@ class Running:
         carriers: tuple[CarrierStatus, ...] = (),
         draining: bool = False,
         reloads: ReloadStatus | None = RELOADS,
+        workers: tuple[WorkerStatus, ...] = WORKERS,
     ) -> None:
         self.tunnels = lambda: tunnels
         self.carriers = lambda: carriers
         self.status = lambda: InstanceStatus(
-            version="1.2", pid=1, started=0.0, config="", draining=draining, log_level="info", reloads=reloads
+            version="1.2",
+            pid=1,
+            started=0.0,
+            config="",
+            draining=draining,
+            log_level="info",
+            reloads=reloads,
+            workers=workers,
         )
         self.timed: list[str] = []
         self.stuck: list[str] = []
@@ -125,6 +134,13 @@ def test_only_a_tunnel_with_warm_streams_has_their_samples() -> None:
     assert of(text, "relay_warm_closed_total", tunnel="db", reason="ended") == 4
     assert not [labels for name, labels in samples(text) if "warm" in name and ("tunnel", "web") in labels]
     assert "\n\n" not in text
+
+
+def test_workers_are_counted_by_their_state() -> None:
+    text = page()
+    assert [of(text, "relay_workers", state=state) for state in ("running", "waiting", "ended")] == [1, 1, 0]
+    assert of(text, "relay_worker_restarts_total") == 3
+    assert not [name for name, _ in samples(page(workers=())) if "worker" in name]
 
 
 def test_a_histogram_is_cumulative() -> None:

@@ -14,8 +14,9 @@ from helpers import WAIT, Thread, receive_exactly, wait_until
 import relay
 from relay.process import start
 from relay.spawning import parent, pool_parts, starting
-from relay.spawning.pool import WorkerPool, check_workers
+from relay.spawning.pool import WorkerPool
 from relay.spawning.recipes import Recipe
+from relay.streams.checks import check_workers
 
 OPTIONS = {
     "nconnect": -1,

@@ -13,7 +13,7 @@ from ...addresses.values import Target, TCPAddress
 from ...errors import AddressError
 from ..addresses import read_hops, read_listen, read_target
 from ..i2p_options import sam, with_bridge, with_bridges
-from ..options import Options, via, warm, with_options
+from ..options import Options, in_workers, via, warm, with_options
 from ..output import failures_reported
 from ..run import serve
 
@@ -62,6 +62,7 @@ relay help hops lists the parameters of hops, SSH servers and I2P routers.
 @via
 @sam
 @warm
+@in_workers
 @with_options
 def forward(listen: str, target: str, via: Sequence[str], sam: str | None, options: Options) -> None:
     """Listen at LISTEN and relay every connection to TARGET, until SIGINT, SIGTERM or SIGHUP.

@@ -20,6 +20,7 @@ from ..options import (
     sandbox,
     status,
     verbose,
+    workers,
 )
 from ..output import configuration_read, failures_reported, logged_to_stderr
 from ..run import raise_descriptor_limit
@@ -73,6 +74,7 @@ relay check --schema prints all keys for editors, and relay check --print -- for
 @log_format
 @log_file
 @log_interval
+@workers
 @sandbox
 @debug
 def up(
@@ -85,6 +87,7 @@ def up(
     log_format: Literal["text", "json"],
     log_file: str | None,
     log_interval: float | None,
+    workers: int | None,
     sandbox: Literal["auto", "on", "off"] | None,
     debug: bool,
 ) -> None:
@@ -119,13 +122,14 @@ def up(
             "log_file": _absolute(log_file),
             "log_interval": log_interval,
             "sandbox": sandbox,
+            "workers": workers,
         }
         given = {key: value for key, value in options.items() if value is not None}
         with configuration_read():
             name = str(file or find())
             config = TunnelFile(os.path.abspath(name), shown, name, given)
             members = config.first()
-        with contextlib.chdir(os.path.dirname(config.path)):
+        with contextlib.chdir(os.path.dirname(config.path)), contextlib.closing(config.processes):
             group = FileGroup(members, signals, config)
             endpoints, log_plan = config.endpoints(config.current), config.log(config.current)
             with operated(group, signals, endpoints) as sockets:

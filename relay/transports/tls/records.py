@@ -41,6 +41,25 @@ def is_denial(error: ssl.SSLError) -> bool:
     return "ALERT" in reason and any(word in reason for word in _DENIALS)
 
 
+def decrypt(tls: ssl.SSLObject, buffer: memoryview) -> tuple[int, bool]:
+    """Decrypt all that has come.
+
+    :param buffer: takes it; with :data:`STEP` bytes received at once, it is large enough.
+    :returns: how many bytes that were, and whether close_notify came behind them.
+    :raises ssl.SSLError: if a record is broken, or is an alert.
+    """
+    read: Callable[[int, memoryview], int] = tls.read  # type: ignore[assignment]
+    length = 0
+    try:
+        while count := read(BUFFER, buffer[length:]):
+            length += count
+    except ssl.SSLWantReadError:
+        return length, False
+    except ssl.SSLZeroReturnError:  # as an empty read, after our own close_notify
+        pass
+    return length, True
+
+
 class Records:
     """The encrypted data of one transport, in both directions.
 
@@ -163,26 +182,3 @@ class Records:
     def progress(self) -> int:
         """Return a number that changes while bytes leave, also those that leave the kernel for a slow far end."""
         return self.moved - self.unsent()
-
-
-def decrypt(records: Records, buffer: memoryview) -> tuple[int, bool]:
-    """Decrypt all that has come.
-
-    :param records: of the connection.
-    :param buffer: takes it; with :data:`STEP` bytes received at once, it is large enough.
-    :returns: how many bytes that were, and whether close_notify came behind them.
-    :raises ssl.SSLError: if a record is broken, or is an alert.
-    """
-    tls = records.tls
-    read: Callable[[int, memoryview], int] = tls.read  # type: ignore[assignment]
-    length = 0
-    try:
-        while count := read(BUFFER, buffer[length:]):
-            length += count
-            if not records.has_received and not tls.pending():  # reading in vain costs an exception
-                return length, False
-    except ssl.SSLWantReadError:
-        return length, False
-    except ssl.SSLZeroReturnError:  # as an empty read, after our own close_notify
-        pass
-    return length, True

@@ -267,7 +267,7 @@ class Session:
 
     def decrypt(self, buffer: memoryview) -> int:
         """Decrypt all that has come, and return how many bytes that is."""
-        length, is_end = decrypt(self.records, buffer)
+        length, is_end = decrypt(self.records.tls, buffer)
         if self.records.has_reply:
             self.records.flush()
         if is_end:

@@ -1,0 +1,182 @@
+"""Workers relay the tunnels of a file: the promise of ``workers =`` and ``--workers`` for operators."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+
+import httpx
+import pytest
+from command_rig import commands, run
+from group_rig import letter, repeats
+from helpers import WAIT, receive_exactly, wait_until
+
+LISTENING = re.compile(r"(\w+): listening on (\S+):(\d+) → ")
+
+
+@pytest.fixture
+def environment(runtime_directory):
+    return {**os.environ}
+
+
+@pytest.fixture
+def start(environment):
+    with commands() as start:
+        yield lambda *words, command="up": start(*words, command=command, env=environment)
+
+
+@pytest.fixture
+def places(serve):
+    """The addresses of two servers, which send different letters and repeat what they get."""
+    return ["{}:{}".format(*serve(letter(which)).address) for which in (b"a", b"b")]
+
+
+@pytest.fixture
+def ctl(environment):
+    def call(*words):
+        done = run("ctl", *words, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+def tunnel(name, target, *more, listen=":0"):
+    return "\n".join([f"[tunnels.{name}]", f'listen = "{listen}"', f'target = "{target}"', *more, ""])
+
+
+def addresses(command, count):
+    """Return where the tunnels listen, by name."""
+    found = [LISTENING.match(command.process.stdout.readline()) for _ in range(count)]
+    return {one[1]: (one[2], int(one[3])) for one in found}
+
+
+def connect(address, which=b"a"):
+    client = socket.create_connection(address, WAIT)
+    assert receive_exactly(client, 1) == which
+    return client
+
+
+def status(ctl):
+    return json.loads(ctl("status", "--json"))
+
+
+def pids(ctl):
+    return [one["pid"] for one in status(ctl)["workers"]]
+
+
+def test_clients_are_relayed_by_all_workers_and_counted_together(start, ctl, tmp_path, places):
+    path, log = tmp_path / "relay.toml", tmp_path / "access.log"
+    path.write_text('workers = 2\nstatus = "127.0.0.1:0"\n' + tunnel("many", places[0]))
+    command = start(str(path), "--log-file", str(log))
+    url = command.hear("status server at").partition("at ")[2].strip()
+    where = addresses(command, 1)["many"]
+    clients = [connect(where) for _ in range(20)]
+    processes = pids(ctl)
+    assert len(set(processes)) == 2 and command.process.pid not in processes
+    assert "2 of 2 workers run" in ctl("status")
+
+    (shown,) = json.loads(ctl("list", "--json"))["tunnels"]
+    assert (shown["figures"]["active"], shown["figures"]["accepted"]) == (20, 20)
+    open_ones = json.loads(ctl("connections", "--json"))["connections"]
+    assert len({one["id"] for one in open_ones}) == 20
+    answer = httpx.get(f"{url}/metrics", timeout=WAIT).text
+    assert 'relay_workers{state="running"} 2' in answer
+    assert "relay_worker_restarts_total 0" in answer
+    assert 'relay_connections_accepted_total{tunnel="many"} 20' in answer
+
+    ctl("kill", open_ones[0]["id"])
+    wait_until(lambda: json.loads(ctl("list", "--json"))["tunnels"][0]["figures"]["active"] == 19)
+    for client in clients:
+        client.close()
+    wait_until(lambda: len(log.read_text().splitlines()) == 20)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["tunnel"] for line in lines} == {"many"}
+    assert len({line["id"] for line in lines}) == 20
+    assert command.end()[0] == 0
+
+
+def test_a_worker_that_is_killed_has_a_successor(start, ctl, tmp_path, places):
+    path = tmp_path / "relay.toml"
+    path.write_text("workers = 2\n" + tunnel("one", places[0]))
+    command = start(str(path))
+    where = addresses(command, 1)["one"]
+    clients = [connect(where) for _ in range(8)]
+    first, second = pids(ctl)
+    os.kill(first, signal.SIGKILL)
+    clients += [connect(where) for _ in range(8)]  # no client is refused meanwhile
+    wait_until(lambda: None not in pids(ctl) and first not in pids(ctl))
+    assert second in pids(ctl)
+    assert sum(one["restarts"] for one in status(ctl)["workers"]) == 1
+    (shown,) = json.loads(ctl("list", "--json"))["tunnels"]
+    assert shown["figures"]["accepted"] == 16
+    lost = shown["figures"]["failed"]["worker_lost"]
+    assert shown["figures"]["active"] == 16 - lost
+    for client in clients:
+        client.close()
+    assert command.end()[0] == 0
+
+
+def test_a_reload_changes_limits_in_place_and_replaces_a_tunnel_for_the_rest(start, ctl, tmp_path, places):
+    path = tmp_path / "relay.toml"
+    path.write_text("workers = 2\n" + tunnel("one", places[0]) + tunnel("two", places[0]))
+    command = start(str(path))
+    where = addresses(command, 2)
+    with connect(where["one"]) as before, connect(where["two"]) as untouched:
+        listen = {"listen": ":{}".format(where["one"][1])}
+        # The port of a tunnel is in the file from now on; its workers keep the socket.
+        path.write_text("workers = 2\n" + tunnel("one", places[0], **listen) + tunnel("two", places[0], "nconnect = 1"))
+        assert "two: tuned (nconnect)" in ctl("reload")
+        with socket.create_connection(where["two"], WAIT) as waiting:
+            assert repeats(untouched)
+            untouched.close()
+            assert receive_exactly(waiting, 1) == b"a", "the limit of all workers together"
+        path.write_text("workers = 2\n" + tunnel("one", places[1], **listen) + tunnel("two", places[0], "workers = 1"))
+        said = ctl("reload")
+        assert "one: rerouted (target)" in said
+        assert "two: moved (nconnect, workers)" in said or "two: moved (workers, nconnect)" in said
+        with connect(where["one"], b"b"):
+            assert repeats(before), "it keeps its old stream"
+        path.write_text("workers = 3\n" + tunnel("one", places[1], **listen))
+        assert "workers" in ctl("reload")
+        assert len(pids(ctl)) == 2
+    assert command.end()[0] == 0
+
+
+def test_a_signal_lets_connections_finish(start, tmp_path, places):
+    path = tmp_path / "relay.toml"
+    path.write_text("workers = 2\n" + tunnel("one", places[0]))
+    command = start(str(path))
+    with connect(addresses(command, 1)["one"]) as client:
+        command.process.send_signal(signal.SIGTERM)
+        assert "1 open" in command.hear("closing")
+        assert repeats(client)
+    assert command.wait()[0] == 0
+
+
+def test_the_tunnel_of_a_command_line_has_workers_too(start, ctl, tmp_path, places):
+    path = f"{tmp_path}/socket"
+    command = start(f"unix://{path}", places[0], "--workers", "2", command="forward")
+    assert command.process.stdout.readline().startswith(f"listening on unix://{path} → ")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        assert receive_exactly(client, 1) == b"a"
+        assert repeats(client)
+    assert command.end()[0] == 0
+    assert not os.path.exists(path)
+
+
+def test_a_wrong_number_is_one_clear_line(tmp_path, places):
+    done = run("forward", ":0", places[0], "--workers", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "relay: --workers: must be from 1 to 128, or auto, got '0'; see relay forward --help"
+    ]
+    (tmp_path / "relay.toml").write_text("workers = 129\n" + tunnel("one", places[0], 'workers = "two"'))
+    done = run("up", str(tmp_path / "relay.toml"))
+    assert done.returncode == 2
+    assert "workers: must be from 1 to 128, got 129; use 'auto' for one per processor" in done.stderr
+    assert "tunnels.one.workers" in done.stderr

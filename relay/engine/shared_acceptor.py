@@ -65,6 +65,30 @@ class SharedAcceptorOwner(AcceptorOwner, Protocol):
         """Tell the other workers whether they may pass clients to this one."""
 
 
+class _Churn:
+    """The speed at which the connections of a worker end, compared with that at which they come.
+
+    :param table: the counts.
+    :param number: of the worker.
+    """
+
+    __slots__ = ("is_fast", "_table", "_number", "_counts", "_gone_share")
+
+    def __init__(self, table: WorkerTable, number: int) -> None:
+        self.is_fast = False
+        self._table, self._number = table, number
+        self._counts = table.come_and_gone(number)
+        self._gone_share = 0.0  # connections that ended, for each that came
+
+    def look(self) -> None:
+        """Look at the counts since the last look."""
+        (come_before, gone_before), self._counts = self._counts, self._table.come_and_gone(self._number)
+        come, gone = self._counts
+        # Smoothed, as many may come at once, and end at once.
+        self._gone_share += (min(1.0, (gone - gone_before) / max(1, come - come_before)) - self._gone_share) / 2
+        self.is_fast = self._gone_share > _CHURN
+
+
 class SharedAcceptor(SocketAcceptor):
     """Accepts in the relay thread, at a socket that other processes have too.
 
@@ -83,9 +107,7 @@ class SharedAcceptor(SocketAcceptor):
         self._take = self._accept
         self._accept = self._accept_own
         self._incoming = place.incoming.fileno()
-        self._counts = place.table.come_and_gone(place.number)
-        self._gone_share = 0.0  # connections that ended, for each that came
-        self._churning = False
+        self._churn = _Churn(place.table, place.number)
         self._slack = 0  # the most connections more than another worker that are no reason to look closely
         self._until_look = _LOOK
         family, kind, protocol = int(self._receive.family), int(self._receive.type), self._receive.proto
@@ -128,21 +150,17 @@ class SharedAcceptor(SocketAcceptor):
         if self._table.is_even(self._number, self._slack):  # the common case, in as few steps as possible
             return accepted
         for _ in range(_BATCH):
-            found = self._table.better(self._number, self._worker.tunnel_limit, churning=self._churning)
+            found = self._table.better(self._number, self._worker.tunnel_limit, churning=self._churn.is_fast)
             if found is None or not self._pass_on(accepted, found):
                 return accepted
             accepted = self._take()
         return accepted
 
     def _look(self) -> None:
-        """Find out whether connections end about as fast as they come."""
+        """Find out how many connections more than another worker are no reason to pass a client."""
         self._until_look = _LOOK
-        (come_before, gone_before), self._counts = self._counts, self._table.come_and_gone(self._number)
-        come, gone = self._counts
-        # Smoothed, as many may come at once, and end at once.
-        self._gone_share += (min(1.0, (gone - gone_before) / max(1, come - come_before)) - self._gone_share) / 2
-        self._churning = self._gone_share > _CHURN
-        self._slack = CHANCE if self._churning else 0
+        self._churn.look()
+        self._slack = CHANCE if self._churn.is_fast else 0
 
     def _pass_on(self, accepted: tuple[socket.SocketType, Any], to: Passed) -> bool:
         """Pass a client to another worker; return whether that was possible."""

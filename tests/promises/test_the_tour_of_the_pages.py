@@ -61,6 +61,10 @@ class Places:
         for name, address in {"web": web.address, "ssh": self.inner.address}.items():
             tunnel = relay.TunnelServer("", address[1], bridge.sam, host=address[0])
             at_i2p[name] = stack.enter_context(tunnel).dest
+            # The first client opens the spare descriptor of the tunnel, which outlives the tests.
+            with relay.connect(f"i2p://{at_i2p[name]}?sam={bridge.sam}", timeout=WAIT) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert client.recv(1)
         bridge.addressbook["name.i2p"] = at_i2p["web"]
         self.name = b32_of(at_i2p["ssh"])
         self.router = f"i2p:?sam={bridge.sam}"

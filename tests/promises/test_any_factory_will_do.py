@@ -50,6 +50,12 @@ def ask(tunnel, text=b"hello"):
         return receive_all(client)
 
 
+def visit(tunnel):
+    """Connect without a word to a tunnel whose streams have ended already, and wait for the end."""
+    with socket.create_connection(tunnel.address, timeout=WAIT) as client:
+        ending(client)
+
+
 def shout(end):
     """A service of the tests: one request in capitals."""
     with end:
@@ -442,9 +448,9 @@ def test_the_keywords_it_names_are_given_and_no_others(tunnel_to):
         assert seen["all"][0] == client.getsockname()
     assert WAIT < seen["all"][1] <= 2 * WAIT
     assert seen["all"][2:] == (False, True)
-    ask(tunnel_to(with_deadline, connect_timeout=None, timeout=None))
+    visit(tunnel_to(with_deadline, connect_timeout=None, timeout=None))
     assert seen["deadline"] is None
-    ask(tunnel_to(with_kwargs))
+    visit(tunnel_to(with_kwargs))
     assert seen["kwargs"] == {}
 
 

@@ -27,7 +27,6 @@ __all__ = ["Bridge"]
 HELLO = 8.0  # seconds for the bridge to answer HELLO: a constructor should fail within about ten
 MAX_IDLE = 16  # idle sockets
 AT_ONCE = 2  # of them that are connected at a time, because a bridge that has just come back is slow
-SOON = 0.003  # seconds from the start of a stream until they are connected: its first bytes need the processor now
 REST = 20.0  # seconds after which unused idle sockets are closed
 
 OnConversation = Callable[["Conversation | OSError"], object]
@@ -84,8 +83,8 @@ class Bridge:
         return handshake.cancel
 
     def fill(self) -> None:
-        """Connect the idle sockets that are missing, soon after a caller was served; on the I/O thread."""
-        self.idle.fill_soon()
+        """Connect the idle sockets that are missing, after a caller was served; on the I/O thread."""
+        self.idle.fill()
 
     def close(self) -> None:
         """Close the idle sockets; conversations continue. Idempotent."""
@@ -153,7 +152,6 @@ class IdleSockets:
         self._lock = threading.Lock()  # guards the above
         self._was_used = False  # since the last rest
         self._rest = Timer(io_thread.loop.timers, self._close_unused)
-        self._soon = Timer(io_thread.loop.timers, lambda now: self.fill())
 
     def take(self) -> Conversation | None:
         """Return an idle socket; if there is none, want one more."""
@@ -163,12 +161,6 @@ class IdleSockets:
             if conversation is None and self._bridge.version:  # a bridge that has never answered is asked once
                 self.wanted = min(self.wanted + 1, MAX_IDLE)
         return conversation
-
-    def fill_soon(self) -> None:
-        """Connect the missing ones after :data:`SOON` seconds, those of several callers at once; on the I/O thread."""
-        if self._soon.due == math.inf:
-            now = time.monotonic()
-            self._soon.start(now + SOON, now)
 
     def fill(self) -> None:
         """Connect the missing ones, a few at a time; on the I/O thread."""
@@ -192,11 +184,7 @@ class IdleSockets:
             conversation.close()
         for handshake in connecting:
             handshake.cancel()
-        self._loop.call(self._stop_timers)
-
-    def _stop_timers(self) -> None:
-        self._rest.stop()
-        self._soon.stop()
+        self._loop.call(self._rest.stop)
 
     def _keep(self, handshake: _BridgeHandshake, outcome: Conversation | OSError) -> None:
         with self._lock:
@@ -285,7 +273,7 @@ class _BridgeHandshake:
         if isinstance(answer, Message) and answer.words[:2] == ("HELLO", "REPLY") and answer.result == "OK":
             bridge.version = answer.options.get("VERSION", "")
             self._finish(conversation)
-            return bridge.idle.fill()
+            return bridge.fill()
         conversation.close()
         if isinstance(answer, Message):
             return self._finish(bridge.rejected(answer))

@@ -276,20 +276,6 @@ def test_there_are_more_for_more_at_a_time(scripted, bridge):
         conversation.close()
 
 
-def test_they_are_connected_a_moment_after_a_client_was_served(scripted, bridge, monkeypatch):
-    """The first bytes of its stream come first."""
-    warm(bridge)
-    monkeypatch.setattr(module, "SOON", 3600.0)
-    conversation = Meeting(bridge).told.get_nowait()
-    fill(bridge)
-    fill(bridge)
-    assert not bridge.idle.connecting and not bridge.idle.ready
-    due = bridge.idle._soon.due
-    bridge._io_thread.loop.call(lambda: bridge.idle._soon.expire(due))
-    wait_until(lambda: len(bridge.idle.ready) == 1)
-    conversation.close()
-
-
 def test_a_spare_that_the_bridge_has_closed_is_not_handed_out(scripted, bridge):
     warm(bridge)
     stop, go = threading.Event(), threading.Event()

@@ -97,8 +97,8 @@ def connect(url: str, via: Sequence[str] = (), timeout: float | None = 30.0) -> 
         after the bytes that came before. :mod:`relay.eventloop.unix_reset` has the exceptions: not Linux, after
         ``SHUT_WR``, and a socket that was passed to another process. The interpreter's exit closes the socket and, as
         long as bytes leave, waits until what was sent has arrived: for at most 10 s without progress over TLS and at an
-        I2P router, 60 s at an SSH server and at a program. An I2P router may drop the last packets when the last socket
-        over a session is closed: wait for the peer's reply before that.
+        I2P router, 60 s at an SSH server and at a program. An I2P router may drop what it has not delivered when the
+        last socket over a session is closed: wait for the peer's reply before that.
     :raises AddressError: if an address cannot be understood or is not available in this version.
     :raises ValueError: if ``timeout`` is not positive.
     :raises TypeError: if ``timeout`` is not a number.

@@ -171,7 +171,7 @@ class _Exchange:
         if self._stream.drained is None:
             return True
         shut_down(self._up.sink)
-        self._state, self._linger = _State.DRAINING, self._linger if self._stream.half_close else None
+        self._state = _State.DRAINING
         with contextlib.closing(Cancellation()) as drained:
             poller = select.poll()
             poller.register(drained.fileno(), select.POLLIN)
@@ -368,7 +368,7 @@ class _Exchange:
         name, linger = self._name(), self._linger
         if self._idle is not None and now >= self._last + self._idle:
             raise RelayError(f"{name}: no byte has moved for {self._idle:g} s (--idle-timeout); check the target")
-        if self._stream.half_close:
+        if self._stream.half_close or self._state is _State.DRAINING:
             raise RelayError(f"{name}: no byte has come for {linger:g} s after one end (--linger); check the target")
         self._state = _State.DONE  # that was the answer
 

@@ -23,10 +23,9 @@ def self_contained(stream: Stream, over: Callable[[], object]) -> Stream:
     """Return a stream over a socket whose holder may close it without a call of the stream's methods.
 
     The end of ``stream`` is its end, and a reset if ``failure()`` of ``stream`` then returns an error. An end of file
-    from the holder is passed on if ``stream`` has half-close; else it is kept until the holder closes the socket. Then
-    ``drained`` of ``stream``, if it has one, ends its output and says when ``stream`` may be closed.
+    from the holder is passed on if ``stream`` has half-close; else it is kept until the holder closes the socket.
 
-    :param stream: the stream behind it, which is owned from now on; ``failure``, ``settle`` and ``drained`` are used.
+    :param stream: the stream behind it, which is owned from now on; its ``failure`` and ``settle`` are used.
     :param over: called once at the end, in the background loop's thread; must not block.
     :returns: a stream over a non-blocking kernel socket; its ``received`` returns how many bytes have come.
     :raises OSError: if no descriptor or thread is available; the stream is closed then.
@@ -94,7 +93,6 @@ class _SocketProxy:
         self.down = _Direction(stream.socket, outer)
         self._settling: Timer | None = None  # until the stream knows whether its end was a failure
         self._ended = False  # the holder's end of file was passed on
-        self._is_draining = False  # the holder is gone, and the stream's transport still has bytes
         self._on_sent: Callable[[], object] | None = None
         self._io_thread = IOThread.acquire(self)
         loop = self._io_thread.loop
@@ -117,9 +115,9 @@ class _SocketProxy:
 
         return self._io_thread.loop.call(look)
 
-    def progress(self) -> object:
-        """Return how many bytes have left, and how many of them the next machine has not taken."""
-        return self.up.moved - len(self.up.held), self._stream.queued()
+    def progress(self) -> int:
+        """Return how many bytes have left."""
+        return self.up.moved - len(self.up.held)
 
     def __repr__(self) -> str:
         return f"the stream to {self._stream.target or 'a target'}"
@@ -150,13 +148,13 @@ class _SocketProxy:
 
     def _settle(self) -> None:
         """Pass ends on, and wait for what can be done next."""
-        if self._settling is not None or self._is_draining:
+        if self._settling is not None:
             return None
         down, up = self.down, self.up
         if down.over:  # also if the holder takes no more
             return self._end()
         if up.over and self._outside.hung:  # the holder has closed it, and everything that it sent is on its way
-            return self._drain()
+            return self._finish(clean=True)
         if up.over and not self._ended and self._stream.half_close:
             self._ended = True
             try:
@@ -179,17 +177,6 @@ class _SocketProxy:
             return
         failure = self._stream.failure
         self._finish(clean=not (self.down.cut or self.up.cut or (failure is not None and failure() is not None)))
-
-    def _drain(self) -> None:
-        """Finish, once the stream's transport has taken what the holder sent."""
-        drained = self._stream.drained
-        if drained is None:
-            return self._finish(clean=True)
-        self._is_draining = True
-        self._inside.end()
-        self._outside.end()
-        drained(lambda: self._io_thread.loop.call(lambda: self._finish(clean=True)))
-        return None
 
     def _finish(self, *, clean: bool) -> None:
         over, self._over = self._over, None

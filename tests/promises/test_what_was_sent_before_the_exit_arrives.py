@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import select
 import shutil
 import socket
 import subprocess
@@ -24,16 +23,6 @@ PROGRAM = """
 import pathlib, sys, relay
 connected = relay.connect(sys.argv[1], via=sys.argv[3:], timeout=None)
 connected.sendall(pathlib.Path(sys.argv[2]).read_bytes())
-"""
-LITTLE = 1 << 16  # bytes that the kernel holds for a router
-LATE = """
-import atexit, sys
-atexit.register(print, "over", flush=True)
-import relay
-connected = relay.connect(sys.argv[1], timeout=None)
-sys.stdin.read()
-connected.sendall(bytes(int(sys.argv[2])))
-print("sent", flush=True)
 """
 LAST = {"half-closed": "connected.shutdown(1)", "left open": "", "closed": "connected.close()"}
 KINDS = [
@@ -121,22 +110,6 @@ def test_a_program_that_sends_and_exits(kind, last, file, listener, certificates
         with accepted(kind, listener, certificates) as end:
             assert slowly(end) == (len(MUCH), hashlib.sha256(MUCH).hexdigest())
         assert program.wait(WAIT) == 0
-
-
-def test_the_exit_waits_for_a_router_that_is_late(listener, i2p_double):
-    """The kernel has everything, but the router drops what it has not read when the process ends, and its session."""
-    can_read = threading.Event()
-    with i2p_double.serve(listener.getsockname()[1]) as server:
-        command = [sys.executable, "-c", LATE, f"i2p://{server.dest}?sam={i2p_double.client}", str(LITTLE)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-            with accepted("i2p", listener, None) as end:
-                i2p_double.clients._network.hub.loop.call(lambda: can_read.wait(WAIT))
-                program.stdin.close()
-                assert program.stdout.readline() == b"sent\n"
-                assert not select.select([program.stdout], [], [], 0.3)[0], "it waits"
-                can_read.set()
-                assert slowly(end) == (LITTLE, hashlib.sha256(bytes(LITTLE)).hexdigest())
-            assert program.wait(WAIT) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -183,49 +183,6 @@ def test_a_holder_who_closes_after_an_end_of_file_is_seen(rig):
     one.all_over()
 
 
-def test_a_stream_that_drains_is_closed_after_that(rig):
-    one = rig()
-    asked = []
-    one.inner.drained = asked.append
-    one.near.sendall(b"request")
-    one.near.close()
-    wait_until(lambda: asked)
-    assert receive_exactly(one.far, 7) == b"request"
-    assert not one.over.is_set()
-    assert one.inner.fileno() >= 0
-    (done,) = asked
-    done()
-    assert receive_all(one.far) == b""
-    one.all_over()
-
-
-def test_a_stream_that_has_ended_does_not_drain(rig):
-    one = rig()
-    one.inner.drained = pytest.fail
-    one.far.close()
-    assert receive_all(one.near) == b""
-    one.all_over()
-
-
-@pytest.mark.parametrize("is_draining", [False, True])
-def test_the_exit_waits_until_a_stream_has_drained(rig, is_draining):
-    one = rig()
-    asked = []
-    one.inner.drained = asked.append
-    (member,) = IOThread._current._clients
-    sent = threading.Event()
-    if is_draining:
-        one.near.close()
-        wait_until(lambda: asked)
-    assert member.when_sent(sent.set)
-    wait_until(lambda: asked)
-    assert member.progress() == (0, 0)
-    assert not sent.is_set()
-    asked[0]()
-    assert sent.wait(WAIT)
-    one.all_over()
-
-
 def test_an_end_of_file_is_passed_on_where_there_is_half_close(rig):
     one = rig(half_close=True)
     one.near.sendall(b"request")

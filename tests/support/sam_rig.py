@@ -28,7 +28,6 @@ HELLO = "HELLO REPLY RESULT=OK VERSION=3.3"
 OK = "STREAM STATUS RESULT=OK"
 KEY = PrivateKey.generate()  # of the sessions
 DEST = PrivateKey.generate().destination  # a peer to connect to
-LOOK = 0.01  # seconds between two looks at whether a stream has ended
 
 
 class End:
@@ -125,7 +124,7 @@ class ScriptedBridge:
             if answer:
                 end.say(answer)
             if line.startswith("STREAM CONNECT") and answer == OK:
-                return self.hand_over(end)
+                return self._hand_over(end)
 
     def _answer(self, line: str) -> str | Callable[[End], object]:
         command = " ".join(line.split(" ")[:2])
@@ -147,14 +146,10 @@ class ScriptedBridge:
             if line.startswith("PING") and self.pongs:
                 end.say(f"PONG{line[4:]}")
 
-    def hand_over(self, end: End) -> None:
-        """The connection is the test's, which closes it, or the bridge does. A router answers EOF by EOF."""
+    def _hand_over(self, end: End) -> None:
+        """The connection is the test's, which closes it, or the bridge does."""
         self.streams.put(end)
-        while not end.over.wait(LOOK):
-            with contextlib.suppress(BlockingIOError):
-                if not end.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    end.socket.shutdown(socket.SHUT_WR)
-                    end.over.wait()
+        end.over.wait()
 
     def close(self) -> None:
         """End everything."""

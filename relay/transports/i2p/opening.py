@@ -16,7 +16,6 @@ from ...streams.socket_proxy import self_contained
 from ...streams.stream import Stream, nonblocking
 from ...streams.trace import Stage
 from .conversation import Conversation
-from .delivery import end_output
 from .messages import UNKNOWN_NAME, Message, UnreachableError, shown, stream_connect, unreachable
 from .session import Session
 from .unconfirmed import UnconfirmedStream
@@ -208,7 +207,6 @@ class _PendingStream:
         stream = conversation.take()
         stream.half_close = False  # the router answers EOF by closing both directions
         stream.failure, stream.settle = session.failure, SETTLE
-        stream.drained = functools.partial(end_output, stream.socket)
         unconfirmed = self._unconfirmed = UnconfirmedStream(
             session.unconfirmed, self._dest, conversation.read, self._leave
         )
@@ -249,9 +247,7 @@ def _on_same_socket(stream: Stream, over: Callable[[], object]) -> Stream:
     """Return a stream on the same socket that also calls ``over`` when it ends."""
     under = stream.on_close
     on_close = over if under is None else functools.partial(_both, over, under)
-    made = Stream(stream.socket, half_close=stream.half_close, on_close=on_close)
-    made.drained = stream.drained
-    return made
+    return Stream(stream.socket, half_close=stream.half_close, on_close=on_close)
 
 
 def _both(one: Callable[[], object], other: Callable[[], object]) -> None:

@@ -74,7 +74,8 @@ def test_a_port_is_told(opened):
 def test_what_comes_with_the_answer_is_not_lost(opened, self_contained):
     def answer(far):
         far.say(OK, more=b"220 STREAM STATUS\nready\n")
-        opened.scripted.hand_over(far)
+        opened.scripted.streams.put(far)
+        far.over.wait()
 
     opened.scripted.answers.append(answer)
     with opened.open(self_contained=self_contained).stream() as stream:
@@ -136,10 +137,10 @@ def test_what_no_line_can_say_is_a_value_error(opened):
 
 def test_many_at_once(opened):
     begun = [opened.open(self_contained=bool(number % 2)) for number in range(100)]
-    streams = [one.stream() for one in begun]
-    for _ in streams:
-        opened.scripted.stream().sendall(b"x")
-    for stream in streams:
+    for one in begun:
+        stream = one.stream()
+        far = opened.scripted.stream()
+        far.sendall(b"x")
         stream.close()
     wait_until(lambda: opened.session.streams == 0)
 
